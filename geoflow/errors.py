@@ -1,0 +1,51 @@
+"""Every error geoflow raises on purpose, each a child of :class:`GeoflowError`."""
+
+from __future__ import annotations
+
+
+class GeoflowError(Exception):
+    """Base class: catching it catches every error geoflow raises on purpose."""
+
+
+class InputError(GeoflowError, ValueError):
+    """An argument that cannot be used: names the argument, its value and the remedy."""
+
+
+class DataError(GeoflowError):
+    """A data set that is missing, truncated or altered: names the file and the remedy."""
+
+
+class ArchiveError(GeoflowError):
+    """A trajectory file that cannot be read, written or trusted."""
+
+
+class CriticalPointError(GeoflowError):
+    """The loss gradient vanishes, so the level set is not a manifold there."""
+
+
+class ConvergenceError(GeoflowError):
+    """Newton re-projection did not reach the level set.
+
+    Attributes
+    ----------
+    iterations : int
+        Newton corrections made.
+    residual : float
+        L − c at the last point evaluated, in units of the loss.
+    reason : str
+        ``"diverged"``, ``"displacement"`` or ``"iterations"``.
+    """
+
+    def __init__(self, message: str, *, iterations: int, residual: float, reason: str) -> None:
+        super().__init__(message)
+        self.iterations = iterations
+        self.residual = residual
+        self.reason = reason
+
+
+class StepSizeError(GeoflowError):
+    """No step size above the rounding of the state meets the tolerance."""
+
+
+class EvaluationLimitError(GeoflowError):
+    """The budget of evaluations is spent (see :meth:`geoflow.Problem.budget`)."""

@@ -1,0 +1,362 @@
+"""The training loss as a function of one flat parameter vector, with exact evaluation counts."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, grad_and_value, jvp
+
+from geoflow.errors import EvaluationLimitError, InputError
+
+Parameters = dict[str, Tensor]
+
+
+class TensorSpec(NamedTuple):
+    """Where one parameter tensor lies in the flat vector."""
+
+    name: str
+    offset: int
+    shape: tuple[int, ...]
+
+
+class LossPart(NamedTuple):
+    """One additive part of the loss: ``weight * loss(parameters)``."""
+
+    weight: float
+    loss: Callable[[Parameters], Tensor]
+
+
+class Problem:
+    """A deterministic loss L(θ) on flat θ ∈ R^P: value, gradient, Hessian-vector product.
+
+    Make one with :meth:`from_module` or :meth:`from_function`.
+
+    Attributes
+    ----------
+    theta0 : Tensor, shape (P,)
+        The starting point; its dtype and device are those of the problem.
+    tensors : tuple of TensorSpec
+        Name, offset and shape of every trainable tensor, in flat order.
+    data_sha256 : str
+        SHA-256 of inputs and targets; empty for :meth:`from_function`.
+    """
+
+    def __init__(
+        self,
+        parts: tuple[LossPart, ...],
+        theta0: Tensor,
+        tensors: tuple[TensorSpec, ...],
+        data_sha256: str = "",
+    ) -> None:
+        self._parts = parts
+        self.theta0 = theta0
+        self.tensors = tensors
+        self.data_sha256 = data_sha256
+        self._n_gradient = 0
+        self._n_hvp = 0
+        self._limit: int | None = None
+        loss = self.loss(theta0)
+        if not torch.isfinite(loss):
+            raise InputError(f"loss at theta0 is {loss.item()}; it must be finite")
+        if not torch.equal(loss, self.loss(theta0)):
+            raise InputError(
+                "loss: two evaluations at theta0 differ, so L(θ) is random or stateful; "
+                "remove the randomness (for a module, call module.eval())"
+            )
+
+    @classmethod
+    def from_module(
+        cls,
+        module: nn.Module,
+        loss_fn: Callable[[Tensor, Tensor], Tensor],
+        inputs: Tensor,
+        targets: Tensor,
+        batch_size: int | None = None,
+        *,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> Problem:
+        """Make a problem from a module, a mean loss and the whole training set.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            Copied, never modified. Parameters with ``requires_grad=False`` and all
+            buffers stay fixed.
+        loss_fn : callable
+            ``loss_fn(outputs, targets)`` → scalar mean over the examples.
+        inputs, targets : Tensor, shape (N, …)
+            Floating tensors are converted to ``dtype``; integer ones are kept.
+        batch_size : int, optional
+            Evaluate in chunks of this many examples: the same result to rounding,
+            with memory flat in N. None: the whole set at once.
+        dtype : torch.dtype
+            float64 or float32.
+        device : torch.device or str
+            Where everything is evaluated.
+
+        Raises
+        ------
+        InputError
+            Non-finite data, shapes that do not match, no trainable parameter, or a
+            module in a mode that makes the loss random or stateful.
+        """
+        device = _check_device_and_dtype(device, dtype)
+        _check_data(inputs, targets, batch_size)
+        _check_mode(module, batch_size)
+        module = copy.deepcopy(module).to(device=device, dtype=dtype)
+        inputs = _convert(inputs, dtype, device)
+        targets = _convert(targets, dtype, device)
+
+        trainable = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
+        if not trainable:
+            raise InputError("module has no trainable parameter; set requires_grad=True on some")
+        frozen = {n: p.detach() for n, p in module.named_parameters() if not p.requires_grad}
+        frozen.update(module.named_buffers())
+        tensors, offset = [], 0
+        for name, value in trainable.items():
+            tensors.append(TensorSpec(name, offset, tuple(value.shape)))
+            offset += value.numel()
+        theta0 = torch.cat([p.reshape(-1) for p in trainable.values()])
+
+        n = len(inputs)
+        size = n if batch_size is None else batch_size
+
+        def part(start: int) -> LossPart:
+            x, y = inputs[start : start + size], targets[start : start + size]
+
+            def loss(parameters: Parameters) -> Tensor:
+                return loss_fn(functional_call(module, {**frozen, **parameters}, (x,)), y)
+
+            return LossPart(len(x) / n, loss)
+
+        parts = tuple(part(start) for start in range(0, n, size))
+        shape = parts[0].loss(trainable).shape
+        if shape != ():
+            raise InputError(
+                f"loss_fn returned shape {tuple(shape)}; it must return a scalar mean "
+                "(reduction='mean')"
+            )
+        return cls(parts, theta0, tuple(tensors), _sha256(inputs, targets))
+
+    @classmethod
+    def from_function(cls, loss: Callable[[Tensor], Tensor], theta0: Tensor) -> Problem:
+        """Make a problem from any scalar function of a flat tensor.
+
+        Parameters
+        ----------
+        loss : callable
+            Tensor (P,) → scalar Tensor, differentiable by ``torch.func``.
+        theta0 : Tensor, shape (P,)
+            Starting point; its dtype and device are used throughout.
+
+        Raises
+        ------
+        InputError
+            ``theta0`` is not a finite flat floating tensor, or the loss not a scalar.
+        """
+        if theta0.ndim != 1 or not theta0.is_floating_point():
+            raise InputError(
+                f"theta0 has shape {tuple(theta0.shape)} and dtype {theta0.dtype}; "
+                "pass a flat floating-point tensor"
+            )
+        if not torch.isfinite(theta0).all():
+            raise InputError("theta0 has non-finite entries; remove them")
+        theta0 = theta0.detach().clone()
+        shape = loss(theta0).shape
+        if shape != ():
+            raise InputError(f"loss returned shape {tuple(shape)}; it must return a scalar")
+        part = LossPart(1.0, lambda parameters: loss(parameters["theta"]))
+        return cls((part,), theta0, (TensorSpec("theta", 0, tuple(theta0.shape)),))
+
+    @property
+    def n_parameters(self) -> int:
+        """P, the number of trainable parameters."""
+        return self.theta0.numel()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of θ and of every evaluation."""
+        return self.theta0.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of θ and of every evaluation."""
+        return self.theta0.device
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Evaluations so far: ``{"gradient": n, "hvp": m}``, full passes over the data.
+
+        A bare :meth:`loss` is not counted: no solver uses it.
+        """
+        return {"gradient": self._n_gradient, "hvp": self._n_hvp}
+
+    @property
+    def evaluations(self) -> int:
+        """Cost so far in gradient evaluations; a Hessian-vector product counts 2."""
+        return self._n_gradient + 2 * self._n_hvp
+
+    @contextmanager
+    def budget(self, evaluations: int) -> Iterator[None]:
+        """Allow at most this many more :attr:`evaluations` inside the block.
+
+        Raises
+        ------
+        EvaluationLimitError
+            From the evaluation that would pass the limit, before it is made.
+        """
+        before = self._limit
+        self._limit = self.evaluations + evaluations
+        try:
+            yield
+        finally:
+            self._limit = before
+
+    def loss(self, theta: Tensor) -> Tensor:
+        """L(θ), a scalar tensor, without its gradient.
+
+        Raises
+        ------
+        InputError
+            θ has another shape, dtype or device than :attr:`theta0`.
+        """
+        parameters = self.unflatten(theta)
+        with torch.no_grad():
+            return torch.stack([p.weight * p.loss(parameters) for p in self._parts]).sum()
+
+    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """L(θ), a scalar tensor, and ∇L(θ), shape (P,): one evaluation.
+
+        Raises
+        ------
+        InputError
+            θ has another shape, dtype or device than :attr:`theta0`.
+        EvaluationLimitError
+            A :meth:`budget` is spent.
+        """
+        parameters = self.unflatten(theta)
+        self._spend(1)
+        self._n_gradient += 1
+        value = theta.new_zeros(())
+        total: Tensor | None = None
+        for part in self._parts:
+            gradients, part_value = grad_and_value(part.loss)(parameters)
+            value = value + part.weight * part_value.detach()
+            flat = part.weight * _flatten(gradients)
+            total = flat if total is None else total.add_(flat)
+        assert total is not None
+        return value, total
+
+    def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
+        """∇²L(θ) v, shape (P,), forward over reverse: one Hessian-vector product.
+
+        Raises
+        ------
+        InputError
+            θ or v has another shape, dtype or device than :attr:`theta0`.
+        EvaluationLimitError
+            A :meth:`budget` is spent.
+        """
+        parameters, tangents = self.unflatten(theta), self.unflatten(v, "v")
+        self._spend(2)
+        self._n_hvp += 1
+        total: Tensor | None = None
+        for part in self._parts:
+            products = jvp(grad(part.loss), (parameters,), (tangents,))[1]
+            flat = part.weight * _flatten(products)
+            total = flat if total is None else total.add_(flat)
+        assert total is not None
+        return total
+
+    def unflatten(self, theta: Tensor, name: str = "theta") -> Parameters:
+        """Views of flat θ by parameter name, as the module names them.
+
+        Raises
+        ------
+        InputError
+            θ has another shape, dtype or device than :attr:`theta0`.
+        """
+        reference = self.theta0
+        for what in ("shape", "dtype", "device"):
+            if getattr(theta, what) != getattr(reference, what):
+                raise InputError(
+                    f"{name} has {what} {getattr(theta, what)}; "
+                    f"the problem has {what} {getattr(reference, what)}: convert it first"
+                )
+        theta = theta.detach()
+        return {
+            s.name: theta.narrow(0, s.offset, math.prod(s.shape)).view(s.shape)
+            for s in self.tensors
+        }
+
+    def _spend(self, evaluations: int) -> None:
+        if self._limit is not None and self.evaluations + evaluations > self._limit:
+            raise EvaluationLimitError(f"the budget ends at {self._limit} evaluations")
+
+
+def _flatten(tensors: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([t.reshape(-1) for t in tensors.values()]).detach()
+
+
+def _convert(data: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return data.to(device=device, dtype=dtype if data.is_floating_point() else data.dtype)
+
+
+def _sha256(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_device_and_dtype(device: torch.device | str, dtype: torch.dtype) -> torch.device:
+    if dtype not in (torch.float32, torch.float64):
+        raise InputError(f"dtype={dtype}; use torch.float64 or torch.float32")
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device={str(device)!r} cannot be used ({reason}); use 'cpu'") from None
+    return device
+
+
+def _check_data(inputs: Tensor, targets: Tensor, batch_size: int | None) -> None:
+    if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets) or not len(inputs):
+        raise InputError(
+            f"inputs have shape {tuple(inputs.shape)} and targets {tuple(targets.shape)}; "
+            "both need the same, non-zero number of examples first"
+        )
+    for name, data in (("inputs", inputs), ("targets", targets)):
+        bad = int((~torch.isfinite(data)).sum())
+        if bad:
+            raise InputError(f"{name} have {bad} non-finite values; remove or impute them")
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size={batch_size}; use a positive number or None")
+
+
+def _check_mode(module: nn.Module, batch_size: int | None) -> None:
+    norms = nn.modules.batchnorm._NormBase
+    random = (nn.modules.dropout._DropoutNd, nn.RReLU)
+    for name, child in module.named_modules():
+        where = name or type(module).__name__
+        if child.training and isinstance(child, (*random, norms)):
+            raise InputError(
+                f"module: {where} ({type(child).__name__}) is in training mode, which makes the "
+                "loss random or stateful; call module.eval()"
+            )
+        per_batch = isinstance(child, nn.modules.batchnorm._BatchNorm) and child.running_var is None
+        if per_batch and batch_size is not None:
+            raise InputError(
+                f"batch_size={batch_size}: {where} normalises by batch statistics, so chunks "
+                "would change the loss; use batch_size=None"
+            )

@@ -1,0 +1,113 @@
+"""At which points of a walk θ is kept: at exact times, or evenly in arc length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+from geoflow.errors import InputError
+
+
+class SnapshotRule(Protocol):
+    """Decides which accepted steps keep their θ."""
+
+    def next_time(self, time: float) -> float:
+        """Return the next flow time after ``time`` a step must end at; inf for none."""
+
+    def offer(self, step: int, time: float, arc_length: float) -> tuple[bool, list[int]]:
+        """Judge an accepted step: keep its θ, and which kept steps to drop for it."""
+
+    @property
+    def keeps_last(self) -> bool:
+        """Whether the last step of a walk is kept whatever the rule says of it."""
+
+
+class AtTimes:
+    """Keep θ at exactly these flow times."""
+
+    keeps_last = False
+
+    def __init__(self, times: Sequence[float]) -> None:
+        self.times = [float(t) for t in times]
+        ordered = all(a < b for a, b in zip(self.times, self.times[1:], strict=False))
+        if not self.times or not ordered or self.times[0] < 0 or not math.isfinite(self.times[-1]):
+            raise InputError(
+                f"snapshot_times={self.times[:5]}…; use finite, increasing times from 0 on"
+            )
+        self._wanted = set(self.times)
+
+    def next_time(self, time: float) -> float:
+        """Return the first wanted time after ``time``."""
+        return next((t for t in self.times if t > time), math.inf)
+
+    def offer(self, step: int, time: float, arc_length: float) -> tuple[bool, list[int]]:
+        """Keep the steps that end at a wanted time."""
+        return time in self._wanted, []
+
+
+class Every:
+    """Keep θ at 0, ``interval``, 2·``interval``, … of flow time."""
+
+    keeps_last = False
+
+    def __init__(self, interval: float) -> None:
+        if not (math.isfinite(interval) and interval > 0):
+            raise InputError(f"snapshot_every={interval}; use a positive flow time")
+        self.interval = float(interval)
+
+    def next_time(self, time: float) -> float:
+        """Return the first multiple of the interval after ``time``."""
+        n = math.floor(time / self.interval)
+        while n * self.interval <= time:
+            n += 1
+        return n * self.interval
+
+    def offer(self, step: int, time: float, arc_length: float) -> tuple[bool, list[int]]:
+        """Keep the steps that end at a multiple of the interval."""
+        return time == round(time / self.interval) * self.interval, []
+
+
+class Thinned:
+    """Keep at most ``limit`` values of θ, as evenly in arc length as can be.
+
+    The end of a walk is not known beforehand. So every step at least ``spacing`` further than
+    the last kept one is kept, and once there is no room, ``spacing`` doubles and the kept ones
+    are thinned to it: few are ever written, and neighbours stay within a factor of about two
+    of each other, where the steps themselves allow it. The first step is always kept.
+    """
+
+    keeps_last = True
+
+    def __init__(self, limit: int) -> None:
+        if limit < 2:
+            raise InputError(f"max_snapshots={limit}; use at least 2, for the first and the last")
+        self.limit = int(limit)
+        self.spacing = 0.0
+        self.kept: list[tuple[int, float]] = []
+
+    def next_time(self, time: float) -> float:
+        """No step need end at any particular time."""
+        return math.inf
+
+    def offer(self, step: int, time: float, arc_length: float) -> tuple[bool, list[int]]:
+        """Keep a step far enough from the last kept one."""
+        if self.kept and arc_length - self.kept[-1][1] < self.spacing:
+            return False, []
+        dropped: list[int] = []
+        # One place stays free for the walk's last point.
+        while len(self.kept) >= self.limit - 1 > 1:
+            self.spacing = 2 * self.spacing or arc_length / (self.limit - 1)
+            thinned = self.kept[:1]
+            for item in self.kept[1:]:
+                if item[1] - thinned[-1][1] >= self.spacing:
+                    thinned.append(item)
+                else:
+                    dropped.append(item[0])
+            self.kept = thinned
+        if len(self.kept) >= self.limit - 1 or (
+            self.kept and arc_length - self.kept[-1][1] < self.spacing
+        ):
+            return False, dropped
+        self.kept.append((step, arc_length))
+        return True, dropped

@@ -1,0 +1,27 @@
+"""Integrators of a flow on a level set, and their names."""
+
+from __future__ import annotations
+
+from geoflow.errors import InputError
+from geoflow.solvers.base import Carry, Solver, StepResult, Tolerance
+from geoflow.solvers.torchdiffeq import ADAPTIVE, FIXED, TorchDiffEq
+
+__all__ = ["Carry", "Solver", "StepResult", "Tolerance", "TorchDiffEq", "get", "names"]
+
+
+def names() -> list[str]:
+    """Names that :func:`get` and ``walk(solver=…)`` take."""
+    return [*ADAPTIVE, *FIXED]
+
+
+def get(name: str, reproject_every: float | None = None) -> Solver:
+    """Return a solver by its name, with its default settings.
+
+    Raises
+    ------
+    InputError
+        An unknown name, or ``reproject_every`` for a solver that re-projects every step.
+    """
+    if name in ADAPTIVE or name in FIXED:
+        return TorchDiffEq(name, reproject_every=reproject_every)
+    raise InputError(f"solver={name!r} is not known; use one of {', '.join(names())}")

@@ -1,0 +1,120 @@
+"""What a solver is: ``init`` once, then one accepted step at a time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from geoflow.errors import InputError
+from geoflow.flows import FlowState, RegularizingFlow
+
+# Numbers, strings and tensors only, so that a checkpoint can hold it.
+Carry = dict[str, float | int | str | Tensor]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Local error allowed: ‖error‖ ≤ ``rtol``·‖θ‖ + ``atol``·√P, in units of θ."""
+
+    rtol: float
+    atol: float
+
+    @classmethod
+    def checked(cls, rtol: float, atol: float, dtype: torch.dtype) -> Tolerance:
+        """Make a tolerance the dtype can resolve.
+
+        Raises
+        ------
+        InputError
+            Not positive, not finite, or below the resolution of ``dtype``.
+        """
+        resolution = 10 * torch.finfo(dtype).eps
+        if not (math.isfinite(rtol) and rtol > 0):
+            raise InputError(f"rtol={rtol}; use a positive number such as 1e-3")
+        if rtol < resolution:
+            raise InputError(
+                f"rtol={rtol} is below what {dtype} resolves; use at least {resolution:.1e}"
+            )
+        if not (math.isfinite(atol) and atol >= 0):
+            raise InputError(f"atol={atol}; use zero or a positive number such as 1e-6")
+        return cls(float(rtol), float(atol))
+
+    def scale(self, theta: Tensor) -> float:
+        """The error allowed at θ, in units of θ."""
+        norm = float(torch.linalg.vector_norm(theta))
+        return self.rtol * norm + self.atol * math.sqrt(theta.numel())
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One accepted step.
+
+    Attributes
+    ----------
+    state : FlowState
+        Where it ended.
+    carry : Carry
+        What the solver hands to its next step.
+    time : float
+        Flow time covered, > 0.
+    error_estimate : float
+        Local error over the error allowed; NaN where the method estimates none.
+    n_rejected : int
+        Attempts rejected before this one.
+    n_reprojection : int
+        Newton corrections, those of rejected attempts included.
+    """
+
+    state: FlowState
+    carry: Carry
+    time: float
+    error_estimate: float
+    n_rejected: int
+    n_reprojection: int
+
+
+class Solver(Protocol):
+    """A one-step integrator of a flow on a level set.
+
+    A solver holds its settings only; all that changes along a walk is in the carry, so that
+    a walk can be stopped and resumed with the same numbers.
+
+    Attributes
+    ----------
+    name : str
+        Name in archives and on the command line.
+    order : int
+        Order of convergence of θ in the step size.
+    """
+
+    name: str
+    order: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Constructor arguments, JSON-able: enough to make the solver again."""
+
+    def init(self, flow: RegularizingFlow, state: FlowState, tolerance: Tolerance) -> Carry:
+        """Prepare the first step from ``state``."""
+
+    def step(
+        self,
+        flow: RegularizingFlow,
+        state: FlowState,
+        carry: Carry,
+        tolerance: Tolerance,
+        max_time: float,
+    ) -> StepResult:
+        """Make one accepted step of at most ``max_time``.
+
+        Raises
+        ------
+        StepSizeError
+            No step above the rounding of θ meets the tolerance.
+        ConvergenceError, CriticalPointError
+            Re-projection fails however small the step.
+        """

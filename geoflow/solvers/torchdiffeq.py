@@ -1,0 +1,280 @@
+"""torchdiffeq's explicit solvers, one accepted step at a time, with re-projection.
+
+torchdiffeq's callbacks cannot change the state, and its own limits count per output interval.
+So each step is an ``odeint`` call of its own, left from ``callback_step`` once a step has been
+accepted: there torchdiffeq tells where it stands and which step size it would take next. The
+derivative it caches is dropped with the call, since re-projection moves the state.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchdiffeq import odeint
+
+from geoflow.errors import ConvergenceError, InputError, StepSizeError
+from geoflow.flows import FlowState, RegularizingFlow
+from geoflow.solvers.base import Carry, StepResult, Tolerance
+from geoflow.solvers.control import clip_step
+
+ADAPTIVE = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}
+FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "explicit_adams": 4}
+
+RETRY_FACTOR = 0.25
+FAR = 1e300
+
+
+class TorchDiffEq:
+    """One of torchdiffeq's explicit methods, by torchdiffeq's own name.
+
+    Parameters
+    ----------
+    method : str
+        ``dopri5``, ``dopri8``, ``bosh3``, ``fehlberg2``, ``adaptive_heun``; or, with a fixed
+        step, ``euler``, ``midpoint``, ``heun2``, ``heun3``, ``rk4``, ``explicit_adams``.
+    step_size : float, optional
+        Step of a fixed-step method, in flow time. None: the starting step that Hairer,
+        Nørsett & Wanner (Solving ODEs I, section II.4) give for the tolerance.
+    reproject_every : float, optional
+        Flow time between re-projections. None: every accepted step. ``explicit_adams`` starts
+        afresh (with RK4) after each re-projection.
+
+    Raises
+    ------
+    InputError
+        Unknown method, or a setting that is not positive or does not apply.
+    """
+
+    def __init__(
+        self,
+        method: str = "dopri5",
+        *,
+        step_size: float | None = None,
+        reproject_every: float | None = None,
+    ) -> None:
+        if method not in ADAPTIVE and method not in FIXED:
+            known = ", ".join([*ADAPTIVE, *FIXED])
+            raise InputError(f"method={method!r} is not one of torchdiffeq's explicit: {known}")
+        for name, value in (("step_size", step_size), ("reproject_every", reproject_every)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise InputError(f"{name}={value}; use a positive flow time or None")
+        if step_size is not None and method in ADAPTIVE:
+            raise InputError(f"step_size={step_size}: {method} chooses its own steps; leave it out")
+        self.name = method
+        self.order = ADAPTIVE.get(method) or FIXED[method]
+        self.step_size = step_size
+        self.reproject_every = reproject_every
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {
+            "method": self.name,
+            "step_size": self.step_size,
+            "reproject_every": self.reproject_every,
+        }
+
+    def init(self, flow: RegularizingFlow, state: FlowState, tolerance: Tolerance) -> Carry:
+        """Choose the fixed step; an adaptive method chooses its first step itself."""
+        if self.name in ADAPTIVE:
+            return {"step_size": 0.0, "since_projection": 0.0}
+        step = self.step_size or _starting_step(flow, state, tolerance, self.order)
+        return {"step_size": step, "since_projection": 0.0}
+
+    def step(
+        self,
+        flow: RegularizingFlow,
+        state: FlowState,
+        carry: Carry,
+        tolerance: Tolerance,
+        max_time: float,
+    ) -> StepResult:
+        """Make one accepted step and, where it is due, re-project."""
+        attempt = _adaptive if self.name in ADAPTIVE else self._fixed
+        step = float(carry["step_size"])
+        since = float(carry["since_projection"])
+        n_rejected = n_newton = 0
+        while True:
+            field = _Field(flow, state)
+            time, theta, next_step = attempt(self.name, field, state, step, tolerance, max_time)
+            n_rejected += field.n_rejected
+            due = self.reproject_every is None or since + time >= self.reproject_every * (1 - 1e-9)
+            evaluated = field.evaluated_at(theta)
+            if not due:
+                end = evaluated or flow.evaluate(theta)
+                break
+            known = (
+                None if evaluated is None else (torch.tensor(evaluated.loss), evaluated.gradient)
+            )
+            try:
+                end, projection = flow.project(theta, evaluated=known)
+                n_newton += projection.iterations
+                break
+            except ConvergenceError as error:
+                if self.name in FIXED:
+                    raise
+                n_newton += error.iterations
+                n_rejected += 1
+                step = time * RETRY_FACTOR
+                _check_step(step, state, error)
+        return StepResult(
+            state=end,
+            carry={"step_size": next_step, "since_projection": 0.0 if due else since + time},
+            time=time,
+            error_estimate=field.error_ratio,
+            n_rejected=n_rejected,
+            n_reprojection=n_newton,
+        )
+
+    def _fixed(
+        self,
+        method: str,
+        field: _Field,
+        state: FlowState,
+        step: float,
+        tolerance: Tolerance,
+        max_time: float,
+    ) -> tuple[float, Tensor, float]:
+        # Re-projection ends a multistep method's history: keep its steps in one call.
+        n = 1 if self.reproject_every is None else max(1, round(self.reproject_every / step))
+        time = min(n * step, max_time)
+        times = torch.tensor([0.0, time], dtype=torch.float64, device=state.theta.device)
+        options = {"step_size": min(step, time)}
+        try:
+            with torch.no_grad():
+                # Without its callbacks, which a fixed-step method would warn about.
+                theta = odeint(
+                    lambda t, y: field(t, y), state.theta, times, method=method, options=options
+                )[-1]
+        except _NotFiniteError:
+            raise StepSizeError(
+                f"{method} left the range of finite numbers at step_size={step:.3g}; "
+                "use a smaller step_size or an adaptive solver"
+            ) from None
+        return time, theta, step
+
+
+def _adaptive(
+    method: str,
+    field: _Field,
+    state: FlowState,
+    step: float,
+    tolerance: Tolerance,
+    max_time: float,
+) -> tuple[float, Tensor, float]:
+    """Accept one step; returns its time, where it ended, and the next step size."""
+    clipped = clip_step(step, max_time) if step else 0.0
+    finite = math.isfinite(max_time)
+    times = torch.tensor([0.0, 2 * max_time if finite else FAR], dtype=torch.float64)
+    options: dict[str, Any] = {"norm": field.norm}
+    if finite:
+        options["step_t"] = [max_time]
+    attempt = clipped
+    while True:
+        if attempt:
+            options["first_step"] = attempt
+        try:
+            with torch.no_grad():
+                odeint(
+                    field,
+                    state.theta,
+                    times.to(state.theta.device),
+                    rtol=tolerance.rtol,
+                    atol=tolerance.atol,
+                    method=method,
+                    options=options,
+                )
+        except _AcceptedError as accepted:
+            # A step cut short by max_time says little about how long a step could be.
+            whole = field.n_rejected == 0 and accepted.time >= clipped > 0
+            next_step = max(accepted.next_step, step) if whole else accepted.next_step
+            return accepted.time, accepted.theta, next_step
+        except _NotFiniteError:
+            field.n_rejected += 1
+            attempt = field.attempted * RETRY_FACTOR
+            _check_step(attempt, state, None)
+
+
+class _AcceptedError(Exception):
+    """Leaves ``odeint`` after one accepted step."""
+
+    def __init__(self, time: float, theta: Tensor, next_step: float) -> None:
+        super().__init__()
+        self.time, self.theta, self.next_step = time, theta, next_step
+
+
+class _NotFiniteError(Exception):
+    """Leaves ``odeint`` where L or ∇L is not finite."""
+
+
+class _Field:
+    """The velocity as torchdiffeq calls it; never evaluates the same θ twice."""
+
+    def __init__(self, flow: RegularizingFlow, state: FlowState) -> None:
+        self.flow = flow
+        self.start = state
+        self.last = state
+        self.n_rejected = 0
+        self.error_ratio = math.nan
+        self.attempted = 0.0
+
+    def __call__(self, t: Tensor, theta: Tensor) -> Tensor:
+        known = self.evaluated_at(theta)
+        if known is None:
+            known = self.last = self.flow.evaluate(theta)
+            if not math.isfinite(known.tangent_norm):
+                self.last = self.start
+                raise _NotFiniteError
+        return known.velocity
+
+    def evaluated_at(self, theta: Tensor) -> FlowState | None:
+        for state in (self.last, self.start):
+            if state.theta is theta or torch.equal(state.theta, theta):
+                return state
+        return None
+
+    def norm(self, ratio: Tensor) -> Tensor:
+        value = ratio.pow(2).mean().sqrt()
+        self.error_ratio = float(value)
+        return value
+
+    def callback_step(self, t0: Tensor, theta: Tensor, dt: Tensor) -> None:
+        if float(t0) > 0:
+            raise _AcceptedError(float(t0), theta, float(dt))
+        self.attempted = float(dt)
+        if self.n_rejected:
+            _check_step(self.attempted, self.start, None)
+
+    def callback_reject_step(self, t0: Tensor, theta: Tensor, dt: Tensor) -> None:
+        self.n_rejected += 1
+
+
+def _check_step(step: float, state: FlowState, cause: ConvergenceError | None) -> None:
+    """Raise where a step no longer moves θ beyond its rounding."""
+    norm = float(torch.linalg.vector_norm(state.theta))
+    if step * state.tangent_norm > 4 * torch.finfo(state.theta.dtype).eps * norm:
+        return
+    why = str(cause) if cause else "the local error stays above the tolerance"
+    raise StepSizeError(
+        f"step size underflow at {step:.1e} of flow time: {why}; loosen rtol, or use a "
+        "stiff-aware solver"
+    )
+
+
+def _starting_step(
+    flow: RegularizingFlow, state: FlowState, tolerance: Tolerance, order: int
+) -> float:
+    """Hairer, Nørsett & Wanner, Solving ODEs I, section II.4: one evaluation."""
+    scale = tolerance.scale(state.theta)
+    d0 = float(torch.linalg.vector_norm(state.theta)) / scale
+    d1 = state.tangent_norm / scale
+    h0 = 0.01 * d0 / d1 if min(d0, d1) > 1e-5 else 1e-6
+    ahead = flow.evaluate(state.theta + h0 * state.velocity)
+    change = torch.linalg.vector_norm(ahead.velocity - state.velocity)
+    d2 = float(change) / scale / h0
+    largest = max(d1, d2)
+    h1 = (0.01 / largest) ** (1 / (order + 1)) if largest > 1e-15 else max(1e-6, h0 * 1e-3)
+    return min(100 * h0, h1)

@@ -1,0 +1,197 @@
+"""From the records of a walk to an xarray dataset in schema 1.0."""
+
+from __future__ import annotations
+
+import json
+import platform
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from geoflow import schema
+from geoflow.errors import InputError
+from geoflow.flows import FlowState, RegularizingFlow
+from geoflow.problem import Problem
+
+Observable = Callable[[Tensor], float]
+
+
+class StepRecords(Sequence[Mapping[str, float]]):
+    """The scalars of every accepted step, by column: a few hundred bytes a step."""
+
+    def __init__(self) -> None:
+        specs = schema.STEP_COORDINATES | schema.STEP_VARIABLES
+        self.columns = {n: array("q" if s.kind == "i" else "d") for n, s in specs.items()}
+
+    def append(self, record: Mapping[str, float]) -> None:
+        """Add one accepted step."""
+        for name, column in self.columns.items():
+            column.append(record[name])  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.columns["time"])
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return {name: column[index] for name, column in self.columns.items()}
+
+    def __iter__(self) -> Iterator[Mapping[str, float]]:
+        return (self[i] for i in range(len(self)))
+
+
+class Snapshot:
+    """θ and the observables at one accepted step."""
+
+    def __init__(
+        self, step: int, time: float, theta: Tensor, observables: Mapping[str, Observable]
+    ) -> None:
+        self.step = step
+        self.time = time
+        self.theta = theta.detach().cpu().numpy().copy()
+        self.values = {name: float(f(theta)) for name, f in observables.items()}
+
+
+def step_record(
+    flow: RegularizingFlow,
+    state: FlowState,
+    *,
+    time: float,
+    arc_length: float,
+    step_size: float,
+    error_estimate: float,
+    n_rejected: int,
+    n_reprojection: int,
+    counts: Mapping[str, int],
+    wall_time: float,
+) -> dict[str, float]:
+    """Build the record of one accepted step, by the names of the schema."""
+    residual = flow.level_set.residual(state.loss)
+    return {
+        "time": time,
+        "arc_length": arc_length,
+        "train_loss": state.loss,
+        "level_residual": residual,
+        "level_distance": abs(residual) / state.gradient_norm,
+        "regularizer": state.regularizer,
+        "multiplier": state.multiplier,
+        "angle": state.angle,
+        "gradient_norm": state.gradient_norm,
+        "tangent_norm": state.tangent_norm,
+        "step_size": step_size,
+        "error_estimate": error_estimate,
+        "n_rejected": n_rejected,
+        "n_reprojection": n_reprojection,
+        "n_gradient": counts["gradient"],
+        "n_hvp": counts["hvp"],
+        "wall_time": wall_time,
+    }
+
+
+def check_observables(observables: Mapping[str, Observable], theta: Tensor) -> None:
+    """Refuse observables that would not fit the schema.
+
+    Raises
+    ------
+    InputError
+        A name the schema uses itself, or a function that does not give a number.
+    """
+    for name, function in observables.items():
+        if not name.isidentifier() or not schema.is_observable(name):
+            raise InputError(f"observables: {name!r} is taken or not a name; choose another")
+        try:
+            float(function(theta))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"observables[{name!r}] gave no number at theta0 ({error}); return a float"
+            ) from None
+
+
+def to_dataset(
+    problem: Problem,
+    records: StepRecords,
+    snapshots: Sequence[Snapshot],
+    observables: Sequence[str],
+    attributes: Mapping[str, Any],
+) -> xr.Dataset:
+    """Assemble a trajectory dataset in schema 1.0.
+
+    Parameters
+    ----------
+    problem : Problem
+        Gives the layout of θ.
+    records : StepRecords
+        Every accepted step.
+    snapshots : sequence of Snapshot
+        In the order of the walk.
+    observables : sequence of str
+        Their names; a variable each, also where there is no snapshot.
+    attributes : mapping
+        Global attributes.
+    """
+    dtype = str(problem.dtype).removeprefix("torch.")
+    thetas = [s.theta for s in snapshots]
+    arrays: dict[str, Any] = {n: np.array(c) for n, c in records.columns.items()}
+    arrays["snapshot_time"] = np.array([s.time for s in snapshots], dtype=float)
+    arrays["snapshot_step"] = np.array([s.step for s in snapshots], dtype=np.int64)
+    arrays["tensor_name"] = np.array([t.name for t in problem.tensors], dtype=object)
+    arrays["tensor_offset"] = np.array([t.offset for t in problem.tensors], dtype=np.int64)
+    shapes = [json.dumps(list(t.shape)) for t in problem.tensors]
+    arrays["tensor_shape"] = np.array(shapes, dtype=object)
+    arrays["theta"] = np.stack(thetas) if thetas else np.empty((0, problem.n_parameters), dtype)
+    variables = {
+        name: (spec.dims, arrays[name], {"long_name": spec.long_name, "units": spec.units})
+        for name, spec in schema.VARIABLES.items()
+    }
+    for name in observables:
+        values = np.array([s.values[name] for s in snapshots], dtype=float)
+        text = name.replace("_", " ")
+        variables[name] = (("snapshot",), values, {"long_name": text, "units": "1"})
+    coordinates = schema.STEP_COORDINATES | schema.SNAPSHOT_COORDINATES | schema.TENSOR_COORDINATES
+    ds = xr.Dataset(variables, attrs=dict(attributes))
+    return ds.set_coords(list(coordinates))
+
+
+def attributes(
+    flow: RegularizingFlow,
+    *,
+    solver: str,
+    rtol: float,
+    atol: float,
+    config: Mapping[str, Any],
+    given: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Global attributes of a walk, all but its status; ``given`` overrides."""
+    problem = flow.problem
+    base: dict[str, Any] = {
+        "geoflow_schema": schema.SCHEMA_VERSION,
+        "geoflow_version": version("geoflow"),
+        "Conventions": schema.CONVENTIONS,
+        "title": "Walk along a training-loss level set",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "experiment": "",
+        "seed": -1,
+        "level": flow.level_set.level,
+        "level_rtol": flow.level_set.level_rtol,
+        "solver": solver,
+        "rtol": rtol,
+        "atol": atol,
+        "dtype": str(problem.dtype).removeprefix("torch."),
+        "device": str(problem.device),
+        "regularizer_name": flow.regularizer_name,
+        "config": json.dumps(config, sort_keys=True),
+        "data_sha256": problem.data_sha256,
+        "python_version": platform.python_version(),
+        "torch_version": str(torch.__version__),
+        "torchdiffeq_version": version("torchdiffeq"),
+        "numpy_version": np.__version__,
+        "xarray_version": xr.__version__,
+    }
+    return base | dict(given)
