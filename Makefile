@@ -1,0 +1,54 @@
+PYTHON ?= python3
+# TESTS=all runs the slow tests too.
+TESTS ?= quick
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+# Two pips must not write into one environment, whatever -j says.
+.NOTPARALLEL:
+.PHONY: help demo test test-all lint bench docs clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.installed ## walk the level set of a real network; figures in runs/
+	mkdir -p runs
+	$(BIN)/geoflow run iris_ff --out runs/iris_ff.nc --figures runs/ --force
+	@echo
+	@echo "The trajectory is runs/iris_ff.nc, its figures are beside it in runs/."
+	@echo "Next: $(BIN)/geoflow info runs/iris_ff.nc"
+
+# One thread a process: the tests run in as many processes as there are processors.
+test: $(VENV)/.installed-dev ## run the tests (TESTS=all: the slow ones too)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical $(if $(filter all,$(TESTS)),,-m "not slow")
+
+test-all: ## run the tests, the slow ones too
+	$(MAKE) test TESTS=all
+
+lint: $(VENV)/.installed-dev ## check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed ## measure every solver; writes the table of docs/performance.md
+	$(BIN)/python studies/bench.py
+
+docs: $(VENV)/.installed-docs ## build the documentation in docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo "The documentation is docs/_build/html/index.html."
+
+clean: ## remove what make has made, runs/ excepted
+	rm -rf $(VENV) build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# The stamps are older than these files where an install is due.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-%: $(VENV)/.installed
+	$(PIP_INSTALL) --editable '.[$*]'
+	@touch $@
