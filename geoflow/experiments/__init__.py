@@ -1,0 +1,7 @@
+"""The five experiments of Tahir & Katz (2021), ready to walk."""
+
+from __future__ import annotations
+
+from geoflow.experiments.registry import Experiment, PreparedExperiment, get, names
+
+__all__ = ["Experiment", "PreparedExperiment", "get", "names"]
