@@ -22,6 +22,9 @@ from geoflow.problem import Problem
 
 Observable = Callable[[Tensor], float]
 
+# What a walk's provenance says of itself in the attributes.
+NAMED = ("title", "experiment", "seed")
+
 
 class StepRecords(Sequence[Mapping[str, float]]):
     """The scalars of every accepted step, by column: a few hundred bytes a step."""
@@ -166,11 +169,11 @@ def attributes(
     rtol: float,
     atol: float,
     config: Mapping[str, Any],
-    given: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Global attributes of a walk, all but its status; ``given`` overrides."""
+    """Global attributes of a walk, all but its status."""
     problem = flow.problem
-    base: dict[str, Any] = {
+    named = {k: config["provenance"][k] for k in NAMED if k in config["provenance"]}
+    return {
         "geoflow_schema": schema.SCHEMA_VERSION,
         "geoflow_version": version("geoflow"),
         "Conventions": schema.CONVENTIONS,
@@ -193,5 +196,4 @@ def attributes(
         "torchdiffeq_version": version("torchdiffeq"),
         "numpy_version": np.__version__,
         "xarray_version": xr.__version__,
-    }
-    return base | dict(given)
+    } | named

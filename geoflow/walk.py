@@ -33,7 +33,7 @@ DEFAULT_MAX_EVALUATIONS = 100_000
 
 def walk(
     flow: RegularizingFlow,
-    solver: str | Solver = "dopri5",
+    solver: str | Solver = solvers.DEFAULT,
     rtol: float = 1e-3,
     atol: float = 1e-6,
     t_end: float | None = None,
@@ -47,7 +47,7 @@ def walk(
     progress: bool = False,
     *,
     max_snapshots: int = 100,
-    attributes: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> xr.Dataset:
     """Walk along the level set, down R, and return the trajectory.
@@ -82,8 +82,9 @@ def walk(
         Show the walk on standard error, where that is a terminal.
     max_snapshots : int
         See ``snapshot_every``.
-    attributes : mapping, optional
-        Global attributes to set, such as ``title``, ``experiment`` and ``seed``.
+    provenance : mapping, optional
+        Where the problem comes from, JSON-able; kept in ``config``. Its ``title``,
+        ``experiment`` and ``seed`` become attributes.
     overwrite : bool
         Replace ``archive`` where it exists.
 
@@ -125,6 +126,7 @@ def walk(
         "snapshot_every": snapshot_every,
         "max_snapshots": max_snapshots,
         "observables": sorted(observables),
+        "provenance": dict(provenance or {}),
     }
     header = trajectory.attributes(
         flow,
@@ -132,7 +134,6 @@ def walk(
         rtol=tolerance.rtol,
         atol=tolerance.atol,
         config=config,
-        given=attributes or {},
     )
     run = _Walk(flow, chosen, tolerance, rule, observables, progress)
     status, message = run.run(t_end, stop, max_evaluations)

@@ -47,12 +47,6 @@ class PreparedExperiment:
     train: Data
     test: Data
 
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """Global attributes for the trajectory of a walk that starts here."""
-        p = self.provenance
-        return {"title": p["title"], "experiment": p["experiment"], "seed": p["seed"]}
-
 
 @dataclass(frozen=True)
 class Experiment:

@@ -6,7 +6,9 @@ from geoflow.errors import InputError
 from geoflow.solvers.base import Carry, Solver, StepResult, Tolerance
 from geoflow.solvers.torchdiffeq import ADAPTIVE, FIXED, TorchDiffEq
 
-__all__ = ["Carry", "Solver", "StepResult", "Tolerance", "TorchDiffEq", "get", "names"]
+__all__ = ["DEFAULT", "Carry", "Solver", "StepResult", "Tolerance", "TorchDiffEq", "get", "names"]
+
+DEFAULT = "dopri5"
 
 
 def names() -> list[str]:

@@ -1,0 +1,226 @@
+"""The command line: arguments in, library calls, tables out.
+
+Each subcommand is a function that takes the parsed arguments and returns an exit status; its
+options stand in ``_parser``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+from rich.console import Console
+from rich.table import Table
+
+import geoflow as gf
+from geoflow import archive, experiments, plots, solvers
+from geoflow.errors import GeoflowError, InputError
+
+DONE, BAD_INPUT, ENDED_EARLY, INTERRUPTED = 0, 2, 3, 130
+REACHED = ("stationary", "t_end", "plateau")
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    args = _parser().parse_args(arguments)
+    try:
+        return int(args.command(args))
+    except GeoflowError as error:
+        print(f"geoflow: error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("geoflow: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe has seen enough.
+        sys.stderr.close()
+        return DONE
+
+
+def list_experiments(args: argparse.Namespace) -> int:
+    """Show the experiments of the paper and what each needs."""
+    table = Table("name", "data", "network", "loss", "parameters", "needs")
+    for name in experiments.names():
+        e = experiments.get(name)
+        table.add_row(e.name, e.data, e.network, e.loss_name, f"{e.n_parameters:,}", e.needs)
+    _console().print(table)
+    return DONE
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, walk, and archive."""
+    if args.out:
+        archive.check_target(args.out, overwrite=args.force)
+    if args.snapshots < 2:
+        raise InputError(f"--snapshots {args.snapshots}; use at least 2, the first and the last")
+    solver = solvers.get(args.solver)
+    stop = gf.Stationary(args.angle)
+    solvers.Tolerance.checked(args.rtol, args.atol, DTYPES[args.dtype])
+    prepared = experiments.get(args.experiment).prepare(
+        args.seed,
+        data=args.data,
+        dtype=DTYPES[args.dtype],
+        device=args.device,
+        progress=not args.quiet,
+    )
+    flow = gf.RegularizingFlow(gf.LevelSet(prepared.problem), gf.regularizers.squared_norm)
+    ds = gf.walk(
+        flow,
+        solver,
+        rtol=args.rtol,
+        atol=args.atol,
+        t_end=args.t_end,
+        stop=stop,
+        max_evaluations=args.max_evaluations,
+        observables=prepared.observables,
+        archive=args.out,
+        progress=not args.quiet,
+        max_snapshots=args.snapshots,
+        provenance=prepared.provenance,
+        overwrite=args.force,
+    )
+    figures = plots.save_figures(ds, args.figures, _stem(args)) if args.figures else []
+    if not args.quiet:
+        _note_end(ds)
+        for path in [args.out] * bool(args.out) + [str(f) for f in figures]:
+            print(f"wrote {path}", file=sys.stderr)
+    return _exit_status(ds)
+
+
+def info(args: argparse.Namespace) -> int:
+    """Show provenance, status, first and last values of every scalar."""
+    with gf.open_trajectory(args.file) as ds:
+        content = describe(ds)
+    if args.json:
+        print(json.dumps(content, indent=2))
+        return DONE
+    console = _console()
+    header = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in content["attributes"].items():
+        if name != "config":
+            header.add_row(name, str(value))
+    for name, size in content["sizes"].items():
+        header.add_row(f"n_{name}", f"{size:,}")
+    console.print(header)
+    table = Table("scalar", "units", "first", "last")
+    for name, row in content["scalars"].items():
+        table.add_row(name, row["units"], _number(row["first"]), _number(row["last"]))
+    console.print(table)
+    return DONE
+
+
+def plot(args: argparse.Namespace) -> int:
+    """Write the figures of a walk."""
+    with gf.open_trajectory(args.file) as ds:
+        paths = plots.save_figures(ds, args.out, Path(args.file).stem)
+    for path in paths:
+        print(path)
+    return DONE
+
+
+def describe(ds: xr.Dataset) -> dict[str, Any]:
+    """Collect a trajectory's attributes, sizes, and the first and last value of every scalar."""
+    attributes = {str(k): v.item() if hasattr(v, "item") else v for k, v in ds.attrs.items()}
+    attributes["config"] = json.loads(attributes["config"])
+    scalars = {}
+    for name, variable in ds.variables.items():
+        if variable.dims in (("step",), ("snapshot",)) and variable.size:
+            first, last = (_plain(variable.values[i]) for i in (0, -1))
+            scalars[str(name)] = {"units": variable.attrs["units"], "first": first, "last": last}
+    sizes = {str(k): int(v) for k, v in ds.sizes.items()}
+    return {"attributes": attributes, "sizes": sizes, "scalars": scalars}
+
+
+def _plain(value: Any) -> float | int | None:
+    """As JSON has it: no NaN."""
+    number: float | int = value.item()
+    return None if number != number else number
+
+
+def _number(value: float | int | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+
+
+def _note_end(ds: xr.Dataset) -> None:
+    last = ds.isel(step=-1)
+    evaluations = int(last["n_gradient"]) + 2 * int(last["n_hvp"])
+    print(
+        f"{ds.attrs['status']}: {ds.attrs['status_message']}\n"
+        f"angle {float(ds['angle'][0]):.1f}° → {float(last['angle']):.1f}°, "
+        f"R {float(ds['regularizer'][0]):.4g} → {float(last['regularizer']):.4g}, "
+        f"flow time {float(last['time']):.4g}, {ds.sizes['step'] - 1} steps, "
+        f"{evaluations} evaluations, {float(last['wall_time']):.1f} s",
+        file=sys.stderr,
+    )
+
+
+def _exit_status(ds: xr.Dataset) -> int:
+    status = ds.attrs["status"]
+    if status == "interrupted":
+        return INTERRUPTED
+    return DONE if status in REACHED else ENDED_EARLY
+
+
+def _stem(args: argparse.Namespace) -> str:
+    return Path(args.out).stem if args.out else f"{args.experiment}-{args.seed}"
+
+
+def _console() -> Console:
+    # A pipe has no width of its own: never fold a row there.
+    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="geoflow", description="Walk along training-loss level sets of neural networks."
+    )
+    parser.add_argument("--version", action="version", version=f"geoflow {gf.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Any) -> argparse.ArgumentParser:
+        text = command.__doc__.splitlines()[0]
+        child = commands.add_parser(name, help=text, description=text)
+        child.set_defaults(command=command)
+        return child
+
+    add("experiments", list_experiments)
+
+    p = add("run", run)
+    p.add_argument("experiment", metavar="EXPERIMENT", help="see: geoflow experiments")
+    _add_walk_options(p)
+    p.add_argument("--out", metavar="FILE.nc", help="write the trajectory here")
+    p.add_argument("--figures", metavar="DIR", help="write the figures of the walk here")
+    p.add_argument("--force", action="store_true", help="replace FILE.nc where it exists")
+    p.add_argument("--quiet", action="store_true", help="no progress and no summary")
+
+    p = add("info", info)
+    p.add_argument("file", metavar="FILE.nc")
+    p.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+    p = add("plot", plot)
+    p.add_argument("file", metavar="FILE.nc")
+    p.add_argument("--out", metavar="DIR", required=True, help="folder for the figures")
+    return parser
+
+
+def _add_walk_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--seed", type=int, default=0, help="decides everything (default 0)")
+    p.add_argument("--solver", default=solvers.DEFAULT, help=f"one of {', '.join(solvers.names())}")
+    p.add_argument("--rtol", type=float, default=1e-3, help="local error, relative to the norm")
+    p.add_argument("--atol", type=float, default=1e-6, help="local error, absolute")
+    p.add_argument("--angle", type=float, default=175.0, help="end at this angle, in degrees")
+    p.add_argument("--t-end", type=float, help="end at this flow time")
+    p.add_argument("--max-evaluations", type=int, metavar="N", help="budget in gradients")
+    p.add_argument("--snapshots", type=int, default=100, metavar="N", help="keep at most N θ")
+    p.add_argument("--dtype", choices=DTYPES, default="float64")
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--data", help="folder of the data set's own files, or 'synthetic'")
