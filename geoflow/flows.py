@@ -107,7 +107,7 @@ class RegularizingFlow:
         self,
         theta: Tensor,
         *,
-        evaluated: tuple[Tensor, Tensor] | None = None,
+        evaluated: tuple[Tensor | float, Tensor] | None = None,
         max_displacement: float = math.inf,
     ) -> tuple[FlowState, Projection]:
         """State at the re-projection of θ; see :meth:`geoflow.LevelSet.project`."""

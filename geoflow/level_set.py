@@ -121,7 +121,7 @@ class LevelSet:
         self,
         theta: Tensor,
         *,
-        evaluated: tuple[Tensor, Tensor] | None = None,
+        evaluated: tuple[Tensor | float, Tensor] | None = None,
         max_displacement: float = math.inf,
     ) -> Projection:
         """Re-project onto M by Newton's method along the normal, θ ← θ − (L − c) g/(g·g).
@@ -132,7 +132,7 @@ class LevelSet:
         ----------
         theta : Tensor, shape (P,)
             Start.
-        evaluated : tuple of Tensor, optional
+        evaluated : tuple of float and Tensor, optional
             L and ∇L at ``theta``, where they are known: saves one gradient.
         max_displacement : float
             Give up where the point would move further than this, in units of θ.
@@ -149,6 +149,7 @@ class LevelSet:
             ∇L vanishes to rounding.
         """
         start, best, stalls = theta, math.inf, 0
+        loss: Tensor | float
         loss, gradient = evaluated or self.problem.value_and_gradient(theta)
         displacement = 0.0
         for iteration in range(MAX_ITERATIONS + 1):

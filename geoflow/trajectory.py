@@ -39,7 +39,8 @@ class StepRecords(Sequence[Mapping[str, float]]):
             column.append(record[name])  # type: ignore[arg-type]
 
     def __len__(self) -> int:
-        return len(self.columns["time"])
+        # By the last column, which is the last to grow: Ctrl-C may come in between.
+        return len(self.columns["wall_time"])
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -141,7 +142,8 @@ def to_dataset(
     """
     dtype = str(problem.dtype).removeprefix("torch.")
     thetas = [s.theta for s in snapshots]
-    arrays: dict[str, Any] = {n: np.array(c) for n, c in records.columns.items()}
+    n_steps = len(records)
+    arrays: dict[str, Any] = {n: np.array(c[:n_steps]) for n, c in records.columns.items()}
     arrays["snapshot_time"] = np.array([s.time for s in snapshots], dtype=float)
     arrays["snapshot_step"] = np.array([s.step for s in snapshots], dtype=np.int64)
     arrays["tensor_name"] = np.array([t.name for t in problem.tensors], dtype=object)

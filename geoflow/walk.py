@@ -165,6 +165,7 @@ class _Walk:
         self.progress = _Progress(progress)
         self.counts0 = flow.problem.counts
         self.clock0 = clock.perf_counter()
+        self.state: FlowState | None = None
         self.time = self.arc_length = 0.0
         self.n_rejected = self.n_reprojection = 0
 
@@ -179,7 +180,7 @@ class _Walk:
                 carry = self.solver.init(self.flow, state, self.tolerance)
                 end = self._judge(t_end, stop)
                 while end is None:
-                    state, carry = self._step(state, carry, t_end)
+                    carry = self._step(carry, t_end)
                     end = self._judge(t_end, stop)
             except KeyboardInterrupt:
                 end = "interrupted", "interrupted by the user"
@@ -192,10 +193,11 @@ class _Walk:
             except CriticalPointError as error:
                 end = self._failed("critical_point", error)
             if self.rule.keeps_last and len(self.records):
-                self._keep(state)
+                self._keep()
         return end
 
-    def _step(self, state: FlowState, carry: Carry, t_end: float) -> tuple[FlowState, Carry]:
+    def _step(self, carry: Carry, t_end: float) -> Carry:
+        state = self._state()
         target = min(self.rule.next_time(self.time), t_end)
         result = self.solver.step(self.flow, state, carry, self.tolerance, target - self.time)
         # The sum may round past or short of the time asked for; the step ended exactly there.
@@ -205,7 +207,11 @@ class _Walk:
         self.n_rejected += result.n_rejected
         self.n_reprojection += result.n_reprojection
         self._record(result.state, result.time, result.error_estimate)
-        return result.state, result.carry
+        return result.carry
+
+    def _state(self) -> FlowState:
+        assert self.state is not None, "a walk has a state from its first record on"
+        return self.state
 
     def _record(self, state: FlowState, step_size: float, error_estimate: float) -> None:
         counts = self.flow.problem.counts
@@ -221,18 +227,20 @@ class _Walk:
             counts={name: counts[name] - self.counts0[name] for name in counts},
             wall_time=clock.perf_counter() - self.clock0,
         )
+        self.state = state
         self.records.append(record)
         self.progress.show(record)
         keep, dropped = self.rule.offer(len(self.records) - 1, self.time, self.arc_length)
         if dropped:
             self.snapshots = [s for s in self.snapshots if s.step not in set(dropped)]
         if keep:
-            self._keep(state)
+            self._keep()
 
-    def _keep(self, state: FlowState) -> None:
+    def _keep(self) -> None:
         step = len(self.records) - 1
         if not self.snapshots or self.snapshots[-1].step != step:
-            self.snapshots.append(Snapshot(step, self.time, state.theta, self.observables))
+            theta = self._state().theta
+            self.snapshots.append(Snapshot(step, self.time, theta, self.observables))
 
     def _judge(self, t_end: float, stop: Stop | None) -> tuple[str, str] | None:
         end = stop(self.records) if stop else None

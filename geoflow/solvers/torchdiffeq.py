@@ -106,9 +106,7 @@ class TorchDiffEq:
             if not due:
                 end = evaluated or flow.evaluate(theta)
                 break
-            known = (
-                None if evaluated is None else (torch.tensor(evaluated.loss), evaluated.gradient)
-            )
+            known = None if evaluated is None else (evaluated.loss, evaluated.gradient)
             try:
                 end, projection = flow.project(theta, evaluated=known)
                 n_newton += projection.iterations
@@ -140,7 +138,8 @@ class TorchDiffEq:
     ) -> tuple[float, Tensor, float]:
         # Re-projection ends a multistep method's history: keep its steps in one call.
         n = 1 if self.reproject_every is None else max(1, round(self.reproject_every / step))
-        time = min(n * step, max_time)
+        # A remainder of rounding size is no step of its own.
+        time = n * step if n * step < max_time * (1 - 1e-9) else max_time
         times = torch.tensor([0.0, time], dtype=torch.float64, device=state.theta.device)
         options = {"step_size": min(step, time)}
         try:
@@ -225,7 +224,7 @@ class _Field:
         known = self.evaluated_at(theta)
         if known is None:
             known = self.last = self.flow.evaluate(theta)
-            if not math.isfinite(known.tangent_norm):
+            if not math.isfinite(known.loss + known.tangent_norm):
                 self.last = self.start
                 raise _NotFiniteError
         return known.velocity

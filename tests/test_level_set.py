@@ -1,0 +1,140 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+import geoflow as gf
+import references
+from geoflow.errors import ConvergenceError, CriticalPointError, InputError
+
+
+def sphere(radius=2.0, n=3):
+    start = torch.zeros(n, dtype=torch.float64)
+    start[0] = radius
+    return gf.LevelSet(gf.Problem.from_function(references.half_square, start))
+
+
+def test_the_level_is_the_loss_at_theta0_unless_given():
+    level_set = sphere()
+    assert level_set.level == 2.0
+    assert gf.LevelSet(level_set.problem, 3.5).level == 3.5
+
+
+def test_projection_ends_on_the_sphere_with_the_gradient_there():
+    level_set = sphere()
+    start = torch.tensor([3.0, 1.0, 0.5], dtype=torch.float64)
+    projection = level_set.project(start)
+    # On the sphere, Newton's corrections along the normal are radial.
+    assert torch.allclose(projection.theta, 2 * start / start.norm(), rtol=1e-6)
+    assert abs(projection.loss - 2) <= 2e-6
+    assert torch.equal(projection.gradient, projection.theta)
+    expected = float((projection.theta - start).norm())
+    assert math.isclose(projection.displacement, expected, rel_tol=1e-12)
+
+
+def test_each_iteration_costs_one_gradient_and_none_is_made_twice():
+    level_set = sphere()
+    start = torch.tensor([3.0, 1.0, 0.5], dtype=torch.float64)
+    before = level_set.problem.counts["gradient"]
+    projection = level_set.project(start)
+    assert level_set.problem.counts["gradient"] - before == projection.iterations + 1
+    known = level_set.problem.value_and_gradient(start)
+    before = level_set.problem.counts["gradient"]
+    again = level_set.project(start, evaluated=known)
+    assert level_set.problem.counts["gradient"] - before == again.iterations
+    assert torch.equal(again.theta, projection.theta)
+
+
+def test_newton_converges_quadratically():
+    level_set = gf.LevelSet(sphere().problem, level_rtol=1e-15)
+    residuals = []
+    theta = torch.tensor([2.5, 0.0, 0.0], dtype=torch.float64)
+    for _ in range(4):
+        loss, gradient = level_set.problem.value_and_gradient(theta)
+        residuals.append(abs(level_set.residual(loss)))
+        theta = theta - gradient * (level_set.residual(loss) / float(gradient @ gradient))
+    for a, b in itertools.pairwise(residuals):
+        assert b <= 0.3 * a**2
+
+
+def test_tangent_projection_is_an_orthogonal_projection(network):
+    gradient = network.problem.value_and_gradient(network.problem.theta0)[1]
+    v = torch.linspace(-1, 2, len(gradient), dtype=torch.float64)
+    tangent = network.level_set.tangent(v, gradient)
+    assert abs(float(tangent @ gradient)) < 1e-14
+    assert torch.allclose(network.level_set.tangent(tangent, gradient), tangent, atol=1e-15)
+    assert abs(float(tangent @ (v - tangent))) < 1e-13
+
+
+def test_the_multiplier_makes_the_lagrangian_stationary_along_the_normal(network):
+    state = network.evaluate(network.problem.theta0)
+    multiplier = network.level_set.multiplier(state.regularizer_gradient, state.gradient)
+    lagrangian = state.regularizer_gradient + multiplier * state.gradient
+    assert abs(float(lagrangian @ state.gradient)) < 1e-12
+    assert math.isclose(multiplier, state.multiplier, rel_tol=1e-12)
+    assert torch.allclose(lagrangian, -state.velocity, atol=1e-14)
+
+
+def test_the_distance_is_first_order():
+    level_set = sphere()
+    theta = torch.tensor([2.001, 0.0, 0.0], dtype=torch.float64)
+    assert math.isclose(
+        level_set.distance(*level_set.problem.value_and_gradient(theta)), 1e-3, rel_tol=1e-3
+    )
+
+
+def test_a_level_below_the_minimum_fails_with_iterations_and_residual():
+    problem = gf.Problem.from_function(
+        lambda t: 1 + references.half_square(t), torch.ones(2, dtype=torch.float64)
+    )
+    with pytest.raises(ConvergenceError, match="choose a level the loss can reach") as failure:
+        gf.LevelSet(problem, 0.5).project(problem.theta0)
+    assert failure.value.iterations > 0
+    assert failure.value.residual > 0.4
+    assert failure.value.reason in ("diverged", "iterations")
+
+
+def test_displacement_has_a_test_of_its_own():
+    with pytest.raises(ConvergenceError, match="further than allowed") as failure:
+        sphere().project(torch.tensor([4.0, 0, 0], dtype=torch.float64), max_displacement=0.1)
+    assert failure.value.reason == "displacement"
+
+
+def test_divergence_has_a_test_of_its_own():
+    problem = gf.Problem.from_function(
+        lambda t: torch.exp(50 * t[0]) + t[0], torch.tensor([-1.0], dtype=torch.float64)
+    )
+    level_set = gf.LevelSet(problem, 2.0)
+    with pytest.raises(ConvergenceError, match="diverged") as failure:
+        level_set.project(problem.theta0)
+    assert failure.value.reason == "diverged"
+
+
+def test_a_vanishing_gradient_is_an_error_of_its_own():
+    level_set = sphere()
+    with pytest.raises(CriticalPointError, match="not a manifold"):
+        level_set.project(torch.zeros(3, dtype=torch.float64))
+
+
+def test_float32_stops_at_its_floor_and_says_so():
+    # Rounding of 1e4 + … hides changes of L below 1e-3: more than level_rtol allows.
+    start = torch.ones(4, dtype=torch.float32)
+    problem = gf.Problem.from_function(lambda t: (1e4 + 0.5 * t @ t) - 1e4, start)
+    projection = gf.LevelSet(problem, level=2.2).project(start)
+    assert projection.at_floor
+    assert abs(projection.loss - 2.2) < 2e-3
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"level": 0.0}, "level=0.0"),
+        ({"level": math.nan}, "level=nan"),
+        ({"level_rtol": 0.0}, "level_rtol=0.0"),
+        ({"level_rtol": 1e-17}, "below what torch.float64 resolves"),
+    ],
+)
+def test_bad_input(kwargs, message):
+    with pytest.raises(InputError, match=message):
+        gf.LevelSet(sphere().problem, **kwargs)

@@ -1,0 +1,240 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import geoflow as gf
+import references
+from geoflow.errors import EvaluationLimitError, InputError
+
+
+class Counting(nn.Module):
+    """Counts its forward passes, whoever copies it, and remembers the largest batch."""
+
+    passes = 0
+    largest = 0
+
+    def __init__(self):
+        super().__init__()
+        self.inner = references.small_module()
+
+    def forward(self, inputs):
+        Counting.passes += 1
+        Counting.largest = max(Counting.largest, len(inputs))
+        return self.inner(inputs)
+
+
+@pytest.fixture
+def counting():
+    def make(batch_size=None):
+        problem = gf.Problem.from_module(
+            Counting(), nn.functional.cross_entropy, *references.small_data(), batch_size
+        )
+        Counting.passes = Counting.largest = 0
+        return problem
+
+    return make
+
+
+MODULE, DATA = references.small_module(), references.small_data()
+
+
+def dense_loss(theta):
+    module, (inputs, targets) = MODULE, DATA
+    parameters, offset = {}, 0
+    for name, value in module.named_parameters():
+        parameters[name] = theta[offset : offset + value.numel()].view(value.shape)
+        offset += value.numel()
+    outputs = torch.func.functional_call(module, parameters, (inputs,))
+    return nn.functional.cross_entropy(outputs, targets)
+
+
+def test_loss_gradient_and_hvp_are_those_of_autograd(network):
+    problem = network.problem
+    theta = problem.theta0
+    value, gradient = problem.value_and_gradient(theta)
+    assert torch.allclose(value, dense_loss(theta), rtol=1e-14)
+    assert problem.loss(theta) == value
+    assert torch.allclose(gradient, torch.func.grad(dense_loss)(theta), rtol=1e-12, atol=1e-15)
+    hessian = torch.func.hessian(dense_loss)(theta)
+    v = torch.linspace(-1, 1, len(theta), dtype=torch.float64)
+    assert torch.allclose(problem.hvp(theta, v), hessian @ v, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 24, 100])
+def test_chunks_give_the_same_to_rounding(network, batch_size):
+    whole, chunked = network.problem, references.small_network(batch_size=batch_size).problem
+    theta = whole.theta0
+    v = torch.linspace(-1, 1, len(theta), dtype=torch.float64)
+    for a, b in zip(
+        (*whole.value_and_gradient(theta), whole.hvp(theta, v)),
+        (*chunked.value_and_gradient(theta), chunked.hvp(theta, v)),
+        strict=True,
+    ):
+        assert torch.allclose(a, b, rtol=1e-13, atol=1e-15)
+
+
+def test_counts_are_the_forward_passes(counting):
+    problem = counting()
+    theta = problem.theta0
+    for _ in range(3):
+        problem.value_and_gradient(theta)
+    problem.hvp(theta, theta)
+    assert problem.counts == {"gradient": 3, "hvp": 1}
+    assert Counting.passes == 4
+    assert problem.evaluations == 5
+
+
+def test_a_walk_counts_every_forward_pass(counting):
+    problem = counting()
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+    Counting.passes = 0
+    ds = gf.walk(flow, "dopri5", t_end=0.1, stop=None)
+    assert Counting.passes == int(ds["n_gradient"][-1]) + int(ds["n_hvp"][-1]) > 10
+
+
+def test_chunks_never_hold_more_examples_than_asked(counting):
+    problem = counting(batch_size=7)
+    problem.value_and_gradient(problem.theta0)
+    assert Counting.largest == 7
+
+
+def test_the_callers_module_is_untouched():
+    module = references.small_module()
+    module.register_buffer("seen", torch.zeros(1))
+    module[0].bias.requires_grad_(False)
+    before = copy.deepcopy(module.state_dict())
+    problem = gf.Problem.from_module(
+        module, nn.functional.cross_entropy, *references.small_data(), dtype=torch.float32
+    )
+    problem.value_and_gradient(problem.theta0 + 1)
+    assert problem.n_parameters == 8 * 3 + 2 * 8 + 2
+    assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
+    assert module.training
+    assert module[0].weight.grad is None
+    assert module[0].weight.dtype == torch.float64
+
+
+def test_tied_parameters_count_once():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(3, 3, bias=False)
+            self.b = nn.Linear(3, 3, bias=False)
+            self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.b(torch.tanh(self.a(x)))
+
+    inputs, targets = references.small_data()
+    problem = gf.Problem.from_module(Tied(), nn.functional.cross_entropy, inputs, targets)
+    assert problem.n_parameters == 9
+    theta = problem.theta0
+    gradient = problem.value_and_gradient(theta)[1]
+    step = 1e-6 * torch.ones_like(theta)
+    difference = problem.loss(theta + step) - problem.loss(theta - step)
+    assert torch.isclose(difference, 2 * torch.dot(gradient, step), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Dropout(), nn.BatchNorm1d(8), nn.RReLU(), nn.AlphaDropout()], ids=str
+)
+def test_training_mode_that_makes_the_loss_random_is_refused(layer):
+    module = nn.Sequential(nn.Linear(3, 8), layer, nn.Linear(8, 2)).double()
+    data = references.small_data()
+    with pytest.raises(InputError, match=r"module: 1 .*training mode.*module\.eval\(\)"):
+        gf.Problem.from_module(module, nn.functional.cross_entropy, *data)
+    problem = gf.Problem.from_module(module.eval(), nn.functional.cross_entropy, *data)
+    assert problem.loss(problem.theta0) == problem.loss(problem.theta0)
+
+
+def test_functional_dropout_is_found_by_evaluating_twice():
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = references.small_module()
+
+        def forward(self, x):
+            return nn.functional.dropout(self.inner(x), 0.5)
+
+    with pytest.raises(InputError, match="two evaluations at theta0 differ"):
+        gf.Problem.from_module(Hidden(), nn.functional.cross_entropy, *references.small_data())
+
+
+def bad_inputs():
+    inputs, targets = references.small_data()
+    holed = inputs.clone()
+    holed[3, 1] = torch.nan
+    entropy = nn.functional.cross_entropy
+    frozen = references.small_module().requires_grad_(False)
+    module = references.small_module()
+    batchless = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 2)).eval()
+    return [
+        ((module, entropy, holed, targets), {}, "inputs have 1 non-finite"),
+        ((module, entropy, inputs, targets[:5]), {}, r"inputs have shape \(24, 3\) and targets"),
+        ((module, entropy, inputs, targets, 0), {}, "batch_size=0"),
+        ((module, entropy, inputs, targets), {"dtype": torch.int64}, "dtype=torch.int64"),
+        ((module, entropy, inputs, targets), {"device": "nowhere"}, "device='nowhere'"),
+        ((frozen, entropy, inputs, targets), {}, "no trainable parameter"),
+        ((module, lambda o, t: o, inputs, targets), {}, r"loss_fn returned shape \(24, 2\)"),
+        ((batchless, entropy, inputs, targets, 5), {}, "normalises by batch statistics"),
+    ]
+
+
+@pytest.mark.parametrize(("args", "kwargs", "message"), bad_inputs())
+def test_bad_input_names_the_argument_and_the_remedy(args, kwargs, message):
+    with pytest.raises(InputError, match=message):
+        gf.Problem.from_module(*args, **kwargs)
+
+
+def test_from_function_refuses_what_is_not_a_scalar_of_a_flat_tensor():
+    with pytest.raises(InputError, match="theta0 has shape"):
+        gf.Problem.from_function(torch.sum, torch.zeros(2, 2))
+    with pytest.raises(InputError, match="non-finite"):
+        gf.Problem.from_function(torch.sum, torch.tensor([1.0, torch.inf]))
+    with pytest.raises(InputError, match="must return a scalar"):
+        gf.Problem.from_function(lambda t: t, torch.ones(2))
+    with pytest.raises(InputError, match="it must be finite"):
+        gf.Problem.from_function(lambda t: (t / 0).sum(), torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("theta", "what"),
+    [
+        (torch.zeros(3, dtype=torch.float64), "shape"),
+        (torch.zeros(50, dtype=torch.float32), "dtype"),
+        (torch.zeros(50, dtype=torch.float64, device="meta"), "device"),
+    ],
+)
+def test_theta_of_another_kind_is_refused(network, theta, what):
+    for call in (network.problem.loss, network.problem.value_and_gradient):
+        with pytest.raises(InputError, match=f"theta has {what}"):
+            call(theta)
+
+
+def test_a_budget_is_never_passed(network):
+    problem = network.problem
+    with problem.budget(3):
+        problem.value_and_gradient(problem.theta0)
+        problem.hvp(problem.theta0, problem.theta0)
+        with pytest.raises(EvaluationLimitError):
+            problem.value_and_gradient(problem.theta0)
+    assert problem.evaluations == 3
+    problem.value_and_gradient(problem.theta0)
+
+
+def test_data_hash_tells_data_apart():
+    inputs, targets = references.small_data()
+    module, entropy = references.small_module(), nn.functional.cross_entropy
+    a = gf.Problem.from_module(module, entropy, inputs, targets).data_sha256
+    b = gf.Problem.from_module(module, entropy, inputs + 1e-12, targets).data_sha256
+    assert len(a) == 64
+    assert a != b
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_gives_the_same_to_rounding(network):
+    on_gpu = references.small_network(device="cuda").problem
+    gradient = network.problem.value_and_gradient(network.problem.theta0)[1]
+    assert torch.allclose(on_gpu.value_and_gradient(on_gpu.theta0)[1].cpu(), gradient, rtol=1e-10)

@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+import torch
+
+import geoflow as gf
+import invariants
+import references
+from geoflow.errors import InputError
+from geoflow.solvers import TorchDiffEq
+from geoflow.solvers.torchdiffeq import ADAPTIVE, FIXED
+
+TIMES = [0.0, 0.25, 0.7, 1.0]
+
+
+def worst_error(ds, reference):
+    errors = [
+        torch.linalg.vector_norm(torch.from_numpy(ds["theta"].values[i]) - reference.exact(t))
+        for i, t in enumerate(ds["snapshot_time"].values)
+    ]
+    return float(max(errors))
+
+
+@pytest.mark.parametrize("name", [*ADAPTIVE, *FIXED])
+@pytest.mark.parametrize("make", [references.sphere_linear, references.oja])
+def test_every_method_meets_its_tolerance_at_the_snapshot_times(name, make):
+    reference = make()
+    # Euler's fixed step at 1e-5 would take 6,000 evaluations of nothing new.
+    rtol = 1e-3 if name == "euler" else 1e-5
+    ds = gf.walk(
+        reference.flow, name, rtol=rtol, atol=1e-9, t_end=1.0, stop=None, snapshot_times=TIMES
+    )
+    assert ds.attrs["status"] == "t_end"
+    assert ds["snapshot_time"].values.tolist() == TIMES
+    invariants.check_walk(ds, reference.flow)
+    # The tolerance bounds each step's error; over unit time the sum stays within 20 of them.
+    assert worst_error(ds, reference) <= 20 * rtol * float(reference.flow.problem.theta0.norm())
+
+
+@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("make", [references.sphere_linear, references.oja])
+def test_fixed_step_methods_show_their_order(name, make):
+    # Tight, so that re-projection to the tolerance does not hide the method's own error.
+    reference = make()
+    flow = gf.RegularizingFlow(
+        gf.LevelSet(reference.flow.problem, level_rtol=1e-14), reference.flow.regularizer
+    )
+    steps = [0.2, 0.1, 0.05, 0.025] if FIXED[name] >= 3 else [0.05, 0.025, 0.0125, 0.00625]
+    errors = []
+    for step in steps:
+        ds = gf.walk(
+            flow, TorchDiffEq(name, step_size=step), t_end=1.0, stop=None, snapshot_times=[1.0]
+        )
+        assert ds.sizes["step"] == round(1 / step) + 1
+        errors.append(worst_error(ds, reference))
+    assert abs(references.order_of_convergence(steps, errors) - TorchDiffEq(name).order) <= 0.2
+
+
+def test_a_multistep_method_keeps_its_history_between_reprojections(sphere):
+    def walk(reproject_every):
+        solver = TorchDiffEq("explicit_adams", step_size=0.01, reproject_every=reproject_every)
+        return gf.walk(sphere.flow, solver, t_end=1.0, stop=None)
+
+    # RK4 starts each history with three steps of four evaluations; then one a step.
+    assert int(walk(0.5)["n_gradient"][-1]) < 0.5 * int(walk(None)["n_gradient"][-1])
+
+
+def test_no_point_is_evaluated_twice(sphere):
+    seen = []
+    problem = sphere.flow.problem
+    original = problem.value_and_gradient
+    problem.value_and_gradient = lambda theta: (seen.append(theta.clone()), original(theta))[1]
+    ds = gf.walk(sphere.flow, "dopri5", rtol=1e-6, t_end=1.0, stop=None)
+    assert len(seen) == int(ds["n_gradient"][-1]) > 10
+    assert len({tuple(theta.tolist()) for theta in seen}) == len(seen)
+
+
+def test_the_step_size_is_carried_over(sphere):
+    ds = gf.walk(sphere.flow, "dopri5", rtol=1e-8, atol=1e-10, t_end=1.0, stop=None)
+    sizes = ds["step_size"].values[1:]
+    # Without it, every step would start from torchdiffeq's own careful first guess.
+    assert sizes[1:-2].min() > 0.5 * sizes[0]
+    split = gf.walk(
+        sphere.flow,
+        "dopri5",
+        rtol=1e-8,
+        atol=1e-10,
+        t_end=1.0,
+        stop=None,
+        snapshot_times=[0.5, 0.5 + 1e-6],
+    )
+    # A step cut short by a snapshot does not make the next ones short.
+    assert split.sizes["step"] <= ds.sizes["step"] + 4
+
+
+def test_reprojection_can_be_rarer_than_steps(network):
+    every = gf.walk(network, "bosh3", rtol=1e-4, t_end=0.2, stop=None)
+    rare = gf.walk(network, "bosh3", rtol=1e-4, t_end=0.2, stop=None, reproject_every=0.1)
+    tolerance = network.level_set.tolerance
+    assert np.abs(every["level_residual"]).max() <= tolerance
+    assert np.abs(rare["level_residual"]).max() > tolerance
+    on_level = np.abs(rare["level_residual"].values) <= tolerance
+    times = rare["time"].values
+    assert on_level[np.argmax(times >= 0.1)]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"method": "implicit_adams"}, "method='implicit_adams'"),
+        ({"method": "dopri5", "step_size": 0.1}, "chooses its own steps"),
+        ({"method": "rk4", "step_size": -1.0}, "step_size=-1.0"),
+        ({"method": "dopri5", "reproject_every": 0.0}, "reproject_every=0.0"),
+    ],
+)
+def test_bad_input(kwargs, message):
+    with pytest.raises(InputError, match=message):
+        TorchDiffEq(**kwargs)
