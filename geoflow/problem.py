@@ -108,7 +108,7 @@ class Problem:
             Non-finite data, shapes that do not match, no trainable parameter, or a
             module in a mode that makes the loss random or stateful.
         """
-        device = _check_device_and_dtype(device, dtype)
+        device = check_device_and_dtype(device, dtype)
         _check_data(inputs, targets, batch_size)
         _check_mode(module, batch_size)
         module = copy.deepcopy(module).to(device=device, dtype=dtype)
@@ -318,7 +318,14 @@ def _sha256(*tensors: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _check_device_and_dtype(device: torch.device | str, dtype: torch.dtype) -> torch.device:
+def check_device_and_dtype(device: torch.device | str, dtype: torch.dtype) -> torch.device:
+    """Return the device, or refuse a device or dtype that cannot be computed with.
+
+    Raises
+    ------
+    InputError
+        Neither float64 nor float32, or no such device here.
+    """
     if dtype not in (torch.float32, torch.float64):
         raise InputError(f"dtype={dtype}; use torch.float64 or torch.float32")
     try:

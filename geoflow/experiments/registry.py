@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from geoflow.errors import InputError
 from geoflow.experiments import datasets, networks, training
-from geoflow.problem import Problem
+from geoflow.problem import Problem, check_device_and_dtype
 
 
 class Data(NamedTuple):
@@ -97,7 +97,12 @@ class Experiment:
     @property
     def n_parameters(self) -> int:
         """P, the number of trainable parameters."""
-        return sum(p.numel() for p in self.build().parameters())
+        return sum(p.numel() for p in self._blank().parameters())
+
+    def _blank(self) -> nn.Module:
+        # Without memory, so that no weight is drawn from torch's global generator.
+        with torch.device("meta"):
+            return self.build()
 
     def prepare(
         self,
@@ -138,6 +143,7 @@ class Experiment:
         """
         if seed < 0:
             raise InputError(f"seed={seed}; use zero or a positive number")
+        device = check_device_and_dtype(device, dtype)
         epochs = self.epochs if epochs is None else epochs
         if epochs < 1:
             raise InputError(f"epochs={epochs}; use a positive number")
@@ -147,7 +153,7 @@ class Experiment:
         test = _data(split.test_inputs, split.test_targets, dtype, device)
 
         # Drawn in float64 on the CPU, so that every dtype and device starts from the same weights.
-        module = self.build().double()
+        module = self._blank().double().to_empty(device="cpu")
         networks.initialise(module, _generator(weights))
         module = module.to(dtype=dtype, device=device)
         history = training.train(

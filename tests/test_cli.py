@@ -1,0 +1,150 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import geoflow as gf
+from geoflow import cli
+from geoflow.cli import BAD_INPUT, DONE, ENDED_EARLY, INTERRUPTED
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "iris.nc"
+    status = cli.main(["run", "iris_ff", "--out", str(path), "--t-end", "0.02", "--snapshots", "5"])
+    assert status == DONE
+    return path
+
+
+def test_experiments_lists_all_five(capsys):
+    assert cli.main(["experiments"]) == DONE
+    output = capsys.readouterr().out
+    assert all(name in output for name in gf.experiments.names())
+    assert "685,450" in output
+
+
+def test_run_writes_a_trajectory_of_the_experiment(walked):
+    with gf.open_trajectory(walked) as ds:
+        assert ds.attrs["experiment"] == "iris_ff"
+        assert ds.attrs["status"] == "t_end"
+        assert ds.sizes["parameter"] == 31_103
+        assert 2 <= ds.sizes["snapshot"] <= 5
+        assert float(ds["time"][-1]) == 0.02
+        assert {"test_loss", "test_accuracy"} <= set(ds.data_vars)
+        assert np.abs(ds["level_residual"]).max() <= 1e-6 * ds.attrs["level"]
+        config = json.loads(ds.attrs["config"])
+        assert config["provenance"]["training"]["epochs"] == 100
+
+
+def test_the_same_seed_gives_the_same_file(walked, tmp_path):
+    path = tmp_path / "again.nc"
+    arguments = ["run", "iris_ff", "--t-end", "0.02", "--snapshots", "5", "--quiet", "--out"]
+    assert cli.main([*arguments, str(path)]) == DONE
+    with xr.open_dataset(walked) as a, xr.open_dataset(path) as b:
+        assert a.drop_vars("wall_time").equals(b.drop_vars("wall_time"))
+        drop = "created"
+        assert {k: v for k, v in a.attrs.items() if k != drop} == {
+            k: v for k, v in b.attrs.items() if k != drop
+        }
+
+
+def test_info_is_a_table_or_one_json_object(walked, capsys):
+    assert cli.main(["info", str(walked)]) == DONE
+    table = capsys.readouterr().out
+    assert "iris_ff, seed 0" in table
+    assert "angle" in table
+    assert cli.main(["info", str(walked), "--json"]) == DONE
+    captured = capsys.readouterr()
+    content = json.loads(captured.out)
+    assert captured.err == ""
+    assert content["attributes"]["status"] == "t_end"
+    assert content["scalars"]["time"] == {"units": "1", "first": 0.0, "last": 0.02}
+    assert content["scalars"]["error_estimate"]["first"] is None
+
+
+def test_plot_writes_figures_that_are_the_same_each_time(walked, tmp_path, capsys):
+    for folder in ("a", "b"):
+        assert cli.main(["plot", str(walked), "--out", str(tmp_path / folder)]) == DONE
+    names = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert names == [
+        "iris-overview.pdf",
+        "iris-overview.png",
+        "iris-stack.pdf",
+        "iris-stack.png",
+    ]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_spent_budget_is_an_early_end_with_its_trajectory(tmp_path, capsys):
+    path = tmp_path / "short.nc"
+    arguments = ["run", "iris_ff", "--max-evaluations", "40", "--out", str(path)]
+    assert cli.main([*arguments, "--figures", str(tmp_path / "figures")]) == ENDED_EARLY
+    assert "max_evaluations: the budget of 40" in capsys.readouterr().err
+    with gf.open_trajectory(path) as ds:
+        assert ds.attrs["status"] == "max_evaluations"
+    assert len(list((tmp_path / "figures").iterdir())) == 4
+
+
+BAD = [
+    (["run", "nope"], "experiment 'nope' is not known"),
+    (["run", "iris_ff", "--solver", "newton"], "solver='newton'"),
+    (["run", "iris_ff", "--rtol", "0"], "rtol=0.0"),
+    (["run", "iris_ff", "--dtype", "float32", "--rtol", "1e-9"], "float32"),
+    (["run", "iris_ff", "--angle", "200"], "degrees=200.0"),
+    (["run", "iris_ff", "--snapshots", "1"], "--snapshots 1"),
+    (["run", "iris_ff", "--seed", "-4"], "seed=-4"),
+    (["run", "iris_ff", "--data", "x"], "carries its own data"),
+    (["run", "iris_ff", "--device", "nowhere"], "device='nowhere'"),
+    (["run", "iris_ff", "--out", "no/folder/x.nc"], "does not exist; create it"),
+    (["info", "no-such-file.nc"], "is not a file"),
+    (["info", __file__], "not a readable netCDF-4 file"),
+    (["plot", __file__, "--out", "x"], "not a readable netCDF-4 file"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[m for _, m in BAD])
+def test_bad_input_is_one_line_and_status_2(arguments, message, capsys):
+    assert cli.main(arguments) == BAD_INPUT
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("geoflow: error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+def test_an_existing_file_is_left_as_it_is(walked, capsys):
+    before = walked.read_bytes()
+    assert cli.main(["run", "iris_ff", "--out", str(walked)]) == BAD_INPUT
+    assert "--force" in capsys.readouterr().err
+    assert walked.read_bytes() == before
+
+
+def test_a_netcdf_file_that_is_no_trajectory_is_said_to_be_none(tmp_path, capsys):
+    path = tmp_path / "other.nc"
+    xr.Dataset({"x": ("n", [1.0, 2.0])}).to_netcdf(path)
+    assert cli.main(["info", str(path)]) == BAD_INPUT
+    assert "is not a trajectory: attribute geoflow_schema" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_with_130_and_the_trajectory(tmp_path):
+    path = tmp_path / "cut.nc"
+    command = [sys.executable, "-m", "geoflow", "run", "iris_ff", "--out", str(path)]
+    command += ["--solver", "dopri5", "--rtol", "1e-6", "--angle", "179.9"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment)
+    # Training takes about two seconds; the walk at this tolerance many minutes.
+    time.sleep(12)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == INTERRUPTED
+    process.stderr.close()
+    with gf.open_trajectory(path) as ds:
+        assert ds.attrs["status"] == "interrupted"
+        assert ds.sizes["step"] > 1
