@@ -109,10 +109,11 @@ class RegularizingFlow:
         *,
         evaluated: tuple[Tensor | float, Tensor] | None = None,
         max_displacement: float = math.inf,
+        rtol: float | None = None,
     ) -> tuple[FlowState, Projection]:
         """State at the re-projection of θ; see :meth:`geoflow.LevelSet.project`."""
         projection = self.level_set.project(
-            theta, evaluated=evaluated, max_displacement=max_displacement
+            theta, evaluated=evaluated, max_displacement=max_displacement, rtol=rtol
         )
         return self.state(projection.theta, projection.loss, projection.gradient), projection
 

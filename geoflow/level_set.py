@@ -123,6 +123,7 @@ class LevelSet:
         *,
         evaluated: tuple[Tensor | float, Tensor] | None = None,
         max_displacement: float = math.inf,
+        rtol: float | None = None,
     ) -> Projection:
         """Re-project onto M by Newton's method along the normal, θ ← θ − (L − c) g/(g·g).
 
@@ -136,6 +137,8 @@ class LevelSet:
             L and ∇L at ``theta``, where they are known: saves one gradient.
         max_displacement : float
             Give up where the point would move further than this, in units of θ.
+        rtol : float, optional
+            For this projection in place of ``level_rtol``.
 
         Returns
         -------
@@ -152,10 +155,11 @@ class LevelSet:
         loss: Tensor | float
         loss, gradient = evaluated or self.problem.value_and_gradient(theta)
         displacement = 0.0
+        tolerance = self.tolerance if rtol is None else rtol * abs(self.level)
         for iteration in range(MAX_ITERATIONS + 1):
             value = float(loss)
             residual = value - self.level
-            if abs(residual) <= self.tolerance:
+            if abs(residual) <= tolerance:
                 return Projection(theta, value, gradient, iteration, displacement)
             limit = DIVERGENCE_RATIO * max(best, abs(self.level))
             if not math.isfinite(residual) or abs(residual) > limit:

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from geoflow.errors import InputError
 from geoflow.solvers.base import Carry, Solver, StepResult, Tolerance
+from geoflow.solvers.exponential import Exponential
 from geoflow.solvers.torchdiffeq import ADAPTIVE, FIXED, TorchDiffEq
 
-__all__ = ["DEFAULT", "Carry", "Solver", "StepResult", "Tolerance", "TorchDiffEq", "get", "names"]
+__all__ = [
+    "DEFAULT",
+    "Carry",
+    "Exponential",
+    "Solver",
+    "StepResult",
+    "Tolerance",
+    "TorchDiffEq",
+    "get",
+    "names",
+]
 
-DEFAULT = "dopri5"
+DEFAULT = "exponential"
 
 
 def names() -> list[str]:
     """Names that :func:`get` and ``walk(solver=…)`` take."""
-    return [*ADAPTIVE, *FIXED]
+    return ["exponential", *ADAPTIVE, *FIXED]
 
 
 def get(name: str, reproject_every: float | None = None) -> Solver:
@@ -26,4 +37,10 @@ def get(name: str, reproject_every: float | None = None) -> Solver:
     """
     if name in ADAPTIVE or name in FIXED:
         return TorchDiffEq(name, reproject_every=reproject_every)
+    if name == "exponential":
+        if reproject_every is not None:
+            raise InputError(
+                f"reproject_every={reproject_every}: {name} re-projects at every step; leave it out"
+            )
+        return Exponential()
     raise InputError(f"solver={name!r} is not known; use one of {', '.join(names())}")
