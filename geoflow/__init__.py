@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from geoflow import experiments, regularizers, solvers
+from geoflow import baselines, experiments, regularizers, solvers
 from geoflow.archive import open_trajectory, save_trajectory
 from geoflow.errors import (
     ArchiveError,
@@ -37,6 +37,7 @@ __all__ = [
     "RegularizingFlow",
     "Stationary",
     "__version__",
+    "baselines",
     "experiments",
     "open_trajectory",
     "regularizers",

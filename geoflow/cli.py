@@ -20,6 +20,8 @@ from rich.table import Table
 
 import geoflow as gf
 from geoflow import archive, experiments, plots, solvers
+from geoflow.bench import ANGLES
+from geoflow.bench import bench as run_bench
 from geoflow.errors import GeoflowError, InputError
 
 DONE, BAD_INPUT, ENDED_EARLY, INTERRUPTED = 0, 2, 3, 130
@@ -125,6 +127,34 @@ def plot(args: argparse.Namespace) -> int:
     return DONE
 
 
+def bench(args: argparse.Namespace) -> int:
+    """Count evaluations and wall time to each angle, per method, in one process."""
+
+    def note(name: str) -> None:
+        print(f"{experiment}: {name}", file=sys.stderr)
+
+    report = {}
+    for name in args.experiments:
+        experiments.get(name)
+    for experiment in args.experiments:
+        report[experiment] = run_bench(experiment, args.seed, args.max_evaluations, note)
+    if args.json:
+        print(json.dumps(report, indent=2))
+        return DONE
+    table = Table("experiment", "method", *(f"to {a}°" for a in ANGLES), "to the loop's R", "s")
+    for experiment, methods in report.items():
+        for method, entry in methods.items():
+            counts = [entry["evaluations"][str(a)] for a in ANGLES]
+            counts.append(entry["to_regularizer"]["evaluations"])
+            seconds = entry["wall_time"][str(ANGLES[2])]
+            cells = ["not reached" if n is None else f"{n:,}" for n in counts]
+            table.add_row(experiment, method, *cells, "–" if seconds is None else f"{seconds:.1f}")
+    console = _console()
+    console.print(table)
+    console.print("evaluations; s: wall time to 175°; the loop's R: least ‖θ‖² of the paper's loop")
+    return DONE
+
+
 def describe(ds: xr.Dataset) -> dict[str, Any]:
     """Collect a trajectory's attributes, sizes, and the first and last value of every scalar."""
     attributes = {str(k): v.item() if hasattr(v, "item") else v for k, v in ds.attrs.items()}
@@ -209,6 +239,12 @@ def _parser() -> argparse.ArgumentParser:
     p = add("plot", plot)
     p.add_argument("file", metavar="FILE.nc")
     p.add_argument("--out", metavar="DIR", required=True, help="folder for the figures")
+
+    p = add("bench", bench)
+    p.add_argument("experiments", metavar="EXPERIMENT", nargs="+")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--max-evaluations", type=int, default=20_000, metavar="N", help="each method")
+    p.add_argument("--json", action="store_true", help="one JSON object on standard output")
     return parser
 
 

@@ -98,6 +98,7 @@ STATUSES = (
     "t_end",
     "plateau",
     "max_evaluations",
+    "max_steps",
     "step_size_underflow",
     "projection_failed",
     "critical_point",

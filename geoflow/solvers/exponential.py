@@ -36,6 +36,8 @@ MAX_VECTORS = 40
 KRYLOV_DEFECT = 3.0
 CORRECTION_VECTORS = 2
 MAX_CORRECTIONS = 3
+# A tangential shift by re-projection is taken back where it is above the error allowed.
+SHIFT_RESOLVED = 1.0
 
 # The predictor need not be on the level set more closely than this, relative to the level.
 PREDICTOR_LEVEL_RTOL = 1e-2
@@ -46,7 +48,7 @@ PREDICTOR_LEVEL_RTOL = 1e-2
 LEFTOVER_CORRECTED, LEFTOVER_WANTED, LEFTOVER_MAX = 0.15, 0.8, 1.0
 CONTRACTION = 0.5
 # A fall of the angle from its maximum that the linear model does not predict.
-MAX_ANGLE_FALL = 3.0
+MAX_ANGLE_FALL = 4.5
 # Below this part of ‖∇R‖ a tangent velocity is as good as none: an angle of 179.9°.
 NEGLIGIBLE = 2e-3
 
@@ -177,11 +179,18 @@ class Exponential:
         move = space.combine(y)
         length = float(torch.linalg.vector_norm(move))
         predictor = newton.predictor(state.theta + move, state, scale, length)
-        difference = tangent(predictor.velocity) - linear
         space = space.copy()
+        # Newton's corrections also shift θ̂ along the first tangent space, by O(h³).
+        shift = tangent(predictor.theta - state.theta) - move
+        unseen = space.rest(shift)
+        if _norm(unseen) > SHIFT_RESOLVED * scale:
+            space.add(unseen)
+        inside = space.coefficients(shift)
+        shift = space.combine(inside)
+        difference = tangent(predictor.velocity) - linear + space.image(inside)
         y = _grow_for(space, difference, step, scale)
-        correction = space.combine(y)
-        size = float(torch.linalg.vector_norm(correction))
+        correction = space.combine(y) - shift
+        size = _norm(correction + shift)
         expected = linear + difference - space.image(y)
         end = newton.project(predictor.theta + correction, 10 * size + length)
         leftover = tangent(end.velocity) - expected

@@ -1,0 +1,172 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import geoflow as gf
+import invariants
+import references
+from geoflow.errors import InputError
+from geoflow.solvers import Exponential, Tolerance
+from geoflow.solvers.exponential import _Newton
+from geoflow.solvers.krylov import KrylovSpace, TangentHessian, phi1, phi3
+
+
+def test_phi_functions_are_their_series_on_both_sides_of_zero():
+    z = np.array([-3.0, -0.06, -0.04, -1e-7, 0.0, 1e-7, 0.04, 0.06, 3.0])
+    for function, start in ((phi1, 1), (phi3, 3)):
+        series = sum(z**k / math.factorial(k + start) for k in range(40))
+        assert np.allclose(function(z), series, rtol=1e-11)
+    assert np.allclose(phi1(np.array([-1e6])), 1e-6)
+
+
+def dense_tangent_hessian(flow, state):
+    theta, p = state.theta, len(state.theta)
+    identity = torch.eye(p, dtype=torch.float64)
+    loss = torch.stack([flow.problem.hvp(theta, e) for e in identity])
+    r = torch.func.hessian(flow.regularizer)(theta)
+    n = state.gradient / state.gradient_norm
+    projection = identity - torch.outer(n, n)
+    return projection @ (r + state.multiplier * loss) @ projection
+
+
+def test_a_full_krylov_space_has_the_dense_eigenvalues(network):
+    state = network.evaluate(network.problem.theta0)
+    space = KrylovSpace(TangentHessian(network, state))
+    generator = torch.Generator().manual_seed(0)
+    p = len(state.theta)
+    space.add(state.velocity)
+    for _ in range(p - 2):
+        direction = torch.randn(p, generator=generator, dtype=torch.float64)
+        space.add(space.rest(direction))
+    dense = torch.linalg.eigvalsh(dense_tangent_hessian(network, state)).numpy()
+    # The normal is the one direction left out: A has a zero there.
+    dense = np.delete(dense, np.argmin(np.abs(dense)))
+    assert np.allclose(np.linalg.eigvalsh(space.matrix), dense, atol=1e-6 * np.abs(dense).max())
+    basis = torch.stack(space.vectors)
+    assert torch.allclose(basis @ basis.T, torch.eye(p - 1, dtype=torch.float64), atol=1e-12)
+
+
+def fixed_steps(flow, step, t_end):
+    flow = gf.RegularizingFlow(gf.LevelSet(flow.problem, level_rtol=1e-13), flow.regularizer)
+    solver, tolerance = Exponential(), Tolerance(1e-10, 1e-12)
+    state = flow.evaluate(flow.problem.theta0)
+    for _ in range(round(t_end / step)):
+        space = KrylovSpace(TangentHessian(flow, state))
+        space.add(state.velocity)
+        assert solver._resolve(space, state, step, tolerance) == step
+        state = solver.attempt(_Newton(flow), space, state, step, tolerance).state
+    return state.theta
+
+
+@pytest.mark.parametrize("make", [references.sphere_linear, references.oja])
+def test_third_order_against_exact_solutions(make):
+    reference = make()
+    steps = [0.2, 0.1, 0.05, 0.025]
+    errors = [
+        float((fixed_steps(reference.flow, h, 1.0) - reference.exact(1.0)).norm()) for h in steps
+    ]
+    assert abs(references.order_of_convergence(steps, errors) - 3) <= 0.2
+
+
+@pytest.mark.parametrize("name", ["ellipsoid", "network"])
+def test_third_order_against_a_tight_reference(name):
+    flow, t_end, steps = {
+        "ellipsoid": (references.ellipsoid(), 0.4, [0.1, 0.05, 0.025, 0.0125]),
+        "network": (references.small_network(), 0.004, [4e-4, 2e-4, 1e-4, 5e-5]),
+    }[name]
+    tight = gf.RegularizingFlow(gf.LevelSet(flow.problem, level_rtol=1e-13), flow.regularizer)
+    reference = gf.walk(
+        tight, "dopri8", rtol=1e-12, atol=1e-13, t_end=t_end, stop=None, snapshot_times=[t_end]
+    )
+    exact = torch.from_numpy(reference["theta"].values[0])
+    errors = [float((fixed_steps(flow, h, t_end) - exact).norm()) for h in steps]
+    assert abs(references.order_of_convergence(steps, errors) - 3) <= 0.2
+
+
+@pytest.mark.parametrize("make", [references.sphere_linear, references.oja])
+@pytest.mark.parametrize("rtol", [1e-2, 1e-4, 1e-6])
+def test_the_tolerance_is_met_at_the_snapshot_times(make, rtol):
+    reference = make()
+    ds = gf.walk(
+        reference.flow,
+        "exponential",
+        rtol=rtol,
+        atol=1e-9,
+        t_end=1.0,
+        stop=None,
+        snapshot_times=[0.0, 0.3, 1.0],
+    )
+    invariants.check_walk(ds, reference.flow)
+    for theta, t in zip(ds["theta"].values, [0.0, 0.3, 1.0], strict=True):
+        error = float((torch.from_numpy(theta) - reference.exact(t)).norm())
+        assert error <= 10 * rtol * float(reference.flow.problem.theta0.norm())
+
+
+def test_negative_curvature_near_ojas_unstable_equilibrium():
+    reference = references.oja()
+    start = torch.zeros(5, dtype=torch.float64)
+    # Nearly the eigenvector of the largest eigenvalue, a maximum of R on the sphere.
+    start[-1], start[0] = 1.0, 1e-4
+    problem = gf.Problem.from_function(references.half_square, start)
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), reference.flow.regularizer)
+    ds = gf.walk(flow, rtol=1e-4, atol=1e-8, t_end=8.0, stop=None)
+    invariants.check_walk(ds, flow)
+    end = ds["theta"].values[-1]
+    assert abs(end[0]) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_stationary_start_stays_where_it_is(sphere):
+    start = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    problem = gf.Problem.from_function(references.half_square, start)
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), lambda theta: theta[1])
+    ds = gf.walk(flow, t_end=1.0, stop=None)
+    assert ds.attrs["status"] == "t_end"
+    assert np.array_equal(ds["theta"].values[-1], start.numpy())
+
+
+def test_it_is_the_default_and_walks_a_network_to_the_end(network):
+    ds = gf.walk(network, stop=gf.Stationary(179.0))
+    assert ds.attrs["solver"] == "exponential"
+    assert ds.attrs["status"] == "stationary"
+    invariants.check_walk(ds, network)
+    explicit = gf.walk(network, "dopri5", rtol=1e-4, max_evaluations=2000, stop=None)
+    assert ds["n_gradient"].values[-1] < 2000
+    assert explicit["angle"].values[-1] < 179
+
+
+def test_reproject_every_is_not_for_it(network):
+    with pytest.raises(InputError, match="exponential re-projects at every step"):
+        gf.walk(network, "exponential", reproject_every=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "budget"), [("iris_ff", 1000), ("mpg_ff", 2200), ("mnist_ff", 1500)]
+)
+def test_the_papers_networks_are_walked_on_their_level_set(name, budget):
+    prepared = gf.experiments.get(name).prepare(0)
+    flow = gf.RegularizingFlow(gf.LevelSet(prepared.problem), gf.regularizers.squared_norm)
+    ds = gf.walk(flow, max_evaluations=budget, max_snapshots=3)
+    assert ds.attrs["status"] == "stationary"
+    assert ds["angle"].values[-1] >= 175
+    invariants.check_walk(ds, flow)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["iris_ff", "mpg_ff", "mnist_ff"])
+def test_dopri5_keeps_the_papers_networks_on_their_level_set(name):
+    prepared = gf.experiments.get(name).prepare(0)
+    flow = gf.RegularizingFlow(gf.LevelSet(prepared.problem), gf.regularizers.squared_norm)
+    ds = gf.walk(flow, "dopri5", rtol=1e-4, max_evaluations=600, max_snapshots=3)
+    assert ds.sizes["step"] > 10
+    invariants.check_walk(ds, flow)
+
+
+@pytest.mark.slow
+def test_dopri5_reaches_150_degrees_on_iris():
+    prepared = gf.experiments.get("iris_ff").prepare(0)
+    flow = gf.RegularizingFlow(gf.LevelSet(prepared.problem), gf.regularizers.squared_norm)
+    ds = gf.walk(flow, "dopri5", stop=gf.Stationary(150.0), max_evaluations=10_000)
+    assert ds.attrs["status"] == "stationary"
