@@ -1,6 +1,8 @@
 import re
 from importlib.metadata import version as installed_version
 
+from docutils.utils.math.latex2mathml import tex2mathml
+
 project = "geoflow"
 author = "geoflow contributors"
 copyright = f"2026, {author}"
@@ -10,17 +12,15 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
 ]
 exclude_patterns = ["_build"]
 
-myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 # Attributes are described in the class docstring; a second listing would clash with it.
 napoleon_use_ivar = True
@@ -28,6 +28,7 @@ napoleon_google_docstring = False
 
 html_theme = "furo"
 html_title = f"geoflow {release}"
+html_math_renderer = "mathml"
 
 
 def keep_bars(app, what, name, obj, options, lines):
@@ -38,6 +39,26 @@ def keep_bars(app, what, name, obj, options, lines):
         lines[i] = "".join(parts)
 
 
+def skip_tuple_fields(app, what, name, obj, skip, options):
+    """Leave out the fields of a NamedTuple: its signature has them already."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
+
+
+def inline_mathml(translator, node):
+    translator.body.append(tex2mathml(node.astext()))
+
+
+def block_mathml(translator, node):
+    translator.body.append(f"<div>{tex2mathml(node.astext(), as_block=True)}</div>")
+
+
+def leave(translator, node):
+    pass
+
+
 def setup(app):
+    # MathML, since the pages are to be read without a network, where MathJax is not to be had.
+    app.add_html_math_renderer("mathml", (inline_mathml, leave), (block_mathml, leave))
     # Before napoleon, which runs at the default priority of 500 and writes roles of its own.
     app.connect("autodoc-process-docstring", keep_bars, priority=400)
+    app.connect("autodoc-skip-member", skip_tuple_fields)
