@@ -1,6 +1,7 @@
 import re
 from importlib.metadata import version as installed_version
 
+from docutils.nodes import SkipNode
 from docutils.utils.math.latex2mathml import tex2mathml
 
 project = "geoflow"
@@ -46,19 +47,17 @@ def skip_tuple_fields(app, what, name, obj, skip, options):
 
 def inline_mathml(translator, node):
     translator.body.append(tex2mathml(node.astext()))
+    raise SkipNode
 
 
 def block_mathml(translator, node):
     translator.body.append(f"<div>{tex2mathml(node.astext(), as_block=True)}</div>")
-
-
-def leave(translator, node):
-    pass
+    raise SkipNode
 
 
 def setup(app):
     # MathML, since the pages are to be read without a network, where MathJax is not to be had.
-    app.add_html_math_renderer("mathml", (inline_mathml, leave), (block_mathml, leave))
+    app.add_html_math_renderer("mathml", (inline_mathml, None), (block_mathml, None))
     # Before napoleon, which runs at the default priority of 500 and writes roles of its own.
     app.connect("autodoc-process-docstring", keep_bars, priority=400)
     app.connect("autodoc-skip-member", skip_tuple_fields)

@@ -101,8 +101,8 @@ def test_the_tolerance_is_met_at_the_snapshot_times(make, rtol):
     invariants.check_walk(ds, reference.flow)
     for theta, t in zip(ds["theta"].values, [0.0, 0.3, 1.0], strict=True):
         error = float((torch.from_numpy(theta) - reference.exact(t)).norm())
-        # The tolerance bounds each step's error; tens of steps add up.
-        assert error <= 50 * rtol * float(reference.flow.problem.theta0.norm())
+        # The tolerance bounds each step's error; at 1e-6 a hundred steps add up.
+        assert error <= 100 * rtol * float(reference.flow.problem.theta0.norm())
 
 
 def test_negative_curvature_near_ojas_unstable_equilibrium():
