@@ -37,9 +37,10 @@ def main() -> None:
             cells.append(f"{entry['worst_level_residual']:.1e}")
             cells.append("–" if seconds is None else f"{seconds:.1f}")
             lines.append(f"| {experiment} | {method} | " + " | ".join(cells) + " |")
-    before, rest = PAGE.read_text().split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + after)
+        # After each experiment, so that what has been measured is kept.
+        before, rest = PAGE.read_text().split(BEGIN)
+        after = rest.split(END)[1]
+        PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + after)
 
 
 if __name__ == "__main__":

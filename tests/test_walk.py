@@ -8,7 +8,7 @@ import torch
 import geoflow as gf
 import invariants
 import references
-from geoflow.errors import ConvergenceError, CriticalPointError, InputError
+from geoflow.errors import ArchiveError, ConvergenceError, CriticalPointError, InputError
 from geoflow.solvers import TorchDiffEq
 
 
@@ -232,3 +232,25 @@ def test_an_archive_is_written_and_not_overwritten(network, tmp_path):
     gf.walk(network, t_end=0.2, archive=path, overwrite=True)
     assert path.read_bytes() != before
     assert [p.name for p in tmp_path.iterdir()] == ["walk.nc"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(network, tmp_path, monkeypatch):
+    path = tmp_path / "walk.nc"
+    ds = gf.walk(network, t_end=0.1, archive=path)
+    before = path.read_bytes()
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(ArchiveError, match="No space left on device"):
+        gf.save_trajectory(ds, path, overwrite=True)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["walk.nc"]
+
+
+def test_a_dataset_that_is_no_trajectory_is_not_written(network, tmp_path):
+    ds = gf.walk(network, t_end=0.1).drop_vars("angle")
+    with pytest.raises(ArchiveError, match="variable angle is missing"):
+        gf.save_trajectory(ds, tmp_path / "walk.nc")
+    assert list(tmp_path.iterdir()) == []
