@@ -2,7 +2,7 @@
 
 At θₙ the flow is linearised on the tangent space, f(θ) ≈ f − A(θ − θₙ), and the linear part is
 integrated exactly in a Krylov space, however stiff it is. The pair is exprb32 of Hochbruck,
-Ostermann & Schweitzer (SIAM J. Numer. Anal. 47, 2009, eq. 5.6), carried over to the manifold by
+Ostermann & Schweitzer (SIAM J. Numer. Anal. 47, 2009), carried over to the manifold by
 retraction and by projection onto the first tangent space:
 
     θ̂ = retract(θₙ + h φ₁(−hA) f),     D = Πₙ f(θ̂) − (f − A(θ̂ − θₙ)),
