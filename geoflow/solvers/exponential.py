@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geoflow.errors import ConvergenceError, CriticalPointError, StepSizeError
+from geoflow.errors import ConvergenceError, CriticalPointError
 from geoflow.flows import FlowState, RegularizingFlow
 from geoflow.solvers.base import Carry, StepResult, Tolerance
-from geoflow.solvers.control import clip_step
+from geoflow.solvers.control import check_step, clip_step
 from geoflow.solvers.krylov import KrylovSpace, TangentHessian, phi1, phi3
 
 SAFETY, SHRINK, GROW = 0.9, 0.3, 3.0
@@ -125,7 +125,7 @@ class Exponential:
             step *= abs(factor)
             if attempt is not None:
                 cause = "the local error stays above the tolerance"
-            _check_step(step, state, cause)
+            check_step(step, state, cause)
         following = step * (min(factor, 1.0) if n_rejected else factor)
         if clipped:
             following = max(following, wanted)
@@ -315,13 +315,3 @@ def _norm(v: Tensor) -> float:
 
 def _ratio(a: float, b: float) -> float:
     return a / b if b else 0.0
-
-
-def _check_step(step: float, state: FlowState, cause: str) -> None:
-    """Raise where a step no longer moves θ beyond its rounding."""
-    floor = 4 * torch.finfo(state.theta.dtype).eps * _norm(state.theta)
-    if step * state.tangent_norm <= floor:
-        raise StepSizeError(
-            f"step size underflow at {step:.1e} of flow time: {cause}; loosen rtol, or choose a "
-            "level further from the minimum"
-        )

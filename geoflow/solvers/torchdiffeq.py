@@ -18,13 +18,14 @@ from torchdiffeq import odeint
 from geoflow.errors import ConvergenceError, InputError, StepSizeError
 from geoflow.flows import FlowState, RegularizingFlow
 from geoflow.solvers.base import Carry, StepResult, Tolerance
-from geoflow.solvers.control import clip_step
+from geoflow.solvers.control import check_step, clip_step
 
 ADAPTIVE = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}
 FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "explicit_adams": 4}
 
 RETRY_FACTOR = 0.25
 FAR = 1e300
+TOO_INACCURATE = "the local error stays above the tolerance"
 
 
 class TorchDiffEq:
@@ -117,7 +118,7 @@ class TorchDiffEq:
                 n_newton += error.iterations
                 n_rejected += 1
                 step = time * RETRY_FACTOR
-                _check_step(step, state, error)
+                check_step(step, state, str(error))
         return StepResult(
             state=end,
             carry={"step_size": next_step, "since_projection": 0.0 if due else since + time},
@@ -194,7 +195,7 @@ def _adaptive(
         except _NotFiniteError:
             field.n_rejected += 1
             attempt = field.attempted * RETRY_FACTOR
-            _check_step(attempt, state, None)
+            check_step(attempt, state, TOO_INACCURATE)
 
 
 class _AcceptedError(Exception):
@@ -245,22 +246,10 @@ class _Field:
             raise _AcceptedError(float(t0), theta, float(dt))
         self.attempted = float(dt)
         if self.n_rejected:
-            _check_step(self.attempted, self.start, None)
+            check_step(self.attempted, self.start, TOO_INACCURATE)
 
     def callback_reject_step(self, t0: Tensor, theta: Tensor, dt: Tensor) -> None:
         self.n_rejected += 1
-
-
-def _check_step(step: float, state: FlowState, cause: ConvergenceError | None) -> None:
-    """Raise where a step no longer moves θ beyond its rounding."""
-    norm = float(torch.linalg.vector_norm(state.theta))
-    if step * state.tangent_norm > 4 * torch.finfo(state.theta.dtype).eps * norm:
-        return
-    why = str(cause) if cause else "the local error stays above the tolerance"
-    raise StepSizeError(
-        f"step size underflow at {step:.1e} of flow time: {why}; loosen rtol, or use a "
-        "stiff-aware solver"
-    )
 
 
 def _starting_step(
