@@ -118,7 +118,7 @@ def test_negative_curvature_near_ojas_unstable_equilibrium():
     assert abs(end[0]) == pytest.approx(1.0, abs=1e-3)
 
 
-def test_a_stationary_start_stays_where_it_is(sphere):
+def test_a_stationary_start_stays_where_it_is():
     start = torch.tensor([0.0, 1.0], dtype=torch.float64)
     problem = gf.Problem.from_function(references.half_square, start)
     flow = gf.RegularizingFlow(gf.LevelSet(problem), lambda theta: theta[1])

@@ -62,12 +62,10 @@ class Experiment:
         Gives the data for a generator and a data source.
     build : callable
         Makes the network, its weights not yet set.
-    paper_steps, paper_runs : int
-        Predictor steps and runs of the paper.
+    paper_steps : int
+        Predictor steps of the paper.
     predictor_min, corrector_min : float
         The least step sizes of the paper's loop.
-    decay_epochs : int
-        Epochs of the paper's training under weight decay.
     """
 
     name: str
@@ -78,10 +76,8 @@ class Experiment:
     split: Callable[[np.random.Generator, str | None], datasets.Split]
     build: Callable[[], nn.Module]
     paper_steps: int
-    paper_runs: int
     predictor_min: float
     corrector_min: float
-    decay_epochs: int
     epochs: int = 100
 
     @property
@@ -260,10 +256,8 @@ EXPERIMENTS = {
             split=datasets.iris,
             build=lambda: networks.feed_forward([4, 100, 100, 100, 100, 3]),
             paper_steps=20_000,
-            paper_runs=5,
             predictor_min=1e-5,
             corrector_min=1e-6,
-            decay_epochs=500,
         ),
         Experiment(
             name="mpg_ff",
@@ -274,10 +268,8 @@ EXPERIMENTS = {
             split=datasets.mpg,
             build=lambda: networks.feed_forward([9, 100, 100, 100, 100, 1]),
             paper_steps=30_000,
-            paper_runs=10,
             predictor_min=1e-5,
             corrector_min=1e-6,
-            decay_epochs=500,
         ),
         Experiment(
             name="mnist_ff",
@@ -288,10 +280,8 @@ EXPERIMENTS = {
             split=datasets.mnist,
             build=lambda: networks.feed_forward([784, 100, 100, 100, 10]),
             paper_steps=10_000,
-            paper_runs=5,
             predictor_min=1e-4,
             corrector_min=1e-4,
-            decay_epochs=200,
         ),
         Experiment(
             name="mnist_conv",
@@ -302,10 +292,8 @@ EXPERIMENTS = {
             split=datasets.mnist,
             build=lambda: networks.convolutional(1, 20, 28, 100),
             paper_steps=5_000,
-            paper_runs=5,
             predictor_min=1e-4,
             corrector_min=1e-4,
-            decay_epochs=200,
         ),
         Experiment(
             name="cifar10_conv",
@@ -316,10 +304,8 @@ EXPERIMENTS = {
             split=datasets.cifar10,
             build=lambda: networks.convolutional(3, 60, 32, 300),
             paper_steps=20_000,
-            paper_runs=5,
             predictor_min=1e-4,
             corrector_min=1e-4,
-            decay_epochs=200,
         ),
     )
 }

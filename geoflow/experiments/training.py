@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,14 +23,9 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class History:
-    """Mean mini-batch loss (penalty included) of every epoch of a training."""
+    """Mean mini-batch loss of every epoch of a training."""
 
     loss: tuple[float, ...]
-
-
-def kernels(module: nn.Module) -> Iterator[Tensor]:
-    """Weights without biases: what the paper's weight decay acts on."""
-    return (p for p in module.parameters() if p.ndim > 1)
 
 
 def train(
@@ -41,9 +36,7 @@ def train(
     *,
     epochs: int,
     generator: torch.Generator,
-    penalty: float = 0.0,
     progress: bool = False,
-    after_epoch: Callable[[int], None] | None = None,
 ) -> History:
     """Train in place: Adam (1e-3, eps 1e-7), batches of 32, shuffled every epoch.
 
@@ -59,28 +52,20 @@ def train(
         Passes over it.
     generator : torch.Generator
         CPU generator that shuffles.
-    penalty : float
-        Weight decay: ``penalty``·Σ kernel² is added to each batch's loss.
     progress : bool
         Show a bar on standard error, where that is a terminal.
-    after_epoch : callable, optional
-        Called with the number of the epoch just ended.
     """
     optimizer = torch.optim.Adam(module.parameters(), lr=LEARNING_RATE, eps=EPS)
     losses = []
     bar = tqdm(range(epochs), "train", unit="epoch", disable=None if progress else True)
-    for epoch in bar:
+    for _ in bar:
         total = 0.0
         for batch in torch.randperm(len(inputs), generator=generator).split(BATCH_SIZE):
             optimizer.zero_grad()
             loss = loss_fn(module(inputs[batch]), targets[batch])
-            if penalty:
-                loss = loss + penalty * sum(k.square().sum() for k in kernels(module))
             loss.backward()
             optimizer.step()
             total += float(loss.detach()) * len(batch)
         losses.append(total / len(inputs))
         bar.set_postfix(loss=f"{losses[-1]:.3g}", refresh=False)
-        if after_epoch:
-            after_epoch(epoch)
     return History(tuple(losses))
