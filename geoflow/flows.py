@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import grad, grad_and_value, jvp
 
 from geoflow.errors import InputError
-from geoflow.level_set import LevelSet, Projection
+from geoflow.level_set import MAX_ITERATIONS, LevelSet, Projection
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,16 @@ class RegularizingFlow:
         *,
         evaluated: tuple[Tensor | float, Tensor] | None = None,
         max_displacement: float = math.inf,
+        max_iterations: int = MAX_ITERATIONS,
         rtol: float | None = None,
     ) -> tuple[FlowState, Projection]:
         """State at the re-projection of θ; see :meth:`geoflow.LevelSet.project`."""
         projection = self.level_set.project(
-            theta, evaluated=evaluated, max_displacement=max_displacement, rtol=rtol
+            theta,
+            evaluated=evaluated,
+            max_displacement=max_displacement,
+            max_iterations=max_iterations,
+            rtol=rtol,
         )
         return self.state(projection.theta, projection.loss, projection.gradient), projection
 

@@ -123,6 +123,7 @@ class LevelSet:
         *,
         evaluated: tuple[Tensor | float, Tensor] | None = None,
         max_displacement: float = math.inf,
+        max_iterations: int = MAX_ITERATIONS,
         rtol: float | None = None,
     ) -> Projection:
         """Re-project onto M by Newton's method along the normal, θ ← θ − (L − c) g/(g·g).
@@ -137,6 +138,8 @@ class LevelSet:
             L and ∇L at ``theta``, where they are known: saves one gradient.
         max_displacement : float
             Give up where the point would move further than this, in units of θ.
+        max_iterations : int
+            Give up after this many corrections.
         rtol : float, optional
             For this projection in place of ``level_rtol``.
 
@@ -156,7 +159,7 @@ class LevelSet:
         loss, gradient = evaluated or self.problem.value_and_gradient(theta)
         displacement = 0.0
         tolerance = self.tolerance if rtol is None else rtol * abs(self.level)
-        for iteration in range(MAX_ITERATIONS + 1):
+        for iteration in range(max_iterations + 1):
             value = float(loss)
             residual = value - self.level
             if abs(residual) <= tolerance:
@@ -173,14 +176,14 @@ class LevelSet:
             tiny = math.sqrt(torch.finfo(theta.dtype).eps) * float(torch.linalg.vector_norm(theta))
             if stalls >= 2 and newton <= tiny:
                 return Projection(theta, value, gradient, iteration, displacement, at_floor=True)
-            if iteration == MAX_ITERATIONS:
+            if iteration == max_iterations:
                 break
             theta = theta - gradient * (residual / norm**2)
             displacement = float(torch.linalg.vector_norm(theta - start))
             if not displacement <= max_displacement:
                 raise self._failure("displacement", iteration, residual)
             loss, gradient = self.problem.value_and_gradient(theta)
-        raise self._failure("iterations", MAX_ITERATIONS, residual)
+        raise self._failure("iterations", max_iterations, residual)
 
     def _check_regular(self, loss: float, gradient_norm: float, theta: Tensor) -> None:
         scale = max(float(torch.linalg.vector_norm(theta)), 1.0)

@@ -9,7 +9,12 @@ retraction and by projection onto the first tangent space:
     θₙ₊₁ = retract(θ̂ + E),             E = 2h φ₃(−hA) D.
 
 E is the error estimate of the second-order step, and is added to it. In stiff directions
-E → A⁻¹D is one Newton step onto the slow manifold: it takes away what would spoil the angle.
+E → A⁻¹D is one Newton step onto the slow manifold: it takes away what would spoil the angle. What
+it leaves, since A has changed along the step, is relaxed in a small Krylov space at θₙ₊₁.
+
+A retraction starts from the osculating quadric, whose curvature the Krylov space knows: that
+saves gradients, and it keeps Newton's corrections, which are not along the first normal, too small
+to shift θ̂ along the first tangent space beyond third order.
 """
 
 from __future__ import annotations
@@ -26,27 +31,28 @@ from geoflow.errors import ConvergenceError, CriticalPointError
 from geoflow.flows import FlowState, RegularizingFlow
 from geoflow.solvers.base import Carry, StepResult, Tolerance
 from geoflow.solvers.control import check_step, clip_step
-from geoflow.solvers.krylov import KrylovSpace, TangentHessian, phi1, phi3
+from geoflow.solvers.krylov import KrylovSpace, TangentHessian, Vector, phi1, phi3
 
 SAFETY, SHRINK, GROW = 0.9, 0.3, 3.0
 
 MAX_VECTORS = 40
-# Defect of the Krylov approximation, h·‖residual‖, in units of the error allowed. What is left
-# of it is part of D, and so of the correction.
-KRYLOV_DEFECT = 3.0
-CORRECTION_VECTORS = 2
-MAX_CORRECTIONS = 3
-# A tangential shift by re-projection is taken back where it is above the error allowed.
-SHIFT_RESOLVED = 1.0
+# Defect of the Krylov approximation: h·‖residual‖ in units of the error allowed, and ‖residual‖
+# over ‖f‖, without which a loose tolerance would let θ leave the slow manifold. What is left of
+# it is part of D, and so of the correction.
+KRYLOV_DEFECT, KRYLOV_LEFTOVER = 3.0, 0.2
+# Correction that is left out, in units of the error allowed.
+CORRECTION_RESOLVED = 0.1
 
 # The predictor need not be on the level set more closely than this, relative to the level.
 PREDICTOR_LEVEL_RTOL = 1e-2
+# Far from the level set Newton only divides the residual by four: a shorter step is cheaper.
+NEWTON_ITERATIONS = 6
 
-# Velocity left over after a step against the velocity the linear model predicts: corrected
-# further above the first, held against the step size above the second, rejected above the third
+# Velocity left over after a step against the velocity the linear model predicts: relaxed above
+# the first, to the second, held against the step size above the third, rejected above the fourth
 # where it makes the walk worse than it was.
-LEFTOVER_CORRECTED, LEFTOVER_WANTED, LEFTOVER_MAX = 0.15, 0.8, 1.0
-CONTRACTION = 0.5
+LEFTOVER_RELAXED, LEFTOVER_GOAL, LEFTOVER_WANTED, LEFTOVER_MAX = 0.3, 0.2, 0.8, 1.0
+RELAXATION_VECTORS = 3
 # A fall of the angle from its maximum that the linear model does not predict.
 MAX_ANGLE_FALL = 4.5
 # Below this part of ‖∇R‖ a tangent velocity is as good as none: an angle of 179.9°.
@@ -63,13 +69,27 @@ class Attempt:
         Where it ended, on the level set.
     error : float
         Estimate of the second-order step's error over the error allowed.
-    leftover : float
-        Velocity the linear model does not account for, over that which it predicts.
+    expected, leftover : Tensor, shape (P,)
+        Tangent velocity that the linear model predicts there, and what the true one has beside it.
+    floor : float
+        Tangent velocity that is as good as none.
     """
 
     state: FlowState
     error: float
-    leftover: float
+    expected: Tensor
+    leftover: Tensor
+    floor: float
+
+    @property
+    def goal(self) -> float:
+        """Velocity against which the leftover counts."""
+        return max(_norm(self.expected), self.floor)
+
+    @property
+    def leftover_ratio(self) -> float:
+        """Leftover over what it counts against."""
+        return _norm(self.leftover) / self.goal
 
 
 class Exponential:
@@ -99,35 +119,33 @@ class Exponential:
         """Make one accepted step; the Krylov space serves rejected attempts too."""
         wanted = float(carry["step_size"])
         best = float(carry["best_angle"])
-        step = clip_step(wanted, max_time)
-        negligible = torch.finfo(state.theta.dtype).eps * float(
-            torch.linalg.vector_norm(state.regularizer_gradient)
-        )
+        step = asked = clip_step(wanted, max_time)
+        negligible = torch.finfo(state.theta.dtype).eps * _norm(state.regularizer_gradient)
         if state.tangent_norm <= negligible:
             return StepResult(state, dict(carry), step, 0.0, 0, 0)
         space = KrylovSpace(TangentHessian(flow, state))
         space.add(state.velocity)
-        newton = _Newton(flow)
+        retraction = _Retraction(flow)
         n_rejected = 0
         while True:
-            size = self._resolve(space, state, step, tolerance)
-            clipped = size == step < wanted
-            step = size
+            step = self._resolve(space, state, step, tolerance)
             try:
-                attempt = self.attempt(newton, space, state, step, tolerance)
+                attempt = self.attempt(retraction, space, state, step, tolerance)
+                if attempt.error <= 1 and attempt.leftover_ratio > LEFTOVER_RELAXED:
+                    attempt = _relax(retraction, attempt, step)
                 factor = self._judge(attempt, state, best, tolerance)
+                cause = "the local error stays above the tolerance"
             except (ConvergenceError, CriticalPointError) as error:
-                factor, attempt = -SHRINK, None
+                factor = -SHRINK
                 cause = str(error)
-            if attempt is not None and factor > 0:
+            if factor > 0:
                 break
             n_rejected += 1
             step *= abs(factor)
-            if attempt is not None:
-                cause = "the local error stays above the tolerance"
             check_step(step, state, cause)
         following = step * (min(factor, 1.0) if n_rejected else factor)
-        if clipped:
+        if step == asked < wanted:
+            # A step cut short by max_time says little about how long a step could be.
             following = max(following, wanted)
         return StepResult(
             state=attempt.state,
@@ -135,19 +153,23 @@ class Exponential:
             time=step,
             error_estimate=attempt.error,
             n_rejected=n_rejected,
-            n_reprojection=newton.iterations,
+            n_reprojection=retraction.iterations,
         )
 
     def _resolve(
         self, space: KrylovSpace, state: FlowState, step: float, tolerance: Tolerance
     ) -> float:
         """Grow the space until it resolves a step; return the step it can resolve."""
-        allowed = KRYLOV_DEFECT * tolerance.scale(state.theta)
         while True:
+            allowed = min(
+                KRYLOV_DEFECT * tolerance.scale(state.theta) / step,
+                KRYLOV_LEFTOVER * state.tangent_norm,
+            )
             moved = _predict(space, state, step)
             following = space.rest(space.images[-1])
-            beta = float(torch.linalg.vector_norm(following))
-            if step * beta * abs(moved[-1]) <= allowed or beta <= 1e-14 * abs(space.matrix).max():
+            beta = _norm(following)
+            defect = beta * abs(moved[-1])
+            if defect <= allowed or beta <= 1e-14 * abs(space.matrix).max():
                 return step
             if len(space) >= MAX_VECTORS:
                 step *= 0.7
@@ -156,7 +178,7 @@ class Exponential:
 
     def attempt(
         self,
-        newton: _Newton,
+        retraction: _Retraction,
         space: KrylovSpace,
         state: FlowState,
         step: float,
@@ -176,50 +198,36 @@ class Exponential:
         start[0] = state.tangent_norm
         # Without the defect of the Krylov space, which so becomes part of D.
         linear = space.combine(start - space.matrix @ y)
-        move = space.combine(y)
-        length = float(torch.linalg.vector_norm(move))
-        predictor = newton.predictor(state.theta + move, state, scale, length)
+        predictor = retraction.predict(space, state, y, scale)
+        difference = tangent(predictor.velocity) - linear
         space = space.copy()
-        # Newton's corrections also shift θ̂ along the first tangent space, by O(h³).
-        shift = tangent(predictor.theta - state.theta) - move
-        unseen = space.rest(shift)
-        if _norm(unseen) > SHIFT_RESOLVED * scale:
-            space.add(unseen)
-        inside = space.coefficients(shift)
-        shift = space.combine(inside)
-        difference = tangent(predictor.velocity) - linear + space.image(inside)
-        y = _grow_for(space, difference, step, scale)
-        correction = space.combine(y) - shift
-        size = _norm(correction + shift)
-        expected = linear + difference - space.image(y)
-        end = newton.project(predictor.theta + correction, 10 * size + length)
-        leftover = tangent(end.velocity) - expected
-        contraction = _ratio(_norm(leftover), _norm(difference))
-        if contraction < CONTRACTION:
-            end, leftover, expected = _correct_further(newton, space, end, leftover, expected, step)
-        elif size <= scale and predictor.angle > end.angle:
-            # A changed so much that its correction misleads: keep the better of the two.
-            other = newton.project(predictor.theta, length)
-            if other.angle > end.angle:
-                end, leftover = other, tangent(other.velocity) - linear
-        floor = NEGLIGIBLE * _norm(state.regularizer_gradient)
-        return Attempt(end, size / scale, _norm(leftover) / max(_norm(expected), floor))
+        z = _correct_in(space, difference, step, scale)
+        size = float(np.linalg.norm(z))
+        end = retraction(space, predictor, z, 10 * size + float(np.linalg.norm(y)))
+        expected = linear + difference - space.image(z)
+        return Attempt(
+            state=end,
+            error=size / scale,
+            expected=expected,
+            leftover=tangent(end.velocity) - expected,
+            floor=NEGLIGIBLE * _norm(state.regularizer_gradient),
+        )
 
     def _judge(
         self, attempt: Attempt, state: FlowState, best: float, tolerance: Tolerance
     ) -> float:
         """Return the factor for the next step size; negative where the attempt is rejected."""
-        end = attempt.state
+        end, leftover = attempt.state, attempt.leftover_ratio
         pull = _norm(state.regularizer_gradient)
         worse = end.tangent_norm > max(1.5 * state.tangent_norm, 0.05 * pull)
         falls = best > 150 and best - end.angle > MAX_ANGLE_FALL
         rises = end.regularizer - state.regularizer > tolerance.scale(state.theta) * pull
-        trouble = max(attempt.error, attempt.leftover / LEFTOVER_WANTED)
+        trouble = max(attempt.error, leftover / LEFTOVER_WANTED)
         factor = SAFETY * max(trouble, 1e-4) ** (-1 / 3)
         rejected = (
             not attempt.error <= 1
-            or (worse and attempt.leftover > LEFTOVER_MAX)
-            or (falls and attempt.leftover > 0.2)
+            or (worse and leftover > LEFTOVER_MAX)
+            or (falls and leftover > LEFTOVER_GOAL)
             or rises
         )
         if rejected:
@@ -227,91 +235,98 @@ class Exponential:
         return min(max(factor, SHRINK), GROW)
 
 
-class _Newton:
-    """Re-projections of one step, their iterations counted, failed ones too."""
+class _Retraction:
+    """Retractions of one step, Newton's iterations counted, failed ones too."""
 
     def __init__(self, flow: RegularizingFlow) -> None:
         self.flow = flow
         self.iterations = 0
 
-    def project(self, theta: Tensor, furthest: float, rtol: float | None = None) -> FlowState:
+    def __call__(
+        self,
+        space: KrylovSpace,
+        state: FlowState,
+        y: Vector,
+        furthest: float,
+        rtol: float | None = None,
+    ) -> FlowState:
+        """Move by V y from a state, then along its normal onto the level set.
+
+        Newton's method starts where L(θ) + g·Vy + yᵀ(VᵀHV)y/2, H = ∇²L, predicts the level set,
+        and fails where it moves the point further than ``furthest``.
+        """
+        move = space.combine(y)
+        residual = self.flow.level_set.residual(state.loss) + float(torch.dot(state.gradient, move))
+        residual += float(y @ space.loss_matrix @ y) / 2
+        start = state.theta + move - state.gradient * (residual / state.gradient_norm**2)
         try:
-            state, projection = self.flow.project(theta, max_displacement=furthest, rtol=rtol)
+            end, projection = self.flow.project(
+                start,
+                max_displacement=furthest,
+                max_iterations=NEWTON_ITERATIONS,
+                rtol=rtol,
+            )
         except ConvergenceError as error:
             self.iterations += error.iterations
             raise
         self.iterations += projection.iterations
-        return state
+        return end
 
-    def predictor(
-        self, theta: Tensor, start: FlowState, scale: float, furthest: float
-    ) -> FlowState:
-        """Project the predictor as closely as a fraction of the error allowed."""
+    def predict(self, space: KrylovSpace, state: FlowState, y: Vector, scale: float) -> FlowState:
+        """Retract the predictor as closely as a fraction of the error allowed."""
         level_set = self.flow.level_set
-        wanted = 0.3 * scale * start.gradient_norm / abs(level_set.level)
+        wanted = 0.3 * scale * state.gradient_norm / abs(level_set.level)
         rtol = min(max(wanted, level_set.level_rtol), PREDICTOR_LEVEL_RTOL)
-        return self.project(theta, furthest, max(rtol, level_set.level_rtol))
+        furthest = 2 * float(np.linalg.norm(y))
+        return self(space, state, y, furthest, max(rtol, level_set.level_rtol))
 
 
-def _predict(space: KrylovSpace, state: FlowState, step: float) -> Any:
+def _predict(space: KrylovSpace, state: FlowState, step: float) -> Vector:
     """Coefficients of h φ₁(−hA) f."""
     start = np.zeros(len(space))
     start[0] = state.tangent_norm
     return space.apply(lambda a: step * phi1(-step * a), start)
 
 
-def _grow_for(space: KrylovSpace, difference: Tensor, step: float, scale: float) -> Any:
-    """Coefficients of 2h φ₃(−hA) D, in a space that has grown to hold D where that matters."""
-    following, added = space.rest(difference), 0
+def _correct(space: KrylovSpace, difference: Tensor, step: float) -> Vector:
+    """Coefficients of 2h φ₃(−hA) D."""
+    return space.apply(lambda a: 2 * step * phi3(-step * a), space.coefficients(difference))
+
+
+def _correct_in(space: KrylovSpace, difference: Tensor, step: float, scale: float) -> Vector:
+    """Coefficients of E, in a space that takes in what of D is outside where that matters."""
+    outside = space.rest(difference)
+    # Without any curvature E would be h D/3.
+    if step * _norm(outside) / 3 > CORRECTION_RESOLVED * scale:
+        space.add(outside)
+    return _correct(space, difference, step)
+
+
+def _relax(retraction: _Retraction, attempt: Attempt, step: float) -> Attempt:
+    """Take the stiff part of the leftover velocity away, by the curvature where the step ended."""
+    end = attempt.state
+    space = KrylovSpace(TangentHessian(retraction.flow, end))
+    leftover = space.operator.tangent(attempt.leftover)
+    following = leftover
     while True:
-        y = space.apply(lambda a: 2 * step * phi3(-step * a), space.coefficients(difference))
-        size = _norm(following)
-        missing = step * size / 3 if not added else step * size * abs(y[-1])
-        if missing <= 0.1 * scale or added >= CORRECTION_VECTORS:
-            return y
-        # An exhausted space: what is left is rounding.
-        if size <= 1e-14 * max(_norm(difference), abs(space.matrix).max()):
-            return y
         space.add(following)
-        added += 1
-        following = space.rest(space.images[-1])
-
-
-def _correct_further(
-    newton: _Newton,
-    space: KrylovSpace,
-    end: FlowState,
-    leftover: Tensor,
-    expected: Tensor,
-    step: float,
-) -> tuple[FlowState, Tensor, Tensor]:
-    """Simplified Newton onto the slow manifold: no new Krylov vector, one or two gradients."""
-    tangent = space.operator.tangent
-    floor = NEGLIGIBLE * _norm(end.regularizer_gradient)
-    for _ in range(MAX_CORRECTIONS):
-        size = _norm(leftover)
-        inside = space.coefficients(leftover)
-        if size <= LEFTOVER_CORRECTED * max(_norm(expected), floor):
+        y = _correct(space, leftover, step)
+        # All of the leftover is in the first vector; the image has a part outside.
+        following = space.rest(space.image(y))
+        if len(space) >= RELAXATION_VECTORS:
             break
-        if float(np.linalg.norm(inside)) < 0.7 * size:
+        if _norm(following) <= LEFTOVER_GOAL * attempt.goal:
             break
-        y = space.apply(lambda a: 2 * step * phi3(-step * a), inside)
-        correction = space.combine(y)
-        try:
-            trial = newton.project(end.theta + correction, 10 * _norm(correction) + 1e-6)
-        except ConvergenceError:
-            break
-        goal = expected + leftover - space.image(y)
-        left = tangent(trial.velocity) - goal
-        if _norm(left) > 0.8 * size:
-            break
-        end, leftover, expected = trial, left, goal
-    return end, leftover, expected
+    try:
+        relaxed = retraction(space, end, y, 10 * float(np.linalg.norm(y)))
+    except ConvergenceError:
+        return attempt
+    expected = attempt.expected + attempt.leftover - space.image(y)
+    # In one chart, that of the step's end: the velocities here differ by little else.
+    left = space.operator.tangent(relaxed.velocity - end.velocity) + space.image(y)
+    better = Attempt(relaxed, attempt.error, expected, left, attempt.floor)
+    return better if better.leftover_ratio < attempt.leftover_ratio else attempt
 
 
 def _norm(v: Tensor) -> float:
     return float(torch.linalg.vector_norm(v))
-
-
-def _ratio(a: float, b: float) -> float:
-    return a / b if b else 0.0

@@ -53,16 +53,17 @@ class TangentHessian:
         """Π v."""
         return v - self.normal * torch.dot(self.normal, v)
 
-    def __call__(self, unit: Tensor) -> Tensor:
-        """A times a unit tangent vector, shape (P,): one gradient."""
+    def __call__(self, unit: Tensor) -> tuple[Tensor, Tensor]:
+        """A and ∇²L times a unit tangent vector, both of shape (P,): one gradient."""
         state = self.state
         _, ahead = self.flow.problem.value_and_gradient(state.theta + self.difference * unit)
-        curvature = (ahead - state.gradient) * (state.multiplier / self.difference)
-        return self.tangent(curvature + self.flow.regularizer_hvp(state.theta, unit))
+        loss = (ahead - state.gradient) / self.difference
+        regularizer = self.flow.regularizer_hvp(state.theta, unit)
+        return self.tangent(regularizer + state.multiplier * loss), loss
 
 
 class KrylovSpace:
-    """Orthonormal vectors V, their images AV, and H = VᵀAV.
+    """Orthonormal vectors V, their images AV, VᵀAV, and Vᵀ∇²L V.
 
     Vectors are orthogonalised against all before them, twice: Lanczos' short recurrence loses
     orthogonality once a Ritz value has converged, which the outliers of A do at once. A copy
@@ -74,12 +75,13 @@ class KrylovSpace:
         self.vectors: list[Tensor] = []
         self.images: list[Tensor] = []
         self.matrix: Vector = np.zeros((0, 0))
+        self.loss_matrix: Vector = np.zeros((0, 0))
 
     def copy(self) -> KrylovSpace:
         """Return a space that can grow without changing this one."""
         other = KrylovSpace(self.operator)
         other.vectors, other.images = list(self.vectors), list(self.images)
-        other.matrix = self.matrix
+        other.matrix, other.loss_matrix = self.matrix, self.loss_matrix
         return other
 
     def __len__(self) -> int:
@@ -88,14 +90,11 @@ class KrylovSpace:
     def add(self, direction: Tensor) -> None:
         """Add a direction orthogonal to the space: one gradient."""
         vector = direction / torch.linalg.vector_norm(direction)
-        image = self.operator(vector)
+        image, loss_image = self.operator(vector)
         self.vectors.append(vector)
         self.images.append(image)
-        column = self.coefficients(image)
-        grown = np.empty((len(self), len(self)))
-        grown[:-1, :-1] = self.matrix
-        grown[-1, :] = grown[:, -1] = column
-        self.matrix = grown
+        self.matrix = _bordered(self.matrix, self.coefficients(image))
+        self.loss_matrix = _bordered(self.loss_matrix, self.coefficients(loss_image))
 
     def coefficients(self, v: Tensor) -> Vector:
         """Vᵀ v."""
@@ -116,10 +115,18 @@ class KrylovSpace:
         return _combine(self.images, coefficients)
 
     def apply(self, function: Callable[[Vector], Vector], coefficients: Vector) -> Vector:
-        """Compute f(H) y, f taken of the eigenvalues of H."""
+        """Compute f(VᵀAV) y, f taken of the eigenvalues."""
         values, vectors = np.linalg.eigh(self.matrix)
         result: Vector = vectors @ (function(values) * (vectors.T @ coefficients))
         return result
+
+
+def _bordered(matrix: Vector, column: Vector) -> Vector:
+    """Return a symmetric matrix, larger by one, its last column given."""
+    grown = np.empty((len(column), len(column)))
+    grown[:-1, :-1] = matrix
+    grown[-1, :] = grown[:, -1] = column
+    return grown
 
 
 def _combine(vectors: list[Tensor], coefficients: Vector) -> Tensor:
