@@ -5,10 +5,12 @@ from __future__ import annotations
 from geoflow.errors import InputError
 from geoflow.solvers.base import Carry, Solver, StepResult, Tolerance
 from geoflow.solvers.exponential import Exponential
+from geoflow.solvers.rkc import RKC
 from geoflow.solvers.torchdiffeq import ADAPTIVE, FIXED, TorchDiffEq
 
 __all__ = [
     "DEFAULT",
+    "RKC",
     "Carry",
     "Exponential",
     "Solver",
@@ -20,11 +22,12 @@ __all__ = [
 ]
 
 DEFAULT = "exponential"
+STIFF: dict[str, type[Exponential] | type[RKC]] = {"exponential": Exponential, "rkc": RKC}
 
 
 def names() -> list[str]:
     """Names that :func:`get` and ``walk(solver=…)`` take."""
-    return ["exponential", *ADAPTIVE, *FIXED]
+    return [*STIFF, *ADAPTIVE, *FIXED]
 
 
 def get(name: str, reproject_every: float | None = None) -> Solver:
@@ -37,10 +40,10 @@ def get(name: str, reproject_every: float | None = None) -> Solver:
     """
     if name in ADAPTIVE or name in FIXED:
         return TorchDiffEq(name, reproject_every=reproject_every)
-    if name == "exponential":
+    if name in STIFF:
         if reproject_every is not None:
             raise InputError(
                 f"reproject_every={reproject_every}: {name} re-projects at every step; leave it out"
             )
-        return Exponential()
+        return STIFF[name]()
     raise InputError(f"solver={name!r} is not known; use one of {', '.join(names())}")

@@ -1,0 +1,228 @@
+"""Runge–Kutta–Chebyshev: explicit, second order, for stiff flows with a real spectrum.
+
+The damped second-order method, its error estimate and its step-size control are those of
+Sommeijer, Shampine & Verwer, "RKC: an explicit solver for parabolic PDEs" (J. Comput. Appl. Math.
+88, 1998, section 2). A step of s stages is stable to h·ρ ≈ 0.65 s², ρ being the
+spectral radius of the flow's Jacobian, which is −A on the level set: symmetric, so that its
+spectrum is real. The stages leave the level set; each step ends with a re-projection, and what
+that has to move counts as part of the step's error.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from geoflow.errors import ConvergenceError, CriticalPointError
+from geoflow.flows import FlowState, RegularizingFlow
+from geoflow.solvers.base import Carry, StepResult, Tolerance
+from geoflow.solvers.control import check_step, clip_step
+
+DAMPING = 2 / 13
+MAX_STAGES = 250
+SAFETY, SHRINK, GROW = 0.8, 0.1, 10.0
+
+# The power method stops at this relative change and is scaled up by as much again and more.
+RADIUS_RTOL, RADIUS_SAFETY, MAX_POWER = 0.05, 1.2, 50
+
+
+class Coefficients(NamedTuple):
+    """μ̃₁, and (μ, ν, μ̃, γ̃) of each stage from the second on."""
+
+    first: float
+    rest: tuple[tuple[float, float, float, float], ...]
+
+
+@functools.cache
+def coefficients(stages: int) -> Coefficients:
+    """Coefficients of the damped second-order method of ``stages`` ≥ 2 stages."""
+    w0 = 1 + DAMPING / stages**2
+    t, dt, ddt = [1.0, w0], [0.0, 1.0], [0.0, 0.0]
+    for _ in range(2, stages + 1):
+        ddt.append(4 * dt[-1] + 2 * w0 * ddt[-1] - ddt[-2])
+        dt.append(2 * t[-1] + 2 * w0 * dt[-1] - dt[-2])
+        t.append(2 * w0 * t[-1] - t[-2])
+    w1 = dt[stages] / ddt[stages]
+    b = [ddt[2] / dt[2] ** 2, 1 / w0] + [ddt[j] / dt[j] ** 2 for j in range(2, stages + 1)]
+    rest = []
+    for j in range(2, stages + 1):
+        mu_tilde = 2 * b[j] * w1 / b[j - 1]
+        gamma_tilde = -(1 - b[j - 1] * t[j - 1]) * mu_tilde
+        rest.append((2 * b[j] * w0 / b[j - 1], -b[j] / b[j - 2], mu_tilde, gamma_tilde))
+    return Coefficients(b[1] * w1, tuple(rest))
+
+
+def advance(
+    field: Callable[[Tensor], Tensor], theta: Tensor, velocity: Tensor, step: float, stages: int
+) -> Tensor:
+    """Make one step of dθ/dt = ``field``: ``stages`` − 1 evaluations.
+
+    Parameters
+    ----------
+    field : callable
+        Tensor (P,) → Tensor (P,).
+    theta, velocity : Tensor, shape (P,)
+        Where it starts, and the field there.
+    step : float
+        Flow time.
+    stages : int
+        At least 2.
+    """
+    first, rest = coefficients(stages)
+    before, now = theta, theta + (first * step) * velocity
+    for mu, nu, mu_tilde, gamma_tilde in rest:
+        following = (1 - mu - nu) * theta + mu * now + nu * before
+        following += (step * mu_tilde) * field(now) + (step * gamma_tilde) * velocity
+        before, now = now, following
+    return now
+
+
+def stages_for(step_times_radius: float) -> int:
+    """Stages whose stability interval, 0.65 s², holds h·ρ."""
+    return max(2, 1 + math.isqrt(int(1 + 1.54 * step_times_radius)))
+
+
+class RKC:
+    """Runge–Kutta–Chebyshev method, second order; see the module's text."""
+
+    name = "rkc"
+    order = 2
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Constructor arguments: none."""
+        return {}
+
+    def init(self, flow: RegularizingFlow, state: FlowState, tolerance: Tolerance) -> Carry:
+        """Start the power method in the direction of the flow."""
+        return {
+            "step_size": 0.0,
+            "previous_step": 0.0,
+            "previous_error": 0.0,
+            "radius": 0.0,
+            "vector": state.velocity,
+        }
+
+    def step(
+        self,
+        flow: RegularizingFlow,
+        state: FlowState,
+        carry: Carry,
+        tolerance: Tolerance,
+        max_time: float,
+    ) -> StepResult:
+        """Make one accepted step and re-project."""
+        radius, vector = _spectral_radius(flow, state, carry)
+        scale = tolerance.scale(state.theta)
+        wanted = float(carry["step_size"]) or _starting_step(flow, state, radius, scale)
+        wanted = min(wanted, ((MAX_STAGES - 1) ** 2 - 1) / 1.54 / radius)
+        step = clip_step(wanted, max_time)
+        n_rejected = n_newton = 0
+        while True:
+            try:
+                end, error, iterations = _attempt(flow, state, step, radius, tolerance)
+                n_newton += iterations
+                cause = "the local error stays above the tolerance"
+            except ConvergenceError as failure:
+                n_newton += failure.iterations
+                error, cause = 8.0, str(failure)
+            except CriticalPointError as failure:
+                error, cause = 8.0, str(failure)
+            if error <= 1:
+                break
+            n_rejected += 1
+            step *= max(SHRINK, SAFETY * error ** (-1 / 3))
+            check_step(step, state, cause)
+        error = max(error, 1e-10)
+        following = step * _factor(carry, step, error, n_rejected)
+        if step < wanted and not n_rejected:
+            # A step cut short by max_time says little about how long a step could be.
+            following = max(following, wanted)
+        return StepResult(
+            state=end,
+            carry={
+                "step_size": following,
+                "previous_step": step,
+                "previous_error": error,
+                "radius": radius,
+                "vector": vector,
+            },
+            time=step,
+            error_estimate=error,
+            n_rejected=n_rejected,
+            n_reprojection=n_newton,
+        )
+
+
+def _attempt(
+    flow: RegularizingFlow, state: FlowState, step: float, radius: float, tolerance: Tolerance
+) -> tuple[FlowState, float, int]:
+    """Return where a step ends, its error over the error allowed, and Newton's iterations."""
+    stages = stages_for(step * radius)
+    theta = advance(lambda y: flow.evaluate(y).velocity, state.theta, state.velocity, step, stages)
+    ahead = flow.evaluate(theta)
+    scale = tolerance.scale(state.theta)
+    # The embedded estimate of the paper's section 2: third order, bounded where the flow is stiff.
+    local = 0.8 * (state.theta - theta) + 0.4 * step * (state.velocity + ahead.velocity)
+    distance = flow.level_set.distance(ahead.loss, ahead.gradient)
+    error = max(_norm(local), distance) / scale
+    if not math.isfinite(error):
+        return ahead, 1e6, 0
+    if error > 1:
+        return ahead, error, 0
+    end, projection = flow.project(
+        theta, evaluated=(ahead.loss, ahead.gradient), max_displacement=2 * scale
+    )
+    if end.regularizer > state.regularizer + scale * _norm(state.regularizer_gradient):
+        error = 8.0
+    return end, error, projection.iterations
+
+
+def _factor(carry: Carry, step: float, error: float, n_rejected: int) -> float:
+    """Predictive control (a PI control), by the error of the step before where there is one."""
+    factor = SAFETY * error ** (-1 / 3)
+    before = float(carry["previous_step"])
+    if before and not n_rejected:
+        trend = (float(carry["previous_error"]) / error) ** (1 / 3) * step / before
+        factor = min(factor, trend * factor)
+    return min(max(factor, SHRINK), GROW)
+
+
+def _spectral_radius(
+    flow: RegularizingFlow, state: FlowState, carry: Carry
+) -> tuple[float, Tensor]:
+    """Spectral radius of the flow's Jacobian by the nonlinear power method, and its vector.
+
+    The method starts from the vector of the step before, so that one or two evaluations do.
+    """
+    vector = carry["vector"]
+    assert isinstance(vector, Tensor)
+    size = math.sqrt(torch.finfo(state.theta.dtype).eps) * max(_norm(state.theta), 1.0)
+    radius = float(carry["radius"]) / RADIUS_SAFETY
+    for _ in range(MAX_POWER):
+        norm = _norm(vector)
+        if norm == 0:
+            break
+        ahead = flow.evaluate(state.theta + vector * (size / norm))
+        vector = ahead.velocity - state.velocity
+        before, radius = radius, _norm(vector) / size
+        if abs(radius - before) <= RADIUS_RTOL * radius:
+            break
+    return max(RADIUS_SAFETY * radius, torch.finfo(state.theta.dtype).tiny), vector
+
+
+def _starting_step(flow: RegularizingFlow, state: FlowState, radius: float, scale: float) -> float:
+    """Return a tenth of the step an explicit Euler step of 1/ρ says is allowed."""
+    step = 1 / radius
+    ahead = flow.evaluate(state.theta + step * state.velocity)
+    error = step * _norm(ahead.velocity - state.velocity) / scale
+    return 0.1 * step / math.sqrt(error) if error > 0 else step
+
+
+def _norm(v: Tensor) -> float:
+    return float(torch.linalg.vector_norm(v))

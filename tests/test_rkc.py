@@ -1,0 +1,128 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import geoflow as gf
+import invariants
+import references
+from geoflow.solvers import RKC
+from geoflow.solvers.rkc import DAMPING, _spectral_radius, advance, stages_for
+
+
+def amplification(z, stages):
+    """P(z) of one step on y' = zy with h = 1."""
+    one = torch.ones(1, dtype=torch.float64)
+    return float(advance(lambda y: z * y, one, z * one, 1.0, stages))
+
+
+@pytest.mark.parametrize("stages", [2, 3, 5, 10, 50, 250])
+def test_the_stability_interval(stages):
+    # Sommeijer, Shampine & Verwer's bound; 0.64 s² once there are ten stages.
+    bound = 2 / 3 * (stages**2 - 1) * (1 - 2 / 15 * DAMPING)
+    assert stages < 10 or bound >= 0.64 * stages**2
+    assert max(abs(amplification(-z, stages)) for z in np.linspace(0, bound, 2001)) <= 1 + 1e-9
+    beyond = np.linspace(1.02, 1.5, 25) * bound
+    assert max(abs(amplification(-z, stages)) for z in beyond) > 1
+    # The solver never counts on more than that.
+    assert stages_for(bound) >= stages
+
+
+@pytest.mark.parametrize("stages", [2, 7, 40])
+def test_its_stability_polynomial_is_the_exponential_to_second_order(stages):
+    for z in (-0.02, -0.01):
+        error = amplification(z, stages) - math.exp(z)
+        assert abs(error) < abs(z) ** 3 / 6
+        assert abs(amplification(z, stages) - (1 + z)) > abs(z) ** 2 / 3
+
+
+def fixed_steps(flow, step, t_end, stages=5):
+    flow = gf.RegularizingFlow(gf.LevelSet(flow.problem, level_rtol=1e-13), flow.regularizer)
+    state = flow.evaluate(flow.problem.theta0)
+    for _ in range(round(t_end / step)):
+        theta = advance(
+            lambda y: flow.evaluate(y).velocity, state.theta, state.velocity, step, stages
+        )
+        state, _ = flow.project(theta)
+    return state.theta
+
+
+@pytest.mark.parametrize("make", [references.sphere_linear, references.oja])
+def test_second_order_against_exact_solutions(make):
+    reference = make()
+    steps = [0.1, 0.05, 0.025, 0.0125]
+    errors = [
+        float((fixed_steps(reference.flow, h, 1.0) - reference.exact(1.0)).norm()) for h in steps
+    ]
+    assert abs(references.order_of_convergence(steps, errors) - 2) <= 0.2
+
+
+@pytest.mark.parametrize(
+    ("make", "t_end", "steps"),
+    [
+        (references.ellipsoid, 0.4, [0.05, 0.025, 0.0125, 0.00625]),
+        (references.small_network, 0.004, [4e-4, 2e-4, 1e-4, 5e-5]),
+    ],
+)
+def test_second_order_against_a_tight_reference(make, t_end, steps):
+    flow = make()
+    tight = gf.RegularizingFlow(gf.LevelSet(flow.problem, level_rtol=1e-13), flow.regularizer)
+    reference = gf.walk(
+        tight, "dopri8", rtol=1e-12, atol=1e-13, t_end=t_end, stop=None, snapshot_times=[t_end]
+    )
+    exact = torch.from_numpy(reference["theta"].values[0])
+    errors = [float((fixed_steps(flow, h, t_end) - exact).norm()) for h in steps]
+    assert abs(references.order_of_convergence(steps, errors) - 2) <= 0.2
+
+
+@pytest.mark.parametrize("rtol", [1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("make", [references.sphere_linear, references.oja])
+def test_the_tolerance_is_met_at_the_snapshot_times(make, rtol):
+    reference = make()
+    ds = gf.walk(
+        reference.flow,
+        "rkc",
+        rtol=rtol,
+        atol=1e-9,
+        t_end=1.0,
+        stop=None,
+        snapshot_times=[0.0, 0.3, 1.0],
+    )
+    invariants.check_walk(ds, reference.flow)
+    for theta, t in zip(ds["theta"].values, [0.0, 0.3, 1.0], strict=True):
+        error = float((torch.from_numpy(theta) - reference.exact(t)).norm())
+        assert error <= 100 * rtol * float(reference.flow.problem.theta0.norm())
+
+
+def test_the_spectral_radius_is_that_of_the_flows_jacobian(network):
+    state = network.evaluate(network.problem.theta0)
+    h = 1e-6 * torch.eye(len(state.theta), dtype=torch.float64)
+    columns = [
+        network.evaluate(state.theta + e).velocity - network.evaluate(state.theta - e).velocity
+        for e in h
+    ]
+    jacobian = torch.stack(columns, dim=1) / 2e-6
+    exact = float(torch.linalg.eigvals(jacobian).abs().max())
+    carry = RKC().init(network, state, None)
+    estimate, vector = _spectral_radius(network, state, carry)
+    assert exact <= estimate <= 1.3 * exact
+    before = network.problem.evaluations
+    again, _ = _spectral_radius(network, state, {"radius": estimate, "vector": vector})
+    assert network.problem.evaluations - before <= 2
+    assert exact <= again <= 1.3 * exact
+
+
+def test_a_stiff_network_is_walked_to_the_end(network):
+    ds = gf.walk(network, "rkc", rtol=1e-4, stop=gf.Stationary(179.0))
+    assert ds.attrs["status"] == "stationary"
+    invariants.check_walk(ds, network)
+
+
+def test_a_stationary_start_stays_where_it_is():
+    start = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    problem = gf.Problem.from_function(references.half_square, start)
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), lambda theta: theta[1])
+    ds = gf.walk(flow, "rkc", t_end=1.0, stop=None)
+    assert ds.attrs["status"] == "t_end"
+    assert np.array_equal(ds["theta"].values[-1], start.numpy())
