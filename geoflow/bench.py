@@ -18,7 +18,7 @@ from geoflow.stopping import Stationary
 from geoflow.walk import walk
 
 ANGLES = (120, 150, 175, 179)
-SOLVERS = {"dopri5": 1e-4, "bosh3": 1e-3, "exponential": 1e-3}
+SOLVERS = {"dopri5": 1e-4, "bosh3": 1e-3, "rkc": 1e-4, "exponential": 1e-3}
 
 
 def bench(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad, grad_and_value, jvp
+from torch.func import grad, grad_and_value, vjp
 
 from geoflow.errors import InputError
 from geoflow.level_set import MAX_ITERATIONS, LevelSet, Projection
@@ -122,6 +122,11 @@ class RegularizingFlow:
         )
         return self.state(projection.theta, projection.loss, projection.gradient), projection
 
-    def regularizer_hvp(self, theta: Tensor, v: Tensor) -> Tensor:
-        """∇²R(θ) v, shape (P,), forward over reverse; costs no evaluation of L."""
-        return jvp(grad(self.regularizer), (theta,), (v,))[1].detach()
+    def regularizer_hessian(self, theta: Tensor) -> Callable[[Tensor], Tensor]:
+        """∇²R(θ), as a function of a vector (P,) that returns its product (P,).
+
+        Reverse over reverse, ∇²R being symmetric: ∇R is evaluated once for all products. Costs no
+        evaluation of L.
+        """
+        product = vjp(grad(self.regularizer), theta)[1]
+        return lambda v: product(v)[0].detach()

@@ -166,7 +166,7 @@ class Exponential:
                 KRYLOV_LEFTOVER * state.tangent_norm,
             )
             moved = _predict(space, state, step)
-            following = space.rest(space.images[-1])
+            following = space.following()
             beta = _norm(following)
             defect = beta * abs(moved[-1])
             if defect <= allowed or beta <= 1e-14 * abs(space.matrix).max():
@@ -200,11 +200,15 @@ class Exponential:
         linear = space.combine(start - space.matrix @ y)
         predictor = retraction.predict(space, state, y, scale)
         difference = tangent(predictor.velocity) - linear
-        space = space.copy()
+        n = len(space)
         z = _correct_in(space, difference, step, scale)
         size = float(np.linalg.norm(z))
-        end = retraction(space, predictor, z, 10 * size + float(np.linalg.norm(y)))
-        expected = linear + difference - space.image(z)
+        try:
+            end = retraction(space, predictor, z, 10 * size + float(np.linalg.norm(y)))
+            expected = linear + difference - space.image(z)
+        finally:
+            # The next attempt goes on with the Krylov vectors alone.
+            space.truncate(n)
         return Attempt(
             state=end,
             error=size / scale,

@@ -13,6 +13,9 @@ from geoflow.flows import FlowState, RegularizingFlow
 
 Vector = NDArray[np.float64]
 
+FIRST_ROWS = 32
+CANCELLED = 0.1
+
 
 def phi1(z: Vector) -> Vector:
     """φ₁(z) = (eᶻ − 1)/z, for either sign of z."""
@@ -46,73 +49,104 @@ class TangentHessian:
     def __init__(self, flow: RegularizingFlow, state: FlowState) -> None:
         self.flow, self.state = flow, state
         self.normal = state.gradient / state.gradient_norm
+        self.regularizer_hessian = flow.regularizer_hessian(state.theta)
         size = max(float(torch.linalg.vector_norm(state.theta)), 1.0)
         self.difference = torch.finfo(state.theta.dtype).eps ** (4 / 9) * size
 
     def tangent(self, v: Tensor) -> Tensor:
         """Π v."""
-        return v - self.normal * torch.dot(self.normal, v)
+        return torch.sub(v, self.normal, alpha=float(torch.dot(self.normal, v)))
 
     def __call__(self, unit: Tensor) -> tuple[Tensor, Tensor]:
         """A and ∇²L times a unit tangent vector, both of shape (P,): one gradient."""
         state = self.state
         _, ahead = self.flow.problem.value_and_gradient(state.theta + self.difference * unit)
-        loss = (ahead - state.gradient) / self.difference
-        regularizer = self.flow.regularizer_hvp(state.theta, unit)
-        return self.tangent(regularizer + state.multiplier * loss), loss
+        loss = ahead.sub_(state.gradient).div_(self.difference)
+        regularizer = self.regularizer_hessian(unit)
+        return self.tangent(regularizer.add(loss, alpha=state.multiplier)), loss
 
 
 class KrylovSpace:
     """Orthonormal vectors V, their images AV, VᵀAV, and Vᵀ∇²L V.
 
-    Vectors are orthogonalised against all before them, twice: Lanczos' short recurrence loses
-    orthogonality once a Ritz value has converged, which the outliers of A do at once. A copy
-    shares what it has in common with the original.
+    Vectors are orthogonalised against all before them: Lanczos' short recurrence loses
+    orthogonality once a Ritz value has converged, which the outliers of A do at once. For large P
+    reading V is what that costs, so it is read as seldom as can be.
+
+    Attributes
+    ----------
+    matrix, loss_matrix : ndarray, shape (m, m)
+        VᵀAV and Vᵀ∇²L V.
     """
 
     def __init__(self, operator: TangentHessian) -> None:
         self.operator = operator
-        self.vectors: list[Tensor] = []
-        self.images: list[Tensor] = []
+        # Rows of one array, which grows by doubling: a product with all of V is then one call.
+        shape = (FIRST_ROWS, operator.state.theta.numel())
+        self._vectors = operator.state.theta.new_empty(shape)
+        self._images = torch.empty_like(self._vectors)
         self.matrix: Vector = np.zeros((0, 0))
         self.loss_matrix: Vector = np.zeros((0, 0))
 
-    def copy(self) -> KrylovSpace:
-        """Return a space that can grow without changing this one."""
-        other = KrylovSpace(self.operator)
-        other.vectors, other.images = list(self.vectors), list(self.images)
-        other.matrix, other.loss_matrix = self.matrix, self.loss_matrix
-        return other
-
     def __len__(self) -> int:
-        return len(self.vectors)
+        return len(self.matrix)
 
     def add(self, direction: Tensor) -> None:
         """Add a direction orthogonal to the space: one gradient."""
         vector = direction / torch.linalg.vector_norm(direction)
         image, loss_image = self.operator(vector)
-        self.vectors.append(vector)
-        self.images.append(image)
-        self.matrix = _bordered(self.matrix, self.coefficients(image))
-        self.loss_matrix = _bordered(self.loss_matrix, self.coefficients(loss_image))
+        n = len(self)
+        if n == len(self._vectors):
+            self._vectors = torch.cat([self._vectors, torch.empty_like(self._vectors)])
+            self._images = torch.cat([self._images, torch.empty_like(self._images)])
+        self._vectors[n], self._images[n] = vector, image
+        basis = self._vectors[: n + 1]
+        self.matrix = _bordered(self.matrix, _numpy(basis @ image))
+        self.loss_matrix = _bordered(self.loss_matrix, _numpy(basis @ loss_image))
+
+    def truncate(self, n: int) -> None:
+        """Go back to the first ``n`` vectors."""
+        self.matrix, self.loss_matrix = self.matrix[:n, :n], self.loss_matrix[:n, :n]
+
+    @property
+    def vectors(self) -> Tensor:
+        """V, the vectors as rows, shape (m, P)."""
+        return self._vectors[: len(self)]
+
+    @property
+    def images(self) -> Tensor:
+        """AV, the images as rows, shape (m, P)."""
+        return self._images[: len(self)]
 
     def coefficients(self, v: Tensor) -> Vector:
         """Vᵀ v."""
-        return np.array([float(torch.dot(u, v)) for u in self.vectors])
+        return _numpy(self.vectors @ v)
+
+    def following(self) -> Tensor:
+        """Part of the last image orthogonal to the space: the next Krylov vector, not yet unit."""
+        return self._orthogonal(self.images[-1], self.matrix[:, -1])
 
     def rest(self, v: Tensor) -> Tensor:
         """Part of a vector orthogonal to the space."""
-        for _ in range(2):
-            v = v - self.combine(self.coefficients(v))
-        return self.operator.tangent(v)
+        return self._orthogonal(v, self.coefficients(v))
+
+    def _orthogonal(self, v: Tensor, coefficients: Vector) -> Tensor:
+        rest = v - self.combine(coefficients)
+        # Once more where much has cancelled: what is left has its digits from rounding.
+        if torch.linalg.vector_norm(rest) < CANCELLED * torch.linalg.vector_norm(v):
+            rest = rest - self.combine(self.coefficients(rest))
+        return self.operator.tangent(rest)
 
     def combine(self, coefficients: Vector) -> Tensor:
         """V y."""
-        return _combine(self.vectors, coefficients)
+        return self._row(coefficients) @ self.vectors
 
     def image(self, coefficients: Vector) -> Tensor:
         """A V y."""
-        return _combine(self.images, coefficients)
+        return self._row(coefficients) @ self.images
+
+    def _row(self, coefficients: Vector) -> Tensor:
+        return torch.from_numpy(coefficients).to(self._vectors)
 
     def apply(self, function: Callable[[Vector], Vector], coefficients: Vector) -> Vector:
         """Compute f(VᵀAV) y, f taken of the eigenvalues."""
@@ -129,8 +163,5 @@ def _bordered(matrix: Vector, column: Vector) -> Vector:
     return grown
 
 
-def _combine(vectors: list[Tensor], coefficients: Vector) -> Tensor:
-    result = torch.zeros_like(vectors[0])
-    for vector, y in zip(vectors, coefficients, strict=True):
-        result.add_(vector, alpha=float(y))
-    return result
+def _numpy(v: Tensor) -> Vector:
+    return v.to("cpu", torch.float64).numpy()
