@@ -1,0 +1,156 @@
+"""The folder beside an archive in which a walk is streamed: whole files, and a lock.
+
+A part is a NumPy ``.npz``: arrays under names, each with a CRC-32, never a pickle. It gets its
+name once it is on the disk, so that a part that is there is complete.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geoflow.errors import ArchiveError
+
+UNFINISHED = ".tmp"
+LOCK = "lock"
+CHECKPOINT = "checkpoint.npz"
+
+
+def folder_beside(path: Path) -> Path:
+    """Return the folder in which the walk that will be ``path`` is streamed."""
+    return path.with_name(f".{path.name}.parts")
+
+
+def write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write a part; only :func:`sync` of its folder makes the name itself durable.
+
+    Raises
+    ------
+    OSError
+        The disk is full or fails; what had the name before is as it was.
+    """
+    temporary = path.with_name(path.name + UNFINISHED)
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sync(folder: Path) -> None:
+    """Make the names in a folder as durable as the files."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(path: Path, names: Iterable[str] | None = None) -> dict[str, NDArray[Any]]:
+    """Read a part, or some of its arrays; each is checked against its CRC-32.
+
+    Raises
+    ------
+    ArchiveError
+        It is missing or damaged.
+    """
+    with _open(path) as file:
+        return {name: file[name] for name in (file.files if names is None else names)}
+
+
+def names(path: Path) -> list[str]:
+    """Names of the arrays in a part.
+
+    Raises
+    ------
+    ArchiveError
+        It is missing or damaged.
+    """
+    with _open(path) as file:
+        return list(file.files)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            yield file
+    except FileNotFoundError:
+        raise ArchiveError(f"{path} is missing; run again") from None
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        raise ArchiveError(f"{path} is damaged ({error}); run again") from None
+
+
+class Lock:
+    """Only one process at a time writes to an archive; the lock ends with the process.
+
+    Raises
+    ------
+    ArchiveError
+        Another process has it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        while True:
+            folder.mkdir(exist_ok=True)
+            try:
+                self._file = open(folder / LOCK, "a+")  # noqa: SIM115 - held as long as the lock
+            except FileNotFoundError:
+                # Its holder has just finished, and taken the folder away.
+                continue
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._file.seek(0)
+                holder = self._file.read(40).strip()
+                self._file.close()
+                raise ArchiveError(
+                    f"{folder} is in use by process {holder or 'unknown'}; wait for it or end it"
+                ) from None
+            # Locked after its holder took the folder away, it would be nobody's lock.
+            try:
+                if os.path.samestat(os.fstat(self._file.fileno()), os.stat(folder / LOCK)):
+                    break
+            except FileNotFoundError:
+                pass
+            self._file.close()
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+    def release(self) -> None:
+        """Let others write."""
+        self._file.close()
+
+    def clear(self, keep: Iterable[str] = ()) -> None:
+        """Remove every file of the folder but those named, and the checkpoint first of all.
+
+        Without its checkpoint a folder is nothing to resume from, whatever is left in it.
+        """
+        kept = {LOCK, *keep}
+        if CHECKPOINT not in kept:
+            (self.folder / CHECKPOINT).unlink(missing_ok=True)
+            sync(self.folder)
+        for file in self.folder.iterdir():
+            if file.name not in kept:
+                file.unlink()
+
+    def remove(self) -> None:
+        """Remove the folder, and release."""
+        self.clear()
+        shutil.rmtree(self.folder)
+        self.release()
