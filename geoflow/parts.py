@@ -6,7 +6,6 @@ name once it is on the disk, so that a part that is there is complete.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import zipfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from geoflow.errors import ArchiveError
@@ -100,41 +100,33 @@ class Lock:
     Raises
     ------
     ArchiveError
-        Another process has it.
+        Another process has it, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._lock = FileLock(folder / LOCK)
         while True:
-            folder.mkdir(exist_ok=True)
             try:
-                self._file = open(folder / LOCK, "a+")  # noqa: SIM115 - held as long as the lock
+                folder.mkdir(exist_ok=True)
+                self._lock.acquire(blocking=False)
+                return
             except FileNotFoundError:
                 # Its holder has just finished, and taken the folder away.
-                continue
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._file.seek(0)
-                holder = self._file.read(40).strip()
-                self._file.close()
+                if not folder.parent.is_dir():
+                    raise ArchiveError(f"{folder.parent} does not exist") from None
+            except Timeout:
                 raise ArchiveError(
-                    f"{folder} is in use by process {holder or 'unknown'}; wait for it or end it"
+                    f"{folder} is in use by another process; wait for it to end, or end it"
                 ) from None
-            # Locked after its holder took the folder away, it would be nobody's lock.
-            try:
-                if os.path.samestat(os.fstat(self._file.fileno()), os.stat(folder / LOCK)):
-                    break
-            except FileNotFoundError:
-                pass
-            self._file.close()
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
+            except OSError as error:
+                raise ArchiveError(
+                    f"{folder} cannot be written ({error.strerror}); free space or choose another"
+                ) from None
 
     def release(self) -> None:
         """Let others write."""
-        self._file.close()
+        self._lock.release()
 
     def clear(self, keep: Iterable[str] = ()) -> None:
         """Remove every file of the folder but those named, and the checkpoint first of all.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import xarray as xr
 
-from geoflow import interrupts, schema, solvers, trajectory
+from geoflow import interrupts, solvers, trajectory
 from geoflow.checkpoint import Checkpoint
 from geoflow.errors import (
     ArchiveError,
@@ -32,6 +32,16 @@ from geoflow.solvers import Carry, Solver, Tolerance
 from geoflow.stopping import Goals, Stationary, Stop
 from geoflow.stream import Stream
 from geoflow.trajectory import Observable, Snapshot
+
+
+# What has been covered where a walk starts.
+START: Mapping[str, Any] = {
+    "time": 0.0,
+    "arc_length": 0.0,
+    "step_size": 0.0,
+    "error_estimate": math.nan,
+    "n_rejected": 0,
+}
 
 
 def walk(
@@ -195,7 +205,7 @@ class Walk:
         self.state: FlowState | None = None
         self.carry: Carry | None = None
         # The latest record, and the evaluations up to where the walk could go on from.
-        self.last = dict.fromkeys(schema.STEP_COORDINATES | schema.STEP_VARIABLES, 0)
+        self.last: Mapping[str, Any] = {}
         self.counts = dict.fromkeys(flow.problem.counts, 0)
         self.counts0 = flow.problem.counts
         self.clock0 = clock.perf_counter()
@@ -207,12 +217,12 @@ class Walk:
         self.carry, self.counts = checkpoint.carry, dict(checkpoint.counts)
         if checkpoint.n_steps:
             self.state = self.flow.evaluate(theta)
-            self.last = dict(self.recorder.records[-1])
+            self.last = self.recorder.records[-1]
             _check_same(self.state, self.last)
+            self.clock0 -= self.last["wall_time"]
         else:
             self.start = theta
         self.counts0 = {n: k - self.counts[n] for n, k in problem.counts.items()}
-        self.clock0 = clock.perf_counter() - self.last["wall_time"]
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -237,6 +247,11 @@ class Walk:
                     raise
                 end = "interrupted", "interrupted by the user"
             except EvaluationLimitError:
+                if self.state is None:
+                    raise InputError(
+                        f"max_evaluations={goals.max_evaluations} are spent before the level set "
+                        "is reached; allow more"
+                    ) from None
                 end = (
                     "max_evaluations",
                     f"the budget of {goals.max_evaluations} evaluations is spent",
@@ -255,7 +270,7 @@ class Walk:
         """Come to the level set and record the start, where that is still to be done."""
         if self.state is None:
             state, projection = self.flow.project(self.start)
-            self._accept(state, None, {"n_reprojection": projection.iterations})
+            self._accept(state, None, {**START, "n_reprojection": projection.iterations})
         if self.carry is None:
             carry = self.solver.init(self.flow, self._state(), self.tolerance)
             self.carry, self.counts = carry, self._counts()
@@ -278,13 +293,13 @@ class Walk:
         }
         self._accept(result.state, result.carry, progress)
 
-    def _accept(self, state: FlowState, carry: Carry | None, advance: Mapping[str, float]) -> None:
+    def _accept(self, state: FlowState, carry: Carry | None, advance: Mapping[str, Any]) -> None:
         """Record an accepted step, whole or not at all."""
         counts = self._counts()
         record = trajectory.step_record(
             self.flow,
             state,
-            **{**{name: self.last[name] for name in PROGRESS}, **advance},
+            **advance,
             counts=counts,
             wall_time=clock.perf_counter() - self.clock0,
         )
