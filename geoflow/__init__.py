@@ -13,10 +13,12 @@ from geoflow.errors import (
     DataError,
     GeoflowError,
     InputError,
+    StorageError,
 )
 from geoflow.flows import FlowState, RegularizingFlow
 from geoflow.level_set import LevelSet, Projection
 from geoflow.problem import Problem
+from geoflow.resume import resume
 from geoflow.stopping import Plateau, Stationary
 from geoflow.walk import walk
 
@@ -36,11 +38,13 @@ __all__ = [
     "Projection",
     "RegularizingFlow",
     "Stationary",
+    "StorageError",
     "__version__",
     "baselines",
     "experiments",
     "open_trajectory",
     "regularizers",
+    "resume",
     "save_trajectory",
     "solvers",
     "walk",

@@ -145,6 +145,8 @@ def open_trajectory(path: str | Path) -> xr.Dataset:
     """
     path = Path(path)
     if not path.is_file():
+        if parts.is_resumable(path):
+            raise ArchiveError(f"{path} is not finished; `geoflow resume {path}` goes on with it")
         raise ArchiveError(f"{path} is not a file; name a trajectory written by geoflow")
     ds = None
     try:

@@ -10,7 +10,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,11 @@ CHECKPOINT = "checkpoint.npz"
 def folder_beside(path: Path) -> Path:
     """Return the folder in which the walk that will be ``path`` is streamed."""
     return path.with_name(f".{path.name}.parts")
+
+
+def is_resumable(path: Path) -> bool:
+    """Whether an unfinished walk is streamed beside this file."""
+    return (folder_beside(path) / CHECKPOINT).exists()
 
 
 def write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -143,6 +148,8 @@ class Lock:
 
     def remove(self) -> None:
         """Remove the folder, and release."""
-        self.clear()
-        shutil.rmtree(self.folder)
+        # What may be left without a checkpoint disturbs nobody.
+        with suppress(OSError):
+            self.clear()
+            shutil.rmtree(self.folder)
         self.release()

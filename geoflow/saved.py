@@ -43,17 +43,12 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
         See :func:`geoflow.archive.check_target`; or an unfinished walk is streamed there.
     """
     path = archive.check_target(path, overwrite=overwrite)
-    if is_streamed(path) and not overwrite:
+    if parts.is_resumable(path) and not overwrite:
         raise InputError(
             f"{path}: an unfinished walk is streamed beside it; `geoflow resume {path}` goes on "
             "with it, --force starts anew"
         )
     return path
-
-
-def is_streamed(path: Path) -> bool:
-    """Whether an unfinished walk can be resumed beside this file."""
-    return (parts.folder_beside(path) / parts.CHECKPOINT).exists()
 
 
 def saved(path: Path) -> Saved:
@@ -64,7 +59,7 @@ def saved(path: Path) -> Saved:
     ArchiveError
         There is neither, or it is damaged.
     """
-    if is_streamed(path):
+    if parts.is_resumable(path):
         arrays = parts.read(parts.folder_beside(path) / parts.CHECKPOINT)
         try:
             state = json.loads(arrays["state"].tobytes())

@@ -16,7 +16,8 @@ from __future__ import annotations
 import bisect
 import json
 import time as clock
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ import xarray as xr
 from dask.delayed import delayed
 from numpy.typing import NDArray
 
-from geoflow import archive, parts
-from geoflow.checkpoint import Arrays, Checkpoint
-from geoflow.errors import ArchiveError
+from geoflow import archive, interrupts, parts
+from geoflow.checkpoint import Checkpoint
+from geoflow.errors import ArchiveError, StorageError
 from geoflow.problem import Problem
-from geoflow.saved import check_target, is_streamed, saved
+from geoflow.saved import check_target, saved
 from geoflow.snapshots import SnapshotRule
 from geoflow.trajectory import Snapshot, StepRecords, assemble
 
@@ -58,6 +59,13 @@ class Stream:
         Flow time over which records are kept in memory.
     interval : float
         Seconds between checkpoints.
+
+    Attributes
+    ----------
+    records : StepRecords
+        The latest records, as far back as a stopping criterion looks.
+    n_steps : int
+        Records so far.
     """
 
     def __init__(
@@ -82,6 +90,7 @@ class Stream:
         self.pending: dict[int, NDArray[Any]] = {}
         self.where: dict[int, Path] = {}
         self.saved_at = clock.monotonic()
+        self.unpacked = False
 
     @classmethod
     def create(
@@ -106,10 +115,11 @@ class Stream:
         lock = parts.Lock(parts.folder_beside(path))
         try:
             check_target(path, overwrite=overwrite)
-            lock.clear()
             stream = cls(path, problem, header, lock, look_back, interval)
-            nothing = dict.fromkeys(problem.counts, 0)
-            stream.save(Checkpoint(0, problem.theta0, None, nothing))
+            with _writing(path):
+                lock.clear()
+                nothing = dict.fromkeys(problem.counts, 0)
+                stream._write(Checkpoint(0, problem.theta0, None, nothing))
         except BaseException:
             lock.release()
             raise
@@ -136,10 +146,11 @@ class Stream:
         lock = parts.Lock(parts.folder_beside(path))
         try:
             stream = cls(path, problem, header, lock, look_back, interval)
-            if not is_streamed(path):
-                stream._unpack()
-            checkpoint = saved(path).checkpoint
-            stream._restore(checkpoint, rule)
+            with _writing(path):
+                if not parts.is_resumable(path):
+                    stream._unpack()
+                checkpoint = saved(path).checkpoint
+                stream._restore(checkpoint, rule)
         except BaseException:
             lock.release()
             raise
@@ -183,31 +194,41 @@ class Stream:
 
         Raises
         ------
-        ArchiveError
+        StorageError
             The disk does not take it; what was saved before still holds.
         """
         try:
-            self._save_snapshots()
-            if self.n_steps > self.n_saved:
-                number = (self.n_steps - 1) // STEPS_PER_PART
-                n = self.n_steps - number * STEPS_PER_PART
-                parts.write(self._steps(number), self.records.arrays(len(self.records) - n))
-            parts.sync(self.folder)
-            parts.write(self.folder / parts.CHECKPOINT, self._pack(checkpoint))
-            parts.sync(self.folder)
+            self._write(checkpoint)
         except OSError as error:
             raise self._failure(error) from error
-        self._remove_dropped()
         self.n_saved = self.n_steps
         self._forget()
         self.saved_at = clock.monotonic()
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        self._save_snapshots()
+        if self.n_steps > self.n_saved:
+            number = (self.n_steps - 1) // STEPS_PER_PART
+            n = self.n_steps - number * STEPS_PER_PART
+            parts.write(self._steps(number), self.records.arrays(len(self.records) - n))
+        parts.sync(self.folder)
+        self._write_checkpoint(checkpoint)
+        self._remove_dropped()
+
+    def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
+        arrays, state = checkpoint.pack()
+        tensors = [[t.name, list(t.shape)] for t in self.problem.tensors]
+        text = json.dumps({**state, "attributes": self.header, "tensors": tensors})
+        arrays["state"] = np.frombuffer(text.encode(), np.uint8)
+        parts.write(self.folder / parts.CHECKPOINT, arrays)
+        parts.sync(self.folder)
 
     def finish(self, checkpoint: Checkpoint, end: Mapping[str, str]) -> xr.Dataset:
         """Turn the parts into the archive, remove them, and open the archive lazily.
 
         Raises
         ------
-        ArchiveError
+        StorageError
             The disk does not take it; the parts stay, and the walk can be resumed.
         """
         self.save(checkpoint)
@@ -216,15 +237,17 @@ class Stream:
             archive.write(self._dataset(end), self.path, temporary, checkpoint)
         except ArchiveError as error:
             raise self._failure(error) from error
-        self.lock.remove()
+        with interrupts.put_off():
+            self.lock.remove()
         return archive.open_trajectory(self.path)
 
-    def discard(self) -> None:
-        """Remove what was streamed."""
-        self.lock.remove()
+    def give_up(self) -> None:
+        """Remove the parts where they hold nothing but what the archive does."""
+        if self.unpacked:
+            self.lock.remove()
 
-    def _failure(self, error: Exception) -> ArchiveError:
-        return ArchiveError(
+    def _failure(self, error: Exception) -> StorageError:
+        return StorageError(
             f"{error}; the walk is kept up to its last checkpoint: free space, then "
             f"`geoflow resume {self.path}`"
         )
@@ -250,12 +273,6 @@ class Stream:
     def _steps(self, number: int) -> Path:
         return self.folder / f"steps-{number:06d}.npz"
 
-    def _pack(self, checkpoint: Checkpoint) -> Arrays:
-        arrays, state = checkpoint.pack()
-        tensors = [[t.name, list(t.shape)] for t in self.problem.tensors]
-        text = json.dumps({**state, "attributes": self.header, "tensors": tensors})
-        return {**arrays, "state": np.frombuffer(text.encode(), np.uint8)}
-
     def _forget(self) -> None:
         """Drop from memory the records that neither the next part nor a stop needs."""
         times = self.records.columns["time"]
@@ -280,9 +297,8 @@ class Stream:
                 rows = {name: ds[name][start:end].values for name in self.records.columns}
                 parts.write(self._steps(number), rows)
         parts.sync(self.folder)
-        checkpoint = archive.read_checkpoint(self.path)
-        parts.write(self.folder / parts.CHECKPOINT, self._pack(checkpoint))
-        parts.sync(self.folder)
+        self._write_checkpoint(archive.read_checkpoint(self.path))
+        self.unpacked = True
 
     def _restore(self, checkpoint: Checkpoint, rule: SnapshotRule) -> None:
         """Read the records and find the snapshots again, by offering every step to the rule."""
@@ -338,6 +354,15 @@ class Stream:
         ]
         arrays["theta"] = da.concatenate(blocks) if blocks else np.empty((0, shape[1]), dtype)
         return assemble(self.problem, arrays, self.observables, {**self.header, **end})
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Where nothing of a walk is there to be lost, a failing disk is an error like any other."""
+    try:
+        yield
+    except OSError as error:
+        raise ArchiveError(f"writing beside {path} failed ({error}); free space first") from error
 
 
 def _spans(n_steps: int) -> list[tuple[int, int]]:

@@ -26,6 +26,8 @@ Observable = Callable[[Tensor], float]
 # What a walk's provenance says of itself in the attributes.
 NAMED = ("title", "experiment", "seed")
 
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
 
 class StepRecords(Sequence[Mapping[str, float]]):
     """The scalars of every accepted step, by column: a few hundred bytes a step."""

@@ -342,7 +342,7 @@ def _solver(solver: str | Solver, reproject_every: float | None) -> Solver:
 
 
 def _theta_dtype(name: str | None, dtype: torch.dtype) -> torch.dtype:
-    kept = {None: dtype, "float64": torch.float64, "float32": torch.float32}.get(name)
+    kept = dtype if name is None else trajectory.DTYPES.get(name)
     if kept is None or kept.itemsize > dtype.itemsize:
         raise InputError(
             f"theta_dtype={name!r}; use 'float32', or None for that of the walk ({dtype})"
