@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from geoflow import baselines, experiments, regularizers, solvers
 from geoflow.archive import open_trajectory, save_trajectory
+from geoflow.diff import diff
 from geoflow.errors import (
     ArchiveError,
     ConvergenceError,
@@ -20,6 +21,7 @@ from geoflow.level_set import LevelSet, Projection
 from geoflow.problem import Problem
 from geoflow.resume import resume
 from geoflow.stopping import Plateau, Stationary
+from geoflow.validation import validate
 from geoflow.walk import walk
 
 __version__ = version("geoflow")
@@ -41,11 +43,13 @@ __all__ = [
     "StorageError",
     "__version__",
     "baselines",
+    "diff",
     "experiments",
     "open_trajectory",
     "regularizers",
     "resume",
     "save_trajectory",
     "solvers",
+    "validate",
     "walk",
 ]

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import netCDF4
 import numpy as np
 import xarray as xr
 
-from geoflow import parts, schema, seal
+from geoflow import migrations, parts, schema, seal
 from geoflow.checkpoint import CARRIED, Checkpoint
 from geoflow.errors import ArchiveError, InputError
 
@@ -127,7 +128,8 @@ def write(
             error
         )
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def open_trajectory(path: str | Path) -> xr.Dataset:
@@ -150,16 +152,15 @@ def open_trajectory(path: str | Path) -> xr.Dataset:
         raise ArchiveError(f"{path} is not a file; name a trajectory written by geoflow")
     ds = None
     try:
-        found = _lies(path)
+        found = lies(path)
         if not found:
             # Nothing is a date here, and a file may say of anything that it is one.
-            ds = xr.open_dataset(path, engine="netcdf4", decode_times=False)
+            ds = migrations.upgrade(xr.open_dataset(path, engine="netcdf4", decode_times=False))
             found = schema.defects(ds)
     except UNREADABLE as error:
         if ds is not None:
             ds.close()
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ArchiveError(f"{path} is not a readable netCDF-4 file ({reason})") from None
+        raise ArchiveError(f"{path} is not a readable netCDF-4 file ({reason(error)})") from None
     if ds is None or found:
         if ds is not None:
             ds.close()
@@ -201,17 +202,28 @@ def _checkpoint_dataset(checkpoint: Checkpoint) -> xr.Dataset:
     return xr.Dataset(variables, attrs={"title": "What the walk needs to go on", "state": text})
 
 
-def _lies(path: Path) -> list[str]:
-    """Find what a file declares and cannot hold, before anything is read from it."""
+def reason(error: BaseException) -> str:
+    """Return what a library says of what it could not read, as one short line."""
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+def lies(path: Path) -> list[str]:
+    """Find what a file declares and cannot hold, before anything is read from it.
+
+    Raises
+    ------
+    OSError
+        It is no netCDF-4 file.
+    """
     with netCDF4.Dataset(path) as file:
         file.set_auto_maskandscale(False)
-        owners: list[Any] = [file, *file.variables.values()]
+        groups = [file, *file.groups.values()]
+        variables = [variable for group in groups for variable in group.variables.values()]
+        owners: list[Any] = [*groups, *variables]
         for name, value in ((n, o.getncattr(n)) for o in owners for n in o.ncattrs()):
             if (len(value) if isinstance(value, str) else np.size(value)) > LONGEST_TEXT:
                 return [f"attribute {name[:40]!r} is too long"]
-        declared = sum(
-            math.prod(v.shape) * getattr(v.dtype, "itemsize", 1) for v in file.variables.values()
-        )
+        declared = sum(math.prod(v.shape) * getattr(v.dtype, "itemsize", 1) for v in variables)
     if declared > LARGEST_RATIO * path.stat().st_size:
         return [f"its variables declare {declared:.3g} bytes, more than the file can hold"]
     return []

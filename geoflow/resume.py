@@ -195,9 +195,7 @@ def _solver(config: Mapping[str, Any], given: Solver | None) -> Solver:
     return given
 
 
-def _of_experiment(
-    path: Path, kept: Saved
-) -> tuple[RegularizingFlow, Mapping[str, Observable]]:
+def _of_experiment(path: Path, kept: Saved) -> tuple[RegularizingFlow, Mapping[str, Observable]]:
     """Make the flow of an experiment anew, at the level of the walk."""
     provenance, attributes = kept.config["provenance"], kept.attributes
     if provenance.get("experiment") not in experiments.names():

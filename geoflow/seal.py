@@ -23,16 +23,20 @@ def append(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+MISSING = "its seal is missing: it was cut, or written anew by another program"
+BROKEN = "its bytes are not those that were written: the SHA-256 in its seal differs"
+
+
 def defect(path: Path) -> str | None:
-    """Say what is wrong with the seal of a file; None where nothing is."""
+    """Return ``MISSING``, ``BROKEN``, or None where nothing is wrong."""
     size = path.stat().st_size - LENGTH
     with open(path, "rb") as file:
         file.seek(max(size, 0))
         line = file.read()
     if not (size > 0 and line.startswith(PREFIX) and line.endswith(b"\n")):
-        return "its seal is missing: it was cut, or written anew by another program"
+        return MISSING
     if line[len(PREFIX) : -1] != _digest(path, size):
-        return "its bytes are not those that were written: the SHA-256 in its seal differs"
+        return BROKEN
     return None
 
 

@@ -34,7 +34,7 @@ class StepRecords(Sequence[Mapping[str, float]]):
 
     def __init__(self) -> None:
         specs = schema.STEP_COORDINATES | schema.STEP_VARIABLES
-        self.columns = {n: array("q" if s.kind == "i" else "d") for n, s in specs.items()}
+        self.columns = {n: array("q" if s.dtype == "i8" else "d") for n, s in specs.items()}
 
     @classmethod
     def of(cls, columns: Mapping[str, NDArray[Any]]) -> StepRecords:
@@ -244,6 +244,7 @@ def attributes(
         "geoflow_version": version("geoflow"),
         "Conventions": schema.CONVENTIONS,
         "title": "Walk along a training-loss level set",
+        "history": f"walked by geoflow {version('geoflow')}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "experiment": "",
         "seed": -1,

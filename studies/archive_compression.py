@@ -38,7 +38,9 @@ def main() -> None:
     theta = ds["theta"].values
     n, p = theta.shape
     print(f"theta {n} x {p}, {theta.nbytes / 1e6:.0f} MB raw; times in ms, best of {REPEATS}\n")
-    print("| dtype | filter | chunk | size, % | write a snapshot | read a snapshot | read a series |")
+    print(
+        "| dtype | filter | chunk | size, % | write a snapshot | read a snapshot | read a series |"
+    )
     print("|---|---|---|---|---|---|---|")
     chunks = [(1, p), (1, 16384), (16, 16384), (n, 4096), (n, 1024)]
     for dtype in (np.float64, np.float32):
