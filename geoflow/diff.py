@@ -46,8 +46,8 @@ def diff(a: xr.Dataset, b: xr.Dataset, *, rtol: float = 0.0, atol: float = 0.0) 
     a, b : xarray.Dataset
         In schema 1.0. θ is read one snapshot at a time.
     rtol, atol : float
-        Values x and y agree where \\|x − y\\| ≤ ``atol`` + ``rtol``·max(\\|x\\|, \\|y\\|), NaN with NaN. For
-        θ the norm of the difference of two snapshots is held against ``atol`` + ``rtol``·‖θ‖.
+        Values x and y agree where their distance is at most ``atol`` + ``rtol``·max(‖x‖, ‖y‖):
+        two numbers, or θ as a whole at one snapshot. NaN agrees with NaN.
 
     Returns
     -------

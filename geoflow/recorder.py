@@ -21,13 +21,14 @@ class Recorder(Protocol):
         The latest records, at least those a stopping criterion looks at.
     n_steps : int
         Records so far.
-    last_kept : int
-        The step whose θ was kept last; −1 for none.
     """
 
     records: StepRecords
     n_steps: int
-    last_kept: int
+
+    @property
+    def last_kept(self) -> int:
+        """The step whose θ was kept last; −1 for none."""
 
     def record(self, record: Mapping[str, float], dropped: Sequence[int]) -> None:
         """Add an accepted step; the θ of the ``dropped`` ones is no longer wanted."""
@@ -51,7 +52,12 @@ class Memory:
         self.problem, self.observables, self.header = problem, observables, header
         self.records = StepRecords()
         self.snapshots: list[Snapshot] = []
-        self.n_steps, self.last_kept = 0, -1
+        self.n_steps = 0
+
+    @property
+    def last_kept(self) -> int:
+        """The step whose θ was kept last; −1 for none."""
+        return self.snapshots[-1].step if self.snapshots else -1
 
     def record(self, record: Mapping[str, float], dropped: Sequence[int]) -> None:
         """Add an accepted step."""
@@ -64,7 +70,6 @@ class Memory:
     def keep(self, snapshot: Snapshot) -> None:
         """Keep θ at the step recorded last."""
         self.snapshots.append(snapshot)
-        self.last_kept = snapshot.step
 
     def accepted(self, checkpoint: Checkpoint) -> None:
         """Do nothing: memory does not outlive the process."""

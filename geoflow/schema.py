@@ -28,9 +28,7 @@ STEP_COORDINATES = {
     "arc_length": VariableSpec("f8", ("step",), "1", "arc length of the walk in parameter space"),
 }
 
-STEP_OBSERVABLE = VariableSpec("f8", ("snapshot",), "1", "")
-
-VARIABLES = {
+STEP_VARIABLES = {
     "train_loss": VariableSpec("f8", ("step",), "1", "training loss L"),
     "level_residual": VariableSpec("f8", ("step",), "1", "training loss less the level, L - c"),
     "level_distance": VariableSpec(
@@ -62,6 +60,8 @@ TENSOR_COORDINATES = {
 }
 
 THETA = VariableSpec("f", ("snapshot", "parameter"), "1", "parameters, flat")
+
+OBSERVABLE = VariableSpec("f8", ("snapshot",), "1", "")
 
 VARIABLES = {
     **STEP_COORDINATES,

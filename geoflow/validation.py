@@ -1,4 +1,4 @@
-"""What is wrong with a trajectory file: its bytes, what it holds, and whether that fits together."""
+"""What is wrong with a trajectory file: its bytes, what it holds, whether that fits together."""
 
 from __future__ import annotations
 
@@ -163,15 +163,16 @@ def _layout_inconsistencies(ds: xr.Dataset) -> list[str]:
 
 def _attribute_inconsistencies(ds: xr.Dataset) -> list[str]:
     found = []
-    for name in ("config", "created"):
-        try:
-            parsed = (json.loads if name == "config" else datetime.fromisoformat)(ds.attrs[name])
-        except (ValueError, RecursionError):
-            parsed = None
-        if parsed is None or (name == "config" and not isinstance(parsed, dict)):
-            found.append(
-                f"attribute {name} is not {'a JSON object' if name == 'config' else 'ISO 8601'}"
-            )
+    try:
+        config = json.loads(ds.attrs["config"])
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        found.append("attribute config is not a JSON object")
+    try:
+        datetime.fromisoformat(ds.attrs["created"])
+    except ValueError:
+        found.append("attribute created is not a time in ISO 8601")
     if ds.attrs["dtype"] not in ("float32", "float64"):
         found.append("attribute dtype is neither float32 nor float64")
     elif ds["theta"].dtype.itemsize > np.dtype(ds.attrs["dtype"]).itemsize:

@@ -33,7 +33,6 @@ from geoflow.stopping import Goals, Stationary, Stop
 from geoflow.stream import Stream
 from geoflow.trajectory import Observable, Snapshot
 
-
 # What has been covered where a walk starts.
 START: Mapping[str, Any] = {
     "time": 0.0,

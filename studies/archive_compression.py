@@ -30,6 +30,7 @@ FILTERS: dict[str, dict[str, object]] = {
 
 
 def main() -> None:
+    """Print the table."""
     torch.set_num_threads(1)
     evaluations = int(sys.argv[1]) if len(sys.argv) > 1 else 2_000
     prepared = gf.experiments.get("mnist_ff").prepare(seed=0)
