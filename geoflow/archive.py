@@ -56,13 +56,13 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
     """
     path = Path(path)
     folder = path.parent
-    if not folder.is_dir():
-        raise InputError(f"{path}: the folder {folder} does not exist; create it first")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; name a file")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} exists; choose another name, or --force to replace it")
     try:
+        if not folder.is_dir():
+            raise InputError(f"{path}: the folder {folder} does not exist; create it first")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; name a file")
+        if path.exists() and not overwrite:
+            raise InputError(f"{path} exists; choose another name, or --force to replace it")
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,27 +72,9 @@ def read(path: Path, names: Iterable[str] | None = None) -> dict[str, NDArray[An
     ArchiveError
         It is missing or damaged.
     """
-    with _open(path) as file:
-        return {name: file[name] for name in (file.files if names is None else names)}
-
-
-def names(path: Path) -> list[str]:
-    """Names of the arrays in a part.
-
-    Raises
-    ------
-    ArchiveError
-        It is missing or damaged.
-    """
-    with _open(path) as file:
-        return list(file.files)
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[Any]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            yield file
+            return {name: file[name] for name in (file.files if names is None else names)}
     except FileNotFoundError:
         raise ArchiveError(f"{path} is missing; run again") from None
     except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:

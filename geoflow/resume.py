@@ -151,9 +151,9 @@ def check_flow(flow: RegularizingFlow, kept: Saved) -> None:
     problem, attributes = flow.problem, kept.attributes
     tensors = [[t.name, list(t.shape)] for t in problem.tensors]
     pairs = {
+        "dtype": (trajectory.dtype_name(problem.dtype), attributes["dtype"]),
         "data (SHA-256)": (problem.data_sha256, attributes["data_sha256"]),
         "network's tensors": (tensors, kept.tensors),
-        "dtype": (trajectory.dtype_name(problem.dtype), attributes["dtype"]),
         "level": (flow.level_set.level, attributes["level"]),
         "level_rtol": (flow.level_set.level_rtol, attributes["level_rtol"]),
         "regularizer": (flow.regularizer_name, attributes["regularizer_name"]),

@@ -324,9 +324,10 @@ class Stream:
     def _find_snapshots(self, kept: Mapping[int, None]) -> None:
         self.kept, self.where = {}, {}
         for part in sorted(self.folder.glob("theta-*.npz")):
-            names = parts.names(part)
-            scalars = parts.read(part, ["scalars"])["scalars"]
-            for name, row in zip((n for n in names if n != "scalars"), scalars, strict=True):
+            # All of it, to find damage now and not when the walk has come to its end.
+            thetas = parts.read(part)
+            scalars = thetas.pop("scalars")
+            for name, row in zip(thetas, scalars, strict=True):
                 if int(name) in kept:
                     self.kept[int(name)], self.where[int(name)] = row, part
         if list(self.kept) != list(kept):

@@ -34,6 +34,16 @@ def context() -> Any:
     return context
 
 
+def start(target: Callable[..., None], *args: Any) -> tuple[Any, Connection]:
+    """Run a function in a process of its own; what it sends is received here."""
+    receive, send = context().Pipe(duplex=False)
+    process = context().Process(target=target, args=(send, *args), daemon=True)
+    process.start()
+    # So that a process that ends without a word is the end of it here too.
+    send.close()
+    return process, receive
+
+
 def walk(solver: str, path: Path, **kwargs: Any) -> Any:
     """A walk of some dozens of steps that takes about a second."""
     torch.set_num_threads(1)
@@ -78,13 +88,13 @@ def fail_at(
     return lambda: count
 
 
-def die_at(k: int, solver: str, path: Path, t_end: float) -> None:
+def die_at(connection: Connection, k: int, solver: str, path: Path, t_end: float) -> None:
     """Walk, and be killed before the k-th operation that changes the disk."""
     fail_at(k, lambda: os.kill(os.getpid(), signal.SIGKILL))
     walk(solver, path, checkpoint_seconds=0, t_end=t_end)
 
 
-def walk_on_a_small_disk(limit: int, path: Path, connection: Connection) -> None:
+def walk_on_a_small_disk(connection: Connection, limit: int, path: Path) -> None:
     """Walk where no file may grow past a limit, and tell of the error."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -95,12 +105,13 @@ def walk_on_a_small_disk(limit: int, path: Path, connection: Connection) -> None
         connection.send(repr(error))
 
 
-def try_read_only(path: Path, connection: Connection) -> None:
+def try_read_only(connection: Connection, path: Path) -> None:
     """Write into a folder that nobody may write to, and tell of the errors."""
     path.parent.chmod(0o555)
     if os.getuid() == 0:
-        for folder in path.parents:
-            folder.stat().st_mode & 0o001 or folder.chmod(folder.stat().st_mode | 0o005)
+        # For root no folder is read-only.
+        os.setgroups([])
+        os.setgid(65534)
         os.setuid(65534)
     errors = []
     for attempt in (lambda: walk("rk4", path.with_name("new.nc")), lambda: resume(path, t_end=9.0)):
