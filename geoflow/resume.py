@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import xarray as xr
 
-from geoflow import experiments, regularizers, schema, solvers, stopping, trajectory
+from geoflow import experiments, rerun, schema, solvers, stopping, trajectory
 from geoflow.errors import ArchiveError, GeoflowError, InputError
 from geoflow.flows import RegularizingFlow
 from geoflow.level_set import LevelSet
@@ -197,27 +196,19 @@ def _solver(config: Mapping[str, Any], given: Solver | None) -> Solver:
 
 def _of_experiment(path: Path, kept: Saved) -> tuple[RegularizingFlow, Mapping[str, Observable]]:
     """Make the flow of an experiment anew, at the level of the walk."""
-    provenance, attributes = kept.config["provenance"], kept.attributes
-    if provenance.get("experiment") not in experiments.names():
-        raise InputError(
-            f"flow: {path} is not of one of geoflow's experiments; "
-            "use geoflow.resume from Python and give the flow"
+    attributes = kept.attributes
+    try:
+        provenance = kept.config["provenance"]
+        name, regularizer = rerun.known_experiment(provenance), rerun.known_regularizer(attributes)
+        # Data and network do not depend on the training, and the weights are in the checkpoint.
+        prepared = experiments.get(name).prepare(
+            provenance["seed"],
+            data=provenance["data"],
+            epochs=1,
+            dtype=trajectory.DTYPES[attributes["dtype"]],
+            device=attributes["device"],
         )
-    # Functions of that module only: a file decides what is read, never what is run.
-    own = dict(inspect.getmembers(regularizers, inspect.isfunction))
-    regularizer = own.get(attributes["regularizer_name"])
-    if regularizer is None:
-        raise InputError(
-            f"flow: the regularisation function {attributes['regularizer_name']!r} is not one of "
-            "geoflow's own; use geoflow.resume from Python and give the flow"
-        )
-    # Data and network do not depend on the training, and the weights are in the checkpoint.
-    prepared = experiments.get(provenance["experiment"]).prepare(
-        provenance["seed"],
-        data=provenance["data"],
-        epochs=1,
-        dtype=trajectory.DTYPES[attributes["dtype"]],
-        device=attributes["device"],
-    )
+    except (KeyError, TypeError) as error:
+        raise ArchiveError(f"{path}: its config cannot be used ({error!r}); run again") from None
     level_set = LevelSet(prepared.problem, attributes["level"], attributes["level_rtol"])
     return RegularizingFlow(level_set, regularizer), prepared.observables

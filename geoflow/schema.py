@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import NamedTuple
 
 import numpy as np
@@ -139,6 +140,12 @@ def _attribute_defects(ds: xr.Dataset) -> list[str]:
             found.append(f"attribute {name} is missing")
         elif not isinstance(ds.attrs[name], kinds[kind]):
             found.append(f"attribute {name} is not of type {kind.__name__}")
+    try:
+        config = json.loads(ds.attrs.get("config", "{}"))
+    except (ValueError, TypeError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        found.append("attribute config is not a JSON object")
     status = ds.attrs.get("status", STATUSES[0])
     if status not in STATUSES:
         found.append(f"attribute status is {str(status)[:40]!r}, not one of {', '.join(STATUSES)}")

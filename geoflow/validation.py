@@ -164,12 +164,6 @@ def _layout_inconsistencies(ds: xr.Dataset) -> list[str]:
 def _attribute_inconsistencies(ds: xr.Dataset) -> list[str]:
     found = []
     try:
-        config = json.loads(ds.attrs["config"])
-    except (ValueError, RecursionError):
-        config = None
-    if not isinstance(config, dict):
-        found.append("attribute config is not a JSON object")
-    try:
         datetime.fromisoformat(ds.attrs["created"])
     except ValueError:
         found.append("attribute created is not a time in ISO 8601")
