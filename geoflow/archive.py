@@ -230,20 +230,22 @@ def lies(path: Path) -> list[str]:
 
 
 def _encoding(ds: xr.Dataset) -> dict[str, dict[str, Any]]:
-    encoding: dict[str, dict[str, Any]] = {}
-    for name, variable in ds.variables.items():
-        if variable.dtype.kind not in "fiu":
-            continue
-        options: dict[str, Any] = {"_FillValue": None}
-        if variable.size and variable.ndim:
-            n = variable.shape[-1]
-            if variable.dims[-1] in SCALAR_DIMENSIONS:
-                options |= COMPRESSED
-                length = min(n, STEP_CHUNK)
-            else:
-                # Pieces of one length, so that none is padded.
-                length = math.ceil(n / math.ceil(n / THETA_CHUNK))
-            chunk = (*(1,) * (variable.ndim - 1), length)
-            options |= {"fletcher32": True, "chunksizes": chunk}
-        encoding[str(name)] = options
-    return encoding
+    return {str(name): _storage(variable) for name, variable in ds.variables.items()}
+
+
+def _storage(variable: xr.Variable) -> dict[str, Any]:
+    """How one variable is stored; each with a Fletcher checksum that every reader verifies."""
+    if variable.dtype.kind not in "fiu":
+        # As characters: a string variable can carry no checksum, and the netCDF library crashes
+        # where such a one is read from a file that is open twice in one process.
+        return {"dtype": "S1", "fletcher32": True, **COMPRESSED}
+    if not (variable.size and variable.ndim):
+        return {"_FillValue": None}
+    n = variable.shape[-1]
+    if variable.dims[-1] in SCALAR_DIMENSIONS:
+        filters, length = COMPRESSED, min(n, STEP_CHUNK)
+    else:
+        # Pieces of one length, so that none is padded.
+        filters, length = {}, math.ceil(n / math.ceil(n / THETA_CHUNK))
+    chunks = (*(1,) * (variable.ndim - 1), length)
+    return {"_FillValue": None, "fletcher32": True, "chunksizes": chunks, **filters}

@@ -22,5 +22,8 @@ def upgrade(ds: xr.Dataset) -> xr.Dataset:
     while (version := ds.attrs.get("geoflow_schema")) != schema.SCHEMA_VERSION:
         if version not in MIGRATIONS:
             return ds
-        ds = MIGRATIONS[version](ds)
+        before = ds
+        ds = MIGRATIONS[version](before)
+        # The file stays open until the new dataset is closed.
+        ds.set_close(before.close)
     return ds

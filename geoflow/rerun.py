@@ -132,7 +132,7 @@ def known_experiment(provenance: Mapping[str, Any]) -> str:
     InputError
         It is not one of geoflow's.
     """
-    name = provenance.get("experiment")
+    name = provenance["experiment"]
     if name not in experiments.names():
         raise InputError(
             f"flow: the walk is of {name!r}, none of geoflow's experiments; use geoflow.resume or "

@@ -57,8 +57,8 @@ def validate(path: str | Path) -> list[str]:
             unreadable = _unreadable(ds)
             found += unreadable
             if not unreadable:
-                ds = migrations.upgrade(ds)
-                found += schema.defects(ds) or _inconsistencies(ds)
+                current = migrations.upgrade(ds)
+                found += schema.defects(current) or _inconsistencies(current)
         found += _checkpoint_defects(path)
     except archive.UNREADABLE as error:
         found.append(f"it cannot be read as netCDF-4 ({archive.reason(error)})")
@@ -71,7 +71,7 @@ def _unguarded(path: Path) -> list[str]:
         return [
             f"variable {name} carries no checksum: damage to it would not be seen"
             for name, variable in file.variables.items()
-            if variable.ndim and np.dtype(variable.dtype).kind in "fiu"
+            if variable.ndim and np.dtype(variable.dtype).kind in "fiuS"
             if not (variable.filters() or {}).get("fletcher32")
         ]
 
@@ -127,7 +127,7 @@ def _step_inconsistencies(ds: xr.Dataset) -> list[str]:
     if (values["step_size"][1:] <= 0).any():
         found.append("step_size is not positive after the start")
     level, loss, residual = ds.attrs["level"], values["train_loss"], values["level_residual"]
-    if not np.allclose(loss - level, residual, rtol=0, atol=1e-12 * abs(level)):
+    if not np.allclose(loss - level, residual, rtol=0, atol=1e-12 * min(abs(level), 1e300)):
         found.append("level_residual is not train_loss less the level")
     with np.errstate(all="ignore"):
         distance = np.abs(residual) / values["gradient_norm"]
