@@ -21,8 +21,8 @@ from geoflow.errors import ArchiveError, InputError
 
 CHECKPOINT_GROUP = "checkpoint"
 
-# Chosen by studies/archive_compression.py: θ compresses by a tenth, for fifteen times the time of
-# writing it, and pieces of this many values can be read along both axes.
+# Chosen by studies/archive_compression.py: θ compresses by a tenth, for some twenty times the time
+# of writing it, and pieces of this many values can be read along both axes.
 THETA_CHUNK = 16_384
 STEP_CHUNK = 65_536
 SCALAR_DIMENSIONS = ("step", "snapshot", "tensor")

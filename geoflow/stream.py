@@ -37,7 +37,7 @@ from geoflow.trajectory import Snapshot, StepRecords, assemble
 
 STEPS_PER_PART = 65_536
 SNAPSHOTS_PER_PART = 64
-PENDING_BYTES = 64 * 2**20
+PENDING_BYTES = 32 * 2**20
 
 
 class Stream:
