@@ -18,6 +18,7 @@ import json
 import time as clock
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from geoflow.trajectory import Snapshot, StepRecords, assemble
 
 STEPS_PER_PART = 65_536
 SNAPSHOTS_PER_PART = 64
-PENDING_BYTES = 32 * 2**20
+PENDING_BYTES = 16 * 2**20
 
 
 class Stream:
@@ -348,12 +349,13 @@ class Stream:
         scalars = np.array(list(self.kept.values()), dtype=float).reshape(-1, len(names))
         arrays |= dict(zip(names, scalars.T, strict=True))
         arrays["snapshot_step"] = np.array(list(self.kept), dtype=np.int64)
-        shape, dtype = (1, self.problem.n_parameters), np.dtype(self.theta_dtype)
+        n, dtype = self.problem.n_parameters, np.dtype(self.theta_dtype)
+        groups = [(part, list(steps)) for part, steps in groupby(self.where, self.where.get)]
         blocks = [
-            da.from_delayed(delayed(_theta)(part, step), shape, dtype)
-            for step, part in self.where.items()
+            da.from_delayed(delayed(_thetas)(part, steps), (len(steps), n), dtype)
+            for part, steps in groups
         ]
-        arrays["theta"] = da.concatenate(blocks) if blocks else np.empty((0, shape[1]), dtype)
+        arrays["theta"] = da.concatenate(blocks) if blocks else np.empty((0, n), dtype)
         return assemble(self.problem, arrays, self.observables, {**self.header, **end})
 
 
@@ -376,5 +378,7 @@ def _rows(part: Path, name: str, n: int) -> NDArray[Any]:
     return parts.read(part, [name])[name][:n]
 
 
-def _theta(part: Path, step: int) -> NDArray[Any]:
-    return parts.read(part, [str(step)])[str(step)][None]
+def _thetas(part: Path, steps: Sequence[int]) -> NDArray[Any]:
+    names = [str(step) for step in steps]
+    thetas = parts.read(part, names)
+    return np.stack([thetas[name] for name in names])
