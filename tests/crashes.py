@@ -120,3 +120,16 @@ def try_read_only(connection: Connection, path: Path) -> None:
         except gf.GeoflowError as error:
             errors.append((type(error).__name__, str(error)))
     connection.send(errors)
+
+
+def weigh(connection: Connection, n_parameters: int, n_snapshots: int, path: Path) -> None:
+    """Walk with every step kept, and tell of the peak resident set, in bytes."""
+    start = torch.ones(n_parameters, dtype=torch.float64)
+    axes = torch.linspace(1, 2, n_parameters, dtype=torch.float64)
+    problem = gf.Problem.from_function(lambda t: 0.5 * torch.dot(t, axes * t), start)
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+    solver = gf.solvers.TorchDiffEq("euler", step_size=2**-12)
+    kept = {"max_snapshots": n_snapshots + 1, "t_end": (n_snapshots - 1) * 2**-12}
+    with gf.walk(flow, solver, stop=None, archive=path, **kept) as ds:
+        assert ds.sizes["snapshot"] == n_snapshots
+    connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

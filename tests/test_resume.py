@@ -436,3 +436,15 @@ def test_long_walks_are_streamed_in_many_parts(tmp_path, monkeypatch):
     with crashes.resume(tmp_path / "whole.nc", t_end=1.0) as ds:
         assert same(parted, ds)
         assert ds.sizes["step"] > 64
+
+
+def test_memory_does_not_grow_with_the_snapshots_kept(tmp_path):
+    # The buffers of a walk hold some dozens of snapshots: 300 fill them.
+    n_parameters, few, many = 50_000, 300, 1_000
+    peaks = []
+    for n in (few, many):
+        process, receive = crashes.start(crashes.weigh, n_parameters, n, tmp_path / f"{n}.nc")
+        peaks.append(receive.recv())
+        process.join()
+    # 280 MB of θ more, and not a tenth of it in memory.
+    assert peaks[1] - peaks[0] < 0.1 * 8 * n_parameters * (many - few)
