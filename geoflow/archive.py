@@ -132,6 +132,22 @@ def write(
             temporary.unlink(missing_ok=True)
 
 
+def existing(path: str | Path) -> Path:
+    """Return the path of a trajectory that is there.
+
+    Raises
+    ------
+    ArchiveError
+        It is not, or not yet.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if parts.is_resumable(path):
+        raise ArchiveError(f"{path} is not finished; `geoflow resume {path}` goes on with it")
+    raise ArchiveError(f"{path} is not a file; name a trajectory written by geoflow")
+
+
 def open_trajectory(path: str | Path) -> xr.Dataset:
     """Open a trajectory file lazily, its schema checked.
 
@@ -145,11 +161,7 @@ def open_trajectory(path: str | Path) -> xr.Dataset:
     ArchiveError
         There is no such file, or it is not a trajectory in schema 1.0.
     """
-    path = Path(path)
-    if not path.is_file():
-        if parts.is_resumable(path):
-            raise ArchiveError(f"{path} is not finished; `geoflow resume {path}` goes on with it")
-        raise ArchiveError(f"{path} is not a file; name a trajectory written by geoflow")
+    path = existing(path)
     ds = None
     try:
         found = lies(path)

@@ -131,12 +131,16 @@ def known_experiment(provenance: Mapping[str, Any]) -> str:
     ------
     InputError
         It is not one of geoflow's.
+    TypeError
+        The provenance is no mapping.
     """
-    name = provenance["experiment"]
+    if not isinstance(provenance, Mapping):
+        raise TypeError("provenance is no mapping")
+    name = provenance.get("experiment")
     if name not in experiments.names():
         raise InputError(
-            f"flow: the walk is of {name!r}, none of geoflow's experiments; use geoflow.resume or "
-            "geoflow.walk from Python and give the flow"
+            f"flow: the walk is not of one of geoflow's experiments ({name!r}); use "
+            "geoflow.resume or geoflow.walk from Python and give the flow"
         )
     return str(name)
 

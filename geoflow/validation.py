@@ -39,9 +39,7 @@ def validate(path: str | Path) -> list[str]:
     ArchiveError
         There is no such file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ArchiveError(f"{path} is not a file; name a trajectory written by geoflow")
+    path = archive.existing(path)
     broken = seal.defect(path)
     if broken == seal.BROKEN:
         # HDF5 need not come to an end on bytes that were not written as they are.

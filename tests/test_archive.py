@@ -1,10 +1,7 @@
-"""Files that are damaged, hostile, old, or read by others."""
+"""Files that are damaged, hostile or old."""
 
 import json
 import random
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import netCDF4
@@ -15,25 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-import crashes
 import geoflow as gf
+import invariants
 from geoflow import archive, cli, migrations, schema, seal
-from geoflow.errors import ArchiveError, InputError
+from geoflow.errors import ArchiveError
 
 DATA = Path(__file__).parent / "data"
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("archive") / "walk.nc"
-    crashes.walk("rk4", path).close()
-    return path
-
-
-@pytest.fixture(scope="module")
-def ds(path):
-    with gf.open_trajectory(path) as ds:
-        return ds.load()
 
 
 def test_a_file_just_written_has_no_defect(path, ds, capsys):
@@ -114,15 +98,6 @@ def test_variables_without_a_checksum_are_named(ds, tmp_path):
 # What does not fit together.
 
 
-def spoil(name, index, value):
-    def spoiled(ds):
-        values = ds[name].values.copy()
-        values[index] = value
-        return ds.assign({name: (ds[name].dims, values, ds[name].attrs)})
-
-    return spoiled
-
-
 def attribute(name, value):
     return lambda ds: ds.assign_attrs({name: value})
 
@@ -132,21 +107,24 @@ DEFECTS = [
     (lambda ds: ds.assign(angle=ds["angle"].astype("f4")), "variable angle has dtype float32"),
     (lambda ds: ds.rename({"tensor": "layer"}), "variable tensor_name has dimensions"),
     (lambda ds: ds.assign(extra=("step", np.zeros(21))), "variable extra has dimensions"),
-    (spoil("time", 3, 0.0), "time does not increase"),
-    (spoil("n_gradient", 3, 10**6), "n_gradient falls"),
-    (spoil("snapshot_step", 3, 99), "snapshot_step names a step that is not there"),
-    (spoil("snapshot_time", 3, 0.5), "snapshot_time differs from the time of its step"),
-    (spoil("angle", 3, 181.0), "angle is above 180 degrees"),
-    (spoil("angle", 3, np.nan), "angle is not finite at step 3"),
-    (spoil("level_residual", 3, 1.0), "level_residual is not train_loss less the level"),
-    (spoil("level_distance", 3, 1.0), "level_distance is not"),
-    (spoil("gradient_norm", 3, -1.0), "gradient_norm is negative"),
-    (spoil("arc_length", 0, 1e-9), "arc_length is 1e-09 at the start, not 0"),
-    (spoil("step_size", 3, 0.0), "step_size is not positive"),
-    (spoil("theta", (3, 1), np.inf), "theta is not finite at snapshot 3"),
-    (spoil("tensor_offset", 0, 1), "tensor_offset of tensor 0"),
-    (spoil("tensor_shape", 0, "[5]"), "the tensors hold 5 parameters, theta 4"),
-    (spoil("tensor_shape", 0, "[" * 100_000), "tensor_shape of tensor 0 is not a JSON list"),
+    (invariants.spoil("time", 3, 0.0), "time does not increase"),
+    (invariants.spoil("n_gradient", 3, 10**6), "n_gradient falls"),
+    (invariants.spoil("snapshot_step", 3, 99), "snapshot_step names a step that is not there"),
+    (invariants.spoil("snapshot_time", 3, 0.5), "snapshot_time differs from the time of its step"),
+    (invariants.spoil("angle", 3, 181.0), "angle is above 180 degrees"),
+    (invariants.spoil("angle", 3, np.nan), "angle is not finite at step 3"),
+    (invariants.spoil("level_residual", 3, 1.0), "level_residual is not train_loss less the level"),
+    (invariants.spoil("level_distance", 3, 1.0), "level_distance is not"),
+    (invariants.spoil("gradient_norm", 3, -1.0), "gradient_norm is negative"),
+    (invariants.spoil("arc_length", 0, 1e-9), "arc_length is 1e-09 at the start, not 0"),
+    (invariants.spoil("step_size", 3, 0.0), "step_size is not positive"),
+    (invariants.spoil("theta", (3, 1), np.inf), "theta is not finite at snapshot 3"),
+    (invariants.spoil("tensor_offset", 0, 1), "tensor_offset of tensor 0"),
+    (invariants.spoil("tensor_shape", 0, "[5]"), "the tensors hold 5 parameters, theta 4"),
+    (
+        invariants.spoil("tensor_shape", 0, "[" * 100_000),
+        "tensor_shape of tensor 0 is not a JSON list",
+    ),
     (attribute("geoflow_schema", "0.3"), "attribute geoflow_schema is '0.3', not '1.0'"),
     (attribute("seed", "0"), "attribute seed is not of type int"),
     (attribute("status", "asleep"), "attribute status is 'asleep'"),
@@ -345,129 +323,3 @@ def test_what_is_saved_is_what_is_opened(tmp_path_factory, written):
                 assert opened[name].dtype == variable.dtype
                 # To the last bit, signs of zeros and payloads of NaNs too.
                 assert opened[name].values.tobytes() == variable.values.tobytes()
-
-
-# Other readers.
-
-
-def test_plain_xarray_reads_it(path, ds):
-    with xr.open_dataset(path) as plain:
-        xr.testing.assert_identical(plain.load(), ds)
-
-
-def test_h5py_reads_it(path, ds):
-    # In a process of its own: h5py and netCDF4 bring an HDF5 library each.
-    program = """
-import sys, h5py
-with h5py.File(sys.argv[1]) as file:
-    assert file["angle"].attrs["units"] == b"degree"
-    assert file.attrs["status"] == b"t_end"
-    assert file["theta"].fletcher32
-    assert file["theta"].chunks[0] == 1
-    print(file["theta"][:].tolist())
-"""
-    command = [sys.executable, "-c", program, path]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert json.loads(output) == ds["theta"].values.tolist()
-
-
-@pytest.mark.skipif(not shutil.which("ncdump"), reason="ncdump is not installed")
-def test_ncdump_reads_it(path, ds):
-    output = subprocess.run(["ncdump", path], capture_output=True, text=True, check=True).stdout
-    assert 'angle:units = "degree" ;' in output
-    assert f"step = {ds.sizes['step']} ;" in output
-
-
-@pytest.mark.filterwarnings("ignore:.*consolidated.*", "ignore:.*Zarr.*specification.*")
-def test_to_zarr_and_back_loses_nothing(path, ds, tmp_path):
-    with gf.open_trajectory(path) as opened:
-        opened.drop_encoding().to_zarr(tmp_path / "walk.zarr")
-    with xr.open_zarr(tmp_path / "walk.zarr") as back:
-        xr.testing.assert_identical(back.load(), ds)
-        gf.save_trajectory(back, tmp_path / "back.nc")
-    assert gf.validate(tmp_path / "back.nc") == []
-    with gf.open_trajectory(tmp_path / "back.nc") as back:
-        assert all(d.agrees for d in gf.diff(back, ds))
-
-
-def test_pandas_takes_the_scalars(ds):
-    frame = ds.drop_dims(["snapshot", "parameter", "tensor"]).to_dataframe()
-    assert len(frame) == ds.sizes["step"]
-    assert frame["angle"].tolist() == ds["angle"].values.tolist()
-
-
-def test_a_folder_of_runs_opens_lazily_as_one_dataset(path, ds, tmp_path):
-    for i in range(3):
-        shutil.copy(path, tmp_path / f"{i}.nc")
-    crashes.walk("rk4", tmp_path / "3.nc", t_end=0.3).close()
-
-    def numbered(run):
-        return run.assign_coords({d: np.arange(run.sizes[d]) for d in ("step", "snapshot")})
-
-    with xr.open_mfdataset(
-        str(tmp_path / "*.nc"),
-        combine="nested",
-        concat_dim="run",
-        preprocess=numbered,
-        join="outer",
-        combine_attrs="drop_conflicts",
-        data_vars="all",
-        coords="all",
-        compat="no_conflicts",
-        chunks={},
-    ) as runs:
-        assert dict(runs["theta"].sizes) == {"run": 4, "snapshot": 21, "parameter": 4}
-        assert all(variable.chunks for variable in runs.data_vars.values())
-        assert np.array_equal(runs["theta"][1], ds["theta"])
-        assert np.isnan(runs["angle"][3, -1])
-
-
-def test_a_cf_checker_finds_nothing_to_correct(path, tmp_path):
-    report = tmp_path / "report.json"
-    program = Path(sys.executable).with_name("compliance-checker")
-    command = [program, "--test", "cf:1.11", "--format", "json", "--output", report, path]
-    subprocess.run(command, check=True, capture_output=True)
-    result = json.loads(report.read_text())["cf:1.11"]
-    assert result["scored_points"] == result["possible_points"]
-    assert result["possible_points"] > 10
-
-
-# Agreement of two files.
-
-
-def test_two_walks_of_the_same_settings_are_identical(path, ds, tmp_path, capsys):
-    again = tmp_path / "again.nc"
-    with crashes.walk("rk4", again) as other:
-        differences = {d.name: d for d in gf.diff(ds, other)}
-    assert differences.pop("wall_time").text == "not compared"
-    assert {d.text for d in differences.values()} == {"identical"}
-    assert cli.main(["diff", str(path), str(again)]) == 0
-    assert "theta" in capsys.readouterr().out
-
-
-def test_a_difference_is_named_with_its_place_and_size(path, ds, tmp_path, capsys):
-    other = spoil("theta", (3, 1), float(ds["theta"][3, 1]) + 1e-3)(ds)
-    other = spoil("angle", 5, float(ds["angle"][5]) * (1 + 1e-9))(other).assign_attrs(title="?")
-    wrong = {d.name: d for d in gf.diff(ds, other) if not d.agrees}
-    assert set(wrong) == {"theta", "angle", "attribute title"}
-    assert wrong["theta"].text == "differs by 0.001, first at snapshot 3"
-    assert wrong["theta"].largest == pytest.approx(1e-3)
-    assert "first at step 5" in wrong["angle"].text
-    wrong = {d.name for d in gf.diff(ds, other, rtol=1e-6) if not d.agrees}
-    assert wrong == {"theta", "attribute title"}
-    gf.save_trajectory(other, tmp_path / "other.nc")
-    arguments = ["diff", str(path), str(tmp_path / "other.nc"), "--json"]
-    assert cli.main(arguments) == cli.DIFFERENT
-    content = json.loads(capsys.readouterr().out)
-    assert not content["agree"]
-    assert content["differences"]["theta"]["result"] == "differs by 0.001, first at snapshot 3"
-
-
-def test_other_shapes_and_variables_differ(ds):
-    shorter = {d.name: d for d in gf.diff(ds, ds.isel(step=slice(0, 9)).drop_vars("norm"))}
-    assert shorter["angle"].text == "shape (21,) against (9,)"
-    assert shorter["norm"].text == "the second has none"
-    nan = spoil("angle", 2, np.nan)(ds)
-    assert [d.largest for d in gf.diff(nan, ds, rtol=0.5) if d.name == "angle"] == [np.inf]
-    with pytest.raises(InputError, match="rtol=-1"):
-        gf.diff(ds, ds, rtol=-1)
