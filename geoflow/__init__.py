@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from geoflow import baselines, experiments, regularizers, solvers
 from geoflow.archive import open_trajectory, save_trajectory
+from geoflow.diff import diff
 from geoflow.errors import (
     ArchiveError,
     ConvergenceError,
@@ -13,11 +14,14 @@ from geoflow.errors import (
     DataError,
     GeoflowError,
     InputError,
+    StorageError,
 )
 from geoflow.flows import FlowState, RegularizingFlow
 from geoflow.level_set import LevelSet, Projection
 from geoflow.problem import Problem
+from geoflow.resume import resume
 from geoflow.stopping import Plateau, Stationary
+from geoflow.validation import validate
 from geoflow.walk import walk
 
 __version__ = version("geoflow")
@@ -36,12 +40,16 @@ __all__ = [
     "Projection",
     "RegularizingFlow",
     "Stationary",
+    "StorageError",
     "__version__",
     "baselines",
+    "diff",
     "experiments",
     "open_trajectory",
     "regularizers",
+    "resume",
     "save_trajectory",
     "solvers",
+    "validate",
     "walk",
 ]

@@ -2,15 +2,48 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import dask
+import netCDF4
+import numpy as np
 import xarray as xr
 
-from geoflow import schema
+from geoflow import migrations, parts, schema, seal
+from geoflow.checkpoint import CARRIED, Checkpoint
 from geoflow.errors import ArchiveError, InputError
+
+CHECKPOINT_GROUP = "checkpoint"
+
+# Chosen by studies/archive_compression.py: θ compresses by a tenth, for some twenty times the time
+# of writing it, and pieces of this many values can be read along both axes.
+THETA_CHUNK = 16_384
+STEP_CHUNK = 65_536
+SCALAR_DIMENSIONS = ("step", "snapshot", "tensor")
+COMPRESSED = {"zlib": True, "complevel": 1, "shuffle": True}
+
+# zlib makes of a byte at most this many.
+LARGEST_RATIO = 1032
+LONGEST_TEXT = 2**20
+
+UNREADABLE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+)
 
 
 def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
@@ -23,13 +56,13 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
     """
     path = Path(path)
     folder = path.parent
-    if not folder.is_dir():
-        raise InputError(f"{path}: the folder {folder} does not exist; create it first")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; name a file")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} exists; choose another name, or --force to replace it")
     try:
+        if not folder.is_dir():
+            raise InputError(f"{path}: the folder {folder} does not exist; create it first")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; name a file")
+        if path.exists() and not overwrite:
+            raise InputError(f"{path} exists; choose another name, or --force to replace it")
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -48,21 +81,71 @@ def save_trajectory(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False
         The dataset is not in schema 1.0, or writing failed; ``path`` is as it was.
     """
     path = check_target(path, overwrite=overwrite)
+    write(ds, path, path.with_name(f".{path.name}.{os.getpid()}.tmp"))
+
+
+def write(
+    ds: xr.Dataset, path: Path, temporary: Path, checkpoint: Checkpoint | None = None
+) -> None:
+    """Write a trajectory, Dask's arrays block by block, and rename it once it is on the disk.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        In schema 1.0.
+    path, temporary : Path
+        The file, and its name until it is complete; on one file system.
+    checkpoint : Checkpoint, optional
+        Kept in a group of its own, so that the walk can be extended.
+
+    Raises
+    ------
+    ArchiveError
+        The dataset is not in schema 1.0, or writing failed; ``path`` is as it was.
+    """
     found = schema.defects(ds)
     if found:
         raise ArchiveError(f"not written to {path}: {found[0]}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    groups: dict[str | None, xr.Dataset] = {None: ds}
+    if checkpoint:
+        groups[CHECKPOINT_GROUP] = _checkpoint_dataset(checkpoint)
     try:
-        ds.to_netcdf(temporary, engine="netcdf4", format="NETCDF4", encoding=_encoding(ds))
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        for group, content in groups.items():
+            # One block after the other: the threads of Dask would read ahead of the writing.
+            with dask.config.set(scheduler="synchronous"):
+                content.to_netcdf(
+                    temporary,
+                    mode="a" if group else "w",
+                    group=group,
+                    engine="netcdf4",
+                    encoding=_encoding(content),
+                )
+        seal.append(temporary)
         os.replace(temporary, path)
+        parts.sync(path.parent)
     except (OSError, RuntimeError) as error:
         raise ArchiveError(f"writing {path} failed ({error}); free space or choose another") from (
             error
         )
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def existing(path: str | Path) -> Path:
+    """Return the path of a trajectory that is there.
+
+    Raises
+    ------
+    ArchiveError
+        It is not, or not yet.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if parts.is_resumable(path):
+        raise ArchiveError(f"{path} is not finished; `geoflow resume {path}` goes on with it")
+    raise ArchiveError(f"{path} is not a file; name a trajectory written by geoflow")
 
 
 def open_trajectory(path: str | Path) -> xr.Dataset:
@@ -78,28 +161,103 @@ def open_trajectory(path: str | Path) -> xr.Dataset:
     ArchiveError
         There is no such file, or it is not a trajectory in schema 1.0.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ArchiveError(f"{path} is not a file; name a trajectory written by geoflow")
+    path = existing(path)
+    ds = None
     try:
-        ds = xr.open_dataset(path, engine="netcdf4")
-        found = schema.defects(ds)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise ArchiveError(f"{path} is not a readable netCDF-4 file ({reason})") from None
-    if found:
-        ds.close()
+        found = lies(path)
+        if not found:
+            # Nothing is a date here, and a file may say of anything that it is one.
+            ds = migrations.upgrade(xr.open_dataset(path, engine="netcdf4", decode_times=False))
+            found = schema.defects(ds)
+    except UNREADABLE as error:
+        if ds is not None:
+            ds.close()
+        raise ArchiveError(f"{path} is not a readable netCDF-4 file ({reason(error)})") from None
+    if ds is None or found:
+        if ds is not None:
+            ds.close()
         raise ArchiveError(f"{path} is not a trajectory: {found[0]}")
     return ds
 
 
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read what a walk needs to go on from where its file ends.
+
+    Raises
+    ------
+    ArchiveError
+        The file holds no checkpoint, or one that cannot be used.
+    """
+    try:
+        with xr.open_dataset(path, engine="netcdf4", group=CHECKPOINT_GROUP) as group:
+            arrays = {str(name): variable.values for name, variable in group.variables.items()}
+            state = json.loads(group.attrs["state"])
+    except UNREADABLE:
+        raise ArchiveError(
+            f"{path} holds no checkpoint to go on from; a walk with archive= keeps one"
+        ) from None
+    return Checkpoint.unpack(arrays, state)
+
+
+def _checkpoint_dataset(checkpoint: Checkpoint) -> xr.Dataset:
+    arrays, state = checkpoint.pack()
+    variables = {}
+    for name, array in arrays.items():
+        dims = tuple(f"{name}_{i}" for i in range(array.ndim))
+        what = (
+            "parameters at the end of the walk"
+            if name == "theta"
+            else (f"{name.removeprefix(CARRIED)}, carried by the solver")
+        )
+        variables[name] = (dims, array, {"long_name": what, "units": "1"})
+    text = json.dumps(state)
+    return xr.Dataset(variables, attrs={"title": "What the walk needs to go on", "state": text})
+
+
+def reason(error: BaseException) -> str:
+    """Return what a library says of what it could not read, as one short line."""
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+def lies(path: Path) -> list[str]:
+    """Find what a file declares and cannot hold, before anything is read from it.
+
+    Raises
+    ------
+    OSError
+        It is no netCDF-4 file.
+    """
+    with netCDF4.Dataset(path) as file:
+        file.set_auto_maskandscale(False)
+        groups = [file, *file.groups.values()]
+        variables = [variable for group in groups for variable in group.variables.values()]
+        owners: list[Any] = [*groups, *variables]
+        for name, value in ((n, o.getncattr(n)) for o in owners for n in o.ncattrs()):
+            if (len(value) if isinstance(value, str) else np.size(value)) > LONGEST_TEXT:
+                return [f"attribute {name[:40]!r} is too long"]
+        declared = sum(math.prod(v.shape) * getattr(v.dtype, "itemsize", 1) for v in variables)
+    if declared > LARGEST_RATIO * path.stat().st_size:
+        return [f"its variables declare {declared:.3g} bytes, more than the file can hold"]
+    return []
+
+
 def _encoding(ds: xr.Dataset) -> dict[str, dict[str, Any]]:
-    encoding: dict[str, dict[str, Any]] = {}
-    for name, variable in ds.variables.items():
-        if variable.dtype.kind in "fi":
-            encoding[str(name)] = {"_FillValue": None}
-            if variable.size:
-                encoding[str(name)] |= {"zlib": True, "complevel": 1, "shuffle": True}
-    if ds["theta"].size:
-        encoding["theta"]["chunksizes"] = (1, ds.sizes["parameter"])
-    return encoding
+    return {str(name): _storage(variable) for name, variable in ds.variables.items()}
+
+
+def _storage(variable: xr.Variable) -> dict[str, Any]:
+    """How one variable is stored; each with a Fletcher checksum that every reader verifies."""
+    if variable.dtype.kind not in "fiu":
+        # As characters: a string variable can carry no checksum, and the netCDF library crashes
+        # where such a one is read from a file that is open twice in one process.
+        return {"dtype": "S1", "fletcher32": True, **COMPRESSED}
+    if not (variable.size and variable.ndim):
+        return {"_FillValue": None}
+    n = variable.shape[-1]
+    if variable.dims[-1] in SCALAR_DIMENSIONS:
+        filters, length = COMPRESSED, min(n, STEP_CHUNK)
+    else:
+        # Pieces of one length, so that none is padded.
+        filters, length = {}, math.ceil(n / math.ceil(n / THETA_CHUNK))
+    chunks = (*(1,) * (variable.ndim - 1), length)
+    return {"_FillValue": None, "fletcher32": True, "chunksizes": chunks, **filters}

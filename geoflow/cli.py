@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,19 @@ import torch
 import xarray as xr
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import geoflow as gf
-from geoflow import archive, experiments, plots, solvers
+from geoflow import experiments, parts, plots, solvers
 from geoflow.bench import ANGLES
 from geoflow.bench import bench as run_bench
-from geoflow.errors import GeoflowError, InputError
+from geoflow.errors import GeoflowError, InputError, StorageError
+from geoflow.rerun import Run, like
+from geoflow.saved import check_target, saved
+from geoflow.trajectory import DTYPES
 
-DONE, BAD_INPUT, ENDED_EARLY, INTERRUPTED = 0, 2, 3, 130
+DONE, DIFFERENT, BAD_INPUT, ENDED_EARLY, INTERRUPTED = 0, 1, 2, 3, 130
 REACHED = ("stationary", "t_end", "plateau")
-DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,9 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(args.command(args))
     except GeoflowError as error:
         print(f"geoflow: error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return ENDED_EARLY if isinstance(error, StorageError) else BAD_INPUT
     except KeyboardInterrupt:
-        print("geoflow: interrupted", file=sys.stderr)
+        print(f"geoflow: interrupted{_hint(args)}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe has seen enough.
@@ -59,41 +63,102 @@ def list_experiments(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace) -> int:
     """Train, walk, and archive."""
     if args.out:
-        archive.check_target(args.out, overwrite=args.force)
-    if args.snapshots < 2:
-        raise InputError(f"--snapshots {args.snapshots}; use at least 2, the first and the last")
-    solver = solvers.get(args.solver)
-    stop = gf.Stationary(args.angle)
-    solvers.Tolerance.checked(args.rtol, args.atol, DTYPES[args.dtype])
-    prepared = experiments.get(args.experiment).prepare(
-        args.seed,
-        data=args.data,
-        dtype=DTYPES[args.dtype],
-        device=args.device,
-        progress=not args.quiet,
-    )
-    flow = gf.RegularizingFlow(gf.LevelSet(prepared.problem), gf.regularizers.squared_norm)
+        check_target(args.out, overwrite=args.force)
+    settings = _settings(args)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    prepared = settings.prepare(progress=not args.quiet)
     ds = gf.walk(
-        flow,
-        solver,
-        rtol=args.rtol,
-        atol=args.atol,
-        t_end=args.t_end,
-        stop=stop,
-        max_evaluations=args.max_evaluations,
+        settings.flow(prepared),
+        **settings.walk,
         observables=prepared.observables,
         archive=args.out,
         progress=not args.quiet,
-        max_snapshots=args.snapshots,
         provenance=prepared.provenance,
         overwrite=args.force,
     )
-    figures = plots.save_figures(ds, args.figures, _stem(args)) if args.figures else []
+    figures = plots.save_figures(ds, args.figures, _stem(args, ds)) if args.figures else []
     if not args.quiet:
         _note_end(ds)
         for path in [args.out] * bool(args.out) + [str(f) for f in figures]:
             print(f"wrote {path}", file=sys.stderr)
     return _exit_status(ds)
+
+
+def _settings(args: argparse.Namespace) -> Run:
+    """What to run: as the file of --like says, changed by the options that are given."""
+    if (args.experiment is None) == (args.like is None):
+        raise InputError("name either an EXPERIMENT or a file, with --like FILE.nc")
+    settings = like(args.like) if args.like else Run(args.experiment)
+    preparation, walk = settings.preparation, settings.walk
+    if args.snapshots is not None and args.snapshots < 2:
+        raise InputError(f"--snapshots {args.snapshots}; use at least 2, the first and the last")
+    for name in ("seed", "data", "device"):
+        if getattr(args, name) is not None:
+            preparation[name] = getattr(args, name)
+            settings.data_sha256 = ""
+    if args.dtype:
+        preparation["dtype"] = DTYPES[args.dtype]
+    if args.solver:
+        walk["solver"] = solvers.get(args.solver)
+    if args.angle is not None:
+        walk["stop"] = gf.Stationary(args.angle)
+    for name in ("rtol", "atol", "t_end", "max_evaluations", "theta_dtype"):
+        if getattr(args, name) is not None:
+            walk[name] = getattr(args, name)
+    if args.snapshots is not None:
+        walk |= {"max_snapshots": args.snapshots, "snapshot_times": None, "snapshot_every": None}
+    # Before the training, which takes its time.
+    experiments.get(settings.experiment)
+    dtype = preparation.get("dtype", torch.float64)
+    solvers.Tolerance.checked(walk.get("rtol", 1e-3), walk.get("atol", 1e-6), dtype)
+    return settings
+
+
+def resume(args: argparse.Namespace) -> int:
+    """Go on with a walk: an interrupted one to its end, a finished one to a further goal."""
+    path = Path(args.file)
+    threads = saved(path).config.get("threads")
+    if isinstance(threads, int) and threads > 0:
+        torch.set_num_threads(threads)
+    with warnings.catch_warnings(record=True) as caught:
+        ds = gf.resume(
+            path,
+            t_end=args.t_end,
+            stop=None if args.angle is None else gf.Stationary(args.angle),
+            max_evaluations=args.max_evaluations,
+            progress=not args.quiet,
+        )
+    for warning in caught:
+        print(f"geoflow: warning: {warning.message}", file=sys.stderr)
+    if not args.quiet:
+        _note_end(ds)
+        print(f"wrote {path}", file=sys.stderr)
+    return _exit_status(ds)
+
+
+def validate(args: argparse.Namespace) -> int:
+    """Check a file's bytes, checksums, schema and values; one line a defect."""
+    defects = gf.validate(args.file)
+    for defect in defects:
+        print(f"{args.file}: {_plain_text(defect)}")
+    return BAD_INPUT if defects else DONE
+
+
+def diff(args: argparse.Namespace) -> int:
+    """Compare two trajectories, variable by variable."""
+    with gf.open_trajectory(args.a) as a, gf.open_trajectory(args.b) as b:
+        differences = gf.diff(a, b, rtol=args.rtol, atol=args.atol)
+    agree = all(d.agrees for d in differences)
+    if args.json:
+        rows = {d.name: {"agrees": d.agrees, "result": d.text} for d in differences}
+        print(json.dumps({"agree": agree, "differences": rows}, indent=2))
+    else:
+        table = Table("variable", "result")
+        for d in differences:
+            table.add_row(_plain_text(d.name), _plain_text(d.text))
+        _console().print(table)
+    return DONE if agree else DIFFERENT
 
 
 def info(args: argparse.Namespace) -> int:
@@ -107,13 +172,14 @@ def info(args: argparse.Namespace) -> int:
     header = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in content["attributes"].items():
         if name != "config":
-            header.add_row(name, str(value))
+            header.add_row(_plain_text(name), _plain_text(value))
     for name, size in content["sizes"].items():
         header.add_row(f"n_{name}", f"{size:,}")
     console.print(header)
     table = Table("scalar", "units", "first", "last")
     for name, row in content["scalars"].items():
-        table.add_row(name, row["units"], _number(row["first"]), _number(row["last"]))
+        cells = (name, row["units"], _number(row["first"]), _number(row["last"]))
+        table.add_row(*(_plain_text(cell) for cell in cells))
     console.print(table)
     return DONE
 
@@ -180,6 +246,19 @@ def _number(value: float | int | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
 
 
+def _plain_text(value: object) -> Text:
+    """Text from a file as it is: no markup, and nothing a terminal would obey."""
+    return Text("".join(c if c.isprintable() else "�" for c in str(value)))
+
+
+def _hint(args: argparse.Namespace) -> str:
+    """Say how to go on where a walk is kept."""
+    path = args.out if args.command is run else getattr(args, "file", None)
+    if not path or not parts.is_resumable(Path(path)):
+        return ""
+    return f"; the walk is kept up to its last checkpoint: geoflow resume {path}"
+
+
 def _note_end(ds: xr.Dataset) -> None:
     last = ds.isel(step=-1)
     evaluations = int(last["n_gradient"]) + 2 * int(last["n_hvp"])
@@ -200,8 +279,8 @@ def _exit_status(ds: xr.Dataset) -> int:
     return DONE if status in REACHED else ENDED_EARLY
 
 
-def _stem(args: argparse.Namespace) -> str:
-    return Path(args.out).stem if args.out else f"{args.experiment}-{args.seed}"
+def _stem(args: argparse.Namespace, ds: xr.Dataset) -> str:
+    return Path(args.out).stem if args.out else f"{ds.attrs['experiment']}-{ds.attrs['seed']}"
 
 
 def _console() -> Console:
@@ -225,12 +304,30 @@ def _parser() -> argparse.ArgumentParser:
     add("experiments", list_experiments)
 
     p = add("run", run)
-    p.add_argument("experiment", metavar="EXPERIMENT", help="see: geoflow experiments")
+    p.add_argument("experiment", metavar="EXPERIMENT", nargs="?", help="see: geoflow experiments")
+    p.add_argument("--like", metavar="FILE.nc", help="run again what a file holds")
     _add_walk_options(p)
     p.add_argument("--out", metavar="FILE.nc", help="write the trajectory here")
     p.add_argument("--figures", metavar="DIR", help="write the figures of the walk here")
     p.add_argument("--force", action="store_true", help="replace FILE.nc where it exists")
     p.add_argument("--quiet", action="store_true", help="no progress and no summary")
+
+    p = add("resume", resume)
+    p.add_argument("file", metavar="FILE.nc", help="as it was given to run, there or not yet")
+    p.add_argument("--angle", type=float, help="end at this angle, in degrees")
+    p.add_argument("--t-end", type=float, help="end at this flow time")
+    p.add_argument("--max-evaluations", type=int, metavar="N", help="budget, from the start on")
+    p.add_argument("--quiet", action="store_true", help="no progress and no summary")
+
+    p = add("validate", validate)
+    p.add_argument("file", metavar="FILE.nc")
+
+    p = add("diff", diff)
+    p.add_argument("a", metavar="A.nc")
+    p.add_argument("b", metavar="B.nc")
+    p.add_argument("--rtol", type=float, default=0.0, help="relative difference allowed")
+    p.add_argument("--atol", type=float, default=0.0, help="absolute difference allowed")
+    p.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
     p = add("info", info)
     p.add_argument("file", metavar="FILE.nc")
@@ -249,14 +346,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_walk_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--seed", type=int, default=0, help="decides everything (default 0)")
-    p.add_argument("--solver", default=solvers.DEFAULT, help=f"one of {', '.join(solvers.names())}")
-    p.add_argument("--rtol", type=float, default=1e-3, help="local error, relative to the norm")
-    p.add_argument("--atol", type=float, default=1e-6, help="local error, absolute")
-    p.add_argument("--angle", type=float, default=175.0, help="end at this angle, in degrees")
+    # No defaults here: what is not given is left to --like, or to walk's own defaults.
+    p.add_argument("--seed", type=int, help="decides everything (default 0)")
+    p.add_argument("--solver", help=f"one of {', '.join(solvers.names())}")
+    p.add_argument("--rtol", type=float, help="local error, relative to the norm (1e-3)")
+    p.add_argument("--atol", type=float, help="local error, absolute (1e-6)")
+    p.add_argument("--angle", type=float, help="end at this angle, in degrees (175)")
     p.add_argument("--t-end", type=float, help="end at this flow time")
-    p.add_argument("--max-evaluations", type=int, metavar="N", help="budget in gradients")
-    p.add_argument("--snapshots", type=int, default=100, metavar="N", help="keep at most N θ")
-    p.add_argument("--dtype", choices=DTYPES, default="float64")
-    p.add_argument("--device", default="cpu")
+    p.add_argument("--max-evaluations", type=int, metavar="N", help="budget in gradients (100,000)")
+    p.add_argument("--snapshots", type=int, metavar="N", help="keep at most N θ (100)")
+    p.add_argument("--theta-dtype", choices=DTYPES, help="float32: keep θ in half the space")
+    p.add_argument("--dtype", choices=DTYPES, help="of the computation (float64)")
+    p.add_argument("--device", help="of the computation (cpu)")
     p.add_argument("--data", help="folder of the data set's own files, or 'synthetic'")

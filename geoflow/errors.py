@@ -19,6 +19,10 @@ class ArchiveError(GeoflowError):
     """A trajectory file that cannot be read, written or trusted."""
 
 
+class StorageError(ArchiveError):
+    """The disk takes no more of a walk; what was streamed is kept, and can be resumed."""
+
+
 class CriticalPointError(GeoflowError):
     """The loss gradient vanishes, so the level set is not a manifold there."""
 

@@ -10,7 +10,11 @@ from geoflow.errors import InputError
 
 
 class SnapshotRule(Protocol):
-    """Decides which accepted steps keep their θ."""
+    """Decides which accepted steps keep their θ.
+
+    What it decides follows from the steps it has been offered and from nothing else, so that a
+    resumed walk finds its rule again by offering the recorded steps anew.
+    """
 
     def next_time(self, time: float) -> float:
         """Return the next flow time after ``time`` a step must end at; inf for none."""
@@ -111,3 +115,18 @@ class Thinned:
             return False, dropped
         self.kept.append((step, arc_length))
         return True, dropped
+
+
+def rule_for(times: Sequence[float] | None, every: float | None, limit: int) -> SnapshotRule:
+    """Return the rule that a walk's ``snapshot_times``, ``snapshot_every`` and limit ask for.
+
+    Raises
+    ------
+    InputError
+        Both are given, or one cannot be used.
+    """
+    if times is not None and every is not None:
+        raise InputError("snapshot_times and snapshot_every are both given; choose one")
+    if times is not None:
+        return AtTimes(times)
+    return Thinned(limit) if every is None else Every(every)

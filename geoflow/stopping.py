@@ -1,22 +1,35 @@
-"""When a walk ends: criteria over the records of its accepted steps."""
+"""When a walk ends: criteria over the records of its accepted steps, a time, a budget."""
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from geoflow.errors import InputError
+
+DEFAULT_MAX_EVALUATIONS = 100_000
 
 # The scalars of one accepted step, by their names in the dataset.
 Record = Mapping[str, float]
 
 
 class Stop(Protocol):
-    """A stopping criterion: a status and a message, or None to go on."""
+    """A stopping criterion: a status and a message, or None to go on.
+
+    Attributes
+    ----------
+    look_back : float
+        Flow time it looks back. A long walk that is archived forgets older records; one without
+        this attribute is given every record.
+    """
+
+    look_back: float
 
     def __call__(self, records: Sequence[Record]) -> tuple[str, str] | None:
-        """Judge the walk by all its accepted steps, the latest last."""
+        """Judge the walk by its accepted steps, the latest last."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -38,6 +51,8 @@ class Stationary:
     InputError
         An angle that does not lie between 90 and 180.
     """
+
+    look_back = 0.0
 
     def __init__(self, degrees: float = 175.0) -> None:
         if not 90 < degrees < 180:
@@ -81,7 +96,7 @@ class Plateau:
         for name, value in (("window", window), ("rtol", rtol)):
             if not (math.isfinite(value) and value > 0):
                 raise InputError(f"{name}={value}; use a positive number")
-        self.window = float(window)
+        self.window = self.look_back = float(window)
         self.rtol = float(rtol)
 
     @property
@@ -93,10 +108,78 @@ class Plateau:
         """Judge the latest step against the one a window earlier."""
         last = records[-1]
         start = last["time"] - self.window
-        if records[0]["time"] > start:
+        index = bisect.bisect_right(records, start, key=lambda r: r["time"]) - 1
+        if index < 0:
             return None
-        before = next(r for r in reversed(records) if r["time"] <= start)
+        before = records[index]
         fall = before["regularizer"] - last["regularizer"]
         if fall >= self.rtol * abs(before["regularizer"]):
             return None
         return "plateau", f"R fell by {fall:.3g} over the last {self.window:g} of flow time"
+
+
+@dataclass(frozen=True)
+class Goals:
+    """What ends a walk that is not ended by a failure."""
+
+    t_end: float
+    stop: Stop | None
+    max_evaluations: int
+
+    @classmethod
+    def checked(cls, t_end: float | None, stop: Stop | None, max_evaluations: int | None) -> Goals:
+        """Fill in what is not given.
+
+        Raises
+        ------
+        InputError
+            A goal that is not positive.
+        """
+        t_end = math.inf if t_end is None else float(t_end)
+        if not t_end > 0:
+            raise InputError(f"t_end={t_end}; use a positive flow time")
+        if max_evaluations is None:
+            max_evaluations = DEFAULT_MAX_EVALUATIONS
+        if max_evaluations < 1:
+            raise InputError(f"max_evaluations={max_evaluations}; use a positive number")
+        return cls(t_end, stop, int(max_evaluations))
+
+    @property
+    def look_back(self) -> float:
+        """Flow time of records that the stop looks at."""
+        return getattr(self.stop, "look_back", math.inf) if self.stop else 0.0
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """As JSON has it, for ``config``."""
+        stop = self.stop
+        return {
+            "t_end": None if math.isinf(self.t_end) else self.t_end,
+            "stop": None if stop is None else {"name": type(stop).__name__, **stop.options},
+            "max_evaluations": self.max_evaluations,
+        }
+
+    def judge(self, records: Sequence[Record]) -> tuple[str, str] | None:
+        """Status and message where the latest record has come to a goal."""
+        end = self.stop(records) if self.stop else None
+        if end is None and records[-1]["time"] >= self.t_end:
+            end = "t_end", f"the walk reached flow time {self.t_end:g}"
+        return end
+
+
+def from_config(config: Mapping[str, Any]) -> Stop:
+    """Make a criterion again from its name and options, as a trajectory's ``config`` has them.
+
+    Raises
+    ------
+    InputError
+        A name or options that are not those of a criterion defined here.
+    """
+    known = {c.__name__: c for c in (Stationary, Plateau)}
+    options = {name: value for name, value in config.items() if name != "name"}
+    try:
+        return known[config["name"]](**options)
+    except (KeyError, TypeError):
+        raise InputError(
+            f"stop={dict(config)} is none of geoflow's own ({', '.join(known)}); pass stop="
+        ) from None

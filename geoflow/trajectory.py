@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import NDArray
 from torch import Tensor
 
 from geoflow import schema
@@ -25,13 +26,36 @@ Observable = Callable[[Tensor], float]
 # What a walk's provenance says of itself in the attributes.
 NAMED = ("title", "experiment", "seed")
 
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
 
 class StepRecords(Sequence[Mapping[str, float]]):
     """The scalars of every accepted step, by column: a few hundred bytes a step."""
 
     def __init__(self) -> None:
         specs = schema.STEP_COORDINATES | schema.STEP_VARIABLES
-        self.columns = {n: array("q" if s.kind == "i" else "d") for n, s in specs.items()}
+        self.columns = {n: array("q" if s.dtype == "i8" else "d") for n, s in specs.items()}
+
+    @classmethod
+    def of(cls, columns: Mapping[str, NDArray[Any]]) -> StepRecords:
+        """Take records from arrays, by name."""
+        records = cls()
+        records.extend(columns)
+        return records
+
+    def extend(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        """Add the accepted steps that arrays hold, by name."""
+        for name, column in self.columns.items():
+            column.frombytes(np.ascontiguousarray(columns[name], column.typecode).tobytes())
+
+    def arrays(self, start: int = 0) -> dict[str, NDArray[Any]]:
+        """Copy the columns from record ``start`` on into arrays, by name."""
+        return {name: np.array(column[start:]) for name, column in self.columns.items()}
+
+    def forget(self, n: int) -> None:
+        """Drop the first ``n`` records."""
+        for column in self.columns.values():
+            del column[:n]
 
     def append(self, record: Mapping[str, float]) -> None:
         """Add one accepted step."""
@@ -52,14 +76,19 @@ class StepRecords(Sequence[Mapping[str, float]]):
 
 
 class Snapshot:
-    """θ and the observables at one accepted step."""
+    """θ and the observables at one accepted step; ``dtype`` is that in which θ is kept."""
 
     def __init__(
-        self, step: int, time: float, theta: Tensor, observables: Mapping[str, Observable]
+        self,
+        step: int,
+        time: float,
+        theta: Tensor,
+        observables: Mapping[str, Observable],
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.step = step
         self.time = time
-        self.theta = theta.detach().cpu().numpy().copy()
+        self.theta = theta.detach().to("cpu", dtype or theta.dtype, copy=True).numpy()
         self.values = {name: float(f(theta)) for name, f in observables.items()}
 
 
@@ -140,28 +169,63 @@ def to_dataset(
     attributes : mapping
         Global attributes.
     """
-    dtype = str(problem.dtype).removeprefix("torch.")
     thetas = [s.theta for s in snapshots]
-    n_steps = len(records)
-    arrays: dict[str, Any] = {n: np.array(c[:n_steps]) for n, c in records.columns.items()}
-    arrays["snapshot_time"] = np.array([s.time for s in snapshots], dtype=float)
-    arrays["snapshot_step"] = np.array([s.step for s in snapshots], dtype=np.int64)
-    arrays["tensor_name"] = np.array([t.name for t in problem.tensors], dtype=object)
-    arrays["tensor_offset"] = np.array([t.offset for t in problem.tensors], dtype=np.int64)
+    empty = np.empty((0, problem.n_parameters), dtype_name(problem.dtype))
+    arrays: dict[str, Any] = {
+        **records.arrays(),
+        "snapshot_time": np.array([s.time for s in snapshots], dtype=float),
+        "snapshot_step": np.array([s.step for s in snapshots], dtype=np.int64),
+        "theta": np.stack(thetas) if thetas else empty,
+    }
+    for name in observables:
+        arrays[name] = np.array([s.values[name] for s in snapshots], dtype=float)
+    return assemble(problem, arrays, observables, attributes)
+
+
+def assemble(
+    problem: Problem,
+    arrays: Mapping[str, Any],
+    observables: Sequence[str],
+    attributes: Mapping[str, Any],
+) -> xr.Dataset:
+    """Put arrays, NumPy's or Dask's, together as schema 1.0 has them.
+
+    Parameters
+    ----------
+    problem : Problem
+        Gives the layout of θ.
+    arrays : mapping
+        By the names of the schema and of the observables.
+    observables : sequence of str
+        Their names.
+    attributes : mapping
+        Global attributes.
+    """
     shapes = [json.dumps(list(t.shape)) for t in problem.tensors]
-    arrays["tensor_shape"] = np.array(shapes, dtype=object)
-    arrays["theta"] = np.stack(thetas) if thetas else np.empty((0, problem.n_parameters), dtype)
-    variables = {
+    arrays = {
+        **arrays,
+        "tensor_name": np.array([t.name for t in problem.tensors], dtype=object),
+        "tensor_offset": np.array([t.offset for t in problem.tensors], dtype=np.int64),
+        "tensor_shape": np.array(shapes, dtype=object),
+    }
+    variables: dict[str, Any] = {
         name: (spec.dims, arrays[name], {"long_name": spec.long_name, "units": spec.units})
         for name, spec in schema.VARIABLES.items()
     }
+    kept, computed = str(arrays["theta"].dtype), dtype_name(problem.dtype)
+    if kept != computed:
+        variables["theta"][2]["comment"] = f"computed in {computed}, rounded to {kept}"
     for name in observables:
-        values = np.array([s.values[name] for s in snapshots], dtype=float)
         text = name.replace("_", " ")
-        variables[name] = (("snapshot",), values, {"long_name": text, "units": "1"})
+        variables[name] = (("snapshot",), arrays[name], {"long_name": text, "units": "1"})
     coordinates = schema.STEP_COORDINATES | schema.SNAPSHOT_COORDINATES | schema.TENSOR_COORDINATES
     ds = xr.Dataset(variables, attrs=dict(attributes))
     return ds.set_coords(list(coordinates))
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Name of a dtype as NumPy and the attributes have it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def attributes(
@@ -180,6 +244,7 @@ def attributes(
         "geoflow_version": version("geoflow"),
         "Conventions": schema.CONVENTIONS,
         "title": "Walk along a training-loss level set",
+        "history": f"walked by geoflow {version('geoflow')}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "experiment": "",
         "seed": -1,
@@ -188,7 +253,7 @@ def attributes(
         "solver": solver,
         "rtol": rtol,
         "atol": atol,
-        "dtype": str(problem.dtype).removeprefix("torch."),
+        "dtype": dtype_name(problem.dtype),
         "device": str(problem.device),
         "regularizer_name": flow.regularizer_name,
         "config": json.dumps(config, sort_keys=True),

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import os
 import time as clock
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import xarray as xr
-from tqdm import tqdm
 
-from geoflow import archive as archives
-from geoflow import solvers, trajectory
+from geoflow import interrupts, solvers, trajectory
+from geoflow.checkpoint import Checkpoint
 from geoflow.errors import (
+    ArchiveError,
     ConvergenceError,
     CriticalPointError,
     EvaluationLimitError,
@@ -23,12 +24,23 @@ from geoflow.errors import (
     StepSizeError,
 )
 from geoflow.flows import FlowState, RegularizingFlow
-from geoflow.snapshots import AtTimes, Every, SnapshotRule, Thinned
+from geoflow.progress import Progress
+from geoflow.recorder import Memory, Recorder
+from geoflow.saved import check_target
+from geoflow.snapshots import Every, SnapshotRule, Thinned, rule_for
 from geoflow.solvers import Carry, Solver, Tolerance
-from geoflow.stopping import Stationary, Stop
-from geoflow.trajectory import Observable, Snapshot, StepRecords
+from geoflow.stopping import Goals, Stationary, Stop
+from geoflow.stream import Stream
+from geoflow.trajectory import Observable, Snapshot
 
-DEFAULT_MAX_EVALUATIONS = 100_000
+# What has been covered where a walk starts.
+START: Mapping[str, Any] = {
+    "time": 0.0,
+    "arc_length": 0.0,
+    "step_size": 0.0,
+    "error_estimate": math.nan,
+    "n_rejected": 0,
+}
 
 
 def walk(
@@ -47,6 +59,8 @@ def walk(
     progress: bool = False,
     *,
     max_snapshots: int = 100,
+    theta_dtype: str | None = None,
+    checkpoint_seconds: float = 30.0,
     provenance: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> xr.Dataset:
@@ -77,11 +91,17 @@ def walk(
     observables : mapping of str to callable, optional
         Functions θ → float, evaluated where θ is kept; one variable each.
     archive : str or Path, optional
-        netCDF-4 file to write the trajectory to.
+        netCDF-4 file to write the trajectory to. The walk is streamed beside it, with memory
+        flat however long it is, and the dataset returned reads the file lazily. Should the
+        process end, :func:`geoflow.resume` goes on.
     progress : bool
         Show the walk on standard error, where that is a terminal.
     max_snapshots : int
         See ``snapshot_every``.
+    theta_dtype : str, optional
+        ``"float32"`` keeps θ in half the space. None: the dtype of the walk.
+    checkpoint_seconds : float
+        Seconds between checkpoints of an archived walk: what a crash can cost.
     provenance : mapping, optional
         Where the problem comes from, JSON-able; kept in ``config``. Its ``title``,
         ``experiment`` and ``seed`` become attributes.
@@ -101,31 +121,31 @@ def walk(
         An argument that cannot be used.
     ConvergenceError, CriticalPointError
         θ0 cannot be projected onto the level set, so there is no walk to keep.
+    ArchiveError
+        The disk no longer takes what is streamed, or another process is writing there.
     """
     observables = dict(observables or {})
     chosen = _solver(solver, reproject_every)
     tolerance = Tolerance.checked(rtol, atol, flow.problem.dtype)
-    rule = _snapshot_rule(snapshot_times, snapshot_every, max_snapshots)
-    t_end = _checked("t_end", t_end, math.inf)
-    if max_evaluations is None:
-        max_evaluations = DEFAULT_MAX_EVALUATIONS
-    elif max_evaluations < 1:
-        raise InputError(f"max_evaluations={max_evaluations}; use a positive number")
+    rule = rule_for(snapshot_times, snapshot_every, max_snapshots)
+    goals = Goals.checked(t_end, stop, max_evaluations)
+    if checkpoint_seconds < 0:
+        raise InputError(f"checkpoint_seconds={checkpoint_seconds}; use zero or more")
     trajectory.check_observables(observables, flow.problem.theta0)
-    _check_memory(flow, rule)
-    target = archives.check_target(archive, overwrite=overwrite) if archive else None
+    kept_dtype = _theta_dtype(theta_dtype, flow.problem.dtype)
+    target = check_target(archive, overwrite=overwrite) if archive else None
 
     config = {
         "solver": {"name": chosen.name, **chosen.options},
         "rtol": tolerance.rtol,
         "atol": tolerance.atol,
-        "t_end": None if math.isinf(t_end) else t_end,
-        "stop": None if stop is None else {"name": type(stop).__name__, **stop.options},
-        "max_evaluations": max_evaluations,
+        **goals.config,
         "snapshot_times": None if snapshot_times is None else [float(t) for t in snapshot_times],
         "snapshot_every": snapshot_every,
         "max_snapshots": max_snapshots,
+        "theta_dtype": trajectory.dtype_name(kept_dtype),
         "observables": sorted(observables),
+        "threads": torch.get_num_threads(),
         "provenance": dict(provenance or {}),
     }
     header = trajectory.attributes(
@@ -135,19 +155,37 @@ def walk(
         atol=tolerance.atol,
         config=config,
     )
-    run = _Walk(flow, chosen, tolerance, rule, observables, progress)
-    status, message = run.run(t_end, stop, max_evaluations)
-    header |= {"status": status, "status_message": message}
-    ds = trajectory.to_dataset(
-        flow.problem, run.records, run.snapshots, sorted(observables), header
-    )
-    if target:
-        archives.save_trajectory(ds, target, overwrite=overwrite)
-    return ds
+    if target is None:
+        _check_memory(flow, rule)
+        memory = Memory(flow.problem, sorted(observables), header)
+        return Walk(flow, chosen, tolerance, rule, observables, memory, kept_dtype).run(
+            goals, progress
+        )
+    with Stream.create(
+        target,
+        flow.problem,
+        header,
+        look_back=goals.look_back,
+        interval=checkpoint_seconds,
+        overwrite=overwrite,
+    ) as stream:
+        return Walk(flow, chosen, tolerance, rule, observables, stream, kept_dtype).run(
+            goals, progress
+        )
 
 
-class _Walk:
-    """What changes along one walk."""
+class Walk:
+    """What changes along one walk, from its start or from a checkpoint.
+
+    Parameters
+    ----------
+    flow, solver, tolerance, rule, observables
+        What to walk, how, and what to keep; see :func:`walk`.
+    recorder : Recorder
+        Takes the records.
+    theta_dtype : torch.dtype
+        In which θ is kept.
+    """
 
     def __init__(
         self,
@@ -156,129 +194,139 @@ class _Walk:
         tolerance: Tolerance,
         rule: SnapshotRule,
         observables: Mapping[str, Observable],
-        progress: bool,
+        recorder: Recorder,
+        theta_dtype: torch.dtype,
     ) -> None:
         self.flow, self.solver, self.tolerance = flow, solver, tolerance
         self.rule, self.observables = rule, observables
-        self.records = StepRecords()
-        self.snapshots: list[Snapshot] = []
-        self.progress = _Progress(progress)
+        self.recorder, self.theta_dtype = recorder, theta_dtype
+        self.start = flow.problem.theta0
+        self.state: FlowState | None = None
+        self.carry: Carry | None = None
+        # The latest record, and the evaluations up to where the walk could go on from.
+        self.last: Mapping[str, Any] = {}
+        self.counts = dict.fromkeys(flow.problem.counts, 0)
         self.counts0 = flow.problem.counts
         self.clock0 = clock.perf_counter()
-        self.state: FlowState | None = None
-        self.time = self.arc_length = 0.0
-        self.n_rejected = self.n_reprojection = 0
 
-    def run(self, t_end: float, stop: Stop | None, max_evaluations: int) -> tuple[str, str]:
-        """Walk to an end; return its status and message."""
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to a checkpoint; the recorder and the rule have been restored before."""
         problem = self.flow.problem
-        with self.progress, problem.budget(max_evaluations):
+        theta = checkpoint.theta.to(problem.device)
+        self.carry, self.counts = checkpoint.carry, dict(checkpoint.counts)
+        if checkpoint.n_steps:
+            self.state = self.flow.evaluate(theta)
+            self.last = self.recorder.records[-1]
+            _check_same(self.state, self.last)
+            self.clock0 -= self.last["wall_time"]
+        else:
+            self.start = theta
+        self.counts0 = {n: k - self.counts[n] for n, k in problem.counts.items()}
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """What is needed to go on from here."""
+        theta = self._state().theta
+        return Checkpoint(self.recorder.n_steps, theta, self.carry, self.counts)
+
+    def run(self, goals: Goals, progress: bool) -> xr.Dataset:
+        """Walk to an end, and return the trajectory."""
+        budget = goals.max_evaluations - self.counts["gradient"] - 2 * self.counts["hvp"]
+        shown = Progress(progress)
+        with shown, self.flow.problem.budget(max(budget, 0)):
             try:
-                state, projection = self.flow.project(problem.theta0)
-                self.n_reprojection += projection.iterations
-                self._record(state, 0.0, math.nan)
-                carry = self.solver.init(self.flow, state, self.tolerance)
-                end = self._judge(t_end, stop)
+                self._prepare()
+                end = goals.judge(self.recorder.records)
                 while end is None:
-                    carry = self._step(carry, t_end)
-                    end = self._judge(t_end, stop)
+                    self._step(goals.t_end)
+                    shown.show(self.last)
+                    end = goals.judge(self.recorder.records)
             except KeyboardInterrupt:
+                if self.state is None:
+                    raise
                 end = "interrupted", "interrupted by the user"
             except EvaluationLimitError:
-                end = "max_evaluations", f"the budget of {max_evaluations} evaluations is spent"
+                if self.state is None:
+                    raise InputError(
+                        f"max_evaluations={goals.max_evaluations} are spent before the level set "
+                        "is reached; allow more"
+                    ) from None
+                end = (
+                    "max_evaluations",
+                    f"the budget of {goals.max_evaluations} evaluations is spent",
+                )
             except StepSizeError as error:
                 end = "step_size_underflow", str(error)
             except ConvergenceError as error:
                 end = self._failed("projection_failed", error)
             except CriticalPointError as error:
                 end = self._failed("critical_point", error)
-            if self.rule.keeps_last and len(self.records):
-                self._keep()
-        return end
+        if self.rule.keeps_last and self.recorder.last_kept != self.recorder.n_steps - 1:
+            self.recorder.keep(self._snapshot(self._state(), self.recorder.n_steps - 1, self.last))
+        return self.recorder.finish(self.checkpoint, {"status": end[0], "status_message": end[1]})
 
-    def _step(self, carry: Carry, t_end: float) -> Carry:
-        state = self._state()
-        target = min(self.rule.next_time(self.time), t_end)
-        result = self.solver.step(self.flow, state, carry, self.tolerance, target - self.time)
-        # The sum may round past or short of the time asked for; the step ended exactly there.
-        exact = result.time >= target - self.time
-        self.time = target if exact else self.time + result.time
-        self.arc_length += float(torch.linalg.vector_norm(result.state.theta - state.theta))
-        self.n_rejected += result.n_rejected
-        self.n_reprojection += result.n_reprojection
-        self._record(result.state, result.time, result.error_estimate)
-        return result.carry
+    def _prepare(self) -> None:
+        """Come to the level set and record the start, where that is still to be done."""
+        if self.state is None:
+            state, projection = self.flow.project(self.start)
+            self._accept(state, None, {**START, "n_reprojection": projection.iterations})
+        if self.carry is None:
+            carry = self.solver.init(self.flow, self._state(), self.tolerance)
+            self.carry, self.counts = carry, self._counts()
+
+    def _step(self, t_end: float) -> None:
+        state, last = self._state(), self.last
+        assert self.carry is not None, "a walk is prepared before its first step"
+        target = min(self.rule.next_time(last["time"]), t_end)
+        left = target - last["time"]
+        result = self.solver.step(self.flow, state, self.carry, self.tolerance, left)
+        chord = float(torch.linalg.vector_norm(result.state.theta - state.theta))
+        progress = {
+            # The sum may round past or short of the time asked for; the step ended exactly there.
+            "time": target if result.time >= left else last["time"] + result.time,
+            "arc_length": last["arc_length"] + chord,
+            "step_size": result.time,
+            "error_estimate": result.error_estimate,
+            "n_rejected": last["n_rejected"] + result.n_rejected,
+            "n_reprojection": last["n_reprojection"] + result.n_reprojection,
+        }
+        self._accept(result.state, result.carry, progress)
+
+    def _accept(self, state: FlowState, carry: Carry | None, advance: Mapping[str, Any]) -> None:
+        """Record an accepted step, whole or not at all."""
+        counts = self._counts()
+        record = trajectory.step_record(
+            self.flow,
+            state,
+            **advance,
+            counts=counts,
+            wall_time=clock.perf_counter() - self.clock0,
+        )
+        step = self.recorder.n_steps
+        keep, dropped = self.rule.offer(step, record["time"], record["arc_length"])
+        snapshot = self._snapshot(state, step, record) if keep else None
+        with interrupts.put_off():
+            self.recorder.record(record, dropped)
+            if snapshot:
+                self.recorder.keep(snapshot)
+            self.state, self.carry, self.last, self.counts = state, carry, record, counts
+            self.recorder.accepted(self.checkpoint)
+
+    def _snapshot(self, state: FlowState, step: int, record: Mapping[str, float]) -> Snapshot:
+        return Snapshot(step, record["time"], state.theta, self.observables, self.theta_dtype)
 
     def _state(self) -> FlowState:
         assert self.state is not None, "a walk has a state from its first record on"
         return self.state
 
-    def _record(self, state: FlowState, step_size: float, error_estimate: float) -> None:
+    def _counts(self) -> dict[str, int]:
         counts = self.flow.problem.counts
-        record = trajectory.step_record(
-            self.flow,
-            state,
-            time=self.time,
-            arc_length=self.arc_length,
-            step_size=step_size,
-            error_estimate=error_estimate,
-            n_rejected=self.n_rejected,
-            n_reprojection=self.n_reprojection,
-            counts={name: counts[name] - self.counts0[name] for name in counts},
-            wall_time=clock.perf_counter() - self.clock0,
-        )
-        self.state = state
-        self.records.append(record)
-        self.progress.show(record)
-        keep, dropped = self.rule.offer(len(self.records) - 1, self.time, self.arc_length)
-        if dropped:
-            self.snapshots = [s for s in self.snapshots if s.step not in set(dropped)]
-        if keep:
-            self._keep()
-
-    def _keep(self) -> None:
-        step = len(self.records) - 1
-        if not self.snapshots or self.snapshots[-1].step != step:
-            theta = self._state().theta
-            self.snapshots.append(Snapshot(step, self.time, theta, self.observables))
-
-    def _judge(self, t_end: float, stop: Stop | None) -> tuple[str, str] | None:
-        end = stop(self.records) if stop else None
-        if end is None and self.time >= t_end:
-            end = "t_end", f"the walk reached flow time {t_end:g}"
-        return end
+        return {name: counts[name] - self.counts0[name] for name in counts}
 
     def _failed(self, status: str, error: ConvergenceError | CriticalPointError) -> tuple[str, str]:
-        if not len(self.records):
+        if self.state is None:
             raise error
         return status, str(error)
-
-
-class _Progress:
-    """One line on standard error: angle, R, |L − c|, evaluations and their rate."""
-
-    def __init__(self, wanted: bool) -> None:
-        # disable=None: shown on a terminal only.
-        self.bar: tqdm[Any] = tqdm(
-            desc="walk", unit="eval", disable=None if wanted else True, mininterval=0.2
-        )
-
-    def __enter__(self) -> None:
-        self.bar.__enter__()
-
-    def __exit__(self, *details: Any) -> None:
-        self.bar.__exit__(*details)
-
-    def show(self, record: Mapping[str, float]) -> None:
-        """Show the latest accepted step."""
-        if self.bar.disable:
-            return
-        self.bar.set_postfix_str(
-            f"angle {record['angle']:.1f}°, R {record['regularizer']:.5g}, "
-            f"|L−c| {abs(record['level_residual']):.1e}",
-            refresh=False,
-        )
-        self.bar.update(record["n_gradient"] + 2 * record["n_hvp"] - self.bar.n)
 
 
 def _solver(solver: str | Solver, reproject_every: float | None) -> Solver:
@@ -292,20 +340,31 @@ def _solver(solver: str | Solver, reproject_every: float | None) -> Solver:
     return solver
 
 
-def _snapshot_rule(times: Sequence[float] | None, every: float | None, limit: int) -> SnapshotRule:
-    if times is not None and every is not None:
-        raise InputError("snapshot_times and snapshot_every are both given; choose one")
-    if times is not None:
-        return AtTimes(times)
-    return Thinned(limit) if every is None else Every(every)
+def _theta_dtype(name: str | None, dtype: torch.dtype) -> torch.dtype:
+    kept = dtype if name is None else trajectory.DTYPES.get(name)
+    if kept is None or kept.itemsize > dtype.itemsize:
+        raise InputError(
+            f"theta_dtype={name!r}; use 'float32', or None for that of the walk ({dtype})"
+        )
+    return kept
 
 
-def _checked(name: str, value: float | None, default: float) -> float:
-    if value is None:
-        return default
-    if not (math.isfinite(value) and value > 0):
-        raise InputError(f"{name}={value}; use a positive flow time")
-    return float(value)
+def _check_same(state: FlowState, last: Mapping[str, float]) -> None:
+    """Compare L and ∇L where a walk is taken up with what was recorded there."""
+    pairs = ((state.loss, last["train_loss"]), (state.gradient_norm, last["gradient_norm"]))
+    if all(now == then for now, then in pairs):
+        return
+    rtol = math.sqrt(torch.finfo(state.theta.dtype).eps)
+    if not all(math.isclose(now, then, rel_tol=rtol) for now, then in pairs):
+        raise ArchiveError(
+            f"flow: the loss is {state.loss:.9g} where {last['train_loss']:.9g} was recorded; "
+            "go on with the network and the loss function that the walk started with"
+        )
+    warnings.warn(
+        "the loss differs in its last digits from that recorded, so the walk goes on but not bit "
+        "for bit: another machine, number of threads or version of torch",
+        stacklevel=3,
+    )
 
 
 def _check_memory(flow: RegularizingFlow, rule: SnapshotRule) -> None:

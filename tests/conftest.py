@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+import crashes
+import geoflow as gf
 import references
 
 pytest.register_assert_rewrite("invariants")
@@ -19,3 +21,25 @@ def sphere():
 @pytest.fixture
 def network():
     return references.small_network()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Walks of ``crashes`` that nothing has interrupted, by solver."""
+    folder = tmp_path_factory.mktemp("whole")
+    return {name: crashes.walk(name, folder / f"{name}.nc").load() for name in crashes.SETTINGS}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """The archive of a walk of ``crashes``."""
+    path = tmp_path_factory.mktemp("archive") / "walk.nc"
+    crashes.walk("rk4", path).close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def ds(path):
+    """What that archive holds."""
+    with gf.open_trajectory(path) as ds:
+        return ds.load()

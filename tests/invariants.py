@@ -28,3 +28,23 @@ def check_walk(ds: xr.Dataset, flow: gf.RegularizingFlow) -> None:
         assert np.isclose(state.angle, ds["angle"][step], rtol=1e-8)
         cosine = torch.dot(state.velocity, state.gradient) / state.gradient_norm
         assert abs(float(cosine)) <= 1e-10 * float(state.regularizer_gradient.norm())
+
+
+def same(a: xr.Dataset, b: xr.Dataset) -> bool:
+    """Equal in every bit but those of the clocks."""
+    a, b = a.load(), b.load()
+    assert {**a.attrs, "created": ""} == {**b.attrs, "created": ""}
+    assert a.drop_vars("wall_time").equals(b.drop_vars("wall_time"))
+    assert all(a[name].attrs == b[name].attrs for name in a.variables)
+    return True
+
+
+def spoil(name, index, value):
+    """Return a function that changes one value of a variable of a dataset."""
+
+    def spoiled(ds):
+        values = ds[name].values.copy()
+        values[index] = value
+        return ds.assign({name: (ds[name].dims, values, ds[name].attrs)})
+
+    return spoiled

@@ -1,12 +1,15 @@
 import json
 import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import xarray as xr
 
 import geoflow as gf
-from geoflow import cli
+from geoflow import cli, parts
 from geoflow.cli import BAD_INPUT, DONE, ENDED_EARLY, INTERRUPTED
 
 
@@ -99,6 +102,13 @@ BAD = [
     (["run", "iris_ff", "--data", "x"], "carries its own data"),
     (["run", "iris_ff", "--device", "nowhere"], "device='nowhere'"),
     (["run", "iris_ff", "--out", "no/folder/x.nc"], "does not exist; create it"),
+    (["run", "iris_ff", "--theta-dtype", "float64", "--dtype", "float32"], "theta_dtype='float64'"),
+    (["run"], "name either an EXPERIMENT or a file"),
+    (["run", "iris_ff", "--like", "x.nc"], "name either an EXPERIMENT or a file"),
+    (["run", "--like", "no-such-file.nc"], "is not a file"),
+    (["resume", "no-such-file.nc"], "no such file, and no walk is streamed beside it"),
+    (["validate", "no-such-file.nc"], "is not a file"),
+    (["diff", "no-such-file.nc", "x.nc"], "is not a file"),
     (["info", "no-such-file.nc"], "is not a file"),
     (["info", __file__], "not a readable netCDF-4 file"),
     (["plot", __file__, "--out", "x"], "not a readable netCDF-4 file"),
@@ -145,3 +155,89 @@ def test_ctrl_c_ends_with_130_and_the_trajectory(tmp_path, monkeypatch):
     with gf.open_trajectory(path) as ds:
         assert ds.attrs["status"] == "interrupted"
         assert ds.sizes["step"] > 1
+
+
+def test_a_file_alone_is_enough_to_run_it_again(walked, tmp_path, capsys):
+    path = tmp_path / "again.nc"
+    assert cli.main(["run", "--like", str(walked), "--out", str(path), "--quiet"]) == DONE
+    assert cli.main(["diff", str(walked), str(path)]) == DONE
+    assert capsys.readouterr().out.count("identical") > 20
+
+
+def test_options_beside_like_change_what_they_name(walked, tmp_path):
+    path = tmp_path / "changed.nc"
+    arguments = ["run", "--like", str(walked), "--rtol", "1e-2", "--theta-dtype", "float32"]
+    assert cli.main([*arguments, "--out", str(path), "--quiet"]) == DONE
+    with gf.open_trajectory(walked) as ds:
+        before = json.loads(ds.attrs["config"])
+    with gf.open_trajectory(path) as ds:
+        after = json.loads(ds.attrs["config"])
+        assert ds["theta"].attrs["comment"] == "computed in float64, rounded to float32"
+    assert after.pop("rtol") == 1e-2
+    assert after.pop("theta_dtype") == "float32"
+    assert after == {k: v for k, v in before.items() if k not in ("rtol", "theta_dtype")}
+
+
+def test_like_refuses_other_data(walked, tmp_path, capsys):
+    path = tmp_path / "other.nc"
+    with gf.open_trajectory(walked) as ds:
+        gf.save_trajectory(ds.load().assign_attrs(data_sha256="0" * 64), path)
+    assert cli.main(["run", "--like", str(path)]) == BAD_INPUT
+    assert "the data of iris_ff are not those of the archive" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_finished_walk_is_extended_and_a_killed_one_goes_on(tmp_path, capsys):
+    long, short, killed = (tmp_path / name for name in ("long.nc", "short.nc", "killed.nc"))
+    start = ["run", "iris_ff", "--quiet", "--out"]
+    assert cli.main([*start, str(long), "--angle", "130"]) == DONE
+    assert cli.main([*start, str(short), "--angle", "115"]) == DONE
+    assert cli.main(["resume", str(short), "--angle", "130"]) == DONE
+    assert f"wrote {short}" in capsys.readouterr().err
+    assert cli.main(["diff", str(long), str(short)]) == DONE
+
+    folder = parts.folder_beside(killed)
+    program = [sys.executable, "-m", "geoflow", *start, str(killed), "--angle", "130"]
+    with subprocess.Popen(program) as process:
+        while process.poll() is None and not parts.is_resumable(killed):
+            time.sleep(0.01)
+        process.kill()
+    assert folder.exists()
+    assert cli.main(["info", str(killed)]) == BAD_INPUT
+    assert f"`geoflow resume {killed}` goes on with it" in capsys.readouterr().err
+    assert cli.main(["resume", str(killed), "--quiet"]) == DONE
+    assert cli.main(["diff", str(long), str(killed)]) == DONE
+    assert cli.main(["resume", str(killed)]) == BAD_INPUT
+    assert "has ended, stationary" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_an_early_end_with_its_trajectory(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "walk.nc"
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("geoflow.seal.append", full)
+        arguments = ["run", "iris_ff", "--t-end", "0.02", "--quiet", "--out", str(path)]
+        assert cli.main(arguments) == ENDED_EARLY
+    assert f"`geoflow resume {path}`" in capsys.readouterr().err
+    assert not path.exists()
+    assert cli.main(["resume", str(path), "--quiet"]) == DONE
+    assert cli.main(["validate", str(path)]) == DONE
+
+
+def test_ctrl_c_twice_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "walk.nc"
+
+    def press_ctrl_c(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("geoflow.seal.append", press_ctrl_c)
+        arguments = ["run", "iris_ff", "--t-end", "0.02", "--quiet", "--out", str(path)]
+        assert cli.main(arguments) == INTERRUPTED
+    assert f"interrupted; the walk is kept up to its last checkpoint: geoflow resume {path}" in (
+        capsys.readouterr().err
+    )
+    assert cli.main(["resume", str(path), "--quiet"]) == DONE

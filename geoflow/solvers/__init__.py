@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from geoflow.errors import InputError
 from geoflow.solvers.base import Carry, Solver, StepResult, Tolerance
 from geoflow.solvers.exponential import Exponential
@@ -17,6 +20,7 @@ __all__ = [
     "StepResult",
     "Tolerance",
     "TorchDiffEq",
+    "from_config",
     "get",
     "names",
 ]
@@ -47,3 +51,20 @@ def get(name: str, reproject_every: float | None = None) -> Solver:
             )
         return STIFF[name]()
     raise InputError(f"solver={name!r} is not known; use one of {', '.join(names())}")
+
+
+def from_config(config: Mapping[str, Any]) -> Solver:
+    """Make a solver again from its name and options, as a trajectory's ``config`` has them.
+
+    Raises
+    ------
+    InputError
+        A name or options that are not those of a solver of geoflow.
+    """
+    options = {name: value for name, value in config.items() if name != "name"}
+    try:
+        return type(get(config["name"]))(**options)
+    except (KeyError, TypeError, InputError):
+        raise InputError(
+            f"solver={dict(config)} is none of geoflow's own; pass the instance as solver="
+        ) from None

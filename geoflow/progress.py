@@ -1,0 +1,35 @@
+"""The line on standard error that shows a walk as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Progress:
+    """One line on standard error: angle, R, |L − c|, evaluations and their rate."""
+
+    def __init__(self, wanted: bool) -> None:
+        # disable=None: shown on a terminal only.
+        self.bar: tqdm[Any] = tqdm(
+            desc="walk", unit="eval", disable=None if wanted else True, mininterval=0.2
+        )
+
+    def __enter__(self) -> None:
+        self.bar.__enter__()
+
+    def __exit__(self, *details: Any) -> None:
+        self.bar.__exit__(*details)
+
+    def show(self, record: Mapping[str, float]) -> None:
+        """Show the latest accepted step."""
+        if self.bar.disable:
+            return
+        self.bar.set_postfix_str(
+            f"angle {record['angle']:.1f}°, R {record['regularizer']:.5g}, "
+            f"|L−c| {abs(record['level_residual']):.1e}",
+            refresh=False,
+        )
+        self.bar.update(record["n_gradient"] + 2 * record["n_hvp"] - self.bar.n)

@@ -1,0 +1,49 @@
+"""The last line of a trajectory file: the SHA-256 of all that stands before it.
+
+HDF5 reads up to the end it noted itself, so that a line after it disturbs no reader. netCDF's own
+Fletcher checksums guard the values in every reader; the seal guards every byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+PREFIX = b"\ngeoflow-sha256:"
+LENGTH = len(PREFIX) + 64 + 1
+
+
+def append(path: Path) -> None:
+    """Seal a finished file; it is on the disk when this returns."""
+    digest = _digest(path, path.stat().st_size)
+    with open(path, "ab") as file:
+        file.write(PREFIX + digest + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+MISSING = "its seal is missing: it was cut, or written anew by another program"
+BROKEN = "its bytes are not those that were written: the SHA-256 in its seal differs"
+
+
+def defect(path: Path) -> str | None:
+    """Return ``MISSING``, ``BROKEN``, or None where nothing is wrong."""
+    size = path.stat().st_size - LENGTH
+    with open(path, "rb") as file:
+        file.seek(max(size, 0))
+        line = file.read()
+    if not (size > 0 and line.startswith(PREFIX) and line.endswith(b"\n")):
+        return MISSING
+    if line[len(PREFIX) : -1] != _digest(path, size):
+        return BROKEN
+    return None
+
+
+def _digest(path: Path, size: int) -> bytes:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while size > 0 and (block := file.read(min(size, 2**20))):
+            digest.update(block)
+            size -= len(block)
+    return digest.hexdigest().encode()
