@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import geoflow as gf
-from geoflow import archive, experiments, plots, solvers
+from geoflow import archive, baselines, experiments, plots, solvers
 from geoflow.bench import ANGLES
 from geoflow.bench import bench as run_bench
 from geoflow.errors import GeoflowError, InputError
@@ -155,6 +155,30 @@ def bench(args: argparse.Namespace) -> int:
     return DONE
 
 
+def baseline(args: argparse.Namespace) -> int:
+    """Train with weight decay, over the paper's penalties."""
+    archive.check_target(args.out, overwrite=args.force)
+    if args.runs < 1:
+        raise InputError(f"--runs {args.runs}; use a positive number")
+    ds = baselines.weight_decay(
+        args.experiment,
+        penalties=args.penalties or baselines.PENALTIES,
+        seeds=range(args.seed, args.seed + args.runs),
+        epochs=args.epochs,
+        validation=args.validation,
+        data=args.data,
+        dtype=DTYPES[args.dtype],
+        device=args.device,
+        progress=not args.quiet,
+    )
+    baselines.save_weight_decay(ds, args.out, overwrite=args.force)
+    if not args.quiet:
+        for by in ("test_loss", "validation_loss")[: 1 + (args.validation > 0)]:
+            print(f"best by {by}: {baselines.best_penalty(ds, by):g}", file=sys.stderr)
+        print(f"wrote {args.out}", file=sys.stderr)
+    return DONE
+
+
 def describe(ds: xr.Dataset) -> dict[str, Any]:
     """Collect a trajectory's attributes, sizes, and the first and last value of every scalar."""
     attributes = {str(k): v.item() if hasattr(v, "item") else v for k, v in ds.attrs.items()}
@@ -245,7 +269,29 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--max-evaluations", type=int, default=20_000, metavar="N", help="each method")
     p.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+    p = add("baseline", baseline)
+    p.add_argument("experiment", metavar="EXPERIMENT", help="see: geoflow experiments")
+    p.add_argument("--out", metavar="FILE.nc", required=True, help="write the dataset here")
+    p.add_argument("--penalties", type=_floats, metavar="A,B,…", help="default: the paper's 14")
+    p.add_argument("--runs", type=int, default=15, metavar="N", help="for each penalty")
+    p.add_argument("--seed", type=int, default=0, help="of the first run; the others count up")
+    p.add_argument("--epochs", type=int, metavar="N", help="default: the paper's")
+    p.add_argument("--validation", type=float, default=0.2, metavar="PART", help="0 for none")
+    p.add_argument("--dtype", choices=DTYPES, default="float64")
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--data", help="folder of the data set's own files, or 'synthetic'")
+    p.add_argument("--force", action="store_true", help="replace FILE.nc where it exists")
+    p.add_argument("--quiet", action="store_true", help="no progress and no summary")
     return parser
+
+
+def _floats(text: str) -> list[float]:
+    """Read numbers with commas between them."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: use numbers with commas between") from None
 
 
 def _add_walk_options(p: argparse.ArgumentParser) -> None:
