@@ -179,6 +179,44 @@ def baseline(args: argparse.Namespace) -> int:
     return DONE
 
 
+def sweep(args: argparse.Namespace) -> int:
+    """Walk from many seeds, on all processors or on a Dask cluster."""
+    common: dict[str, Any] = {
+        "epochs": args.epochs,
+        "dtype": args.dtype,
+        "device": args.device,
+        "data": args.data,
+        "scheduler": args.scheduler,
+        "workers": args.workers,
+        "threads": args.threads,
+        "progress": not args.quiet,
+    }
+    if args.baseline:
+        outcomes = gf.sweep_weight_decay(args.experiment, args.seeds, args.out, **common)
+    else:
+        outcomes = gf.sweep(
+            args.experiment,
+            args.seeds,
+            args.out,
+            solver=args.solver,
+            rtol=args.rtol,
+            atol=args.atol,
+            degrees=args.angle,
+            t_end=args.t_end,
+            max_evaluations=args.max_evaluations,
+            max_snapshots=args.snapshots,
+            **common,
+        )
+    if not args.quiet:
+        new = sum(o.new for o in outcomes)
+        print(f"{len(outcomes)} runs, {new} of them new, in {args.out}", file=sys.stderr)
+    for o in outcomes:
+        if o.status == "failed":
+            print(f"geoflow: {o.name} failed: {o.message}", file=sys.stderr)
+    ended = all(o.status in (*REACHED, "trained") for o in outcomes)
+    return DONE if ended else ENDED_EARLY
+
+
 def describe(ds: xr.Dataset) -> dict[str, Any]:
     """Collect a trajectory's attributes, sizes, and the first and last value of every scalar."""
     attributes = {str(k): v.item() if hasattr(v, "item") else v for k, v in ds.attrs.items()}
@@ -283,7 +321,34 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--data", help="folder of the data set's own files, or 'synthetic'")
     p.add_argument("--force", action="store_true", help="replace FILE.nc where it exists")
     p.add_argument("--quiet", action="store_true", help="no progress and no summary")
+
+    p = add("sweep", sweep)
+    p.add_argument("experiment", metavar="EXPERIMENT", help="see: geoflow experiments")
+    _add_walk_options(p, many=True)
+    p.add_argument(
+        "--out",
+        metavar="DIR",
+        required=True,
+        help="folder of the runs' files; what is there already is not done again",
+    )
+    p.add_argument("--baseline", action="store_true", help="train with weight decay, not walk")
+    p.add_argument("--epochs", type=int, metavar="N", help="of training; default: the paper's")
+    p.add_argument("--scheduler", metavar="tcp://…", help="of a Dask cluster; default: one here")
+    p.add_argument("--workers", type=int, metavar="N", help="processes; default: all processors")
+    p.add_argument("--threads", type=int, default=1, metavar="N", help="of each run (default 1)")
+    p.add_argument("--quiet", action="store_true", help="no progress and no summary")
     return parser
+
+
+def _seeds(text: str) -> list[int]:
+    """Read ``0:5``, the seeds 0 to 4, or ``0,3,7``."""
+    try:
+        if ":" in text:
+            first, end = text.split(":")
+            return list(range(int(first), int(end)))
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: use 0:5 for 0 to 4, or 0,3,7") from None
 
 
 def _floats(text: str) -> list[float]:
@@ -294,8 +359,11 @@ def _floats(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r}: use numbers with commas between") from None
 
 
-def _add_walk_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--seed", type=int, default=0, help="decides everything (default 0)")
+def _add_walk_options(p: argparse.ArgumentParser, many: bool = False) -> None:
+    if many:
+        p.add_argument("--seeds", type=_seeds, required=True, metavar="0:5", help="a run each")
+    else:
+        p.add_argument("--seed", type=int, default=0, help="decides everything (default 0)")
     p.add_argument("--solver", default=solvers.DEFAULT, help=f"one of {', '.join(solvers.names())}")
     p.add_argument("--rtol", type=float, default=1e-3, help="local error, relative to the norm")
     p.add_argument("--atol", type=float, default=1e-6, help="local error, absolute")
