@@ -20,6 +20,7 @@ from geoflow.archive import open_trajectory
 from geoflow.errors import GeoflowError, InputError
 from geoflow.flows import RegularizingFlow
 from geoflow.level_set import LevelSet
+from geoflow.problem import check_device_and_dtype
 from geoflow.regularizers import squared_norm
 from geoflow.stopping import Stationary
 from geoflow.walk import walk
@@ -138,7 +139,7 @@ def sweep(
     experiments.get(experiment)
     solvers.get(solver)
     checked = _seeds(seeds)
-    _dtype(dtype)
+    check_device_and_dtype(device, _dtype(dtype))
     solvers.Tolerance.checked(rtol, atol, _dtype(dtype))
     Stationary(degrees)
     settings = {
@@ -205,7 +206,7 @@ def sweep_weight_decay(
         See :func:`sweep`.
     """
     experiments.get(experiment)
-    _dtype(dtype)
+    check_device_and_dtype(device, _dtype(dtype))
     settings = {
         "experiment": experiment,
         "seeds": _seeds(seeds),
