@@ -23,6 +23,7 @@ from geoflow import archive, baselines, experiments, plots, solvers
 from geoflow.bench import ANGLES
 from geoflow.bench import bench as run_bench
 from geoflow.errors import GeoflowError, InputError
+from geoflow.report import report as write_report
 
 DONE, BAD_INPUT, ENDED_EARLY, INTERRUPTED = 0, 2, 3, 130
 REACHED = ("stationary", "t_end", "plateau")
@@ -217,6 +218,13 @@ def sweep(args: argparse.Namespace) -> int:
     return DONE if ended else ENDED_EARLY
 
 
+def report(args: argparse.Namespace) -> int:
+    """Write one self-contained page about walks and baselines."""
+    write_report(args.files, args.out, overwrite=args.force)
+    print(f"wrote {args.out}", file=sys.stderr)
+    return DONE
+
+
 def describe(ds: xr.Dataset) -> dict[str, Any]:
     """Collect a trajectory's attributes, sizes, and the first and last value of every scalar."""
     attributes = {str(k): v.item() if hasattr(v, "item") else v for k, v in ds.attrs.items()}
@@ -337,6 +345,11 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--workers", type=int, metavar="N", help="processes; default: all processors")
     p.add_argument("--threads", type=int, default=1, metavar="N", help="of each run (default 1)")
     p.add_argument("--quiet", action="store_true", help="no progress and no summary")
+
+    p = add("report", report)
+    p.add_argument("files", metavar="FILE.nc", nargs="+", help="walks, baselines, or their folders")
+    p.add_argument("--out", metavar="PAGE.html", required=True, help="write the page here")
+    p.add_argument("--force", action="store_true", help="replace PAGE.html where it exists")
     return parser
 
 

@@ -318,27 +318,42 @@ def _results(
         return
     from distributed import as_completed
 
+    waiting = list(missing.items())
     with _client(scheduler, workers, threads, len(missing)) as client:
-        names = {
-            client.submit(task.function, str(task.path), pure=False, **task.arguments): name
-            for name, task in missing.items()
-        }
-        futures = list(names)
+        names: dict[Any, str] = {}
+        completed = as_completed(loop=client.loop)
+
+        def submit() -> None:
+            # As many as can run and no more: a worker's death counts against all it was given.
+            while waiting and completed.count() < max(1, sum(client.nthreads().values())):
+                name, task = waiting.pop(0)
+                future = client.submit(task.function, str(task.path), pure=False, **task.arguments)
+                names[future] = name
+                completed.add(future)
+
         try:
-            for future in as_completed(futures, loop=client.loop):
-                name = names[future]
-                if future.status != "finished":
-                    error = future.exception()
-                    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                    known = isinstance(error, GeoflowError)
-                    yield name, "failed", reason if known else f"{type(error).__name__}: {reason}"
-                elif not missing[name].path.is_file():
-                    yield name, "failed", "its worker does not write to this file system"
-                else:
-                    yield name, *future.result()
+            submit()
+            for future in completed:
+                submit()
+                name = names.pop(future)
+                yield name, *_end(future, missing[name])
         finally:
             # On somebody else's cluster nothing of an interrupted sweep goes on.
-            client.cancel(futures)
+            client.cancel(list(names))
+
+
+def _end(future: Any, task: _Task) -> tuple[str, str]:
+    """Status and message of a run that has ended."""
+    if future.status == "finished":
+        if not task.path.is_file():
+            return "failed", "its worker does not write to this file system"
+        status, message = future.result()
+        return status, message
+    error = future.exception()
+    reason = str(error).splitlines()[0] if str(error) else "no message"
+    return "failed", reason if isinstance(
+        error, GeoflowError
+    ) else f"{type(error).__name__}: {reason}"
 
 
 @contextmanager
@@ -382,7 +397,7 @@ def _client(
             n_workers=min(workers, n_runs),
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
+            dashboard_address=":0",
             silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,

@@ -85,7 +85,7 @@ def test_only_what_is_missing_is_done_and_the_numbers_are_the_same(tmp_path, cap
     before = (first / "seed-0000.nc").stat().st_mtime_ns
 
     (first / "seed-0001.nc").rmdir()
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster:
         address = cluster.scheduler_address
         outcomes = gf.sweep("iris_ff", range(3), first, scheduler=address, **SHORT)
         assert [o.new for o in outcomes] == [False, True, True]
