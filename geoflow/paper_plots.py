@@ -137,8 +137,8 @@ def pca_views(
         In inches.
     """
     with plots.style():
-        figure = plots.new_figure(width, 1.15 * width)
-        parts: Any = figure.subfigures(2, 1, height_ratios=[3.4, 1])
+        figure = plots.new_figure(width, 0.95 * width)
+        parts: Any = figure.subfigures(2, 1, height_ratios=[3, 1])
         top, bottom = parts
         space: Any = top.add_subplot(projection="3d")
         off = bottom.subplots()
@@ -159,7 +159,9 @@ def pca_views(
         space.set_xlabel(f"PC 1 ({ratio[0]:.0f} %)")
         space.set_ylabel(f"PC 2 ({ratio[1]:.0f} %)")
         space.set_zlabel(f"PC 3 ({ratio[2]:.0f} %)")
-        top.legend(loc="outside right upper", fontsize=6)
+        space.set_box_aspect(None, zoom=0.95)
+        space.tick_params(labelsize=6)
+        top.legend(loc="outside lower center", ncols=3, fontsize=6)
         off.set_xlabel("snapshots, from the first (0) to the last (1) of each walk")
         off.set_ylabel("off-plane distance")
         off.set_ylim(bottom=0)

@@ -203,9 +203,9 @@ def _section(subject: str, walks: list[xr.Dataset], baseline: xr.Dataset | None)
     if walks:
         section.parts.append(_run_table(walks))
         figure = paper_plots.sweep_stack(walks, ensemble.resample(walks) if walks[1:] else None)
-        names = "angle, R, test loss and test accuracy"
+        names = "Angle, R, test loss and test accuracy"
         caption = (
-            f"{names.capitalize()} against flow time; thin: the runs; thick, with the band: mean ± "
+            f"{names} against flow time; thin: the runs; thick, with the band: mean ± "
             "standard deviation, as far as the shortest walk goes. The angle is far stiffer than "
             "θ: where runs at loose tolerances differ in it alone, read nothing into that."
         )
@@ -248,10 +248,12 @@ def _pca_parts(walks: Sequence[xr.Dataset], baseline: xr.Dataset | None) -> list
     pca = fit_pca(points, k, standardise=True)
     ends = {"mean end": np.mean([p[-1] for p in points], axis=0)}
     if baseline is not None:
+        chosen: dict[float, list[str]] = {}
         for by in _criteria(baseline):
-            penalty = baselines.best_penalty(baseline, by)
+            chosen.setdefault(baselines.best_penalty(baseline, by), []).append(by.replace("_", " "))
+        for penalty, names in chosen.items():
             mean = baseline["theta"].sel(penalty=penalty).mean("run").values
-            ends[f"mean end, weight decay {penalty:g} (best {by.replace('_', ' ')})"] = mean
+            ends[f"mean end, weight decay {penalty:g} (best {' and '.join(names)})"] = mean
     figure = paper_plots.pca_views(pca, walks, points, ends)
     shown = 100 * pca.explained_variance_ratio[:3].sum()
     caption = (
