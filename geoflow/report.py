@@ -216,7 +216,8 @@ def _section(subject: str, walks: list[xr.Dataset], baseline: xr.Dataset | None)
         figure = paper_plots.penalties(baseline, walks)
         caption = "Test loss after training at each penalty, beside the walks' start and end."
         section.parts.append(_picture("penalties-figure", figure, caption, caption))
-    if walks and sum(ds.sizes["snapshot"] for ds in walks) > 4:
+    n_points = sum(ds.sizes["snapshot"] for ds in walks)
+    if n_points > 4 and walks[0].sizes["parameter"] > 2:
         section.parts += _pca_parts(walks, baseline)
     return section
 
@@ -244,7 +245,7 @@ def _run_table(walks: Sequence[xr.Dataset]) -> Table:
 
 def _pca_parts(walks: Sequence[xr.Dataset], baseline: xr.Dataset | None) -> list[Picture | Table]:
     points = [ds["theta"].values for ds in walks]
-    k = min(COMPONENTS, sum(map(len, points)) - 1)
+    k = min(COMPONENTS, sum(map(len, points)) - 1, points[0].shape[1])
     pca = fit_pca(points, k, standardise=True)
     ends = {"mean end": np.mean([p[-1] for p in points], axis=0)}
     if baseline is not None:
