@@ -193,6 +193,12 @@ def sweep(args: argparse.Namespace) -> int:
         "progress": not args.quiet,
     }
     if args.baseline:
+        walks_only = ("solver", "rtol", "atol", "angle", "t_end", "max_evaluations", "snapshots")
+        default = _parser().parse_args(["sweep", args.experiment, "--seeds", "0", "--out", "."])
+        for name in walks_only:
+            if getattr(args, name) != getattr(default, name):
+                option = name.replace("_", "-")
+                raise InputError(f"--{option} is for walks; leave it out with --baseline")
         outcomes = gf.sweep_weight_decay(args.experiment, args.seeds, args.out, **common)
     else:
         outcomes = gf.sweep(

@@ -40,7 +40,7 @@ class Outcome:
     Attributes
     ----------
     name : str
-        ``seed-0003`` or ``penalty-1e-03``.
+        ``seed-0003`` or ``penalty-0.001``.
     path : Path
         Its file, there unless the run failed.
     status : str
@@ -220,7 +220,7 @@ def sweep_weight_decay(
     folder = _folder(out, {"kind": "weight decay", **settings})
     tasks = []
     for penalty in penalties:
-        name = f"penalty-{float(penalty):.17g}"
+        name = f"penalty-{float(penalty)!r}"
         arguments = settings | {"penalty": float(penalty)}
         tasks.append(_Task(name, folder / f"{name}.nc", _train, arguments))
     finished = {}

@@ -149,10 +149,10 @@ def timing(folder: Path) -> str:
         angle, r = float(ds["angle"][-1]), float(ds["regularizer"][-1])
     return (
         f"On `iris_ff`, {times['sweep_runs']} seeds from training to 175° took "
-        f"{times['sweep_s']:.0f} s on {times['cores']} cores with `geoflow sweep`, the start of its worker "
-        f"processes included; one seed took the paper's loop {times['loop_s']:.0f} s from training "
-        f"to its {times['loop_steps']:,} predictor steps, after which it was at {angle:.1f}° and "
-        f"‖θ‖² = {r:.1f}.\n"
+        f"{times['sweep_s']:.0f} s on {times['cores']} cores with `geoflow sweep`, the start of "
+        f"its worker processes included; one seed took the paper's loop {times['loop_s']:.0f} s "
+        f"from training to its {times['loop_steps']:,} predictor steps, after which it was at "
+        f"{angle:.1f}° and ‖θ‖² = {r:.1f}.\n"
     )
 
 

@@ -103,7 +103,7 @@ def test_the_baseline_is_swept_by_penalty(tmp_path, capsys):
         "iris_ff", range(2), tmp_path, penalties=[0.0, 1e-3], epochs=2, progress=True
     )
     assert [o.status for o in outcomes] == ["trained", "trained"]
-    assert "penalty-0: trained: 2 runs of 2 epochs" in capsys.readouterr().err
+    assert "penalty-0.0: trained: 2 runs of 2 epochs" in capsys.readouterr().err
     expected = gf.baselines.weight_decay("iris_ff", seeds=range(2), penalties=[0.0, 1e-3], epochs=2)
     with gf.baselines.open_weight_decay(sorted(tmp_path.glob("*.nc"))) as ds:
         xr.testing.assert_allclose(ds, expected, rtol=1e-9)
@@ -169,6 +169,12 @@ def test_bad_input(tmp_path, options, message):
     arguments = {"experiment": "iris_ff", "seeds": [0], "out": tmp_path} | options
     with pytest.raises(InputError, match=message):
         gf.sweep(**arguments)
+
+
+def test_a_walks_option_is_refused_with_baseline(tmp_path, capsys):
+    command = ["sweep", "iris_ff", "--seeds", "0", "--out", str(tmp_path), "--baseline"]
+    assert cli.main([*command, "--rtol", "1e-5"]) == cli.BAD_INPUT
+    assert "--rtol is for walks" in capsys.readouterr().err
 
 
 def test_seeds_are_a_range_or_a_list():
