@@ -1,69 +1,28 @@
-"""Many independent runs as tasks on Dask: walks of many seeds, trainings at many penalties."""
+"""Many independent runs: walks of many seeds, trainings at many penalties."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from geoflow import baselines, experiments, solvers
 from geoflow.archive import open_trajectory
-from geoflow.errors import GeoflowError, InputError
+from geoflow.errors import InputError
 from geoflow.flows import RegularizingFlow
 from geoflow.level_set import LevelSet
 from geoflow.problem import check_device_and_dtype
 from geoflow.regularizers import squared_norm
 from geoflow.stopping import Stationary
+from geoflow.tasks import Outcome, Task, run_tasks, settle
 from geoflow.walk import walk
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 MANIFEST = "sweep.json"
 FORMAT = "1.0"
-SECONDS_TO_CONNECT = 30
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one run of a sweep.
-
-    Attributes
-    ----------
-    name : str
-        ``seed-0003`` or ``penalty-0.001``.
-    path : Path
-        Its file, there unless the run failed.
-    status : str
-        That of the walk, ``trained`` for a training, or ``failed``.
-    message : str
-        The same in a sentence, or the error of a run that failed.
-    new : bool
-        False where the file was there before.
-    """
-
-    name: str
-    path: Path
-    status: str
-    message: str
-    new: bool
-
-
-@dataclass(frozen=True)
-class _Task:
-    name: str
-    path: Path
-    function: Callable[..., tuple[str, str]]
-    arguments: Mapping[str, Any]
 
 
 def sweep(
@@ -159,12 +118,12 @@ def sweep(
     }
     folder = _folder(out, {"kind": "walks", **settings})
     tasks = [
-        _Task(f"seed-{s:04d}", folder / f"seed-{s:04d}.nc", _walk, settings | {"seed": s})
+        Task(f"seed-{s:04d}", folder / f"seed-{s:04d}.nc", _walk, settings | {"seed": s})
         for s in checked
     ]
     done = {t.name: _walked(t.path) for t in tasks if t.path.is_file()}
     finished = {name: end for name, end in done.items() if end[0] != "interrupted"}
-    return _run(tasks, finished, scheduler, workers, threads, progress)
+    return run_tasks(tasks, finished, scheduler, workers, threads, progress)
 
 
 def sweep_weight_decay(
@@ -222,18 +181,18 @@ def sweep_weight_decay(
     for penalty in penalties:
         name = f"penalty-{float(penalty)!r}"
         arguments = settings | {"penalty": float(penalty)}
-        tasks.append(_Task(name, folder / f"{name}.nc", _train, arguments))
+        tasks.append(Task(name, folder / f"{name}.nc", _train, arguments))
     finished = {}
     for task in tasks:
         if task.path.is_file():
             baselines.open_weight_decay(task.path).close()
             finished[task.name] = ("trained", "trained before")
-    return _run(tasks, finished, scheduler, workers, threads, progress)
+    return run_tasks(tasks, finished, scheduler, workers, threads, progress)
 
 
 def _walk(path: str, threads: int, seed: int, **settings: Any) -> tuple[str, str]:
     """Do one walk in a worker; the dataset stays in its file."""
-    torch.set_num_threads(threads)
+    settle(threads)
     prepared = experiments.get(settings["experiment"]).prepare(
         seed,
         data=settings["data"],
@@ -261,7 +220,7 @@ def _walk(path: str, threads: int, seed: int, **settings: Any) -> tuple[str, str
 
 def _train(path: str, threads: int, penalty: float, **settings: Any) -> tuple[str, str]:
     """Train at one penalty in a worker."""
-    torch.set_num_threads(threads)
+    settle(threads)
     ds = baselines.weight_decay(
         settings["experiment"],
         penalties=[penalty],
@@ -274,135 +233,6 @@ def _train(path: str, threads: int, penalty: float, **settings: Any) -> tuple[st
     )
     baselines.save_weight_decay(ds, path, overwrite=True)
     return "trained", f"{ds.sizes['run']} runs of {int(ds['epoch'][-1])} epochs"
-
-
-def _run(
-    tasks: Sequence[_Task],
-    finished: Mapping[str, tuple[str, str]],
-    scheduler: str | None,
-    workers: int | None,
-    threads: int,
-    progress: bool,
-) -> list[Outcome]:
-    outcomes = {
-        t.name: Outcome(t.name, t.path, *finished[t.name], new=False)
-        for t in tasks
-        if t.name in finished
-    }
-    missing = {t.name: t for t in tasks if t.name not in finished}
-    # disable=None: shown on a terminal only; the lines are shown anywhere.
-    bar = tqdm(
-        total=len(tasks),
-        initial=len(outcomes),
-        desc="sweep",
-        unit="run",
-        disable=None if progress else True,
-    )
-    with bar:
-        for name, status, message in _results(missing, scheduler, workers, threads):
-            task = missing[name]
-            outcomes[name] = Outcome(name, task.path, status, message, new=True)
-            bar.update()
-            failed = sum(o.status == "failed" for o in outcomes.values())
-            bar.set_postfix_str(f"{failed} failed" if failed else "", refresh=False)
-            if progress:
-                tqdm.write(f"{name}: {status}: {message}", file=sys.stderr)
-    return [outcomes[t.name] for t in tasks]
-
-
-def _results(
-    missing: Mapping[str, _Task], scheduler: str | None, workers: int | None, threads: int
-) -> Iterator[tuple[str, str, str]]:
-    """Name, status and message of each run, as it ends."""
-    if not missing:
-        return
-    from distributed import as_completed
-
-    waiting = list(missing.items())
-    with _client(scheduler, workers, threads, len(missing)) as client:
-        names: dict[Any, str] = {}
-        completed = as_completed(loop=client.loop)
-
-        def submit() -> None:
-            # As many as can run and no more: a worker's death counts against all it was given.
-            while waiting and completed.count() < max(1, sum(client.nthreads().values())):
-                name, task = waiting.pop(0)
-                future = client.submit(task.function, str(task.path), pure=False, **task.arguments)
-                names[future] = name
-                completed.add(future)
-
-        try:
-            submit()
-            for future in completed:
-                submit()
-                name = names.pop(future)
-                yield name, *_end(future, missing[name])
-        finally:
-            # On somebody else's cluster nothing of an interrupted sweep goes on.
-            client.cancel(list(names))
-
-
-def _end(future: Any, task: _Task) -> tuple[str, str]:
-    """Status and message of a run that has ended."""
-    if future.status == "finished":
-        if not task.path.is_file():
-            return "failed", "its worker does not write to this file system"
-        status, message = future.result()
-        return status, message
-    error = future.exception()
-    reason = str(error).splitlines()[0] if str(error) else "no message"
-    return "failed", reason if isinstance(
-        error, GeoflowError
-    ) else f"{type(error).__name__}: {reason}"
-
-
-@contextmanager
-def _client(
-    scheduler: str | None, workers: int | None, threads: int, n_runs: int
-) -> Iterator[Client]:
-    # Imported here, since it takes as long as all the rest of geoflow.
-    import dask.config
-    from distributed import Client, LocalCluster
-
-    if threads < 1 or (workers is not None and workers < 1):
-        raise InputError(f"workers={workers}, threads={threads}; use positive numbers")
-    if scheduler is not None:
-        try:
-            client = Client(scheduler, set_as_default=False, timeout=SECONDS_TO_CONNECT)
-        except (OSError, ValueError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"scheduler={scheduler!r} cannot be reached ({reason})") from None
-        with client:
-            try:
-                client.wait_for_workers(1, timeout=SECONDS_TO_CONNECT)
-            except TimeoutError:
-                raise InputError(f"scheduler={scheduler!r} has no workers; start some") from None
-            yield client
-        return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if workers is None:
-        workers = max(1, (cores or 1) // threads)
-    quiet = {
-        # A run whose worker has died is tried once more, then given up.
-        "distributed.scheduler.allowed-failures": 1,
-        "distributed.scheduler.worker-saturation": 1.0,
-        # Memory is the operating system's to judge: Dask's guesses pause and kill workers.
-        "distributed.worker.memory.terminate": False,
-        "distributed.worker.memory.pause": False,
-        "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": threads,
-    }
-    with (
-        dask.config.set(quiet),
-        LocalCluster(
-            n_workers=min(workers, n_runs),
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=":0",
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
 
 
 def _folder(out: str | Path, settings: Mapping[str, Any]) -> Path:

@@ -11,7 +11,8 @@ from geoflow import cli
 from geoflow.errors import ArchiveError, InputError
 
 # The package's name for the function hides the module.
-from geoflow.sweep import _run, _Task, _walk
+from geoflow.sweep import _walk
+from geoflow.tasks import Task, run_tasks
 
 SHORT = {"epochs": 3, "t_end": 0.01, "max_snapshots": 3}
 
@@ -57,10 +58,10 @@ def always_die(path, **arguments):
 def test_a_killed_worker_costs_its_run_one_more_attempt(tmp_path):
     functions = [die_at_first, _walk, always_die, _walk]
     tasks = [
-        _Task(f"seed-{i:04d}", tmp_path / f"seed-{i:04d}.nc", f, settings(seed=i))
+        Task(f"seed-{i:04d}", tmp_path / f"seed-{i:04d}.nc", f, settings(seed=i))
         for i, f in enumerate(functions)
     ]
-    outcomes = _run(tasks, {}, None, 2, 1, False)
+    outcomes = run_tasks(tasks, {}, None, 2, 1, False)
     assert [o.status for o in outcomes] == ["t_end", "t_end", "failed", "t_end"]
     assert "KilledWorker" in outcomes[2].message
     assert "\n" not in outcomes[2].message
