@@ -7,6 +7,7 @@ from importlib.metadata import version
 from geoflow import baselines, experiments, regularizers, solvers
 from geoflow.archive import open_trajectory, save_trajectory
 from geoflow.diff import diff
+from geoflow.ensemble import open_sweep
 from geoflow.errors import (
     ArchiveError,
     ConvergenceError,
@@ -21,6 +22,7 @@ from geoflow.level_set import LevelSet, Projection
 from geoflow.problem import Problem
 from geoflow.resume import resume
 from geoflow.stopping import Plateau, Stationary
+from geoflow.sweep import sweep, sweep_weight_decay
 from geoflow.validation import validate
 from geoflow.walk import walk
 
@@ -45,11 +47,14 @@ __all__ = [
     "baselines",
     "diff",
     "experiments",
+    "open_sweep",
     "open_trajectory",
     "regularizers",
     "resume",
     "save_trajectory",
     "solvers",
+    "sweep",
+    "sweep_weight_decay",
     "validate",
     "walk",
 ]

@@ -21,10 +21,11 @@ from rich.table import Table
 from rich.text import Text
 
 import geoflow as gf
-from geoflow import experiments, parts, plots, solvers
+from geoflow import archive, baselines, experiments, parts, plots, solvers
 from geoflow.bench import ANGLES
 from geoflow.bench import bench as run_bench
 from geoflow.errors import GeoflowError, InputError, StorageError
+from geoflow.report import report as write_report
 from geoflow.rerun import Run, like
 from geoflow.saved import check_target, saved
 from geoflow.trajectory import DTYPES
@@ -221,6 +222,66 @@ def bench(args: argparse.Namespace) -> int:
     return DONE
 
 
+def baseline(args: argparse.Namespace) -> int:
+    """Train with weight decay, over the paper's penalties."""
+    archive.check_target(args.out, overwrite=args.force)
+    if args.runs < 1:
+        raise InputError(f"--runs {args.runs}; use a positive number")
+    ds = baselines.weight_decay(
+        args.experiment,
+        penalties=args.penalties or baselines.PENALTIES,
+        seeds=range(args.seed, args.seed + args.runs),
+        epochs=args.epochs,
+        validation=args.validation,
+        data=args.data,
+        dtype=DTYPES[args.dtype],
+        device=args.device,
+        progress=not args.quiet,
+    )
+    baselines.save_weight_decay(ds, args.out, overwrite=args.force)
+    if not args.quiet:
+        for by in ("test_loss", "validation_loss")[: 1 + (args.validation > 0)]:
+            print(f"best by {by}: {baselines.best_penalty(ds, by):g}", file=sys.stderr)
+        print(f"wrote {args.out}", file=sys.stderr)
+    return DONE
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """Walk from many seeds, on all processors or on a Dask cluster."""
+    common: dict[str, Any] = {
+        "epochs": args.epochs,
+        "scheduler": args.scheduler,
+        "workers": args.workers,
+        "threads": args.threads,
+        "progress": not args.quiet,
+    } | _given(args, "dtype", "device", "data")
+    walk = _given(args, "solver", "rtol", "atol", "angle", "t_end", "max_evaluations", "snapshots")
+    if args.baseline:
+        for name in walk:
+            option = name.replace("_", "-")
+            raise InputError(f"--{option} is for walks; leave it out with --baseline")
+        outcomes = gf.sweep_weight_decay(args.experiment, args.seeds, args.out, **common)
+    else:
+        names = {"angle": "degrees", "snapshots": "max_snapshots"}
+        walk = {names.get(name, name): value for name, value in walk.items()}
+        outcomes = gf.sweep(args.experiment, args.seeds, args.out, **walk, **common)
+    if not args.quiet:
+        new = sum(o.new for o in outcomes)
+        print(f"{len(outcomes)} runs, {new} of them new, in {args.out}", file=sys.stderr)
+    for o in outcomes:
+        if o.status == "failed":
+            print(f"geoflow: {o.name} failed: {o.message}", file=sys.stderr)
+    ended = all(o.status in (*REACHED, "trained") for o in outcomes)
+    return DONE if ended else ENDED_EARLY
+
+
+def report(args: argparse.Namespace) -> int:
+    """Write one self-contained page about walks and baselines."""
+    write_report(args.files, args.out, overwrite=args.force)
+    print(f"wrote {args.out}", file=sys.stderr)
+    return DONE
+
+
 def describe(ds: xr.Dataset) -> dict[str, Any]:
     """Collect a trajectory's attributes, sizes, and the first and last value of every scalar."""
     attributes = {str(k): v.item() if hasattr(v, "item") else v for k, v in ds.attrs.items()}
@@ -342,12 +403,75 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--max-evaluations", type=int, default=20_000, metavar="N", help="each method")
     p.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+    p = add("baseline", baseline)
+    p.add_argument("experiment", metavar="EXPERIMENT", help="see: geoflow experiments")
+    p.add_argument("--out", metavar="FILE.nc", required=True, help="write the dataset here")
+    p.add_argument("--penalties", type=_floats, metavar="A,B,…", help="default: the paper's 14")
+    p.add_argument("--runs", type=int, default=15, metavar="N", help="for each penalty")
+    p.add_argument("--seed", type=int, default=0, help="of the first run; the others count up")
+    p.add_argument("--epochs", type=int, metavar="N", help="default: the paper's")
+    p.add_argument("--validation", type=float, default=0.2, metavar="PART", help="0 for none")
+    p.add_argument("--dtype", choices=DTYPES, default="float64")
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--data", help="folder of the data set's own files, or 'synthetic'")
+    p.add_argument("--force", action="store_true", help="replace FILE.nc where it exists")
+    p.add_argument("--quiet", action="store_true", help="no progress and no summary")
+
+    p = add("sweep", sweep)
+    p.add_argument("experiment", metavar="EXPERIMENT", help="see: geoflow experiments")
+    _add_walk_options(p, many=True)
+    p.add_argument(
+        "--out",
+        metavar="DIR",
+        required=True,
+        help="folder of the runs' files; what is there already is not done again",
+    )
+    p.add_argument("--baseline", action="store_true", help="train with weight decay, not walk")
+    p.add_argument("--epochs", type=int, metavar="N", help="of training; default: the paper's")
+    p.add_argument("--scheduler", metavar="tcp://…", help="of a Dask cluster; default: one here")
+    p.add_argument("--workers", type=int, metavar="N", help="processes; default: all processors")
+    p.add_argument("--threads", type=int, default=1, metavar="N", help="of each run (default 1)")
+    p.add_argument("--quiet", action="store_true", help="no progress and no summary")
+
+    p = add("report", report)
+    p.add_argument("files", metavar="FILE.nc", nargs="+", help="walks, baselines, or their folders")
+    p.add_argument("--out", metavar="PAGE.html", required=True, help="write the page here")
+    p.add_argument("--force", action="store_true", help="replace PAGE.html where it exists")
     return parser
 
 
-def _add_walk_options(p: argparse.ArgumentParser) -> None:
+def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return the options that are given."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
+def _seeds(text: str) -> list[int]:
+    """Read ``0:5``, the seeds 0 to 4, or ``0,3,7``."""
+    try:
+        if ":" in text:
+            first, end = text.split(":")
+            return list(range(int(first), int(end)))
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: use 0:5 for 0 to 4, or 0,3,7") from None
+
+
+def _floats(text: str) -> list[float]:
+    """Read numbers with commas between them."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: use numbers with commas between") from None
+
+
+def _add_walk_options(p: argparse.ArgumentParser, many: bool = False) -> None:
     # No defaults here: what is not given is left to --like, or to walk's own defaults.
-    p.add_argument("--seed", type=int, help="decides everything (default 0)")
+    if many:
+        p.add_argument("--seeds", type=_seeds, required=True, metavar="0:5", help="a run each")
+    else:
+        p.add_argument("--seed", type=int, help="decides everything (default 0)")
+        p.add_argument("--theta-dtype", choices=DTYPES, help="float32: keep θ in half the space")
     p.add_argument("--solver", help=f"one of {', '.join(solvers.names())}")
     p.add_argument("--rtol", type=float, help="local error, relative to the norm (1e-3)")
     p.add_argument("--atol", type=float, help="local error, absolute (1e-6)")
@@ -355,7 +479,6 @@ def _add_walk_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--t-end", type=float, help="end at this flow time")
     p.add_argument("--max-evaluations", type=int, metavar="N", help="budget in gradients (100,000)")
     p.add_argument("--snapshots", type=int, metavar="N", help="keep at most N θ (100)")
-    p.add_argument("--theta-dtype", choices=DTYPES, help="float32: keep θ in half the space")
     p.add_argument("--dtype", choices=DTYPES, help="of the computation (float64)")
     p.add_argument("--device", help="of the computation (cpu)")
     p.add_argument("--data", help="folder of the data set's own files, or 'synthetic'")

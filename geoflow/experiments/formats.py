@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import struct
 from pathlib import Path
 
@@ -20,6 +21,19 @@ CIFAR_SOURCE = (
     "name its folder with --data"
 )
 
+# Length and checksum (MD5 of MNIST's, SHA-1 of CIFAR-10's) of the published files, unpacked. A
+# file as long as the published one must be it; extracts are checked for their format alone.
+PUBLISHED = {
+    "train-images-idx3": (47_040_016, "6bbc9ace898e44ae57da46a324031adb"),
+    "train-labels-idx1": (60_008, "a25bea736e30d166cdddb491f175f624"),
+    "data_batch_1": (30_730_000, "aadd24acce27caa71bf4b10992e9e7b2d74c2540"),
+    "data_batch_2": (30_730_000, "c0ba65cce70568cd57b4e03e9ac8d2a5367c1795"),
+    "data_batch_3": (30_730_000, "1dd00a74ab1d17a6e7d73e185b69dbf31242f295"),
+    "data_batch_4": (30_730_000, "aab85764eb3584312d3c7f65fd2fd016e36a258e"),
+    "data_batch_5": (30_730_000, "26e2849e66a845b7f1e4614ae70f4889ae604628"),
+    "test_batch": (30_730_000, "67eb016db431130d61cd03c7ad570b013799c88c"),
+}
+
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """Read an IDX file of unsigned bytes, gzipped or not.
@@ -27,7 +41,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     Raises
     ------
     DataError
-        The file is missing, not IDX, truncated or too long.
+        The file is missing, not IDX, truncated, too long, or altered.
     """
     content = _read(path, MNIST_SOURCE)
     if path.suffix == ".gz":
@@ -48,6 +62,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         raise DataError(
             f"{path}: {len(content)} bytes, but its header says {expected}; {MNIST_SOURCE}"
         )
+    _check_published(path, content, MNIST_SOURCE)
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
@@ -81,7 +96,7 @@ def read_cifar10(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     Raises
     ------
     DataError
-        A file is missing, of the wrong length, or has a label above 9.
+        A file is missing, of the wrong length, altered, or has a label above 9.
     """
     inner = folder / "cifar-10-batches-bin"
     folder = inner if inner.is_dir() else folder
@@ -96,6 +111,7 @@ def read_cifar10(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         batch = np.frombuffer(content, np.uint8).reshape(-1, CIFAR_RECORD)
         if batch[:, 0].max() > 9:
             raise DataError(f"{folder / name}: label {batch[:, 0].max()} above 9; {CIFAR_SOURCE}")
+        _check_published(folder / name, content, CIFAR_SOURCE)
         records.append(batch)
     table = np.concatenate(records)
     return table[:, 1:].reshape(-1, 3, 32, 32), table[:, 0]
@@ -109,6 +125,21 @@ def _find(folder: Path, prefix: str, remedy: str) -> Path:
             if (folder / (stem + ending)).is_file():
                 return folder / (stem + ending)
     raise DataError(f"{folder / (prefix + '-ubyte')} is missing; {remedy}")
+
+
+def _check_published(path: Path, content: bytes, remedy: str) -> None:
+    """Refuse a file that is as long as the published one of its name, but another."""
+    stem = path.name.replace(".idx", "-idx").split(".")[0].removesuffix("-ubyte")
+    length, expected = PUBLISHED.get(stem, (-1, ""))
+    if len(content) != length:
+        return
+    kind = "md5" if len(expected) == 32 else "sha1"
+    found = hashlib.new(kind, content, usedforsecurity=False).hexdigest()
+    if found != expected:
+        raise DataError(
+            f"{path}: altered: its {kind.upper()} is {found}, that of the published file "
+            f"{expected}; {remedy}"
+        )
 
 
 def _read(path: Path, remedy: str) -> bytes:

@@ -1,0 +1,214 @@
+"""The dataset of weight-decay trainings: assembled, written, opened, and a penalty chosen by it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import nn
+
+from geoflow.archive import check_target
+from geoflow.errors import ArchiveError, InputError
+from geoflow.experiments import training
+from geoflow.experiments.registry import Experiment
+from geoflow.problem import TensorSpec
+
+SCHEMA_VERSION = "1.0"
+
+Curve = NDArray[np.float64]
+
+
+def to_dataset(
+    experiment: Experiment,
+    module: nn.Module,
+    coordinates: Mapping[str, list[Any]],
+    curves: Mapping[str, list[list[Curve]]],
+    thetas: list[NDArray[np.generic]],
+    config: Mapping[str, Any],
+) -> xr.Dataset:
+    """Assemble the dataset of :func:`geoflow.baselines.weight_decay.weight_decay`.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Gives the names of network and loss.
+    module : torch.nn.Module
+        Gives the layout of θ.
+    coordinates : mapping of str to list
+        ``penalty``, ``run`` and ``epoch``.
+    curves : mapping of str to list of list of array, shape (epoch,)
+        By name, penalty and run.
+    thetas : list of array, shape (P,)
+        The ends, run by run of one penalty after the other.
+    config : mapping
+        Attributes.
+    """
+    n_penalties, n_runs = len(coordinates["penalty"]), len(coordinates["run"])
+    theta = np.stack(thetas).reshape(n_penalties, n_runs, -1)
+    wanted = ["train_loss", "test_loss", "validation_loss"]
+    if experiment.classification:
+        wanted += ["train_accuracy", "test_accuracy", "validation_accuracy"]
+    variables: dict[str, Any] = {}
+    for name in wanted:
+        nothing = np.full((n_penalties, n_runs, len(coordinates["epoch"])), np.nan)
+        values = np.array(curves[name]) if name in curves else nothing
+        text = name.replace("_", " ") + (" without the penalty" if name.endswith("loss") else "")
+        if name.startswith("validation"):
+            text += ", of trainings without that part"
+        variables[name] = (("penalty", "run", "epoch"), values, {"long_name": text, "units": "1"})
+    variables["regularizer"] = (
+        ("penalty", "run"),
+        np.square(theta.astype(float)).sum(axis=2),
+        {"long_name": "squared norm of all parameters at the end", "units": "1"},
+    )
+    variables["theta"] = (
+        ("penalty", "run", "parameter"),
+        theta,
+        {"long_name": "parameters at the end, flat", "units": "1"},
+    )
+    specs = _tensors(module)
+    units = {"units": "1"}
+    coords = {
+        "penalty": ("penalty", coordinates["penalty"], units | {"long_name": "weight decay"}),
+        "run": ("run", coordinates["run"], units | {"long_name": "seed of the run"}),
+        "epoch": ("epoch", coordinates["epoch"], units | {"long_name": "epochs of training"}),
+        "tensor_name": (
+            "tensor",
+            np.array([s.name for s in specs], dtype=object),
+            units | {"long_name": "name of the parameter tensor"},
+        ),
+        "tensor_offset": (
+            "tensor",
+            [s.offset for s in specs],
+            units | {"long_name": "first index of the tensor in theta"},
+        ),
+        "tensor_shape": (
+            "tensor",
+            np.array([str(list(s.shape)) for s in specs], dtype=object),
+            units | {"long_name": "shape of the tensor, a JSON list"},
+        ),
+    }
+    note = ", on synthetic images, not CIFAR-10" if config["data"] == "synthetic" else ""
+    attributes = {
+        "geoflow_baseline": SCHEMA_VERSION,
+        "geoflow_version": version("geoflow"),
+        "Conventions": "CF-1.11",
+        "title": f"{experiment.name}: training with weight decay{note}",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "experiment": experiment.name,
+        "network": experiment.network,
+        "loss": experiment.loss_name,
+        "optimizer": "Adam",
+        "learning_rate": training.LEARNING_RATE,
+        "eps": training.EPS,
+        "batch_size": training.BATCH_SIZE,
+        "python_version": platform.python_version(),
+        "torch_version": str(torch.__version__),
+        "numpy_version": np.__version__,
+        "xarray_version": xr.__version__,
+    } | {k: "" if v is None else v for k, v in config.items()}
+    return xr.Dataset(variables, coords, attributes)
+
+
+def _tensors(module: nn.Module) -> list[TensorSpec]:
+    specs, offset = [], 0
+    for name, parameter in module.named_parameters():
+        specs.append(TensorSpec(name, offset, tuple(parameter.shape)))
+        offset += parameter.numel()
+    return specs
+
+
+def best_penalty(ds: xr.Dataset, by: str = "validation_loss") -> float:
+    """Return the penalty whose runs do best at their last epoch, on average.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        From :func:`weight_decay`.
+    by : str
+        A loss (the least counts) or an accuracy (the greatest). ``test_loss`` and
+        ``test_accuracy`` are the paper's way: they choose on the set they report.
+
+    Raises
+    ------
+    InputError
+        No such curve, or no value in it.
+    """
+    if by not in ds or not by.endswith(("_loss", "_accuracy")):
+        raise InputError(f"by={by!r} is not a loss or an accuracy of this baseline")
+    values = ds[by].isel(epoch=-1).mean("run", skipna=False)
+    if not bool(np.isfinite(values).any()):
+        raise InputError(f"by={by!r}: it has no values; train with validation=0.2, for example")
+    chosen = values.idxmin("penalty") if by.endswith("_loss") else values.idxmax("penalty")
+    return float(chosen)
+
+
+def save_weight_decay(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
+    """Write a baseline to a netCDF-4 file, whole or not at all.
+
+    Raises
+    ------
+    InputError
+        The file is there already, or its folder cannot be written.
+    ArchiveError
+        Writing failed; ``path`` is as it was.
+    """
+    path = check_target(path, overwrite=overwrite)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    encoding: dict[str, dict[str, Any]] = {
+        str(name): {"zlib": True, "complevel": 1, "shuffle": True}
+        for name, variable in ds.variables.items()
+        if variable.dtype.kind in "fi"
+    }
+    encoding["theta"]["chunksizes"] = (1, 1, ds.sizes["parameter"])
+    try:
+        ds.to_netcdf(temporary, engine="netcdf4", format="NETCDF4", encoding=encoding)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise ArchiveError(f"writing {path} failed ({error}); free space or choose another") from (
+            error
+        )
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def open_weight_decay(paths: str | Path | Sequence[str | Path]) -> xr.Dataset:
+    """Open the file of a baseline, or several that differ in their penalties, as one dataset.
+
+    Raises
+    ------
+    ArchiveError
+        No such file, not a baseline, or files that do not belong together.
+    """
+    several = [paths] if isinstance(paths, str | Path) else list(paths)
+    datasets = []
+    for path in several:
+        if not Path(path).is_file():
+            raise ArchiveError(f"{path} is not a file; name one of geoflow baseline")
+        try:
+            ds = xr.open_dataset(path, engine="netcdf4")
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ArchiveError(f"{path} is not a readable netCDF-4 file ({reason})") from None
+        if ds.attrs.get("geoflow_baseline") != SCHEMA_VERSION:
+            ds.close()
+            raise ArchiveError(f"{path} is not a weight-decay baseline of geoflow")
+        datasets.append(ds)
+    first = datasets[0]
+    for path, ds in zip(several, datasets, strict=True):
+        same = all(ds.attrs[k] == first.attrs[k] for k in ("experiment", "epochs", "dtype", "data"))
+        if not same or not all(first[k].equals(ds[k]) for k in ("run", "epoch")):
+            raise ArchiveError(f"{path} is not of the same experiment, runs, epochs and data")
+    if len(datasets) == 1:
+        return first
+    joined = xr.concat(datasets, "penalty", data_vars="minimal", combine_attrs="override")
+    return joined.sortby("penalty")

@@ -1,0 +1,168 @@
+"""The figures of Tahir & Katz (2021) over many runs, in the style of :mod:`geoflow.plots`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from geoflow import plots
+from geoflow.analysis import PCA
+from geoflow.plots import COLOURS, LABELS, LINES, SLIDE_INCHES
+
+Floats = NDArray[np.float64]
+MARKERS = ("*", "^", "v")
+
+
+def sweep_stack(
+    walks: Sequence[xr.Dataset], mean: xr.Dataset | None, width: float = SLIDE_INCHES
+) -> Figure:
+    """Angle, R, test loss and test accuracy: every run, and mean ± std over them.
+
+    Parameters
+    ----------
+    walks : sequence of Dataset
+        Trajectories.
+    mean : Dataset or None
+        The same by time, from :func:`geoflow.ensemble.resample`; None for a single walk.
+    width : float
+        In inches.
+    """
+    names = [
+        "angle",
+        "regularizer",
+        *(n for n in ("test_loss", "test_accuracy") if all(n in ds for ds in walks)),
+    ]
+    with plots.style():
+        figure = plots.new_figure(width, 0.24 * width * len(names))
+        axes = figure.subplots(len(names), 1, sharex=True)
+        for name, ax, colour in zip(names, axes, COLOURS, strict=False):
+            draw = plots.angle if name == "angle" else plots.line
+            for ds in walks:
+                named: dict[str, Any] = {} if name == "angle" else {"name": name}
+                look: dict[str, Any] = {
+                    "linewidth": 0.6,
+                    "alpha": 0.5,
+                    "marker": None,
+                    "linestyle": "-",
+                }
+                if mean is None:
+                    look = {"linestyle": "-"}
+                draw(ds, ax=ax, color=colour, **named, **look)
+            if mean is not None:
+                factor = 100 if name.endswith("accuracy") else 1
+                centre = factor * mean[name].mean("run").values
+                spread = factor * mean[name].std("run", ddof=1).values
+                x = mean["time"].values
+                ax.plot(x, centre, color=colour, linewidth=1.6, linestyle="-")
+                ax.fill_between(x, centre - spread, centre + spread, color=colour, alpha=0.18, lw=0)
+            if name == "angle":
+                low = min(float(ds["angle"].min()) for ds in walks)
+                ax.set_ylim(min(89.0, low - 2), 183)
+        axes[-1].set_xlabel(LABELS["time"])
+        plural = "s" if len(walks) > 1 else ""
+        axes[0].set_title(f"{walks[0].attrs['experiment'] or 'walk'}: {len(walks)} run{plural}")
+        figure.align_ylabels(axes)
+    return figure
+
+
+def penalties(
+    baseline: xr.Dataset, walks: Sequence[xr.Dataset], width: float = SLIDE_INCHES
+) -> Figure:
+    """Test loss after training at each penalty, with the walks' start and end as lines."""
+    values = baseline["test_loss"].isel(epoch=-1)
+    centre = values.mean("run").values
+    spread = values.std("run", ddof=1).values if baseline.sizes["run"] > 1 else 0 * centre
+    positions = np.arange(baseline.sizes["penalty"])
+    with plots.style():
+        figure = plots.new_figure(width, 0.42 * width)
+        ax = figure.subplots()
+        ax.errorbar(
+            positions,
+            centre,
+            spread,
+            color=COLOURS[0],
+            linestyle="none",
+            marker="o",
+            markersize=4,
+            capsize=2,
+            label="weight decay",
+        )
+        for name, index, colour, line in (
+            ("walk: start", 0, COLOURS[1], "--"),
+            ("walk: end", -1, COLOURS[2], "-"),
+        ):
+            ends = [float(ds["test_loss"][index]) for ds in walks if "test_loss" in ds]
+            if ends:
+                ax.axhline(float(np.mean(ends)), color=colour, linestyle=line, label=name)
+                if len(ends) > 1:
+                    std = float(np.std(ends, ddof=1))
+                    low, high = np.mean(ends) - std, np.mean(ends) + std
+                    ax.axhspan(float(low), float(high), color=colour, alpha=0.12, linewidth=0)
+        ax.set_xticks(positions, [f"{p:g}" for p in baseline["penalty"].values])
+        ax.set_xlabel("penalty")
+        ax.set_ylabel(LABELS["test_loss"])
+        lows = np.maximum(centre - spread, 0)
+        if np.nanmin(centre) > 0 and np.nanmax(centre) / np.nanmin(centre) > 20:
+            ax.set_yscale("log")
+            ax.set_ylim(bottom=float(np.nanmin(np.where(lows > 0, lows, centre))) / 1.5)
+        ax.legend()
+    return figure
+
+
+def pca_views(
+    pca: PCA,
+    walks: Sequence[xr.Dataset],
+    points: Sequence[NDArray[np.floating]],
+    ends: Mapping[str, Floats],
+    width: float = SLIDE_INCHES,
+) -> Figure:
+    """All points in their first three components, and the distance each has from those.
+
+    Parameters
+    ----------
+    pca : PCA
+        Fitted to the points, with at least three components.
+    walks : sequence of Dataset
+        Trajectories; give the seeds.
+    points : sequence of array, shape (N_i, P)
+        The points of each walk.
+    ends : mapping of str to array, shape (P,)
+        Further points to mark, by their names.
+    width : float
+        In inches.
+    """
+    with plots.style():
+        figure = plots.new_figure(width, 0.95 * width)
+        parts: Any = figure.subfigures(2, 1, height_ratios=[3, 1])
+        top, bottom = parts
+        space: Any = top.add_subplot(projection="3d")
+        off = bottom.subplots()
+        for number, (ds, thetas) in enumerate(zip(walks, points, strict=True)):
+            colour, line = COLOURS[number % 7], LINES[number % 7]
+            scores = pca.transform(thetas)[:, :3]
+            space.plot(*scores.T, color=colour, linewidth=0.8, linestyle=line)
+            space.scatter(*scores.T, color=colour, s=3, depthshade=False)
+            mean = scores.mean(axis=0)
+            label = f"seed {ds.attrs['seed']}, mean of its points" if number < 10 else None
+            space.scatter(*mean, color=colour, marker="s", s=30, edgecolor="#000000", label=label)
+            fraction = np.arange(len(thetas)) / max(len(thetas) - 1, 1)
+            off.plot(fraction, pca.distance(thetas, 3), color=colour, linestyle=line)
+        for (name, theta), marker in zip(ends.items(), MARKERS, strict=False):
+            scores = pca.transform(theta[None])[0, :3]
+            space.scatter(*scores, color="#000000", marker=marker, s=60, label=name)
+        ratio = 100 * pca.explained_variance_ratio
+        space.set_xlabel(f"PC 1 ({ratio[0]:.0f} %)")
+        space.set_ylabel(f"PC 2 ({ratio[1]:.0f} %)")
+        space.set_zlabel(f"PC 3 ({ratio[2]:.0f} %)")
+        space.set_box_aspect(None, zoom=0.95)
+        space.tick_params(labelsize=6)
+        top.legend(loc="outside lower center", ncols=3, fontsize=6)
+        off.set_xlabel("snapshots, from the first (0) to the last (1) of each walk")
+        off.set_ylabel("off-plane distance")
+        off.set_ylim(bottom=0)
+    return figure
