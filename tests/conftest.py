@@ -1,3 +1,5 @@
+import signal
+
 import pytest
 import torch
 
@@ -43,3 +45,11 @@ def ds(path):
     """What that archive holds."""
     with gf.open_trajectory(path) as ds:
         return ds.load()
+
+
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """Take SIGINT as Python does, also where the shell started the tests with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
