@@ -46,6 +46,31 @@ def test_a_full_krylov_space_has_the_dense_eigenvalues(network):
     assert np.allclose(np.linalg.eigvalsh(space.matrix), dense, atol=1e-6 * np.abs(dense).max())
     basis = space.vectors
     assert torch.allclose(basis @ basis.T, torch.eye(p - 1, dtype=torch.float64), atol=1e-12)
+    loss = torch.stack([network.problem.hvp(state.theta, v) for v in basis]) @ basis.T
+    assert np.allclose(space.loss_matrix, loss.numpy(), atol=1e-6 * float(loss.abs().max()))
+    before = space.matrix.copy()
+    space.truncate(7)
+    assert len(space) == len(space.vectors) == len(space.images) == 7
+    assert np.array_equal(space.matrix, before[:7, :7])
+
+
+def test_the_retraction_starts_on_the_osculating_quadric(network, monkeypatch):
+    state = network.evaluate(network.problem.theta0)
+    space = KrylovSpace(TangentHessian(network, state))
+    space.add(state.velocity)
+    starts, project = [], network.project
+
+    def recording(theta, **kwargs):
+        starts.append(theta)
+        return project(theta, **kwargs)
+
+    monkeypatch.setattr(network, "project", recording)
+    steps = [4e-3, 2e-3, 1e-3]
+    for size in steps:
+        _Retraction(network)(space, state, np.array([size]), furthest=size)
+    left = [abs(network.level_set.residual(network.problem.loss(theta))) for theta in starts]
+    # What a move leaves of L − c, once its curvature is accounted for.
+    assert abs(references.order_of_convergence(steps, left) - 3) <= 0.2
 
 
 def fixed_steps(flow, step, t_end):

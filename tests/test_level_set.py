@@ -101,6 +101,15 @@ def test_displacement_has_a_test_of_its_own():
     assert failure.value.reason == "displacement"
 
 
+def test_a_hopeless_iteration_can_be_ended_early():
+    level_set = sphere()
+    before = level_set.problem.counts["gradient"]
+    with pytest.raises(ConvergenceError, match="after 2 iterations") as failure:
+        level_set.project(torch.tensor([1e3, 0, 0], dtype=torch.float64), max_iterations=2)
+    assert failure.value.iterations == 2
+    assert level_set.problem.counts["gradient"] - before == 3
+
+
 def test_divergence_has_a_test_of_its_own():
     problem = gf.Problem.from_function(
         lambda t: torch.exp(50 * t[0]) + t[0], torch.tensor([-1.0], dtype=torch.float64)
