@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from geoflow.errors import InputError
 # Okabe & Ito's palette: told apart by the colour-blind, and by lightness in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), "-")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 COLUMN_INCHES = 3.5
 SLIDE_INCHES = 7.0
@@ -185,8 +186,77 @@ def save_figures(ds: xr.Dataset, folder: str | Path, stem: str) -> list[Path]:
     InputError
         The folder cannot be made or written.
     """
+    return _save({"overview": overview(ds), "stack": paper_stack(ds)}, folder, stem)
+
+
+def work_precision(ds: xr.Dataset, ax: Axes | None = None, snapshot: int = -1) -> Axes:
+    """Relative error in θ against evaluations, a line a solver, the reference's own error under it.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        From :func:`geoflow.comparison.compare`.
+    ax : Axes, optional
+        Drawn on. None: a new figure's.
+    snapshot : int
+        Which flow time.
+
+    Raises
+    ------
+    InputError
+        The dataset is no comparison.
+    """
+    if "theta_error" not in ds or "rtol" not in ds.dims:
+        raise InputError("ds is not a comparison of solvers; make one with geoflow compare")
+    with style():
+        if ax is None:
+            ax = new_figure(COLUMN_INCHES * 1.4, COLUMN_INCHES).subplots()
+        at = ds.isel(snapshot=snapshot)
+        for number, solver in enumerate(at["solver"].values):
+            row = at.sel(solver=solver)
+            asked = row["status"].values != "not_run"
+            # An error of zero has no place on a logarithmic axis.
+            there = (row["theta_error"].values > 0) & asked
+            missing = int((asked & np.isnan(row["theta_error"].values)).sum())
+            note = f" ({missing} of {asked.sum()} did not arrive)" if missing else ""
+            ax.plot(
+                row["evaluations"].values[there],
+                row["theta_error"].values[there],
+                color=COLOURS[number % len(COLOURS)],
+                linestyle=LINES[number % len(LINES)],
+                marker=MARKERS[number % len(MARKERS)],
+                markersize=4,
+                label=f"{solver}{note}",
+            )
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        floor = float(at["reference_theta_error"])
+        if floor > 0:
+            label = "reference's own error"
+            ax.axhline(floor, color="#888888", linewidth=0.8, linestyle="--", label=label)
+        ax.set_xlabel(f"gradient evaluations to $t$ = {float(at['snapshot_time']):g}")
+        ax.set_ylabel(r"relative error in $\theta$")
+        ax.set_title(ds.attrs["title"])
+        ax.legend()
+    return ax
+
+
+def save_work_precision(ds: xr.Dataset, folder: str | Path, stem: str) -> list[Path]:
+    """Write the work–precision diagram as PNG and PDF, and return the files.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be made or written.
+    """
+    figure = work_precision(ds).figure
+    assert isinstance(figure, Figure)
+    return _save({"work-precision": figure}, folder, stem)
+
+
+def _save(figures: Mapping[str, Figure], folder: str | Path, stem: str) -> list[Path]:
+    """Write each figure as PNG and PDF."""
     folder = Path(folder)
-    figures = {"overview": overview(ds), "stack": paper_stack(ds)}
     paths = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
