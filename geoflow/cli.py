@@ -24,6 +24,13 @@ import geoflow as gf
 from geoflow import archive, baselines, experiments, parts, plots, solvers
 from geoflow.bench import ANGLES
 from geoflow.bench import bench as run_bench
+from geoflow.comparison import (
+    DEFAULT_TIMES,
+    REFERENCE_RTOL,
+    REFERENCE_SOLVER,
+    compare_experiment,
+    save_comparison,
+)
 from geoflow.errors import GeoflowError, InputError, StorageError
 from geoflow.report import report as write_report
 from geoflow.rerun import Run, like
@@ -222,6 +229,52 @@ def bench(args: argparse.Namespace) -> int:
     return DONE
 
 
+def compare(args: argparse.Namespace) -> int:
+    """Compare solvers and tolerances with a tight reference, at equal flow times."""
+
+    def note(text: str) -> None:
+        if not args.quiet:
+            print(f"{args.experiment}: {text}", file=sys.stderr)
+
+    archive.check_target(args.out, overwrite=args.force)
+    ds = compare_experiment(
+        args.experiment,
+        args.solvers.split(","),
+        args.rtols,
+        args.times,
+        args.max_evaluations,
+        seed=args.seed,
+        data=args.data,
+        reference=args.reference,
+        reference_rtol=args.reference_rtol,
+        note=note,
+    )
+    save_comparison(ds, args.out, overwrite=args.force)
+    stem = Path(args.out).stem
+    figures = plots.save_work_precision(ds, args.figures, stem) if args.figures else []
+    last = ds.isel(snapshot=-1)
+    table = Table(
+        "solver", "rtol", "θ", "R", "test loss", "|L − c|/c", "evaluations", "s", "status"
+    )
+    errors = ("theta_error", "regularizer_error", "test_loss_error", "level_error")
+    for solver in ds["solver"].values:
+        for rtol in ds["rtol"].values:
+            cell = last.sel(solver=solver, rtol=rtol)
+            cells = [_number(_plain(cell[n])) for n in errors]
+            cells += [_number(_plain(cell[n])) for n in ("evaluations", "wall_time")]
+            table.add_row(solver, f"{rtol:g}", *cells, cell["status"].item())
+    console = _console()
+    console.print(table)
+    console.print(
+        f"errors at t = {float(last['snapshot_time']):g}: of θ relative, of R and test loss "
+        f"absolute; the reference's own in θ: {float(last['reference_theta_error']):.1e}"
+    )
+    if not args.quiet:
+        for path in [args.out, *figures]:
+            print(f"wrote {path}", file=sys.stderr)
+    return INTERRUPTED if ds.attrs["status"] == "interrupted" else DONE
+
+
 def baseline(args: argparse.Namespace) -> int:
     """Train with weight decay, over the paper's penalties."""
     archive.check_target(args.out, overwrite=args.force)
@@ -403,6 +456,25 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--max-evaluations", type=int, default=20_000, metavar="N", help="each method")
     p.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+    p = add("compare", compare)
+    p.add_argument("experiment", metavar="EXPERIMENT", help="see: geoflow experiments")
+    names = ", ".join(solvers.names())
+    help_solvers = f"of {names}; with :float32 after a name, in float32"
+    p.add_argument("--solvers", metavar="A,B,…", required=True, help=help_solvers)
+    p.add_argument("--rtols", type=_floats, metavar="X,Y,…", required=True, help="tolerances")
+    p.add_argument("--out", metavar="FILE.nc", required=True, help="write the dataset here")
+    p.add_argument("--times", type=_floats, default=DEFAULT_TIMES, metavar="T,…", help="flow times")
+    p.add_argument("--max-evaluations", type=int, metavar="N", help="each walk (100,000)")
+    p.add_argument(
+        "--reference", default=REFERENCE_SOLVER, metavar="SOLVER", help="of the reference"
+    )
+    p.add_argument("--reference-rtol", type=float, default=REFERENCE_RTOL, metavar="X")
+    p.add_argument("--seed", type=int, default=0, help="decides everything (default 0)")
+    p.add_argument("--data", help="folder of the data set's own files, or 'synthetic'")
+    p.add_argument("--figures", metavar="DIR", help="write the work–precision diagram here")
+    p.add_argument("--force", action="store_true", help="replace FILE.nc where it exists")
+    p.add_argument("--quiet", action="store_true", help="no notes on standard error")
 
     p = add("baseline", baseline)
     p.add_argument("experiment", metavar="EXPERIMENT", help="see: geoflow experiments")
