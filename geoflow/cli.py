@@ -10,6 +10,7 @@ from typing import Any
 import geoflow as gf
 from geoflow import commands, solvers
 from geoflow.commands import BAD_INPUT, DONE, ENDED_EARLY, INTERRUPTED, hint
+from geoflow.comparison import DEFAULT_TIMES, REFERENCE_RTOL, REFERENCE_SOLVER
 from geoflow.errors import GeoflowError, StorageError
 from geoflow.trajectory import DTYPES
 
@@ -85,6 +86,25 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--max-evaluations", type=int, default=20_000, metavar="N", help="each method")
     p.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+    p = add("compare", commands.compare)
+    p.add_argument("experiment", metavar="EXPERIMENT", help="see: geoflow experiments")
+    names = ", ".join(solvers.names())
+    help_solvers = f"of {names}; with :float32 after a name, in float32"
+    p.add_argument("--solvers", metavar="A,B,…", required=True, help=help_solvers)
+    p.add_argument("--rtols", type=_floats, metavar="X,Y,…", required=True, help="tolerances")
+    p.add_argument("--out", metavar="FILE.nc", required=True, help="write the dataset here")
+    p.add_argument("--times", type=_floats, default=DEFAULT_TIMES, metavar="T,…", help="flow times")
+    p.add_argument("--max-evaluations", type=int, metavar="N", help="each walk (100,000)")
+    p.add_argument(
+        "--reference", default=REFERENCE_SOLVER, metavar="SOLVER", help="of the reference"
+    )
+    p.add_argument("--reference-rtol", type=float, default=REFERENCE_RTOL, metavar="X")
+    p.add_argument("--seed", type=int, default=0, help="decides everything (default 0)")
+    p.add_argument("--data", help="folder of the data set's own files, or 'synthetic'")
+    p.add_argument("--figures", metavar="DIR", help="write the work–precision diagram here")
+    p.add_argument("--force", action="store_true", help="replace FILE.nc where it exists")
+    p.add_argument("--quiet", action="store_true", help="no notes on standard error")
 
     p = add("baseline", commands.baseline)
     p.add_argument("experiment", metavar="EXPERIMENT", help="see: geoflow experiments")

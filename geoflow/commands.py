@@ -19,6 +19,7 @@ import geoflow as gf
 from geoflow import archive, baselines, experiments, parts, plots, solvers
 from geoflow.bench import ANGLES
 from geoflow.bench import bench as run_bench
+from geoflow.comparison import compare_experiment, save_comparison
 from geoflow.errors import InputError
 from geoflow.report import report as write_report
 from geoflow.rerun import Run, like
@@ -198,6 +199,52 @@ def bench(args: argparse.Namespace) -> int:
     console.print(table)
     console.print("evaluations; s: wall time to 175°; the loop's R: least ‖θ‖² of the paper's loop")
     return DONE
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Compare solvers and tolerances with a tight reference, at equal flow times."""
+
+    def note(text: str) -> None:
+        if not args.quiet:
+            print(f"{args.experiment}: {text}", file=sys.stderr)
+
+    archive.check_target(args.out, overwrite=args.force)
+    ds = compare_experiment(
+        args.experiment,
+        args.solvers.split(","),
+        args.rtols,
+        args.times,
+        args.max_evaluations,
+        seed=args.seed,
+        data=args.data,
+        reference=args.reference,
+        reference_rtol=args.reference_rtol,
+        note=note,
+    )
+    save_comparison(ds, args.out, overwrite=args.force)
+    stem = Path(args.out).stem
+    figures = plots.save_work_precision(ds, args.figures, stem) if args.figures else []
+    last = ds.isel(snapshot=-1)
+    table = Table(
+        "solver", "rtol", "θ", "R", "test loss", "|L − c|/c", "evaluations", "s", "status"
+    )
+    errors = ("theta_error", "regularizer_error", "test_loss_error", "level_error")
+    for solver in ds["solver"].values:
+        for rtol in ds["rtol"].values:
+            cell = last.sel(solver=solver, rtol=rtol)
+            cells = [_number(_plain(cell[n])) for n in errors]
+            cells += [_number(_plain(cell[n])) for n in ("evaluations", "wall_time")]
+            table.add_row(solver, f"{rtol:g}", *cells, cell["status"].item())
+    console = _console()
+    console.print(table)
+    console.print(
+        f"errors at t = {float(last['snapshot_time']):g}: of θ relative, of R and test loss "
+        f"absolute; the reference's own in θ: {float(last['reference_theta_error']):.1e}"
+    )
+    if not args.quiet:
+        for path in [args.out, *figures]:
+            print(f"wrote {path}", file=sys.stderr)
+    return INTERRUPTED if ds.attrs["status"] == "interrupted" else DONE
 
 
 def baseline(args: argparse.Namespace) -> int:

@@ -38,6 +38,9 @@ from geoflow.walk import walk
 
 SCHEMA_VERSION = "1.0"
 
+# Names that an observable's own variables would collide with, beside those of a trajectory.
+TAKEN = {"level", "level_error", "evaluations"}
+
 REFERENCE_SOLVER, REFERENCE_RTOL, TIGHTER = "dopri5", 1e-7, 0.1
 REFERENCE_LEVEL_RTOL = 1e-10
 # As in the defaults of walk: so that rtol alone says how tight a walk is.
@@ -119,6 +122,8 @@ def compare(
     if flow.problem.dtype != torch.float64:
         raise InputError(f"flow is in {flow.problem.dtype}; the reference needs torch.float64")
     trajectory.check_observables(observables, flow.problem.theta0)
+    for name in TAKEN & set(observables):
+        raise InputError(f"observables: {name!r} is taken; choose another")
     known_solvers.get(reference)
     report = note or (lambda text: None)
 

@@ -14,6 +14,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from geoflow.errors import InputError
 
@@ -210,7 +211,7 @@ def work_precision(ds: xr.Dataset, ax: Axes | None = None, snapshot: int = -1) -
         raise InputError("ds is not a comparison of solvers; make one with geoflow compare")
     with style():
         if ax is None:
-            ax = new_figure(COLUMN_INCHES * 1.4, COLUMN_INCHES).subplots()
+            ax = new_figure(COLUMN_INCHES * 1.3, COLUMN_INCHES * 1.1).subplots()
         at = ds.isel(snapshot=snapshot)
         for number, solver in enumerate(at["solver"].values):
             row = at.sel(solver=solver)
@@ -234,10 +235,14 @@ def work_precision(ds: xr.Dataset, ax: Axes | None = None, snapshot: int = -1) -
         if floor > 0:
             label = "reference's own error"
             ax.axhline(floor, color="#888888", linewidth=0.8, linestyle="--", label=label)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+        ax.xaxis.set_minor_formatter("")
         ax.set_xlabel(f"gradient evaluations to $t$ = {float(at['snapshot_time']):g}")
         ax.set_ylabel(r"relative error in $\theta$")
         ax.set_title(ds.attrs["title"])
-        ax.legend()
+        # Under the axes, where it hides no line.
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     return ax
 
 
