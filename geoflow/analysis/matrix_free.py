@@ -174,8 +174,8 @@ def spectral_density(
 ) -> SpectralDensity:
     """Spectral density by stochastic Lanczos quadrature: n_probes · n_steps products.
 
-    Ubaru, Chen & Saad (2017, SIAM J. Matrix Anal. Appl. 38), algorithm 1; for networks see Ghorbani,
-    Krishnan & Xiao (2019, ICML).
+    Ubaru, Chen & Saad (2017, SIAM J. Matrix Anal. Appl. 38), algorithm 1; for networks see
+    Ghorbani, Krishnan & Xiao (2019, ICML).
 
     Each probe is a random vector of signs. Lanczos vectors are orthogonalised against all before
     them, twice: otherwise converged eigenvalues come back as ghosts.
