@@ -20,6 +20,7 @@ from rich.table import Table
 
 import geoflow as gf
 from geoflow import archive, baselines, experiments, plots, solvers
+from geoflow.analysis import spectra
 from geoflow.bench import ANGLES
 from geoflow.bench import bench as run_bench
 from geoflow.errors import GeoflowError, InputError
@@ -224,6 +225,44 @@ def sweep(args: argparse.Namespace) -> int:
     return DONE if ended else ENDED_EARLY
 
 
+def spectrum(args: argparse.Namespace) -> int:
+    """Compute curvature spectra at snapshots of a walk of an experiment."""
+    if args.out:
+        archive.check_target(args.out, overwrite=args.force)
+    with gf.open_trajectory(args.file) as ds:
+        found = spectra.along(
+            ds,
+            experiments.rebuild(ds, device=args.device),
+            snapshots=args.snapshots,
+            tensors=args.tensors,
+            k=args.eigenvalues,
+            n_probes=args.probes,
+            n_steps=args.steps,
+            max_products=args.max_products,
+            seed=args.seed,
+            progress=not args.quiet,
+        )
+    if args.out:
+        spectra.save(found, args.out, overwrite=args.force)
+    table = Table("time", "operator", "largest", "smallest", "trace", "overlap", "curvature")
+    for row in found["snapshot"].values:
+        for operator in found["operator"].values:
+            cell = found.isel(snapshot=row).sel(operator=operator)
+            table.add_row(
+                f"{float(cell['snapshot_time']):.4g}",
+                str(operator),
+                f"{float(cell['largest_eigenvalue'][0]):.5g}",
+                f"{float(cell['smallest_eigenvalue'][0]):.4g}",
+                f"{float(cell['trace']):.5g} ± {float(cell['trace_error']):.3g}",
+                f"{float(cell['velocity_overlap']):.3g}",
+                f"{float(cell['normal_curvature']):.4g}",
+            )
+    _console().print(table)
+    if args.out and not args.quiet:
+        print(f"wrote {args.out}", file=sys.stderr)
+    return DONE
+
+
 def report(args: argparse.Namespace) -> int:
     """Write one self-contained page about walks and baselines."""
     write_report(args.files, args.out, overwrite=args.force)
@@ -352,6 +391,22 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--threads", type=int, default=1, metavar="N", help="of each run (default 1)")
     p.add_argument("--quiet", action="store_true", help="no progress and no summary")
 
+    p = add("spectrum", spectrum)
+    p.add_argument("file", metavar="FILE.nc", help="of geoflow run or geoflow sweep")
+    p.add_argument("--snapshots", type=_integers, metavar="I,J,…", help="default: five, evenly")
+    p.add_argument("--tensors", type=_names, metavar="A,B,…", help="restrict to; default: all")
+    p.add_argument("--eigenvalues", type=int, default=5, metavar="K", help="at each end")
+    p.add_argument("--probes", type=int, default=8, metavar="N", help="of the density")
+    p.add_argument("--steps", type=int, default=64, metavar="N", help="of Lanczos for each probe")
+    p.add_argument(
+        "--max-products", type=int, default=1000, metavar="N", help="for the eigenvalues of an end"
+    )
+    p.add_argument("--seed", type=int, default=0, help="of the probes")
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--out", metavar="FILE.nc", help="write the spectra here")
+    p.add_argument("--force", action="store_true", help="replace the file where it exists")
+    p.add_argument("--quiet", action="store_true", help="no progress")
+
     p = add("report", report)
     p.add_argument("files", metavar="FILE.nc", nargs="+", help="walks, baselines, or their folders")
     p.add_argument("--out", metavar="PAGE.html", required=True, help="write the page here")
@@ -368,6 +423,18 @@ def _seeds(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: use 0:5 for 0 to 4, or 0,3,7") from None
+
+
+def _integers(text: str) -> list[int]:
+    """Read whole numbers with commas between them."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: use whole numbers, as in 0,5,-1") from None
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
 
 
 def _floats(text: str) -> list[float]:

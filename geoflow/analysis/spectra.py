@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,8 @@ from geoflow.analysis.curvature import (
     tangent_hessian,
 )
 from geoflow.analysis.matrix_free import extreme_eigenvalues, spectral_density, trace
-from geoflow.errors import InputError
+from geoflow.archive import check_target
+from geoflow.errors import ArchiveError, InputError
 from geoflow.flows import FlowState, RegularizingFlow
 
 OPERATORS = ("hessian", "tangent")
@@ -165,6 +168,29 @@ def along(
             "geoflow_version": ds.attrs["geoflow_version"],
         },
     )
+
+
+def save(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
+    """Write what :func:`along` returns to a netCDF-4 file, whole or not at all.
+
+    Raises
+    ------
+    InputError
+        The file is there already, or its folder cannot be written.
+    ArchiveError
+        Writing failed; ``path`` is as it was.
+    """
+    path = check_target(path, overwrite=overwrite)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        ds.to_netcdf(temporary, engine="netcdf4", format="NETCDF4")
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise ArchiveError(f"writing {path} failed ({error}); free space or choose another") from (
+            error
+        )
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def overlap(operator: Curvature, eigenvectors: np.ndarray[Any, Any], state: FlowState) -> float:
