@@ -255,6 +255,19 @@ def test_along_a_walk(network):
     assert found.equals(again)
 
 
+def test_float32_finds_the_same(network):
+    single = references.small_network(dtype=torch.float32)
+    flow = gf.RegularizingFlow(gf.LevelSet(single.problem, level_rtol=1e-5), single.regularizer)
+    quick = {"snapshots": [0], "k": 3, "n_trace": 6, "n_steps": 10, "n_probes": 2}
+    found = [
+        spectra.along(gf.walk(f, t_end=0.02, max_snapshots=2), f, **quick) for f in (flow, network)
+    ]
+    for name in ("largest_eigenvalue", "smallest_eigenvalue"):
+        a, b = (f[name].sel(operator="tangent").values for f in found)
+        scale = float(found[1]["largest_eigenvalue"].max())
+        assert np.allclose(a, b, atol=1e-5 * scale)
+
+
 def test_along_says_what_is_wrong(network):
     ds = gf.walk(network, t_end=0.05, max_snapshots=3)
     other = references.ellipsoid()
