@@ -136,6 +136,22 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--threads", type=int, default=1, metavar="N", help="of each run (default 1)")
     p.add_argument("--quiet", action="store_true", help="no progress and no summary")
 
+    p = add("spectrum", commands.spectrum)
+    p.add_argument("file", metavar="FILE.nc", help="of geoflow run or geoflow sweep")
+    p.add_argument("--snapshots", type=_integers, metavar="I,J,…", help="default: five, evenly")
+    p.add_argument("--tensors", type=_names, metavar="A,B,…", help="restrict to; default: all")
+    p.add_argument("--eigenvalues", type=int, default=5, metavar="K", help="at each end")
+    p.add_argument("--probes", type=int, default=8, metavar="N", help="of the density")
+    p.add_argument("--steps", type=int, default=64, metavar="N", help="of Lanczos for each probe")
+    p.add_argument(
+        "--max-products", type=int, default=1000, metavar="N", help="for the eigenvalues of an end"
+    )
+    p.add_argument("--seed", type=int, default=0, help="of the probes")
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--out", metavar="FILE.nc", help="write the spectra here")
+    p.add_argument("--force", action="store_true", help="replace the file where it exists")
+    p.add_argument("--quiet", action="store_true", help="no progress")
+
     p = add("report", commands.report)
     p.add_argument("files", metavar="FILE.nc", nargs="+", help="walks, baselines, or their folders")
     p.add_argument("--out", metavar="PAGE.html", required=True, help="write the page here")
@@ -152,6 +168,18 @@ def _seeds(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: use 0:5 for 0 to 4, or 0,3,7") from None
+
+
+def _integers(text: str) -> list[int]:
+    """Read whole numbers with commas between them."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: use whole numbers, as in 0,5,-1") from None
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
 
 
 def _floats(text: str) -> list[float]:

@@ -17,6 +17,7 @@ from rich.text import Text
 
 import geoflow as gf
 from geoflow import archive, baselines, experiments, parts, plots, solvers
+from geoflow.analysis import spectra
 from geoflow.bench import ANGLES
 from geoflow.bench import bench as run_bench
 from geoflow.comparison import compare_experiment, save_comparison
@@ -298,6 +299,44 @@ def sweep(args: argparse.Namespace) -> int:
             print(f"geoflow: {o.name} failed: {o.message}", file=sys.stderr)
     ended = all(o.status in (*REACHED, "trained") for o in outcomes)
     return DONE if ended else ENDED_EARLY
+
+
+def spectrum(args: argparse.Namespace) -> int:
+    """Compute curvature spectra at snapshots of a walk of an experiment."""
+    if args.out:
+        archive.check_target(args.out, overwrite=args.force)
+    with gf.open_trajectory(args.file) as ds:
+        found = spectra.along(
+            ds,
+            experiments.rebuild(ds, device=args.device),
+            snapshots=args.snapshots,
+            tensors=args.tensors,
+            k=args.eigenvalues,
+            n_probes=args.probes,
+            n_steps=args.steps,
+            max_products=args.max_products,
+            seed=args.seed,
+            progress=not args.quiet,
+        )
+    if args.out:
+        spectra.save(found, args.out, overwrite=args.force)
+    table = Table("time", "operator", "largest", "smallest", "trace", "overlap", "curvature")
+    for row in found["snapshot"].values:
+        for operator in found["operator"].values:
+            cell = found.isel(snapshot=row).sel(operator=operator)
+            table.add_row(
+                f"{float(cell['snapshot_time']):.4g}",
+                str(operator),
+                f"{float(cell['largest_eigenvalue'][0]):.5g}",
+                f"{float(cell['smallest_eigenvalue'][0]):.4g}",
+                f"{float(cell['trace']):.5g} ± {float(cell['trace_error']):.3g}",
+                f"{float(cell['velocity_overlap']):.3g}",
+                f"{float(cell['normal_curvature']):.4g}",
+            )
+    _console().print(table)
+    if args.out and not args.quiet:
+        print(f"wrote {args.out}", file=sys.stderr)
+    return DONE
 
 
 def report(args: argparse.Namespace) -> int:

@@ -81,6 +81,31 @@ def test_plot_writes_figures_that_are_the_same_each_time(walked, tmp_path, capsy
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_spectrum_makes_the_problem_again_from_the_file(walked, tmp_path, capsys):
+    path = tmp_path / "spectra.nc"
+    quick = ["--eigenvalues", "2", "--probes", "2", "--steps", "8", "--max-products", "60"]
+    arguments = ["spectrum", str(walked), "--snapshots", "0,-1", *quick, "--tensors", "1.weight"]
+    assert cli.main([*arguments, "--out", str(path)]) == DONE
+    table = capsys.readouterr().out
+    assert table.count("hessian") == table.count("tangent") == 2
+    with xr.open_dataset(path) as found, gf.open_trajectory(walked) as ds:
+        assert found["dimension"].values.tolist() == [400, 399]
+        assert found.attrs["tensors"] == "1.weight"
+        assert found.attrs["experiment"] == "iris_ff"
+        multiplier = ds["multiplier"][[0, -1]]
+        assert np.allclose(found["multiplier"], multiplier, rtol=1e-9)
+        largest = found["largest_eigenvalue"].sel(operator="hessian")[0, 0]
+        assert f"{float(largest):.5g}" in table
+    before = path.read_bytes()
+    assert cli.main([*arguments, "--out", str(path)]) == BAD_INPUT
+    assert path.read_bytes() == before
+    assert "exists" in capsys.readouterr().err
+    assert cli.main(["spectrum", str(walked), "--snapshots", "7"]) == BAD_INPUT
+    assert "7 is not there" in capsys.readouterr().err
+    assert cli.main(["spectrum", str(walked), "--tensors", "x"]) == BAD_INPUT
+    assert "has no 'x'; choose from 1.weight" in capsys.readouterr().err
+
+
 def test_a_spent_budget_is_an_early_end_with_its_trajectory(tmp_path, capsys):
     path = tmp_path / "short.nc"
     arguments = ["run", "iris_ff", "--max-evaluations", "40", "--out", str(path)]
@@ -111,6 +136,8 @@ BAD = [
     (["diff", "no-such-file.nc", "x.nc"], "is not a file"),
     (["info", "no-such-file.nc"], "is not a file"),
     (["info", __file__], "not a readable netCDF-4 file"),
+    (["spectrum", __file__], "not a readable netCDF-4 file"),
+    (["spectrum", "x.nc", "--out", "no/folder/x.nc"], "the folder no/folder does not exist"),
     (["plot", __file__, "--out", "x"], "not a readable netCDF-4 file"),
 ]
 

@@ -242,3 +242,24 @@ def test_synthetic_images_are_seeded_and_say_that_they_are_not_cifar():
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_the_flow_of_a_walk_is_made_again_without_training():
+    prepared = gf.experiments.get("iris_ff").prepare(1, epochs=2)
+    flow = gf.RegularizingFlow(
+        gf.LevelSet(prepared.problem, level_rtol=1e-7), gf.regularizers.quartic_norm
+    )
+    ds = gf.walk(flow, t_end=1e-3, max_snapshots=2, provenance=prepared.provenance)
+    again = gf.experiments.rebuild(ds)
+    theta = torch.from_numpy(ds["theta"].values[-1])
+    assert torch.equal(again.evaluate(theta).velocity, flow.evaluate(theta).velocity)
+    assert (again.level_set.level, again.level_set.level_rtol) == (flow.level_set.level, 1e-7)
+
+    for attribute, value, message in (
+        ("experiment", "", "of no experiment"),
+        ("regularizer_name", "mine", "'mine' is not one of squared_norm"),
+        ("data_sha256", "0", "seed 1, are not those of the walk"),
+        ("seed", 2, "seed 2, are not those of the walk"),
+    ):
+        with pytest.raises(gf.InputError, match=message):
+            gf.experiments.rebuild(ds.assign_attrs({attribute: value}))

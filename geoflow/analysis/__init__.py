@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+from geoflow.analysis import null_models, spectra
+from geoflow.analysis.curvature import loss_hessian, normal_curvature, tangent_hessian
+from geoflow.analysis.matrix_free import extreme_eigenvalues, spectral_density, trace
 from geoflow.analysis.pca import PCA, fit_pca
 
-__all__ = ["PCA", "fit_pca"]
+__all__ = [
+    "PCA",
+    "extreme_eigenvalues",
+    "fit_pca",
+    "loss_hessian",
+    "normal_curvature",
+    "null_models",
+    "spectra",
+    "spectral_density",
+    "tangent_hessian",
+    "trace",
+]

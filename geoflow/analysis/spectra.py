@@ -1,0 +1,304 @@
+"""Curvature spectra along a walk."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from tqdm import tqdm
+
+from geoflow.analysis.curvature import (
+    Curvature,
+    loss_hessian,
+    normal_curvature,
+    tangent_hessian,
+)
+from geoflow.analysis.matrix_free import extreme_eigenvalues, spectral_density, trace
+from geoflow.archive import check_target
+from geoflow.errors import ArchiveError, InputError
+from geoflow.flows import FlowState, RegularizingFlow
+
+OPERATORS = ("hessian", "tangent")
+DEFAULT_SNAPSHOTS = 5
+
+# The loss of a snapshot, computed again, differs by rounding and by the software's version.
+LOSS_RTOL = {torch.float64: 1e-8, torch.float32: 1e-3}
+
+VARIABLES = {
+    "largest_eigenvalue": ("largest eigenvalues, falling", "1"),
+    "largest_residual": ("bound on the error of largest_eigenvalue", "1"),
+    "smallest_eigenvalue": ("smallest eigenvalues, rising", "1"),
+    "smallest_residual": ("bound on the error of smallest_eigenvalue", "1"),
+    "trace": ("trace", "1"),
+    "trace_error": ("standard error of the trace", "1"),
+    "abscissa": ("eigenvalue at which the density is taken", "1"),
+    "density": ("spectral density, integrating to 1", "1"),
+    "density_error": ("standard error of the density over probes", "1"),
+    "node": ("nodes of stochastic Lanczos quadrature", "1"),
+    "weight": ("weights of the nodes, 1 in all for each probe", "1"),
+    "velocity_overlap": ("squared cosine of the velocity with the top eigenspace", "1"),
+    "normal_curvature": ("normal curvature of the level set along the velocity", "1"),
+    "multiplier": ("Lagrange multiplier", "1"),
+    "n_hvp": ("Hessian-vector products spent on the snapshot", "1"),
+}
+
+
+def along(
+    ds: xr.Dataset,
+    flow: RegularizingFlow,
+    *,
+    snapshots: Sequence[int] | None = None,
+    operators: Sequence[str] = OPERATORS,
+    tensors: Sequence[str] | None = None,
+    k: int = 5,
+    n_probes: int = 8,
+    n_steps: int = 64,
+    n_trace: int = 60,
+    n_points: int = 1025,
+    tol: float = 1e-6,
+    max_products: int = 1000,
+    seed: int = 0,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Spectra of ∇²L and of the tangent-space Hessian A at snapshots of a walk.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        A trajectory in schema 1.0.
+    flow : RegularizingFlow
+        The flow it is a walk of, with the same problem.
+    snapshots : sequence of int, optional
+        Indices along ``snapshot``, negative ones from the end. None: five, the first and the last
+        among them, or all where there are fewer.
+    operators : sequence of str
+        ``"hessian"`` for ∇²L, ``"tangent"`` for A = Π(∇²R + λ∇²L)Π on the tangent space.
+    tensors : sequence of str, optional
+        Names of parameter tensors to restrict the operators, and the velocity, to. None: all.
+    k : int
+        Eigenvalues at each end; the k largest span the top eigenspace.
+    n_probes, n_steps : int
+        See :func:`~geoflow.analysis.matrix_free.spectral_density`.
+    n_trace : int
+        Products for :func:`~geoflow.analysis.matrix_free.trace`.
+    n_points : int
+        Abscissae of the density.
+    tol, max_products : float, int
+        See :func:`~geoflow.analysis.matrix_free.extreme_eigenvalues`; for each end.
+    seed : int
+        Decides every probe; the same probes at every snapshot, so that differences between
+        snapshots are not those of the probes.
+    progress : bool
+        Show a bar on standard error, where that is a terminal.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dimensions ``snapshot``, ``operator``, ``rank``, ``probe``, ``lanczos`` and ``point``; the
+        snapshots keep their flow time and step. The abscissae differ from snapshot to snapshot,
+        as the range of the spectrum does; ``node`` and ``weight`` are the quadrature itself, not
+        broadened. A random direction would have a ``velocity_overlap`` of k/n.
+
+    Raises
+    ------
+    InputError
+        An argument that cannot be used, or a flow that the dataset is not a walk of.
+    """
+    indices = _indices(ds, snapshots)
+    _check_operators(operators)
+    if n_points < 2:
+        raise InputError(f"n_points={n_points}; use at least 2")
+    rows = []
+    for index in tqdm(indices, "spectra", unit="snapshot", disable=None if progress else True):
+        state = _state(ds, flow, index)
+        before = flow.problem.counts["hvp"]
+        per_operator = []
+        for name in operators:
+            operator = _operator(name, flow, state, tensors)
+            largest = extreme_eigenvalues(
+                operator, k, which="largest", tol=tol, max_products=max_products, seed=seed
+            )
+            smallest = extreme_eigenvalues(
+                operator, k, which="smallest", tol=tol, max_products=max_products, seed=seed
+            )
+            spectrum = spectral_density(operator, n_probes=n_probes, n_steps=n_steps, seed=seed)
+            abscissa = spectrum.grid(n_points)
+            density, density_error = spectrum.on(abscissa)
+            estimate = trace(operator, n_products=n_trace, seed=seed)
+            per_operator.append(
+                {
+                    "largest_eigenvalue": largest.values,
+                    "largest_residual": largest.residuals,
+                    "smallest_eigenvalue": smallest.values,
+                    "smallest_residual": smallest.residuals,
+                    "trace": estimate.value,
+                    "trace_error": estimate.standard_error,
+                    "abscissa": abscissa,
+                    "density": density,
+                    "density_error": density_error,
+                    "node": spectrum.nodes,
+                    "weight": spectrum.weights,
+                    "velocity_overlap": overlap(operator, largest.vectors, state),
+                    "dimension": operator.size,
+                }
+            )
+        curvature = normal_curvature(flow, state, state.velocity)
+        spent = flow.problem.counts["hvp"] - before
+        rows.append((per_operator, curvature, state.multiplier, spent))
+    return _dataset(
+        ds,
+        indices,
+        operators,
+        rows,
+        {
+            "title": "Curvature spectra along a walk",
+            "experiment": ds.attrs["experiment"],
+            "walk_seed": ds.attrs["seed"],
+            "seed": seed,
+            "k": k,
+            "tol": tol,
+            "n_trace": n_trace,
+            "tensors": "" if tensors is None else " ".join(tensors),
+            "geoflow_version": ds.attrs["geoflow_version"],
+        },
+    )
+
+
+def save(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
+    """Write what :func:`along` returns to a netCDF-4 file, whole or not at all.
+
+    Raises
+    ------
+    InputError
+        The file is there already, or its folder cannot be written.
+    ArchiveError
+        Writing failed; ``path`` is as it was.
+    """
+    path = check_target(path, overwrite=overwrite)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        ds.to_netcdf(temporary, engine="netcdf4", format="NETCDF4")
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise ArchiveError(f"writing {path} failed ({error}); free space or choose another") from (
+            error
+        )
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def overlap(operator: Curvature, eigenvectors: np.ndarray[Any, Any], state: FlowState) -> float:
+    """Squared cosine of the flow's velocity with the span of eigenvectors, in the subspace.
+
+    From 0 to 1; a random direction has k/n on average. NaN where the velocity is zero, or an
+    eigenvector did not converge.
+
+    Parameters
+    ----------
+    operator : Curvature
+        Whose eigenvectors they are.
+    eigenvectors : array, shape (n, k)
+        Orthonormal, in the operator's coordinates.
+    state : FlowState
+        Gives the velocity.
+    """
+    velocity = operator.subspace.coordinates(state.velocity).double().cpu().numpy()
+    norm = float(np.linalg.norm(velocity))
+    if norm == 0:
+        return math.nan
+    return float(((eigenvectors.T @ (velocity / norm)) ** 2).sum())
+
+
+def _operator(
+    name: str, flow: RegularizingFlow, state: FlowState, tensors: Sequence[str] | None
+) -> Curvature:
+    if name == "hessian":
+        return loss_hessian(flow.problem, state.theta, tensors)
+    return tangent_hessian(flow, state, tensors)
+
+
+def _check_operators(operators: Sequence[str]) -> None:
+    unknown = [name for name in operators if name not in OPERATORS]
+    if unknown or not operators or len(set(operators)) < len(operators):
+        raise InputError(f"operators={list(operators)!r}; choose from {', '.join(OPERATORS)}")
+
+
+def _indices(ds: xr.Dataset, snapshots: Sequence[int] | None) -> list[int]:
+    n = ds.sizes["snapshot"]
+    if not n:
+        raise InputError("ds holds no snapshot; walk again with snapshots")
+    if snapshots is None:
+        even = np.linspace(0, n - 1, min(n, DEFAULT_SNAPSHOTS)).round()
+        return [int(i) for i in even]
+    bad = [i for i in snapshots if not -n <= i < n]
+    if bad or not snapshots:
+        what = f"{bad[0]} is not there" if bad else "none is given"
+        raise InputError(f"snapshots={list(snapshots)}: {what}; there are 0 to {n - 1}")
+    return [i % n for i in snapshots]
+
+
+def _state(ds: xr.Dataset, flow: RegularizingFlow, index: int) -> FlowState:
+    """The state at a snapshot, after making sure that it is the flow's own."""
+    problem = flow.problem
+    if ds.sizes["parameter"] != problem.n_parameters:
+        raise InputError(
+            f"flow has {problem.n_parameters} parameters and ds {ds.sizes['parameter']}; "
+            "give the flow of this walk"
+        )
+    theta = torch.as_tensor(ds["theta"].isel(snapshot=index).values)
+    state = flow.evaluate(theta.to(dtype=problem.dtype, device=problem.device))
+    recorded = float(ds["train_loss"][int(ds["snapshot_step"][index])])
+    if not math.isclose(state.loss, recorded, rel_tol=LOSS_RTOL[problem.dtype]):
+        raise InputError(
+            f"flow has the loss {state.loss:.9g} at snapshot {index} and ds {recorded:.9g}; "
+            "give the flow of this walk: the same data, network and loss"
+        )
+    return state
+
+
+def _dataset(
+    ds: xr.Dataset,
+    indices: list[int],
+    operators: Sequence[str],
+    rows: list[tuple[list[dict[str, Any]], float, float, int]],
+    attributes: dict[str, Any],
+) -> xr.Dataset:
+    dims = {
+        "trace": (),
+        "trace_error": (),
+        "velocity_overlap": (),
+        "node": ("probe", "lanczos"),
+        "weight": ("probe", "lanczos"),
+        "abscissa": ("point",),
+        "density": ("point",),
+        "density_error": ("point",),
+    }
+    variables: dict[str, Any] = {}
+    for name in rows[0][0][0]:
+        if name != "dimension":
+            values = np.array([[cell[name] for cell in row[0]] for row in rows])
+            variables[name] = (("snapshot", "operator", *dims.get(name, ("rank",))), values)
+    for position, name in enumerate(("normal_curvature", "multiplier", "n_hvp"), start=1):
+        variables[name] = ("snapshot", np.array([row[position] for row in rows]))
+    described = {
+        name: (*content, {"long_name": VARIABLES[name][0], "units": VARIABLES[name][1]})
+        for name, content in variables.items()
+    }
+    dimension = [cell["dimension"] for cell in rows[0][0]]
+    size = {"long_name": "dimension of the operator", "units": "1"}
+    result = xr.Dataset(
+        described,
+        coords={
+            "operator": ("operator", list(operators), {"long_name": "operator", "units": "1"}),
+            "dimension": ("operator", dimension, size),
+        },
+        attrs=attributes,
+    )
+    chosen = ds[["snapshot_time", "snapshot_step"]].isel(snapshot=indices).load()
+    return result.assign_coords(chosen.coords).set_coords("abscissa")

@@ -1,0 +1,79 @@
+"""The flow of an archived walk, made again from what the file says of itself."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+import xarray as xr
+
+from geoflow import regularizers
+from geoflow.errors import InputError
+from geoflow.experiments.registry import get
+from geoflow.flows import RegularizingFlow
+from geoflow.level_set import LevelSet
+from geoflow.problem import Problem
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+REGULARIZERS = {
+    f.__name__: f
+    for f in (
+        regularizers.squared_norm,
+        regularizers.pseudo_huber_norm,
+        regularizers.quartic_norm,
+    )
+}
+
+
+def rebuild(ds: xr.Dataset, *, device: torch.device | str = "cpu") -> RegularizingFlow:
+    """Make the flow of a walk again: data, network, level and R, without training.
+
+    The flow's ``problem.theta0`` is the experiment's untrained start; the walk's points are in
+    ``ds["theta"]``.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        A trajectory of one of the experiments, in schema 1.0.
+    device : torch.device or str
+        Where to evaluate; it need not be that of the walk.
+
+    Raises
+    ------
+    InputError
+        The walk is of no experiment, of an R of the user's own, or of other data than are found
+        here now.
+    DataError
+        The data set's files are missing, truncated or altered.
+    """
+    name, r = ds.attrs["experiment"], ds.attrs["regularizer_name"]
+    if not name:
+        raise InputError(
+            "the walk is of no experiment, so its loss is not known here; make its flow in Python"
+        )
+    if r not in REGULARIZERS:
+        raise InputError(
+            f"the walk's regularizer {r!r} is not one of {', '.join(REGULARIZERS)}; make its flow "
+            "in Python"
+        )
+    experiment = get(name)
+    provenance = json.loads(ds.attrs["config"])["provenance"]
+    dtype = DTYPES[ds.attrs["dtype"]]
+    start = experiment.start(
+        int(ds.attrs["seed"]), data=provenance.get("data"), dtype=dtype, device=device
+    )
+    problem = Problem.from_module(
+        start.module.eval(),
+        experiment.loss_fn,
+        *start.train,
+        batch_size=experiment.batch_size,
+        dtype=dtype,
+        device=device,
+    )
+    if problem.data_sha256 != ds.attrs["data_sha256"]:
+        raise InputError(
+            f"the training data of {name}, seed {ds.attrs['seed']}, are not those of the walk "
+            f"(from {provenance.get('data_source')}; here {start.source}); use the same data"
+        )
+    level_set = LevelSet(problem, float(ds.attrs["level"]), float(ds.attrs["level_rtol"]))
+    return RegularizingFlow(level_set, REGULARIZERS[r])
