@@ -200,6 +200,26 @@ def test_the_seed_decides_everything(wide):
         assert not np.array_equal(function(0), function(1))
 
 
+@pytest.mark.parametrize("n", [10, 100])
+def test_operators_with_one_eigenvalue_only(n):
+    for value in (0.0, 2.0, -3.0):
+        operator = diagonal([value] * n)
+        for which in ("largest", "smallest"):
+            pairs = extreme_eigenvalues(operator, 3, which=which)
+            assert np.allclose(pairs.values, value, atol=1e-12)
+            assert np.allclose(pairs.vectors.T @ pairs.vectors, np.eye(3), atol=1e-10)
+        assert np.nanmax(np.abs(spectral_density(operator).nodes - value)) < 1e-12
+        found = trace(operator)
+        assert abs(found.value - n * value) <= 5 * found.standard_error + 1e-9
+
+
+@pytest.mark.parametrize("n", [10, 100])
+def test_non_finite_products_are_refused(n):
+    for function in (extreme_eigenvalues, spectral_density, trace):
+        with pytest.raises(InputError, match="'diagonal' gave non-finite values"):
+            function(diagonal([math.nan] * n))
+
+
 def test_what_has_not_converged_is_not_a_number():
     operator = diagonal(np.linspace(0, 1, 3000))
     pairs = extreme_eigenvalues(operator, 5, max_products=20)

@@ -66,8 +66,20 @@ class Curvature:
         return self.subspace.size
 
     def __call__(self, x: Tensor) -> Tensor:
-        """EᵀMEx, shape (n,)."""
-        return self.subspace.coordinates(self.product(self.subspace.embed(x)))
+        """EᵀMEx, shape (n,).
+
+        Raises
+        ------
+        InputError
+            The product is not finite.
+        """
+        image = self.subspace.coordinates(self.product(self.subspace.embed(x)))
+        if not torch.isfinite(image).all():
+            raise InputError(
+                f"operator {self.name!r} gave non-finite values; take it at a finite point where "
+                "the loss is twice differentiable"
+            )
+        return image
 
     def dense(self) -> NDArray[np.float64]:
         """Return the matrix, shape (n, n), in float64: n products, for small n."""

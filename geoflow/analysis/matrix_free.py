@@ -159,12 +159,16 @@ def extreme_eigenvalues(
         return _pairs(operator, values[order], vectors[:, order])
     _check_memory(operator, n_vectors + k, f"{k} eigenvectors")
     start = _generator(seed).standard_normal(n)
+    if not operator(torch.from_numpy(start).to(operator.theta)).any():
+        # No random vector but that of a zero operator has no image; ARPACK refuses those.
+        return _pairs(operator, np.zeros(k), np.eye(n, k))
     arguments = (n_vectors, start, seed, max_products)
     if which == "largest":
         values, vectors = _arpack(operator, 0.0, 1.0, k, tol, *arguments)
         return _pairs(operator, values, vectors)
     top, _ = _arpack(operator, 0.0, 1.0, 1, 1e-2, *arguments)
-    shift = float(top[0]) if np.isfinite(top[0]) else 0.0
+    # Above the spectrum, so that a multiple of the identity does not become zero.
+    shift = float(top[0]) + 0.1 * abs(float(top[0])) if np.isfinite(top[0]) else 0.0
     values, vectors = _arpack(operator, shift, -1.0, k, tol, *arguments)
     return _pairs(operator, shift - values, vectors)
 
@@ -287,7 +291,7 @@ def _arpack(
         values, vectors = error.eigenvalues, error.eigenvectors
     except ArpackError as error:
         raise InputError(
-            f"operator {operator.name!r}: ARPACK failed ({error}); is it finite and symmetric?"
+            f"operator {operator.name!r}: ARPACK failed ({error}); try another seed"
         ) from None
     order = np.argsort(values)[::-1]
     full_values, full_vectors = np.full(k, np.nan), np.full((operator.size, k), np.nan)
