@@ -138,9 +138,10 @@ def tangent_hessian(
         A name is not among the problem's tensors.
     """
     problem, theta = flow.problem, state.theta
+    regularizer_hessian = flow.regularizer_hessian(theta)
 
     def product(v: Tensor) -> Tensor:
-        return flow.regularizer_hvp(theta, v) + state.multiplier * problem.hvp(theta, v)
+        return regularizer_hessian(v) + state.multiplier * problem.hvp(theta, v)
 
     free = tensor_subspace(problem, tensors)
     return Curvature("tangent", product, _orthogonal_to(state.gradient, free), theta)
