@@ -29,8 +29,8 @@ from geoflow.comparison import (
     REFERENCE_RTOL,
     REFERENCE_SOLVER,
     compare_experiment,
-    save_comparison,
 )
+from geoflow.comparison_dataset import save_comparison
 from geoflow.errors import GeoflowError, InputError, StorageError
 from geoflow.report import report as write_report
 from geoflow.rerun import Run, like
