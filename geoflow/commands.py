@@ -20,7 +20,8 @@ from geoflow import archive, baselines, experiments, parts, plots, solvers
 from geoflow.analysis import spectra
 from geoflow.bench import ANGLES
 from geoflow.bench import bench as run_bench
-from geoflow.comparison import compare_experiment, save_comparison
+from geoflow.comparison import compare_experiment
+from geoflow.comparison_dataset import save_comparison
 from geoflow.errors import InputError
 from geoflow.report import report as write_report
 from geoflow.rerun import Run, like

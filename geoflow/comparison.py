@@ -10,12 +10,8 @@ that of a walk in float32.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +21,16 @@ from numpy.typing import NDArray
 
 from geoflow import solvers as known_solvers
 from geoflow import trajectory
-from geoflow.archive import check_target
-from geoflow.errors import ArchiveError, ConvergenceError, CriticalPointError, InputError
+from geoflow.comparison_dataset import (
+    ATOL_OVER_RTOL,
+    FLOAT32,
+    TIGHTER,
+    Run,
+    Values,
+    attributes,
+    to_dataset,
+)
+from geoflow.errors import ConvergenceError, CriticalPointError, InputError
 from geoflow.experiments import registry
 from geoflow.flows import RegularizingFlow
 from geoflow.level_set import LevelSet
@@ -36,20 +40,14 @@ from geoflow.solvers import Solver, Tolerance
 from geoflow.trajectory import Observable
 from geoflow.walk import walk
 
-SCHEMA_VERSION = "1.0"
-
 # Names that an observable's own variables would collide with, beside those of a trajectory.
 TAKEN = {"level", "level_error", "evaluations"}
 
-REFERENCE_SOLVER, REFERENCE_RTOL, TIGHTER = "dopri5", 1e-7, 0.1
+REFERENCE_SOLVER, REFERENCE_RTOL = "dopri5", 1e-7
 REFERENCE_LEVEL_RTOL = 1e-10
-# As in the defaults of walk: so that rtol alone says how tight a walk is.
-ATOL_OVER_RTOL = 1e-3
 # What float32 resolves of the level.
-FLOAT32, FLOAT32_LEVEL_RTOL = ":float32", 1e-5
+FLOAT32_LEVEL_RTOL = 1e-5
 DEFAULT_TIMES = (0.1, 0.3, 1.0)
-
-Values = dict[str, NDArray[np.float64]]
 
 
 def compare(
@@ -69,7 +67,9 @@ def compare(
     """Walk with every solver at every tolerance, from the same start to the same flow times.
 
     Each walk has atol = 10⁻³ rtol, as ``walk`` has by default. A walk that does not come to a flow
-    time has NaN there, and its ``status`` says why; nothing is raised for it.
+    time has NaN there, and its ``status`` says why, in the words of :func:`geoflow.walk`; or
+    ``not_resolved``, its tolerance being below what float32 resolves, or ``not_run``. Nothing is
+    raised for it.
 
     Parameters
     ----------
@@ -140,7 +140,7 @@ def compare(
         pair.append(run)
 
     grid = sorted({r for several in wanted.values() for r in several}, reverse=True)
-    runs: dict[tuple[str, float], _Run] = {}
+    runs: dict[tuple[str, float], Run] = {}
     status = "done"
     for label, rtol in ((label, r) for label, several in wanted.items() for r in several):
         report(f"{label} at rtol {rtol:g}")
@@ -159,11 +159,11 @@ def compare(
         "threads": torch.get_num_threads(),
         "provenance": dict(provenance or {}),
     }
-    header = _header(flow, config, reference, reference_rtol, pair) | {
+    header = attributes(flow, config, reference, reference_rtol, pair) | {
         "reference_level_rtol": level_rtol,
         "status": status,
     }
-    return _dataset(judge, list(chosen), grid, ends, runs, pair, header)
+    return to_dataset(list(observables), list(chosen), grid, ends, runs, pair, header)
 
 
 def compare_experiment(
@@ -233,42 +233,6 @@ def compare_experiment(
     )
 
 
-def save_comparison(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
-    """Write a comparison to a netCDF-4 file, whole or not at all.
-
-    Raises
-    ------
-    InputError
-        The file is there already, or its folder cannot be written.
-    ArchiveError
-        Writing failed; ``path`` is as it was.
-    """
-    path = check_target(path, overwrite=overwrite)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        ds.to_netcdf(temporary, engine="netcdf4", format="NETCDF4")
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        raise ArchiveError(f"writing {path} failed ({error}); free space or choose another") from (
-            error
-        )
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One walk: what it has at the flow times it came to, and how it ended."""
-
-    status: str
-    message: str
-    theta: NDArray[np.float64]
-    values: Values
-    spent: int = 0
-    n_steps: int = 0
-    n_rejected: int = 0
-
-
 class _Judge:
     """Measures every walk by the reference's own flow and observables."""
 
@@ -282,7 +246,7 @@ class _Judge:
         rtol: float,
         times: list[float],
         max_evaluations: int | None,
-    ) -> _Run:
+    ) -> Run:
         nothing = np.empty((0, flow.problem.n_parameters))
         before = flow.problem.evaluations
         try:
@@ -297,17 +261,17 @@ class _Judge:
                 snapshot_times=times,
             )
         except InputError as error:
-            return _Run("not_resolved", str(error), nothing, {})
+            return Run("not_resolved", str(error), nothing, {})
         except (ConvergenceError, CriticalPointError) as error:
             critical = isinstance(error, CriticalPointError)
             status = "critical_point" if critical else "projection_failed"
-            return _Run(status, str(error), nothing, {}, flow.problem.evaluations - before)
+            return Run(status, str(error), nothing, {}, flow.problem.evaluations - before)
         spent = flow.problem.evaluations - before
         at = ds.isel(step=ds["snapshot_step"].values)
         values = self.measure(ds["theta"].values.astype(float))
         values["evaluations"] = (at["n_gradient"] + 2 * at["n_hvp"]).values.astype(float)
         values["wall_time"] = at["wall_time"].values
-        return _Run(
+        return Run(
             ds.attrs["status"],
             ds.attrs["status_message"],
             ds["theta"].values.astype(float),
@@ -335,121 +299,6 @@ class _Judge:
             )
         names = ("regularizer", "angle", "level_error", "level_distance", *self.observables)
         return {name: np.array([row[name] for row in rows], dtype=float) for name in names}
-
-
-def _errors(run: _Run, reference: _Run, names: Sequence[str]) -> Values:
-    """Errors at the flow times that both came to: of θ relative, of every scalar absolute."""
-    n = min(len(run.theta), len(reference.theta))
-    exact = reference.theta[:n]
-    distance = np.linalg.norm(run.theta[:n] - exact, axis=1)
-    found = {"theta_error": distance / np.linalg.norm(exact, axis=1)}
-    for name in names:
-        if n:
-            found[f"{name}_error"] = np.abs(run.values[name][:n] - reference.values[name][:n])
-    return found
-
-
-def _dataset(
-    judge: _Judge,
-    labels: list[str],
-    grid: list[float],
-    times: list[float],
-    runs: Mapping[tuple[str, float], _Run],
-    references: Sequence[_Run],
-    header: Mapping[str, Any],
-) -> xr.Dataset:
-    scalars = ["regularizer", "angle", *judge.observables]
-    texts = {n: n.replace("_", " ") for n in judge.observables}
-    texts |= {"regularizer": "R", "angle": "the angle between grad R and grad L"}
-    units = {"angle": "degree", "angle_error": "degree", "wall_time": "s"}
-    about = {"theta_error": "distance from the reference over the reference's norm"}
-    about |= {f"{n}_error": f"absolute error of {texts[n]}" for n in scalars}
-    about |= {
-        "level_error": "constraint error |L - c|/|c|, L evaluated in float64",
-        "level_distance": "first-order distance |L - c|/|grad L| from the level set",
-        "evaluations": "gradient evaluations up to the snapshot, an HVP counting 2",
-        "wall_time": "wall time up to the snapshot",
-    }
-    dims = ("solver", "rtol", "snapshot")
-    shape = (len(labels), len(grid), len(times))
-    arrays = {name: np.full(shape, np.nan) for name in about}
-    status = np.full(shape[:2], "not_run", dtype=object)
-    message = np.full(shape[:2], "", dtype=object)
-    counts = {
-        "evaluations_spent": "gradient evaluations of the whole walk, an HVP counting 2",
-        "n_steps": "accepted steps",
-        "n_rejected": "rejected attempts",
-    }
-    numbers = {name: np.zeros(shape[:2], dtype=np.int64) for name in counts}
-    reference, tighter = references
-    for (label, rtol), run in runs.items():
-        cell = labels.index(label), grid.index(rtol)
-        status[cell], message[cell] = run.status, run.message
-        numbers["evaluations_spent"][cell] = run.spent
-        numbers["n_steps"][cell], numbers["n_rejected"][cell] = run.n_steps, run.n_rejected
-        found = run.values | _errors(run, reference, scalars)
-        for name in about:
-            if name in found:
-                arrays[name][cell][: len(found[name])] = found[name]
-
-    def described(where: tuple[str, ...], values: Any, text: str, unit: str = "1") -> Any:
-        return where, values, {"long_name": text, "units": unit}
-
-    variables = {n: described(dims, arrays[n], about[n], units.get(n, "1")) for n in about}
-    variables |= {n: described(dims[:2], numbers[n], counts[n]) for n in counts}
-    variables["status"] = described(dims[:2], status, "how the walk ended")
-    variables["status_message"] = described(dims[:2], message, "how the walk ended, in words")
-    own = _errors(tighter, reference, scalars)
-    for name in ("theta_error", *(f"{n}_error" for n in scalars)):
-        text = f"the reference's own: {about[name]}, by a walk at a tenth of its rtol"
-        values = _padded(own.get(name, np.empty(0)), len(times))
-        unit = units.get(name, "1")
-        variables[f"reference_{name}"] = described(("snapshot",), values, text, unit)
-    for name in (*scalars, "level_error", "evaluations", "wall_time"):
-        text = f"of the reference: {about.get(name) or texts[name]}"
-        values = _padded(reference.values[name], len(times))
-        unit = units.get(name, "1")
-        variables[f"reference_{name}"] = described(("snapshot",), values, text, unit)
-    dtypes = ["float32" if label.endswith(FLOAT32) else "float64" for label in labels]
-    atols = ATOL_OVER_RTOL * np.array(grid)
-    coordinates = {
-        "solver": described(("solver",), np.array(labels, dtype=object), "solver"),
-        "dtype": described(("solver",), np.array(dtypes, dtype=object), "dtype of the walk"),
-        "rtol": described(("rtol",), grid, "local error allowed, relative to the norm of theta"),
-        "atol": described(("rtol",), atols, "local error allowed, absolute"),
-        "snapshot_time": described(("snapshot",), times, "flow time of the snapshot"),
-    }
-    return xr.Dataset(variables, coordinates, header)
-
-
-def _padded(values: NDArray[np.float64], length: int) -> NDArray[np.float64]:
-    return np.append(values, np.full(length - len(values), np.nan))
-
-
-def _header(
-    flow: RegularizingFlow,
-    config: Mapping[str, Any],
-    solver: str,
-    rtol: float,
-    references: Sequence[_Run],
-) -> dict[str, Any]:
-    atol = ATOL_OVER_RTOL * rtol
-    of_walk = trajectory.attributes(flow, solver=solver, rtol=rtol, atol=atol, config=config)
-    # What is said of the reference is named so, and a comparison is no trajectory.
-    header = {"geoflow_comparison": SCHEMA_VERSION}
-    for name, value in of_walk.items():
-        if name in ("solver", "rtol", "atol"):
-            header[f"reference_{name}"] = value
-        elif name not in ("geoflow_schema", "history", "dtype"):
-            header[name] = value
-    named = f"{header['experiment']}, seed {header['seed']}: " if header["experiment"] else ""
-    return header | {
-        "title": f"{named}solvers and tolerances compared",
-        "config": json.dumps(config, sort_keys=True),
-        "reference_status": references[0].status,
-        "reference_check_rtol": TIGHTER * rtol,
-        "reference_check_status": references[1].status,
-    }
 
 
 def _names(labels: Sequence[str]) -> dict[str, Solver]:

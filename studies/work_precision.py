@@ -12,7 +12,8 @@ import numpy as np
 import torch
 import xarray as xr
 
-from geoflow.comparison import compare_experiment, save_comparison
+from geoflow.comparison import compare_experiment
+from geoflow.comparison_dataset import save_comparison
 from geoflow.plots import save_work_precision
 
 RTOLS = {

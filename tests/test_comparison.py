@@ -9,7 +9,8 @@ import geoflow as gf
 import references
 from geoflow import cli, plots
 from geoflow.cli import BAD_INPUT, DONE, INTERRUPTED
-from geoflow.comparison import compare, save_comparison
+from geoflow.comparison import compare
+from geoflow.comparison_dataset import save_comparison
 from geoflow.errors import InputError
 from geoflow.experiments import registry
 from geoflow.solvers import TorchDiffEq
