@@ -28,7 +28,6 @@ RTOLS = {
         "exponential": [1e-2, 1e-3, 1e-4],
         "rkc": [1e-3, 1e-4],
         "dopri5": [1e-4],
-        "bosh3": [1e-4],
     },
 }
 # An explicit reference, such as the dopri5 that compare uses by itself, takes some 60,000
