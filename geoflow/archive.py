@@ -6,6 +6,7 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,47 @@ def write(
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def save_dataset(
+    ds: xr.Dataset,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    encoding: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Write a dataset that is no trajectory to a netCDF-4 file, whole or not at all.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        Text is stored as characters, which readers return as text all the same.
+    path : str or Path
+        The file.
+    overwrite : bool
+        Replace it where it exists.
+    encoding : mapping, optional
+        As for :meth:`xarray.Dataset.to_netcdf`.
+
+    Raises
+    ------
+    InputError
+        See :func:`check_target`.
+    ArchiveError
+        Writing failed; ``path`` is as it was.
+    """
+    path = check_target(path, overwrite=overwrite)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    text = {str(n): {"dtype": "S1"} for n, v in ds.variables.items() if v.dtype.kind in "OUT"}
+    try:
+        ds.to_netcdf(temporary, engine="netcdf4", encoding=text | dict(encoding or {}))
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise ArchiveError(f"writing {path} failed ({error}); free space or choose another") from (
+            error
+        )
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def existing(path: str | Path) -> Path:

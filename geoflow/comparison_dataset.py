@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from geoflow import trajectory
-from geoflow.archive import check_target
-from geoflow.errors import ArchiveError
+from geoflow.archive import save_dataset
 from geoflow.flows import RegularizingFlow
 
 SCHEMA_VERSION = "1.0"
@@ -196,14 +194,4 @@ def save_comparison(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False
     ArchiveError
         Writing failed; ``path`` is as it was.
     """
-    path = check_target(path, overwrite=overwrite)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        ds.to_netcdf(temporary, engine="netcdf4", format="NETCDF4")
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        raise ArchiveError(f"writing {path} failed ({error}); free space or choose another") from (
-            error
-        )
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_dataset(ds, path, overwrite=overwrite)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from geoflow.analysis.curvature import (
     tangent_hessian,
 )
 from geoflow.analysis.matrix_free import extreme_eigenvalues, spectral_density, trace
-from geoflow.archive import check_target
-from geoflow.errors import ArchiveError, InputError
+from geoflow.archive import save_dataset
+from geoflow.errors import InputError
 from geoflow.flows import FlowState, RegularizingFlow
 
 OPERATORS = ("hessian", "tangent")
@@ -180,17 +179,7 @@ def save(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
     ArchiveError
         Writing failed; ``path`` is as it was.
     """
-    path = check_target(path, overwrite=overwrite)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        ds.to_netcdf(temporary, engine="netcdf4", format="NETCDF4")
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        raise ArchiveError(f"writing {path} failed ({error}); free space or choose another") from (
-            error
-        )
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_dataset(ds, path, overwrite=overwrite)
 
 
 def overlap(operator: Curvature, eigenvectors: np.ndarray[Any, Any], state: FlowState) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import nn
 
-from geoflow.archive import check_target
+from geoflow.archive import save_dataset
 from geoflow.errors import ArchiveError, InputError
 from geoflow.experiments import training
 from geoflow.experiments.registry import Experiment
@@ -162,23 +161,13 @@ def save_weight_decay(ds: xr.Dataset, path: str | Path, *, overwrite: bool = Fal
     ArchiveError
         Writing failed; ``path`` is as it was.
     """
-    path = check_target(path, overwrite=overwrite)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     encoding: dict[str, dict[str, Any]] = {
         str(name): {"zlib": True, "complevel": 1, "shuffle": True}
         for name, variable in ds.variables.items()
         if variable.dtype.kind in "fi"
     }
     encoding["theta"]["chunksizes"] = (1, 1, ds.sizes["parameter"])
-    try:
-        ds.to_netcdf(temporary, engine="netcdf4", format="NETCDF4", encoding=encoding)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        raise ArchiveError(f"writing {path} failed ({error}); free space or choose another") from (
-            error
-        )
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_dataset(ds, path, overwrite=overwrite, encoding=encoding)
 
 
 def open_weight_decay(paths: str | Path | Sequence[str | Path]) -> xr.Dataset:
