@@ -9,7 +9,7 @@ import invariants
 import references
 from geoflow.errors import InputError
 from geoflow.solvers import Exponential, Tolerance
-from geoflow.solvers.exponential import _Retraction
+from geoflow.solvers.exponential import _predict, _Retraction
 from geoflow.solvers.krylov import KrylovSpace, TangentHessian, phi1, phi3
 
 
@@ -94,6 +94,24 @@ def test_third_order_against_exact_solutions(make):
         float((fixed_steps(reference.flow, h, 1.0) - reference.exact(1.0)).norm()) for h in steps
     ]
     assert abs(references.order_of_convergence(steps, errors) - 3) <= 0.2
+
+
+@pytest.mark.parametrize("make", [references.sphere_linear, references.oja])
+def test_its_predictor_exponential_euler_is_of_second_order(make):
+    reference = make()
+    level_set = gf.LevelSet(reference.flow.problem, level_rtol=1e-13)
+    flow = gf.RegularizingFlow(level_set, reference.flow.regularizer)
+    steps, errors = [0.1, 0.05, 0.025, 0.0125], []
+    for step in steps:
+        state = flow.evaluate(flow.problem.theta0)
+        for _ in range(round(1 / step)):
+            space = KrylovSpace(TangentHessian(flow, state))
+            space.add(state.velocity)
+            Exponential()._resolve(space, state, step, Tolerance(1e-13, 1e-15))
+            y = _predict(space, state, step)
+            state = _Retraction(flow)(space, state, y, furthest=1.0)
+        errors.append(float((state.theta - reference.exact(1.0)).norm()))
+    assert abs(references.order_of_convergence(steps, errors) - 2) <= 0.2
 
 
 @pytest.mark.parametrize("name", ["ellipsoid", "network"])
