@@ -21,7 +21,6 @@ from geoflow.analysis import spectra
 from geoflow.bench import ANGLES
 from geoflow.bench import bench as run_bench
 from geoflow.comparison import compare_experiment
-from geoflow.comparison_dataset import save_comparison
 from geoflow.errors import InputError
 from geoflow.report import report as write_report
 from geoflow.rerun import Run, like
@@ -223,7 +222,7 @@ def compare(args: argparse.Namespace) -> int:
         reference_rtol=args.reference_rtol,
         note=note,
     )
-    save_comparison(ds, args.out, overwrite=args.force)
+    archive.save_dataset(ds, args.out, overwrite=args.force)
     stem = Path(args.out).stem
     figures = plots.save_work_precision(ds, args.figures, stem) if args.figures else []
     last = ds.isel(snapshot=-1)
@@ -320,7 +319,7 @@ def spectrum(args: argparse.Namespace) -> int:
             progress=not args.quiet,
         )
     if args.out:
-        spectra.save(found, args.out, overwrite=args.force)
+        archive.save_dataset(found, args.out, overwrite=args.force)
     table = Table("time", "operator", "largest", "smallest", "trace", "overlap", "curvature")
     for row in found["snapshot"].values:
         for operator in found["operator"].values:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from geoflow import trajectory
-from geoflow.archive import save_dataset
 from geoflow.flows import RegularizingFlow
 
 SCHEMA_VERSION = "1.0"
@@ -182,16 +180,3 @@ def attributes(
         "reference_check_rtol": TIGHTER * rtol,
         "reference_check_status": references[1].status,
     }
-
-
-def save_comparison(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
-    """Write a comparison to a netCDF-4 file, whole or not at all.
-
-    Raises
-    ------
-    InputError
-        The file is there already, or its folder cannot be written.
-    ArchiveError
-        Writing failed; ``path`` is as it was.
-    """
-    save_dataset(ds, path, overwrite=overwrite)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import xarray as xr
 
+from geoflow.archive import save_dataset
 from geoflow.comparison import compare_experiment
-from geoflow.comparison_dataset import save_comparison
 from geoflow.plots import save_work_precision
 
 RTOLS = {
@@ -116,7 +116,7 @@ def main() -> None:
             reference_rtol=reference_rtol,
             note=lambda text, name=name: print(f"{name}: {text}", file=sys.stderr, flush=True),
         )
-        save_comparison(ds, RUNS / f"work_precision-{name}.nc", overwrite=True)
+        save_dataset(ds, RUNS / f"work_precision-{name}.nc", overwrite=True)
         save_work_precision(ds, RUNS, f"work_precision-{name}")
         # After each experiment, so that what has been measured is kept.
         before, rest = PAGE.read_text().split(BEGIN)

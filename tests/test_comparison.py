@@ -8,9 +8,9 @@ import xarray as xr
 import geoflow as gf
 import references
 from geoflow import cli, plots
+from geoflow.archive import save_dataset
 from geoflow.cli import BAD_INPUT, DONE, INTERRUPTED
 from geoflow.comparison import compare
-from geoflow.comparison_dataset import save_comparison
 from geoflow.errors import InputError
 from geoflow.experiments import registry
 from geoflow.solvers import TorchDiffEq
@@ -126,7 +126,7 @@ def test_solvers_of_ones_own_and_rtols_by_label(oja):
 
 def test_the_file_explains_itself_and_is_read_without_geoflow(ds, tmp_path):
     path = tmp_path / "c.nc"
-    save_comparison(ds, path)
+    save_dataset(ds, path)
     with xr.open_dataset(path, engine="netcdf4") as read:
         assert read["theta_error"].equals(ds["theta_error"])
         assert read["status"].values.tolist() == ds["status"].values.tolist()
@@ -136,7 +136,7 @@ def test_the_file_explains_itself_and_is_read_without_geoflow(ds, tmp_path):
         assert read.attrs["reference_solver"] == "dopri5"
         assert {"geoflow_version", "torch_version", "config", "created"} <= set(read.attrs)
     with pytest.raises(InputError, match="exists; choose another name"):
-        save_comparison(ds, path)
+        save_dataset(ds, path)
 
 
 def test_the_diagram_has_a_line_for_each_solver_and_the_floor(ds, tmp_path):

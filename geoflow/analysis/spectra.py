@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from geoflow.analysis.curvature import (
     tangent_hessian,
 )
 from geoflow.analysis.matrix_free import extreme_eigenvalues, spectral_density, trace
-from geoflow.archive import save_dataset
 from geoflow.errors import InputError
 from geoflow.flows import FlowState, RegularizingFlow
 
@@ -167,19 +165,6 @@ def along(
             "geoflow_version": ds.attrs["geoflow_version"],
         },
     )
-
-
-def save(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
-    """Write what :func:`along` returns to a netCDF-4 file, whole or not at all.
-
-    Raises
-    ------
-    InputError
-        The file is there already, or its folder cannot be written.
-    ArchiveError
-        Writing failed; ``path`` is as it was.
-    """
-    save_dataset(ds, path, overwrite=overwrite)
 
 
 def overlap(operator: Curvature, eigenvectors: np.ndarray[Any, Any], state: FlowState) -> float:
