@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -110,7 +109,7 @@ def like(path: str | Path) -> Run:
                 "solver": solvers.from_config(config["solver"]),
                 "stop": None if stop is None else stopping.from_config(stop),
             },
-            regularizer=known_regularizer(attributes),
+            regularizer=regularizers.get(attributes["regularizer_name"]),
             level_rtol=attributes["level_rtol"],
             threads=int(config["threads"]),
             data_sha256=attributes["data_sha256"],
@@ -143,22 +142,3 @@ def known_experiment(provenance: Mapping[str, Any]) -> str:
             "geoflow.resume or geoflow.walk from Python and give the flow"
         )
     return str(name)
-
-
-def known_regularizer(attributes: Mapping[str, Any]) -> Regularizer:
-    """Return the regularisation function by its name.
-
-    Raises
-    ------
-    InputError
-        It is not one of geoflow's.
-    """
-    # Functions of that module only: a file decides what is read, never what is run.
-    own = dict(inspect.getmembers(regularizers, inspect.isfunction))
-    name = attributes["regularizer_name"]
-    if name not in own:
-        raise InputError(
-            f"flow: the regularisation function {name!r} is not one of geoflow's own; use "
-            "geoflow.resume or geoflow.walk from Python and give the flow"
-        )
-    return own[name]

@@ -9,7 +9,7 @@ from typing import Any
 
 import xarray as xr
 
-from geoflow import experiments, rerun, schema, solvers, stopping, trajectory
+from geoflow import experiments, regularizers, rerun, schema, solvers, stopping, trajectory
 from geoflow.errors import ArchiveError, GeoflowError, InputError
 from geoflow.flows import RegularizingFlow
 from geoflow.level_set import LevelSet
@@ -199,7 +199,8 @@ def _of_experiment(path: Path, kept: Saved) -> tuple[RegularizingFlow, Mapping[s
     attributes = kept.attributes
     try:
         provenance = kept.config["provenance"]
-        name, regularizer = rerun.known_experiment(provenance), rerun.known_regularizer(attributes)
+        name = rerun.known_experiment(provenance)
+        regularizer = regularizers.get(attributes["regularizer_name"])
         # Data and network do not depend on the training, and the weights are in the checkpoint.
         prepared = experiments.get(name).prepare(
             provenance["seed"],

@@ -257,7 +257,7 @@ def test_the_flow_of_a_walk_is_made_again_without_training():
 
     for attribute, value, message in (
         ("experiment", "", "of no experiment"),
-        ("regularizer_name", "mine", "'mine' is not one of squared_norm"),
+        ("regularizer_name", "mine", "'mine' is not one of geoflow's own"),
         ("data_sha256", "0", "seed 1, are not those of the walk"),
         ("seed", 2, "seed 2, are not those of the walk"),
     ):

@@ -13,16 +13,7 @@ from geoflow.experiments.registry import get
 from geoflow.flows import RegularizingFlow
 from geoflow.level_set import LevelSet
 from geoflow.problem import Problem
-
-DTYPES = {"float64": torch.float64, "float32": torch.float32}
-REGULARIZERS = {
-    f.__name__: f
-    for f in (
-        regularizers.squared_norm,
-        regularizers.pseudo_huber_norm,
-        regularizers.quartic_norm,
-    )
-}
+from geoflow.trajectory import DTYPES
 
 
 def rebuild(ds: xr.Dataset, *, device: torch.device | str = "cpu") -> RegularizingFlow:
@@ -46,16 +37,12 @@ def rebuild(ds: xr.Dataset, *, device: torch.device | str = "cpu") -> Regularizi
     DataError
         The data set's files are missing, truncated or altered.
     """
-    name, r = ds.attrs["experiment"], ds.attrs["regularizer_name"]
+    name = ds.attrs["experiment"]
     if not name:
         raise InputError(
             "the walk is of no experiment, so its loss is not known here; make its flow in Python"
         )
-    if r not in REGULARIZERS:
-        raise InputError(
-            f"the walk's regularizer {r!r} is not one of {', '.join(REGULARIZERS)}; make its flow "
-            "in Python"
-        )
+    regularizer = regularizers.get(ds.attrs["regularizer_name"])
     experiment = get(name)
     provenance = json.loads(ds.attrs["config"])["provenance"]
     dtype = DTYPES[ds.attrs["dtype"]]
@@ -76,4 +63,4 @@ def rebuild(ds: xr.Dataset, *, device: torch.device | str = "cpu") -> Regularizi
             f"(from {provenance.get('data_source')}; here {start.source}); use the same data"
         )
     level_set = LevelSet(problem, float(ds.attrs["level"]), float(ds.attrs["level_rtol"]))
-    return RegularizingFlow(level_set, REGULARIZERS[r])
+    return RegularizingFlow(level_set, regularizer)
