@@ -213,6 +213,7 @@ def compare_experiment(
             prepared.module,
             found.loss_fn,
             *prepared.train,
+            batch_size=found.batch_size,
             dtype=torch.float32,
             device=prepared.problem.device,
         )
