@@ -308,7 +308,7 @@ def spectrum(args: argparse.Namespace) -> int:
     with gf.open_trajectory(args.file) as ds:
         found = spectra.along(
             ds,
-            experiments.rebuild(ds, device=args.device),
+            experiments.rebuild(ds.attrs, device=args.device).flow,
             snapshots=args.snapshots,
             tensors=args.tensors,
             k=args.eigenvalues,

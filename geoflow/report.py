@@ -19,7 +19,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from geoflow import baselines, ensemble, paper_plots
+from geoflow import baselines, ensemble, plots
 from geoflow.analysis import PCA, fit_pca
 from geoflow.archive import check_target, open_trajectory
 from geoflow.errors import ArchiveError, InputError
@@ -202,7 +202,7 @@ def _section(subject: str, walks: list[xr.Dataset], baseline: xr.Dataset | None)
         )
     if walks:
         section.parts.append(_run_table(walks))
-        figure = paper_plots.sweep_stack(walks, ensemble.resample(walks) if walks[1:] else None)
+        figure = plots.sweep_stack(walks, ensemble.resample(walks) if walks[1:] else None)
         names = "Angle, R, test loss and test accuracy"
         caption = (
             f"{names} against flow time; thin: the runs; thick, with the band: mean ± "
@@ -213,7 +213,7 @@ def _section(subject: str, walks: list[xr.Dataset], baseline: xr.Dataset | None)
     if walks or baseline is not None:
         section.parts.append(penalty_table(walks, baseline))
     if baseline is not None:
-        figure = paper_plots.penalties(baseline, walks)
+        figure = plots.penalties(baseline, walks)
         caption = "Test loss after training at each penalty, beside the walks' start and end."
         section.parts.append(_picture("penalties-figure", figure, caption, caption))
     n_points = sum(ds.sizes["snapshot"] for ds in walks)
@@ -255,7 +255,7 @@ def _pca_parts(walks: Sequence[xr.Dataset], baseline: xr.Dataset | None) -> list
         for penalty, names in chosen.items():
             mean = baseline["theta"].sel(penalty=penalty).mean("run").values
             ends[f"mean end, weight decay {penalty:g} (best {' and '.join(names)})"] = mean
-    figure = paper_plots.pca_views(pca, walks, points, ends)
+    figure = plots.pca_views(pca, walks, points, ends)
     shown = 100 * pca.explained_variance_ratio[:3].sum()
     caption = (
         f"Principal components of all {sum(map(len, points))} points of the walks, each parameter "

@@ -9,10 +9,9 @@ from typing import Any
 
 import xarray as xr
 
-from geoflow import experiments, regularizers, rerun, schema, solvers, stopping, trajectory
+from geoflow import experiments, rerun, schema, solvers, stopping, trajectory
 from geoflow.errors import ArchiveError, GeoflowError, InputError
 from geoflow.flows import RegularizingFlow
-from geoflow.level_set import LevelSet
 from geoflow.saved import Saved, saved
 from geoflow.snapshots import rule_for
 from geoflow.solvers import Solver, Tolerance
@@ -87,7 +86,8 @@ def resume(
     if flow is None:
         if observables or solver:
             raise InputError("flow: observables and solver go with a flow; give it too")
-        flow, observables = _of_experiment(path, kept)
+        rebuilt = _of_experiment(path, kept)
+        flow, observables = rebuilt.flow, rebuilt.observables
     observables = dict(observables or {})
     check_flow(flow, kept)
     names = kept.config.get("observables")
@@ -194,22 +194,10 @@ def _solver(config: Mapping[str, Any], given: Solver | None) -> Solver:
     return given
 
 
-def _of_experiment(path: Path, kept: Saved) -> tuple[RegularizingFlow, Mapping[str, Observable]]:
-    """Make the flow of an experiment anew, at the level of the walk."""
-    attributes = kept.attributes
+def _of_experiment(path: Path, kept: Saved) -> experiments.RebuiltWalk:
+    """Make what an experiment's walk was a walk of again, where it was computed."""
     try:
-        provenance = kept.config["provenance"]
-        name = rerun.known_experiment(provenance)
-        regularizer = regularizers.get(attributes["regularizer_name"])
-        # Data and network do not depend on the training, and the weights are in the checkpoint.
-        prepared = experiments.get(name).prepare(
-            provenance["seed"],
-            data=provenance["data"],
-            epochs=1,
-            dtype=trajectory.DTYPES[attributes["dtype"]],
-            device=attributes["device"],
-        )
+        rerun.known_experiment(kept.config["provenance"])
+        return experiments.rebuild(kept.attributes, device=kept.attributes["device"])
     except (KeyError, TypeError) as error:
         raise ArchiveError(f"{path}: its config cannot be used ({error!r}); run again") from None
-    level_set = LevelSet(prepared.problem, attributes["level"], attributes["level_rtol"])
-    return RegularizingFlow(level_set, regularizer), prepared.observables

@@ -250,9 +250,12 @@ def test_the_flow_of_a_walk_is_made_again_without_training():
         gf.LevelSet(prepared.problem, level_rtol=1e-7), gf.regularizers.quartic_norm
     )
     ds = gf.walk(flow, t_end=1e-3, max_snapshots=2, provenance=prepared.provenance)
-    again = gf.experiments.rebuild(ds)
+    rebuilt = gf.experiments.rebuild(ds.attrs)
+    again = rebuilt.flow
     theta = torch.from_numpy(ds["theta"].values[-1])
     assert torch.equal(again.evaluate(theta).velocity, flow.evaluate(theta).velocity)
+    for name, observable in prepared.observables.items():
+        assert rebuilt.observables[name](theta) == observable(theta)
     assert (again.level_set.level, again.level_set.level_rtol) == (flow.level_set.level, 1e-7)
 
     for attribute, value, message in (
@@ -262,4 +265,4 @@ def test_the_flow_of_a_walk_is_made_again_without_training():
         ("seed", 2, "seed 2, are not those of the walk"),
     ):
         with pytest.raises(gf.InputError, match=message):
-            gf.experiments.rebuild(ds.assign_attrs({attribute: value}))
+            gf.experiments.rebuild(ds.attrs | {attribute: value})

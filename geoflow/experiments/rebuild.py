@@ -1,31 +1,58 @@
-"""The flow of an archived walk, made again from what the file says of itself."""
+"""An archived walk's flow and observables, made again from what the file says of itself."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-import xarray as xr
+from torch import Tensor, nn
 
 from geoflow import regularizers
 from geoflow.errors import InputError
-from geoflow.experiments.registry import get
+from geoflow.experiments.registry import Data, get
 from geoflow.flows import RegularizingFlow
 from geoflow.level_set import LevelSet
 from geoflow.problem import Problem
 from geoflow.trajectory import DTYPES
 
 
-def rebuild(ds: xr.Dataset, *, device: torch.device | str = "cpu") -> RegularizingFlow:
-    """Make the flow of a walk again: data, network, level and R, without training.
+@dataclass(frozen=True)
+class RebuiltWalk:
+    """What an experiment's walk was a walk of.
 
-    The flow's ``problem.theta0`` is the experiment's untrained start; the walk's points are in
-    ``ds["theta"]``.
+    Attributes
+    ----------
+    flow : RegularizingFlow
+        Its ``problem.theta0`` is the experiment's untrained start; the walk's points are in
+        its file.
+    observables : mapping of str to callable
+        Functions θ → float on the test set (and the training accuracy).
+    module : torch.nn.Module
+        The network, in evaluation mode, with its untrained weights.
+    loss_fn : callable
+        ``loss_fn(outputs, targets)`` → scalar mean over the examples.
+    train, test : Data
+        What it was trained and is tested on.
+    """
+
+    flow: RegularizingFlow
+    observables: Mapping[str, Callable[[Tensor], float]]
+    module: nn.Module
+    loss_fn: Callable[[Tensor, Tensor], Tensor]
+    train: Data
+    test: Data
+
+
+def rebuild(attributes: Mapping[str, Any], *, device: torch.device | str = "cpu") -> RebuiltWalk:
+    """Make again what a walk was a walk of: data, network, level and R, without training.
 
     Parameters
     ----------
-    ds : xarray.Dataset
-        A trajectory of one of the experiments, in schema 1.0.
+    attributes : mapping
+        ``ds.attrs`` of a trajectory of one of the experiments, in schema 1.0.
     device : torch.device or str
         Where to evaluate; it need not be that of the walk.
 
@@ -37,30 +64,38 @@ def rebuild(ds: xr.Dataset, *, device: torch.device | str = "cpu") -> Regularizi
     DataError
         The data set's files are missing, truncated or altered.
     """
-    name = ds.attrs["experiment"]
+    name = attributes["experiment"]
     if not name:
         raise InputError(
             "the walk is of no experiment, so its loss is not known here; make its flow in Python"
         )
-    regularizer = regularizers.get(ds.attrs["regularizer_name"])
+    regularizer = regularizers.get(attributes["regularizer_name"])
     experiment = get(name)
-    provenance = json.loads(ds.attrs["config"])["provenance"]
-    dtype = DTYPES[ds.attrs["dtype"]]
+    provenance = json.loads(attributes["config"])["provenance"]
+    dtype = DTYPES[attributes["dtype"]]
     start = experiment.start(
-        int(ds.attrs["seed"]), data=provenance.get("data"), dtype=dtype, device=device
+        int(attributes["seed"]), data=provenance.get("data"), dtype=dtype, device=device
     )
+    module = start.module.eval()
     problem = Problem.from_module(
-        start.module.eval(),
+        module,
         experiment.loss_fn,
         *start.train,
         batch_size=experiment.batch_size,
         dtype=dtype,
         device=device,
     )
-    if problem.data_sha256 != ds.attrs["data_sha256"]:
+    if problem.data_sha256 != attributes["data_sha256"]:
         raise InputError(
-            f"the training data of {name}, seed {ds.attrs['seed']}, are not those of the walk "
+            f"the training data of {name}, seed {attributes['seed']}, are not those of the walk "
             f"(from {provenance.get('data_source')}; here {start.source}); use the same data"
         )
-    level_set = LevelSet(problem, float(ds.attrs["level"]), float(ds.attrs["level_rtol"]))
-    return RegularizingFlow(level_set, regularizer)
+    level_set = LevelSet(problem, float(attributes["level"]), float(attributes["level_rtol"]))
+    return RebuiltWalk(
+        flow=RegularizingFlow(level_set, regularizer),
+        observables=experiment.observables(problem, module, start.train, start.test),
+        module=module,
+        loss_fn=experiment.loss_fn,
+        train=start.train,
+        test=start.test,
+    )

@@ -224,16 +224,18 @@ class Experiment:
         )
         return PreparedExperiment(
             problem=problem,
-            observables=self._observables(problem, module, train, test),
+            observables=self.observables(problem, module, train, test),
             provenance=self._provenance(seed, start, problem, epochs, history, data),
             module=module,
             train=train,
             test=test,
         )
 
-    def _observables(
+    def observables(
         self, problem: Problem, module: nn.Module, train: Data, test: Data
     ) -> dict[str, Callable[[Tensor], float]]:
+        """Functions θ → float: test loss, and the accuracies of a classifier."""
+
         def of(theta: Tensor, data: Data) -> Tensor:
             return outputs(module, problem.unflatten(theta), data.inputs)
 

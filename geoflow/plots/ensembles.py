@@ -1,4 +1,4 @@
-"""The figures of Tahir & Katz (2021) over many runs, in the style of :mod:`geoflow.plots`."""
+"""The figures of Tahir & Katz (2021) over many runs, as one figure."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import xarray as xr
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from geoflow import plots
 from geoflow.analysis import PCA
-from geoflow.plots import COLOURS, LABELS, LINES, SLIDE_INCHES
+from geoflow.plots.style import COLOURS, LABELS, LINES, SLIDE_INCHES, new_figure, style
+from geoflow.plots.trajectory import angle, line
 
 Floats = NDArray[np.float64]
 MARKERS = ("*", "^", "v")
@@ -37,11 +37,11 @@ def sweep_stack(
         "regularizer",
         *(n for n in ("test_loss", "test_accuracy") if all(n in ds for ds in walks)),
     ]
-    with plots.style():
-        figure = plots.new_figure(width, 0.24 * width * len(names))
+    with style():
+        figure = new_figure(width, 0.24 * width * len(names))
         axes = figure.subplots(len(names), 1, sharex=True)
         for name, ax, colour in zip(names, axes, COLOURS, strict=False):
-            draw = plots.angle if name == "angle" else plots.line
+            draw = angle if name == "angle" else line
             for ds in walks:
                 named: dict[str, Any] = {} if name == "angle" else {"name": name}
                 look: dict[str, Any] = {
@@ -78,8 +78,8 @@ def penalties(
     centre = values.mean("run").values
     spread = values.std("run", ddof=1).values if baseline.sizes["run"] > 1 else 0 * centre
     positions = np.arange(baseline.sizes["penalty"])
-    with plots.style():
-        figure = plots.new_figure(width, 0.42 * width)
+    with style():
+        figure = new_figure(width, 0.42 * width)
         ax = figure.subplots()
         ax.errorbar(
             positions,
@@ -92,13 +92,13 @@ def penalties(
             capsize=2,
             label="weight decay",
         )
-        for name, index, colour, line in (
+        for name, index, colour, dashes in (
             ("walk: start", 0, COLOURS[1], "--"),
             ("walk: end", -1, COLOURS[2], "-"),
         ):
             ends = [float(ds["test_loss"][index]) for ds in walks if "test_loss" in ds]
             if ends:
-                ax.axhline(float(np.mean(ends)), color=colour, linestyle=line, label=name)
+                ax.axhline(float(np.mean(ends)), color=colour, linestyle=dashes, label=name)
                 if len(ends) > 1:
                     std = float(np.std(ends, ddof=1))
                     low, high = np.mean(ends) - std, np.mean(ends) + std
@@ -136,22 +136,22 @@ def pca_views(
     width : float
         In inches.
     """
-    with plots.style():
-        figure = plots.new_figure(width, 0.95 * width)
+    with style():
+        figure = new_figure(width, 0.95 * width)
         parts: Any = figure.subfigures(2, 1, height_ratios=[3, 1])
         top, bottom = parts
         space: Any = top.add_subplot(projection="3d")
         off = bottom.subplots()
         for number, (ds, thetas) in enumerate(zip(walks, points, strict=True)):
-            colour, line = COLOURS[number % 7], LINES[number % 7]
+            colour, dashes = COLOURS[number % 7], LINES[number % 7]
             scores = pca.transform(thetas)[:, :3]
-            space.plot(*scores.T, color=colour, linewidth=0.8, linestyle=line)
+            space.plot(*scores.T, color=colour, linewidth=0.8, linestyle=dashes)
             space.scatter(*scores.T, color=colour, s=3, depthshade=False)
             mean = scores.mean(axis=0)
             label = f"seed {ds.attrs['seed']}, mean of its points" if number < 10 else None
             space.scatter(*mean, color=colour, marker="s", s=30, edgecolor="#000000", label=label)
             fraction = np.arange(len(thetas)) / max(len(thetas) - 1, 1)
-            off.plot(fraction, pca.distance(thetas, 3), color=colour, linestyle=line)
+            off.plot(fraction, pca.distance(thetas, 3), color=colour, linestyle=dashes)
         for (name, theta), marker in zip(ends.items(), MARKERS, strict=False):
             scores = pca.transform(theta[None])[0, :3]
             space.scatter(*scores, color="#000000", marker=marker, s=60, label=name)

@@ -1,0 +1,33 @@
+"""Datasets as figures: functions that draw on Axes and return them, and whole figures."""
+
+from __future__ import annotations
+
+from geoflow.plots.comparison import save_work_precision, work_precision
+from geoflow.plots.ensembles import pca_views, penalties, sweep_stack
+from geoflow.plots.style import STYLE, new_figure, save, style
+from geoflow.plots.trajectory import (
+    angle,
+    level_residual,
+    line,
+    overview,
+    paper_stack,
+    save_figures,
+)
+
+__all__ = [
+    "STYLE",
+    "angle",
+    "level_residual",
+    "line",
+    "new_figure",
+    "overview",
+    "paper_stack",
+    "pca_views",
+    "penalties",
+    "save",
+    "save_figures",
+    "save_work_precision",
+    "style",
+    "sweep_stack",
+    "work_precision",
+]

@@ -1,0 +1,83 @@
+"""The work–precision diagram of solvers compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+from geoflow.errors import InputError
+from geoflow.plots.style import COLOURS, COLUMN_INCHES, LINES, MARKERS, new_figure, save, style
+
+
+def work_precision(ds: xr.Dataset, ax: Axes | None = None, snapshot: int = -1) -> Axes:
+    """Relative error in θ against evaluations, a line a solver, the reference's own error under it.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        From :func:`geoflow.comparison.compare`.
+    ax : Axes, optional
+        Drawn on. None: a new figure's.
+    snapshot : int
+        Which flow time.
+
+    Raises
+    ------
+    InputError
+        The dataset is no comparison.
+    """
+    if "theta_error" not in ds or "rtol" not in ds.dims:
+        raise InputError("ds is not a comparison of solvers; make one with geoflow compare")
+    with style():
+        if ax is None:
+            ax = new_figure(COLUMN_INCHES * 1.3, COLUMN_INCHES * 1.1).subplots()
+        at = ds.isel(snapshot=snapshot)
+        for number, solver in enumerate(at["solver"].values):
+            row = at.sel(solver=solver)
+            asked = row["status"].values != "not_run"
+            # An error of zero has no place on a logarithmic axis.
+            there = (row["theta_error"].values > 0) & asked
+            missing = int((asked & np.isnan(row["theta_error"].values)).sum())
+            note = f" ({missing} of {asked.sum()} did not arrive)" if missing else ""
+            ax.plot(
+                row["evaluations"].values[there],
+                row["theta_error"].values[there],
+                color=COLOURS[number % len(COLOURS)],
+                linestyle=LINES[number % len(LINES)],
+                marker=MARKERS[number % len(MARKERS)],
+                markersize=4,
+                label=f"{solver}{note}",
+            )
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        floor = float(at["reference_theta_error"])
+        if floor > 0:
+            label = "reference's own error"
+            ax.axhline(floor, color="#888888", linewidth=0.8, linestyle="--", label=label)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+        ax.xaxis.set_minor_formatter("")
+        ax.set_xlabel(f"gradient evaluations to $t$ = {float(at['snapshot_time']):g}")
+        ax.set_ylabel(r"relative error in $\theta$")
+        ax.set_title(ds.attrs["title"])
+        # Under the axes, where it hides no line.
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+    return ax
+
+
+def save_work_precision(ds: xr.Dataset, folder: str | Path, stem: str) -> list[Path]:
+    """Write the work–precision diagram as PNG and PDF, and return the files.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be made or written.
+    """
+    figure = work_precision(ds).figure
+    assert isinstance(figure, Figure)
+    return save({"work-precision": figure}, folder, stem)

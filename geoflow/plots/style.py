@@ -1,0 +1,98 @@
+"""How every figure looks, and how figures are written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from cycler import cycler
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from geoflow.errors import InputError
+
+# Okabe & Ito's palette: told apart by the colour-blind, and by lightness in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), "-")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+COLUMN_INCHES = 3.5
+SLIDE_INCHES = 7.0
+
+STYLE: dict[str, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": cycler(color=COLOURS, linestyle=LINES),
+    "axes.grid": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.3,
+    "legend.frameon": False,
+    "legend.fontsize": 7,
+    "svg.hashsalt": "geoflow",
+}
+
+LABELS = {
+    "time": "flow time $t$",
+    "arc_length": r"arc length in $\theta$",
+    "step": "step",
+    "angle": r"angle $\angle(\nabla R, \nabla L)$ / °",
+    "regularizer": r"$R(\theta)$",
+    "test_loss": "test loss",
+    "test_accuracy": "test accuracy / %",
+    "train_accuracy": "training accuracy / %",
+    "train_loss": "training loss",
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw inside this block in geoflow's style; nothing outside changes."""
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Make an empty figure, in inches, that belongs to no window."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figures: Mapping[str, Figure], folder: str | Path, stem: str) -> list[Path]:
+    """Write each figure as PNG and PDF, and return the files.
+
+    Parameters
+    ----------
+    figures : mapping of str to Figure
+        By the name that its files take after the stem.
+    folder : str or Path
+        Made where it is not there.
+    stem : str
+        What the names of the files start with.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be made or written.
+    """
+    folder = Path(folder)
+    paths = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            for ending in ("png", "pdf"):
+                path = folder / f"{stem}-{name}.{ending}"
+                # Without its date, so that the same walk gives the same file.
+                undated = {"CreationDate": None} if ending == "pdf" else None
+                figure.savefig(path, dpi=200, metadata=undated)
+                paths.append(path)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror}); name another") from None
+    return paths

@@ -1,0 +1,160 @@
+"""Figures of a walk: each function draws on Axes and returns them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from geoflow.errors import InputError
+from geoflow.plots.style import (
+    COLOURS,
+    COLUMN_INCHES,
+    LABELS,
+    LINES,
+    SLIDE_INCHES,
+    new_figure,
+    save,
+    style,
+)
+
+
+def line(ds: xr.Dataset, name: str, ax: Axes, x: str = "time", **kwargs: Any) -> Axes:
+    """Draw a scalar of a trajectory against ``time``, ``arc_length`` or ``step``.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        A trajectory.
+    name : str
+        A scalar of every step, or an observable of the snapshots.
+    ax : Axes
+        Drawn on.
+    x : str
+        Horizontal axis.
+    **kwargs
+        Passed on to ``Axes.plot``.
+
+    Raises
+    ------
+    InputError
+        The dataset has no such scalar.
+    """
+    if name not in ds or ds[name].ndim != 1:
+        raise InputError(f"{name!r} is not a scalar of this trajectory")
+    values = ds[name].values * (100 if name.endswith("accuracy") else 1)
+    steps = np.arange(ds.sizes["step"]) if x == "step" else ds[x].values
+    if ds[name].dims == ("snapshot",):
+        steps = steps[ds["snapshot_step"].values]
+        few = len(steps) <= 40
+        kwargs = {"marker": "o" if few else None, "markersize": 2.5} | kwargs
+    ax.plot(steps, values, **kwargs)
+    ax.set_ylabel(LABELS.get(name, name.replace("_", " ")))
+    if name.endswith("accuracy"):
+        # A flat curve still gets an axis that means something.
+        low, high = ax.get_ylim()
+        ax.set_ylim(min(low, values.min() - 1), min(max(high, values.max() + 1), 100.5))
+    return ax
+
+
+def angle(ds: xr.Dataset, ax: Axes, x: str = "time", **kwargs: Any) -> Axes:
+    """Angle between ∇R and ∇L, with the 180° of a KKT point."""
+    line(ds, "angle", ax, x, **kwargs)
+    ax.axhline(180, color="#888888", linewidth=0.8, linestyle=(0, (1, 2)))
+    ax.set_ylim(min(89.0, float(ds["angle"].min()) - 2), 183)
+    ax.set_yticks([90, 120, 150, 180])
+    return ax
+
+
+def level_residual(ds: xr.Dataset, ax: Axes, x: str = "time", **kwargs: Any) -> Axes:
+    """|L − c|/c at every step, with the tolerance it is kept to."""
+    relative = np.abs(ds["level_residual"].values) / abs(ds.attrs["level"])
+    steps = np.arange(ds.sizes["step"]) if x == "step" else ds[x].values
+    # Exact zeros have no place on a logarithmic axis.
+    shown = np.where(relative > 0, relative, np.nan)
+    look: dict[str, Any] = {"linestyle": "none", "marker": ".", "markersize": 2.5} | kwargs
+    ax.plot(steps, shown, **look)
+    rtol = ds.attrs["level_rtol"]
+    ax.axhline(rtol, color="#888888", linewidth=0.8, linestyle=(0, (1, 2)))
+    ax.set_yscale("log")
+    ax.set_ylabel(r"$|L-c|\,/\,c$")
+    low = np.nanmin(np.append(shown[np.isfinite(shown)], rtol))
+    ax.set_ylim(low / 3, 10 * max(rtol, np.nanmax(np.append(shown[np.isfinite(shown)], rtol))))
+    return ax
+
+
+def overview(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
+    """Angle, R and the test observables against flow time, the level's residual under them."""
+    panels = [n for n in ("test_loss", "test_accuracy") if n in ds]
+    with style():
+        figure = new_figure(width, 0.72 * width if panels else 0.5 * width)
+        rows = ["ab", "cd", "ee"] if len(panels) == 2 else ["ab", "ce"] if panels else ["ab", "ee"]
+        heights = [1.0] * (len(rows) - 1) + [0.62 if len(panels) != 1 else 1.0]
+        axes = figure.subplot_mosaic("\n".join(rows), sharex=True, height_ratios=heights)
+        angle(ds, axes["a"])
+        line(ds, "regularizer", axes["b"], color=COLOURS[1])
+        for key, name, colour in zip("cd", panels, COLOURS[2:], strict=False):
+            line(ds, name, axes[key], color=colour)
+        level_residual(ds, axes["e"], color=COLOURS[6])
+        for key in set("".join(rows[-2:])):
+            axes[key].set_xlabel(LABELS["time"])
+            axes[key].tick_params(labelbottom=True)
+        figure.suptitle(title(ds), fontsize=8)
+    return figure
+
+
+def paper_stack(
+    datasets: xr.Dataset | Sequence[xr.Dataset],
+    x: str = "step",
+    width: float = COLUMN_INCHES,
+) -> Figure:
+    """Figure 2 of Tahir & Katz (2021): angle, R, test loss and test accuracy, stacked.
+
+    Parameters
+    ----------
+    datasets : Dataset or sequence of Dataset
+        One walk, or several to be drawn over each other.
+    x : str
+        ``step`` as in the paper, ``time`` or ``arc_length``.
+    width : float
+        In inches.
+    """
+    several = [datasets] if isinstance(datasets, xr.Dataset) else list(datasets)
+    names = [n for n in ("test_loss", "test_accuracy") if all(n in ds for ds in several)]
+    with style():
+        figure = new_figure(width, width * (0.42 * (2 + len(names)) + 0.1))
+        axes = figure.subplots(2 + len(names), 1, sharex=True)
+        for number, ds in enumerate(several):
+            look = {"color": COLOURS[number % 7], "linestyle": LINES[number % 7]}
+            angle(ds, axes[0], x, **look)
+            line(ds, "regularizer", axes[1], x, **look)
+            for ax, name in zip(axes[2:], names, strict=True):
+                line(ds, name, ax, x, **look)
+        axes[-1].set_xlabel(LABELS[x])
+        axes[0].set_title(title(several[0]) if len(several) == 1 else f"{len(several)} walks")
+        figure.align_ylabels(axes)
+    return figure
+
+
+def save_figures(ds: xr.Dataset, folder: str | Path, stem: str) -> list[Path]:
+    """Write every figure of a walk as PNG and PDF, and return the files.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be made or written.
+    """
+    return save({"overview": overview(ds), "stack": paper_stack(ds)}, folder, stem)
+
+
+def title(ds: xr.Dataset) -> str:
+    """Experiment, seed, solver and tolerance of a walk."""
+    name = ds.attrs["experiment"] or "walk"
+    seed = f", seed {ds.attrs['seed']}" if ds.attrs["seed"] >= 0 else ""
+    note = ", synthetic images" if "synthetic" in ds.attrs["title"] else ""
+    return f"{name}{seed}{note}: {ds.attrs['solver']}, rtol {ds.attrs['rtol']:g}"
