@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import geoflow as gf
-from geoflow import commands, solvers
-from geoflow.commands import BAD_INPUT, DONE, ENDED_EARLY, INTERRUPTED, hint
+from geoflow import analysis_commands, commands, solvers
+from geoflow.commands import hint
 from geoflow.comparison import DEFAULT_TIMES, REFERENCE_RTOL, REFERENCE_SOLVER
 from geoflow.errors import GeoflowError, StorageError
+from geoflow.terminal import BAD_INPUT, DONE, ENDED_EARLY, INTERRUPTED
 from geoflow.trajectory import DTYPES
 
 
@@ -77,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("file", metavar="FILE.nc")
     p.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
-    p = add("plot", commands.plot)
+    p = add("plot", analysis_commands.plot)
     p.add_argument("file", metavar="FILE.nc")
     p.add_argument("--out", metavar="DIR", required=True, help="folder for the figures")
 
@@ -136,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--threads", type=int, default=1, metavar="N", help="of each run (default 1)")
     p.add_argument("--quiet", action="store_true", help="no progress and no summary")
 
-    p = add("spectrum", commands.spectrum)
+    p = add("spectrum", analysis_commands.spectrum)
     p.add_argument("file", metavar="FILE.nc", help="of geoflow run or geoflow sweep")
     p.add_argument("--snapshots", type=_integers, metavar="I,J,…", help="default: five, evenly")
     p.add_argument("--tensors", type=_names, metavar="A,B,…", help="restrict to; default: all")
@@ -152,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--force", action="store_true", help="replace the file where it exists")
     p.add_argument("--quiet", action="store_true", help="no progress")
 
-    p = add("report", commands.report)
+    p = add("report", analysis_commands.report)
     p.add_argument("files", metavar="FILE.nc", nargs="+", help="walks, baselines, or their folders")
     p.add_argument("--out", metavar="PAGE.html", required=True, help="write the page here")
     p.add_argument("--force", action="store_true", help="replace PAGE.html where it exists")

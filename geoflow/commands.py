@@ -11,23 +11,28 @@ from typing import Any
 
 import torch
 import xarray as xr
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 import geoflow as gf
 from geoflow import archive, baselines, experiments, parts, plots, solvers
-from geoflow.analysis import spectra
 from geoflow.bench import ANGLES
 from geoflow.bench import bench as run_bench
 from geoflow.comparison import compare_experiment
 from geoflow.errors import InputError
-from geoflow.report import report as write_report
 from geoflow.rerun import Run, like
 from geoflow.saved import check_target, saved
+from geoflow.terminal import (
+    BAD_INPUT,
+    DIFFERENT,
+    DONE,
+    ENDED_EARLY,
+    INTERRUPTED,
+    console,
+    number,
+    plain_text,
+)
 from geoflow.trajectory import DTYPES
 
-DONE, DIFFERENT, BAD_INPUT, ENDED_EARLY, INTERRUPTED = 0, 1, 2, 3, 130
 REACHED = ("stationary", "t_end", "plateau")
 
 
@@ -37,7 +42,7 @@ def list_experiments(args: argparse.Namespace) -> int:
     for name in experiments.names():
         e = experiments.get(name)
         table.add_row(e.name, e.data, e.network, e.loss_name, f"{e.n_parameters:,}", e.needs)
-    _console().print(table)
+    console().print(table)
     return DONE
 
 
@@ -122,7 +127,7 @@ def validate(args: argparse.Namespace) -> int:
     """Check a file's bytes, checksums, schema and values; one line a defect."""
     defects = gf.validate(args.file)
     for defect in defects:
-        print(f"{args.file}: {_plain_text(defect)}")
+        print(f"{args.file}: {plain_text(defect)}")
     return BAD_INPUT if defects else DONE
 
 
@@ -137,8 +142,8 @@ def diff(args: argparse.Namespace) -> int:
     else:
         table = Table("variable", "result")
         for d in differences:
-            table.add_row(_plain_text(d.name), _plain_text(d.text))
-        _console().print(table)
+            table.add_row(plain_text(d.name), plain_text(d.text))
+        console().print(table)
     return DONE if agree else DIFFERENT
 
 
@@ -149,28 +154,19 @@ def info(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(content, indent=2))
         return DONE
-    console = _console()
+    out = console()
     header = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in content["attributes"].items():
         if name != "config":
-            header.add_row(_plain_text(name), _plain_text(value))
+            header.add_row(plain_text(name), plain_text(value))
     for name, size in content["sizes"].items():
         header.add_row(f"n_{name}", f"{size:,}")
-    console.print(header)
+    out.print(header)
     table = Table("scalar", "units", "first", "last")
     for name, row in content["scalars"].items():
-        cells = (name, row["units"], _number(row["first"]), _number(row["last"]))
-        table.add_row(*(_plain_text(cell) for cell in cells))
-    console.print(table)
-    return DONE
-
-
-def plot(args: argparse.Namespace) -> int:
-    """Write the figures of a walk."""
-    with gf.open_trajectory(args.file) as ds:
-        paths = plots.save_figures(ds, args.out, Path(args.file).stem)
-    for path in paths:
-        print(path)
+        cells = (name, row["units"], number(row["first"]), number(row["last"]))
+        table.add_row(*(plain_text(cell) for cell in cells))
+    out.print(table)
     return DONE
 
 
@@ -196,9 +192,9 @@ def bench(args: argparse.Namespace) -> int:
             seconds = entry["wall_time"][str(ANGLES[2])]
             cells = ["not reached" if n is None else f"{n:,}" for n in counts]
             table.add_row(experiment, method, *cells, "–" if seconds is None else f"{seconds:.1f}")
-    console = _console()
-    console.print(table)
-    console.print("evaluations; s: wall time to 175°; the loop's R: least ‖θ‖² of the paper's loop")
+    out = console()
+    out.print(table)
+    out.print("evaluations; s: wall time to 175°; the loop's R: least ‖θ‖² of the paper's loop")
     return DONE
 
 
@@ -233,12 +229,12 @@ def compare(args: argparse.Namespace) -> int:
     for solver in ds["solver"].values:
         for rtol in ds["rtol"].values:
             cell = last.sel(solver=solver, rtol=rtol)
-            cells = [_number(_plain(cell[n])) for n in errors]
-            cells += [_number(_plain(cell[n])) for n in ("evaluations", "wall_time")]
+            cells = [number(_plain(cell[n])) for n in errors]
+            cells += [number(_plain(cell[n])) for n in ("evaluations", "wall_time")]
             table.add_row(solver, f"{rtol:g}", *cells, cell["status"].item())
-    console = _console()
-    console.print(table)
-    console.print(
+    out = console()
+    out.print(table)
+    out.print(
         f"errors at t = {float(last['snapshot_time']):g}: of θ relative, of R and test loss "
         f"absolute; the reference's own in θ: {float(last['reference_theta_error']):.1e}"
     )
@@ -301,51 +297,6 @@ def sweep(args: argparse.Namespace) -> int:
     return DONE if ended else ENDED_EARLY
 
 
-def spectrum(args: argparse.Namespace) -> int:
-    """Compute curvature spectra at snapshots of a walk of an experiment."""
-    if args.out:
-        archive.check_target(args.out, overwrite=args.force)
-    with gf.open_trajectory(args.file) as ds:
-        found = spectra.along(
-            ds,
-            experiments.rebuild(ds.attrs, device=args.device).flow,
-            snapshots=args.snapshots,
-            tensors=args.tensors,
-            k=args.eigenvalues,
-            n_probes=args.probes,
-            n_steps=args.steps,
-            max_products=args.max_products,
-            seed=args.seed,
-            progress=not args.quiet,
-        )
-    if args.out:
-        archive.save_dataset(found, args.out, overwrite=args.force)
-    table = Table("time", "operator", "largest", "smallest", "trace", "overlap", "curvature")
-    for row in found["snapshot"].values:
-        for operator in found["operator"].values:
-            cell = found.isel(snapshot=row).sel(operator=operator)
-            table.add_row(
-                f"{float(cell['snapshot_time']):.4g}",
-                str(operator),
-                f"{float(cell['largest_eigenvalue'][0]):.5g}",
-                f"{float(cell['smallest_eigenvalue'][0]):.4g}",
-                f"{float(cell['trace']):.5g} ± {float(cell['trace_error']):.3g}",
-                f"{float(cell['velocity_overlap']):.3g}",
-                f"{float(cell['normal_curvature']):.4g}",
-            )
-    _console().print(table)
-    if args.out and not args.quiet:
-        print(f"wrote {args.out}", file=sys.stderr)
-    return DONE
-
-
-def report(args: argparse.Namespace) -> int:
-    """Write one self-contained page about walks and baselines."""
-    write_report(args.files, args.out, overwrite=args.force)
-    print(f"wrote {args.out}", file=sys.stderr)
-    return DONE
-
-
 def describe(ds: xr.Dataset) -> dict[str, Any]:
     """Collect a trajectory's attributes, sizes, and the first and last value of every scalar."""
     attributes = {str(k): v.item() if hasattr(v, "item") else v for k, v in ds.attrs.items()}
@@ -363,17 +314,6 @@ def _plain(value: Any) -> float | int | None:
     """As JSON has it: no NaN."""
     number: float | int = value.item()
     return None if number != number else number
-
-
-def _number(value: float | int | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
-
-
-def _plain_text(value: object) -> Text:
-    """Text from a file as it is: no markup, and nothing a terminal would obey."""
-    return Text("".join(c if c.isprintable() else "�" for c in str(value)))
 
 
 def hint(args: argparse.Namespace) -> str:
@@ -406,11 +346,6 @@ def _exit_status(ds: xr.Dataset) -> int:
 
 def _stem(args: argparse.Namespace, ds: xr.Dataset) -> str:
     return Path(args.out).stem if args.out else f"{ds.attrs['experiment']}-{ds.attrs['seed']}"
-
-
-def _console() -> Console:
-    # A pipe has no width of its own: never fold a row there.
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
 
 
 def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
