@@ -176,7 +176,7 @@ def test_ctrl_c_ends_with_130_and_the_trajectory(tmp_path, monkeypatch):
         return 0.0
 
     experiment = type(gf.experiments.get("iris_ff"))
-    monkeypatch.setattr(experiment, "_observables", lambda *args: {"pressed": press_ctrl_c})
+    monkeypatch.setattr(experiment, "observables", lambda *args: {"pressed": press_ctrl_c})
     path = tmp_path / "cut.nc"
     assert cli.main(["run", "iris_ff", "--quiet", "--out", str(path)]) == INTERRUPTED
     with gf.open_trajectory(path) as ds:

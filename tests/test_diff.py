@@ -9,7 +9,7 @@ import pytest
 import crashes
 import geoflow as gf
 import invariants
-from geoflow import cli, commands
+from geoflow import cli, terminal
 from geoflow.errors import InputError
 
 DATA = Path(__file__).parent / "data"
@@ -39,7 +39,7 @@ def test_a_difference_is_named_with_its_place_and_size(path, ds, tmp_path, capsy
     assert wrong == {"theta", "attribute title"}
     gf.save_trajectory(other, tmp_path / "other.nc")
     arguments = ["diff", str(path), str(tmp_path / "other.nc"), "--json"]
-    assert cli.main(arguments) == commands.DIFFERENT
+    assert cli.main(arguments) == terminal.DIFFERENT
     content = json.loads(capsys.readouterr().out)
     assert not content["agree"]
     assert content["differences"]["theta"]["result"] == "differs by 0.001, first at snapshot 3"
