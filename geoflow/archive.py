@@ -222,6 +222,35 @@ def open_trajectory(path: str | Path) -> xr.Dataset:
     return ds
 
 
+def open_analysis(path: str | Path, kind: str | None = None) -> xr.Dataset:
+    """Open lazily what an analysis has written with :func:`save_dataset`.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    kind : str, optional
+        What it must be, the dataset's attribute ``kind``. None: any.
+
+    Raises
+    ------
+    ArchiveError
+        There is no such file, or it is of another kind.
+    """
+    path = existing(path)
+    try:
+        ds = xr.open_dataset(path, engine="netcdf4", decode_times=False)
+    except UNREADABLE as error:
+        raise ArchiveError(f"{path} is not a readable netCDF-4 file ({reason(error)})") from None
+    found = ds.attrs.get("kind")
+    if not isinstance(found, str) or kind not in (None, found):
+        ds.close()
+        what = f"of the kind {found!r}" if found else "no analysis of geoflow"
+        wanted = "a file that geoflow wrote" if kind is None else f"one of the kind {kind!r}"
+        raise ArchiveError(f"{path} is {what}; give {wanted}")
+    return ds
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read what a walk needs to go on from where its file ends.
 

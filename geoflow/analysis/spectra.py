@@ -154,6 +154,7 @@ def along(
         operators,
         rows,
         {
+            "kind": "spectra",
             "title": "Curvature spectra along a walk",
             "experiment": ds.attrs["experiment"],
             "walk_seed": ds.attrs["seed"],

@@ -14,7 +14,9 @@ from geoflow.errors import InputError
 from geoflow.plots.style import COLOURS, COLUMN_INCHES, LINES, MARKERS, new_figure, save, style
 
 
-def work_precision(ds: xr.Dataset, ax: Axes | None = None, snapshot: int = -1) -> Axes:
+def work_precision(
+    ds: xr.Dataset, ax: Axes | None = None, snapshot: int = -1, width: float = COLUMN_INCHES * 1.3
+) -> Axes:
     """Relative error in θ against evaluations, a line a solver, the reference's own error under it.
 
     Parameters
@@ -25,6 +27,8 @@ def work_precision(ds: xr.Dataset, ax: Axes | None = None, snapshot: int = -1) -
         Drawn on. None: a new figure's.
     snapshot : int
         Which flow time.
+    width : float
+        In inches, of a new figure.
 
     Raises
     ------
@@ -35,7 +39,7 @@ def work_precision(ds: xr.Dataset, ax: Axes | None = None, snapshot: int = -1) -
         raise InputError("ds is not a comparison of solvers; make one with geoflow compare")
     with style():
         if ax is None:
-            ax = new_figure(COLUMN_INCHES * 1.3, COLUMN_INCHES * 1.1).subplots()
+            ax = new_figure(width, 0.85 * width).subplots()
         at = ds.isel(snapshot=snapshot)
         for number, solver in enumerate(at["solver"].values):
             row = at.sel(solver=solver)
