@@ -38,8 +38,9 @@ def work_precision(
     if "theta_error" not in ds or "rtol" not in ds.dims:
         raise InputError("ds is not a comparison of solvers; make one with geoflow compare")
     with style():
+        own = ax is None
         if ax is None:
-            ax = new_figure(width, 0.85 * width).subplots()
+            ax = new_figure(width, min(0.85 * width, 4.2)).subplots()
         at = ds.isel(snapshot=snapshot)
         for number, solver in enumerate(at["solver"].values):
             row = at.sel(solver=solver)
@@ -69,8 +70,11 @@ def work_precision(
         ax.set_xlabel(f"gradient evaluations to $t$ = {float(at['snapshot_time']):g}")
         ax.set_ylabel(r"relative error in $\theta$")
         ax.set_title(ds.attrs["title"])
-        # Under the axes, where it hides no line.
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+        if own:
+            # Under the axes, where it hides no line.
+            ax.figure.legend(loc="outside lower center", ncols=2)
+        else:
+            ax.legend()
     return ax
 
 

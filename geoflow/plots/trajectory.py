@@ -135,7 +135,7 @@ def paper_stack(
     several = [datasets] if isinstance(datasets, xr.Dataset) else list(datasets)
     names = [n for n in ("test_loss", "test_accuracy") if all(n in ds for ds in several)]
     with style():
-        figure = new_figure(width, width * (0.42 * (2 + len(names)) + 0.1))
+        figure = new_figure(width, min(0.42 * width, 1.5) * (2 + len(names)) + 0.35)
         axes = figure.subplots(2 + len(names), 1, sharex=True)
         for number, ds in enumerate(several):
             look = {"color": COLOURS[number % 7], "linestyle": LINES[number % 7]}
