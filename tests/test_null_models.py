@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import geoflow as gf
-from geoflow.analysis import fit_pca, null_models
+from geoflow.analysis import blocks, fit_pca
 from geoflow.analysis.null_models import (
     brownian_path,
     brownian_test,
@@ -56,7 +56,7 @@ def test_cosines_have_a_content_of_one_and_others_none():
 
 
 def test_components_of_the_walk_are_those_of_fit_pca(monkeypatch):
-    monkeypatch.setattr(null_models, "BLOCK", 7)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 8 * 12 * 7)
     path = brownian_path(12, 40, seed=1) + 100
     found = compare(path, n_components=5, n_simulations=9).sel(model="walk")
     pca = fit_pca([path], 5)

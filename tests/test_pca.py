@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from geoflow.analysis import fit_pca, pca
+from geoflow.analysis import blocks, fit_pca
 from geoflow.errors import InputError
 
 
@@ -19,7 +19,7 @@ def test_it_is_scikit_learns_pca(points, standardise, monkeypatch):
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
 
-    monkeypatch.setattr(pca, "BLOCK", 7)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 8 * 30 * 7)
     together = np.concatenate(points)
     fitted = fit_pca(points, 4, standardise=standardise)
     scaled = StandardScaler().fit_transform(together) if standardise else together
