@@ -219,6 +219,7 @@ def compare(
     gram, unit = _step_gram(points)
     n = len(gram) + 1
     _check_sizes(n, n_components)
+    clock = "number of the point, from 0" if times is None else "flow time"
     times = _checked_times(times, n)
     dimension = points.shape[1] if dimension is None else dimension
     simulated = _brownian_test(gram, dimension, n_simulations, seed, n_components)
@@ -283,7 +284,7 @@ def compare(
             "component": described(
                 by_component, np.arange(1, n_components + 1), "principal component"
             ),
-            "time": described(("point",), times, "flow time"),
+            "time": described(("point",), times, clock),
         },
         attrs={
             "title": "Principal components of a walk beside null models",

@@ -134,7 +134,8 @@ def null_models_of(ds: xr.Dataset, walk: int = 0) -> xr.Dataset:
         raise InputError(f"ds holds no null models of walk {walk}; make it with null_models=True")
     own = ds[list(names)].isel(walk=walk, point=ds["walk_index"].values == walk)
     seed = int(own["walk_seed"])
-    own = own.drop_vars(["walk", "walk_seed", *POINT_COORDINATES]).rename(names).set_coords("time")
+    own = own.rename(names | {"snapshot_time": "time"})
+    own = own.drop_vars(["walk", "walk_seed", *POINT_COORDINATES], errors="ignore")
     title = f"Principal components beside null models: {_names(ds.attrs, [seed])}"
     return own.assign_attrs(kind=nulls.KIND, title=title, walk_seed=seed)
 
@@ -235,14 +236,11 @@ def _content(scores: Floats) -> Floats:
 
 def _prefixed(beside: Sequence[xr.Dataset]) -> xr.Dataset:
     """Null models of several walks, by walk and by point."""
-    by_point = ["scores", "time"]
     parts = [
-        xr.concat(
-            [ds.drop_vars(by_point) for ds in beside], "walk", join="outer", coords="minimal"
-        ),
-        xr.concat([ds[by_point].reset_coords("time") for ds in beside], "point", join="outer"),
+        xr.concat([ds.drop_vars(["scores", "time"]) for ds in beside], "walk", join="outer"),
+        xr.concat([ds[["scores"]].drop_vars("time") for ds in beside], "point", join="outer"),
     ]
-    whole = xr.merge(parts, combine_attrs="drop")
+    whole = xr.merge(parts, combine_attrs="override")
     named = {str(name): NULL + str(name) for name in whole.data_vars}
     return whole.rename(named).drop_vars("walk", errors="ignore")
 
