@@ -38,6 +38,7 @@ Floats = NDArray[np.float64]
 TIME_COLOURS = "cividis"
 MARKED = ("*", "^", "v")
 LABELLED_WALKS = 10
+NAMES = {"brownian": "Brownian paths", "straight_line": "straight line"}
 MAKERS = {KIND: "pca.along or geoflow pca", NULL_KIND: "null_models.compare"}
 
 
@@ -69,7 +70,7 @@ def scores_plane(ds: xr.Dataset, ax: Axes | None = None, x: int = 1, y: int = 2)
             ax.plot(*scores[-1], "s", color="black", ms=4.5, zorder=3, label=named[1])
             if 1 < ds.sizes["walk"] <= LABELLED_WALKS:
                 name = f" {int(walk['seed'][0])}"
-                ax.annotate(name, scores[-1], xytext=(3, 3), textcoords="offset points", fontsize=7)
+                ax.annotate(name, scores[0], xytext=(3, 3), textcoords="offset points", fontsize=7)
         ax.autoscale_view()
         ax.margins(0.08)
         ax.set_xlabel(_component_label(ds, x))
@@ -106,8 +107,8 @@ def off_plane(ds: xr.Dataset, ax: Axes | None = None, plane: int = 2) -> Axes:
             _timed_line(ax, arc, distance, walk["snapshot_time"].values, _norm(ds))
             if 1 < ds.sizes["walk"] <= LABELLED_WALKS:
                 name = f" {int(walk['seed'][0])}"
-                at = (float(arc[-1]), float(distance[-1]))
-                ax.annotate(name, at, xytext=(1, -2), textcoords="offset points", fontsize=7)
+                at = (float(arc[0]), float(distance[0]))
+                ax.annotate(name, at, xytext=(1, 2), textcoords="offset points", fontsize=7)
         ax.autoscale_view()
         ax.set_ylim(bottom=0)
         ax.set_xlabel(LABELS["arc_length"])
@@ -144,7 +145,7 @@ def explained_variance(ds: xr.Dataset, ax: Axes | None = None) -> Axes:
                 # What is not there has no place on a logarithmic axis.
                 ratio = np.where(ratio > 0, ratio, np.nan)
                 look |= {"color": COLOURS[number], "linestyle": LINES[number]}
-                label = model.replace("_", " ")
+                label = NAMES.get(model, model)
                 ax.plot(component, ratio, marker=MARKERS[number], label=label, **look)
             limit, text = ds["brownian_limit"].values, "Brownian, even steps"
             ax.plot(component, limit, ":", color="#888888", label=text, linewidth=1)
@@ -155,6 +156,9 @@ def explained_variance(ds: xr.Dataset, ax: Axes | None = None) -> Axes:
             if floor > 1e-2 * float(shown.min()):
                 ax.axhline(floor, color="#888888", linewidth=0.8, linestyle="--", label="rounding")
         ax.set_yscale("log")
+        # Whole decades, so that an axis is not all minor ticks.
+        low = float(np.nanmin(shown.where(shown > 0)))
+        ax.set_ylim(bottom=10 ** np.floor(np.log10(low)), top=1.6)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_xlabel("principal component")
         ax.set_ylabel("part of the variance")
@@ -206,7 +210,8 @@ def pca_space(
     _check(ds, 3)
     several = ds.sizes["walk"] > 1
     with style():
-        figure = new_figure(width, 0.95 * width)
+        narrow = width <= COLUMN_INCHES
+        figure = new_figure(width, (1.2 if narrow else 0.9) * width)
         parts: Any = figure.subfigures(2, 1, height_ratios=[3, 1])
         top, bottom = parts
         space: Any = top.add_subplot(projection="3d")
@@ -229,12 +234,12 @@ def pca_space(
             off.plot(walk["arc_length"].values, distance, color=colour, linestyle=dashes)
         for (name, scores), marker in zip((marks or {}).items(), MARKED, strict=False):
             space.scatter(*scores[:3], color="black", marker=marker, s=60, label=name)
-        space.set_xlabel(_component_label(ds, 1))
-        space.set_ylabel(_component_label(ds, 2))
-        space.set_zlabel(_component_label(ds, 3))
-        space.set_box_aspect(None, zoom=0.9)
-        space.tick_params(labelsize=6)
-        top.legend(loc="outside lower center", ncols=3, fontsize=6)
+        text = {"fontsize": 6 if narrow else 8, "labelpad": -2 if narrow else 4}
+        for component, name in enumerate("xyz", start=1):
+            getattr(space, f"set_{name}label")(_component_label(ds, component, short=True), **text)
+        space.set_box_aspect(None, zoom=0.85 if narrow else 1.0)
+        space.tick_params(labelsize=5 if narrow else 6, pad=-2 if narrow else 2)
+        top.legend(loc="outside lower center", ncols=2 if narrow else 3, fontsize=6)
         off.set_xlabel(LABELS["arc_length"])
         off.set_ylabel(f"distance from\nthe first 3 PCs{_units(ds)}")
         off.set_ylim(bottom=0)
@@ -273,7 +278,7 @@ def null_models(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
             ax.set_xlabel(LABELS["time"] if time.attrs["long_name"] == "flow time" else "point")
             ax.set_ylabel(f"score on PC {component} / its RMS")
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3 if narrow else 5)
+        figure.legend(handles, labels, loc="outside lower center", ncols=2 if narrow else 5)
         ratio = ds["participation_ratio"]
         figure.suptitle(
             f"{ds.attrs['title']}\nparticipation ratio {float(ratio.sel(model='walk')):.2f}, "
@@ -341,9 +346,9 @@ def _timed_line(ax: Axes, x: Floats, y: Floats, time: Floats, norm: Normalize) -
     ax.scatter(x, y, c=time, cmap=TIME_COLOURS, norm=norm, s=7, zorder=2.5)
 
 
-def _component_label(ds: xr.Dataset, component: int) -> str:
+def _component_label(ds: xr.Dataset, component: int, short: bool = False) -> str:
     ratio = 100 * float(ds["explained_variance_ratio"].sel(component=component))
-    return f"PC {component}{_units(ds)} ({ratio:.3g} % of variance)"
+    return f"PC {component}{_units(ds)} ({ratio:.3g} %{'' if short else ' of variance'})"
 
 
 def _units(ds: xr.Dataset) -> str:
