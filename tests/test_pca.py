@@ -182,6 +182,8 @@ def test_null_models_stand_beside_each_walk(files):
         pca.null_models_of(pca.along(files, 4))
     with pytest.raises(InputError, match="leave one of the two out"):
         pca.along(files, null_models=True, standardise=True)
+    with pytest.raises(InputError, match="seed=-1"):
+        pca.along(files, null_models=True, seed=-1)
 
 
 class Recorded:

@@ -316,8 +316,7 @@ class _Components(NamedTuple):
 def _brownian_test(
     gram: Floats, dimension: int, n_simulations: int, seed: int, n_components: int = 1
 ) -> _Simulated:
-    if dimension < 1 or n_simulations < 2:
-        raise InputError(f"dimension={dimension}, n_simulations={n_simulations}; use more")
+    check_simulations(n_simulations, seed, dimension)
     lengths = np.sqrt(np.diagonal(gram))
     rng = _generator(seed)
     n_steps = len(gram)
@@ -447,6 +446,19 @@ def _checked_times(times: NDArray[np.floating] | None, n: int) -> Floats:
     if checked.shape != (n,) or not (np.diff(checked) > 0).all():
         raise InputError(f"times: give {n} increasing numbers, one for each point")
     return checked
+
+
+def check_simulations(n_simulations: int, seed: int, dimension: int = 1) -> None:
+    """Refuse what no Brownian paths can be simulated with.
+
+    Raises
+    ------
+    InputError
+        An argument that cannot be used.
+    """
+    if dimension < 1 or n_simulations < 2:
+        raise InputError(f"dimension={dimension}, n_simulations={n_simulations}; use more")
+    _generator(seed)
 
 
 def _check_sizes(n_points: int, n_components: int | None) -> None:

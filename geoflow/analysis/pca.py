@@ -95,6 +95,9 @@ def along(
             "null_models=True with standardise=True: a standardised random walk has no isotropic "
             "steps; leave one of the two out"
         )
+    if null_models:
+        # Before the points are read, which may take minutes.
+        nulls.check_simulations(n_simulations, seed)
     with ExitStack() as stack:
         walks = [
             ds if isinstance(ds, xr.Dataset) else stack.enter_context(open_trajectory(ds))
