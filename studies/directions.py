@@ -6,7 +6,7 @@ Walks iris_ff, mpg_ff (seeds 0 to 2) and mnist_ff (seed 0) to 175° with default
 for 101 points at even distances in arc length. Counts the principal components that these points,
 their unit steps and their unit velocities take, beside Brownian paths of the same step lengths, as
 they are and standardised (3 paths, seeds 0 to 2). Writes the table of docs/analysis.md, and
-runs/directions.png.
+runs/study-directions.png.
 """
 
 from __future__ import annotations
