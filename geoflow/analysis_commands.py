@@ -11,7 +11,7 @@ from rich.table import Table
 
 import geoflow as gf
 from geoflow import archive, experiments, plots
-from geoflow.analysis import spectra
+from geoflow.analysis import pca, spectra
 from geoflow.plots import kinds
 from geoflow.plots.style import COLUMN_INCHES, SLIDE_INCHES
 from geoflow.report import report as write_report
@@ -82,6 +82,72 @@ def spectrum(args: argparse.Namespace) -> int:
     if args.out and not args.quiet:
         print(f"wrote {args.out}", file=sys.stderr)
     return DONE
+
+
+def principal_components(args: argparse.Namespace) -> int:
+    """Find the principal components of the snapshots of one walk, or of several together."""
+    if args.out:
+        archive.check_target(args.out, overwrite=args.force)
+    paths = archive.expand(args.files)
+    found = pca.along(
+        paths,
+        args.components,
+        standardise=args.standardise,
+        null_models=args.null_models,
+        seed=args.seed,
+        progress=not args.quiet,
+    )
+    if args.out:
+        archive.save_dataset(found, args.out, overwrite=args.force)
+    stem = Path(args.out).stem if args.out else paths[0].stem
+    figures = plots.save_pca(found, args.figures, stem) if args.figures else []
+    out = console()
+    table = Table("component", "variance", "of all", "up to here", "cosine content", "")
+    ratio = found["explained_variance_ratio"].values
+    floor = float(found["variance_floor"])
+    for i, variance in enumerate(found["explained_variance"].values):
+        table.add_row(
+            str(i + 1),
+            f"{variance:.4g}",
+            f"{100 * ratio[i]:.3g}%",
+            f"{100 * ratio[: i + 1].sum():.5g}%",
+            ", ".join(f"{c:.2f}" for c in found["cosine_content"].values[:, i]),
+            "" if variance > floor else "rounding",
+        )
+    out.print(table)
+    needed = ", ".join(
+        f"{int(n)} for {100 * float(share):g}%"
+        for share, n in zip(found["share"], found["n_directions"], strict=True)
+    )
+    out.print(
+        f"{found.sizes['point']} points; participation ratio "
+        f"{float(found['participation_ratio']):.3f}; components: {needed} of the variance"
+    )
+    if args.null_models:
+        out.print(_null_model_table(found))
+    if not args.quiet:
+        for path in [args.out] * bool(args.out) + figures:
+            print(f"wrote {path}", file=sys.stderr)
+    return DONE
+
+
+def _null_model_table(found: xr.Dataset) -> Table:
+    table = Table("seed", "model", "PC 1", "PC 2", "cosine content", "part. ratio", "p")
+    for walk, seed in enumerate(found["walk_seed"].values):
+        own = pca.null_models_of(found, walk)
+        for model in own["model"].values:
+            row = own.sel(model=model)
+            shares = row["explained_variance_ratio"].values[:2]
+            table.add_row(
+                str(seed),
+                str(model).replace("_", " "),
+                *(f"{100 * r:.3g}%" for r in shares),
+                *[""] * (2 - len(shares)),
+                f"{float(row['cosine_content'][0]):.2f}",
+                f"{float(row['participation_ratio']):.3f}",
+                f"{float(row['p_value']):.3g}" if model == "walk" else "",
+            )
+    return table
 
 
 def report(args: argparse.Namespace) -> int:

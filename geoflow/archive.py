@@ -6,7 +6,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,27 @@ def save_dataset(
         )
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def expand(files: Sequence[str | Path]) -> list[Path]:
+    """Name every file once, a folder standing for the .nc files in it.
+
+    Raises
+    ------
+    InputError
+        There are none.
+    ArchiveError
+        A folder without any.
+    """
+    paths: list[Path] = []
+    for path in map(Path, files):
+        inside = sorted(path.glob("*.nc")) if path.is_dir() else [path]
+        if not inside:
+            raise ArchiveError(f"{path} has no .nc file; name a folder of a sweep, or files")
+        paths += inside
+    if not paths:
+        raise InputError("files=[]; name at least one")
+    return list(dict.fromkeys(paths))
 
 
 def existing(path: str | Path) -> Path:

@@ -156,6 +156,17 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--force", action="store_true", help="replace the file where it exists")
     p.add_argument("--quiet", action="store_true", help="no progress")
 
+    p = add("pca", analysis_commands.principal_components)
+    p.add_argument("files", metavar="FILE.nc", nargs="+", help="walks, or folders of them")
+    p.add_argument("--components", type=int, default=6, metavar="K", help="default 6")
+    p.add_argument("--standardise", action="store_true", help="each parameter, as in the paper")
+    p.add_argument("--null-models", action="store_true", help="set random walks and lines beside")
+    p.add_argument("--seed", type=int, default=0, help="of the random walks")
+    p.add_argument("--out", metavar="FILE.nc", help="write components and scores here")
+    p.add_argument("--figures", metavar="DIR", help="write the figures here")
+    p.add_argument("--force", action="store_true", help="replace the file where it exists")
+    p.add_argument("--quiet", action="store_true", help="no progress")
+
     p = add("report", analysis_commands.report)
     p.add_argument("files", metavar="FILE.nc", nargs="+", help="walks, baselines, or their folders")
     p.add_argument("--out", metavar="PAGE.html", required=True, help="write the page here")

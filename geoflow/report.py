@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from geoflow import baselines, ensemble, plots
-from geoflow.analysis import PCA, fit_pca
-from geoflow.archive import check_target, open_trajectory
-from geoflow.errors import ArchiveError, InputError
+from geoflow.analysis import PCA, pca
+from geoflow.archive import check_target, expand, open_trajectory
+from geoflow.errors import InputError
 
 Floats = NDArray[np.float64]
 COMPONENTS = 6
@@ -97,7 +97,7 @@ def report(
         A file that is neither a trajectory nor a baseline.
     """
     out = check_target(out, overwrite=overwrite)
-    paths = _expand(files)
+    paths = expand(files)
     walks, trainings = _sort(paths)
     sections = []
     for (subject, *_), runs in sorted(walks.items()):
@@ -244,10 +244,10 @@ def _run_table(walks: Sequence[xr.Dataset]) -> Table:
 
 
 def _pca_parts(walks: Sequence[xr.Dataset], baseline: xr.Dataset | None) -> list[Picture | Table]:
-    points = [ds["theta"].values for ds in walks]
-    k = min(COMPONENTS, sum(map(len, points)) - 1, points[0].shape[1])
-    pca = fit_pca(points, k, standardise=True)
-    ends = {"mean end": np.mean([p[-1] for p in points], axis=0)}
+    n = sum(ds.sizes["snapshot"] for ds in walks)
+    found = pca.along(walks, min(COMPONENTS, n - 1, walks[0].sizes["parameter"]), standardise=True)
+    fitted = PCA.of(found)
+    ends = {"mean end": np.mean([ds["theta"][-1].values for ds in walks], axis=0)}
     if baseline is not None:
         chosen: dict[float, list[str]] = {}
         for by in _criteria(baseline):
@@ -255,23 +255,24 @@ def _pca_parts(walks: Sequence[xr.Dataset], baseline: xr.Dataset | None) -> list
         for penalty, names in chosen.items():
             mean = baseline["theta"].sel(penalty=penalty).mean("run").values
             ends[f"mean end, weight decay {penalty:g} (best {' and '.join(names)})"] = mean
-    figure = plots.pca_views(pca, walks, points, ends)
-    shown = 100 * pca.explained_variance_ratio[:3].sum()
+    marks = {name: fitted.transform(end[None])[0] for name, end in ends.items()}
+    figure = plots.pca_space(found, marks)
+    shown = 100 * fitted.explained_variance_ratio[:3].sum()
     caption = (
-        f"Principal components of all {sum(map(len, points))} points of the walks, each parameter "
+        f"Principal components of all {n} points of the walks, each parameter "
         f"standardised, as in the paper. The first three show {shown:.1f} % of the variance; below "
         "is how far each point lies off what is drawn. Trainings from different first weights end "
         "in networks that differ by permutations of their units too, so that a mean over runs is "
         "a point that no run comes to."
     )
     alt = "Walks in their first three principal components, and their distance from them"
-    ratios = pca.explained_variance_ratio
+    ratios = fitted.explained_variance_ratio
     rows = [
         Row([str(i + 1), f"{100 * r:.2f} %", f"{100 * ratios[: i + 1].sum():.2f} %"])
         for i, r in enumerate(ratios)
     ]
     table = Table("variance", "Variance explained.", ["component", "alone", "up to here"], rows)
-    off = [[name, f"{float(_off(pca, end)):.4g}"] for name, end in ends.items()]
+    off = [[name, f"{fitted.distance(end[None], 3)[0]:.4g}"] for name, end in ends.items()]
     distances = Table(
         "off-plane",
         "Distance of the marked points from the three components drawn, in standardised units.",
@@ -279,10 +280,6 @@ def _pca_parts(walks: Sequence[xr.Dataset], baseline: xr.Dataset | None) -> list
         [Row(cells) for cells in off],
     )
     return [_picture("pca", figure, alt, caption), table, distances]
-
-
-def _off(pca: PCA, point: Floats) -> float:
-    return float(pca.distance(point[None], 3)[0])
 
 
 def _criteria(baseline: xr.Dataset) -> list[str]:
@@ -302,18 +299,6 @@ def _picture(name: str, figure: Figure, alt: str, caption: str) -> Picture:
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     data = base64.b64encode(buffer.getvalue()).decode()
     return Picture(name, f"data:image/svg+xml;base64,{data}", alt, caption)
-
-
-def _expand(files: Sequence[str | Path]) -> list[Path]:
-    paths: list[Path] = []
-    for path in map(Path, files):
-        inside = sorted(path.glob("*.nc")) if path.is_dir() else [path]
-        if not inside:
-            raise ArchiveError(f"{path} has no .nc file; name a folder of a sweep, or files")
-        paths += inside
-    if not paths:
-        raise InputError("files=[]; name at least one")
-    return list(dict.fromkeys(paths))
 
 
 def _sort(

@@ -1,8 +1,10 @@
+import dask.array as da
 import numpy as np
 import pytest
+import xarray as xr
 
 import geoflow as gf
-from geoflow.analysis import fit_pca, null_models
+from geoflow.analysis import blocks, fit_pca
 from geoflow.analysis.null_models import (
     brownian_path,
     brownian_test,
@@ -56,7 +58,7 @@ def test_cosines_have_a_content_of_one_and_others_none():
 
 
 def test_components_of_the_walk_are_those_of_fit_pca(monkeypatch):
-    monkeypatch.setattr(null_models, "BLOCK", 7)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 8 * 12 * 7)
     path = brownian_path(12, 40, seed=1) + 100
     found = compare(path, n_components=5, n_simulations=9).sel(model="walk")
     pca = fit_pca([path], 5)
@@ -181,3 +183,29 @@ def test_a_walk_on_a_level_set_is_no_random_walk(network):
 def test_bad_input(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_scores_are_those_of_each_models_points_turned_to_the_cosine():
+    points, times = relaxation(4.0) + 0.01 * brownian_path(30, 200, seed=5), np.linspace(0, 2, 30)
+    found = compare(points, times, n_components=3, n_simulations=19)
+    line = np.outer(np.linspace(0, 1, 30), points[-1] - points[0])
+    for model, path in (("walk", points), ("straight_line", line)):
+        scores = found["scores"].sel(model=model).values
+        there = 3 if model == "walk" else 1
+        fitted = fit_pca([path], there)
+        expected = fitted.transform(path)
+        assert np.allclose(np.abs(scores[:, :there]), np.abs(expected))
+        k = np.arange(1, there + 1)
+        cosines = np.cos(np.outer(np.arange(30) + 0.5, k) * np.pi / 30)
+        assert ((scores[:, :there] * cosines).sum(axis=0) > 0).all()
+    # A Brownian path has the walk's own step lengths, and so the variance of its steps.
+    brownian = found["scores"].sel(model="brownian").values
+    assert np.isfinite(brownian).all()
+    assert np.array_equal(found["time"], times)
+
+
+def test_lazy_points_are_compared_in_blocks(monkeypatch):
+    path = brownian_path(12, 40, seed=1)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 8 * 12 * 10)
+    lazy = compare(da.from_array(path, chunks=(5, 10)), n_simulations=9)
+    xr.testing.assert_allclose(lazy, compare(path, n_simulations=9))

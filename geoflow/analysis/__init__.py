@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from geoflow.analysis import null_models, spectra
+from geoflow.analysis import null_models, pca, spectra
+from geoflow.analysis.components import PCA, fit_pca
 from geoflow.analysis.curvature import loss_hessian, normal_curvature, tangent_hessian
 from geoflow.analysis.matrix_free import extreme_eigenvalues, spectral_density, trace
-from geoflow.analysis.pca import PCA, fit_pca
 
 __all__ = [
     "PCA",
@@ -14,6 +14,7 @@ __all__ = [
     "loss_hessian",
     "normal_curvature",
     "null_models",
+    "pca",
     "spectra",
     "spectral_density",
     "tangent_hessian",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from scipy.fft import dct
 from scipy.optimize import minimize_scalar
 
+from geoflow.analysis.blocks import block_bytes, check_memory, column_blocks
 from geoflow.errors import InputError
 
 Floats = NDArray[np.float64]
 
+KIND = "null_models"
 MODELS = ("walk", "brownian", "straight_line", "relaxation")
 
-# Columns of the points in float64 at a time.
-BLOCK = 8192
 # Of simulated paths, the numbers held at a time.
 SIMULATED = 2**22
 
@@ -134,7 +134,7 @@ def brownian_path(
 
 
 def brownian_test(
-    points: NDArray[np.floating],
+    points: Any,
     *,
     dimension: int | None = None,
     n_simulations: int = 999,
@@ -152,7 +152,7 @@ def brownian_test(
     Parameters
     ----------
     points : array, shape (N, P)
-        In the order of the walk.
+        In the order of the walk; of NumPy or Dask, or a lazy one, which is read in blocks.
     dimension : int, optional
         Of the space the steps are isotropic in; None: P. Where the steps of a diffusion span d
         effective directions, the null hypothesis is wider with d than with P.
@@ -166,13 +166,13 @@ def brownian_test(
     InputError
         Points that cannot be used, or another argument.
     """
-    gram = _step_gram(points)
+    gram, _ = _step_gram(points)
     dimension = points.shape[1] if dimension is None else dimension
-    return _brownian_test(gram, dimension, n_simulations, seed)[0]
+    return _brownian_test(gram, dimension, n_simulations, seed).test
 
 
 def compare(
-    points: NDArray[np.floating],
+    points: Any,
     times: NDArray[np.floating] | None = None,
     *,
     n_components: int = 6,
@@ -191,7 +191,8 @@ def compare(
     Parameters
     ----------
     points : array, shape (N, P)
-        In the order of the walk, such as ``ds["theta"].values``.
+        In the order of the walk, such as ``ds["theta"]``; of NumPy or Dask, or a lazy one, which
+        is read in blocks.
     times : array, shape (N,), optional
         Of the points, increasing, for the relaxation, such as ``ds["snapshot_time"].values``. None:
         0, 1, 2, ….
@@ -205,35 +206,40 @@ def compare(
     xarray.Dataset
         ``explained_variance_ratio`` and ``cosine_content`` by ``model`` (``walk``, ``brownian``,
         ``straight_line``, ``relaxation``) and ``component``, NaN where a model has no such
-        component; their standard deviations over the Brownian paths; ``participation_ratio`` by
-        model; the analytic limit ``brownian_limit``; the test's ``p_value``; the ``rate`` fitted,
-        in units of 1/time.
+        component; ``scores`` by model, ``point`` and component, those of one of the Brownian paths,
+        turned so that their cosine content is positive; standard deviations of the first two over
+        the Brownian paths; ``participation_ratio`` by model; the analytic limit
+        ``brownian_limit``; the test's ``p_value``; the ``rate`` fitted, in units of 1/time.
 
     Raises
     ------
     InputError
         Points that cannot be used, or another argument.
     """
-    gram = _step_gram(points)
+    gram, unit = _step_gram(points)
     n = len(gram) + 1
     _check_sizes(n, n_components)
+    clock = "number of the point, from 0" if times is None else "flow time"
     times = _checked_times(times, n)
     dimension = points.shape[1] if dimension is None else dimension
-    test, ratios, content = _brownian_test(gram, dimension, n_simulations, seed, n_components)
+    simulated = _brownian_test(gram, dimension, n_simulations, seed, n_components)
+    test, ratios, content = simulated.test, simulated.ratios, simulated.content
     rate = _fitted_rate(gram, times)
+    whole = float(gram.sum())
     paths = {
         "straight_line": np.linspace(0, 1, n),
         "relaxation": _relaxation(times, rate),
     }
-    rows = {"walk": _components(gram[None], n_components)}
-    rows |= {
-        name: _components(np.outer(np.diff(x), np.diff(x))[None], n_components)
-        for name, x in paths.items()
-    }
-    variance = {name: row[0][0] for name, row in rows.items()} | {"brownian": ratios.mean(axis=0)}
-    cosines = {name: row[1][0] for name, row in rows.items()} | {"brownian": content.mean(axis=0)}
-    participation = {name: float(_participation(row[2])[0]) for name, row in rows.items()}
+    grams = {"walk": gram, "brownian": simulated.example}
+    grams |= {name: whole * np.outer(np.diff(x), np.diff(x)) for name, x in paths.items()}
+    rows = {name: _components(steps[None], n_components) for name, steps in grams.items()}
+    variance = {name: row.ratios[0] for name, row in rows.items()}
+    cosines = {name: row.content[0] for name, row in rows.items()}
+    participation = {name: float(_participation(row.values)[0]) for name, row in rows.items()}
+    # Of the Brownian paths the scores are those of the first, all else is the mean.
+    variance["brownian"], cosines["brownian"] = ratios.mean(axis=0), content.mean(axis=0)
     participation["brownian"] = float(test.null.mean())
+    scores = np.stack([math.sqrt(unit) * rows[m].scores[0] for m in MODELS])
 
     def described(dims: tuple[str, ...], values: Any, long_name: str) -> tuple[Any, ...]:
         return dims, values, {"long_name": long_name, "units": "1"}
@@ -246,6 +252,9 @@ def compare(
             ),
             "cosine_content": described(
                 both, np.stack([cosines[m] for m in MODELS]), "cosine content of the score"
+            ),
+            "scores": described(
+                ("model", "point", "component"), scores, "coordinate along the component"
             ),
             "explained_variance_ratio_std": described(
                 by_component,
@@ -275,9 +284,11 @@ def compare(
             "component": described(
                 by_component, np.arange(1, n_components + 1), "principal component"
             ),
+            "time": described(("point",), times, clock),
         },
         attrs={
             "title": "Principal components of a walk beside null models",
+            "kind": KIND,
             "n_points": n,
             "dimension": dimension,
             "n_simulations": n_simulations,
@@ -286,45 +297,66 @@ def compare(
     )
 
 
+class _Simulated(NamedTuple):
+    test: BrownianTest
+    ratios: Floats
+    content: Floats
+    example: Floats
+
+
+class _Components(NamedTuple):
+    """Of each path: ratios and contents, shape (count, k), scores, and all eigenvalues."""
+
+    ratios: Floats
+    content: Floats
+    scores: Floats
+    values: Floats
+
+
 def _brownian_test(
     gram: Floats, dimension: int, n_simulations: int, seed: int, n_components: int = 1
-) -> tuple[BrownianTest, Floats, Floats]:
-    if dimension < 1 or n_simulations < 2:
-        raise InputError(f"dimension={dimension}, n_simulations={n_simulations}; use more")
+) -> _Simulated:
+    check_simulations(n_simulations, seed, dimension)
     lengths = np.sqrt(np.diagonal(gram))
     rng = _generator(seed)
     n_steps = len(gram)
     at_once = max(1, SIMULATED // n_steps**2)
-    null, ratios, content = [], [], []
+    null, found = [], []
+    example = gram
     for start in range(0, n_simulations, at_once):
         count = min(at_once, n_simulations - start)
         simulated = _isotropic_gram(rng, count, n_steps, dimension) * np.outer(lengths, lengths)
-        r, c, values = _components(simulated, n_components)
-        null.append(_participation(values))
-        ratios.append(r)
-        content.append(c)
+        if start == 0:
+            example = simulated[0]
+        components = _components(simulated, n_components)
+        null.append(_participation(components.values))
+        found.append((components.ratios, components.content))
     all_null = np.concatenate(null)
-    statistic = float(_participation(_components(gram[None], 1)[2])[0])
+    statistic = float(_participation(_components(gram[None], 1).values)[0])
     tails = [1 + int((all_null <= statistic).sum()), 1 + int((all_null >= statistic).sum())]
     p_value = min(1.0, 2 * min(tails) / (n_simulations + 1))
     test = BrownianTest(statistic, all_null, p_value)
-    return test, np.concatenate(ratios), np.concatenate(content)
+    ratios, content = (np.concatenate(part) for part in zip(*found, strict=True))
+    return _Simulated(test, ratios, content, example)
 
 
-def _step_gram(points: NDArray[np.floating]) -> Floats:
-    """Inner products of the steps, shape (N − 1, N − 1), in units of the mean square length."""
+def _step_gram(points: Any) -> tuple[Floats, float]:
+    """Inner products of the steps, shape (N − 1, N − 1), over their mean square; the latter."""
     if points.ndim != 2 or len(points) < 3:
         raise InputError(f"points have shape {points.shape}; give (N, P) with N of 3 at least")
-    gram = np.zeros((len(points) - 1, len(points) - 1))
-    for start in range(0, points.shape[1], BLOCK):
-        steps = np.diff(np.asarray(points[:, start : start + BLOCK], dtype=float), axis=0)
+    n = len(points)
+    needed = 3 * block_bytes([points]) + 6 * 8 * max(n * n, SIMULATED)
+    check_memory(needed, f"the inner products of {n:,} points", "give fewer points")
+    gram = np.zeros((n - 1, n - 1))
+    for _, block in column_blocks([points]):
+        steps = np.diff(block, axis=0)
         gram += steps @ steps.T
     mean = float(np.trace(gram)) / len(gram)
     if not math.isfinite(mean):
         raise InputError("points have non-finite values; leave those out")
     if mean == 0:
         raise InputError("points are all the same; there is no walk to compare")
-    return gram / mean
+    return gram / mean, mean
 
 
 def _isotropic_gram(rng: np.random.Generator, count: int, n_steps: int, dimension: int) -> Floats:
@@ -346,8 +378,8 @@ def _isotropic_gram(rng: np.random.Generator, count: int, n_steps: int, dimensio
     return gram
 
 
-def _components(gram: Floats, n_components: int) -> tuple[Floats, Floats, Floats]:
-    """Variance ratios and cosine contents, (count, k), and all eigenvalues, from step Grams."""
+def _components(gram: Floats, n_components: int) -> _Components:
+    """Principal components of paths, from the inner products of their steps."""
     points = np.pad(np.cumsum(np.cumsum(gram, axis=1), axis=2), ((0, 0), (1, 0), (1, 0)))
     points = points - points.mean(axis=1, keepdims=True)
     points = points - points.mean(axis=2, keepdims=True)
@@ -359,7 +391,15 @@ def _components(gram: Floats, n_components: int) -> tuple[Floats, Floats, Floats
     vectors = vectors[:, :, ::-1][:, :, :n_components]
     content = np.stack([cosine_content(v) for v in vectors])
     there = ratios > len(gram[0]) * np.finfo(float).eps
-    return np.where(there, ratios, 0.0), np.where(there, content, np.nan), values
+    k = np.arange(n_components)
+    turned = np.where(dct(vectors, type=2, axis=1)[:, k + 1, k] < 0, -1.0, 1.0)
+    scores = vectors * (turned * np.sqrt(values[:, :n_components]))[:, None]
+    return _Components(
+        np.where(there, ratios, 0.0),
+        np.where(there, content, np.nan),
+        np.where(there[:, None], scores, np.nan),
+        values,
+    )
 
 
 def _participation(values: Floats) -> Floats:
@@ -406,6 +446,19 @@ def _checked_times(times: NDArray[np.floating] | None, n: int) -> Floats:
     if checked.shape != (n,) or not (np.diff(checked) > 0).all():
         raise InputError(f"times: give {n} increasing numbers, one for each point")
     return checked
+
+
+def check_simulations(n_simulations: int, seed: int, dimension: int = 1) -> None:
+    """Refuse what no Brownian paths can be simulated with.
+
+    Raises
+    ------
+    InputError
+        An argument that cannot be used.
+    """
+    if dimension < 1 or n_simulations < 2:
+        raise InputError(f"dimension={dimension}, n_simulations={n_simulations}; use more")
+    _generator(seed)
 
 
 def _check_sizes(n_points: int, n_components: int | None) -> None:

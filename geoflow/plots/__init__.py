@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from geoflow.plots.comparison import save_work_precision, work_precision
-from geoflow.plots.ensembles import pca_views, penalties, sweep_stack
+from geoflow.plots.ensembles import penalties, sweep_stack
+from geoflow.plots.pca import (
+    explained_variance,
+    null_models,
+    off_plane,
+    pca_plane,
+    pca_space,
+    save_pca,
+    scores_plane,
+)
 from geoflow.plots.style import STYLE, new_figure, save, style
 from geoflow.plots.trajectory import (
     angle,
@@ -17,16 +26,22 @@ from geoflow.plots.trajectory import (
 __all__ = [
     "STYLE",
     "angle",
+    "explained_variance",
     "level_residual",
     "line",
     "new_figure",
+    "null_models",
+    "off_plane",
     "overview",
     "paper_stack",
-    "pca_views",
+    "pca_plane",
+    "pca_space",
     "penalties",
     "save",
     "save_figures",
+    "save_pca",
     "save_work_precision",
+    "scores_plane",
     "style",
     "sweep_stack",
     "work_precision",

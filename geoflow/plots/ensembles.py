@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-from geoflow.analysis import PCA
 from geoflow.errors import InputError
 from geoflow.plots.style import (
     COLOURS,
     COLUMN_INCHES,
     LABELS,
-    LINES,
     SLIDE_INCHES,
     WIDE_INCHES,
     new_figure,
     style,
 )
 from geoflow.plots.trajectory import angle, line
-
-Floats = NDArray[np.float64]
-MARKERS = ("*", "^", "v")
 
 
 def sweep_stack(
@@ -171,58 +165,4 @@ def penalties(
             ax.set_yscale("log")
             ax.set_ylim(bottom=float(np.nanmin(np.where(lows > 0, lows, centre))) / 1.5)
         ax.legend()
-    return figure
-
-
-def pca_views(
-    pca: PCA,
-    walks: Sequence[xr.Dataset],
-    points: Sequence[NDArray[np.floating]],
-    ends: Mapping[str, Floats],
-    width: float = SLIDE_INCHES,
-) -> Figure:
-    """All points in their first three components, and the distance each has from those.
-
-    Parameters
-    ----------
-    pca : PCA
-        Fitted to the points, with at least three components.
-    walks : sequence of Dataset
-        Trajectories; give the seeds.
-    points : sequence of array, shape (N_i, P)
-        The points of each walk.
-    ends : mapping of str to array, shape (P,)
-        Further points to mark, by their names.
-    width : float
-        In inches.
-    """
-    with style():
-        figure = new_figure(width, 0.95 * width)
-        parts: Any = figure.subfigures(2, 1, height_ratios=[3, 1])
-        top, bottom = parts
-        space: Any = top.add_subplot(projection="3d")
-        off = bottom.subplots()
-        for number, (ds, thetas) in enumerate(zip(walks, points, strict=True)):
-            colour, dashes = COLOURS[number % 7], LINES[number % 7]
-            scores = pca.transform(thetas)[:, :3]
-            space.plot(*scores.T, color=colour, linewidth=0.8, linestyle=dashes)
-            space.scatter(*scores.T, color=colour, s=3, depthshade=False)
-            mean = scores.mean(axis=0)
-            label = f"seed {ds.attrs['seed']}, mean of its points" if number < 10 else None
-            space.scatter(*mean, color=colour, marker="s", s=30, edgecolor="#000000", label=label)
-            fraction = np.arange(len(thetas)) / max(len(thetas) - 1, 1)
-            off.plot(fraction, pca.distance(thetas, 3), color=colour, linestyle=dashes)
-        for (name, theta), marker in zip(ends.items(), MARKERS, strict=False):
-            scores = pca.transform(theta[None])[0, :3]
-            space.scatter(*scores, color="#000000", marker=marker, s=60, label=name)
-        ratio = 100 * pca.explained_variance_ratio
-        space.set_xlabel(f"PC 1 ({ratio[0]:.0f} %)")
-        space.set_ylabel(f"PC 2 ({ratio[1]:.0f} %)")
-        space.set_zlabel(f"PC 3 ({ratio[2]:.0f} %)")
-        space.set_box_aspect(None, zoom=0.95)
-        space.tick_params(labelsize=6)
-        top.legend(loc="outside lower center", ncols=3, fontsize=6)
-        off.set_xlabel("snapshots, from the first (0) to the last (1) of each walk")
-        off.set_ylabel("off-plane distance")
-        off.set_ylim(bottom=0)
     return figure
