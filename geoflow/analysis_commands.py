@@ -39,10 +39,10 @@ def spectrum(args: argparse.Namespace) -> int:
             n_steps=args.steps,
             max_products=args.max_products,
             seed=args.seed,
+            archive=args.out,
+            overwrite=args.force,
             progress=not args.quiet,
         )
-    if args.out:
-        archive.save_dataset(found, args.out, overwrite=args.force)
     table = Table("time", "operator", "largest", "smallest", "trace", "overlap", "curvature")
     for row in found["snapshot"].values:
         for operator in found["operator"].values:
