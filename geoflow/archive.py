@@ -226,6 +226,34 @@ def open_trajectory(path: str | Path) -> xr.Dataset:
     return ds
 
 
+def open_result(path: str | Path, kind: str) -> xr.Dataset:
+    """Read a dataset that :func:`save_dataset` wrote, and make sure of its attribute ``kind``.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    kind : str
+        What it must be, such as ``"slice"``; ``geoflow KIND`` makes one.
+
+    Raises
+    ------
+    ArchiveError
+        There is no such file, it cannot be read, or it is of another kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ArchiveError(f"{path} is not a file; name one written by geoflow {kind}")
+    try:
+        found = lies(path)
+        with xr.open_dataset(path, engine="netcdf4", decode_times=False) as ds:
+            if not found and ds.attrs.get("kind") == kind:
+                return ds.load().drop_encoding()
+    except UNREADABLE as error:
+        raise ArchiveError(f"{path} is not a readable netCDF-4 file ({reason(error)})") from None
+    raise ArchiveError(f"{path} is no {kind} ({(found or ['of another kind'])[0]}); name one")
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read what a walk needs to go on from where its file ends.
 

@@ -29,7 +29,7 @@ from geoflow.progress import duration
 from geoflow.trajectory import DTYPES, Observable, dtype_name
 
 Floats = NDArray[np.float64]
-Evaluation = Callable[[Tensor], list[float]]
+Evaluation = Callable[[Sequence[Tensor]], list[float]]
 
 # Points evaluated at once. studies/batched_slices.py: more are no faster on a processor.
 BATCH = 8
@@ -114,6 +114,8 @@ def on_plane(
         name: _in_batches(f, problem, batch_size) if isinstance(f, Problem) else _one_by_one(f)
         for name, f in {LOSS: problem, **observables}.items()
     }
+    recorded = {n: ds[n].values for n in observables if n in ds and ds[n].dims == ("snapshot",)}
+    recorded[LOSS] = ds["train_loss"].values[ds["snapshot_step"].values]
     walk = _projected(ds, plane)
     alpha, beta = _grid(walk, plane, points, margin)
 
@@ -131,10 +133,8 @@ def on_plane(
             # One at a time: there may be many, and each has P numbers.
             values[f"projected_{name}"] = [f([tensor(plane.at(*end))])[0] for end in ends]
             values[f"walk_{name}"] = (
-                ds[name].values
-                if name in ds and ds[name].dims == ("snapshot",)
-                else ds["train_loss"].values[ds["snapshot_step"].values]
-                if name == LOSS
+                recorded[name]
+                if name in recorded
                 else [f([tensor(_theta(ds, i))])[0] for i in range(ds.sizes["snapshot"])]
             )
         return xr.Dataset({name: ("snapshot", v) for name, v in values.items()})
@@ -162,7 +162,13 @@ def on_plane(
         rows = [pieces.compute(names[index], partial(row, index)) for index in shown]
         grid = {name: np.stack([r[name].values for r in rows]) for name in functions}
         found = _dataset(ds, plane, (alpha, beta), grid, walk | _values(beside))
-        found.attrs |= {"level": flow.level_set.level, "margin": margin}
+        evaluations = len(functions) * (points**2 + ds.sizes["snapshot"])
+        evaluations += ds.sizes["snapshot"] * len(functions.keys() - recorded.keys())
+        found.attrs |= {
+            "level": flow.level_set.level,
+            "margin": margin,
+            "evaluations": evaluations,
+        }
         pieces.finish(found)
     return found
 
@@ -356,7 +362,6 @@ def _dataset(
         ),
     }
     chosen = ds[["snapshot_time", "snapshot_step"]].load()
-    n_points, n_snapshots = axes[0].size * axes[1].size, ds.sizes["snapshot"]
     found = xr.Dataset(
         variables,
         coordinates,
@@ -367,7 +372,6 @@ def _dataset(
             "walk_seed": ds.attrs["seed"],
             **attributes,
             "direction_cosine": plane.cosine,
-            "evaluations_of_each": n_points + n_snapshots,
             "geoflow_version": version("geoflow"),
         },
     )

@@ -82,7 +82,9 @@ class Plane:
         from_origin = theta.astype(float) - self.origin
         gram = self.directions @ self.directions.T
         alpha, beta = np.linalg.solve(gram, self.directions @ from_origin)
-        distance = np.linalg.norm(from_origin - (alpha * self.directions[0]) - beta * self.directions[1])
+        distance = np.linalg.norm(
+            from_origin - (alpha * self.directions[0]) - beta * self.directions[1]
+        )
         return float(alpha), float(beta), float(distance)
 
 
