@@ -349,7 +349,7 @@ def _dataset(
     if "explained_variance_ratio" in attributes:
         ratio = attributes.pop("explained_variance_ratio")
         variables["explained_variance_ratio"] = described(
-            "direction", np.array(ratio), "part of the snapshots' variance along the direction"
+            "direction", np.array(ratio), "part of the snapshots' variance along the component"
         )
     coordinates = {
         "alpha": described("alpha", axes[0], "first coordinate on the plane"),

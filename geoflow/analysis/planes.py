@@ -110,11 +110,13 @@ def principal(ds: xr.Dataset, tensors: Sequence[TensorSpec] | None = None) -> Pl
     directions = pca.components
     if tensors is not None:
         directions = np.stack([filter_normalised(d, pca.mean, tensors) for d in directions])
-    first, second = (100 * float(r) for r in pca.explained_variance_ratio)
+    first, second = 100 * pca.explained_variance_ratio
+    # Rescaled, a direction is no longer that of so much variance.
+    named = (f"PC 1 ({first:.3g} %)", f"PC 2 ({second:.2g} %)")
     return Plane(
         pca.mean,
         directions,
-        (f"PC 1 ({first:.3g} %)", f"PC 2 ({second:.2g} %)"),
+        named if tensors is None else ("PC 1, rescaled", "PC 2, rescaled"),
         {
             "plane": "pca",
             "filter_normalised": int(tensors is not None),
@@ -156,8 +158,8 @@ def through(ds: xr.Dataset, snapshots: Sequence[int]) -> Plane:
     v = v / norm
     v = v - (v @ u) * u
     names = (
-        f"from snapshot {indices[0]} to {indices[1]}",
-        f"to snapshot {indices[2]}, orthogonal",
+        f"snapshot {indices[0]} to {indices[1]}",
+        f"to {indices[2]}, orthogonal",
     )
     return Plane(
         a,

@@ -145,7 +145,8 @@ def _film(
     # Laid out once: a layout for each frame would take most of the time, and could shift.
     figure.canvas.draw()
     figure.set_layout_engine("none")
-    with writer.saving(figure, str(path), DPI):
+    writer.setup(figure, str(path), DPI)
+    try:
         shown = np.linspace(place[0], place[-1], frames)
         for now in tqdm(shown, "film", unit="frame", disable=None if progress else True):
             passed = place < now
@@ -154,3 +155,9 @@ def _film(
                 trace.set_data([*x[passed], here[0]], [*y[passed], here[1]])
                 head.set_data([here[0]], [here[1]])
             writer.grab_frame()
+    except BaseException:
+        # Ends ffmpeg, whose complaint about a film cut short says less than what cut it.
+        with suppress(Exception):
+            writer.finish()
+        raise
+    writer.finish()

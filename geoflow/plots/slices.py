@@ -145,7 +145,7 @@ def off_plane(ds: xr.Dataset, ax: Axes | None = None) -> Axes:
         ax.plot(ds["snapshot_time"].values, ds["off_plane_distance"].values, color=WALK, **_LOOK)
         ax.set_ylim(bottom=0)
         ax.set_xlabel(LABELS["time"])
-        ax.set_ylabel(r"distance from plane, in $\theta$")
+        ax.set_ylabel("distance from plane")
     return ax
 
 
@@ -248,8 +248,9 @@ def title(ds: xr.Dataset) -> str:
     """Experiment, seed and level of a slice, and whether the plane reaches it."""
     name = ds.attrs["experiment"] or "walk"
     seed = f", seed {ds.attrs['walk_seed']}" if ds.attrs["walk_seed"] >= 0 else ""
+    rescaled = ", filter-normalised" if ds.attrs.get("filter_normalised") else ""
     what = "is the black contour" if _is_reached(ds) else "is reached at no point of this grid"
-    return f"{name}{seed}: the level c = {ds.attrs['level']:.4g} {what}"
+    return f"{name}{seed}{rescaled}: the level c = {ds.attrs['level']:.4g} {what}"
 
 
 def check(ds: xr.Dataset) -> None:
