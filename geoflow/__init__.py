@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from geoflow import baselines, experiments, regularizers, solvers
+from geoflow import accessor, baselines, experiments, regularizers, solvers
 from geoflow.archive import open_trajectory, save_trajectory
 from geoflow.diff import diff
 from geoflow.ensemble import open_sweep
@@ -44,6 +44,7 @@ __all__ = [
     "Stationary",
     "StorageError",
     "__version__",
+    "accessor",
     "baselines",
     "diff",
     "experiments",

@@ -15,18 +15,39 @@ import geoflow as gf
 from geoflow import archive, experiments, plots
 from geoflow.analysis import landscape, planes, spectra
 from geoflow.errors import InputError
+from geoflow.plots import kinds
+from geoflow.plots.style import COLUMN_INCHES, SLIDE_INCHES
 from geoflow.problem import TensorSpec
 from geoflow.report import report as write_report
 from geoflow.terminal import DONE, console
 
+WIDTHS = {"column": COLUMN_INCHES, "slide": SLIDE_INCHES}
+
 
 def plot(args: argparse.Namespace) -> int:
-    """Write the figures of a walk."""
-    with gf.open_trajectory(args.file) as ds:
-        paths = plots.save_figures(ds, args.out, Path(args.file).stem)
+    """Write the figures of a walk, of a sweep's folder, or of an analysis."""
+    with _open(Path(args.file)) as ds:
+        usual = [name for name in kinds.names(ds) if kinds.KINDS[name].usual]
+        figures = {
+            name: kinds.draw(ds, name, width=WIDTHS[args.size]) for name in args.kind or usual
+        }
+        paths = plots.save(figures, args.out, Path(args.file).stem)
     for path in paths:
         print(path)
     return DONE
+
+
+def _open(path: Path) -> xr.Dataset:
+    """Open whatever geoflow has written."""
+    if path.is_dir():
+        return gf.open_sweep(path)
+    try:
+        return gf.open_trajectory(path)
+    except gf.ArchiveError as error:
+        try:
+            return archive.open_analysis(path)
+        except gf.ArchiveError:
+            raise error from None
 
 
 def spectrum(args: argparse.Namespace) -> int:
@@ -145,15 +166,16 @@ def _range(values: xr.DataArray) -> str:
 
 def animate(args: argparse.Namespace) -> int:
     """Film a walk over its slice."""
-    plots.animate(
-        archive.open_result(args.file, "slice"),
-        args.out,
-        frames=args.frames,
-        fps=args.fps,
-        pace=args.pace,
-        overwrite=args.force,
-        progress=not args.quiet,
-    )
+    with archive.open_analysis(args.file, "slice") as ds:
+        plots.animate(
+            ds,
+            args.out,
+            frames=args.frames,
+            fps=args.fps,
+            pace=args.pace,
+            overwrite=args.force,
+            progress=not args.quiet,
+        )
     if not args.quiet:
         print(f"wrote {args.out}", file=sys.stderr)
     return DONE

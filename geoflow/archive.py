@@ -226,32 +226,33 @@ def open_trajectory(path: str | Path) -> xr.Dataset:
     return ds
 
 
-def open_result(path: str | Path, kind: str) -> xr.Dataset:
-    """Read a dataset that :func:`save_dataset` wrote, and make sure of its attribute ``kind``.
+def open_analysis(path: str | Path, kind: str | None = None) -> xr.Dataset:
+    """Open lazily what an analysis has written with :func:`save_dataset`.
 
     Parameters
     ----------
     path : str or Path
         The file.
-    kind : str
-        What it must be, such as ``"slice"``; ``geoflow KIND`` makes one.
+    kind : str, optional
+        What it must be, the dataset's attribute ``kind``. None: any.
 
     Raises
     ------
     ArchiveError
-        There is no such file, it cannot be read, or it is of another kind.
+        There is no such file, or it is of another kind.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ArchiveError(f"{path} is not a file; name one written by geoflow {kind}")
+    path = existing(path)
     try:
-        found = lies(path)
-        with xr.open_dataset(path, engine="netcdf4", decode_times=False) as ds:
-            if not found and ds.attrs.get("kind") == kind:
-                return ds.load().drop_encoding()
+        ds = xr.open_dataset(path, engine="netcdf4", decode_times=False)
     except UNREADABLE as error:
         raise ArchiveError(f"{path} is not a readable netCDF-4 file ({reason(error)})") from None
-    raise ArchiveError(f"{path} is no {kind} ({(found or ['of another kind'])[0]}); name one")
+    found = ds.attrs.get("kind")
+    if not isinstance(found, str) or kind not in (None, found):
+        ds.close()
+        what = f"of the kind {found!r}" if found else "no analysis of geoflow"
+        wanted = "a file that geoflow wrote" if kind is None else f"one of the kind {kind!r}"
+        raise ArchiveError(f"{path} is {what}; give {wanted}")
+    return ds
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

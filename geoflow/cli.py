@@ -12,6 +12,7 @@ from geoflow import analysis_commands, commands, solvers
 from geoflow.commands import hint
 from geoflow.comparison import DEFAULT_TIMES, REFERENCE_RTOL, REFERENCE_SOLVER
 from geoflow.errors import GeoflowError, StorageError
+from geoflow.plots.kinds import KINDS
 from geoflow.terminal import BAD_INPUT, DONE, ENDED_EARLY, INTERRUPTED
 from geoflow.trajectory import DTYPES
 
@@ -79,8 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
     p = add("plot", analysis_commands.plot)
-    p.add_argument("file", metavar="FILE.nc")
+    p.add_argument("file", metavar="FILE.nc", help="a walk or an analysis; or a sweep's folder")
     p.add_argument("--out", metavar="DIR", required=True, help="folder for the figures")
+    p.add_argument("--kind", type=_names, metavar="A,B,…", help=f"of {', '.join(KINDS)}")
+    p.add_argument("--size", choices=analysis_commands.WIDTHS, default="slide", help="width")
 
     p = add("bench", commands.bench)
     p.add_argument("experiments", metavar="EXPERIMENT", nargs="+")

@@ -174,6 +174,7 @@ def attributes(
             header[name] = value
     named = f"{header['experiment']}, seed {header['seed']}: " if header["experiment"] else ""
     return header | {
+        "kind": "comparison",
         "title": f"{named}solvers and tolerances compared",
         "config": json.dumps(config, sort_keys=True),
         "reference_status": references[0].status,

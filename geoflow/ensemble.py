@@ -111,6 +111,7 @@ def resample(runs: Sequence[xr.Dataset], along: str = "time", n: int = 200) -> x
     first = runs[0].attrs
     attributes = {
         "title": f"{first['experiment'] or 'walks'}: {len(runs)} walks by {along}",
+        "kind": "ensemble",
         "along": along,
     } | {k: first[k] for k in ("experiment", "solver", "rtol", "atol", "regularizer_name", "dtype")}
     return xr.Dataset(variables, coordinates, attributes)

@@ -1,4 +1,4 @@
-"""Is the loss at many points faster all at once, by torch.func.vmap, than one point after the other?
+"""Compare the loss at many points at once, by torch.func.vmap, with one point after the other.
 
 For a slice of the landscape the loss is evaluated, without gradients, at thousands of points. For
 each experiment, on its training and its test set: the processor time of a point, one by one and in
@@ -38,9 +38,7 @@ def main() -> None:
         )
         generator = torch.Generator().manual_seed(0)
         points = POINTS if problem.n_chunks == 1 else 8
-        noise = torch.randn(
-            points, problem.n_parameters, generator=generator, dtype=problem.dtype
-        )
+        noise = torch.randn(points, problem.n_parameters, generator=generator, dtype=problem.dtype)
         thetas = problem.theta0 + SPREAD * noise
         sizes = [n for n in SIZES if n <= points]
         one = torch.stack([problem.loss(theta) for theta in thetas])
@@ -56,9 +54,7 @@ def main() -> None:
                     for batch in thetas.split(n):
                         problem.losses(batch)
                 times[n].append((time.process_time() - before) / points)
-        cells = [
-            f"{1e3 * statistics.median(times[n]):.2f}" if n in times else "" for n in SIZES
-        ]
+        cells = [f"{1e3 * statistics.median(times[n]):.2f}" if n in times else "" for n in SIZES]
         label = f"{name}, {'training' if part == 'train' else 'test'} set"
         row = (label, f"{len(data.targets):,}", *cells, f"{off:.0e}")
         print("|", " | ".join(row), "|", flush=True)

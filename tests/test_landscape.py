@@ -315,7 +315,7 @@ def test_the_commands(network, tmp_path, monkeypatch, capsys):
     assert film.stat().st_size > 0
     capsys.readouterr()
     assert cli.main(["animate", str(file), "--out", str(film)]) == BAD_INPUT
-    assert "walk.nc is no slice" in capsys.readouterr().err
+    assert "give one of the kind 'slice'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,7 @@ def along(
     if n_points < 2:
         raise InputError(f"n_points={n_points}; use at least 2")
     attributes = {
+        "kind": "spectra",
         "title": "Curvature spectra along a walk",
         "experiment": ds.attrs["experiment"],
         "walk_seed": ds.attrs["seed"],

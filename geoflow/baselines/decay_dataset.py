@@ -101,6 +101,7 @@ def to_dataset(
         "geoflow_baseline": SCHEMA_VERSION,
         "geoflow_version": version("geoflow"),
         "Conventions": "CF-1.11",
+        "kind": "baseline",
         "title": f"{experiment.name}: training with weight decay{note}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "experiment": experiment.name,

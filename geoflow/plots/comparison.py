@@ -14,7 +14,9 @@ from geoflow.errors import InputError
 from geoflow.plots.style import COLOURS, COLUMN_INCHES, LINES, MARKERS, new_figure, save, style
 
 
-def work_precision(ds: xr.Dataset, ax: Axes | None = None, snapshot: int = -1) -> Axes:
+def work_precision(
+    ds: xr.Dataset, ax: Axes | None = None, snapshot: int = -1, width: float = COLUMN_INCHES * 1.3
+) -> Axes:
     """Relative error in θ against evaluations, a line a solver, the reference's own error under it.
 
     Parameters
@@ -25,6 +27,8 @@ def work_precision(ds: xr.Dataset, ax: Axes | None = None, snapshot: int = -1) -
         Drawn on. None: a new figure's.
     snapshot : int
         Which flow time.
+    width : float
+        In inches, of a new figure.
 
     Raises
     ------
@@ -34,8 +38,9 @@ def work_precision(ds: xr.Dataset, ax: Axes | None = None, snapshot: int = -1) -
     if "theta_error" not in ds or "rtol" not in ds.dims:
         raise InputError("ds is not a comparison of solvers; make one with geoflow compare")
     with style():
+        own = ax is None
         if ax is None:
-            ax = new_figure(COLUMN_INCHES * 1.3, COLUMN_INCHES * 1.1).subplots()
+            ax = new_figure(width, min(0.85 * width, 4.2)).subplots()
         at = ds.isel(snapshot=snapshot)
         for number, solver in enumerate(at["solver"].values):
             row = at.sel(solver=solver)
@@ -65,8 +70,11 @@ def work_precision(ds: xr.Dataset, ax: Axes | None = None, snapshot: int = -1) -
         ax.set_xlabel(f"gradient evaluations to $t$ = {float(at['snapshot_time']):g}")
         ax.set_ylabel(r"relative error in $\theta$")
         ax.set_title(ds.attrs["title"])
-        # Under the axes, where it hides no line.
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+        if own:
+            # Under the axes, where it hides no line.
+            ax.figure.legend(loc="outside lower center", ncols=2)
+        else:
+            ax.legend()
     return ax
 
 

@@ -11,7 +11,17 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from geoflow.analysis import PCA
-from geoflow.plots.style import COLOURS, LABELS, LINES, SLIDE_INCHES, new_figure, style
+from geoflow.errors import InputError
+from geoflow.plots.style import (
+    COLOURS,
+    COLUMN_INCHES,
+    LABELS,
+    LINES,
+    SLIDE_INCHES,
+    WIDE_INCHES,
+    new_figure,
+    style,
+)
 from geoflow.plots.trajectory import angle, line
 
 Floats = NDArray[np.float64]
@@ -70,8 +80,58 @@ def sweep_stack(
     return figure
 
 
+def ensemble(
+    ds: xr.Dataset, scalars: Sequence[str] | None = None, width: float = COLUMN_INCHES
+) -> Figure:
+    """Scalars of many walks on one axis: every run, mean, and mean ± std as a band.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        From :func:`geoflow.open_sweep`, by flow time or by angle.
+    scalars : sequence of str, optional
+        Which. None: angle (by time), R, test loss and test accuracy.
+    width : float
+        In inches.
+
+    Raises
+    ------
+    InputError
+        A scalar that the dataset has not.
+    """
+    along = str(ds.attrs["along"])
+    usual = ("angle", "regularizer", "test_loss", "test_accuracy")
+    chosen = [n for n in usual if n in ds.data_vars] if scalars is None else list(scalars)
+    unknown = [n for n in chosen if n not in ds or ds[n].dims != ("run", along)]
+    if unknown or not chosen:
+        what = f"{unknown[0]!r} is no scalar of these walks" if unknown else "none is given"
+        raise InputError(f"scalars={chosen}: {what}; name some that open_sweep shows")
+    with style():
+        columns = 2 if width > WIDE_INCHES and len(chosen) > 1 else 1
+        rows = -(-len(chosen) // columns)
+        figure = new_figure(width, width * (0.42 * rows / columns + 0.08))
+        axes = figure.subplots(rows, columns, sharex=True, squeeze=False)
+        x = ds[along].values
+        for name, ax, colour in zip(chosen, axes.flat, COLOURS * 2, strict=False):
+            runs = ds[name].values * (100 if name.endswith("accuracy") else 1)
+            centre = runs.mean(axis=0)
+            ax.plot(x, runs.T, color=colour, linewidth=0.5, alpha=0.5, linestyle="-")
+            ax.plot(x, centre, color=colour, linewidth=1.6, linestyle="-")
+            if len(runs) > 1:
+                std = runs.std(axis=0, ddof=1)
+                ax.fill_between(x, centre - std, centre + std, color=colour, alpha=0.18, lw=0)
+            ax.set_ylabel(LABELS.get(name, name.replace("_", " ")))
+        for ax in axes.flat[len(chosen) :]:
+            ax.remove()
+        for ax in axes[-1]:
+            ax.set_xlabel(LABELS[along])
+        figure.suptitle(f"{ds.attrs['experiment'] or 'walks'}: {ds.sizes['run']} runs", fontsize=8)
+        figure.align_ylabels()
+    return figure
+
+
 def penalties(
-    baseline: xr.Dataset, walks: Sequence[xr.Dataset], width: float = SLIDE_INCHES
+    baseline: xr.Dataset, walks: Sequence[xr.Dataset] = (), width: float = SLIDE_INCHES
 ) -> Figure:
     """Test loss after training at each penalty, with the walks' start and end as lines."""
     values = baseline["test_loss"].isel(epoch=-1)

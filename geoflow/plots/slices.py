@@ -23,6 +23,7 @@ from geoflow.plots.style import (
     LABELS,
     LINES,
     SLIDE_INCHES,
+    WIDE_INCHES,
     new_figure,
     save,
     style,
@@ -203,7 +204,7 @@ def slice_figure(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     """
     check(ds)
     names = [n for n in ("loss", "test_loss") if n in ds]
-    wide = width >= 5
+    wide = width >= WIDE_INCHES
     with style():
         columns = len(names) if wide else 1
         tall = _height(ds) * (width / columns - 0.6)

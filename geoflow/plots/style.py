@@ -21,6 +21,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 COLUMN_INCHES = 3.5
 SLIDE_INCHES = 7.0
+# From here on, panels stand two in a row.
+WIDE_INCHES = 5.0
 
 STYLE: dict[str, Any] = {
     "font.size": 8,
@@ -44,6 +46,7 @@ LABELS = {
     "step": "step",
     "angle": r"angle $\angle(\nabla R, \nabla L)$ / °",
     "regularizer": r"$R(\theta)$",
+    "multiplier": r"multiplier $\lambda$",
     "test_loss": "test loss",
     "test_accuracy": "test accuracy / %",
     "train_accuracy": "training accuracy / %",

@@ -18,6 +18,7 @@ from geoflow.plots.style import (
     LABELS,
     LINES,
     SLIDE_INCHES,
+    WIDE_INCHES,
     new_figure,
     save,
     style,
@@ -91,20 +92,27 @@ def level_residual(ds: xr.Dataset, ax: Axes, x: str = "time", **kwargs: Any) -> 
 def overview(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     """Angle, R and the test observables against flow time, the level's residual under them."""
     panels = [n for n in ("test_loss", "test_accuracy") if n in ds]
+    if width <= WIDE_INCHES:
+        rows, share = [*list("abcd"[: 2 + len(panels)]), "e"], 0.42
+    elif len(panels) == 2:
+        rows, share = ["ab", "cd", "ee"], 0.24
+    else:
+        rows, share = (["ab", "ce"], 0.36) if panels else (["ab", "ee"], 0.25)
     with style():
-        figure = new_figure(width, 0.72 * width if panels else 0.5 * width)
-        rows = ["ab", "cd", "ee"] if len(panels) == 2 else ["ab", "ce"] if panels else ["ab", "ee"]
-        heights = [1.0] * (len(rows) - 1) + [0.62 if len(panels) != 1 else 1.0]
+        figure = new_figure(width, share * width * len(rows))
+        low = 1.0 if rows[-1] == "ce" else 0.62
+        heights = [1.0] * (len(rows) - 1) + [low]
         axes = figure.subplot_mosaic("\n".join(rows), sharex=True, height_ratios=heights)
         angle(ds, axes["a"])
         line(ds, "regularizer", axes["b"], color=COLOURS[1])
         for key, name, colour in zip("cd", panels, COLOURS[2:], strict=False):
             line(ds, name, axes[key], color=colour)
         level_residual(ds, axes["e"], color=COLOURS[6])
-        for key in set("".join(rows[-2:])):
+        for key in set("".join(rows[-2:] if width > WIDE_INCHES else rows[-1])):
             axes[key].set_xlabel(LABELS["time"])
             axes[key].tick_params(labelbottom=True)
         figure.suptitle(title(ds), fontsize=8)
+        figure.align_ylabels()
     return figure
 
 
@@ -127,7 +135,7 @@ def paper_stack(
     several = [datasets] if isinstance(datasets, xr.Dataset) else list(datasets)
     names = [n for n in ("test_loss", "test_accuracy") if all(n in ds for ds in several)]
     with style():
-        figure = new_figure(width, width * (0.42 * (2 + len(names)) + 0.1))
+        figure = new_figure(width, min(0.42 * width, 1.5) * (2 + len(names)) + 0.35)
         axes = figure.subplots(2 + len(names), 1, sharex=True)
         for number, ds in enumerate(several):
             look = {"color": COLOURS[number % 7], "linestyle": LINES[number % 7]}

@@ -1,0 +1,48 @@
+"""``ds.geoflow.plot``: the figures of a dataset, from the dataset itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from geoflow.plots import kinds
+
+
+class Plots:
+    """Figures by name: ``ds.geoflow.plot.overview()``.
+
+    A figure's hyphens are underscores here: ``ds.geoflow.plot.work_precision()``. Options are
+    those of the figure's own function in :mod:`geoflow.plots`.
+    """
+
+    def __init__(self, ds: xr.Dataset) -> None:
+        self._ds = ds
+
+    def __getattr__(self, name: str) -> Callable[..., Figure]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        kind = name.replace("_", "-")
+        if kind not in kinds.names(self._ds):
+            there = ", ".join(self.__dir__())
+            raise AttributeError(f"no figure {name!r} of this dataset; there are {there}")
+        return partial(kinds.draw, self._ds, kind)
+
+    def __dir__(self) -> list[str]:
+        return [name.replace("-", "_") for name in kinds.names(self._ds)]
+
+
+@xr.register_dataset_accessor("geoflow")
+class GeoflowAccessor:
+    """What geoflow adds to a dataset, as ``ds.geoflow``.
+
+    Attributes
+    ----------
+    plot : Plots
+        The figures that can be drawn of it.
+    """
+
+    def __init__(self, ds: xr.Dataset) -> None:
+        self.plot = Plots(ds)
