@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
 from rich.table import Table
 
 import geoflow as gf
 from geoflow import archive, experiments, plots
-from geoflow.analysis import pca, spectra
+from geoflow.analysis import landscape, pca, planes, spectra
+from geoflow.errors import InputError
 from geoflow.plots import kinds
 from geoflow.plots.style import COLUMN_INCHES, SLIDE_INCHES
+from geoflow.problem import TensorSpec
 from geoflow.report import report as write_report
 from geoflow.terminal import DONE, console
 
@@ -61,10 +65,10 @@ def spectrum(args: argparse.Namespace) -> int:
             n_steps=args.steps,
             max_products=args.max_products,
             seed=args.seed,
+            archive=args.out,
+            overwrite=args.force,
             progress=not args.quiet,
         )
-    if args.out:
-        archive.save_dataset(found, args.out, overwrite=args.force)
     table = Table("time", "operator", "largest", "smallest", "trace", "overlap", "curvature")
     for row in found["snapshot"].values:
         for operator in found["operator"].values:
@@ -148,6 +152,99 @@ def _null_model_table(found: xr.Dataset) -> Table:
                 f"{float(row['p_value']):.3g}" if model == "walk" else "",
             )
     return table
+
+
+def slice_(args: argparse.Namespace) -> int:
+    """Evaluate the loss on a plane through a walk of an experiment."""
+    target = archive.check_target(args.out, overwrite=args.force)
+    with gf.open_trajectory(args.file) as ds:
+        rebuilt = experiments.rebuild(ds.attrs, device=args.device)
+        found = landscape.on_plane(
+            ds,
+            rebuilt.flow,
+            _plane(args, ds, rebuilt.flow.problem.tensors),
+            points=args.points,
+            margin=args.margin,
+            observables=_observables(args.observables, rebuilt),
+            batch_size=args.batch,
+            archive=target,
+            overwrite=args.force,
+            progress=not args.quiet,
+        )
+    # Drawn after it is kept: what took long is not lost with a figure.
+    figures = plots.save_slice(found, args.figures, target.stem) if args.figures else []
+    table = Table("", "least", "greatest", "at the walk", "at its projections")
+    for name in (n for n in found.data_vars if found[n].dims == ("alpha", "beta")):
+        ends = [_range(found[f"{kind}_{name}"]) for kind in ("walk", "projected")]
+        low, high = float(found[name].min()), float(found[name].max())
+        table.add_row(str(name), f"{low:.4g}", f"{high:.4g}", *ends)
+    out = console()
+    out.print(table)
+    off = found["off_plane_distance"]
+    out.print(
+        f"level {found.attrs['level']:.6g}; the walk is {_range(off)} from the plane, over an arc "
+        f"length of {float(found['snapshot_arc_length'][-1]):.4g}"
+    )
+    if not args.quiet:
+        for path in [target, *figures]:
+            print(f"wrote {path}", file=sys.stderr)
+    return DONE
+
+
+def _plane(args: argparse.Namespace, ds: xr.Dataset, tensors: Sequence[TensorSpec]) -> planes.Plane:
+    if args.through is not None and (args.filter_normalise or args.random):
+        raise InputError(
+            "--through: filter-normalised or random directions would not lead through the three "
+            "snapshots; leave --filter-normalise and --random out"
+        )
+    if args.random:
+        return planes.random(ds, tensors, seed=args.seed)
+    if args.through is not None:
+        return planes.through(ds, args.through)
+    return planes.principal(ds, tensors if args.filter_normalise else None)
+
+
+def _observables(names: Sequence[str], rebuilt: experiments.RebuiltWalk) -> dict[str, Any]:
+    unknown = [name for name in names if name not in rebuilt.observables]
+    if unknown:
+        raise InputError(
+            f"--observables: there is no {unknown[0]!r}; choose from "
+            f"{', '.join(rebuilt.observables)}"
+        )
+    found: dict[str, Any] = {name: rebuilt.observables[name] for name in names}
+    if "test_loss" in found:
+        problem = rebuilt.flow.problem
+        # In chunks of as many examples as the observable's own, so that memory is flat.
+        found["test_loss"] = gf.Problem.from_module(
+            rebuilt.module,
+            rebuilt.loss_fn,
+            *rebuilt.test,
+            batch_size=min(500, len(rebuilt.test.targets)),
+            dtype=problem.dtype,
+            device=problem.device,
+        )
+    return found
+
+
+def _range(values: xr.DataArray) -> str:
+    return f"{float(values.min()):.4g} to {float(values.max()):.4g}"
+
+
+def animate(args: argparse.Namespace) -> int:
+    """Film a walk over its slice."""
+    with archive.open_analysis(args.file, "slice") as ds:
+        plots.animate(
+            ds,
+            args.out,
+            frames=args.frames,
+            fps=args.fps,
+            pace=args.pace,
+            overwrite=args.force,
+            progress=not args.quiet,
+        )
+    if not args.quiet:
+        print(f"wrote {args.out}", file=sys.stderr)
+    return DONE
 
 
 def report(args: argparse.Namespace) -> int:

@@ -162,9 +162,8 @@ def save_dataset(
     """
     path = check_target(path, overwrite=overwrite)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    text = {str(n): {"dtype": "S1"} for n, v in ds.variables.items() if v.dtype.kind in "OUT"}
     try:
-        ds.to_netcdf(temporary, engine="netcdf4", encoding=text | dict(encoding or {}))
+        ds.to_netcdf(temporary, engine="netcdf4", encoding=text_encoding(ds) | dict(encoding or {}))
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         raise ArchiveError(f"writing {path} failed ({error}); free space or choose another") from (
@@ -193,6 +192,11 @@ def expand(files: Sequence[str | Path]) -> list[Path]:
     if not paths:
         raise InputError("files=[]; name at least one")
     return list(dict.fromkeys(paths))
+
+
+def text_encoding(ds: xr.Dataset) -> dict[str, dict[str, Any]]:
+    """Store text as characters, which readers return as text all the same."""
+    return {str(n): {"dtype": "S1"} for n, v in ds.variables.items() if v.dtype.kind in "OUT"}
 
 
 def existing(path: str | Path) -> Path:

@@ -167,6 +167,46 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--force", action="store_true", help="replace the file where it exists")
     p.add_argument("--quiet", action="store_true", help="no progress")
 
+    p = add("slice", analysis_commands.slice_)
+    p.add_argument("file", metavar="FILE.nc", help="of geoflow run or geoflow sweep")
+    p.add_argument("--out", metavar="SLICE.nc", required=True, help="write the slice here")
+    p.add_argument(
+        "--through",
+        type=_integers,
+        metavar="I,J,K",
+        help="the plane through three snapshots; default: the first two principal components",
+    )
+    p.add_argument(
+        "--filter-normalise",
+        action="store_true",
+        help="rescale the components, filter by filter, to the norms of the weights",
+    )
+    p.add_argument("--random", action="store_true", help="two random filter-normalised directions")
+    p.add_argument("--seed", type=int, default=0, help="of the random directions")
+    p.add_argument("--points", type=int, default=41, metavar="N", help="along each direction")
+    p.add_argument(
+        "--margin", type=float, default=0.25, metavar="X", help="around the walk, of its extent"
+    )
+    p.add_argument(
+        "--observables", type=_names, default=["test_loss"], metavar="A,B,…", help="beside the loss"
+    )
+    p.add_argument("--batch", type=int, metavar="N", help="points evaluated at once")
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--figures", metavar="DIR", help="draw the slice into this folder")
+    p.add_argument("--force", action="store_true", help="replace SLICE.nc where it exists")
+    p.add_argument("--quiet", action="store_true", help="no progress")
+
+    p = add("animate", analysis_commands.animate)
+    p.add_argument("file", metavar="SLICE.nc", help="of geoflow slice")
+    p.add_argument("--out", metavar="FILE.gif", required=True, help="or FILE.mp4, with ffmpeg")
+    p.add_argument("--frames", type=int, default=100, metavar="N")
+    p.add_argument("--fps", type=float, default=20.0, metavar="X", help="frames a second")
+    p.add_argument(
+        "--pace", default="arc_length", metavar="NAME", help="even in arc_length, or in time"
+    )
+    p.add_argument("--force", action="store_true", help="replace the file where it exists")
+    p.add_argument("--quiet", action="store_true", help="no progress")
+
     p = add("report", analysis_commands.report)
     p.add_argument("files", metavar="FILE.nc", nargs="+", help="walks, baselines, or their folders")
     p.add_argument("--out", metavar="PAGE.html", required=True, help="write the page here")

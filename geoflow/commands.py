@@ -14,7 +14,7 @@ import xarray as xr
 from rich.table import Table
 
 import geoflow as gf
-from geoflow import archive, baselines, experiments, parts, plots, solvers
+from geoflow import archive, baselines, experiments, parts, pieces, plots, solvers
 from geoflow.bench import ANGLES
 from geoflow.bench import bench as run_bench
 from geoflow.comparison import compare_experiment
@@ -317,7 +317,10 @@ def _plain(value: Any) -> float | int | None:
 
 
 def hint(args: argparse.Namespace) -> str:
-    """Say how to go on where a walk is kept."""
+    """Say how to go on where a walk, or what is done of an analysis, is kept."""
+    out = getattr(args, "out", None)
+    if out and pieces.are_kept(Path(out)):
+        return "; what is done is kept, and the same command goes on with it"
     path = args.out if args.command is run else getattr(args, "file", None)
     if not path or not parts.is_resumable(Path(path)):
         return ""

@@ -1,4 +1,4 @@
-"""The line on standard error that shows a walk as it goes."""
+"""What standard error shows of long work as it goes."""
 
 from __future__ import annotations
 
@@ -33,3 +33,12 @@ class Progress:
             refresh=False,
         )
         self.bar.update(record["n_gradient"] + 2 * record["n_hvp"] - self.bar.n)
+
+
+def duration(seconds: float) -> str:
+    """A time to wait, to two digits or so, in the unit people think in."""
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.2g} min"
+    return f"{seconds / 3600:,.1f} h"

@@ -238,3 +238,19 @@ def test_gpu_gives_the_same_to_rounding(network):
     on_gpu = references.small_network(device="cuda").problem
     gradient = network.problem.value_and_gradient(network.problem.theta0)[1]
     assert torch.allclose(on_gpu.value_and_gradient(on_gpu.theta0)[1].cpu(), gradient, rtol=1e-10)
+
+
+def test_losses_at_many_points_are_those_at_each():
+    for problem in (
+        references.small_network().problem,
+        references.small_network(batch_size=7).problem,
+        references.ellipsoid().problem,
+    ):
+        counts = problem.counts
+        thetas = problem.theta0 * torch.linspace(0.5, 2, 5, dtype=torch.float64)[:, None]
+        found = problem.losses(thetas)
+        assert torch.allclose(found, torch.stack([problem.loss(t) for t in thetas]), rtol=1e-13)
+        assert not found.requires_grad
+        assert problem.counts == counts
+        with pytest.raises(InputError, match=r"give \(N, P\)"):
+            problem.losses(problem.theta0)

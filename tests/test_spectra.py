@@ -18,6 +18,7 @@ from geoflow.analysis import (
     trace,
 )
 from geoflow.analysis.curvature import Curvature, Subspace
+from geoflow.analysis.matrix_free import products_needed
 from geoflow.errors import InputError
 
 
@@ -325,3 +326,20 @@ def test_too_much_memory_is_refused_before_it_is_asked_for():
     )
     with pytest.raises(InputError, match="GiB are free"):
         spectral_density(operator, n_steps=10_000)
+
+
+def test_products_are_foreseen(network, wide):
+    cost = {"k": 3, "n_probes": 2, "n_steps": 10, "n_trace": 12, "max_products": 200}
+    for flow in (network, wide):
+        problem = flow.problem
+        operator = loss_hessian(problem, problem.theta0)
+        before = problem.counts["hvp"]
+        for which in ("largest", "smallest"):
+            extreme_eigenvalues(operator, 3, which=which, max_products=200)
+        spectral_density(operator, n_probes=2, n_steps=10)
+        trace(operator, n_products=12)
+        least, most = products_needed(operator.size, **cost)
+        assert least <= problem.counts["hvp"] - before <= most
+    # Small ones are written out: known exactly.
+    operator = diagonal([1.0, 2.0, 4.0])
+    assert products_needed(3, **cost) == (2 * 3 + 6 + 6 + 6, 2 * 3 + 6 + 6 + 6)

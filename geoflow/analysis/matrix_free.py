@@ -152,7 +152,7 @@ def extreme_eigenvalues(
     n = operator.size
     if not 1 <= k <= n:
         raise InputError(f"k={k}; the operator has 1 to {n} eigenvalues")
-    n_vectors = max(2 * k + 1, 20)
+    n_vectors = _krylov_size(k)
     if n <= n_vectors:
         values, vectors = np.linalg.eigh(operator.dense())
         order = slice(None, k) if which == "smallest" else slice(None, -k - 1, -1)
@@ -251,6 +251,34 @@ def trace(operator: Curvature, *, n_products: int = 60, seed: int = 0) -> Estima
         probe = probe - basis @ (basis.T @ probe)
         rest.append(float(torch.dot(probe, operator(probe))))
     return Estimate(exact + float(np.mean(rest)), _standard_error(np.array(rest)))
+
+
+def products_needed(
+    n: int, *, k: int, n_probes: int, n_steps: int, n_trace: int, max_products: int
+) -> tuple[int, int]:
+    """Products for both ends, density and trace of one operator: at the least and at the most.
+
+    What the eigenvalues take between a first Krylov space and their budgets is not known
+    beforehand; the other two take a fixed number.
+
+    Parameters
+    ----------
+    n : int
+        Size of the operator.
+    k, n_probes, n_steps, n_trace, max_products : int
+        As for the functions of this module.
+    """
+    third = n_trace // 3
+    fixed = n_probes * min(n_steps, n) + 2 * min(third, n) + (third if third < n else 0) + 2 * k
+    n_vectors = _krylov_size(k)
+    if n <= n_vectors:
+        return fixed + 2 * n, fixed + 2 * n
+    # Largest, smallest, and the largest once more to know how far to shift.
+    return fixed + 3 * n_vectors + 2, fixed + 3 * (n_vectors + max_products) + 2
+
+
+def _krylov_size(k: int) -> int:
+    return max(2 * k + 1, 20)
 
 
 def _arpack(

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +22,17 @@ from geoflow.analysis.curvature import (
     normal_curvature,
     tangent_hessian,
 )
-from geoflow.analysis.matrix_free import extreme_eigenvalues, spectral_density, trace
+from geoflow.analysis.matrix_free import (
+    extreme_eigenvalues,
+    products_needed,
+    spectral_density,
+    trace,
+)
 from geoflow.errors import InputError
 from geoflow.flows import FlowState, RegularizingFlow
+from geoflow.pieces import Pieces, fingerprint
+from geoflow.progress import duration
+from geoflow.trajectory import dtype_name
 
 OPERATORS = ("hessian", "tangent")
 DEFAULT_SNAPSHOTS = 5
@@ -61,6 +74,8 @@ def along(
     tol: float = 1e-6,
     max_products: int = 1000,
     seed: int = 0,
+    archive: str | Path | None = None,
+    overwrite: bool = False,
     progress: bool = False,
 ) -> xr.Dataset:
     """Spectra of ∇²L and of the tangent-space Hessian A at snapshots of a walk.
@@ -91,8 +106,14 @@ def along(
     seed : int
         Decides every probe; the same probes at every snapshot, so that differences between
         snapshots are not those of the probes.
+    archive : str or Path, optional
+        Write the result here. Each snapshot is kept beside it once it is done, so that the same
+        call goes on where it was interrupted; with other snapshots too.
+    overwrite : bool
+        Replace the archive where it exists, and start over where an unfinished analysis with
+        other settings lies beside it.
     progress : bool
-        Show a bar on standard error, where that is a terminal.
+        Say on standard error how long it will take, and show a bar there if it is a terminal.
 
     Returns
     -------
@@ -106,13 +127,34 @@ def along(
     ------
     InputError
         An argument that cannot be used, or a flow that the dataset is not a walk of.
+    ArchiveError
+        The archive cannot be written; the snapshots that were done are kept.
     """
     indices = _indices(ds, snapshots)
     _check_operators(operators)
     if n_points < 2:
         raise InputError(f"n_points={n_points}; use at least 2")
-    rows = []
-    for index in tqdm(indices, "spectra", unit="snapshot", disable=None if progress else True):
+    attributes = {
+        "kind": "spectra",
+        "title": "Curvature spectra along a walk",
+        "experiment": ds.attrs["experiment"],
+        "walk_seed": ds.attrs["seed"],
+        "seed": seed,
+        "k": k,
+        "tol": tol,
+        "n_trace": n_trace,
+        "tensors": "" if tensors is None else " ".join(tensors),
+        "geoflow_version": ds.attrs["geoflow_version"],
+    }
+    cost = {
+        "k": k,
+        "n_probes": n_probes,
+        "n_steps": n_steps,
+        "n_trace": n_trace,
+        "max_products": max_products,
+    }
+
+    def at(index: int) -> xr.Dataset:
         state = _state(ds, flow, index)
         before = flow.problem.counts["hvp"]
         per_operator = []
@@ -147,25 +189,40 @@ def along(
             )
         curvature = normal_curvature(flow, state, state.velocity)
         spent = flow.problem.counts["hvp"] - before
-        rows.append((per_operator, curvature, state.multiplier, spent))
-    return _dataset(
-        ds,
-        indices,
-        operators,
-        rows,
-        {
-            "kind": "spectra",
-            "title": "Curvature spectra along a walk",
-            "experiment": ds.attrs["experiment"],
-            "walk_seed": ds.attrs["seed"],
-            "seed": seed,
-            "k": k,
-            "tol": tol,
-            "n_trace": n_trace,
-            "tensors": "" if tensors is None else " ".join(tensors),
-            "geoflow_version": ds.attrs["geoflow_version"],
-        },
-    )
+        row = (per_operator, curvature, state.multiplier, spent)
+        return _dataset(ds, [index], operators, [row], attributes)
+
+    settings = {
+        **attributes,
+        **cost,
+        "operators": list(operators),
+        "n_points": n_points,
+        "walk": fingerprint(ds),
+        "device": str(flow.problem.device),
+        "dtype": dtype_name(flow.problem.dtype),
+        "version": version("geoflow"),
+    }
+    with Pieces(archive, settings, overwrite=overwrite) as pieces:
+        names = [f"snapshot-{index:06d}" for index in indices]
+        todo = [i for i, n in zip(indices, names, strict=True) if n in pieces.missing(names)]
+        if progress and todo:
+            _announce(_state(ds, flow, todo[0]), flow, operators, tensors, len(todo), cost)
+        shown = tqdm(indices, "spectra", unit="snapshot", disable=None if progress else True)
+        done = [
+            pieces.compute(name, partial(at, index))
+            for index, name in zip(shown, names, strict=True)
+        ]
+        found = xr.concat(
+            done,
+            "snapshot",
+            data_vars="minimal",
+            coords="minimal",
+            compat="equals",
+            join="exact",
+            combine_attrs="override",
+        ).assign_attrs(attributes)
+        pieces.finish(found)
+    return found
 
 
 def overlap(operator: Curvature, eigenvectors: np.ndarray[Any, Any], state: FlowState) -> float:
@@ -188,6 +245,36 @@ def overlap(operator: Curvature, eigenvectors: np.ndarray[Any, Any], state: Flow
     if norm == 0:
         return math.nan
     return float(((eigenvectors.T @ (velocity / norm)) ** 2).sum())
+
+
+def _announce(
+    state: FlowState,
+    flow: RegularizingFlow,
+    operators: Sequence[str],
+    tensors: Sequence[str] | None,
+    n_snapshots: int,
+    cost: Mapping[str, int],
+) -> None:
+    """Say on standard error how long it will take, from one timed product of each operator."""
+    least = most = 0
+    shortest = longest = 0.0
+    for name in operators:
+        operator = _operator(name, flow, state, tensors)
+        x = torch.ones_like(operator.subspace.coordinates(state.theta))
+        # The first product of a process takes longer.
+        float(operator(x).sum())
+        before = time.perf_counter()
+        float(operator(x).sum())
+        each = time.perf_counter() - before
+        low, high = products_needed(operator.size, **cost)
+        least, most = least + n_snapshots * low, most + n_snapshots * high
+        shortest += n_snapshots * low * each
+        longest += n_snapshots * high * each
+    print(
+        f"spectra of {n_snapshots} snapshots: {duration(shortest)} to {duration(longest)}, for "
+        f"{least:,} to {most:,} Hessian-vector products",
+        file=sys.stderr,
+    )
 
 
 def _operator(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from geoflow.plots.animation import animate
 from geoflow.plots.comparison import save_work_precision, work_precision
 from geoflow.plots.ensembles import penalties, sweep_stack
 from geoflow.plots.pca import (
@@ -13,6 +14,7 @@ from geoflow.plots.pca import (
     save_pca,
     scores_plane,
 )
+from geoflow.plots.slices import contours, projections, save_slice, slice_figure
 from geoflow.plots.style import STYLE, new_figure, save, style
 from geoflow.plots.trajectory import (
     angle,
@@ -26,6 +28,8 @@ from geoflow.plots.trajectory import (
 __all__ = [
     "STYLE",
     "angle",
+    "animate",
+    "contours",
     "explained_variance",
     "level_residual",
     "line",
@@ -37,11 +41,14 @@ __all__ = [
     "pca_plane",
     "pca_space",
     "penalties",
+    "projections",
     "save",
     "save_figures",
     "save_pca",
+    "save_slice",
     "save_work_precision",
     "scores_plane",
+    "slice_figure",
     "style",
     "sweep_stack",
     "work_precision",

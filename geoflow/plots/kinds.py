@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from geoflow.errors import InputError
-from geoflow.plots import comparison, ensembles, trajectory
+from geoflow.plots import comparison, ensembles, slices, trajectory
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ KINDS = {
     "stack": Kind("trajectory", trajectory.paper_stack),
     "work-precision": Kind("comparison", comparison.work_precision),
     "ensemble": Kind("ensemble", ensembles.ensemble),
+    "slice": Kind("slice", slices.slice_figure),
     "penalties": Kind("baseline", ensembles.penalties),
 }
 

@@ -51,6 +51,7 @@ LABELS = {
     "test_accuracy": "test accuracy / %",
     "train_accuracy": "training accuracy / %",
     "train_loss": "training loss",
+    "loss": "training loss",
 }
 
 

@@ -1,0 +1,163 @@
+"""A walk over its slice of the landscape, as a GIF or an MP4."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.animation import AbstractMovieWriter, FFMpegWriter, PillowWriter
+from tqdm import tqdm
+
+from geoflow.archive import check_target
+from geoflow.errors import ArchiveError, InputError
+from geoflow.plots.slices import HALO, WALK, check, colour_bar, surface, title
+from geoflow.plots.style import LABELS, SLIDE_INCHES, new_figure, style
+
+ENDINGS = (".gif", ".mp4")
+# Pixels of both directions must be even for H.264: 7.0 × 4.0 inches at 160 dots an inch.
+DPI = 160
+HEIGHT_INCHES = 4.0
+
+PACES = {
+    "arc_length": ("snapshot_arc_length", LABELS["arc_length"]),
+    "time": ("snapshot_time", LABELS["time"]),
+}
+
+
+def animate(
+    ds: xr.Dataset,
+    path: str | Path,
+    *,
+    frames: int = 100,
+    fps: float = 20.0,
+    pace: str = "arc_length",
+    overwrite: bool = False,
+    progress: bool = False,
+) -> None:
+    """Write a film of a walk over its slice, its distance from the plane below.
+
+    Between snapshots the projection is interpolated linearly. The same input and the same software
+    give the same file.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        From :func:`geoflow.analysis.landscape.on_plane`.
+    path : str or Path
+        Ends in ``.gif``, or in ``.mp4``, for which ffmpeg must be there. Written whole or not at
+        all.
+    frames : int
+        Of the film; evenly in arc length or in flow time, the first and the last snapshot shown.
+    fps : float
+        Frames a second. A GIF's are rounded to hundredths of a second for each.
+    pace : str
+        ``"arc_length"`` or ``"time"``.
+    overwrite : bool
+        Replace the file where it exists.
+    progress : bool
+        Show a bar on standard error, where that is a terminal.
+
+    Raises
+    ------
+    InputError
+        The dataset is no slice, an argument cannot be used, or ffmpeg is not there.
+    ArchiveError
+        Writing failed; ``path`` is as it was.
+    """
+    check(ds)
+    path = Path(path)
+    writer = _writer(path, frames, fps, pace)
+    check_target(path, overwrite=overwrite)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        with style():
+            _film(ds, writer, temporary, frames, pace, progress)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ArchiveError(
+            f"writing {path} failed ({reason}); free space or choose another"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _writer(path: Path, frames: int, fps: float, pace: str) -> AbstractMovieWriter:
+    if path.suffix not in ENDINGS:
+        raise InputError(f"{path}: its name must end in .gif or .mp4")
+    if frames < 2:
+        raise InputError(f"frames={frames}; use at least 2")
+    if not 1 <= fps <= 100:
+        raise InputError(f"fps={fps}; use 1 to 100 frames a second")
+    if pace not in PACES:
+        raise InputError(f"pace={pace!r}; use one of {', '.join(PACES)}")
+    if path.suffix == ".gif":
+        return PillowWriter(fps=fps)  # type: ignore[arg-type]
+    if not FFMpegWriter.isAvailable():
+        raise InputError(
+            f"{path}: there is no ffmpeg here, which makes MP4 files; install it (on Debian: "
+            "apt-get install ffmpeg), or name a .gif"
+        )
+    # Without the version of the software and the time in the file.
+    plain = ["-fflags", "+bitexact", "-flags:v", "+bitexact", "-pix_fmt", "yuv420p"]
+    return FFMpegWriter(fps=fps, codec="libx264", extra_args=plain)  # type: ignore[arg-type]
+
+
+def _film(
+    ds: xr.Dataset,
+    writer: AbstractMovieWriter,
+    path: Path,
+    frames: int,
+    pace: str,
+    progress: bool,
+) -> None:
+    along, label = PACES[pace]
+    place = ds[along].values
+    names = [n for n in ("loss", "test_loss") if n in ds]
+    figure = new_figure(SLIDE_INCHES, HEIGHT_INCHES)
+    parts: Any = figure.subfigures(2, 1, height_ratios=[2.2, 1])
+    axes = np.atleast_1d(parts[0].subplots(1, len(names), sharex=True, sharey=True))
+    movers = []
+    for name, ax in zip(names, axes, strict=True):
+        filled = surface(ds, name, ax, names)
+        ax.set_aspect("auto")
+        ax.set_title(LABELS[name])
+        ax.label_outer()
+        (trace,) = ax.plot([], [], color=WALK, linestyle="-", linewidth=1.6, path_effects=HALO)
+        (head,) = ax.plot([], [], color=WALK, marker="o", markersize=6, markeredgecolor="#000000")
+        movers.append((trace, head, ds["walk_alpha"].values, ds["walk_beta"].values))
+    colour_bar(parts[0], filled, list(axes))
+    below = parts[1].subplots()
+    distance = ds["off_plane_distance"].values
+    below.plot(place, distance, color="#BBBBBB", linestyle="-")
+    (trace,) = below.plot([], [], color=WALK, linestyle="-")
+    (head,) = below.plot([], [], color=WALK, marker="o", markersize=5, markeredgecolor="#000000")
+    movers.append((trace, head, place, distance))
+    below.set_xlabel(label)
+    below.set_ylabel("distance\nfrom plane")
+    below.set_ylim(bottom=0)
+    figure.suptitle(title(ds), fontsize=8)
+    # Laid out once: a layout for each frame would take most of the time, and could shift.
+    figure.canvas.draw()
+    figure.set_layout_engine("none")
+    writer.setup(figure, str(path), DPI)
+    try:
+        shown = np.linspace(place[0], place[-1], frames)
+        for now in tqdm(shown, "film", unit="frame", disable=None if progress else True):
+            passed = place < now
+            for trace, head, x, y in movers:
+                here = np.interp(now, place, x), np.interp(now, place, y)
+                trace.set_data([*x[passed], here[0]], [*y[passed], here[1]])
+                head.set_data([here[0]], [here[1]])
+            writer.grab_frame()
+    except BaseException:
+        # Ends ffmpeg, whose complaint about a film cut short says less than what cut it.
+        with suppress(Exception):
+            writer.finish()
+        raise
+    writer.finish()
