@@ -158,8 +158,8 @@ def through(ds: xr.Dataset, snapshots: Sequence[int]) -> Plane:
     v = v / norm
     v = v - (v @ u) * u
     names = (
-        f"snapshot {indices[0]} to {indices[1]}",
-        f"to {indices[2]}, orthogonal",
+        f"snapshots {indices[0]} to {indices[1]}",
+        f"towards {indices[2]}",
     )
     return Plane(
         a,
