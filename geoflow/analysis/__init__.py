@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from geoflow.analysis import null_models, spectra
-from geoflow.analysis.curvature import loss_hessian, normal_curvature, tangent_hessian
+from geoflow.analysis.curvature import (
+    gauss_newton,
+    loss_hessian,
+    normal_curvature,
+    tangent_hessian,
+)
 from geoflow.analysis.matrix_free import extreme_eigenvalues, spectral_density, trace
 from geoflow.analysis.pca import PCA, fit_pca
 
@@ -11,6 +16,7 @@ __all__ = [
     "PCA",
     "extreme_eigenvalues",
     "fit_pca",
+    "gauss_newton",
     "loss_hessian",
     "normal_curvature",
     "null_models",

@@ -13,15 +13,23 @@ from tqdm import tqdm
 
 from geoflow.analysis.curvature import (
     Curvature,
+    gauss_newton,
     loss_hessian,
     normal_curvature,
     tangent_hessian,
 )
-from geoflow.analysis.matrix_free import extreme_eigenvalues, spectral_density, trace
+from geoflow.analysis.matrix_free import (
+    Eigenpairs,
+    Floats,
+    extreme_eigenvalues,
+    spectral_density,
+    trace,
+)
 from geoflow.errors import InputError
 from geoflow.flows import FlowState, RegularizingFlow
 
-OPERATORS = ("hessian", "tangent")
+OPERATORS = ("hessian", "tangent", "gauss_newton")
+DEFAULT_OPERATORS = ("hessian", "tangent")
 DEFAULT_SNAPSHOTS = 5
 
 # The loss of a snapshot, computed again, differs by rounding and by the software's version.
@@ -51,7 +59,7 @@ def along(
     flow: RegularizingFlow,
     *,
     snapshots: Sequence[int] | None = None,
-    operators: Sequence[str] = OPERATORS,
+    operators: Sequence[str] = DEFAULT_OPERATORS,
     tensors: Sequence[str] | None = None,
     k: int = 5,
     n_probes: int = 8,
@@ -63,7 +71,7 @@ def along(
     seed: int = 0,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Spectra of ∇²L and of the tangent-space Hessian A at snapshots of a walk.
+    """Spectra of ∇²L, of its Gauss–Newton part and of the tangent-space Hessian A along a walk.
 
     Parameters
     ----------
@@ -75,7 +83,8 @@ def along(
         Indices along ``snapshot``, negative ones from the end. None: five, the first and the last
         among them, or all where there are fewer.
     operators : sequence of str
-        ``"hessian"`` for ∇²L, ``"tangent"`` for A = Π(∇²R + λ∇²L)Π on the tangent space.
+        ``"hessian"`` for ∇²L, ``"tangent"`` for A = Π(∇²R + λ∇²L)Π on the tangent space,
+        ``"gauss_newton"`` for the Gauss–Newton part of ∇²L.
     tensors : sequence of str, optional
         Names of parameter tensors to restrict the operators, and the velocity, to. None: all.
     k : int
@@ -111,6 +120,7 @@ def along(
     _check_operators(operators)
     if n_points < 2:
         raise InputError(f"n_points={n_points}; use at least 2")
+    limits: dict[str, Any] = {"tol": tol, "max_products": max_products, "seed": seed}
     rows = []
     for index in tqdm(indices, "spectra", unit="snapshot", disable=None if progress else True):
         state = _state(ds, flow, index)
@@ -118,12 +128,8 @@ def along(
         per_operator = []
         for name in operators:
             operator = _operator(name, flow, state, tensors)
-            largest = extreme_eigenvalues(
-                operator, k, which="largest", tol=tol, max_products=max_products, seed=seed
-            )
-            smallest = extreme_eigenvalues(
-                operator, k, which="smallest", tol=tol, max_products=max_products, seed=seed
-            )
+            largest = extreme_eigenvalues(operator, k, which="largest", **limits)
+            smallest, smallest_residual = _smallest(operator, k, largest, limits)
             spectrum = spectral_density(operator, n_probes=n_probes, n_steps=n_steps, seed=seed)
             abscissa = spectrum.grid(n_points)
             density, density_error = spectrum.on(abscissa)
@@ -132,8 +138,8 @@ def along(
                 {
                     "largest_eigenvalue": largest.values,
                     "largest_residual": largest.residuals,
-                    "smallest_eigenvalue": smallest.values,
-                    "smallest_residual": smallest.residuals,
+                    "smallest_eigenvalue": smallest,
+                    "smallest_residual": smallest_residual,
                     "trace": estimate.value,
                     "trace_error": estimate.standard_error,
                     "abscissa": abscissa,
@@ -155,6 +161,7 @@ def along(
         rows,
         {
             "title": "Curvature spectra along a walk",
+            "kind": "spectra",
             "experiment": ds.attrs["experiment"],
             "walk_seed": ds.attrs["seed"],
             "seed": seed,
@@ -194,7 +201,24 @@ def _operator(
 ) -> Curvature:
     if name == "hessian":
         return loss_hessian(flow.problem, state.theta, tensors)
+    if name == "gauss_newton":
+        return gauss_newton(flow.problem, state.theta, tensors)
     return tangent_hessian(flow, state, tensors)
+
+
+def _smallest(
+    operator: Curvature, k: int, largest: Eigenpairs, limits: dict[str, Any]
+) -> tuple[Floats, Floats]:
+    """The k smallest eigenvalues, and bounds on their errors."""
+    if operator.nullity >= k:
+        # Lanczos finds one copy of a multiple eigenvalue and goes on to others. But where the
+        # least of all is zero to the tolerance, the k smallest lie between it and the zeros.
+        least = extreme_eigenvalues(operator, 1, which="smallest", **limits)
+        bound = abs(least.values[0]) + least.residuals[0]
+        if bound <= limits["tol"] * abs(largest.values[0]):
+            return np.zeros(k), np.full(k, bound)
+    found = extreme_eigenvalues(operator, k, which="smallest", **limits)
+    return found.values, found.residuals
 
 
 def _check_operators(operators: Sequence[str]) -> None:
