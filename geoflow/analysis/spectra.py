@@ -116,7 +116,7 @@ def along(
     InputError
         An argument that cannot be used, or a flow that the dataset is not a walk of.
     """
-    indices = _indices(ds, snapshots)
+    indices = snapshot_indices(ds, snapshots)
     _check_operators(operators)
     if n_points < 2:
         raise InputError(f"n_points={n_points}; use at least 2")
@@ -160,8 +160,8 @@ def along(
         operators,
         rows,
         {
-            "title": "Curvature spectra along a walk",
             "kind": "spectra",
+            "title": "Curvature spectra along a walk",
             "experiment": ds.attrs["experiment"],
             "walk_seed": ds.attrs["seed"],
             "seed": seed,
@@ -227,12 +227,21 @@ def _check_operators(operators: Sequence[str]) -> None:
         raise InputError(f"operators={list(operators)!r}; choose from {', '.join(OPERATORS)}")
 
 
-def _indices(ds: xr.Dataset, snapshots: Sequence[int] | None) -> list[int]:
+def snapshot_indices(
+    ds: xr.Dataset, snapshots: Sequence[int] | None, default: int = DEFAULT_SNAPSHOTS
+) -> list[int]:
+    """Indices of the snapshots asked for, from 0 on; None: ``default`` of them, evenly.
+
+    Raises
+    ------
+    InputError
+        One is not there, or none is given.
+    """
     n = ds.sizes["snapshot"]
     if not n:
         raise InputError("ds holds no snapshot; walk again with snapshots")
     if snapshots is None:
-        even = np.linspace(0, n - 1, min(n, DEFAULT_SNAPSHOTS)).round()
+        even = np.linspace(0, n - 1, min(n, default)).round()
         return [int(i) for i in even]
     bad = [i for i in snapshots if not -n <= i < n]
     if bad or not snapshots:
