@@ -21,10 +21,10 @@ from geoflow.archive import save_dataset
 SETTINGS = {
     "operators": spectra.OPERATORS,
     "k": 10,
-    "n_probes": 6,
+    "n_probes": 4,
     "n_steps": 48,
     "n_trace": 60,
-    "max_products": 300,
+    "max_products": 150,
 }
 N_SNAPSHOTS = 5
 
