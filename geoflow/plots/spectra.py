@@ -71,6 +71,8 @@ def waterfall(
     scale = float(np.abs(at["node"]).max())
     linear = LINEAR * scale if scale else 1.0
     ends = np.arcsinh(np.array([at["node"].min(), at["node"].max()], dtype=float) / linear)
+    # Room at the left for the bar that gives the scale of the heights.
+    left = ends[0] - 0.7 - 0.12 * (ends[1] - ends[0])
     grid = np.linspace(ends[0] - 0.7, ends[1] + 0.7, 1200)
     curves = np.array([_counts(row, grid, linear, n) for _, row in at.groupby("snapshot_step")])
     heights = np.log10(np.maximum(curves, FLOOR) / FLOOR)
@@ -95,17 +97,18 @@ def waterfall(
                     *(values, np.full(len(values), base)),
                     color=colour,
                     zorder=2 * order + 1,
-                    label=f"{name} eigenvalues" if row == 0 and len(values) else None,
+                    label=f"{name} eigenvalues" if len(values) else None,
                     **look,
                 )
         ax.set_xscale("asinh", linear_width=linear)
         _ticks(ax, linear, scale, ends)
+        ax.set_xlim(linear * np.sinh(left), linear * np.sinh(grid[-1]))
         ax.set_yticks(spacing * np.arange(len(times)), [f"{t:.3g}" for t in times])
         ax.set_ylabel(f"{LABELS['time']} (height: log of the count)")
         ax.set_xlabel("eigenvalue")
         ax.set_title(OPERATOR_LABELS.get(operator, operator))
         ax.grid(visible=False, axis="y")
-        _decade(ax, linear * np.sinh(grid[-1]), spacing)
+        _decade(ax)
     return ax
 
 
@@ -129,8 +132,12 @@ def waterfalls(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
         if side_by_side:
             for ax in axes[1:]:
                 ax.set_ylabel("")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2)
+        legend = {
+            label: handle
+            for ax in axes
+            for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -150,7 +157,7 @@ def extremes(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     if not ends:
         raise InputError("ds has no eigenvalue that converged; compute it with more products")
     with style():
-        figure = new_figure(width, 0.4 * width * len(ends))
+        figure = new_figure(width, 0.3 * width * len(ends))
         axes = figure.subplots(len(ends), len(names), squeeze=False, sharex=True)
         for column, name in enumerate(names):
             at = _of_operator(ds, name)
@@ -198,11 +205,11 @@ def _counts(at: xr.Dataset, grid: Floats, linear: float, n: float) -> Floats:
 
 
 def _ticks(ax: Axes, linear: float, scale: float, ends: Floats) -> None:
-    """Zero and every power of ten beyond the linear part, every other one where there are many."""
+    """Zero and every other power of ten beyond the linear part."""
     low, high = (linear * np.sinh(end) for end in ends)
     powers = np.arange(np.ceil(np.log10(3 * linear)), np.floor(np.log10(scale)) + 1)
     ticks = {0.0: "0"}
-    for power in powers[::-1][:: 2 if len(powers) > 3 else 1]:
+    for power in powers[::-2]:
         value = 10.0**power
         if value <= high:
             ticks[value] = f"$10^{{{power:.0f}}}$"
@@ -212,11 +219,12 @@ def _ticks(ax: Axes, linear: float, scale: float, ends: Floats) -> None:
     ax.set_xticks([], minor=True)
 
 
-def _decade(ax: Axes, right: float, spacing: float) -> None:
-    """A bar as high as a factor of ten."""
-    ax.plot([right, right], [spacing * 0.1, spacing * 0.1 + 1], color="#000000", linestyle="-")
-    place: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 6}
-    ax.annotate("×10 ", (right, spacing * 0.1 + 0.5), **place)
+def _decade(ax: Axes) -> None:
+    """Beside the axis, in the units of the heights, a bar as high as a factor of ten."""
+    mixed: Any = ax.get_yaxis_transform()
+    ax.plot([0.035, 0.035], [0.15, 1.15], color="#000000", linestyle="-", transform=mixed)
+    look: dict[str, Any] = {"va": "center", "fontsize": 6, "transform": mixed}
+    ax.text(0.05, 0.65, "×10", **look)
 
 
 def _extreme(at: xr.Dataset, end: str, ax: Axes) -> None:
