@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from geoflow.analysis import null_models, spectra
+from geoflow.analysis import null_models, predictions, spectra, symmetry
 from geoflow.analysis.curvature import (
     gauss_newton,
     loss_hessian,
@@ -20,8 +20,10 @@ __all__ = [
     "loss_hessian",
     "normal_curvature",
     "null_models",
+    "predictions",
     "spectra",
     "spectral_density",
+    "symmetry",
     "tangent_hessian",
     "trace",
 ]

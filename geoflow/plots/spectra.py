@@ -72,7 +72,7 @@ def waterfall(
     linear = LINEAR * scale if scale else 1.0
     ends = np.arcsinh(np.array([at["node"].min(), at["node"].max()], dtype=float) / linear)
     # Room at the left for the bar that gives the scale of the heights.
-    left = ends[0] - 0.7 - 0.12 * (ends[1] - ends[0])
+    left = ends[0] - 0.7 - 0.2 * (ends[1] - ends[0])
     grid = np.linspace(ends[0] - 0.7, ends[1] + 0.7, 1200)
     curves = np.array([_counts(row, grid, linear, n) for _, row in at.groupby("snapshot_step")])
     heights = np.log10(np.maximum(curves, FLOOR) / FLOOR)
@@ -96,7 +96,7 @@ def waterfall(
                 ax.plot(
                     *(values, np.full(len(values), base)),
                     color=colour,
-                    zorder=2 * order + 1,
+                    zorder=2 * len(times) + 2,
                     label=f"{name} eigenvalues" if len(values) else None,
                     **look,
                 )
