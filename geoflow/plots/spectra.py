@@ -103,7 +103,7 @@ def waterfall(
         ax.set_xscale("asinh", linear_width=linear)
         _ticks(ax, linear, scale, ends)
         ax.set_xlim(linear * np.sinh(left), linear * np.sinh(grid[-1]))
-        ax.set_yticks(spacing * np.arange(len(times)), [f"{t:.3g}" for t in times])
+        ax.set_yticks(spacing * np.arange(len(times)), [f"{t:.2g}" for t in times])
         ax.set_ylabel(f"{LABELS['time']} (height: log of the count)")
         ax.set_xlabel("eigenvalue")
         ax.set_title(OPERATOR_LABELS.get(operator, operator))
