@@ -13,7 +13,7 @@ from rich.table import Table
 
 import geoflow as gf
 from geoflow import archive, experiments, plots
-from geoflow.analysis import landscape, pca, planes, spectra
+from geoflow.analysis import landscape, pca, planes, predictions, spectra, symmetry
 from geoflow.errors import InputError
 from geoflow.plots import kinds
 from geoflow.plots.style import COLUMN_INCHES, SLIDE_INCHES
@@ -22,6 +22,12 @@ from geoflow.report import report as write_report
 from geoflow.terminal import DONE, console
 
 WIDTHS = {"column": COLUMN_INCHES, "slide": SLIDE_INCHES}
+
+PREDICTION_HEADS = {
+    "output_distance": "RMS",
+    "js_divergence": "JS / bit",
+    "disagreement": "differing",
+}
 
 
 def plot(args: argparse.Namespace) -> int:
@@ -59,6 +65,7 @@ def spectrum(args: argparse.Namespace) -> int:
             ds,
             experiments.rebuild(ds.attrs, device=args.device).flow,
             snapshots=args.snapshots,
+            operators=args.operators,
             tensors=args.tensors,
             k=args.eigenvalues,
             n_probes=args.probes,
@@ -83,8 +90,9 @@ def spectrum(args: argparse.Namespace) -> int:
                 f"{float(cell['normal_curvature']):.4g}",
             )
     console().print(table)
-    if args.out and not args.quiet:
-        print(f"wrote {args.out}", file=sys.stderr)
+    if args.figures:
+        plots.save_spectra(found, args.figures, Path(args.file).stem)
+    _say_what_was_written(args)
     return DONE
 
 
@@ -245,6 +253,73 @@ def animate(args: argparse.Namespace) -> int:
     if not args.quiet:
         print(f"wrote {args.out}", file=sys.stderr)
     return DONE
+
+
+def compare_predictions(args: argparse.Namespace) -> int:
+    """Compare snapshots of a walk of an experiment by the predictions of their networks."""
+    if args.out:
+        archive.check_target(args.out, overwrite=args.force)
+    with gf.open_trajectory(args.file) as ds:
+        rebuilt = experiments.rebuild(ds.attrs, device=args.device)
+        settings: dict[str, Any] = {
+            "snapshots": args.snapshots,
+            "classification": experiments.get(ds.attrs["experiment"]).classification,
+            "progress": not args.quiet,
+        }
+        inputs = {"train": rebuilt.train.inputs, "test": rebuilt.test.inputs}
+        found = predictions.along(ds, rebuilt.module, inputs, **settings)
+        found = found.assign(symmetry.along(ds, rebuilt.module, **settings).data_vars)
+    if args.out:
+        archive.save_dataset(found, args.out, overwrite=args.force)
+    from_first = found.isel(snapshot_other=0)
+    columns = {
+        f"{head}, {part}": from_first[name].sel(set=part)
+        for name, head in PREDICTION_HEADS.items()
+        if name in found
+        for part in inputs
+    }
+    columns["‖Δθ‖"] = from_first["parameter_distance"]
+    columns["to its nearest copy"] = from_first["symmetric_distance"]
+    table = Table("time", *columns, title="from the first of these snapshots")
+    for row, time in enumerate(found["snapshot_time"].values):
+        table.add_row(f"{time:.4g}", *(f"{float(c[row]):.4g}" for c in columns.values()))
+    console().print(table)
+    for line in _symmetry_lines(found):
+        print(line)
+    if args.figures:
+        plots.save_predictions(found, args.figures, Path(args.file).stem)
+    _say_what_was_written(args)
+    return DONE
+
+
+def _symmetry_lines(found: xr.Dataset) -> list[str]:
+    """What of the motion lies along symmetries, in words."""
+    nearest, direct = found["symmetric_distance"], found["parameter_distance"]
+    pairs = nearest.size - nearest.sizes["snapshot"]
+    nearer = int((nearest < (1 - 1e-9) * direct).sum())
+    lines = [
+        f"nearer to a copy with permuted or flipped units than to the point itself: "
+        f"{nearer // 2} of {pairs // 2} pairs (distance to the nearest copy: "
+        f"{nearest.attrs['bound']})",
+    ]
+    texts = {
+        "rescaling_fraction": "rescalings of units",
+        "shift_fraction": "shifts of all logits",
+    }
+    for name, text in texts.items():
+        if name in found and found.sizes["snapshot"] > 1:
+            values = found[name].values[:-1]
+            spread = f"{values.min():.3g} to {values.max():.3g}" if values.any() else "0, exactly"
+            lines.append(f"part of the squared displacement along {text}: {spread}")
+    return lines
+
+
+def _say_what_was_written(args: argparse.Namespace) -> None:
+    if args.quiet:
+        return
+    for path in (args.out, args.figures):
+        if path:
+            print(f"wrote {path}", file=sys.stderr)
 
 
 def report(args: argparse.Namespace) -> int:

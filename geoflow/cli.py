@@ -9,6 +9,7 @@ from typing import Any
 
 import geoflow as gf
 from geoflow import analysis_commands, commands, solvers
+from geoflow.analysis.spectra import DEFAULT_OPERATORS, OPERATORS
 from geoflow.commands import hint
 from geoflow.comparison import DEFAULT_TIMES, REFERENCE_RTOL, REFERENCE_SOLVER
 from geoflow.errors import GeoflowError, StorageError
@@ -144,6 +145,13 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("file", metavar="FILE.nc", help="of geoflow run or geoflow sweep")
     p.add_argument("--snapshots", type=_integers, metavar="I,J,…", help="default: five, evenly")
     p.add_argument("--tensors", type=_names, metavar="A,B,…", help="restrict to; default: all")
+    p.add_argument(
+        "--operators",
+        type=_names,
+        metavar="A,B,…",
+        default=DEFAULT_OPERATORS,
+        help=f"of {', '.join(OPERATORS)}; default: {', '.join(DEFAULT_OPERATORS)}",
+    )
     p.add_argument("--eigenvalues", type=int, default=5, metavar="K", help="at each end")
     p.add_argument("--probes", type=int, default=8, metavar="N", help="of the density")
     p.add_argument("--steps", type=int, default=64, metavar="N", help="of Lanczos for each probe")
@@ -153,6 +161,16 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0, help="of the probes")
     p.add_argument("--device", default="cpu")
     p.add_argument("--out", metavar="FILE.nc", help="write the spectra here")
+    p.add_argument("--figures", metavar="DIR", help="draw them into this folder")
+    p.add_argument("--force", action="store_true", help="replace the file where it exists")
+    p.add_argument("--quiet", action="store_true", help="no progress")
+
+    p = add("predictions", analysis_commands.compare_predictions)
+    p.add_argument("file", metavar="FILE.nc", help="of geoflow run or geoflow sweep")
+    p.add_argument("--snapshots", type=_integers, metavar="I,J,…", help="default: 25, evenly")
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--out", metavar="FILE.nc", help="write the distances here")
+    p.add_argument("--figures", metavar="DIR", help="draw them into this folder")
     p.add_argument("--force", action="store_true", help="replace the file where it exists")
     p.add_argument("--quiet", action="store_true", help="no progress")
 

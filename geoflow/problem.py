@@ -7,11 +7,12 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, grad_and_value, jvp, vmap
+from torch.func import functional_call, grad, grad_and_value, jvp, vjp, vmap
 
 from geoflow.errors import EvaluationLimitError, InputError
 
@@ -27,10 +28,16 @@ class TensorSpec(NamedTuple):
 
 
 class LossPart(NamedTuple):
-    """One additive part of the loss: ``weight * loss(parameters)``."""
+    """One additive part of the loss: ``weight * loss(parameters)``.
+
+    Where it is the loss of a network's outputs, ``loss(parameters)`` is
+    ``loss_of_outputs(outputs(parameters))``.
+    """
 
     weight: float
     loss: Callable[[Parameters], Tensor]
+    outputs: Callable[[Parameters], Tensor] | None = None
+    loss_of_outputs: Callable[[Tensor], Tensor] | None = None
 
 
 class Problem:
@@ -132,10 +139,16 @@ class Problem:
         def part(start: int) -> LossPart:
             x, y = inputs[start : start + size], targets[start : start + size]
 
-            def loss(parameters: Parameters) -> Tensor:
-                return loss_fn(functional_call(module, {**frozen, **parameters}, (x,)), y)
+            def outputs(parameters: Parameters) -> Tensor:
+                return functional_call(module, {**frozen, **parameters}, (x,))
 
-            return LossPart(len(x) / n, loss)
+            def loss_of_outputs(values: Tensor) -> Tensor:
+                return loss_fn(values, y)
+
+            def loss(parameters: Parameters) -> Tensor:
+                return loss_of_outputs(outputs(parameters))
+
+            return LossPart(len(x) / n, loss, outputs, loss_of_outputs)
 
         parts = tuple(part(start) for start in range(0, n, size))
         shape = parts[0].loss(trainable).shape
@@ -180,6 +193,20 @@ class Problem:
     def n_parameters(self) -> int:
         """P, the number of trainable parameters."""
         return self.theta0.numel()
+
+    @cached_property
+    def n_outputs(self) -> int:
+        """Numbers that the network gives on the whole training set: examples × outputs of each.
+
+        Raises
+        ------
+        InputError
+            The problem is of :meth:`from_function`, so its outputs are not known.
+        """
+        self._check_outputs()
+        parameters = self.unflatten(self.theta0)
+        with torch.no_grad():
+            return sum(p.outputs(parameters).numel() for p in self._parts if p.outputs)
 
     @property
     def n_chunks(self) -> int:
@@ -296,8 +323,40 @@ class Problem:
         self._n_hvp += 1
         total: Tensor | None = None
         for part in self._parts:
-            products = jvp(grad(part.loss), (parameters,), (tangents,))[1]
+            products = _hessian_product(part.loss, parameters, tangents)
             flat = part.weight * _flatten(products)
+            total = flat if total is None else total.add_(flat)
+        assert total is not None
+        return total
+
+    def gauss_newton_product(self, theta: Tensor, v: Tensor) -> Tensor:
+        """G(θ) v for the Gauss–Newton matrix G, shape (P,): counted as a Hessian-vector product.
+
+        G = JᵀHJ, with J the Jacobian of the network's outputs in θ and H the Hessian of the loss
+        in the outputs: ∇²L without the curvature of the network itself (Schraudolph 2002, Neural
+        Computation 14). Where the loss is convex in the outputs, as squared error and
+        cross-entropy are, G is positive semi-definite. Its rank is at most :attr:`n_outputs`.
+
+        Raises
+        ------
+        InputError
+            The problem is of :meth:`from_function`, so its outputs are not known; or θ or v has
+            another shape, dtype or device than :attr:`theta0`.
+        EvaluationLimitError
+            A :meth:`budget` is spent.
+        """
+        self._check_outputs()
+        parameters, tangents = self.unflatten(theta), self.unflatten(v, "v")
+        self._spend(2)
+        self._n_hvp += 1
+        total: Tensor | None = None
+        for part in self._parts:
+            assert part.outputs is not None
+            assert part.loss_of_outputs is not None
+            moved = jvp(part.outputs, (parameters,), (tangents,))[1]
+            values, pull_back, *_ = vjp(part.outputs, parameters)
+            curved = _hessian_product(part.loss_of_outputs, values, moved)
+            flat = part.weight * _flatten(pull_back(curved)[0])
             total = flat if total is None else total.add_(flat)
         assert total is not None
         return total
@@ -327,9 +386,26 @@ class Problem:
         parameters = self.unflatten(theta)
         return torch.stack([p.weight * p.loss(parameters) for p in self._parts]).sum()
 
+    def _check_outputs(self) -> None:
+        if any(part.outputs is None for part in self._parts):
+            raise InputError(
+                "problem: its loss is a function of θ alone, and the Gauss–Newton matrix needs a "
+                "network's outputs; make it with Problem.from_module"
+            )
+
     def _spend(self, evaluations: int) -> None:
         if self._limit is not None and self.evaluations + evaluations > self._limit:
             raise EvaluationLimitError(f"the budget ends at {self._limit} evaluations")
+
+
+def _hessian_product(function: Callable[[Any], Tensor], at: Any, v: Any) -> Any:
+    """∇²f v, forward over reverse; the function's argument may be a dictionary of tensors."""
+    try:
+        return jvp(grad(function), (at,), (v,))[1]
+    except RuntimeError:
+        # Some losses, torch's mse_loss and huber_loss among them, have no forward derivative of
+        # their backward pass. Reverse mode twice takes longer and works for these too.
+        return vjp(grad(function), at)[1](v)[0]
 
 
 def _flatten(tensors: Mapping[str, Tensor]) -> Tensor:

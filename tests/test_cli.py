@@ -104,6 +104,35 @@ def test_spectrum_makes_the_problem_again_from_the_file(walked, tmp_path, capsys
     assert "7 is not there" in capsys.readouterr().err
     assert cli.main(["spectrum", str(walked), "--tensors", "x"]) == BAD_INPUT
     assert "has no 'x'; choose from 1.weight" in capsys.readouterr().err
+    newton = ["--operators", "gauss_newton", "--figures", str(tmp_path / "figures")]
+    assert cli.main([*arguments, *newton]) == DONE
+    assert capsys.readouterr().out.count("gauss_newton") == 2
+    names = sorted(p.name for p in (tmp_path / "figures").glob("*.png"))
+    assert names == [f"{walked.stem}-extremes.png", f"{walked.stem}-waterfall.png"]
+
+
+def test_predictions_are_compared_from_the_file(walked, tmp_path, capsys):
+    path, figures = tmp_path / "predictions.nc", tmp_path / "figures"
+    arguments = ["predictions", str(walked), "--snapshots", "0,-1", "--out", str(path)]
+    assert cli.main([*arguments, "--figures", str(figures)]) == DONE
+    table = capsys.readouterr().out
+    assert "part of the squared displacement along rescalings of units: 0, exactly" in table
+    assert "0 of 1 pairs (distance to the nearest copy: upper bound)" in table
+    with xr.open_dataset(path) as found, gf.open_trajectory(walked) as ds:
+        assert found.attrs["kind"] == "predictions"
+        assert found["set"].values.tolist() == ["train", "test"]
+        theta = ds["theta"].values
+        moved = np.linalg.norm(theta[-1] - theta[0])
+        assert float(found["parameter_distance"][0, 1]) == pytest.approx(moved)
+        assert f"{moved:.4g}" in table
+        assert float(found["output_distance"].sel(set="test")[0, 1]) > 0
+        assert all({"long_name", "units"} <= set(v.attrs) for v in found.variables.values())
+    names = sorted(p.name for p in figures.glob("*.png"))
+    assert names == [f"{walked.stem}-distances.png", f"{walked.stem}-function-space.png"]
+    assert cli.main(arguments) == BAD_INPUT
+    assert "exists" in capsys.readouterr().err
+    assert cli.main([*arguments[:3], "9"]) == BAD_INPUT
+    assert "9 is not there" in capsys.readouterr().err
 
 
 def test_a_spent_budget_is_an_early_end_with_its_trajectory(tmp_path, capsys):
@@ -137,6 +166,7 @@ BAD = [
     (["info", "no-such-file.nc"], "is not a file"),
     (["info", __file__], "not a readable netCDF-4 file"),
     (["spectrum", __file__], "not a readable netCDF-4 file"),
+    (["predictions", __file__], "not a readable netCDF-4 file"),
     (["spectrum", "x.nc", "--out", "no/folder/x.nc"], "the folder no/folder does not exist"),
     (["plot", __file__, "--out", "x"], "not a readable netCDF-4 file"),
 ]

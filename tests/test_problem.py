@@ -75,6 +75,72 @@ def test_chunks_give_the_same_to_rounding(network, batch_size):
         assert torch.allclose(a, b, rtol=1e-13, atol=1e-15)
 
 
+def squared_error(outputs, targets):
+    return nn.functional.mse_loss(outputs, nn.functional.one_hot(targets, 2).double())
+
+
+def dense_gauss_newton(loss_fn):
+    """JᵀHJ from the dense Jacobian of all outputs, and the dense Hessian of the loss in them."""
+    inputs, targets = DATA
+    parameters = dict(MODULE.named_parameters())
+    jacobians = torch.func.jacrev(lambda p: torch.func.functional_call(MODULE, p, (inputs,)))(
+        parameters
+    )
+    outputs = MODULE(inputs).detach()
+    jacobian = torch.cat([j.reshape(outputs.numel(), -1) for j in jacobians.values()], dim=1)
+    hessian = torch.autograd.functional.hessian(lambda o: loss_fn(o, targets), outputs)
+    return jacobian.T @ hessian.reshape(outputs.numel(), -1) @ jacobian
+
+
+@pytest.mark.parametrize("batch_size", [None, 5])
+@pytest.mark.parametrize("loss_fn", [nn.functional.cross_entropy, squared_error])
+def test_gauss_newton_is_the_dense_one_and_positive_semi_definite(loss_fn, batch_size):
+    problem = gf.Problem.from_module(MODULE, loss_fn, *DATA, batch_size)
+    identity = torch.eye(problem.n_parameters, dtype=torch.float64)
+    found = torch.stack([problem.gauss_newton_product(problem.theta0, v) for v in identity])
+    exact = dense_gauss_newton(loss_fn).detach()
+    assert (found - exact).abs().max() < 1e-8
+    assert torch.allclose(found, exact, rtol=1e-10, atol=1e-14)
+    eigenvalues = torch.linalg.eigvalsh(found)
+    assert eigenvalues[0] > -1e-14
+    assert eigenvalues[-1] > 0.01
+    # It is not the Hessian: the network's own curvature is missing.
+    v = torch.linspace(-1, 1, problem.n_parameters, dtype=torch.float64)
+    assert (problem.hvp(problem.theta0, v) - found @ v).norm() > 1e-2 * (found @ v).norm()
+
+
+@pytest.mark.parametrize("loss_fn", [nn.functional.cross_entropy, squared_error])
+def test_gauss_newton_of_a_linear_model_is_the_hessian(loss_fn):
+    problem = gf.Problem.from_module(nn.Linear(3, 2), loss_fn, *DATA, batch_size=7)
+    for v in torch.eye(problem.n_parameters, dtype=torch.float64):
+        product = problem.gauss_newton_product(problem.theta0, v)
+        assert torch.allclose(product, problem.hvp(problem.theta0, v), rtol=1e-12, atol=1e-16)
+
+
+@pytest.mark.parametrize("loss_fn", [nn.functional.mse_loss, nn.functional.huber_loss])
+def test_losses_without_a_forward_derivative_have_products_all_the_same(loss_fn):
+    inputs = DATA[0]
+    targets = torch.stack([inputs[:, 0], inputs[:, 1] * inputs[:, 2]], dim=1)
+    problem = gf.Problem.from_module(MODULE, loss_fn, inputs, targets)
+    theta, step = problem.theta0, 1e-5
+    v = torch.linspace(-1, 1, problem.n_parameters, dtype=torch.float64)
+    ahead, behind = (problem.value_and_gradient(theta + s * v)[1] for s in (step, -step))
+    assert torch.allclose(problem.hvp(theta, v), (ahead - behind) / (2 * step), rtol=1e-6)
+
+
+def test_gauss_newton_costs_a_hessian_vector_product_and_needs_outputs():
+    problem = gf.Problem.from_module(MODULE, nn.functional.cross_entropy, *DATA)
+    problem.gauss_newton_product(problem.theta0, problem.theta0)
+    assert problem.counts == {"gradient": 0, "hvp": 1}
+    with problem.budget(1), pytest.raises(EvaluationLimitError):
+        problem.gauss_newton_product(problem.theta0, problem.theta0)
+    flat = gf.Problem.from_function(references.half_square, torch.ones(2))
+    with pytest.raises(InputError, match=r"needs a network's outputs; .*from_module"):
+        flat.gauss_newton_product(flat.theta0, flat.theta0)
+    with pytest.raises(InputError, match="v has shape"):
+        problem.gauss_newton_product(problem.theta0, torch.ones(2, dtype=torch.float64))
+
+
 def test_counts_are_the_forward_passes(counting):
     problem = counting()
     theta = problem.theta0

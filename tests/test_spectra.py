@@ -10,6 +10,7 @@ import geoflow as gf
 import references
 from geoflow.analysis import (
     extreme_eigenvalues,
+    gauss_newton,
     loss_hessian,
     normal_curvature,
     spectra,
@@ -128,6 +129,28 @@ def test_named_tensors_give_the_blocks_of_the_hessian(network):
     )
     with pytest.raises(InputError, match=r"has no 'nope'; choose from 0\.weight"):
         loss_hessian(problem, theta, ["nope"])
+
+
+def test_gauss_newton_stands_beside_the_hessian(network):
+    problem, theta = network.problem, network.problem.theta0
+    operator = gauss_newton(problem, theta)
+    dense = operator.dense()
+    names = [problem.tensors[1].name, problem.tensors[2].name]
+    first, last = problem.tensors[1], problem.tensors[2]
+    block = slice(first.offset, last.offset + math.prod(last.shape))
+    assert np.allclose(gauss_newton(problem, theta, names).dense(), dense[block, block])
+    ds = gf.walk(network, t_end=0.02, max_snapshots=2)
+    quick = {"k": 2, "n_trace": 6, "n_steps": 10, "n_probes": 2, "tol": 1e-10}
+    found = spectra.along(ds, network, operators=spectra.OPERATORS, **quick)
+    assert found.attrs["kind"] == "spectra"
+    row = found.isel(snapshot=0).sel(operator="gauss_newton")
+    at_start = torch.from_numpy(ds["theta"].values[0])
+    exact = np.linalg.eigvalsh(gauss_newton(problem, at_start).dense())
+    assert np.abs(row["largest_eigenvalue"].values - exact[::-1][:2]).max() < 1e-8
+    # The two logits of 24 examples: of 50 dimensions at least two are the null space.
+    assert np.allclose(exact[:2], 0, atol=1e-14)
+    assert (row["smallest_eigenvalue"] == 0).all()
+    assert (row["smallest_residual"] <= 2e-3 * exact[-1]).all()
 
 
 def test_density_matches_the_dense_spectrum_and_integrates_to_one(wide):
@@ -299,8 +322,11 @@ def test_along_says_what_is_wrong(network):
         spectra.along(moved, network)
     with pytest.raises(InputError, match="9 is not there"):
         spectra.along(ds, network, snapshots=[9])
-    with pytest.raises(InputError, match="choose from hessian, tangent"):
+    with pytest.raises(InputError, match="choose from hessian, tangent, gauss_newton"):
         spectra.along(ds, network, operators=["gauss"])
+    curve = gf.walk(other, t_end=0.02, max_snapshots=2)
+    with pytest.raises(InputError, match="from_module"):
+        spectra.along(curve, other, operators=["gauss_newton"])
 
 
 @pytest.mark.parametrize(

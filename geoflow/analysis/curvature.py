@@ -53,12 +53,15 @@ class Curvature:
         E.
     theta : Tensor, shape (P,)
         Where it is taken; its dtype and device are the operator's.
+    nullity : int
+        The least dimension that its null space is known to have.
     """
 
     name: str
     product: Map
     subspace: Subspace
     theta: Tensor
+    nullity: int = 0
 
     @property
     def size(self) -> int:
@@ -111,6 +114,40 @@ def loss_hessian(
     problem.unflatten(theta)
     return Curvature(
         "hessian", lambda v: problem.hvp(theta, v), tensor_subspace(problem, tensors), theta
+    )
+
+
+def gauss_newton(
+    problem: Problem, theta: Tensor, tensors: Sequence[str] | None = None
+) -> Curvature:
+    """G(θ), the Gauss–Newton part of ∇²L, on all of R^P or on some parameter tensors.
+
+    See :meth:`geoflow.Problem.gauss_newton_product`. Its rank is at most the number of outputs on
+    the whole training set, so its null space is large.
+
+    Parameters
+    ----------
+    problem : Problem
+        Gives L, as the loss of a network's outputs.
+    theta : Tensor, shape (P,)
+        The point.
+    tensors : sequence of str, optional
+        Names of parameter tensors: only the block of these. None: all.
+
+    Raises
+    ------
+    InputError
+        The problem is a function of θ alone, θ does not fit it, or a name is not among its
+        tensors.
+    """
+    problem.unflatten(theta)
+    space = tensor_subspace(problem, tensors)
+    return Curvature(
+        "gauss_newton",
+        lambda v: problem.gauss_newton_product(theta, v),
+        space,
+        theta,
+        nullity=max(0, space.size - problem.n_outputs),
     )
 
 

@@ -18,11 +18,14 @@ from tqdm import tqdm
 
 from geoflow.analysis.curvature import (
     Curvature,
+    gauss_newton,
     loss_hessian,
     normal_curvature,
     tangent_hessian,
 )
 from geoflow.analysis.matrix_free import (
+    Eigenpairs,
+    Floats,
     extreme_eigenvalues,
     products_needed,
     spectral_density,
@@ -34,8 +37,12 @@ from geoflow.pieces import Pieces, fingerprint
 from geoflow.progress import duration
 from geoflow.trajectory import dtype_name
 
-OPERATORS = ("hessian", "tangent")
+OPERATORS = ("hessian", "tangent", "gauss_newton")
+DEFAULT_OPERATORS = ("hessian", "tangent")
 DEFAULT_SNAPSHOTS = 5
+
+# To which a spectrum is seen to end at zero, relative to its largest eigenvalue.
+NULL_TOL = 1e-3
 
 # The loss of a snapshot, computed again, differs by rounding and by the software's version.
 LOSS_RTOL = {torch.float64: 1e-8, torch.float32: 1e-3}
@@ -64,7 +71,7 @@ def along(
     flow: RegularizingFlow,
     *,
     snapshots: Sequence[int] | None = None,
-    operators: Sequence[str] = OPERATORS,
+    operators: Sequence[str] = DEFAULT_OPERATORS,
     tensors: Sequence[str] | None = None,
     k: int = 5,
     n_probes: int = 8,
@@ -78,7 +85,7 @@ def along(
     overwrite: bool = False,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Spectra of ∇²L and of the tangent-space Hessian A at snapshots of a walk.
+    """Spectra of ∇²L, of its Gauss–Newton part and of the tangent-space Hessian A along a walk.
 
     Parameters
     ----------
@@ -90,7 +97,8 @@ def along(
         Indices along ``snapshot``, negative ones from the end. None: five, the first and the last
         among them, or all where there are fewer.
     operators : sequence of str
-        ``"hessian"`` for ∇²L, ``"tangent"`` for A = Π(∇²R + λ∇²L)Π on the tangent space.
+        ``"hessian"`` for ∇²L, ``"tangent"`` for A = Π(∇²R + λ∇²L)Π on the tangent space,
+        ``"gauss_newton"`` for the Gauss–Newton part of ∇²L.
     tensors : sequence of str, optional
         Names of parameter tensors to restrict the operators, and the velocity, to. None: all.
     k : int
@@ -130,7 +138,7 @@ def along(
     ArchiveError
         The archive cannot be written; the snapshots that were done are kept.
     """
-    indices = _indices(ds, snapshots)
+    indices = snapshot_indices(ds, snapshots)
     _check_operators(operators)
     if n_points < 2:
         raise InputError(f"n_points={n_points}; use at least 2")
@@ -154,18 +162,16 @@ def along(
         "max_products": max_products,
     }
 
+    limits: dict[str, Any] = {"tol": tol, "max_products": max_products, "seed": seed}
+
     def at(index: int) -> xr.Dataset:
         state = _state(ds, flow, index)
         before = flow.problem.counts["hvp"]
         per_operator = []
         for name in operators:
             operator = _operator(name, flow, state, tensors)
-            largest = extreme_eigenvalues(
-                operator, k, which="largest", tol=tol, max_products=max_products, seed=seed
-            )
-            smallest = extreme_eigenvalues(
-                operator, k, which="smallest", tol=tol, max_products=max_products, seed=seed
-            )
+            largest = extreme_eigenvalues(operator, k, which="largest", **limits)
+            smallest, smallest_residual = _smallest(operator, k, largest, limits)
             spectrum = spectral_density(operator, n_probes=n_probes, n_steps=n_steps, seed=seed)
             abscissa = spectrum.grid(n_points)
             density, density_error = spectrum.on(abscissa)
@@ -174,8 +180,8 @@ def along(
                 {
                     "largest_eigenvalue": largest.values,
                     "largest_residual": largest.residuals,
-                    "smallest_eigenvalue": smallest.values,
-                    "smallest_residual": smallest.residuals,
+                    "smallest_eigenvalue": smallest,
+                    "smallest_residual": smallest_residual,
                     "trace": estimate.value,
                     "trace_error": estimate.standard_error,
                     "abscissa": abscissa,
@@ -282,7 +288,25 @@ def _operator(
 ) -> Curvature:
     if name == "hessian":
         return loss_hessian(flow.problem, state.theta, tensors)
+    if name == "gauss_newton":
+        return gauss_newton(flow.problem, state.theta, tensors)
     return tangent_hessian(flow, state, tensors)
+
+
+def _smallest(
+    operator: Curvature, k: int, largest: Eigenpairs, limits: dict[str, Any]
+) -> tuple[Floats, Floats]:
+    """The k smallest eigenvalues, and bounds on their errors."""
+    if operator.nullity >= k:
+        # Lanczos finds one copy of a multiple eigenvalue and goes on to others. But the k smallest
+        # lie between the least of all and the zeros, which are many: it is enough to see that
+        # nothing is far below zero.
+        least = extreme_eigenvalues(operator, 1, which="smallest", **limits | {"tol": NULL_TOL})
+        bound = abs(least.values[0]) + least.residuals[0]
+        if bound <= 2 * NULL_TOL * abs(largest.values[0]):
+            return np.zeros(k), np.full(k, bound)
+    found = extreme_eigenvalues(operator, k, which="smallest", **limits)
+    return found.values, found.residuals
 
 
 def _check_operators(operators: Sequence[str]) -> None:
@@ -291,12 +315,21 @@ def _check_operators(operators: Sequence[str]) -> None:
         raise InputError(f"operators={list(operators)!r}; choose from {', '.join(OPERATORS)}")
 
 
-def _indices(ds: xr.Dataset, snapshots: Sequence[int] | None) -> list[int]:
+def snapshot_indices(
+    ds: xr.Dataset, snapshots: Sequence[int] | None, default: int = DEFAULT_SNAPSHOTS
+) -> list[int]:
+    """Indices of the snapshots asked for, from 0 on; None: ``default`` of them, evenly.
+
+    Raises
+    ------
+    InputError
+        One is not there, or none is given.
+    """
     n = ds.sizes["snapshot"]
     if not n:
         raise InputError("ds holds no snapshot; walk again with snapshots")
     if snapshots is None:
-        even = np.linspace(0, n - 1, min(n, DEFAULT_SNAPSHOTS)).round()
+        even = np.linspace(0, n - 1, min(n, default)).round()
         return [int(i) for i in even]
     bad = [i for i in snapshots if not -n <= i < n]
     if bad or not snapshots:

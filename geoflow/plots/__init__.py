@@ -14,7 +14,14 @@ from geoflow.plots.pca import (
     save_pca,
     scores_plane,
 )
+from geoflow.plots.predictions import (
+    function_distance,
+    function_space,
+    matrices,
+    save_predictions,
+)
 from geoflow.plots.slices import contours, projections, save_slice, slice_figure
+from geoflow.plots.spectra import extremes, save_spectra, waterfall, waterfalls
 from geoflow.plots.style import STYLE, new_figure, save, style
 from geoflow.plots.trajectory import (
     angle,
@@ -31,8 +38,12 @@ __all__ = [
     "animate",
     "contours",
     "explained_variance",
+    "extremes",
+    "function_distance",
+    "function_space",
     "level_residual",
     "line",
+    "matrices",
     "new_figure",
     "null_models",
     "off_plane",
@@ -45,11 +56,15 @@ __all__ = [
     "save",
     "save_figures",
     "save_pca",
+    "save_predictions",
     "save_slice",
+    "save_spectra",
     "save_work_precision",
     "scores_plane",
     "slice_figure",
     "style",
     "sweep_stack",
+    "waterfall",
+    "waterfalls",
     "work_precision",
 ]

@@ -1,0 +1,170 @@
+"""Distances in function space along a walk, beside those in parameter space."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from geoflow.errors import InputError
+from geoflow.plots.style import (
+    COLOURS,
+    COLUMN_INCHES,
+    LINES,
+    MARKERS,
+    SLIDE_INCHES,
+    new_figure,
+    save,
+    style,
+)
+
+DISTANCES = {
+    "output_distance": "RMS difference of outputs",
+    "js_divergence": "Jensen–Shannon divergence / bit",
+    "disagreement": "disagreement / %",
+}
+
+
+def function_distance(
+    ds: xr.Dataset,
+    name: str = "output_distance",
+    ax: Axes | None = None,
+    width: float = COLUMN_INCHES,
+) -> Axes:
+    """Distance in predictions against distance in θ, a point a pair of snapshots.
+
+    The line joins the pairs with the first snapshot.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        From :func:`geoflow.analysis.predictions.along`.
+    name : str
+        ``output_distance``, ``js_divergence`` or ``disagreement``.
+    ax : Axes, optional
+        Drawn on. None: a new figure's.
+    width : float
+        In inches, of a new figure.
+
+    Raises
+    ------
+    InputError
+        The dataset has no such distance.
+    """
+    if name not in DISTANCES or name not in ds:
+        raise InputError(f"name={name!r}: ds has no such distance in predictions")
+    factor = 100 if name == "disagreement" else 1
+    i, j = np.triu_indices(ds.sizes["snapshot"], 1)
+    x = ds["parameter_distance"].values
+    with style():
+        if ax is None:
+            ax = new_figure(width, 0.85 * width).subplots()
+        # Two snapshots often agree on every class, and zero has no place on a logarithmic axis.
+        linear = name == "disagreement"
+        for number, part in enumerate(ds["set"].values):
+            y = factor * ds[name].sel(set=part).values
+            colour = COLOURS[number % 7]
+            shown = (x[i, j] > 0) & ((y[i, j] > 0) | linear)
+            ax.plot(
+                *(x[i, j][shown], y[i, j][shown]),
+                color=colour,
+                linestyle="none",
+                marker=MARKERS[number % 7],
+                markersize=2,
+                markeredgewidth=0,
+                alpha=0.5,
+            )
+            from_start = np.where((y[0, 1:] > 0) | linear, y[0, 1:], np.nan)
+            label, dashes = str(part), LINES[number % 7]
+            ax.plot(x[0, 1:], from_start, color=colour, linestyle=dashes, label=label)
+        if (x > 0).any():
+            ax.set_xscale("log")
+        if not linear and (ds[name] > 0).any():
+            ax.set_yscale("log")
+        ax.set_xlabel(r"distance in $\theta$")
+        ax.set_ylabel(DISTANCES[name])
+        ax.legend()
+    return ax
+
+
+def function_space(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
+    """:func:`function_distance` of every distance there is, as one figure.
+
+    Raises
+    ------
+    InputError
+        The dataset holds no distances in predictions.
+    """
+    names = _names(ds)
+    beside = width > COLUMN_INCHES
+    rows, columns = (1, len(names)) if beside else (len(names), 1)
+    with style():
+        figure = new_figure(width, 0.4 * width if beside else 0.75 * width * len(names))
+        for name, ax in zip(names, figure.subplots(rows, columns, squeeze=False).flat, strict=True):
+            function_distance(ds, name, ax)
+        figure.suptitle(_title(ds), fontsize=8)
+    return figure
+
+
+def matrices(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
+    """Distances of every pair of snapshots, on the last set of examples and in θ, as maps.
+
+    Raises
+    ------
+    InputError
+        The dataset holds no distances in predictions.
+    """
+    names = [*_names(ds), "parameter_distance"]
+    part = str(ds["set"].values[-1])
+    n = ds.sizes["snapshot"]
+    columns = 2 if width <= COLUMN_INCHES else len(names)
+    rows = -(-len(names) // columns)
+    marked = np.unique(np.linspace(0, n - 1, min(n, 4)).round().astype(int))
+    labels = [f"{t:.2g}" for t in ds["snapshot_time"].values[marked]]
+    with style():
+        figure = new_figure(width, 1.15 * width * rows / columns)
+        axes = figure.subplots(rows, columns, squeeze=False)
+        for ax in axes.flat[len(names) :]:
+            ax.set_axis_off()
+        for name, ax in zip(names, axes.flat, strict=False):
+            whole = name == "parameter_distance"
+            values = ds[name].values if whole else ds[name].sel(set=part).values
+            values = values * (100 if name == "disagreement" else 1)
+            image = ax.imshow(values, cmap="cividis", origin="lower", interpolation="nearest")
+            figure.colorbar(image, ax=ax, location="top", shrink=0.9)
+            ax.set_xticks(marked, labels)
+            ax.set_yticks(marked, labels)
+            ax.grid(visible=False)
+            label = r"$\|\theta_i - \theta_j\|$" if whole else DISTANCES[name]
+            ax.set_xlabel(label.replace(" d", "\nd", 1))
+        figure.supylabel("flow time of the snapshot", fontsize=8)
+        figure.suptitle(f"{_title(ds)}: {part} set", fontsize=8)
+    return figure
+
+
+def save_predictions(ds: xr.Dataset, folder: str | Path, stem: str) -> list[Path]:
+    """Write the figures of distances in predictions as PNG and PDF, and return the files.
+
+    Raises
+    ------
+    InputError
+        The dataset holds no such distances, or the folder cannot be made or written.
+    """
+    figures = {"function-space": function_space(ds), "distances": matrices(ds)}
+    return save(figures, folder, stem)
+
+
+def _names(ds: xr.Dataset) -> list[str]:
+    names = [name for name in DISTANCES if name in ds]
+    if not names or "parameter_distance" not in ds:
+        raise InputError("ds holds no distances in predictions; make them with geoflow predictions")
+    return names
+
+
+def _title(ds: xr.Dataset) -> str:
+    name = ds.attrs.get("experiment") or "walk"
+    seed = ds.attrs.get("walk_seed", -1)
+    return f"{name}, seed {seed}" if seed >= 0 else name
