@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from geoflow.analysis.pca import fit_pca
 from geoflow.errors import InputError
 
 Floats = NDArray[np.float64]
@@ -98,6 +100,34 @@ def series(ds: xr.Dataset, scalars: Sequence[str | xr.DataArray], against: str =
         against,
         samples,
     )
+
+
+def with_scores(ds: xr.Dataset, names: Sequence[str]) -> list[str | xr.DataArray]:
+    """Put the walk's own PCA scores in the place of the names pc1, pc2, ….
+
+    Centred, not standardised; see :func:`geoflow.analysis.pca.fit_pca`.
+
+    Raises
+    ------
+    InputError
+        More components than the snapshots have.
+    """
+    asked = [int(name[2:]) for name in names if re.fullmatch(r"pc[1-9]\d*", name)]
+    if not asked:
+        return list(names)
+    points = ds["theta"].values
+    scores = fit_pca([points], max(asked)).transform(points)
+    return [
+        xr.DataArray(
+            scores[:, int(name[2:]) - 1],
+            dims="snapshot",
+            name=name,
+            attrs={"long_name": f"score on principal component {name[2:]}", "units": "1"},
+        )
+        if re.fullmatch(r"pc[1-9]\d*", name)
+        else name
+        for name in names
+    ]
 
 
 def walk_attributes(ds: xr.Dataset) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from geoflow.plots.comparison import save_work_precision, work_precision
 from geoflow.plots.ensembles import pca_views, penalties, sweep_stack
+from geoflow.plots.periodogram import periodogram, relaxation, save_spectra_in_time
 from geoflow.plots.style import STYLE, new_figure, save, style
 from geoflow.plots.trajectory import (
     angle,
@@ -24,8 +25,11 @@ __all__ = [
     "paper_stack",
     "pca_views",
     "penalties",
+    "periodogram",
+    "relaxation",
     "save",
     "save_figures",
+    "save_spectra_in_time",
     "save_work_precision",
     "style",
     "sweep_stack",
