@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
 from rich.table import Table
 
@@ -120,10 +121,10 @@ def relaxation(args: argparse.Namespace) -> int:
             first = term == 1
             table.add_row(
                 str(name) if first else "",
-                f"{float(one['rate']):.4g}",
-                f"{float(one['rate_low']):.4g} to {float(one['rate_high']):.4g}",
-                f"{float(one['late_rate']):.4g}" if first else "",
-                f"{float(one['predicted_rate']):.4g}" if first else "",
+                _or_dash(one["rate"]),
+                f"{_or_dash(one['rate_low'])} to {_or_dash(one['rate_high'])}",
+                _or_dash(one["late_rate"]) if first else "",
+                _or_dash(one["predicted_rate"]) if first else "",
                 one["verdict"].item() if first else "",
             )
     out = console()
@@ -136,6 +137,11 @@ def relaxation(args: argparse.Namespace) -> int:
         out.print(f"rate at which the recorded velocity falls: {float(found['velocity_rate']):.4g}")
     _keep(found, args)
     return DONE
+
+
+def _or_dash(value: xr.DataArray) -> str:
+    """Write a number, or a dash where there is none."""
+    return "–" if np.isnan(value) else f"{float(value):.4g}"
 
 
 def _keep(found: xr.Dataset, args: argparse.Namespace) -> None:

@@ -265,7 +265,9 @@ def _background(times: Floats, x: Floats, detrend: str) -> Floats:
         return np.column_stack([ones, (times - times.mean()) / np.ptp(times)])
     fitted = exponentials.fit(times, x)
     if fitted.status != exponentials.FITTED:
-        raise InputError(f"detrend='relaxation' does not fit ({fitted.status}); use 'linear' or 'mean'")
+        raise InputError(
+            f"detrend='relaxation' does not fit ({fitted.status}); use 'linear' or 'mean'"
+        )
     return fitted.jacobian
 
 

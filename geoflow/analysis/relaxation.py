@@ -104,8 +104,8 @@ def along(
     multiple = np.array([2.0 if name == "regularizer" else 1.0 for name in found.names])
     lowest = smallest[0] if smallest[0] > 0 else math.nan
     verdicts = [
-        _verdict(one, m, smallest[0], residual[0], curvature is not None)
-        for one, m in zip(fits, multiple, strict=True)
+        _verdict(one, other.rate[0], m, smallest[0], residual[0], curvature is not None)
+        for one, other, m in zip(fits, later, multiple, strict=True)
     ]
     return _dataset(
         found.names,
@@ -175,22 +175,29 @@ def _curvature(
 
 
 def _verdict(
-    one: ExponentialFit, multiple: float, smallest: float, error: float, asked: bool
+    one: ExponentialFit, late: float, multiple: float, smallest: float, error: float, asked: bool
 ) -> str:
-    if asked and smallest < -error:
-        tail = f"A has the eigenvalue {smallest:.3g} at the end: near no minimum of R"
-        if one.status == FITTED:
-            return f"not asymptotic: {tail}"
-        return f"{one.status}; {tail}"
-    if one.status != FITTED or not asked:
-        return one.status
-    if not math.isfinite(smallest):
-        return "fitted; the smallest eigenvalue of A has not converged"
-    expected, slack = multiple * smallest, multiple * error
-    slack = max(slack, CLOSE * expected)
-    if one.rate_low[0] - slack <= expected <= one.rate_high[0] + slack:
-        return "agrees with the smallest eigenvalue of A"
-    return f"{one.rate[0] / expected:.3f} times what the smallest eigenvalue of A predicts"
+    parts = [one.status]
+    fitted = one.status == FITTED
+    if fitted and not _between(late, one, CLOSE * late):
+        parts.append("the rate drifts, so this is no exponential yet")
+    if asked and not math.isfinite(smallest):
+        parts.append("the smallest eigenvalue of A has not converged")
+    elif asked and smallest < -error:
+        parts.append(f"not asymptotic: A has the eigenvalue {smallest:.3g}")
+    elif asked and fitted:
+        expected = multiple * smallest
+        if _between(expected, one, max(multiple * error, CLOSE * expected)):
+            parts.append("agrees with the smallest eigenvalue of A")
+        else:
+            ratio = one.rate[0] / expected
+            parts.append(f"{ratio:.3g} times what the smallest eigenvalue of A predicts")
+    return "; ".join(parts)
+
+
+def _between(rate: float, one: ExponentialFit, slack: float) -> bool:
+    """Whether a rate lies within an interval; one that is not known does."""
+    return not (rate < one.rate_low[0] - slack or rate > one.rate_high[0] + slack)
 
 
 def _dataset(

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from geoflow.plots.comparison import save_work_precision, work_precision
 from geoflow.plots.ensembles import pca_views, penalties, sweep_stack
-from geoflow.plots.periodogram import periodogram, relaxation, save_spectra_in_time
+from geoflow.plots.periodogram import (
+    periodogram,
+    relaxation,
+    save_spectra_in_time,
+    significance,
+)
 from geoflow.plots.style import STYLE, new_figure, save, style
 from geoflow.plots.trajectory import (
     angle,
@@ -31,6 +36,7 @@ __all__ = [
     "save_figures",
     "save_spectra_in_time",
     "save_work_precision",
+    "significance",
     "style",
     "sweep_stack",
     "work_precision",

@@ -9,17 +9,19 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from geoflow.errors import InputError
-from geoflow.plots.style import COLOURS, COLUMN_INCHES, LABELS, new_figure, save, style
+from geoflow.plots.style import COLOURS, COLUMN_INCHES, LABELS, LINES, new_figure, save, style
 
+GREY: dict[str, Any] = {"color": "#999999", "linestyle": "-", "linewidth": 0.9}
 CLOCKS = {"time": "flow time", "arc_length": "arc length"}
 
 
 def periodogram(ds: xr.Dataset, scalar: str | None = None, ax: Axes | None = None) -> Axes:
-    """Power of a scalar against frequency, with the red noise and what it exceeds by chance.
+    """Power of a scalar against frequency, with that of the red noise fitted to it.
 
-    Peaks above the global level are marked with their frequency.
+    Peaks that red noise has nowhere, at the first of the levels, are marked.
 
     Parameters
     ----------
@@ -38,34 +40,72 @@ def periodogram(ds: xr.Dataset, scalar: str | None = None, ax: Axes | None = Non
     one = _of(ds, "periodogram", scalar)
     with style():
         if ax is None:
-            ax = new_figure(COLUMN_INCHES, 0.95 * COLUMN_INCHES).subplots()
+            ax = new_figure(COLUMN_INCHES, 0.7 * COLUMN_INCHES).subplots()
         f, power = one["frequency"].values, one["power"].values
-        grey: dict[str, Any] = {"color": "#888888", "linewidth": 0.9}
-        ax.plot(f, power, color=COLOURS[0], linestyle="-", label="walk")
-        ax.plot(f, one["red_noise"], **grey, linestyle="-", label="red noise, expected")
-        level = float(one["level"][0])
-        one = one.isel(level=0)
-        ax.plot(f, one["local_level"], **grey, linestyle=":", label=f"{level:.0%} at one frequency")
-        ax.plot(f, one["global_level"], **grey, linestyle="--", label=f"{level:.0%} at any")
-        # Local maxima; the ends of the grid are none.
-        above = power > one["global_level"].values
-        inner = np.r_[False, (power[1:-1] >= power[:-2]) & (power[1:-1] > power[2:]), False]
-        peaks = np.flatnonzero(above & inner)
-        look: dict[str, Any] = {"linestyle": "none", "marker": "v", "markersize": 4}
-        ax.plot(f[peaks], 1.25 * power[peaks], color=COLOURS[1], **look)
-        for k in peaks[np.argsort(power[peaks])[::-1]][:3]:
-            ax.annotate(
-                f"{f[k]:.3g}", (f[k], 1.35 * power[k]), fontsize=7, ha="center", va="bottom"
-            )
+        ax.plot(f, one["red_noise"], **GREY, label="red noise, expected")
+        ax.plot(f, power, color=COLOURS[0], linestyle="-", linewidth=1, label="walk")
+        _mark_peaks(ax, one, power, named=3)
         ax.set_yscale("log")
-        ax.set_ylim(power.max() * 1e-5, power.max() * 8)
-        ax.set_ylim(max(power.max() * 1e-5, np.quantile(power, 0.02) / 2), 4)
-        ax.set_xlabel(f"frequency, cycles in a unit of {CLOCKS[ds.attrs['against']]}")
+        ax.set_ylim(power.max() / 3e3, 6)
+        ax.set_xlabel(_frequency(ds))
         ax.set_ylabel("power, part of the variance")
-        p = float(one["p_value"])
-        ax.set_title(f"{_walk(ds)}: {one['scalar'].item()}, p = {p:.2g}")
-        ax.legend(loc="upper right", ncols=2, columnspacing=1.0, handlelength=1.8)
+        ax.set_title(f"{_walk(ds)}: {one['scalar'].item().replace('_', ' ')}")
+        ax.legend(loc="upper right", ncols=2)
     return ax
+
+
+def significance(ds: xr.Dataset, scalar: str | None = None, ax: Axes | None = None) -> Axes:
+    """Power of a scalar over that of red noise, with what red noise exceeds by chance.
+
+    Parameters
+    ----------
+    ds, scalar, ax
+        See :func:`periodogram`.
+
+    Raises
+    ------
+    InputError
+        The dataset is no periodogram, or has no such scalar.
+    """
+    one = _of(ds, "periodogram", scalar)
+    with style():
+        if ax is None:
+            ax = new_figure(COLUMN_INCHES, 0.7 * COLUMN_INCHES).subplots()
+        f, red = one["frequency"].values, one["red_noise"].values
+        ratio = one["power"].values / red
+        ax.plot(f, ratio, color=COLOURS[0], linestyle="-", linewidth=1)
+        for row, (level, line) in enumerate(zip(one["level"].values, LINES[1:], strict=False)):
+            # The same at every frequency.
+            height = float((one["global_level"].values[row] / red)[0])
+            ax.axhline(height, color="#555555", linewidth=1, linestyle=line, label=f"{level:.0%}")
+        local = one["local_level"].values[0] / red
+        ax.plot(f, local, **GREY, label=f"{float(one['level'][0]):.0%} at one frequency")
+        _mark_peaks(ax, one, ratio, named=0)
+        ax.set_yscale("log")
+        top = max(ratio.max(), float((one["global_level"].values / red).max()))
+        ax.set_ylim(0.02, 20 * top)
+        ax.set_xlabel(_frequency(ds))
+        ax.set_ylabel("power over red noise")
+        ax.legend(loc="upper right", ncols=3, title=f"p = {float(one['p_value']):.3g}")
+        ax.get_legend().get_title().set_fontsize(7)  # type: ignore[union-attr]
+    return ax
+
+
+def _mark_peaks(ax: Axes, one: xr.Dataset, height: NDArray[np.float64], named: int) -> None:
+    """Mark local maxima above the global level, and name the frequencies of the highest."""
+    f, over = one["frequency"].values, one["power"].values / one["global_level"].values[0]
+    padded = np.concatenate([[0.0], over, [0.0]])
+    highest = (over >= padded[:-2]) & (over >= padded[2:])
+    peaks = np.flatnonzero((over > 1) & highest)
+    look: dict[str, Any] = {"linestyle": "none", "marker": "v", "markersize": 4}
+    ax.plot(f[peaks], 1.4 * height[peaks], color=COLOURS[1], **look)
+    for k in peaks[np.argsort(over[peaks])[::-1]][:named]:
+        text = f"{f[k]:.3g}"
+        ax.annotate(text, (f[k], 1.7 * height[k]), fontsize=7, ha="center", va="bottom")
+
+
+def _frequency(ds: xr.Dataset) -> str:
+    return f"frequency, cycles in a unit of {CLOCKS[ds.attrs['against']]}"
 
 
 def relaxation(ds: xr.Dataset, scalar: str | None = None, figure: Figure | None = None) -> Figure:
@@ -114,7 +154,7 @@ def relaxation(ds: xr.Dataset, scalar: str | None = None, figure: Figure | None 
                 ax.plot(t[shown], slope[shown], color=COLOURS[2], linestyle="--", label=label)
             below.plot(t, distance - fitted, **points)
             below.axhline(0, color="#888888", linewidth=0.8, linestyle="-")
-            ax.set_ylabel(f"distance of {_label(name)}\nfrom {limit:.5g}")
+            ax.set_ylabel(f"{_label(name)}\nfrom its limit, {limit:.5g}")
             ax.set_yscale("log")
             ax.legend()
         else:
@@ -125,7 +165,7 @@ def relaxation(ds: xr.Dataset, scalar: str | None = None, figure: Figure | None 
             ax.tick_params(labelbottom=True)
         (below if below.get_visible() else ax).set_xlabel(LABELS["time"])
         below.set_ylabel("residual")
-        ax.set_title(f"{_walk(ds)}: {name}")
+        ax.set_title(f"{_walk(ds)}: {name.replace('_', ' ')}")
         figure.align_ylabels([ax, below])
     return figure
 
@@ -143,9 +183,11 @@ def save_spectra_in_time(ds: xr.Dataset, folder: str | Path, stem: str) -> list[
         if ds.attrs.get("kind") == "relaxation":
             figure = relaxation(ds, name)
         else:
-            drawn = periodogram(ds, name).figure
-            assert isinstance(drawn, Figure)
-            figure = drawn
+            with style():
+                figure = new_figure(COLUMN_INCHES, 1.15 * COLUMN_INCHES)
+                above, below = figure.subplots(2, 1, sharex=True)
+            periodogram(ds, name, above).set_xlabel("")
+            significance(ds, name, below)
         figures[f"{ds.attrs['kind']}-{name}".replace(" ", "-")] = figure
     return save(figures, folder, stem)
 
