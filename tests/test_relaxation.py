@@ -28,7 +28,7 @@ def oja():
 @pytest.mark.parametrize("tau", [1e-6, 0.1])
 def test_a_planted_rate_is_found_and_the_interval_covers_it(limit, tau):
     rate, covered, found = 1.3, [], []
-    for seed in range(200):
+    for seed in range(100):
         t = times(seed=seed)
         noise = red_noise.draw(t, tau, 1, np.random.default_rng(seed))[:, 0]
         y = 3 * np.exp(-rate * t)
@@ -39,7 +39,7 @@ def test_a_planted_rate_is_found_and_the_interval_covers_it(limit, tau):
         covered.append(one.rate_low[0] <= rate <= one.rate_high[0])
     assert np.median(np.abs(np.array(found) / rate - 1)) < 0.02
     assert np.mean(found) == pytest.approx(rate, rel=0.005)
-    # 95% of 200 is known to within 3 standard errors; red residuals are estimated from 40 points.
+    # 95 of 100 are 90 to 99 with three standard errors; red residuals are estimated from 40 points.
     assert (0.90 if tau < 0.01 else 0.88) <= np.mean(covered) <= 0.99
 
 
@@ -80,7 +80,7 @@ def test_pure_noise_has_a_rate_hardly_ever():
     for seed in range(50):
         y = red_noise.draw(t, 1e-6, 1, np.random.default_rng(seed))[:, 0]
         refused += exponentials.fit(t, y).status != exponentials.FITTED
-    assert refused >= 45
+    assert refused >= 48
 
 
 def test_too_few_points_are_refused_in_words():
@@ -177,7 +177,7 @@ def test_figures_of_what_was_fitted_and_what_was_not(oja):
     labels = figure.axes[0].get_legend_handles_labels()[1]
     assert labels == ["walk", "fit, rate 2", "smallest eigenvalue: 2"]
     assert figure.axes[0].get_yscale() == "log"
-    refused = relaxation.along(ds, start=11.9)
+    refused = relaxation.along(ds, start=11.7)
     assert "too few points" in plots.relaxation(refused).axes[0].texts[0].get_text()
     with pytest.raises(InputError, match="no relaxation"):
         plots.relaxation(ds)

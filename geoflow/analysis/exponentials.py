@@ -16,9 +16,10 @@ from geoflow.errors import InputError
 
 Floats = NDArray[np.float64]
 
-# Less than one e-folding within the window, and the limit is extrapolated; rates known to a factor
-# of four only, and the curve is not an exponential within the window.
-LEAST_DECAY = 1.0
+# Less than one e-folding within the window, and the limit is extrapolated; more than three before
+# the second sample, and the first one alone stands out; rates known to a factor of four only, and
+# the curve is no exponential.
+LEAST_DECAY, MOST_DECAY = 1.0, 3.0
 WIDEST = 4.0
 SPARE_POINTS = 3
 
@@ -97,7 +98,7 @@ def fit(
         An argument that cannot be used.
     """
     t, y = np.asarray(times, float), np.asarray(values, float)
-    if t.ndim != 1 or t.shape != y.shape or len(t) < 2 or not (np.diff(t) > 0).all():
+    if t.ndim != 1 or t.shape != y.shape or not (np.diff(t) > 0).all():
         raise InputError("times: give increasing numbers, and as many values")
     if not np.isfinite(y).all():
         raise InputError("values are not finite; leave those out")
@@ -156,7 +157,7 @@ def fit(
     noise = red_noise.fit(t, (z - curve)[:, None], jacobian)
     error = _log_rate_errors(t, jacobian, noise, n_terms)
     width = float(student.ppf((1 + confidence) / 2, len(t) - n_parameters)) * error
-    status = _judge(p[:n_terms], width, limit is None)
+    status = _judge(p[:n_terms], width, limit is None, float(x[1]))
     if status != FITTED:
         return _refused(status, len(t), n_terms)
     rate = np.exp(p[:n_terms]) / span
@@ -215,7 +216,9 @@ def _log_rate_errors(
     return errors
 
 
-def _judge(log_rates: Floats, width: Floats, free: bool) -> str:
+def _judge(log_rates: Floats, width: Floats, free: bool, spacing: float) -> str:
+    if log_rates[-1] > math.log(MOST_DECAY / spacing):
+        return "no decay: the first sample alone stands out"
     if free and log_rates[0] < math.log(LEAST_DECAY):
         return "unresolved: less than one e-folding within the window"
     if not (2 * width < math.log(WIDEST)).all():
