@@ -1,7 +1,6 @@
 """Ask how walks end, and whether they oscillate on the way.
 
-Walks of three seeds of iris_ff to 179.9° and of one of mpg_ff to 179°, default settings otherwise,
-networks' seeds as listed, simulations of seed 0. For each, the relaxation rates of its later half
+Walks of three seeds of iris_ff to 179.9°, default settings otherwise; simulations of seed 0. For each, the relaxation rates of its later half
 beside the smallest eigenvalue of A at its end, and the p-values of the highest peak of its
 periodograms. Writes both tables of docs/analysis.md.
 
@@ -18,7 +17,7 @@ import geoflow as gf
 from geoflow.analysis import periodogram, relaxation
 from geoflow.analysis.scalars import with_scores
 
-WALKS = [("iris_ff", 0, 179.9), ("iris_ff", 1, 179.9), ("iris_ff", 2, 179.9), ("mpg_ff", 0, 179.0)]
+WALKS = [("iris_ff", 0, 179.9), ("iris_ff", 1, 179.9), ("iris_ff", 2, 179.9)]
 SCALARS = ["angle", "tangent_norm", "regularizer", "pc1", "pc2", "pc3"]
 PAGE = Path(__file__).parents[1] / "docs" / "analysis.md"
 BEGIN, END = "<!-- tables: studies/relaxation.py -->", "<!-- end of relaxation -->"
