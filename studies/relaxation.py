@@ -1,8 +1,8 @@
 """Ask how walks end, and whether they oscillate on the way.
 
-Walks of three seeds of iris_ff to 179.9°, default settings otherwise; simulations of seed 0. For each, the relaxation rates of its later half
-beside the smallest eigenvalue of A at its end, and the p-values of the highest peak of its
-periodograms. Writes both tables of docs/analysis.md.
+Walks of three seeds of iris_ff to 179.9°, default settings otherwise; simulations of seed 0. For
+each, the relaxation rates of its later half beside the smallest eigenvalue of A at its end, and the
+p-values of the highest peak of its periodograms. Writes both tables of docs/analysis.md.
 
     OMP_NUM_THREADS=1 python studies/relaxation.py
 """
