@@ -9,6 +9,8 @@ from typing import Any
 
 import geoflow as gf
 from geoflow import analysis_commands, commands, solvers
+from geoflow.analysis.lomb_scargle import DETREND
+from geoflow.analysis.scalars import CLOCKS
 from geoflow.analysis.spectra import DEFAULT_OPERATORS, OPERATORS
 from geoflow.commands import hint
 from geoflow.comparison import DEFAULT_TIMES, REFERENCE_RTOL, REFERENCE_SOLVER
@@ -225,11 +227,41 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--force", action="store_true", help="replace the file where it exists")
     p.add_argument("--quiet", action="store_true", help="no progress")
 
+    p = add("periodogram", analysis_commands.periodogram)
+    p.add_argument("file", metavar="FILE.nc", help="of geoflow run or geoflow sweep")
+    help_scalars = "of steps or snapshots, or pc1, pc2, …; default: angle,tangent_norm"
+    p.add_argument("--scalar", type=_names, metavar="A,B,…", help=help_scalars)
+    p.add_argument("--against", choices=CLOCKS, default="time", help="default: time")
+    p.add_argument("--detrend", choices=DETREND, default="mean", help="taken off (mean)")
+    p.add_argument("--max-frequency", type=float, metavar="F", help="half the median sample rate")
+    p.add_argument("--simulations", type=int, default=999, metavar="N", help="of red noise (999)")
+    _add_result_options(p, "of the simulations")
+
+    p = add("relaxation", analysis_commands.relaxation)
+    p.add_argument("file", metavar="FILE.nc", help="of geoflow run or geoflow sweep")
+    help_scalars = "default: tangent_norm,regularizer,arc_length"
+    p.add_argument("--scalar", type=_names, metavar="A,B,…", help=help_scalars)
+    p.add_argument("--from", type=float, metavar="T", dest="start", help="flow time (half way)")
+    p.add_argument("--terms", type=int, default=1, metavar="N", help="exponentials, 1 or 2 (1)")
+    p.add_argument(
+        "--eigenvalues", action="store_true", help="compare with A's smallest at the last snapshot"
+    )
+    p.add_argument("--device", default="cpu")
+    _add_result_options(p, "of the Lanczos iteration")
+
     p = add("report", analysis_commands.report)
     p.add_argument("files", metavar="FILE.nc", nargs="+", help="walks, baselines, or their folders")
     p.add_argument("--out", metavar="PAGE.html", required=True, help="write the page here")
     p.add_argument("--force", action="store_true", help="replace PAGE.html where it exists")
     return parser
+
+
+def _add_result_options(p: argparse.ArgumentParser, seed_of: str) -> None:
+    p.add_argument("--seed", type=int, default=0, help=f"{seed_of} (default 0)")
+    p.add_argument("--out", metavar="FILE.nc", help="write the dataset here")
+    p.add_argument("--figures", metavar="DIR", help="write a figure for each scalar here")
+    p.add_argument("--force", action="store_true", help="replace the file where it exists")
+    p.add_argument("--quiet", action="store_true", help="no notes on standard error")
 
 
 def _seeds(text: str) -> list[int]:

@@ -6,8 +6,10 @@ from geoflow.analysis import (
     landscape,
     null_models,
     pca,
+    periodogram,
     planes,
     predictions,
+    relaxation,
     spectra,
     symmetry,
 )
@@ -18,6 +20,7 @@ from geoflow.analysis.curvature import (
     normal_curvature,
     tangent_hessian,
 )
+from geoflow.analysis.lomb_scargle import lomb_scargle
 from geoflow.analysis.matrix_free import extreme_eigenvalues, spectral_density, trace
 
 __all__ = [
@@ -26,12 +29,15 @@ __all__ = [
     "fit_pca",
     "gauss_newton",
     "landscape",
+    "lomb_scargle",
     "loss_hessian",
     "normal_curvature",
     "null_models",
     "pca",
+    "periodogram",
     "planes",
     "predictions",
+    "relaxation",
     "spectra",
     "spectral_density",
     "symmetry",

@@ -14,6 +14,12 @@ from geoflow.plots.pca import (
     save_pca,
     scores_plane,
 )
+from geoflow.plots.periodogram import (
+    periodogram,
+    relaxation,
+    save_spectra_in_time,
+    significance,
+)
 from geoflow.plots.predictions import (
     function_distance,
     function_space,
@@ -52,15 +58,19 @@ __all__ = [
     "pca_plane",
     "pca_space",
     "penalties",
+    "periodogram",
     "projections",
+    "relaxation",
     "save",
     "save_figures",
     "save_pca",
     "save_predictions",
     "save_slice",
     "save_spectra",
+    "save_spectra_in_time",
     "save_work_precision",
     "scores_plane",
+    "significance",
     "slice_figure",
     "style",
     "sweep_stack",
