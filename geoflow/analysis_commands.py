@@ -19,7 +19,6 @@ from geoflow.analysis import periodogram as periodograms
 from geoflow.analysis import relaxation as relaxations
 from geoflow.analysis.scalars import with_scores
 from geoflow.errors import InputError
-from geoflow.plots import kinds
 from geoflow.plots.style import COLUMN_INCHES, SLIDE_INCHES
 from geoflow.problem import TensorSpec
 from geoflow.report import report as write_report
@@ -37,11 +36,8 @@ PREDICTION_HEADS = {
 def plot(args: argparse.Namespace) -> int:
     """Write the figures of a walk, of a sweep's folder, or of an analysis."""
     with _open(Path(args.file)) as ds:
-        usual = [name for name in kinds.names(ds) if kinds.KINDS[name].usual]
-        figures = {
-            name: kinds.draw(ds, name, width=WIDTHS[args.size]) for name in args.kind or usual
-        }
-        paths = plots.save(figures, args.out, Path(args.file).stem)
+        width = WIDTHS[args.size]
+        paths = plots.save_figures(ds, args.out, Path(args.file).stem, args.kind, width)
     for path in paths:
         print(path)
     return DONE
@@ -94,9 +90,7 @@ def spectrum(args: argparse.Namespace) -> int:
                 f"{float(cell['normal_curvature']):.4g}",
             )
     console().print(table)
-    if args.figures:
-        plots.save_spectra(found, args.figures, Path(args.file).stem)
-    _say_what_was_written(args)
+    _draw(found, args)
     return DONE
 
 
@@ -113,10 +107,7 @@ def principal_components(args: argparse.Namespace) -> int:
         seed=args.seed,
         progress=not args.quiet,
     )
-    if args.out:
-        archive.save_dataset(found, args.out, overwrite=args.force)
-    stem = Path(args.out).stem if args.out else paths[0].stem
-    figures = plots.save_pca(found, args.figures, stem) if args.figures else []
+    _keep(found, args)
     out = console()
     table = Table("component", "variance", "of all", "up to here", "cosine content", "")
     ratio = found["explained_variance_ratio"].values
@@ -141,9 +132,7 @@ def principal_components(args: argparse.Namespace) -> int:
     )
     if args.null_models:
         out.print(_null_model_table(found))
-    if not args.quiet:
-        for path in [args.out] * bool(args.out) + figures:
-            print(f"wrote {path}", file=sys.stderr)
+    _draw(found, args, paths[0])
     return DONE
 
 
@@ -183,8 +172,6 @@ def slice_(args: argparse.Namespace) -> int:
             overwrite=args.force,
             progress=not args.quiet,
         )
-    # Drawn after it is kept: what took long is not lost with a figure.
-    figures = plots.save_slice(found, args.figures, target.stem) if args.figures else []
     table = Table("", "least", "greatest", "at the walk", "at its projections")
     for name in (n for n in found.data_vars if found[n].dims == ("alpha", "beta")):
         ends = [_range(found[f"{kind}_{name}"]) for kind in ("walk", "projected")]
@@ -197,9 +184,7 @@ def slice_(args: argparse.Namespace) -> int:
         f"level {found.attrs['level']:.6g}; the walk is {_range(off)} from the plane, over an arc "
         f"length of {float(found['snapshot_arc_length'][-1]):.4g}"
     )
-    if not args.quiet:
-        for path in [target, *figures]:
-            print(f"wrote {path}", file=sys.stderr)
+    _draw(found, args)
     return DONE
 
 
@@ -273,8 +258,7 @@ def compare_predictions(args: argparse.Namespace) -> int:
         inputs = {"train": rebuilt.train.inputs, "test": rebuilt.test.inputs}
         found = predictions.along(ds, rebuilt.module, inputs, **settings)
         found = found.assign(symmetry.along(ds, rebuilt.module, **settings).data_vars)
-    if args.out:
-        archive.save_dataset(found, args.out, overwrite=args.force)
+    _keep(found, args)
     from_first = found.isel(snapshot_other=0)
     columns = {
         f"{head}, {part}": from_first[name].sel(set=part)
@@ -290,9 +274,7 @@ def compare_predictions(args: argparse.Namespace) -> int:
     console().print(table)
     for line in _symmetry_lines(found):
         print(line)
-    if args.figures:
-        plots.save_predictions(found, args.figures, Path(args.file).stem)
-    _say_what_was_written(args)
+    _draw(found, args)
     return DONE
 
 
@@ -318,14 +300,6 @@ def _symmetry_lines(found: xr.Dataset) -> list[str]:
     return lines
 
 
-def _say_what_was_written(args: argparse.Namespace) -> None:
-    if args.quiet:
-        return
-    for path in (args.out, args.figures):
-        if path:
-            print(f"wrote {path}", file=sys.stderr)
-
-
 def periodogram(args: argparse.Namespace) -> int:
     """Power spectra of scalars of a walk, with significance against red noise."""
     if args.out:
@@ -340,6 +314,7 @@ def periodogram(args: argparse.Namespace) -> int:
             n_simulations=args.simulations,
             seed=args.seed,
         )
+    _keep(found, args)
     table = Table("scalar", "peak at", "cycles", "power", "p", "red noise: τ")
     for name in found["scalar"].values:
         one = found.sel(scalar=name)
@@ -353,7 +328,7 @@ def periodogram(args: argparse.Namespace) -> int:
             f"{float(one['time_constant']):.3g}",
         )
     console().print(table)
-    _keep(found, args)
+    _draw(found, args)
     return DONE
 
 
@@ -373,6 +348,7 @@ def relaxation(args: argparse.Namespace) -> int:
             curvature=curvature,
             seed=args.seed,
         )
+    _keep(found, args)
     table = Table("scalar", "rate", "95% interval", "later half", "predicted", "verdict")
     for name in found["scalar"].values:
         for term in found["term"].values:
@@ -394,7 +370,7 @@ def relaxation(args: argparse.Namespace) -> int:
     if args.eigenvalues:
         out.print(f"smallest eigenvalues of A at the end: {eigenvalues}")
         out.print(f"rate at which the recorded velocity falls: {float(found['velocity_rate']):.4g}")
-    _keep(found, args)
+    _draw(found, args)
     return DONE
 
 
@@ -404,11 +380,16 @@ def _or_dash(value: xr.DataArray) -> str:
 
 
 def _keep(found: xr.Dataset, args: argparse.Namespace) -> None:
-    """Write a result of spectra in time and its figures, where asked for."""
+    """Write what an analysis gave, where that is asked for."""
     if args.out:
         archive.save_dataset(found, args.out, overwrite=args.force)
-    stem = Path(args.file).stem
-    figures = plots.save_spectra_in_time(found, args.figures, stem) if args.figures else []
+
+
+def _draw(found: xr.Dataset, args: argparse.Namespace, file: Path | None = None) -> None:
+    """Write the figures that are asked for, and say what has been written."""
+    # The names of files start with the result's own name, where it is kept.
+    stem = Path(args.out or file or args.file).stem
+    figures = plots.save_figures(found, args.figures, stem) if args.figures else []
     if not args.quiet:
         for path in [*([args.out] if args.out else []), *figures]:
             print(f"wrote {path}", file=sys.stderr)

@@ -220,7 +220,7 @@ def compare(args: argparse.Namespace) -> int:
     )
     archive.save_dataset(ds, args.out, overwrite=args.force)
     stem = Path(args.out).stem
-    figures = plots.save_work_precision(ds, args.figures, stem) if args.figures else []
+    figures = plots.save_figures(ds, args.figures, stem) if args.figures else []
     last = ds.isel(snapshot=-1)
     table = Table(
         "solver", "rtol", "θ", "R", "test loss", "|L − c|/c", "evaluations", "s", "status"

@@ -121,7 +121,7 @@ def main() -> None:
         spectrum = found(ds)
         lines = rows(ds, spectrum)
     save_dataset(spectrum, RUNS / "hessian_spectrum.nc", overwrite=True)
-    for path in plots.save_spectra(spectrum, RUNS, "hessian_spectrum"):
+    for path in plots.save_figures(spectrum, RUNS, "hessian_spectrum"):
         print(path)
     before, rest = PAGE.read_text().split(BEGIN)
     after = rest.split(END, 1)[1]

@@ -14,7 +14,7 @@ import xarray as xr
 
 from geoflow.archive import save_dataset
 from geoflow.comparison import compare_experiment
-from geoflow.plots import save_work_precision
+from geoflow.plots import save_figures
 
 RTOLS = {
     "iris_ff": {
@@ -117,7 +117,7 @@ def main() -> None:
             note=lambda text, name=name: print(f"{name}: {text}", file=sys.stderr, flush=True),
         )
         save_dataset(ds, RUNS / f"work_precision-{name}.nc", overwrite=True)
-        save_work_precision(ds, RUNS, f"work_precision-{name}")
+        save_figures(ds, RUNS, f"work_precision-{name}")
         # After each experiment, so that what has been measured is kept.
         before, rest = PAGE.read_text().split(BEGIN)
         old, after = rest.split(END)

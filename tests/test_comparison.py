@@ -148,7 +148,7 @@ def test_the_diagram_has_a_line_for_each_solver_and_the_floor(ds, tmp_path):
         assert np.array_equal(line.get_ydata(), at["theta_error"])
     assert floor.get_ydata()[0] == float(ds["reference_theta_error"][0])
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
-    files = plots.save_work_precision(ds, tmp_path, "oja")
+    files = plots.save_figures(ds, tmp_path, "oja")
     assert [f.name for f in files] == ["oja-work-precision.png", "oja-work-precision.pdf"]
     with pytest.raises(InputError, match="not a comparison"):
         plots.work_precision(xr.Dataset())

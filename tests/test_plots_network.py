@@ -71,12 +71,12 @@ def test_function_distance_draws_every_pair(compared):
     assert sum(bool(ax.images) for ax in plots.matrices(compared).axes) == 4
 
 
-def test_bad_input(spectrum, compared, tmp_path):
+def test_bad_input(spectrum, compared):
     with pytest.raises(InputError, match="operator='x' is not in ds; use one of hessian"):
         plots.waterfall(spectrum, "x")
     with pytest.raises(InputError, match="geoflow spectrum"):
-        plots.save_spectra(compared, tmp_path, "x")
+        plots.waterfalls(compared)
     with pytest.raises(InputError, match="geoflow predictions"):
-        plots.save_predictions(spectrum, tmp_path, "x")
+        plots.function_space(spectrum)
     with pytest.raises(InputError, match="no such distance"):
         plots.function_distance(compared, "nothing")

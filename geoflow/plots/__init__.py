@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 from geoflow.plots.animation import animate
-from geoflow.plots.comparison import save_work_precision, work_precision
-from geoflow.plots.ensembles import penalties, sweep_stack
+from geoflow.plots.comparison import work_precision
+from geoflow.plots.ensembles import ensemble, penalties, sweep_stack
+from geoflow.plots.kinds import save_figures
 from geoflow.plots.pca import (
     explained_variance,
     null_models,
     off_plane,
     pca_plane,
     pca_space,
-    save_pca,
     scores_plane,
 )
 from geoflow.plots.periodogram import (
     periodogram,
+    periodograms,
     relaxation,
-    save_spectra_in_time,
+    relaxations,
     significance,
 )
 from geoflow.plots.predictions import (
     function_distance,
     function_space,
     matrices,
-    save_predictions,
 )
-from geoflow.plots.slices import contours, projections, save_slice, slice_figure
-from geoflow.plots.spectra import extremes, save_spectra, waterfall, waterfalls
+from geoflow.plots.slices import contours, projections, slice_figure
+from geoflow.plots.spectra import extremes, waterfall, waterfalls
 from geoflow.plots.style import STYLE, new_figure, save, style
 from geoflow.plots.trajectory import (
     angle,
@@ -35,7 +35,6 @@ from geoflow.plots.trajectory import (
     line,
     overview,
     paper_stack,
-    save_figures,
 )
 
 __all__ = [
@@ -43,6 +42,7 @@ __all__ = [
     "angle",
     "animate",
     "contours",
+    "ensemble",
     "explained_variance",
     "extremes",
     "function_distance",
@@ -59,16 +59,12 @@ __all__ = [
     "pca_space",
     "penalties",
     "periodogram",
+    "periodograms",
     "projections",
     "relaxation",
+    "relaxations",
     "save",
     "save_figures",
-    "save_pca",
-    "save_predictions",
-    "save_slice",
-    "save_spectra",
-    "save_spectra_in_time",
-    "save_work_precision",
     "scores_plane",
     "significance",
     "slice_figure",

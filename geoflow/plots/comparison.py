@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from geoflow.errors import InputError
-from geoflow.plots.style import COLOURS, COLUMN_INCHES, LINES, MARKERS, new_figure, save, style
+from geoflow.plots.style import COLOURS, COLUMN_INCHES, LINES, MARKERS, new_figure, style
 
 
 def work_precision(
@@ -76,16 +73,3 @@ def work_precision(
         else:
             ax.legend()
     return ax
-
-
-def save_work_precision(ds: xr.Dataset, folder: str | Path, stem: str) -> list[Path]:
-    """Write the work–precision diagram as PNG and PDF, and return the files.
-
-    Raises
-    ------
-    InputError
-        The folder cannot be made or written.
-    """
-    figure = work_precision(ds).figure
-    assert isinstance(figure, Figure)
-    return save({"work-precision": figure}, folder, stem)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import xarray as xr
@@ -11,7 +12,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from geoflow.errors import InputError
-from geoflow.plots import comparison, ensembles, slices, trajectory
+from geoflow.plots.comparison import work_precision
+from geoflow.plots.ensembles import ensemble, penalties
+from geoflow.plots.pca import explained_variance, null_models, pca_plane, pca_space
+from geoflow.plots.periodogram import periodograms, relaxations
+from geoflow.plots.predictions import function_space, matrices
+from geoflow.plots.slices import slice_figure
+from geoflow.plots.spectra import extremes, waterfalls
+from geoflow.plots.style import SLIDE_INCHES, save
+from geoflow.plots.trajectory import overview, paper_stack
+
+
+def _any(ds: xr.Dataset) -> bool:
+    return True
 
 
 @dataclass(frozen=True)
@@ -23,23 +36,35 @@ class Kind:
     of : str
         The kind of dataset it is a figure of: ``trajectory``, or the dataset's attribute ``kind``.
     function : callable
-        ``function(ds, **options)`` → Figure or Axes.
-    usual : bool
-        Drawn where no figure is asked for by name.
+        ``function(ds, width=…, **options)`` → Figure or Axes.
+    shows : callable
+        Whether a dataset of that kind holds what is drawn.
     """
 
     of: str
     function: Callable[..., Figure | Axes]
-    usual: bool = True
+    shows: Callable[[xr.Dataset], bool] = _any
 
 
 KINDS = {
-    "overview": Kind("trajectory", trajectory.overview),
-    "stack": Kind("trajectory", trajectory.paper_stack),
-    "work-precision": Kind("comparison", comparison.work_precision),
-    "ensemble": Kind("ensemble", ensembles.ensemble),
-    "slice": Kind("slice", slices.slice_figure),
-    "penalties": Kind("baseline", ensembles.penalties),
+    "overview": Kind("trajectory", overview),
+    "stack": Kind("trajectory", paper_stack),
+    "ensemble": Kind("ensemble", ensemble),
+    "work-precision": Kind("comparison", work_precision),
+    "penalties": Kind("baseline", penalties),
+    "explained-variance": Kind("pca", explained_variance),
+    "pca-2d": Kind("pca", pca_plane, lambda ds: ds.sizes["component"] > 1),
+    "pca-3d": Kind("pca", pca_space, lambda ds: ds.sizes["component"] > 2),
+    "null-models": Kind(
+        "pca", null_models, lambda ds: "null_scores" in ds and ds.sizes["component"] > 1
+    ),
+    "waterfall": Kind("spectra", waterfalls),
+    "extremes": Kind("spectra", extremes),
+    "periodogram": Kind("periodogram", periodograms),
+    "relaxation": Kind("relaxation", relaxations),
+    "function-space": Kind("predictions", function_space),
+    "distances": Kind("predictions", matrices),
+    "slice": Kind("slice", slice_figure),
 }
 
 
@@ -60,7 +85,7 @@ def kind_of(ds: xr.Dataset) -> str:
 def names(ds: xr.Dataset) -> list[str]:
     """Names of the figures that can be drawn of a dataset."""
     kind = kind_of(ds)
-    return [name for name, k in KINDS.items() if k.of == kind]
+    return [name for name, k in KINDS.items() if k.of == kind and k.shows(ds)]
 
 
 def draw(ds: xr.Dataset, name: str, **options: Any) -> Figure:
@@ -87,3 +112,34 @@ def draw(ds: xr.Dataset, name: str, **options: Any) -> Figure:
     figure = drawn if isinstance(drawn, Figure) else drawn.figure
     assert isinstance(figure, Figure)
     return figure
+
+
+def save_figures(
+    ds: xr.Dataset,
+    folder: str | Path,
+    stem: str,
+    figures: Sequence[str] | None = None,
+    width: float = SLIDE_INCHES,
+) -> list[Path]:
+    """Write figures of a dataset as PNG and PDF, and return the files.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        A walk, an ensemble, or what an analysis gave.
+    folder : str or Path
+        Made where it is not there.
+    stem : str
+        What the names of the files start with; the figure's name follows.
+    figures : sequence of str, optional
+        Which. None: all of :func:`names`.
+    width : float
+        In inches.
+
+    Raises
+    ------
+    InputError
+        No such figure of such a dataset, or the folder cannot be made or written.
+    """
+    chosen = names(ds) if figures is None else figures
+    return save({name: draw(ds, name, width=width) for name in chosen}, folder, stem)

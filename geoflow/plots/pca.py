@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ from geoflow.plots.style import (
     MARKERS,
     SLIDE_INCHES,
     new_figure,
-    save,
     style,
 )
 
@@ -116,7 +114,9 @@ def off_plane(ds: xr.Dataset, ax: Axes | None = None, plane: int = 2) -> Axes:
     return ax
 
 
-def explained_variance(ds: xr.Dataset, ax: Axes | None = None) -> Axes:
+def explained_variance(
+    ds: xr.Dataset, ax: Axes | None = None, width: float = COLUMN_INCHES
+) -> Axes:
     """Draw the part of the variance each component explains; of null models too, where they are.
 
     Parameters
@@ -126,6 +126,8 @@ def explained_variance(ds: xr.Dataset, ax: Axes | None = None) -> Axes:
         :func:`geoflow.analysis.null_models.compare`.
     ax : Axes, optional
         Drawn on. None: a new figure's.
+    width : float
+        In inches, of a new figure.
 
     Raises
     ------
@@ -135,7 +137,7 @@ def explained_variance(ds: xr.Dataset, ax: Axes | None = None) -> Axes:
     beside = ds.attrs.get("kind") == NULL_KIND
     _check(ds, 1, NULL_KIND if beside else KIND)
     with style():
-        ax = new_figure(COLUMN_INCHES, 0.8 * COLUMN_INCHES).subplots() if ax is None else ax
+        ax = new_figure(width, min(0.8 * width, 4.2)).subplots() if ax is None else ax
         component = ds["component"].values
         look: dict[str, Any] = {"markersize": 4}
         shown = ds["explained_variance_ratio"]
@@ -246,7 +248,7 @@ def pca_space(
     return figure
 
 
-def null_models(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
+def null_models(ds: xr.Dataset, walk: int = 0, width: float = SLIDE_INCHES) -> Figure:
     """Variance and first two scores of a walk beside those of its null models.
 
     Scores are divided by their root mean square: it is their shapes that are compared, and of the
@@ -255,11 +257,15 @@ def null_models(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     Parameters
     ----------
     ds : xarray.Dataset
-        From :func:`geoflow.analysis.null_models.compare`, or
-        :func:`geoflow.analysis.pca.null_models_of`, with two components at least.
+        From :func:`geoflow.analysis.null_models.compare`, or from
+        :func:`geoflow.analysis.pca.along` with null models, with two components at least.
+    walk : int
+        Which, of the latter's.
     width : float
         In inches; up to that of a column, the panels stand one above the other.
     """
+    if ds.attrs.get("kind") == KIND:
+        ds = null_models_of(ds, walk)
     _check(ds, 2, NULL_KIND)
     with style():
         narrow = width <= COLUMN_INCHES
@@ -287,34 +293,6 @@ def null_models(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
             fontsize=8,
         )
     return figure
-
-
-def save_pca(ds: xr.Dataset, folder: str | Path, stem: str) -> list[Path]:
-    """Write every figure of principal components as PNG and PDF, and return the files.
-
-    Parameters
-    ----------
-    ds : xarray.Dataset
-        From :func:`geoflow.analysis.pca.along`.
-    folder, stem : str or Path, str
-        Where to, and what the names of the files start with.
-
-    Raises
-    ------
-    InputError
-        The dataset holds no components, or the folder cannot be made or written.
-    """
-    _check(ds, 1)
-    figures: dict[str, Any] = {"explained-variance": explained_variance(ds).figure}
-    if ds.sizes["component"] > 1:
-        figures["pca-2d"] = pca_plane(ds)
-    if ds.sizes["component"] > 2:
-        figures["pca-3d"] = pca_space(ds)
-    if "null_scores" in ds and ds.sizes["component"] > 1:
-        for walk in range(ds.sizes["walk"]):
-            name = f"-{walk}" if ds.sizes["walk"] > 1 else ""
-            figures[f"null-models{name}"] = null_models(null_models_of(ds, walk))
-    return save(figures, folder, stem)
 
 
 def _check(ds: xr.Dataset, n_components: int, kind: str = KIND) -> None:

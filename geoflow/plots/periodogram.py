@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from numpy.typing import NDArray
 
 from geoflow.errors import InputError
-from geoflow.plots.style import COLOURS, COLUMN_INCHES, LABELS, LINES, new_figure, save, style
+from geoflow.plots.style import (
+    COLOURS,
+    COLUMN_INCHES,
+    LABELS,
+    LINES,
+    SLIDE_INCHES,
+    WIDE_INCHES,
+    new_figure,
+    style,
+)
 
 GREY: dict[str, Any] = {"color": "#999999", "linestyle": "-", "linewidth": 0.9}
 CLOCKS = {"time": "flow time", "arc_length": "arc length"}
@@ -91,6 +99,34 @@ def significance(ds: xr.Dataset, scalar: str | None = None, ax: Axes | None = No
     return ax
 
 
+def periodograms(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
+    """Power of every scalar, and beside or below it that over red noise.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        From :func:`geoflow.analysis.periodogram.along`.
+    width : float
+        In inches.
+
+    Raises
+    ------
+    InputError
+        The dataset is no periodogram.
+    """
+    _of(ds, "periodogram", None)
+    names = ds["scalar"].values.tolist()
+    wide = width > WIDE_INCHES
+    with style():
+        rows, columns = (len(names), 2) if wide else (2 * len(names), 1)
+        figure = new_figure(width, (0.36 if wide else 0.6) * width * rows)
+        axes = figure.subplots(rows, columns, squeeze=False).reshape(-1, 2)
+        for name, (above, below) in zip(names, axes, strict=True):
+            periodogram(ds, name, above)
+            significance(ds, name, below)
+    return figure
+
+
 def _mark_peaks(ax: Axes, one: xr.Dataset, height: NDArray[np.float64], named: int) -> None:
     """Mark local maxima above the global level, and name the frequencies of the highest."""
     f, over = one["frequency"].values, one["power"].values / one["global_level"].values[0]
@@ -108,7 +144,9 @@ def _frequency(ds: xr.Dataset) -> str:
     return f"frequency, cycles in a unit of {CLOCKS[ds.attrs['against']]}"
 
 
-def relaxation(ds: xr.Dataset, scalar: str | None = None, figure: Figure | None = None) -> Figure:
+def relaxation(
+    ds: xr.Dataset, scalar: str | None = None, figure: FigureBase | None = None
+) -> FigureBase:
     """Distance of a scalar from its limit, on a logarithmic axis, with the fit and its residuals.
 
     The slope that the smallest eigenvalue of A predicts is drawn through the fit's end, where that
@@ -120,7 +158,7 @@ def relaxation(ds: xr.Dataset, scalar: str | None = None, figure: Figure | None 
         From :func:`geoflow.analysis.relaxation.along`.
     scalar : str, optional
         Which. None: the first that was fitted, or the first.
-    figure : Figure, optional
+    figure : Figure or SubFigure, optional
         Drawn on. None: a new one.
 
     Raises
@@ -170,26 +208,31 @@ def relaxation(ds: xr.Dataset, scalar: str | None = None, figure: Figure | None 
     return figure
 
 
-def save_spectra_in_time(ds: xr.Dataset, folder: str | Path, stem: str) -> list[Path]:
-    """Write a figure for each scalar of a periodogram or a relaxation, as PNG and PDF.
+def relaxations(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
+    """:func:`relaxation` of every scalar.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        From :func:`geoflow.analysis.relaxation.along`.
+    width : float
+        In inches.
 
     Raises
     ------
     InputError
-        The dataset is neither, or the folder cannot be made or written.
+        The dataset is no relaxation.
     """
-    figures: dict[str, Figure] = {}
-    for name in ds["scalar"].values.tolist():
-        if ds.attrs.get("kind") == "relaxation":
-            figure = relaxation(ds, name)
-        else:
-            with style():
-                figure = new_figure(COLUMN_INCHES, 1.15 * COLUMN_INCHES)
-                above, below = figure.subplots(2, 1, sharex=True)
-            periodogram(ds, name, above).set_xlabel("")
-            significance(ds, name, below)
-        figures[f"{ds.attrs['kind']}-{name}".replace(" ", "-")] = figure
-    return save(figures, folder, stem)
+    _of(ds, "relaxation", None)
+    names = ds["scalar"].values.tolist()
+    columns = min(len(names), 2) if width > WIDE_INCHES else 1
+    rows = -(-len(names) // columns)
+    with style():
+        figure = new_figure(width, (0.48 if columns == 2 else 0.8) * width * rows)
+        parts: Any = figure.subfigures(rows, columns, squeeze=False)
+        for name, part in zip(names, parts.flat, strict=False):
+            relaxation(ds, name, part)
+    return figure
 
 
 def _of(ds: xr.Dataset, kind: str, scalar: str | None) -> xr.Dataset:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -17,7 +15,6 @@ from geoflow.plots.style import (
     MARKERS,
     SLIDE_INCHES,
     new_figure,
-    save,
     style,
 )
 
@@ -143,18 +140,6 @@ def matrices(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
         figure.supylabel("flow time of the snapshot", fontsize=8)
         figure.suptitle(f"{_title(ds)}: {part} set", fontsize=8)
     return figure
-
-
-def save_predictions(ds: xr.Dataset, folder: str | Path, stem: str) -> list[Path]:
-    """Write the figures of distances in predictions as PNG and PDF, and return the files.
-
-    Raises
-    ------
-    InputError
-        The dataset holds no such distances, or the folder cannot be made or written.
-    """
-    figures = {"function-space": function_space(ds), "distances": matrices(ds)}
-    return save(figures, folder, stem)
 
 
 def _names(ds: xr.Dataset) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ from geoflow.plots.style import (
     SLIDE_INCHES,
     WIDE_INCHES,
     new_figure,
-    save,
     style,
 )
 
@@ -228,21 +226,6 @@ def slice_figure(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
         projections(ds, below[1])
         figure.suptitle(title(ds), fontsize=8)
     return figure
-
-
-def save_slice(ds: xr.Dataset, folder: str | Path, stem: str) -> list[Path]:
-    """Write the figure of a slice for a slide and for a column, as PNG and PDF.
-
-    Raises
-    ------
-    InputError
-        The dataset is no slice, or the folder cannot be made or written.
-    """
-    figures = {
-        "slice": slice_figure(ds),
-        "slice-column": slice_figure(ds, COLUMN_INCHES),
-    }
-    return save(figures, folder, stem)
 
 
 def title(ds: xr.Dataset) -> str:

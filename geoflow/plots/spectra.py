@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from geoflow.plots.style import (
     LABELS,
     SLIDE_INCHES,
     new_figure,
-    save,
     style,
 )
 
@@ -168,17 +166,6 @@ def extremes(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
             axes[0, column].set_title(OPERATOR_LABELS.get(name, name))
             axes[-1, column].set_xlabel(LABELS["time"])
     return figure
-
-
-def save_spectra(ds: xr.Dataset, folder: str | Path, stem: str) -> list[Path]:
-    """Write the figures of curvature spectra as PNG and PDF, and return the files.
-
-    Raises
-    ------
-    InputError
-        The dataset holds no spectra, or the folder cannot be made or written.
-    """
-    return save({"waterfall": waterfalls(ds), "extremes": extremes(ds)}, folder, stem)
 
 
 def _operators(ds: xr.Dataset) -> list[str]:

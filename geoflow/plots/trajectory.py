@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from geoflow.plots.style import (
     SLIDE_INCHES,
     WIDE_INCHES,
     new_figure,
-    save,
     style,
 )
 
@@ -147,17 +145,6 @@ def paper_stack(
         axes[0].set_title(title(several[0]) if len(several) == 1 else f"{len(several)} walks")
         figure.align_ylabels(axes)
     return figure
-
-
-def save_figures(ds: xr.Dataset, folder: str | Path, stem: str) -> list[Path]:
-    """Write every figure of a walk as PNG and PDF, and return the files.
-
-    Raises
-    ------
-    InputError
-        The folder cannot be made or written.
-    """
-    return save({"overview": overview(ds), "stack": paper_stack(ds)}, folder, stem)
 
 
 def title(ds: xr.Dataset) -> str:
