@@ -3,6 +3,8 @@
 import numpy as np
 import xarray as xr
 
+from geoflow.analysis import pca
+
 N, P, SNAPSHOTS = 40, 30, 20
 
 
@@ -36,6 +38,9 @@ def walk(seed=0):
             "arc_length": ("step", time),
             "snapshot_time": ("snapshot", time[kept]),
             "snapshot_step": ("snapshot", kept),
+            "tensor_name": ("tensor", ["theta"]),
+            "tensor_offset": ("tensor", [0]),
+            "tensor_shape": ("tensor", [f"[{P}]"]),
         },
         {
             "geoflow_schema": "1.0",
@@ -80,4 +85,132 @@ def comparison():
         },
         {"solver": ["exponential", "dopri5"], "rtol": rtol, "snapshot_time": ("snapshot", [1.0])},
         {"kind": "comparison", "title": "by formula"},
+    )
+
+
+LOOKED_AT = {"experiment": "by formula", "walk_seed": 0, "title": "by formula"}
+
+
+def components():
+    """Principal components of two walks, no null models: those are drawn at random."""
+    found = pca.along([walk(0), walk(1)], 3)
+    return found.assign_attrs(experiment="by formula")
+
+
+def spectra():
+    """Three snapshots of two operators: a bulk at zero, and outliers that grow."""
+    grow, operator = np.array([1.0, 1.5, 2.0])[:, None, None], np.array([1.0, 1e4])[None, :, None]
+    bulk = 1e-3 * np.linspace(-1, 1, 16) ** 3
+    node = grow * operator * np.concatenate([bulk, [0.1, 0.3, 0.6, 1.0]])
+    weight = np.broadcast_to(np.concatenate([np.full(16, 0.06), [0.01] * 4]), node.shape)
+    largest, smallest = node[..., [-1, -2, -3]], node[..., [0, 1, 2]]
+    dims = ("snapshot", "operator", "probe", "lanczos")
+    ranked = ("snapshot", "operator", "rank")
+    return xr.Dataset(
+        {
+            "node": (dims, node[:, :, None, :]),
+            "weight": (dims, weight[:, :, None, :]),
+            "largest_eigenvalue": (ranked, largest),
+            "largest_residual": (ranked, 0.02 * largest),
+            "smallest_eigenvalue": (ranked, smallest),
+            "smallest_residual": (ranked, 0.2 * abs(smallest)),
+        },
+        {
+            "operator": ["hessian", "tangent"],
+            "dimension": ("operator", [500, 499]),
+            "snapshot_time": ("snapshot", [0.0, 0.5, 2.0]),
+            "snapshot_step": ("snapshot", [0, 10, 20]),
+        },
+        {"kind": "spectra", **LOOKED_AT},
+    )
+
+
+def periodogram():
+    """Red noise with one peak that it has not, in one of two scalars."""
+    frequency = np.linspace(0.5, 20, 80)
+    red = 0.3 / (1 + (frequency / 2) ** 2)
+    ripple = 1 + 0.6 * np.sin(5 * frequency)
+    peak = 0.5 * np.exp(-(((frequency - 10) / 0.3) ** 2))
+    power = np.stack([red * ripple + peak, red * ripple])
+    level, both = np.array([0.95, 0.99]), ("scalar", "frequency")
+    high = np.array([8.0, 11.0])[None, :, None] * red
+    return xr.Dataset(
+        {
+            "power": (both, power),
+            "red_noise": (both, np.stack([red, red])),
+            "global_level": (("scalar", "level", "frequency"), np.repeat(high, 2, axis=0)),
+            "local_level": (("scalar", "level", "frequency"), np.repeat(0.4 * high, 2, axis=0)),
+            "p_value": ("scalar", [0.001, 0.4]),
+        },
+        {"scalar": ["angle", "tangent_norm"], "frequency": frequency, "level": level},
+        {"kind": "periodogram", "against": "time", **LOOKED_AT},
+    )
+
+
+def relaxation():
+    """One scalar that decays to its limit, and one that could not be fitted."""
+    time = np.linspace(2, 5, 25)
+    fitted = 1 + 3 * np.exp(-1.5 * (time - 2))
+    values = np.stack([fitted * (1 + 0.002 * np.cos(7 * time)), time])
+    one = ("scalar", "term")
+    return xr.Dataset(
+        {
+            "value": (("scalar", "sample"), values),
+            "fitted": (("scalar", "sample"), np.stack([fitted, np.full(25, np.nan)])),
+            "status": ("scalar", ["fitted", "no decay: it rises"]),
+            "limit": ("scalar", [1.0, np.nan]),
+            "amplitude": (one, [[3.0], [np.nan]]),
+            "rate": (one, [[1.5], [np.nan]]),
+            "predicted_rate": ("scalar", [1.4, np.nan]),
+        },
+        {"scalar": ["regularizer", "angle"], "term": [1], "time": ("sample", time)},
+        {"kind": "relaxation", **LOOKED_AT},
+    )
+
+
+def predictions():
+    """Distances that grow as the points part, on two sets."""
+    place = np.linspace(0, 1, 6) ** 2
+    apart = abs(place[:, None] - place)
+    dims, pair = ("set", "snapshot", "snapshot_other"), ("snapshot", "snapshot_other")
+    return xr.Dataset(
+        {
+            "output_distance": (dims, np.stack([0.1 * apart, apart])),
+            "js_divergence": (dims, np.stack([0.01 * apart**2, 0.1 * apart**2])),
+            "disagreement": (dims, np.stack([0 * apart, np.round(0.1 * apart, 2)])),
+            "parameter_distance": (pair, 20 * apart),
+        },
+        {"set": ["train", "test"], "snapshot_time": ("snapshot", 2 * place)},
+        {"kind": "predictions", **LOOKED_AT},
+    )
+
+
+def slice_():
+    """Two bowls, the level a circle of one, and a walk towards its inside."""
+    alpha, beta = np.linspace(-2, 2, 21), np.linspace(-1.5, 1.5, 21)
+    a, b = np.meshgrid(alpha, beta, indexing="ij")
+    time = np.linspace(0, 2, 9)
+    walk_alpha, walk_beta = 1.5 - 0.8 * time, 0.6 * np.sin(2 * time)
+    off = 0.2 * np.sin(time)
+    both = ("alpha", "beta")
+    return xr.Dataset(
+        {
+            "loss": (both, 0.1 + a**2 + b**2),
+            "test_loss": (both, 0.3 + (a - 0.3) ** 2 + b**2),
+            "walk_alpha": ("snapshot", walk_alpha),
+            "walk_beta": ("snapshot", walk_beta),
+            "off_plane_distance": ("snapshot", off),
+            "walk_loss": ("snapshot", np.ones(9)),
+            "projected_loss": ("snapshot", 0.1 + walk_alpha**2 + walk_beta**2),
+            "walk_test_loss": ("snapshot", 1.3 - 0.1 * time),
+            "projected_test_loss": ("snapshot", 0.3 + (walk_alpha - 0.3) ** 2 + walk_beta**2),
+            "direction_norm": ("direction", [1.0, 1.0]),
+        },
+        {
+            "alpha": alpha,
+            "beta": beta,
+            "direction": ["PC 1", "PC 2"],
+            "snapshot_time": ("snapshot", time),
+        },
+        {"kind": "slice", "level": 1.0, "direction_cosine": 0.0, **LOOKED_AT},
     )

@@ -128,7 +128,7 @@ def test_predictions_are_compared_from_the_file(walked, tmp_path, capsys):
         assert float(found["output_distance"].sel(set="test")[0, 1]) > 0
         assert all({"long_name", "units"} <= set(v.attrs) for v in found.variables.values())
     names = sorted(p.name for p in figures.glob("*.png"))
-    assert names == [f"{walked.stem}-distances.png", f"{walked.stem}-function-space.png"]
+    assert names == ["predictions-distances.png", "predictions-function-space.png"]
     assert cli.main(arguments) == BAD_INPUT
     assert "exists" in capsys.readouterr().err
     assert cli.main([*arguments[:3], "9"]) == BAD_INPUT

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import xarray as xr
 from matplotlib.figure import Figure
@@ -14,6 +16,13 @@ def test_a_dataset_says_what_can_be_drawn_of_it():
     assert kinds.names(drawn.comparison()) == ["work-precision"]
     with pytest.raises(InputError, match="no dataset that geoflow draws"):
         kinds.names(xr.Dataset())
+
+
+def test_every_figure_is_in_the_documentation():
+    page = (Path(__file__).parents[1] / "docs" / "analysis.md").read_text()
+    table = page.split("| figure | of | shows |")[1]
+    for name in kinds.KINDS:
+        assert f"`{name}`" in table
 
 
 def test_the_accessor_draws_what_the_function_draws():

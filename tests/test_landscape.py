@@ -290,7 +290,7 @@ def test_the_commands(network, tmp_path, monkeypatch, capsys):
     assert "the same command goes on" in said
     assert cli.main([*arguments, "--figures", str(tmp_path / "figures")]) == DONE
     assert "test_loss" in capsys.readouterr().out
-    assert len(os.listdir(tmp_path / "figures")) == 4
+    assert len(os.listdir(tmp_path / "figures")) == 2
     assert cli.main(arguments) == BAD_INPUT
     for more, message in (
         (["--through", "0,1,2", "--random"], "leave --filter-normalise and --random out"),

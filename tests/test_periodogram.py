@@ -282,7 +282,7 @@ def test_the_command_prints_keeps_and_draws(path, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "angle" in printed
     assert "pc1" in printed
-    assert len(list(tmp_path.glob("*.png"))) == 2
+    assert len(list(tmp_path.glob("*.png"))) == 1
     with xr.open_dataset(out) as found, gf.open_trajectory(path) as ds:
         assert found.attrs["kind"] == "periodogram"
         assert np.allclose(found["time"], ds["snapshot_time"])

@@ -119,7 +119,7 @@ def matrices(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     n = ds.sizes["snapshot"]
     columns = 2 if width <= COLUMN_INCHES else len(names)
     rows = -(-len(names) // columns)
-    marked = np.unique(np.linspace(0, n - 1, min(n, 4)).round().astype(int))
+    marked = np.unique(np.linspace(0, n - 1, min(n, 3)).round().astype(int))
     labels = [f"{t:.2g}" for t in ds["snapshot_time"].values[marked]]
     with style():
         figure = new_figure(width, 1.15 * width * rows / columns)

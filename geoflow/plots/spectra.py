@@ -155,7 +155,7 @@ def extremes(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     if not ends:
         raise InputError("ds has no eigenvalue that converged; compute it with more products")
     with style():
-        figure = new_figure(width, 0.3 * width * len(ends))
+        figure = new_figure(width, max(0.3 * width, 1.6) * len(ends))
         axes = figure.subplots(len(ends), len(names), squeeze=False, sharex=True)
         for column, name in enumerate(names):
             at = _of_operator(ds, name)
