@@ -15,7 +15,7 @@ from geoflow.archive import open_trajectory
 from geoflow.errors import InputError
 from geoflow.flows import RegularizingFlow
 from geoflow.level_set import LevelSet
-from geoflow.problem import check_device_and_dtype
+from geoflow.problem_checks import check_device_and_dtype
 from geoflow.regularizers import squared_norm
 from geoflow.stopping import Stationary
 from geoflow.tasks import Outcome, Task, run_tasks, settle

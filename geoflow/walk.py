@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time as clock
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from geoflow.errors import (
     StepSizeError,
 )
 from geoflow.flows import FlowState, RegularizingFlow
+from geoflow.memory import check_memory
 from geoflow.progress import Progress
 from geoflow.recorder import Memory, Recorder
 from geoflow.saved import check_target
@@ -373,9 +373,5 @@ def _check_memory(flow: RegularizingFlow, rule: SnapshotRule) -> None:
         return
     n = rule.limit if isinstance(rule, Thinned) else len(rule.times)  # type: ignore[attr-defined]
     needed = 2 * n * flow.problem.theta0.numel() * flow.problem.theta0.element_size()
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > available:
-        raise InputError(
-            f"{n} snapshots of {flow.problem.n_parameters} parameters need {needed / 2**30:.1f} "
-            f"GiB and {available / 2**30:.1f} GiB are free; keep fewer snapshots"
-        )
+    what = f"{n} snapshots of {flow.problem.n_parameters:,} parameters"
+    check_memory(needed, what, "keep fewer snapshots, or name an archive")

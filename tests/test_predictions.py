@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -111,6 +112,6 @@ def test_bad_input(walk, monkeypatch):
         predictions.along(walk, module, SETS, classification=True, snapshots=[9])
     with pytest.raises(InputError, match="logits of two"):
         predictions.between(torch.zeros(2, 5, 1), classification=True)
-    monkeypatch.setattr(predictions.os, "sysconf", lambda name: 1)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1))
     with pytest.raises(InputError, match="choose fewer"):
         predictions.along(walk, module, SETS, classification=True)

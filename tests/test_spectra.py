@@ -350,7 +350,7 @@ def test_too_much_memory_is_refused_before_it_is_asked_for():
     operator = Curvature(
         "huge", lambda v: v, Subspace(huge, lambda x: x, lambda v: v), torch.zeros(1)
     )
-    with pytest.raises(InputError, match="GiB are free"):
+    with pytest.raises(InputError, match="GiB are available"):
         spectral_density(operator, n_steps=10_000)
 
 

@@ -7,11 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 from tqdm import tqdm
-
-from geoflow.errors import InputError
 
 Floats = NDArray[np.float64]
 
@@ -52,22 +49,6 @@ def column_blocks(
 def block_bytes(points: Sequence[Any]) -> int:
     """Size of the largest block that :func:`column_blocks` gives."""
     return 8 * sum(map(len, points)) * max(s.stop - s.start for s in _spans(points))
-
-
-def check_memory(needed: int, what: str, remedy: str) -> None:
-    """Refuse what does not fit into memory, before any work is done.
-
-    Raises
-    ------
-    InputError
-        More bytes are needed than are available.
-    """
-    available = psutil.virtual_memory().available
-    if needed > available:
-        raise InputError(
-            f"{what} need {needed / 2**30:.1f} GiB of memory and {available / 2**30:.1f} GiB are "
-            f"available; {remedy}"
-        )
 
 
 def _spans(points: Sequence[Any]) -> list[slice]:

@@ -10,8 +10,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from geoflow.analysis.blocks import block_bytes, check_memory, column_blocks
+from geoflow.analysis.blocks import block_bytes, column_blocks
 from geoflow.errors import InputError
+from geoflow.memory import check_memory
 
 Floats = NDArray[np.float64]
 

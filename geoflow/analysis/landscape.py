@@ -20,13 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
 from geoflow.analysis.planes import Plane, principal
-from geoflow.analysis.spectra import LOSS_RTOL
+from geoflow.analysis.walked import check_loss, theta_at
 from geoflow.errors import InputError
 from geoflow.flows import RegularizingFlow
 from geoflow.pieces import Pieces, fingerprint
 from geoflow.problem import Problem
 from geoflow.progress import duration
-from geoflow.trajectory import DTYPES, Observable, dtype_name
+from geoflow.trajectory import Observable, dtype_name
 
 Floats = NDArray[np.float64]
 Evaluation = Callable[[Sequence[Tensor]], list[float]]
@@ -195,23 +195,7 @@ def _check_flow(ds: xr.Dataset, problem: Problem) -> None:
     """Make sure that the dataset is a walk of this problem."""
     if not ds.sizes["snapshot"]:
         raise InputError("ds holds no snapshot; walk again with snapshots")
-    if ds.sizes["parameter"] != problem.n_parameters:
-        raise InputError(
-            f"flow has {problem.n_parameters} parameters and ds {ds.sizes['parameter']}; "
-            "give the flow of this walk"
-        )
-    theta = torch.as_tensor(_theta(ds, 0)).to(dtype=problem.dtype, device=problem.device)
-    here, recorded = (
-        float(problem.loss(theta)),
-        float(ds["train_loss"][int(ds["snapshot_step"][0])]),
-    )
-    # θ may be kept with fewer digits than it was computed with.
-    rtol = max(LOSS_RTOL[problem.dtype], LOSS_RTOL[DTYPES[str(ds["theta"].dtype)]])
-    if not math.isclose(here, recorded, rel_tol=rtol):
-        raise InputError(
-            f"flow has the loss {here:.9g} at snapshot 0 and ds {recorded:.9g}; "
-            "give the flow of this walk: the same data, network and loss"
-        )
+    check_loss(ds, problem, 0, float(problem.loss(theta_at(ds, problem, 0))))
 
 
 def _theta(ds: xr.Dataset, index: int) -> Floats:

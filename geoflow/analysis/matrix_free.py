@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from geoflow.analysis.curvature import Curvature
 from geoflow.errors import InputError
+from geoflow.memory import check_memory
 
 Floats = NDArray[np.float64]
 
@@ -381,9 +381,5 @@ def _check_memory(operator: Curvature, n_vectors: int, argument: str) -> None:
     if operator.theta.device.type != "cpu":
         return
     needed = n_vectors * operator.size * operator.theta.element_size()
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > available:
-        raise InputError(
-            f"{argument}: vectors of {operator.size:,} numbers need {needed / 2**30:.1f} GiB and "
-            f"{available / 2**30:.1f} GiB are free; ask for fewer"
-        )
+    what = f"{argument}: vectors of {operator.size:,} numbers"
+    check_memory(needed, what, "ask for fewer")

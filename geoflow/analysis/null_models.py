@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from scipy.fft import dct
 from scipy.optimize import minimize_scalar
 
-from geoflow.analysis.blocks import block_bytes, check_memory, column_blocks
+from geoflow.analysis.blocks import block_bytes, column_blocks
 from geoflow.errors import InputError
+from geoflow.memory import check_memory
 
 Floats = NDArray[np.float64]
 

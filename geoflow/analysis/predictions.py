@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from tqdm import tqdm
 
-from geoflow.analysis.spectra import snapshot_indices
+from geoflow.analysis.walked import snapshot_indices
 from geoflow.errors import InputError
+from geoflow.memory import check_memory
 
 Floats = NDArray[np.float64]
 
@@ -97,7 +97,9 @@ def along(
             found[name].append(_outputs(module, parameters, examples, batch_size))
         if count == 0:
             needed = sum(part[0].numel() * part[0].element_size() for part in found.values())
-            _check_memory(needed * len(indices), len(indices))
+            # Once as a list and once stacked.
+            needed *= 2 * len(indices)
+            check_memory(needed, f"the outputs of {len(indices)} snapshots", "choose fewer")
     sets = list(inputs)
     matrices: dict[str, list[Floats]] = {}
     for name in sets:
@@ -251,13 +253,3 @@ def _outputs(
             for x in inputs.split(batch_size)
         ]
     return torch.cat(parts)
-
-
-def _check_memory(needed: int, n: int) -> None:
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    # Once as a list and once stacked.
-    if 2 * needed > available:
-        raise InputError(
-            f"snapshots: the outputs of {n} need {2 * needed / 2**30:.1f} GiB and "
-            f"{available / 2**30:.1f} GiB are free; choose fewer"
-        )

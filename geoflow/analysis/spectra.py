@@ -31,6 +31,7 @@ from geoflow.analysis.matrix_free import (
     spectral_density,
     trace,
 )
+from geoflow.analysis.walked import snapshot_indices, state_at
 from geoflow.errors import InputError
 from geoflow.flows import FlowState, RegularizingFlow
 from geoflow.pieces import Pieces, fingerprint
@@ -43,9 +44,6 @@ DEFAULT_SNAPSHOTS = 5
 
 # To which a spectrum is seen to end at zero, relative to its largest eigenvalue.
 NULL_TOL = 1e-3
-
-# The loss of a snapshot, computed again, differs by rounding and by the software's version.
-LOSS_RTOL = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 VARIABLES = {
     "largest_eigenvalue": ("largest eigenvalues, falling", "1"),
@@ -138,7 +136,7 @@ def along(
     ArchiveError
         The archive cannot be written; the snapshots that were done are kept.
     """
-    indices = snapshot_indices(ds, snapshots)
+    indices = snapshot_indices(ds, snapshots, DEFAULT_SNAPSHOTS)
     _check_operators(operators)
     if n_points < 2:
         raise InputError(f"n_points={n_points}; use at least 2")
@@ -165,7 +163,7 @@ def along(
     limits: dict[str, Any] = {"tol": tol, "max_products": max_products, "seed": seed}
 
     def at(index: int) -> xr.Dataset:
-        state = _state(ds, flow, index)
+        state = state_at(ds, flow, index)
         before = flow.problem.counts["hvp"]
         per_operator = []
         for name in operators:
@@ -212,7 +210,7 @@ def along(
         names = [f"snapshot-{index:06d}" for index in indices]
         todo = [i for i, n in zip(indices, names, strict=True) if n in pieces.missing(names)]
         if progress and todo:
-            _announce(_state(ds, flow, todo[0]), flow, operators, tensors, len(todo), cost)
+            _announce(state_at(ds, flow, todo[0]), flow, operators, tensors, len(todo), cost)
         shown = tqdm(indices, "spectra", unit="snapshot", disable=None if progress else True)
         done = [
             pieces.compute(name, partial(at, index))
@@ -313,48 +311,6 @@ def _check_operators(operators: Sequence[str]) -> None:
     unknown = [name for name in operators if name not in OPERATORS]
     if unknown or not operators or len(set(operators)) < len(operators):
         raise InputError(f"operators={list(operators)!r}; choose from {', '.join(OPERATORS)}")
-
-
-def snapshot_indices(
-    ds: xr.Dataset, snapshots: Sequence[int] | None, default: int = DEFAULT_SNAPSHOTS
-) -> list[int]:
-    """Indices of the snapshots asked for, from 0 on; None: ``default`` of them, evenly.
-
-    Raises
-    ------
-    InputError
-        One is not there, or none is given.
-    """
-    n = ds.sizes["snapshot"]
-    if not n:
-        raise InputError("ds holds no snapshot; walk again with snapshots")
-    if snapshots is None:
-        even = np.linspace(0, n - 1, min(n, default)).round()
-        return [int(i) for i in even]
-    bad = [i for i in snapshots if not -n <= i < n]
-    if bad or not snapshots:
-        what = f"{bad[0]} is not there" if bad else "none is given"
-        raise InputError(f"snapshots={list(snapshots)}: {what}; there are 0 to {n - 1}")
-    return [i % n for i in snapshots]
-
-
-def _state(ds: xr.Dataset, flow: RegularizingFlow, index: int) -> FlowState:
-    """The state at a snapshot, after making sure that it is the flow's own."""
-    problem = flow.problem
-    if ds.sizes["parameter"] != problem.n_parameters:
-        raise InputError(
-            f"flow has {problem.n_parameters} parameters and ds {ds.sizes['parameter']}; "
-            "give the flow of this walk"
-        )
-    theta = torch.as_tensor(ds["theta"].isel(snapshot=index).values)
-    state = flow.evaluate(theta.to(dtype=problem.dtype, device=problem.device))
-    recorded = float(ds["train_loss"][int(ds["snapshot_step"][index])])
-    if not math.isclose(state.loss, recorded, rel_tol=LOSS_RTOL[problem.dtype]):
-        raise InputError(
-            f"flow has the loss {state.loss:.9g} at snapshot {index} and ds {recorded:.9g}; "
-            "give the flow of this walk: the same data, network and loss"
-        )
-    return state
 
 
 def _dataset(

@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from geoflow.analysis.predictions import DEFAULT_SNAPSHOTS, check_module, other, pair_coordinates
-from geoflow.analysis.spectra import snapshot_indices
+from geoflow.analysis.walked import snapshot_indices
 from geoflow.errors import InputError
 
 Floats = NDArray[np.float64]

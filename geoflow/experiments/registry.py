@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from geoflow.errors import InputError
 from geoflow.experiments import datasets, networks, training
-from geoflow.problem import Problem, check_device_and_dtype
+from geoflow.problem import Problem
+from geoflow.problem_checks import check_device_and_dtype
 
 
 class Data(NamedTuple):

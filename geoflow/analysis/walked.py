@@ -1,0 +1,88 @@
+"""Snapshots of a walk, and whether a flow is the one it was a walk of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from geoflow.errors import InputError
+from geoflow.flows import FlowState, RegularizingFlow
+from geoflow.problem import Problem
+from geoflow.trajectory import DTYPES
+
+# The loss of a snapshot, computed again, differs by rounding and by the software's version.
+LOSS_RTOL = {torch.float64: 1e-8, torch.float32: 1e-3}
+
+
+def snapshot_indices(ds: xr.Dataset, snapshots: Sequence[int] | None, default: int) -> list[int]:
+    """Indices of the snapshots asked for, from 0 on; None: ``default`` of them, evenly.
+
+    Raises
+    ------
+    InputError
+        One is not there, or none is given.
+    """
+    n = ds.sizes["snapshot"]
+    if not n:
+        raise InputError("ds holds no snapshot; walk again with snapshots")
+    if snapshots is None:
+        even = np.linspace(0, n - 1, min(n, default)).round()
+        return [int(i) for i in even]
+    bad = [i for i in snapshots if not -n <= i < n]
+    if bad or not snapshots:
+        what = f"{bad[0]} is not there" if bad else "none is given"
+        raise InputError(f"snapshots={list(snapshots)}: {what}; there are 0 to {n - 1}")
+    return [i % n for i in snapshots]
+
+
+def theta_at(ds: xr.Dataset, problem: Problem, index: int) -> Tensor:
+    """Parameters of a snapshot, shape (P,), as the problem takes them.
+
+    Raises
+    ------
+    InputError
+        The problem has another number of parameters.
+    """
+    if ds.sizes["parameter"] != problem.n_parameters:
+        raise InputError(
+            f"flow has {problem.n_parameters} parameters and ds {ds.sizes['parameter']}; "
+            "give the flow of this walk"
+        )
+    theta = torch.as_tensor(ds["theta"].isel(snapshot=index).values)
+    return theta.to(dtype=problem.dtype, device=problem.device)
+
+
+def check_loss(ds: xr.Dataset, problem: Problem, index: int, loss: float) -> None:
+    """Make sure that a snapshot has the loss that was recorded there.
+
+    Raises
+    ------
+    InputError
+        It has another, so that the walk is one of another problem.
+    """
+    recorded = float(ds["train_loss"][int(ds["snapshot_step"][index])])
+    # θ may be kept with fewer digits than it was computed with.
+    rtol = max(LOSS_RTOL[problem.dtype], LOSS_RTOL[DTYPES[str(ds["theta"].dtype)]])
+    if not math.isclose(loss, recorded, rel_tol=rtol):
+        raise InputError(
+            f"flow has the loss {loss:.9g} at snapshot {index} and ds {recorded:.9g}; "
+            "give the flow of this walk: the same data, network and loss"
+        )
+
+
+def state_at(ds: xr.Dataset, flow: RegularizingFlow, index: int) -> FlowState:
+    """State at a snapshot, after making sure that it is the flow's own.
+
+    Raises
+    ------
+    InputError
+        The flow is not that of the walk.
+    """
+    state = flow.evaluate(theta_at(ds, flow.problem, index))
+    check_loss(ds, flow.problem, index, state.loss)
+    return state
