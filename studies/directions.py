@@ -6,7 +6,7 @@ Walks iris_ff, mpg_ff (seeds 0 to 2) and mnist_ff (seed 0) to 175° with default
 for 101 points at even distances in arc length. Counts the principal components that these points,
 their unit steps and their unit velocities take, beside Brownian paths of the same step lengths, as
 they are and standardised (3 paths, seeds 0 to 2). Writes the table of docs/analysis.md, and
-runs/study-directions.png.
+docs/_static/directions.png.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import xarray as xr
 from numpy.typing import NDArray
 
 import geoflow as gf
-from geoflow import plots
 from geoflow.analysis.components import fit
 from geoflow.analysis.null_models import brownian_path
 from geoflow.plots.style import COLOURS, LINES, SLIDE_INCHES, new_figure, style
@@ -32,7 +31,7 @@ PATHS = 3
 SHARES = (0.9, 0.99, 0.999)
 
 ROOT = Path(__file__).parents[1]
-PAGE, RUNS = ROOT / "docs" / "analysis.md", ROOT / "runs"
+PAGE, FIGURE = ROOT / "docs" / "analysis.md", ROOT / "docs" / "_static" / "directions.png"
 BEGIN, END = "<!-- table: studies/directions.py -->", "<!-- end of directions -->"
 HEAD = [
     "experiment",
@@ -115,8 +114,7 @@ def draw(kept: dict[str, dict[str, Floats]]) -> None:
             ax.set_xlabel("components")
             ax.set_ylabel(label)
         axes[0].legend()
-        RUNS.mkdir(exist_ok=True)
-        plots.save({"directions": figure}, RUNS, "study")
+        figure.savefig(FIGURE, dpi=200)
 
 
 def left(spectrum: Floats) -> Floats:

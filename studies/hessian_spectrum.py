@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python studies/hessian_spectrum.py
 
 Walks mnist_ff, seed 0, to 175°, and computes the spectra of ∇²L, of its Gauss–Newton part G and of
-the tangent-space Hessian A at five snapshots. Writes the table of docs/analysis.md and, into runs/,
-the walk, the spectra and their figures. What is in runs/ already is not computed again.
+the tangent-space Hessian A at five snapshots. Writes the table of docs/analysis.md and its figure,
+and into runs/ the walk, the spectra and another figure. What is in runs/ is not computed again.
 """
 
 from pathlib import Path
@@ -30,6 +30,7 @@ N_SNAPSHOTS = 5
 
 ROOT = Path(__file__).parents[1]
 PAGE, RUNS = ROOT / "docs" / "analysis.md", ROOT / "runs"
+FIGURE = ROOT / "docs" / "_static" / "hessian_spectrum.png"
 BEGIN, END = "<!-- table: studies/hessian_spectrum.py -->", "<!-- end of table -->"
 
 
@@ -121,8 +122,8 @@ def main() -> None:
         spectrum = found(ds)
         lines = rows(ds, spectrum)
     save_dataset(spectrum, RUNS / "hessian_spectrum.nc", overwrite=True)
-    for path in plots.save_figures(spectrum, RUNS, "hessian_spectrum"):
-        print(path)
+    plots.save_figures(spectrum, RUNS, "hessian_spectrum", ["extremes"])
+    plots.waterfalls(spectrum).savefig(FIGURE, dpi=200)
     before, rest = PAGE.read_text().split(BEGIN)
     after = rest.split(END, 1)[1]
     PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + after)
