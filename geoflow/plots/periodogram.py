@@ -173,10 +173,10 @@ def relaxation(
     t, value = one["time"].values, one["value"].values
     with style():
         figure = figure or new_figure(COLUMN_INCHES, COLUMN_INCHES)
-        ax, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         points: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 3}
         name = one["scalar"].item()
         if one["status"].item() == "fitted":
+            ax, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
             limit = float(one["limit"])
             sign = 1.0 if float(one["amplitude"][0]) > 0 else -1.0
             distance, fitted = sign * (value - limit), sign * (one["fitted"].values - limit)
@@ -195,16 +195,15 @@ def relaxation(
             ax.set_ylabel(f"{_label(name)}\nfrom its limit, {limit:.5g}")
             ax.set_yscale("log")
             ax.legend()
+            below.set_ylabel("residual")
+            below.set_xlabel(LABELS["time"])
         else:
+            ax = figure.subplots()
             ax.plot(t, value, **points)
             ax.set_ylabel(_label(name))
             ax.annotate(one["status"].item(), (0.5, 0.9), xycoords="axes fraction", ha="center")
-            below.set_visible(False)
-            ax.tick_params(labelbottom=True)
-        (below if below.get_visible() else ax).set_xlabel(LABELS["time"])
-        below.set_ylabel("residual")
+            ax.set_xlabel(LABELS["time"])
         ax.set_title(f"{_walk(ds)}: {name.replace('_', ' ')}")
-        figure.align_ylabels([ax, below])
     return figure
 
 
