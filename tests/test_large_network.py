@@ -11,7 +11,7 @@ import geoflow as gf
 
 prepared = gf.experiments.get("cifar10_conv").prepare(0, data="synthetic", epochs=1)
 flow = gf.RegularizingFlow(gf.LevelSet(prepared.problem), gf.regularizers.squared_norm)
-ds = gf.walk(flow, max_evaluations=12, max_snapshots=100, observables=prepared.observables)
+ds = gf.walk(flow, max_evaluations=8, max_snapshots=100)
 assert ds.sizes["parameter"] == 685_450
 assert ds.sizes["step"] > 1
 assert float(abs(ds["level_residual"]).max()) <= 1e-6 * ds.attrs["level"]
