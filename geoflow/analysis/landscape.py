@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
 from geoflow.analysis.planes import Plane, principal
-from geoflow.analysis.walked import check_loss, theta_at
+from geoflow.analysis.walked import check_loss, theta_at, walk_attributes
 from geoflow.errors import InputError
 from geoflow.flows import RegularizingFlow
 from geoflow.pieces import Pieces, fingerprint
@@ -352,11 +352,9 @@ def _dataset(
         {
             "kind": KIND,
             "title": "Loss on a plane through a walk",
-            "experiment": ds.attrs["experiment"],
-            "walk_seed": ds.attrs["seed"],
+            **walk_attributes(ds),
             **attributes,
             "direction_cosine": plane.cosine,
-            "geoflow_version": version("geoflow"),
         },
     )
     return found.assign_coords(chosen.coords)

@@ -9,7 +9,8 @@ import numpy as np
 import xarray as xr
 
 from geoflow.analysis.lomb_scargle import LEVELS, lomb_scargle
-from geoflow.analysis.scalars import series, walk_attributes
+from geoflow.analysis.scalars import series
+from geoflow.analysis.walked import walk_attributes
 
 SCALARS = ("angle", "tangent_norm")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from tqdm import tqdm
 
-from geoflow.analysis.walked import snapshot_indices
+from geoflow.analysis.walked import snapshot_indices, walk_attributes
 from geoflow.errors import InputError
 from geoflow.memory import check_memory
 
@@ -122,9 +122,7 @@ def along(
         attrs={
             "kind": "predictions",
             "title": "Distances in predictions and in parameters along a walk",
-            "experiment": ds.attrs["experiment"],
-            "walk_seed": ds.attrs["seed"],
-            "geoflow_version": ds.attrs["geoflow_version"],
+            **walk_attributes(ds),
         },
     )
 

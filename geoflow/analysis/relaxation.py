@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from geoflow.analysis import spectra
 from geoflow.analysis.curvature import tangent_hessian
 from geoflow.analysis.exponentials import FITTED, ExponentialFit, fit
-from geoflow.analysis.scalars import series, walk_attributes
+from geoflow.analysis.scalars import series
+from geoflow.analysis.walked import state_at, walk_attributes
 from geoflow.errors import InputError
 from geoflow.flows import RegularizingFlow
 
@@ -156,8 +157,7 @@ def _curvature(
             n_trace=6,
             seed=seed,
         )
-        theta = torch.as_tensor(ds["theta"].isel(snapshot=-1).values)
-        state = flow.evaluate(theta.to(dtype=flow.problem.dtype, device=flow.problem.device))
+        state = state_at(ds, flow, ds.sizes["snapshot"] - 1)
         operator = tangent_hessian(flow, state)
         v = operator.subspace.coordinates(state.velocity)
         velocity_rate = float(torch.dot(v, operator(v)) / torch.dot(v, v))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -127,15 +126,6 @@ def with_scores(ds: xr.Dataset, names: Sequence[str]) -> list[str | xr.DataArray
         else name
         for name in names
     ]
-
-
-def walk_attributes(ds: xr.Dataset) -> dict[str, Any]:
-    """Which walk a result is of, for its attributes."""
-    return {
-        "experiment": ds.attrs["experiment"],
-        "walk_seed": ds.attrs["seed"],
-        "geoflow_version": ds.attrs["geoflow_version"],
-    }
 
 
 def _columns(ds: xr.Dataset, scalar: str | xr.DataArray) -> list[xr.DataArray]:

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from geoflow.analysis.matrix_free import (
     spectral_density,
     trace,
 )
-from geoflow.analysis.walked import snapshot_indices, state_at
+from geoflow.analysis.walked import snapshot_indices, state_at, walk_attributes
 from geoflow.errors import InputError
 from geoflow.flows import FlowState, RegularizingFlow
 from geoflow.pieces import Pieces, fingerprint
@@ -143,14 +142,12 @@ def along(
     attributes = {
         "kind": "spectra",
         "title": "Curvature spectra along a walk",
-        "experiment": ds.attrs["experiment"],
-        "walk_seed": ds.attrs["seed"],
+        **walk_attributes(ds),
         "seed": seed,
         "k": k,
         "tol": tol,
         "n_trace": n_trace,
         "tensors": "" if tensors is None else " ".join(tensors),
-        "geoflow_version": ds.attrs["geoflow_version"],
     }
     cost = {
         "k": k,
@@ -204,7 +201,6 @@ def along(
         "walk": fingerprint(ds),
         "device": str(flow.problem.device),
         "dtype": dtype_name(flow.problem.dtype),
-        "version": version("geoflow"),
     }
     with Pieces(archive, settings, overwrite=overwrite) as pieces:
         names = [f"snapshot-{index:06d}" for index in indices]

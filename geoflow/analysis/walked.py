@@ -1,9 +1,11 @@
-"""Snapshots of a walk, and whether a flow is the one it was a walk of."""
+"""The walk that an analysis is of: its snapshots, its name, and whether a flow is its own."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,3 +88,12 @@ def state_at(ds: xr.Dataset, flow: RegularizingFlow, index: int) -> FlowState:
     state = flow.evaluate(theta_at(ds, flow.problem, index))
     check_loss(ds, flow.problem, index, state.loss)
     return state
+
+
+def walk_attributes(ds: xr.Dataset) -> dict[str, Any]:
+    """Which walk a result is of, and the version that made it, for its attributes."""
+    return {
+        "experiment": ds.attrs["experiment"],
+        "walk_seed": ds.attrs["seed"],
+        "geoflow_version": version("geoflow"),
+    }
