@@ -17,7 +17,6 @@ from geoflow import archive, experiments, plots
 from geoflow.analysis import landscape, pca, planes, predictions, spectra, symmetry
 from geoflow.analysis import periodogram as periodograms
 from geoflow.analysis import relaxation as relaxations
-from geoflow.analysis.scalars import with_scores
 from geoflow.errors import InputError
 from geoflow.plots.style import COLUMN_INCHES, SLIDE_INCHES
 from geoflow.problem import TensorSpec
@@ -307,7 +306,7 @@ def periodogram(args: argparse.Namespace) -> int:
     with gf.open_trajectory(args.file) as ds:
         found = periodograms.along(
             ds,
-            with_scores(ds, args.scalar or periodograms.SCALARS),
+            args.scalar or periodograms.SCALARS,
             against=args.against,
             detrend=args.detrend,
             max_frequency=args.max_frequency,
@@ -342,7 +341,7 @@ def relaxation(args: argparse.Namespace) -> int:
             curvature = experiments.rebuild(ds.attrs, device=args.device).flow
         found = relaxations.along(
             ds,
-            scalars=with_scores(ds, args.scalar or relaxations.SCALARS),
+            scalars=args.scalar or relaxations.SCALARS,
             start=args.start,
             n_terms=args.terms,
             curvature=curvature,

@@ -8,8 +8,9 @@ from scipy.signal import lombscargle
 
 import geoflow as gf
 from geoflow import cli, plots
-from geoflow.analysis import lomb_scargle, periodogram, red_noise
+from geoflow.analysis import lomb_scargle, pca, periodogram, red_noise
 from geoflow.analysis.lomb_scargle import _Design, frequency_grid
+from geoflow.analysis.scalars import series
 from geoflow.errors import InputError
 
 
@@ -234,6 +235,13 @@ def test_scalars_of_a_walk_and_its_scores(ds):
     assert np.array_equal(
         at_snapshots["value"].sel(scalar="angle"), ds["angle"][ds["snapshot_step"].values]
     )
+
+
+def test_scores_go_by_their_names(ds):
+    found = series(ds, ["pc2", "angle", "pc1"])
+    assert found.names == ["pc2", "angle", "pc1"]
+    scores = pca.along(ds, 2)["scores"].values
+    assert np.array_equal(found.values[:, [2, 0]], scores)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,9 @@ def series(ds: xr.Dataset, scalars: Sequence[str | xr.DataArray], against: str =
     ds : xarray.Dataset
         A trajectory in schema 1.0.
     scalars : sequence of str or DataArray
-        Names of scalars of every step or of observables; or arrays with the dimension ``snapshot``,
+        Names of scalars of every step or of observables; ``pc1``, ``pc2``, … for the scores of the
+        snapshots on their principal components, centred and not standardised
+        (:func:`geoflow.analysis.pca.along`); or arrays with the dimension ``snapshot``,
         alone or with a second one such as the components of PCA scores, of which each column then
         is a scalar.
     against : str
@@ -69,7 +71,7 @@ def series(ds: xr.Dataset, scalars: Sequence[str | xr.DataArray], against: str =
     """
     if against not in CLOCKS:
         raise InputError(f"against={against!r}; choose from {', '.join(CLOCKS)}")
-    found = [column for scalar in scalars for column in _columns(ds, scalar)]
+    found = [column for scalar in _with_scores(ds, scalars) for column in _columns(ds, scalar)]
     if not found:
         raise InputError("scalars: none is given; name one, such as angle")
     names = [str(column.name) for column in found]
@@ -101,30 +103,27 @@ def series(ds: xr.Dataset, scalars: Sequence[str | xr.DataArray], against: str =
     )
 
 
-def with_scores(ds: xr.Dataset, names: Sequence[str]) -> list[str | xr.DataArray]:
-    """Put the walk's own PCA scores in the place of the names pc1, pc2, ….
+def _with_scores(ds: xr.Dataset, scalars: Sequence[str | xr.DataArray]) -> list[str | xr.DataArray]:
+    """Put the walk's own PCA scores in the place of the names pc1, pc2, …."""
 
-    Centred, not standardised; see :func:`geoflow.analysis.pca.along`.
+    def component(scalar: str | xr.DataArray) -> int:
+        named = isinstance(scalar, str) and re.fullmatch(r"pc([1-9]\d*)", scalar)
+        return int(named[1]) if named else 0
 
-    Raises
-    ------
-    InputError
-        More components than the snapshots have.
-    """
-    asked = [int(name[2:]) for name in names if re.fullmatch(r"pc[1-9]\d*", name)]
+    asked = max(map(component, scalars), default=0)
     if not asked:
-        return list(names)
-    scores = pca.along(ds, max(asked))["scores"].values
+        return list(scalars)
+    scores = pca.along(ds, asked)["scores"].values
     return [
         xr.DataArray(
-            scores[:, int(name[2:]) - 1],
+            scores[:, k - 1],
             dims="snapshot",
-            name=name,
-            attrs={"long_name": f"score on principal component {name[2:]}", "units": "1"},
+            name=f"pc{k}",
+            attrs={"long_name": f"score on principal component {k}", "units": "1"},
         )
-        if re.fullmatch(r"pc[1-9]\d*", name)
-        else name
-        for name in names
+        if (k := component(scalar))
+        else scalar
+        for scalar in scalars
     ]
 
 
