@@ -1,4 +1,4 @@
-"""The figures of Tahir & Katz (2021) over many runs, as one figure."""
+"""Many runs in one figure: those of Tahir & Katz (2021), and scalars with their band."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from geoflow.errors import InputError
 from geoflow.plots.style import (
@@ -58,12 +60,7 @@ def sweep_stack(
                     look = {"linestyle": "-"}
                 draw(ds, ax=ax, color=colour, **named, **look)
             if mean is not None:
-                factor = 100 if name.endswith("accuracy") else 1
-                centre = factor * mean[name].mean("run").values
-                spread = factor * mean[name].std("run", ddof=1).values
-                x = mean["time"].values
-                ax.plot(x, centre, color=colour, linewidth=1.6, linestyle="-")
-                ax.fill_between(x, centre - spread, centre + spread, color=colour, alpha=0.18, lw=0)
+                _mean_and_std(ax, mean["time"].values, _runs(mean, name), colour)
             if name == "angle":
                 low = min(float(ds["angle"].min()) for ds in walks)
                 ax.set_ylim(min(89.0, low - 2), 183)
@@ -107,13 +104,9 @@ def ensemble(
         axes = figure.subplots(rows, columns, sharex=True, squeeze=False)
         x = ds[along].values
         for name, ax, colour in zip(chosen, axes.flat, COLOURS * 2, strict=False):
-            runs = ds[name].values * (100 if name.endswith("accuracy") else 1)
-            centre = runs.mean(axis=0)
+            runs = _runs(ds, name)
             ax.plot(x, runs.T, color=colour, linewidth=0.5, alpha=0.5, linestyle="-")
-            ax.plot(x, centre, color=colour, linewidth=1.6, linestyle="-")
-            if len(runs) > 1:
-                std = runs.std(axis=0, ddof=1)
-                ax.fill_between(x, centre - std, centre + std, color=colour, alpha=0.18, lw=0)
+            _mean_and_std(ax, x, runs, colour)
             ax.set_ylabel(LABELS.get(name, name.replace("_", " ")))
         for ax in axes.flat[len(chosen) :]:
             ax.remove()
@@ -122,6 +115,21 @@ def ensemble(
         figure.suptitle(f"{ds.attrs['experiment'] or 'walks'}: {ds.sizes['run']} runs", fontsize=8)
         figure.align_ylabels()
     return figure
+
+
+def _runs(ds: xr.Dataset, name: str) -> NDArray[np.float64]:
+    """A scalar of each run, shape (run, …), as it is drawn."""
+    runs: NDArray[np.float64] = ds[name].values * (100 if name.endswith("accuracy") else 1)
+    return runs
+
+
+def _mean_and_std(ax: Axes, x: NDArray[np.float64], runs: NDArray[np.float64], colour: str) -> None:
+    """Draw the mean over the runs, and a standard deviation on either side as a band."""
+    centre = runs.mean(axis=0)
+    ax.plot(x, centre, color=colour, linewidth=1.6, linestyle="-")
+    if len(runs) > 1:
+        std = runs.std(axis=0, ddof=1)
+        ax.fill_between(x, centre - std, centre + std, color=colour, alpha=0.18, lw=0)
 
 
 def penalties(
