@@ -57,8 +57,7 @@ def _open(path: Path) -> xr.Dataset:
 
 def spectrum(args: argparse.Namespace) -> int:
     """Compute curvature spectra at snapshots of a walk of an experiment."""
-    if args.out:
-        archive.check_target(args.out, overwrite=args.force)
+    _check_target(args)
     with gf.open_trajectory(args.file) as ds:
         found = spectra.along(
             ds,
@@ -95,8 +94,7 @@ def spectrum(args: argparse.Namespace) -> int:
 
 def principal_components(args: argparse.Namespace) -> int:
     """Find the principal components of the snapshots of one walk, or of several together."""
-    if args.out:
-        archive.check_target(args.out, overwrite=args.force)
+    _check_target(args)
     paths = archive.expand(args.files)
     found = pca.along(
         paths,
@@ -156,7 +154,7 @@ def _null_model_table(found: xr.Dataset) -> Table:
 
 def slice_(args: argparse.Namespace) -> int:
     """Evaluate the loss on a plane through a walk of an experiment."""
-    target = archive.check_target(args.out, overwrite=args.force)
+    _check_target(args)
     with gf.open_trajectory(args.file) as ds:
         rebuilt = experiments.rebuild(ds.attrs, device=args.device)
         found = landscape.on_plane(
@@ -167,7 +165,7 @@ def slice_(args: argparse.Namespace) -> int:
             margin=args.margin,
             observables=_observables(args.observables, rebuilt),
             batch_size=args.batch,
-            archive=target,
+            archive=args.out,
             overwrite=args.force,
             progress=not args.quiet,
         )
@@ -208,18 +206,8 @@ def _observables(names: Sequence[str], rebuilt: experiments.RebuiltWalk) -> dict
             f"{', '.join(rebuilt.observables)}"
         )
     found: dict[str, Any] = {name: rebuilt.observables[name] for name in names}
-    if "test_loss" in found:
-        problem = rebuilt.flow.problem
-        # In chunks of as many examples as the observable's own, so that memory is flat.
-        found["test_loss"] = gf.Problem.from_module(
-            rebuilt.module,
-            rebuilt.loss_fn,
-            *rebuilt.test,
-            batch_size=min(500, len(rebuilt.test.targets)),
-            dtype=problem.dtype,
-            device=problem.device,
-        )
-    return found
+    # As a problem it is evaluated in batches.
+    return found | ({"test_loss": rebuilt.test_problem()} if "test_loss" in names else {})
 
 
 def _range(values: xr.DataArray) -> str:
@@ -245,8 +233,7 @@ def animate(args: argparse.Namespace) -> int:
 
 def compare_predictions(args: argparse.Namespace) -> int:
     """Compare snapshots of a walk of an experiment by the predictions of their networks."""
-    if args.out:
-        archive.check_target(args.out, overwrite=args.force)
+    _check_target(args)
     with gf.open_trajectory(args.file) as ds:
         rebuilt = experiments.rebuild(ds.attrs, device=args.device)
         settings: dict[str, Any] = {
@@ -301,8 +288,7 @@ def _symmetry_lines(found: xr.Dataset) -> list[str]:
 
 def periodogram(args: argparse.Namespace) -> int:
     """Power spectra of scalars of a walk, with significance against red noise."""
-    if args.out:
-        archive.check_target(args.out, overwrite=args.force)
+    _check_target(args)
     with gf.open_trajectory(args.file) as ds:
         found = periodograms.along(
             ds,
@@ -333,8 +319,7 @@ def periodogram(args: argparse.Namespace) -> int:
 
 def relaxation(args: argparse.Namespace) -> int:
     """Fit rates to the slow end of a walk, beside the smallest eigenvalues of A."""
-    if args.out:
-        archive.check_target(args.out, overwrite=args.force)
+    _check_target(args)
     with gf.open_trajectory(args.file) as ds:
         curvature = None
         if args.eigenvalues:
@@ -376,6 +361,12 @@ def relaxation(args: argparse.Namespace) -> int:
 def _or_dash(value: xr.DataArray) -> str:
     """Write a number, or a dash where there is none."""
     return "–" if np.isnan(value) else f"{float(value):.4g}"
+
+
+def _check_target(args: argparse.Namespace) -> None:
+    """Refuse a target that cannot be written before anything is read or computed."""
+    if args.out:
+        archive.check_target(args.out, overwrite=args.force)
 
 
 def _keep(found: xr.Dataset, args: argparse.Namespace) -> None:

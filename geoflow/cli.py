@@ -160,36 +160,24 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--max-products", type=int, default=1000, metavar="N", help="for the eigenvalues of an end"
     )
-    p.add_argument("--seed", type=int, default=0, help="of the probes")
     p.add_argument("--device", default="cpu")
-    p.add_argument("--out", metavar="FILE.nc", help="write the spectra here")
-    p.add_argument("--figures", metavar="DIR", help="draw them into this folder")
-    p.add_argument("--force", action="store_true", help="replace the file where it exists")
-    p.add_argument("--quiet", action="store_true", help="no progress")
+    _add_result_options(p, "of the probes")
 
     p = add("predictions", analysis_commands.compare_predictions)
     p.add_argument("file", metavar="FILE.nc", help="of geoflow run or geoflow sweep")
     p.add_argument("--snapshots", type=_integers, metavar="I,J,…", help="default: 25, evenly")
     p.add_argument("--device", default="cpu")
-    p.add_argument("--out", metavar="FILE.nc", help="write the distances here")
-    p.add_argument("--figures", metavar="DIR", help="draw them into this folder")
-    p.add_argument("--force", action="store_true", help="replace the file where it exists")
-    p.add_argument("--quiet", action="store_true", help="no progress")
+    _add_result_options(p)
 
     p = add("pca", analysis_commands.principal_components)
     p.add_argument("files", metavar="FILE.nc", nargs="+", help="walks, or folders of them")
     p.add_argument("--components", type=int, default=6, metavar="K", help="default 6")
     p.add_argument("--standardise", action="store_true", help="each parameter, as in the paper")
     p.add_argument("--null-models", action="store_true", help="set random walks and lines beside")
-    p.add_argument("--seed", type=int, default=0, help="of the random walks")
-    p.add_argument("--out", metavar="FILE.nc", help="write components and scores here")
-    p.add_argument("--figures", metavar="DIR", help="write the figures here")
-    p.add_argument("--force", action="store_true", help="replace the file where it exists")
-    p.add_argument("--quiet", action="store_true", help="no progress")
+    _add_result_options(p, "of the random walks")
 
     p = add("slice", analysis_commands.slice_)
     p.add_argument("file", metavar="FILE.nc", help="of geoflow run or geoflow sweep")
-    p.add_argument("--out", metavar="SLICE.nc", required=True, help="write the slice here")
     p.add_argument(
         "--through",
         type=_integers,
@@ -202,7 +190,6 @@ def _parser() -> argparse.ArgumentParser:
         help="rescale the components, filter by filter, to the norms of the weights",
     )
     p.add_argument("--random", action="store_true", help="two random filter-normalised directions")
-    p.add_argument("--seed", type=int, default=0, help="of the random directions")
     p.add_argument("--points", type=int, default=41, metavar="N", help="along each direction")
     p.add_argument(
         "--margin", type=float, default=0.25, metavar="X", help="around the walk, of its extent"
@@ -212,9 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--batch", type=int, metavar="N", help="points evaluated at once")
     p.add_argument("--device", default="cpu")
-    p.add_argument("--figures", metavar="DIR", help="draw the slice into this folder")
-    p.add_argument("--force", action="store_true", help="replace SLICE.nc where it exists")
-    p.add_argument("--quiet", action="store_true", help="no progress")
+    _add_result_options(p, "of the random directions", required=True)
 
     p = add("animate", analysis_commands.animate)
     p.add_argument("file", metavar="SLICE.nc", help="of geoflow slice")
@@ -256,12 +241,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_result_options(p: argparse.ArgumentParser, seed_of: str) -> None:
-    p.add_argument("--seed", type=int, default=0, help=f"{seed_of} (default 0)")
-    p.add_argument("--out", metavar="FILE.nc", help="write the dataset here")
-    p.add_argument("--figures", metavar="DIR", help="write a figure for each scalar here")
-    p.add_argument("--force", action="store_true", help="replace the file where it exists")
-    p.add_argument("--quiet", action="store_true", help="no notes on standard error")
+def _add_result_options(
+    p: argparse.ArgumentParser, seed_of: str | None = None, required: bool = False
+) -> None:
+    """What every analysis takes: where its dataset and its figures go."""
+    if seed_of:
+        p.add_argument("--seed", type=int, default=0, help=f"{seed_of} (default 0)")
+    p.add_argument("--out", metavar="OUT.nc", required=required, help="write the dataset here")
+    p.add_argument("--figures", metavar="DIR", help="draw it into this folder")
+    p.add_argument("--force", action="store_true", help="replace OUT.nc where it exists")
+    p.add_argument("--quiet", action="store_true", help="no progress, no list of files written")
 
 
 def _seeds(text: str) -> list[int]:

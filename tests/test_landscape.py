@@ -28,16 +28,13 @@ def flow():
 
 @pytest.fixture(scope="module")
 def ds(flow):
-    return walk(flow, observables={"test_loss": test_problem().loss})
+    return walk(flow, observables={"test_loss": other_problem().loss})
 
 
-def test_problem():
+def other_problem():
     return gf.Problem.from_module(
         references.small_module(), nn.functional.cross_entropy, *references.small_data(40, seed=9)
     )
-
-
-test_problem.__test__ = False
 
 
 def test_the_loss_on_the_plane_is_the_formula(sphere):
@@ -165,7 +162,7 @@ def test_random_directions_come_from_the_seed(ds, flow):
 
 
 def test_batches_give_the_same_numbers(ds, flow):
-    observables = {"test_loss": test_problem()}
+    observables = {"test_loss": other_problem()}
     one, *others = (
         landscape.on_plane(ds, flow, points=7, observables=observables, batch_size=size)
         for size in (1, 2, 7, None)
@@ -226,7 +223,7 @@ def test_the_callers_model_and_counts_stay_and_evaluations_are_counted(ds):
 
 
 def test_what_the_walk_recorded_is_taken_from_it(ds, flow):
-    found = landscape.on_plane(ds, flow, points=2, observables={"test_loss": test_problem()})
+    found = landscape.on_plane(ds, flow, points=2, observables={"test_loss": other_problem()})
     assert np.array_equal(found["walk_test_loss"], ds["test_loss"])
     assert found.attrs["kind"] == "slice"
     assert all({"units", "long_name"} <= set(v.attrs) for v in found.variables.values())
@@ -269,7 +266,7 @@ def test_interrupted_it_goes_on_to_the_same_bits(ds, flow, tmp_path, monkeypatch
 def test_the_commands(network, tmp_path, monkeypatch, capsys):
     file, target = tmp_path / "walk.nc", tmp_path / "slice.nc"
     walk(network, archive=file)
-    test = test_problem()
+    test = other_problem()
     rebuilt = RebuiltWalk(
         flow=network,
         observables={"test_loss": lambda t: float(test.loss(t)), "norm": lambda t: float(t.norm())},

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from geoflow import regularizers
 from geoflow.errors import InputError
-from geoflow.experiments.registry import Data, get
+from geoflow.experiments.registry import OUTPUTS_AT_ONCE, Data, get
 from geoflow.flows import RegularizingFlow
 from geoflow.level_set import LevelSet
 from geoflow.problem import Problem
@@ -44,6 +44,19 @@ class RebuiltWalk:
     loss_fn: Callable[[Tensor, Tensor], Tensor]
     train: Data
     test: Data
+
+    def test_problem(self) -> Problem:
+        """Return the loss on the test set, which is no loss the walk keeps, as a problem."""
+        problem = self.flow.problem
+        return Problem.from_module(
+            self.module,
+            self.loss_fn,
+            *self.test,
+            # Chunks as large as the observables', so that memory is flat.
+            batch_size=min(OUTPUTS_AT_ONCE, len(self.test.targets)),
+            dtype=problem.dtype,
+            device=problem.device,
+        )
 
 
 def rebuild(attributes: Mapping[str, Any], *, device: torch.device | str = "cpu") -> RebuiltWalk:

@@ -15,6 +15,9 @@ from geoflow.experiments import datasets, networks, training
 from geoflow.problem import Problem
 from geoflow.problem_checks import check_device_and_dtype
 
+# Examples whose outputs are computed at once, without gradient.
+OUTPUTS_AT_ONCE = 500
+
 
 class Data(NamedTuple):
     """Inputs (N, …) and targets (N,)."""
@@ -296,7 +299,10 @@ def _generator(sequence: np.random.SeedSequence) -> torch.Generator:
 
 
 def outputs(
-    module: nn.Module, parameters: Mapping[str, Tensor], inputs: Tensor, batch_size: int = 500
+    module: nn.Module,
+    parameters: Mapping[str, Tensor],
+    inputs: Tensor,
+    batch_size: int = OUTPUTS_AT_ONCE,
 ) -> Tensor:
     """Evaluate a network without gradient, some examples at a time to bound the memory."""
     with torch.no_grad():
