@@ -19,8 +19,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 import geoflow as gf
+from geoflow.analysis.brownian import brownian_path
 from geoflow.analysis.components import fit
-from geoflow.analysis.null_models import brownian_path
 from geoflow.plots.style import COLOURS, LINES, SLIDE_INCHES, new_figure, style
 
 Floats = NDArray[np.float64]

@@ -5,13 +5,9 @@ import xarray as xr
 
 import geoflow as gf
 from geoflow.analysis import blocks, fit_pca
-from geoflow.analysis.null_models import (
-    brownian_path,
-    brownian_test,
-    brownian_variance_ratio,
-    compare,
-    cosine_content,
-)
+from geoflow.analysis.brownian import brownian_path, brownian_test, brownian_variance_ratio
+from geoflow.analysis.null_models import compare
+from geoflow.analysis.path_components import cosine_content
 from geoflow.errors import InputError
 
 

@@ -8,7 +8,7 @@ import xarray as xr
 
 import geoflow as gf
 from geoflow import cli
-from geoflow.analysis import PCA, blocks, fit_pca, null_models, pca
+from geoflow.analysis import PCA, blocks, fit_pca, null_models, path_components, pca
 from geoflow.archive import save_dataset
 from geoflow.errors import ArchiveError, InputError
 from references import small_network
@@ -143,7 +143,7 @@ def test_points_know_their_walk_and_the_distance_from_what_is_drawn(files):
             distance = fitted.distance(ds["theta"].values, plane)
             assert np.allclose(own["off_plane_distance"].sel(plane=plane), distance, atol=1e-7)
         scores = own["scores"].values
-        content = null_models.cosine_content(scores - scores.mean(axis=0))
+        content = path_components.cosine_content(scores - scores.mean(axis=0))
         assert np.allclose(found["cosine_content"].sel(walk=index), content)
     assert start == found.sizes["point"]
 

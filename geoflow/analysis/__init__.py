@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from geoflow.analysis import (
+    brownian,
     landscape,
     null_models,
     pca,
@@ -25,6 +26,7 @@ from geoflow.analysis.matrix_free import extreme_eigenvalues, spectral_density, 
 
 __all__ = [
     "PCA",
+    "brownian",
     "extreme_eigenvalues",
     "fit_pca",
     "gauss_newton",

@@ -14,7 +14,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from geoflow.analysis import null_models as nulls
+from geoflow.analysis.brownian import check_simulations
 from geoflow.analysis.components import KIND, PCA, fit
+from geoflow.analysis.path_components import cosine_content
 from geoflow.archive import open_trajectory
 from geoflow.errors import InputError
 
@@ -74,7 +76,7 @@ def along(
           ``snapshot_step`` and ``arc_length``;
         - ``off_plane_distance``: of every point from the plane of the first 2 and 3 components;
         - ``cosine_content``: of each score, by walk, centred on that walk
-          (:func:`~geoflow.analysis.null_models.cosine_content`);
+          (:func:`~geoflow.analysis.path_components.cosine_content`);
         - ``participation_ratio`` of all components, and ``n_directions``, how many it takes for
           90, 99 and 99.9% of the variance;
         - ``variance_floor``: the explained variance that rounding alone may make, of the Gram
@@ -97,7 +99,7 @@ def along(
         )
     if null_models:
         # Before the points are read, which may take minutes.
-        nulls.check_simulations(n_simulations, seed)
+        check_simulations(n_simulations, seed)
     with ExitStack() as stack:
         walks = [
             ds if isinstance(ds, xr.Dataset) else stack.enter_context(open_trajectory(ds))
@@ -233,7 +235,7 @@ def _content(scores: Floats) -> Floats:
     content = np.full(scores.shape[1], np.nan)
     if k > 0:
         centred = scores[:, :k] - scores[:, :k].mean(axis=0)
-        content[:k] = nulls.cosine_content(centred)
+        content[:k] = cosine_content(centred)
     return content
 
 
