@@ -9,6 +9,7 @@ from torch import nn
 import geoflow as gf
 import references
 from geoflow.analysis import symmetry
+from geoflow.analysis.layers import layers_of
 from geoflow.errors import InputError
 from geoflow.experiments import networks
 
@@ -75,7 +76,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_rescaling_directions_are_the_tangents_of_the_orbit(case):
     module, inputs = CASES[case]()
-    layers = symmetry.layers_of(module)
+    layers = layers_of(module)
     theta = flat(module)
     units = sum(len(layer.incoming) for layer in layers.hidden)
     ones = torch.ones(units, dtype=torch.float64)
@@ -102,7 +103,7 @@ def test_units_without_weights_have_no_direction():
     module = dense(3, 4, 2)
     with torch.no_grad():
         module[0].weight[1], module[0].bias[1], module[2].weight[:, 1] = 0, 0, 0
-    layers, theta = symmetry.layers_of(module), flat(module)
+    layers, theta = layers_of(module), flat(module)
     tangents = symmetry._rescaling_tangents(layers, theta).toarray()
     v = references._normal(len(theta), 5).numpy()
     exact = np.linalg.norm(tangents @ np.linalg.lstsq(tangents, v)[0]) ** 2 / (v @ v)
@@ -111,7 +112,7 @@ def test_units_without_weights_have_no_direction():
 
 def test_the_flow_balances_rescalable_units_as_exp_minus_4t_and_logits_as_exp_minus_2t():
     module = dense(3, 8, 6, 2)
-    layers = symmetry.layers_of(module)
+    layers = layers_of(module)
     problem = gf.Problem.from_module(
         module, nn.functional.cross_entropy, *references.small_data(60)
     )
@@ -135,7 +136,7 @@ def test_the_flow_balances_rescalable_units_as_exp_minus_4t_and_logits_as_exp_mi
 
 def test_shifts_of_all_logits():
     module = dense(3, 4, 5, activation=nn.Tanh)
-    layers, n = symmetry.layers_of(module), len(flat(module))
+    layers, n = layers_of(module), len(flat(module))
     shift = np.zeros(n)
     shift[layers.output] = np.arange(5)  # the same to all five outputs
     assert symmetry.shift_fraction(layers, shift) == pytest.approx(1)
@@ -146,7 +147,7 @@ def test_shifts_of_all_logits():
     exact = np.linalg.norm(basis.T @ v) ** 2 / (v @ v)
     assert symmetry.shift_fraction(layers, v) == pytest.approx(exact, rel=1e-12)
     closed = nn.Sequential(*module, nn.Tanh())
-    assert math.isnan(symmetry.shift_fraction(symmetry.layers_of(closed), v))
+    assert math.isnan(symmetry.shift_fraction(layers_of(closed), v))
 
 
 def symmetric_copy(layers, theta, seed):
@@ -171,7 +172,7 @@ def symmetric_copy(layers, theta, seed):
     ids=["one layer", "three layers", "relu", "convolutions"],
 )
 def test_planted_copies_are_found_and_give_the_same_outputs(module, shape):
-    layers, theta = symmetry.layers_of(module), flat(module)
+    layers, theta = layers_of(module), flat(module)
     inputs = references._normal(5 * math.prod(shape), 9).view(5, *shape)
     copy = symmetric_copy(layers, theta, 3)
     same = outputs(module, theta, inputs)
@@ -191,7 +192,7 @@ def test_planted_copies_are_found_and_give_the_same_outputs(module, shape):
 
 def test_with_one_hidden_layer_no_copy_is_nearer():
     module = dense(2, 4, 2, activation=nn.Tanh)
-    layers = symmetry.layers_of(module)
+    layers = layers_of(module)
     (layer,) = layers.hidden
     for seed in range(5):
         a, b = (references._normal(len(flat(module)), seed + s).numpy() for s in (0, 50))
@@ -219,7 +220,7 @@ def test_along_a_walk(network):
     assert (found["symmetric_distance"].values <= direct + 1e-12).all()
     assert (found["rescaling_fraction"].values[:-1] == 0).all()
     step = theta[1] - theta[0]
-    layers = symmetry.layers_of(module)
+    layers = layers_of(module)
     assert float(found["shift_fraction"][0]) == symmetry.shift_fraction(layers, step)
     assert np.isnan(found["shift_fraction"].values[-1])
     assert "shift_fraction" not in symmetry.along(ds, module, classification=False)
@@ -254,7 +255,7 @@ def tied():
 )
 def test_networks_of_another_form_are_refused_in_one_line(module, message):
     with pytest.raises(InputError, match=message) as error:
-        symmetry.layers_of(module)
+        layers_of(module)
     assert "\n" not in str(error.value)
 
 
@@ -263,5 +264,5 @@ def test_one_activation_may_be_called_twice_and_blocks_nested():
     nested = nn.Sequential(
         nn.Sequential(nn.Linear(3, 5), tanh), nn.Sequential(nn.Linear(5, 4), tanh), nn.Linear(4, 2)
     )
-    found = symmetry.layers_of(drawn(nested)).hidden
+    found = layers_of(drawn(nested)).hidden
     assert [len(layer.incoming) for layer in found] == [5, 4]

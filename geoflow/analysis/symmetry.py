@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,57 +14,11 @@ from scipy.sparse import csc_array
 from torch import nn
 from tqdm import tqdm
 
+from geoflow.analysis.layers import HiddenLayer, Indices, Layers, layers_of
 from geoflow.analysis.predictions import DEFAULT_SNAPSHOTS, check_module, other, pair_coordinates
 from geoflow.analysis.walked import snapshot_indices
-from geoflow.errors import InputError
 
 Floats = NDArray[np.float64]
-Indices = NDArray[np.intp]
-
-# f(−x) = −f(x), and f(ax) = a f(x) for a > 0.
-ODD, HOMOGENEOUS = (nn.Tanh,), (nn.ReLU, nn.LeakyReLU)
-WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-MAXIMA = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-WITHOUT_EFFECT = (nn.Identity, nn.Dropout)
-
-
-@dataclass(frozen=True)
-class HiddenLayer:
-    """Where the weights of a layer's units lie in flat θ; of a convolution, units are channels.
-
-    Attributes
-    ----------
-    incoming : array of int, shape (n, …)
-        Incoming weights and bias of each unit.
-    outgoing : array of int, shape (n, …)
-        Outgoing weights of each unit.
-    odd : bool
-        The activation is odd, as tanh is: the sign of a unit can be changed.
-    homogeneous : bool
-        The activation is positively homogeneous, as ReLU is: a unit can be rescaled.
-    """
-
-    incoming: Indices
-    outgoing: Indices
-    odd: bool
-    homogeneous: bool
-
-
-@dataclass(frozen=True)
-class Layers:
-    """The layers of a network in flat θ, from :func:`layers_of`.
-
-    Attributes
-    ----------
-    hidden : tuple of HiddenLayer
-        From the first on.
-    output : array of int, shape (C, …) or None
-        Weights and bias of each output; None where a function follows the last layer.
-    """
-
-    hidden: tuple[HiddenLayer, ...]
-    output: Indices | None
 
 
 class NearestCopy(NamedTuple):
@@ -84,48 +37,6 @@ class NearestCopy(NamedTuple):
     theta: Floats
     distance: float
     exact: bool
-
-
-def layers_of(module: nn.Module) -> Layers:
-    """Find the layers of an ``nn.Sequential`` of dense layers and convolutions.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        Dense layers and convolutions, one activation (tanh, ReLU or leaky ReLU) between any two of
-        them, and average pooling; maximum pooling with ReLUs only.
-
-    Raises
-    ------
-    InputError
-        A network of another form, whose symmetries are not known here.
-    """
-    flat, start = {}, 0
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            size = parameter.numel()
-            flat[name] = np.arange(start, start + size).reshape(tuple(parameter.shape))
-            start += size
-    hidden: list[HiddenLayer] = []
-    names: list[str] = []
-    between: list[nn.Module] = []
-    for name, child in _leaves(module):
-        if not isinstance(child, WEIGHTED):
-            between += [] if _is_transparent(child) else [child]
-            continue
-        tensors = [n for n in ("weight", "bias") if getattr(child, n) is not None]
-        missing = [n for n in tensors if f"{name}.{n}" not in flat]
-        if name and (missing or getattr(child, "groups", 1) != 1):
-            what = f"{missing[0]} is fixed or shared" if missing else "channels are in groups"
-            raise InputError(f"module: {name} ({type(child).__name__}): its {what}: {_KNOWN}")
-        if names:
-            hidden.append(_hidden(flat, names[-1], name, between))
-        names.append(name)
-        between = []
-    if not hidden:
-        raise InputError(f"module has no hidden layer: {_KNOWN}")
-    output = None if between else np.hstack(_incoming(flat, names[-1]))
-    return Layers(tuple(hidden), output)
 
 
 def rescaling_fraction(layers: Layers, theta: Floats, vector: Floats) -> float:
@@ -258,7 +169,7 @@ def along(
     ds : xarray.Dataset
         A trajectory in schema 1.0.
     module : torch.nn.Module
-        The network of the walk; see :func:`layers_of`.
+        The network of the walk; see :func:`~geoflow.analysis.layers.layers_of`.
     classification : bool
         The loss is the cross-entropy of logits: ``shift_fraction`` is computed too.
     snapshots : sequence of int, optional
@@ -342,57 +253,6 @@ def _assign(
     for part in (layer.incoming, layer.outgoing):
         copy[part] = sign * copy[part[order]]
     return True
-
-
-_KNOWN = (
-    "symmetries are known of an nn.Sequential of dense layers and convolutions, with one tanh or "
-    "ReLU between them and average pooling"
-)
-
-
-def _hidden(
-    flat: dict[str, Indices], name: str, following: str, between: list[nn.Module]
-) -> HiddenLayer:
-    activations = [m for m in between if isinstance(m, (*ODD, *HOMOGENEOUS))]
-    homogeneous = bool(activations) and isinstance(activations[0], HOMOGENEOUS)
-    pools = (*AVERAGES, *MAXIMA) if homogeneous else AVERAGES
-    strange = [m for m in between if not isinstance(m, (*ODD, *HOMOGENEOUS, *pools))]
-    if strange or len(activations) != 1:
-        what = type(strange[0]).__name__ if strange else f"{len(activations)} activations"
-        raise InputError(f"module: {what} between {name} and {following}: {_KNOWN}")
-    incoming = _incoming(flat, name)
-    n = len(incoming[0])
-    after = flat[f"{following}.weight"]
-    if after.shape[1] % n:
-        raise InputError(f"module: {following} does not take the {n} units of {name}: {_KNOWN}")
-    # A dense layer after a convolution has a block of columns for each channel.
-    outgoing = np.moveaxis(after.reshape(len(after), n, -1), 1, 0).reshape(n, -1)
-    return HiddenLayer(np.hstack(incoming), outgoing, not homogeneous, homogeneous)
-
-
-def _incoming(flat: dict[str, Indices], name: str) -> list[Indices]:
-    weight = flat[f"{name}.weight"]
-    found = [weight.reshape(len(weight), -1)]
-    if f"{name}.bias" in flat:
-        found.append(flat[f"{name}.bias"][:, None])
-    return found
-
-
-def _is_transparent(module: nn.Module) -> bool:
-    if isinstance(module, nn.Flatten):
-        return (module.start_dim, module.end_dim) == (1, -1)
-    return isinstance(module, WITHOUT_EFFECT)
-
-
-def _leaves(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Modules in the order in which nested ``nn.Sequential`` call them, repeated ones too."""
-    found: list[tuple[str, nn.Module]] = []
-    for name, child in module.named_modules(remove_duplicate=False):
-        # What is inside another module is its own affair.
-        inside = bool(found) and name.startswith(f"{found[-1][0]}.".lstrip("."))
-        if not isinstance(child, nn.Sequential) and not inside:
-            found.append((name, child))
-    return found
 
 
 def _rescaling_tangents(layers: Layers, theta: Floats) -> csc_array:
