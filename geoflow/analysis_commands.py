@@ -18,8 +18,8 @@ from geoflow.analysis import landscape, pca, planes, predictions, spectra, symme
 from geoflow.analysis import periodogram as periodograms
 from geoflow.analysis import relaxation as relaxations
 from geoflow.errors import InputError
+from geoflow.loss_parts import TensorSpec
 from geoflow.plots.style import COLUMN_INCHES, SLIDE_INCHES
-from geoflow.problem import TensorSpec
 from geoflow.report import report as write_report
 from geoflow.terminal import DONE, console
 

@@ -8,37 +8,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, grad_and_value, jvp, vjp, vmap
+from torch.func import grad, grad_and_value, jvp, vjp, vmap
 
 from geoflow.errors import EvaluationLimitError, InputError
+from geoflow.loss_parts import LossPart, Parameters, TensorSpec, parts_of_module
 from geoflow.problem_checks import check_data, check_device_and_dtype, check_mode
-
-Parameters = dict[str, Tensor]
-
-
-class TensorSpec(NamedTuple):
-    """Where one parameter tensor lies in the flat vector."""
-
-    name: str
-    offset: int
-    shape: tuple[int, ...]
-
-
-class LossPart(NamedTuple):
-    """One additive part of the loss: ``weight * loss(parameters)``.
-
-    Where it is the loss of a network's outputs, ``loss(parameters)`` is
-    ``loss_of_outputs(outputs(parameters))``.
-    """
-
-    weight: float
-    loss: Callable[[Parameters], Tensor]
-    outputs: Callable[[Parameters], Tensor] | None = None
-    loss_of_outputs: Callable[[Tensor], Tensor] | None = None
 
 
 class Problem:
@@ -122,43 +100,8 @@ class Problem:
         module = copy.deepcopy(module).to(device=device, dtype=dtype)
         inputs = _convert(inputs, dtype, device)
         targets = _convert(targets, dtype, device)
-
-        trainable = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
-        if not trainable:
-            raise InputError("module has no trainable parameter; set requires_grad=True on some")
-        frozen = {n: p.detach() for n, p in module.named_parameters() if not p.requires_grad}
-        frozen.update(module.named_buffers())
-        tensors, offset = [], 0
-        for name, value in trainable.items():
-            tensors.append(TensorSpec(name, offset, tuple(value.shape)))
-            offset += value.numel()
-        theta0 = torch.cat([p.reshape(-1) for p in trainable.values()])
-
-        n = len(inputs)
-        size = n if batch_size is None else batch_size
-
-        def part(start: int) -> LossPart:
-            x, y = inputs[start : start + size], targets[start : start + size]
-
-            def outputs(parameters: Parameters) -> Tensor:
-                return functional_call(module, {**frozen, **parameters}, (x,))
-
-            def loss_of_outputs(values: Tensor) -> Tensor:
-                return loss_fn(values, y)
-
-            def loss(parameters: Parameters) -> Tensor:
-                return loss_of_outputs(outputs(parameters))
-
-            return LossPart(len(x) / n, loss, outputs, loss_of_outputs)
-
-        parts = tuple(part(start) for start in range(0, n, size))
-        shape = parts[0].loss(trainable).shape
-        if shape != ():
-            raise InputError(
-                f"loss_fn returned shape {tuple(shape)}; it must return a scalar mean "
-                "(reduction='mean')"
-            )
-        return cls(parts, theta0, tuple(tensors), _sha256(inputs, targets))
+        parts, theta0, tensors = parts_of_module(module, loss_fn, inputs, targets, batch_size)
+        return cls(parts, theta0, tensors, _sha256(inputs, targets))
 
     @classmethod
     def from_function(cls, loss: Callable[[Tensor], Tensor], theta0: Tensor) -> Problem:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from geoflow.analysis.components import fit_pca
 from geoflow.errors import InputError
-from geoflow.problem import TensorSpec
+from geoflow.loss_parts import TensorSpec
 
 Floats = NDArray[np.float64]
 

@@ -19,7 +19,7 @@ from geoflow.archive import save_dataset
 from geoflow.errors import ArchiveError, InputError
 from geoflow.experiments import training
 from geoflow.experiments.registry import Experiment
-from geoflow.problem import TensorSpec
+from geoflow.loss_parts import TensorSpec
 
 SCHEMA_VERSION = "1.0"
 
