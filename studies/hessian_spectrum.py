@@ -16,7 +16,7 @@ import xarray as xr
 import geoflow as gf
 from geoflow import plots
 from geoflow.analysis import spectra
-from geoflow.archive import save_dataset
+from geoflow.archive import open_analysis
 
 SETTINGS = {
     "operators": spectra.OPERATORS,
@@ -26,7 +26,6 @@ SETTINGS = {
     "n_trace": 60,
     "max_products": 150,
 }
-N_SNAPSHOTS = 5
 
 ROOT = Path(__file__).parents[1]
 PAGE, RUNS = ROOT / "docs" / "analysis.md", ROOT / "runs"
@@ -52,17 +51,12 @@ def walk() -> xr.Dataset:
 
 
 def found(ds: xr.Dataset) -> xr.Dataset:
-    """Spectra, a file a snapshot."""
+    """Spectra, from their file where it is there; cut off, the next call goes on."""
+    path = RUNS / "hessian_spectrum.nc"
+    if path.exists():
+        return open_analysis(path, "spectra").load()
     flow = gf.experiments.rebuild(ds.attrs).flow
-    parts = []
-    for index in np.linspace(0, ds.sizes["snapshot"] - 1, N_SNAPSHOTS).round().astype(int):
-        path = RUNS / f"hessian_spectrum-{index:03}.nc"
-        if not path.exists():
-            one = spectra.along(ds, flow, snapshots=[int(index)], progress=True, **SETTINGS)
-            save_dataset(one, path)
-        with xr.open_dataset(path) as one:
-            parts.append(one.load())
-    return xr.concat(parts, "snapshot", data_vars="all")
+    return spectra.along(ds, flow, archive=path, progress=True, **SETTINGS)
 
 
 def rows(ds: xr.Dataset, spectrum: xr.Dataset) -> list[str]:
@@ -121,7 +115,6 @@ def main() -> None:
     with walk() as ds:
         spectrum = found(ds)
         lines = rows(ds, spectrum)
-    save_dataset(spectrum, RUNS / "hessian_spectrum.nc", overwrite=True)
     plots.save_figures(spectrum, RUNS, "hessian_spectrum", ["extremes"])
     plots.waterfalls(spectrum).savefig(FIGURE, dpi=200)
     before, rest = PAGE.read_text().split(BEGIN)
