@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,9 @@ from torch.func import functional_call
 from geoflow.errors import InputError
 
 Parameters = dict[str, Tensor]
+
+# Examples whose outputs are computed at once, without gradient.
+OUTPUTS_AT_ONCE = 500
 
 
 class TensorSpec(NamedTuple):
@@ -99,3 +102,31 @@ def parts_of_module(
             "(reduction='mean')"
         )
     return parts, theta0, tuple(tensors)
+
+
+def outputs(
+    module: nn.Module,
+    parameters: Mapping[str, Tensor],
+    inputs: Tensor,
+    batch_size: int = OUTPUTS_AT_ONCE,
+) -> Tensor:
+    """Evaluate a network without gradient, some examples at a time to bound the memory.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Not changed.
+    parameters : mapping of str to Tensor
+        In place of the module's own.
+    inputs : Tensor, shape (N, …)
+        Of the parameters' dtype, on their device.
+    batch_size : int
+        Examples at a time.
+
+    Returns
+    -------
+    Tensor, shape (N, …)
+    """
+    with torch.no_grad():
+        parts = [functional_call(module, dict(parameters), (x,)) for x in inputs.split(batch_size)]
+    return torch.cat(parts)

@@ -13,11 +13,11 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call
 from tqdm import tqdm
 
 from geoflow.analysis.walked import snapshot_indices, walk_attributes
 from geoflow.errors import InputError
+from geoflow.loss_parts import OUTPUTS_AT_ONCE, outputs
 from geoflow.memory import check_memory
 
 Floats = NDArray[np.float64]
@@ -42,7 +42,7 @@ def along(
     *,
     classification: bool,
     snapshots: Sequence[int] | None = None,
-    batch_size: int = 500,
+    batch_size: int = OUTPUTS_AT_ONCE,
     progress: bool = False,
 ) -> xr.Dataset:
     """Distances between all pairs of snapshots, in predictions and in parameters.
@@ -94,7 +94,9 @@ def along(
     for count, index in enumerate(steps):
         parameters = _parameters(module, ds["theta"].isel(snapshot=index).values)
         for name, examples in inputs.items():
-            found[name].append(_outputs(module, parameters, examples, batch_size))
+            found[name].append(
+                outputs(module, parameters, _like(parameters, examples), batch_size).cpu()
+            )
         if count == 0:
             needed = sum(part[0].numel() * part[0].element_size() for part in found.values())
             # Once as a list and once stacked.
@@ -239,15 +241,7 @@ def _parameters(module: nn.Module, theta: NDArray[Any]) -> dict[str, Tensor]:
     return found
 
 
-def _outputs(
-    module: nn.Module, parameters: dict[str, Tensor], inputs: Tensor, batch_size: int
-) -> Tensor:
+def _like(parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    """Inputs where the parameters are, floating ones in their dtype."""
     like = next(iter(parameters.values()))
-    if inputs.is_floating_point():
-        inputs = inputs.to(like)
-    with torch.no_grad():
-        parts = [
-            functional_call(module, parameters, (x.to(like.device),)).cpu()
-            for x in inputs.split(batch_size)
-        ]
-    return torch.cat(parts)
+    return inputs.to(like) if inputs.is_floating_point() else inputs.to(like.device)

@@ -18,6 +18,7 @@ from geoflow.baselines.decay_dataset import Curve, to_dataset
 from geoflow.errors import InputError
 from geoflow.experiments import registry, training
 from geoflow.experiments.registry import Data, Experiment, Start
+from geoflow.loss_parts import outputs
 
 PENALTIES = (0.0, *(10.0**k for k in range(-6, 7)))
 RUNS = 15
@@ -226,11 +227,11 @@ def _judge(
     judged = []
     with torch.no_grad():
         for i, data in enumerate(parts):
-            outputs = registry.outputs(module, {k: t[i] for k, t in stacked.items()}, data.inputs)
-            loss = float(experiment.loss_fn(outputs, data.targets))
+            found = outputs(module, {k: t[i] for k, t in stacked.items()}, data.inputs)
+            loss = float(experiment.loss_fn(found, data.targets))
             right = math.nan
             if experiment.classification:
-                right = float((outputs.argmax(1) == data.targets).double().mean())
+                right = float((found.argmax(1) == data.targets).double().mean())
             judged.append([loss, right])
     return judged
 

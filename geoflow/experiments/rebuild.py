@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from geoflow import regularizers
 from geoflow.errors import InputError
-from geoflow.experiments.registry import OUTPUTS_AT_ONCE, Data, get
+from geoflow.experiments.registry import Data, get
 from geoflow.flows import RegularizingFlow
 from geoflow.level_set import LevelSet
+from geoflow.loss_parts import OUTPUTS_AT_ONCE
 from geoflow.problem import Problem
 from geoflow.trajectory import DTYPES
 

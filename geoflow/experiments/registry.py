@@ -12,11 +12,9 @@ from torch import Tensor, nn
 
 from geoflow.errors import InputError
 from geoflow.experiments import datasets, networks, training
+from geoflow.loss_parts import outputs
 from geoflow.problem import Problem
 from geoflow.problem_checks import check_device_and_dtype
-
-# Examples whose outputs are computed at once, without gradient.
-OUTPUTS_AT_ONCE = 500
 
 
 class Data(NamedTuple):
@@ -296,21 +294,6 @@ def _accuracy(outputs: Tensor, targets: Tensor) -> float:
 
 def _generator(sequence: np.random.SeedSequence) -> torch.Generator:
     return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
-
-
-def outputs(
-    module: nn.Module,
-    parameters: Mapping[str, Tensor],
-    inputs: Tensor,
-    batch_size: int = OUTPUTS_AT_ONCE,
-) -> Tensor:
-    """Evaluate a network without gradient, some examples at a time to bound the memory."""
-    with torch.no_grad():
-        parts = [
-            torch.func.functional_call(module, dict(parameters), (x,))
-            for x in inputs.split(batch_size)
-        ]
-    return torch.cat(parts)
 
 
 def _data(
