@@ -32,6 +32,7 @@ lint: $(VENV)/.installed-dev ## check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed ## measure every solver; writes the table of docs/performance.md
 	$(BIN)/python studies/bench.py

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from geoflow import accessor, baselines, experiments, regularizers, solvers
-from geoflow.archive import open_trajectory, save_trajectory
-from geoflow.diff import diff
-from geoflow.ensemble import open_sweep
+from geoflow import baselines, experiments, solvers
+from geoflow.archive.trajectory_files import open_trajectory, save_trajectory
+from geoflow.archive.validation import validate
 from geoflow.errors import (
     ArchiveError,
     ConvergenceError,
@@ -17,14 +16,17 @@ from geoflow.errors import (
     InputError,
     StorageError,
 )
-from geoflow.flows import FlowState, RegularizingFlow
-from geoflow.level_set import LevelSet, Projection
-from geoflow.problem import Problem
-from geoflow.resume import resume
-from geoflow.stopping import Plateau, Stationary
-from geoflow.sweep import sweep, sweep_weight_decay
-from geoflow.validation import validate
-from geoflow.walk import walk
+from geoflow.manifold import regularizers
+from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.manifold.level_set import LevelSet, Projection
+from geoflow.plots import accessor
+from geoflow.problems.problem import Problem
+from geoflow.sweeps.ensemble import open_sweep
+from geoflow.sweeps.runs import sweep, sweep_weight_decay
+from geoflow.trajectories.difference import diff
+from geoflow.walking.loop import walk
+from geoflow.walking.resuming import resume
+from geoflow.walking.stopping import Plateau, Stationary
 
 __version__ = version("geoflow")
 

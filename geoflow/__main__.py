@@ -2,6 +2,6 @@
 
 import sys
 
-from geoflow.cli import main
+from geoflow.cli.parser import main
 
 sys.exit(main())

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import geoflow as gf
-from geoflow import archive
+from geoflow.archive import trajectory_files
 
 REPEATS = 3
 FILTERS: dict[str, dict[str, object]] = {
@@ -45,7 +45,7 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|")
     # In pieces of one length, as geoflow stores θ, so that none is padded.
-    piece = -(-p // -(-p // archive.THETA_CHUNK))
+    piece = -(-p // -(-p // trajectory_files.THETA_CHUNK))
     chunks = [(1, p), (1, piece), (16, piece), (n, 4096)]
     for dtype, filters in ((np.float64, FILTERS), (np.float32, ("none", "zlib 1", "zstd 1"))):
         values = theta.astype(dtype)

@@ -21,7 +21,7 @@ import torch
 
 import geoflow as gf
 from geoflow.solvers import TorchDiffEq
-from geoflow.stream import Stream
+from geoflow.walking.stream import Stream
 
 SEED, SNAPSHOTS = 0, 100
 # To 175°, which takes fewer steps than there may be snapshots; and a walk of more.

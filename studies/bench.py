@@ -6,7 +6,7 @@ python studies/bench.py
 import sys
 from pathlib import Path
 
-from geoflow.bench import ANGLES, bench
+from geoflow.comparisons.cost import ANGLES, bench
 
 EXPERIMENTS = ("iris_ff", "mpg_ff", "mnist_ff")
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"

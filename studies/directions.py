@@ -19,9 +19,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 import geoflow as gf
-from geoflow.analysis.brownian import brownian_path
-from geoflow.analysis.components import fit
-from geoflow.plots.style import COLOURS, LINES, SLIDE_INCHES, new_figure, style
+from geoflow.analysis.components.brownian import brownian_path
+from geoflow.analysis.components.principal import fit
+from geoflow.plots.styles import COLOURS, LINES, SLIDE_INCHES, new_figure, style
 
 Floats = NDArray[np.float64]
 

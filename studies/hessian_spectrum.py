@@ -15,8 +15,8 @@ import xarray as xr
 
 import geoflow as gf
 from geoflow import plots
-from geoflow.analysis import spectra
-from geoflow.archive import open_analysis
+from geoflow.analysis.curvature import spectra
+from geoflow.archive.netcdf import open_analysis
 
 SETTINGS = {
     "operators": spectra.OPERATORS,

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 import geoflow as gf
-from geoflow.analysis.brownian import brownian_test
-from geoflow.analysis.null_models import compare
+from geoflow.analysis.components.brownian import brownian_test
+from geoflow.analysis.components.null_models import compare
 from geoflow.plots import null_models
 
 WALKS = {"iris_ff": range(3), "mpg_ff": range(3)}

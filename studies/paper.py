@@ -22,7 +22,7 @@ import xarray as xr
 
 import geoflow as gf
 from geoflow import baselines
-from geoflow.report import mean_std, report
+from geoflow.report.page import mean_std, report
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "paper.md"

@@ -27,7 +27,8 @@ import xarray as xr
 from dask.delayed import delayed
 
 import geoflow as gf
-from geoflow.analysis import fit_pca, null_models, pca
+from geoflow.analysis import fit_pca
+from geoflow.analysis.components import null_models, pca
 from geoflow.solvers import TorchDiffEq
 
 SEED, SNAPSHOTS, PARAMETERS, COMPONENTS = 0, 1_000, 685_450, 6

@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 
 import geoflow as gf
-from geoflow.analysis import periodogram, relaxation
+from geoflow.analysis.series import periodogram, relaxation
 
 WALKS = [("iris_ff", 0, 179.9), ("iris_ff", 1, 179.9), ("iris_ff", 2, 179.9)]
 SCALARS = ["angle", "tangent_norm", "regularizer", "pc1", "pc2", "pc3"]

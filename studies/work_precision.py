@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import xarray as xr
 
-from geoflow.archive import save_dataset
-from geoflow.comparison import compare_experiment
+from geoflow.archive.netcdf import save_dataset
+from geoflow.comparisons.work_precision import compare_experiment
 from geoflow.plots import save_figures
 
 RTOLS = {

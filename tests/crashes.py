@@ -15,7 +15,7 @@ import torch
 
 import geoflow as gf
 import references
-from geoflow.stream import Stream
+from geoflow.walking.stream import Stream
 
 OBSERVABLES = {"norm": lambda theta: float(theta.norm())}
 SETTINGS: dict[str, dict[str, Any]] = {

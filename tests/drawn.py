@@ -3,7 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from geoflow.analysis import pca
+from geoflow.analysis.components import pca
 
 N, P, SNAPSHOTS = 40, 30, 20
 

@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 
 import geoflow as gf
-from geoflow import schema
+from geoflow.trajectories import schema
 
 
 def check_walk(ds: xr.Dataset, flow: gf.RegularizingFlow) -> None:

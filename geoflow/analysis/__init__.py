@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from geoflow.analysis import (
-    brownian,
-    landscape,
-    null_models,
-    pca,
-    periodogram,
-    planes,
-    predictions,
-    relaxation,
-    spectra,
-    symmetry,
-)
-from geoflow.analysis.components import PCA, fit_pca
-from geoflow.analysis.curvature import (
+from geoflow.analysis import landscape
+from geoflow.analysis.components import brownian, null_models, pca
+from geoflow.analysis.components.principal import PCA, fit_pca
+from geoflow.analysis.curvature import spectra
+from geoflow.analysis.curvature.matrix_free import extreme_eigenvalues, spectral_density, trace
+from geoflow.analysis.curvature.operators import (
     gauss_newton,
     loss_hessian,
     normal_curvature,
     tangent_hessian,
 )
-from geoflow.analysis.lomb_scargle import lomb_scargle
-from geoflow.analysis.matrix_free import extreme_eigenvalues, spectral_density, trace
+from geoflow.analysis.landscape import planes
+from geoflow.analysis.networks import predictions, symmetry
+from geoflow.analysis.series import periodogram, relaxation
+from geoflow.analysis.series.lomb_scargle import lomb_scargle
 
 __all__ = [
     "PCA",

@@ -13,9 +13,9 @@ import xarray as xr
 from torch import Tensor
 
 from geoflow.errors import InputError
-from geoflow.flows import FlowState, RegularizingFlow
-from geoflow.problem import Problem
-from geoflow.trajectory import DTYPES
+from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.problems.dtypes import DTYPES
+from geoflow.problems.problem import Problem
 
 # The loss of a snapshot, computed again, differs by rounding and by the software's version.
 LOSS_RTOL = {torch.float64: 1e-8, torch.float32: 1e-3}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from geoflow.baselines.decay_dataset import best_penalty, open_weight_decay, save_weight_decay
-from geoflow.baselines.predictor_corrector import predictor_corrector
-from geoflow.baselines.weight_decay import PENALTIES, weight_decay
+from geoflow.baselines.decay_training import PENALTIES, weight_decay
+from geoflow.baselines.paper_loop import predictor_corrector
 
 __all__ = [
     "PENALTIES",

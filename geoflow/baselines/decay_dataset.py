@@ -15,11 +15,11 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import nn
 
-from geoflow.archive import save_dataset
+from geoflow.archive.netcdf import save_dataset
 from geoflow.errors import ArchiveError, InputError
 from geoflow.experiments import training
 from geoflow.experiments.registry import Experiment
-from geoflow.loss_parts import TensorSpec
+from geoflow.problems.parts import TensorSpec
 
 SCHEMA_VERSION = "1.0"
 
@@ -34,7 +34,7 @@ def to_dataset(
     thetas: list[NDArray[np.generic]],
     config: Mapping[str, Any],
 ) -> xr.Dataset:
-    """Assemble the dataset of :func:`geoflow.baselines.weight_decay.weight_decay`.
+    """Assemble the dataset of :func:`geoflow.baselines.decay_training.weight_decay`.
 
     Parameters
     ----------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from geoflow.experiments.rebuild import RebuiltWalk, rebuild
+from geoflow.experiments.rebuilding import RebuiltWalk, rebuild
 from geoflow.experiments.registry import Experiment, PreparedExperiment, get, names
 
 __all__ = ["Experiment", "PreparedExperiment", "RebuiltWalk", "get", "names", "rebuild"]

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from geoflow.errors import InputError
 from geoflow.experiments import datasets, networks, training
-from geoflow.loss_parts import outputs
-from geoflow.problem import Problem
-from geoflow.problem_checks import check_device_and_dtype
+from geoflow.problems.checks import check_device_and_dtype
+from geoflow.problems.parts import outputs
+from geoflow.problems.problem import Problem
 
 
 class Data(NamedTuple):

@@ -14,28 +14,12 @@ from geoflow.plots.pca import (
     pca_space,
     scores_plane,
 )
-from geoflow.plots.periodogram import (
-    periodogram,
-    periodograms,
-    relaxation,
-    relaxations,
-    significance,
-)
-from geoflow.plots.predictions import (
-    function_distance,
-    function_space,
-    matrices,
-)
+from geoflow.plots.predictions import function_distance, function_space, matrices
+from geoflow.plots.series import periodogram, periodograms, relaxation, relaxations, significance
 from geoflow.plots.slices import contours, projections, slice_figure
 from geoflow.plots.spectra import extremes, waterfall, waterfalls
-from geoflow.plots.style import STYLE, new_figure, save, style
-from geoflow.plots.trajectory import (
-    angle,
-    level_residual,
-    line,
-    overview,
-    paper_stack,
-)
+from geoflow.plots.styles import STYLE, new_figure, save, style
+from geoflow.plots.trajectory import angle, level_residual, line, overview, paper_stack
 
 __all__ = [
     "STYLE",

@@ -12,10 +12,10 @@ import xarray as xr
 from matplotlib.animation import AbstractMovieWriter, FFMpegWriter, PillowWriter
 from tqdm import tqdm
 
-from geoflow.archive import check_target
+from geoflow.archive.netcdf import check_target
 from geoflow.errors import ArchiveError, InputError
 from geoflow.plots.slices import HALO, WALK, check, colour_bar, surface, title
-from geoflow.plots.style import LABELS, SLIDE_INCHES, new_figure, style
+from geoflow.plots.styles import LABELS, SLIDE_INCHES, new_figure, style
 
 ENDINGS = (".gif", ".mp4")
 # Pixels of both directions must be even for H.264: 7.0 × 4.0 inches at 160 dots an inch.
@@ -46,7 +46,7 @@ def animate(
     Parameters
     ----------
     ds : xarray.Dataset
-        From :func:`geoflow.analysis.landscape.on_plane`.
+        From :func:`geoflow.analysis.landscape.slices.on_plane`.
     path : str or Path
         Ends in ``.gif``, or in ``.mp4``, for which ffmpeg must be there. Written whole or not at
         all.

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
 from geoflow.errors import InputError
-from geoflow.plots.style import COLOURS, COLUMN_INCHES, LINES, MARKERS, new_figure, style
+from geoflow.plots.styles import COLOURS, COLUMN_INCHES, LINES, MARKERS, new_figure, style
 
 
 def work_precision(
@@ -19,7 +19,7 @@ def work_precision(
     Parameters
     ----------
     ds : xarray.Dataset
-        From :func:`geoflow.comparison.compare`.
+        From :func:`geoflow.comparisons.work_precision.compare`.
     ax : Axes, optional
         Drawn on. None: a new figure's.
     snapshot : int

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from geoflow.errors import InputError
-from geoflow.plots.style import (
+from geoflow.plots.styles import (
     COLOURS,
     COLUMN_INCHES,
     LABELS,
@@ -34,7 +34,7 @@ def sweep_stack(
     walks : sequence of Dataset
         Trajectories.
     mean : Dataset or None
-        The same by time, from :func:`geoflow.ensemble.resample`; None for a single walk.
+        The same by time, from :func:`geoflow.sweeps.ensemble.resample`; None for a single walk.
     width : float
         In inches.
     """

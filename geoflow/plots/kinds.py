@@ -15,11 +15,11 @@ from geoflow.errors import InputError
 from geoflow.plots.comparison import work_precision
 from geoflow.plots.ensembles import ensemble, penalties
 from geoflow.plots.pca import explained_variance, null_models, pca_plane, pca_space
-from geoflow.plots.periodogram import periodograms, relaxations
 from geoflow.plots.predictions import function_space, matrices
+from geoflow.plots.series import periodograms, relaxations
 from geoflow.plots.slices import slice_figure
 from geoflow.plots.spectra import extremes, waterfalls
-from geoflow.plots.style import SLIDE_INCHES, save
+from geoflow.plots.styles import SLIDE_INCHES, save
 from geoflow.plots.trajectory import overview, paper_stack
 
 

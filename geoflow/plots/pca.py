@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from geoflow.analysis.components import KIND
-from geoflow.analysis.null_models import KIND as NULL_KIND
-from geoflow.analysis.null_models import MODELS
-from geoflow.analysis.pca import null_models_of
+from geoflow.analysis.components.null_models import KIND as NULL_KIND
+from geoflow.analysis.components.null_models import MODELS
+from geoflow.analysis.components.pca import null_models_of
+from geoflow.analysis.components.principal import KIND
 from geoflow.errors import InputError
-from geoflow.plots.style import (
+from geoflow.plots.styles import (
     COLOURS,
     COLUMN_INCHES,
     LABELS,

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from geoflow.errors import InputError
-from geoflow.plots.style import (
+from geoflow.plots.styles import (
     COLOURS,
     COLUMN_INCHES,
     LINES,
@@ -38,7 +38,7 @@ def function_distance(
     Parameters
     ----------
     ds : xarray.Dataset
-        From :func:`geoflow.analysis.predictions.along`.
+        From :func:`geoflow.analysis.networks.predictions.along`.
     name : str
         ``output_distance``, ``js_divergence`` or ``disagreement``.
     ax : Axes, optional

@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from geoflow.errors import InputError
-from geoflow.plots.style import (
+from geoflow.plots.styles import (
     COLOURS,
     COLUMN_INCHES,
     LABELS,
@@ -45,7 +45,7 @@ def contours(
     Parameters
     ----------
     ds : xarray.Dataset
-        From :func:`geoflow.analysis.landscape.on_plane`.
+        From :func:`geoflow.analysis.landscape.slices.on_plane`.
     name : str
         ``loss`` or an observable. The contour of the level is that of the training loss, whatever
         is drawn under it.
@@ -191,7 +191,7 @@ def slice_figure(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     Parameters
     ----------
     ds : xarray.Dataset
-        From :func:`geoflow.analysis.landscape.on_plane`.
+        From :func:`geoflow.analysis.landscape.slices.on_plane`.
     width : float
         In inches. Panels stand side by side from 5 inches on, and below each other under that.
 

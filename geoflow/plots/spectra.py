@@ -11,14 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from geoflow.errors import InputError
-from geoflow.plots.style import (
-    COLOURS,
-    COLUMN_INCHES,
-    LABELS,
-    SLIDE_INCHES,
-    new_figure,
-    style,
-)
+from geoflow.plots.styles import COLOURS, COLUMN_INCHES, LABELS, SLIDE_INCHES, new_figure, style
 
 Floats = NDArray[np.float64]
 
@@ -51,7 +44,7 @@ def waterfall(
     Parameters
     ----------
     ds : xarray.Dataset
-        From :func:`geoflow.analysis.spectra.along`.
+        From :func:`geoflow.analysis.curvature.spectra.along`.
     operator : str
         One of the dataset's.
     ax : Axes, optional

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from geoflow.errors import InputError
-from geoflow.plots.style import (
+from geoflow.plots.styles import (
     COLOURS,
     COLUMN_INCHES,
     LABELS,

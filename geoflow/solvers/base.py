@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import InputError
-from geoflow.flows import FlowState, RegularizingFlow
+from geoflow.manifold.flows import FlowState, RegularizingFlow
 
 # Numbers, strings and tensors only, so that a checkpoint can hold it.
 Carry = dict[str, float | int | str | Tensor]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from geoflow.errors import StepSizeError
-from geoflow.flows import FlowState
+from geoflow.manifold.flows import FlowState
 
 
 def clip_step(step: float, max_time: float) -> float:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from geoflow.flows import FlowState, RegularizingFlow
+from geoflow.manifold.flows import FlowState, RegularizingFlow
 
 Vector = NDArray[np.float64]
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import ConvergenceError, CriticalPointError
-from geoflow.flows import FlowState, RegularizingFlow
+from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.solvers.base import Carry, StepResult, Tolerance
 from geoflow.solvers.control import check_step, clip_step
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from geoflow.errors import ConvergenceError, InputError, StepSizeError
-from geoflow.flows import FlowState, RegularizingFlow
+from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.solvers.base import Carry, StepResult, Tolerance
 from geoflow.solvers.control import check_step, clip_step
 

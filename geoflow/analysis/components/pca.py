@@ -1,0 +1,265 @@
+"""Principal components of the points of walks, through their Gram matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from geoflow.analysis.components import null_models as nulls
+from geoflow.analysis.components.brownian import check_simulations
+from geoflow.analysis.components.path_components import cosine_content
+from geoflow.analysis.components.principal import KIND, PCA, fit
+from geoflow.archive.trajectory_files import open_trajectory
+from geoflow.errors import InputError
+
+Floats = NDArray[np.float64]
+
+PLANES = (2, 3)
+SHARES = (0.9, 0.99, 0.999)
+TENSOR_COORDINATES = ("tensor_name", "tensor_offset", "tensor_shape")
+POINT_COORDINATES = {
+    "walk_index": ("walk, counted from 0", "1"),
+    "seed": ("seed of the walk", "1"),
+    "snapshot_time": ("flow time", "1"),
+    "snapshot_step": ("step of the walk", "1"),
+    "arc_length": ("arc length in parameter space", "1"),
+}
+# What a null model's variable is called beside the walks' own.
+NULL = "null_"
+
+
+def along(
+    datasets: xr.Dataset | str | Path | Sequence[xr.Dataset | str | Path],
+    n_components: int = 6,
+    *,
+    standardise: bool = False,
+    null_models: bool = False,
+    n_simulations: int = 999,
+    seed: int = 0,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Principal components of all snapshots of one walk, or of several together.
+
+    θ is never read whole: files may be larger than memory.
+
+    Parameters
+    ----------
+    datasets : Dataset, path, or a sequence of either
+        Trajectories of networks of one shape, in schema 1.0.
+    n_components, standardise, progress
+        See :func:`~geoflow.analysis.fit_pca`.
+    null_models : bool
+        Set null models beside each walk, by :func:`geoflow.analysis.null_models.compare`: its
+        variables, with the prefix ``null_``. A pass over the points more. Not for standardised
+        points: a random walk that is standardised is no random walk with independent, isotropic
+        steps, which is what the simulations are.
+    n_simulations, seed : int
+        Of the Brownian paths.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dimensions ``component``, ``parameter``, ``point`` (the snapshots of all walks, one walk
+        after the other), ``walk``, ``plane`` and ``share``; ``kind`` is ``"pca"``.
+
+        - ``components``, ``mean``, ``scale``, ``explained_variance``,
+          ``explained_variance_ratio``: those of :class:`~geoflow.analysis.PCA`;
+        - ``scores``: of every point, with its ``walk_index``, ``seed``, ``snapshot_time``,
+          ``snapshot_step`` and ``arc_length``;
+        - ``off_plane_distance``: of every point from the plane of the first 2 and 3 components;
+        - ``cosine_content``: of each score, by walk, centred on that walk
+          (:func:`~geoflow.analysis.components.path_components.cosine_content`);
+        - ``participation_ratio`` of all components, and ``n_directions``, how many it takes for
+          90, 99 and 99.9% of the variance;
+        - ``variance_floor``: the explained variance that rounding alone may make, of the Gram
+          matrix and of θ as it is stored. Below it a component says nothing.
+
+    Raises
+    ------
+    InputError
+        See :func:`~geoflow.analysis.fit_pca`; no walk, or walks of different networks.
+    ArchiveError
+        A path that is not a trajectory.
+    """
+    several: Sequence[Any] = (
+        [datasets] if isinstance(datasets, xr.Dataset | str | Path) else list(datasets)
+    )
+    if null_models and standardise:
+        raise InputError(
+            "null_models=True with standardise=True: a standardised random walk has no isotropic "
+            "steps; leave one of the two out"
+        )
+    if null_models:
+        # Before the points are read, which may take minutes.
+        check_simulations(n_simulations, seed)
+    with ExitStack() as stack:
+        walks = [
+            ds if isinstance(ds, xr.Dataset) else stack.enter_context(open_trajectory(ds))
+            for ds in several
+        ]
+        _check_walks(walks)
+        points = [ds["theta"] for ds in walks]
+        fitted, scores, floor = fit(points, n_components, standardise, progress)
+        found = _dataset(walks, fitted, scores, floor, standardise)
+        if null_models:
+            beside = [
+                nulls.compare(
+                    ds["theta"],
+                    ds["snapshot_time"].values,
+                    n_components=min(n_components, ds.sizes["snapshot"] - 1),
+                    n_simulations=n_simulations,
+                    seed=seed,
+                )
+                for ds in walks
+            ]
+            found = found.merge(_prefixed(beside)).assign_attrs(
+                seed=seed, n_simulations=n_simulations
+            )
+        return found
+
+
+def null_models_of(ds: xr.Dataset, walk: int = 0) -> xr.Dataset:
+    """Take one walk's null models out of a dataset of :func:`along`, as ``compare`` gave them.
+
+    Raises
+    ------
+    InputError
+        There are none, or no such walk.
+    """
+    names = {str(n): str(n).removeprefix(NULL) for n in ds.data_vars if str(n).startswith(NULL)}
+    if not names or not 0 <= walk < ds.sizes["walk"]:
+        raise InputError(f"ds holds no null models of walk {walk}; make it with null_models=True")
+    own = ds[list(names)].isel(walk=walk, point=ds["walk_index"].values == walk)
+    seed = int(own["walk_seed"])
+    own = own.rename(names | {"snapshot_time": "time"})
+    own = own.drop_vars(["walk", "walk_seed", *POINT_COORDINATES], errors="ignore")
+    title = f"Principal components beside null models: {_names(ds.attrs, [seed])}"
+    return own.assign_attrs(kind=nulls.KIND, title=title, walk_seed=seed)
+
+
+def _dataset(
+    walks: Sequence[xr.Dataset], fitted: PCA, scores: Floats, floor: float, standardise: bool
+) -> xr.Dataset:
+    n, k = len(scores), len(fitted.components)
+    lengths = [ds.sizes["snapshot"] for ds in walks]
+    seeds = [int(ds.attrs["seed"]) for ds in walks]
+    units = "standard deviations" if standardise else "1"
+    squares = scores**2
+    eigenvalues = squares.sum(axis=0)
+    cumulated = np.cumsum(eigenvalues) / eigenvalues.sum()
+    beyond = [np.sqrt(squares[:, plane:].sum(axis=1)) for plane in PLANES]
+    ends = np.cumsum([0, *lengths])
+    content = np.stack([_content(scores[a:b, :k]) for a, b in pairwise(ends)])
+
+    def described(dims: str, values: Any, long_name: str, units: str = "1") -> tuple[Any, ...]:
+        return tuple(dims.split()), values, {"long_name": long_name, "units": units}
+
+    at = {
+        "walk_index": np.repeat(np.arange(len(walks)), lengths),
+        "seed": np.repeat(seeds, lengths),
+        "snapshot_time": np.concatenate([ds["snapshot_time"].values for ds in walks]),
+        "snapshot_step": np.concatenate([ds["snapshot_step"].values for ds in walks]),
+        "arc_length": np.concatenate(
+            [ds["arc_length"].values[ds["snapshot_step"].values] for ds in walks]
+        ),
+    }
+    coordinates = {
+        "component": described("component", np.arange(1, k + 1), "principal component"),
+        "walk": described("walk", np.arange(len(walks)), "walk, counted from 0"),
+        "walk_seed": described("walk", seeds, "seed of the walk"),
+        "plane": described("plane", list(PLANES), "components that span the plane"),
+        "share": described("share", list(SHARES), "share of the variance"),
+    } | {name: described("point", at[name], *text) for name, text in POINT_COORDINATES.items()}
+    layout = walks[0]
+    coordinates |= {
+        n: (("tensor",), layout[n].values, dict(layout[n].attrs)) for n in TENSOR_COORDINATES
+    }
+    first = walks[0].attrs
+    return xr.Dataset(
+        {
+            "components": described("component parameter", fitted.components, "components"),
+            "mean": described("parameter", fitted.mean, "mean of the points"),
+            "scale": described("parameter", fitted.scale, "what a parameter is divided by"),
+            "scores": described(
+                "point component", scores[:, :k], "coordinate along the component", units
+            ),
+            "explained_variance": described(
+                "component", fitted.explained_variance, "variance along the component"
+            ),
+            "explained_variance_ratio": described(
+                "component", fitted.explained_variance_ratio, "part of the variance explained"
+            ),
+            "off_plane_distance": described(
+                "plane point", np.stack(beyond), "distance from the plane", units
+            ),
+            "cosine_content": described(
+                "walk component", content, "cosine content of the walk's score"
+            ),
+            "participation_ratio": described(
+                "",
+                eigenvalues.sum() ** 2 / (eigenvalues**2).sum(),
+                "participation ratio of the principal components",
+            ),
+            "n_directions": described(
+                "share",
+                np.minimum(np.searchsorted(cumulated, SHARES) + 1, len(eigenvalues)),
+                "components it takes for the share of the variance",
+            ),
+            "variance_floor": described(
+                "", floor, "explained variance that rounding alone may make"
+            ),
+        },
+        coordinates,
+        {
+            "title": f"Principal components of {n} points: {_names(first, seeds)}",
+            "kind": KIND,
+            "experiment": first["experiment"],
+            "walk_seed": seeds[0] if len(seeds) == 1 else seeds,
+            "scaling": "standard deviation" if standardise else "none",
+            "geoflow_version": version("geoflow"),
+        },
+    )
+
+
+def _content(scores: Floats) -> Floats:
+    """Cosine content by component, NaN where a walk has too few points for it."""
+    k = min(scores.shape[1], len(scores) - 1)
+    content = np.full(scores.shape[1], np.nan)
+    if k > 0:
+        centred = scores[:, :k] - scores[:, :k].mean(axis=0)
+        content[:k] = cosine_content(centred)
+    return content
+
+
+def _prefixed(beside: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Null models of several walks, by walk and by point."""
+    parts = [
+        xr.concat([ds.drop_vars(["scores", "time"]) for ds in beside], "walk", join="outer"),
+        xr.concat([ds[["scores"]].drop_vars("time") for ds in beside], "point", join="outer"),
+    ]
+    whole = xr.merge(parts, combine_attrs="override")
+    named = {str(name): NULL + str(name) for name in whole.data_vars}
+    return whole.rename(named).drop_vars("walk", errors="ignore")
+
+
+def _check_walks(walks: Sequence[xr.Dataset]) -> None:
+    if not walks:
+        raise InputError("datasets=[]; give at least one walk")
+    shapes = {tuple(map(str, ds["tensor_shape"].values)) for ds in walks}
+    if len(shapes) > 1:
+        raise InputError("the walks are of networks of different shapes; give those of one")
+
+
+def _names(attributes: Any, seeds: Sequence[int]) -> str:
+    experiment = attributes["experiment"] or "walk"
+    given = [str(s) for s in seeds if s >= 0]
+    plural = "s" if len(given) > 1 else ""
+    return f"{experiment}, seed{plural} {', '.join(given)}" if given else str(experiment)

@@ -1,0 +1,180 @@
+"""Principal components of points of parameter space, through their Gram matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from geoflow.analysis.components.blocks import block_bytes, column_blocks
+from geoflow.errors import InputError
+from geoflow.system.memory import check_memory
+
+Floats = NDArray[np.float64]
+
+# The ``kind`` of the datasets that hold components.
+KIND = "pca"
+
+
+@dataclass(frozen=True)
+class PCA:
+    """The principal components of N points in R^P.
+
+    Attributes
+    ----------
+    mean, scale : array of float64, shape (P,)
+        A point is centred by the one, and divided by the other.
+    components : array of float64, shape (k, P)
+        Orthonormal, by falling variance; of each, the greatest coordinate among the points it was
+        fitted to is positive.
+    explained_variance : array of float64, shape (k,)
+        Along each component, with N − 1 in the denominator.
+    explained_variance_ratio : array of float64, shape (k,)
+        Its part of the variance of all P.
+    """
+
+    mean: Floats
+    scale: Floats
+    components: Floats
+    explained_variance: Floats
+    explained_variance_ratio: Floats
+
+    @classmethod
+    def of(cls, ds: xr.Dataset) -> PCA:
+        """Take the components out of a dataset of :func:`along`, to place other points by them."""
+        if ds.attrs.get("kind") != KIND:
+            raise InputError("ds holds no principal components; make it with pca.along")
+        return cls(**{name: ds[name].values for name in cls.__dataclass_fields__})
+
+    def transform(self, points: NDArray[np.floating]) -> Floats:
+        """Coordinates of points, shape (N, P), along the components, shape (N, k)."""
+        return self._scaled(points) @ self.components.T
+
+    def distance(self, points: NDArray[np.floating], k: int | None = None) -> Floats:
+        """Distance of points, shape (N, P), from the plane of the first ``k`` components.
+
+        Shape (N,), in units of the scaled space: what a drawing in that plane does not show.
+        """
+        scaled = self._scaled(points)
+        components = self.components[:k]
+        return np.linalg.norm(scaled - (scaled @ components.T) @ components, axis=1)
+
+    def _scaled(self, points: NDArray[np.floating]) -> Floats:
+        return (np.asarray(points, dtype=float) - self.mean) / self.scale
+
+
+def fit_pca(
+    points: Sequence[Any],
+    n_components: int = 6,
+    *,
+    standardise: bool = False,
+    progress: bool = False,
+) -> PCA:
+    """Find the principal components of all points of several walks.
+
+    P is far greater than N, so the eigenvectors of the N × N Gram matrix are computed and not
+    those of the P × P covariance; the result is the same. The points are read twice, a few columns
+    at a time.
+
+    The Gram matrix has the squares of the singular values. Rounding perturbs its eigenvalues by
+    up to about Nε times the first, ε = 2·10⁻¹⁶, so that a component with the part r of the first
+    one's variance has a relative accuracy of Nε/r; those below Nε are refused. Scores are accurate
+    to 10⁻⁸ of the first component's all the same.
+
+    Parameters
+    ----------
+    points : sequence of array, shape (N_i, P)
+        The points of each walk: arrays of NumPy or Dask, or lazy ones, such as ``ds["theta"]``.
+    n_components : int
+        Components wanted.
+    standardise : bool
+        Divide each parameter by its standard deviation first, as Tahir & Katz (2021) do: then a
+        parameter that hardly moves counts as much as one that moves far. Parameters that do not
+        move at all stay at zero.
+    progress : bool
+        Show a bar on standard error, where that is a terminal.
+
+    Raises
+    ------
+    InputError
+        Points of different P or with non-finite values, too few for the components, or more
+        memory needed than there is.
+    """
+    return fit(points, n_components, standardise, progress)[0]
+
+
+def fit(
+    points: Sequence[Any], n_components: int, standardise: bool, progress: bool
+) -> tuple[PCA, Floats, float]:
+    """Find the components, and with them what only the Gram matrix gives.
+
+    Returns
+    -------
+    PCA
+        As :func:`fit_pca` does.
+    scores : array of float64, shape (N, N − 1)
+        Of the points, on all components there are.
+    floor : float
+        The explained variance that rounding alone may make, of the Gram matrix and of the points as
+        they are stored.
+    """
+    if not points or any(p.ndim != 2 for p in points) or len({p.shape[1] for p in points}) > 1:
+        raise InputError("points: give arrays of shape (N, P), all of the same P")
+    n, p = sum(len(part) for part in points), points[0].shape[1]
+    if not 1 <= n_components < n:
+        raise InputError(f"n_components={n_components}: {n} points have 1 to {n - 1} components")
+    # A block, what is read for it and a copy; the Gram matrix, and what its eigenvectors take.
+    needed = 8 * p * (n_components + 2) + 3 * block_bytes(points) + 6 * 8 * n * n
+    check_memory(
+        needed,
+        f"n_components={n_components}: {n:,} points of {p:,} parameters",
+        "ask for fewer components" if p > 6 * n else "give fewer points",
+    )
+    mean, scale = np.empty(p), np.ones(p)
+    gram, stored = np.zeros((n, n)), 0.0
+    epsilon = max(_epsilon(part.dtype) for part in points)
+    for columns, block in column_blocks(points, "Gram matrix", progress):
+        mean[columns] = block.mean(axis=0)
+        if not np.isfinite(mean[columns]).all():
+            raise InputError("points have non-finite values; leave those out")
+        block -= mean[columns]
+        spread = np.sqrt(np.einsum("ij,ij->j", block, block) / n)
+        if standardise:
+            # As scikit-learn has it: with N in the denominator, and 1 where nothing moves.
+            still = spread <= 10 * np.finfo(float).eps * np.abs(mean[columns])
+            scale[columns] = np.where(still, 1.0, spread)
+            block /= scale[columns]
+        gram += block @ block.T
+        # Rounding is even within half a unit in the last place, so its variance is a twelfth.
+        size = (mean[columns] ** 2 + spread**2) / scale[columns] ** 2
+        stored += epsilon**2 / 12 * float(size.sum())
+    eigenvalues, vectors = np.linalg.eigh(gram)
+    # The last is that of the mean, which is zero.
+    eigenvalues, vectors = eigenvalues[:0:-1], vectors[:, :0:-1]
+    lost = n * np.finfo(float).eps * eigenvalues[0]
+    if eigenvalues[n_components - 1] <= lost:
+        rank = int((eigenvalues > lost).sum())
+        raise InputError(f"n_components={n_components}: the points span {rank} dimensions only")
+    signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(n - 1)])
+    singular = np.sqrt(np.maximum(eigenvalues, 0))
+    scores = vectors * (signs * singular)
+    # In the order of the components, so that each row is written in one piece.
+    weights = np.ascontiguousarray((vectors * signs)[:, :n_components].T)
+    weights /= singular[:n_components, None]
+    components = np.empty((n_components, p))
+    for columns, block in column_blocks(points, "components", progress):
+        block -= mean[columns]
+        block /= scale[columns]
+        components[:, columns] = weights @ block
+    variance = eigenvalues[:n_components] / (n - 1)
+    ratio = eigenvalues[:n_components] / np.trace(gram)
+    floor = max(lost, stored) / (n - 1)
+    return PCA(mean, scale, components, variance, ratio), scores, floor
+
+
+def _epsilon(dtype: Any) -> float:
+    return float(np.finfo(dtype).eps) if np.dtype(dtype).kind == "f" else 0.0

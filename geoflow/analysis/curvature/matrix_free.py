@@ -1,0 +1,385 @@
+"""Extreme eigenvalues, spectral density and trace of an operator, from its products alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.linalg import eigh_tridiagonal
+from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
+from torch import Tensor
+
+from geoflow.analysis.curvature.operators import Curvature
+from geoflow.errors import InputError
+from geoflow.system.memory import check_memory
+
+Floats = NDArray[np.float64]
+
+# Of the density's Gaussians, as a part of the range of the nodes.
+BROADENING = 1 / 256
+
+
+class Estimate(NamedTuple):
+    """A number and the standard error of it."""
+
+    value: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """Eigenvalues at one end of a spectrum.
+
+    Attributes
+    ----------
+    values : array of float64, shape (k,)
+        From the end inwards. NaN for those that did not converge.
+    residuals : array of float64, shape (k,)
+        ‖Ax − μx‖ of each: an eigenvalue of A lies within this distance of μ.
+    vectors : array of float64, shape (n, k)
+        Unit eigenvectors, in the operator's coordinates.
+    """
+
+    values: Floats
+    residuals: Floats
+    vectors: Floats
+
+
+@dataclass(frozen=True)
+class SpectralDensity:
+    """A spectral density by stochastic Lanczos quadrature.
+
+    Attributes
+    ----------
+    nodes, weights : array of float64, shape (n_probes, n_steps)
+        Eigenvalue and weight of each point mass; for each probe the weights sum to 1. Where a
+        Lanczos iteration ended early, NaN and 0.
+    size : int
+        n, the number of eigenvalues.
+    """
+
+    nodes: Floats
+    weights: Floats
+    size: int
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Least and largest node."""
+        return float(np.nanmin(self.nodes)), float(np.nanmax(self.nodes))
+
+    @property
+    def width(self) -> float:
+        """Standard deviation of the Gaussians of :meth:`on`, by default: 1/256 of the range."""
+        low, high = self.range
+        scale = max(abs(low), abs(high))
+        least = np.sqrt(np.finfo(float).eps) * scale if scale else 1.0
+        return max((high - low) * BROADENING, float(least))
+
+    def grid(self, n_points: int = 1025) -> Floats:
+        """Even abscissae that hold all of the broadened density."""
+        low, high = self.range
+        return np.linspace(low - 6 * self.width, high + 6 * self.width, n_points)
+
+    def on(self, abscissa: Floats, width: float | None = None) -> tuple[Floats, Floats]:
+        """Density, each node broadened to a Gaussian, and its standard error over the probes.
+
+        Parameters
+        ----------
+        abscissa : array, shape (m,)
+            Eigenvalues.
+        width : float, optional
+            Standard deviation of the Gaussians, in units of the eigenvalues.
+
+        Returns
+        -------
+        density, standard_error : array of float64, shape (m,)
+            In units of 1/eigenvalue; the density integrates to 1.
+        """
+        width = self.width if width is None else width
+        x = np.asarray(abscissa, dtype=float)
+        curves = np.zeros((len(self.nodes), len(x)))
+        # A step at a time: memory stays at probes × abscissae.
+        for node, weight in zip(np.nan_to_num(self.nodes).T, self.weights.T, strict=True):
+            z = (x - node[:, None]) / width
+            curves += weight[:, None] * np.exp(-0.5 * z * z) / (math.sqrt(2 * math.pi) * width)
+        return curves.mean(axis=0), curves.std(axis=0, ddof=1) / math.sqrt(len(curves))
+
+
+def extreme_eigenvalues(
+    operator: Curvature,
+    k: int = 5,
+    *,
+    which: str = "largest",
+    tol: float = 1e-10,
+    max_products: int = 2000,
+    seed: int = 0,
+) -> Eigenpairs:
+    """The k largest or smallest eigenvalues (by value, not by modulus), with their eigenvectors.
+
+    ARPACK's implicitly restarted Lanczos iteration (Lehoucq, Sorensen & Yang 1998, ARPACK users'
+    guide), through ``scipy.sparse.linalg.eigsh``.
+    The smallest are found as the largest of sI − A, with s near the largest eigenvalue, so that
+    ``tol`` is relative to the range of the spectrum and not to a number that may be zero. Small
+    operators are written out and solved densely.
+
+    Parameters
+    ----------
+    operator : Curvature
+        A.
+    k : int
+        Eigenvalues wanted.
+    which : str
+        ``"largest"`` or ``"smallest"``. Where the spectrum has outliers above and a dense bulk
+        below, the smallest take far more products.
+    tol : float
+        Relative accuracy.
+    max_products : int
+        Give up after about this many products; what has not converged is NaN.
+    seed : int
+        Of the starting vector.
+
+    Raises
+    ------
+    InputError
+        An argument that cannot be used, or more memory than there is.
+    """
+    if which not in ("largest", "smallest"):
+        raise InputError(f"which={which!r}; use 'largest' or 'smallest'")
+    n = operator.size
+    if not 1 <= k <= n:
+        raise InputError(f"k={k}; the operator has 1 to {n} eigenvalues")
+    n_vectors = _krylov_size(k)
+    if n <= n_vectors:
+        values, vectors = np.linalg.eigh(operator.dense())
+        order = slice(None, k) if which == "smallest" else slice(None, -k - 1, -1)
+        return _pairs(operator, values[order], vectors[:, order])
+    _check_memory(operator, n_vectors + k, f"{k} eigenvectors")
+    start = _generator(seed).standard_normal(n)
+    if not operator(torch.from_numpy(start).to(operator.theta)).any():
+        # No random vector but that of a zero operator has no image; ARPACK refuses those.
+        return _pairs(operator, np.zeros(k), np.eye(n, k))
+    arguments = (n_vectors, start, seed, max_products)
+    if which == "largest":
+        values, vectors = _arpack(operator, 0.0, 1.0, k, tol, *arguments)
+        return _pairs(operator, values, vectors)
+    top, _ = _arpack(operator, 0.0, 1.0, 1, 1e-2, *arguments)
+    # Above the spectrum, so that a multiple of the identity does not become zero.
+    shift = float(top[0]) + 0.1 * abs(float(top[0])) if np.isfinite(top[0]) else 0.0
+    values, vectors = _arpack(operator, shift, -1.0, k, tol, *arguments)
+    return _pairs(operator, shift - values, vectors)
+
+
+def spectral_density(
+    operator: Curvature, *, n_probes: int = 8, n_steps: int = 64, seed: int = 0
+) -> SpectralDensity:
+    """Spectral density by stochastic Lanczos quadrature: n_probes · n_steps products.
+
+    Ubaru, Chen & Saad (2017, SIAM J. Matrix Anal. Appl. 38), algorithm 1; for networks see
+    Ghorbani, Krishnan & Xiao (2019, ICML).
+
+    Each probe is a random vector of signs. Lanczos vectors are orthogonalised against all before
+    them, twice: otherwise converged eigenvalues come back as ghosts.
+
+    Parameters
+    ----------
+    operator : Curvature
+        A.
+    n_probes : int
+        At least 2; the error falls with its square root.
+    n_steps : int
+        Lanczos steps for each; no more than n are made.
+    seed : int
+        Of the probes.
+
+    Raises
+    ------
+    InputError
+        An argument that cannot be used, or more memory than there is.
+    """
+    if n_probes < 2 or n_steps < 1:
+        raise InputError(f"n_probes={n_probes}, n_steps={n_steps}; use at least 2 and 1")
+    n_steps = min(n_steps, operator.size)
+    _check_memory(operator, n_steps + 2, f"n_steps={n_steps}")
+    nodes, weights = np.full((n_probes, n_steps), np.nan), np.zeros((n_probes, n_steps))
+    rng = _generator(seed)
+    for probe in range(n_probes):
+        diagonal, off_diagonal = _lanczos(operator, _signs(rng, operator), n_steps)
+        values, vectors = eigh_tridiagonal(diagonal, off_diagonal)
+        nodes[probe, : len(values)] = values
+        weights[probe, : len(values)] = vectors[0] ** 2 / (vectors[0] ** 2).sum()
+    return SpectralDensity(nodes, weights, operator.size)
+
+
+def trace(operator: Curvature, *, n_products: int = 60, seed: int = 0) -> Estimate:
+    """Trace by Hutch++ (Meyer, Musco, Musco & Woodruff 2021, SOSA, algorithm 1).
+
+    A third of the products each for the sketch, for the part of the trace in its range, which is
+    exact, and for a Hutchinson estimate of the rest, whose spread gives the standard error. The
+    error is zero where the sketch holds all of R^n.
+
+    Parameters
+    ----------
+    operator : Curvature
+        A.
+    n_products : int
+        At least 6.
+    seed : int
+        Of the random signs.
+
+    Raises
+    ------
+    InputError
+        An argument that cannot be used, or more memory than there is.
+    """
+    if n_products < 6:
+        raise InputError(f"n_products={n_products}; use at least 6")
+    n, third = operator.size, n_products // 3
+    _check_memory(operator, 3 * min(third, n), f"n_products={n_products}")
+    rng = _generator(seed)
+    sketch = torch.stack([operator(_signs(rng, operator)) for _ in range(min(third, n))], dim=1)
+    basis = torch.linalg.qr(sketch).Q
+    exact = sum(float(torch.dot(q, operator(q))) for q in basis.T)
+    if basis.shape[1] == n:
+        return Estimate(exact, 0.0)
+    rest = []
+    for _ in range(third):
+        probe = _signs(rng, operator)
+        probe = probe - basis @ (basis.T @ probe)
+        rest.append(float(torch.dot(probe, operator(probe))))
+    return Estimate(exact + float(np.mean(rest)), _standard_error(np.array(rest)))
+
+
+def products_needed(
+    n: int, *, k: int, n_probes: int, n_steps: int, n_trace: int, max_products: int
+) -> tuple[int, int]:
+    """Products for both ends, density and trace of one operator: at the least and at the most.
+
+    What the eigenvalues take between a first Krylov space and their budgets is not known
+    beforehand; the other two take a fixed number.
+
+    Parameters
+    ----------
+    n : int
+        Size of the operator.
+    k, n_probes, n_steps, n_trace, max_products : int
+        As for the functions of this module.
+    """
+    third = n_trace // 3
+    fixed = n_probes * min(n_steps, n) + 2 * min(third, n) + (third if third < n else 0) + 2 * k
+    n_vectors = _krylov_size(k)
+    if n <= n_vectors:
+        return fixed + 2 * n, fixed + 2 * n
+    # Largest, smallest, and the largest once more to know how far to shift.
+    return fixed + 3 * n_vectors + 2, fixed + 3 * (n_vectors + max_products) + 2
+
+
+def _krylov_size(k: int) -> int:
+    return max(2 * k + 1, 20)
+
+
+def _arpack(
+    operator: Curvature,
+    shift: float,
+    sign: float,
+    k: int,
+    tol: float,
+    n_vectors: int,
+    start: Floats,
+    seed: int,
+    max_products: int,
+) -> tuple[Floats, Floats]:
+    """Largest eigenvalues of shift·I + A, or of shift·I − A, falling."""
+    theta = operator.theta
+    dtype = np.float64 if theta.dtype == torch.float64 else np.float32
+
+    def product(x: NDArray[np.floating]) -> NDArray[np.floating]:
+        v = torch.as_tensor(x.reshape(-1), dtype=theta.dtype).to(theta.device)
+        result: NDArray[np.floating] = (shift * v + sign * operator(v)).cpu().numpy()
+        return result
+
+    linear = LinearOperator((operator.size, operator.size), matvec=product, dtype=dtype)
+    # A restart keeps k vectors and makes the others anew.
+    restarts = max(1, math.ceil(max_products / (n_vectors - k)))
+    try:
+        values, vectors = eigsh(
+            linear,
+            k,
+            which="LA",
+            v0=start.astype(dtype),
+            ncv=n_vectors,
+            maxiter=restarts,
+            tol=max(tol, float(np.finfo(dtype).eps)),
+            rng=np.random.default_rng(seed),
+        )
+    except ArpackNoConvergence as error:
+        values, vectors = error.eigenvalues, error.eigenvectors
+    except ArpackError as error:
+        raise InputError(
+            f"operator {operator.name!r}: ARPACK failed ({error}); try another seed"
+        ) from None
+    order = np.argsort(values)[::-1]
+    full_values, full_vectors = np.full(k, np.nan), np.full((operator.size, k), np.nan)
+    full_values[: len(order)] = values[order]
+    full_vectors[:, : len(order)] = vectors[:, order]
+    return full_values, full_vectors
+
+
+def _pairs(operator: Curvature, values: Floats, vectors: Floats) -> Eigenpairs:
+    residuals = np.full(len(values), np.nan)
+    for i, value in enumerate(values):
+        if np.isfinite(value):
+            x = torch.as_tensor(vectors[:, i].copy(), dtype=operator.theta.dtype)
+            x = x.to(operator.theta.device)
+            residuals[i] = float(torch.linalg.vector_norm(operator(x) - float(value) * x))
+    return Eigenpairs(values.copy(), residuals, vectors.copy())
+
+
+def _lanczos(operator: Curvature, start: Tensor, n_steps: int) -> tuple[Floats, Floats]:
+    """Diagonal and off-diagonal of Lanczos' tridiagonal matrix, fully re-orthogonalised."""
+    basis = start.new_empty((n_steps, len(start)))
+    basis[0] = start / torch.linalg.vector_norm(start)
+    diagonal: list[float] = []
+    off_diagonal: list[float] = []
+    for step in range(n_steps):
+        image = operator(basis[step])
+        diagonal.append(float(torch.dot(basis[step], image)))
+        scale = max(float(torch.linalg.vector_norm(image)), *map(abs, diagonal))
+        known = basis[: step + 1]
+        for _ in range(2):
+            image = image - known.T @ (known @ image)
+        norm = float(torch.linalg.vector_norm(image))
+        # Nothing but rounding is left: the space is invariant.
+        if step + 1 == n_steps or norm <= 10 * torch.finfo(start.dtype).eps * scale:
+            break
+        off_diagonal.append(norm)
+        basis[step + 1] = image / norm
+    return np.array(diagonal), np.array(off_diagonal)
+
+
+def _generator(seed: int) -> np.random.Generator:
+    if seed < 0:
+        raise InputError(f"seed={seed}; use zero or a positive number")
+    return np.random.default_rng(seed)
+
+
+def _signs(rng: np.random.Generator, operator: Curvature) -> Tensor:
+    # Drawn by numpy on the CPU, so that every dtype and device has the same.
+    signs = torch.from_numpy(rng.integers(0, 2, operator.size) * 2.0 - 1.0)
+    return signs.to(dtype=operator.theta.dtype, device=operator.theta.device)
+
+
+def _standard_error(values: Floats) -> float:
+    return float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+def _check_memory(operator: Curvature, n_vectors: int, argument: str) -> None:
+    """Refuse what would not fit, before it starts."""
+    if operator.theta.device.type != "cpu":
+        return
+    needed = n_vectors * operator.size * operator.theta.element_size()
+    what = f"{argument}: vectors of {operator.size:,} numbers"
+    check_memory(needed, what, "ask for fewer")

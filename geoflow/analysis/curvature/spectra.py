@@ -1,0 +1,351 @@
+"""Curvature spectra along a walk."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from tqdm import tqdm
+
+from geoflow.analysis.curvature.matrix_free import (
+    Eigenpairs,
+    Floats,
+    extreme_eigenvalues,
+    products_needed,
+    spectral_density,
+    trace,
+)
+from geoflow.analysis.curvature.operators import (
+    Curvature,
+    gauss_newton,
+    loss_hessian,
+    normal_curvature,
+    tangent_hessian,
+)
+from geoflow.analysis.walked import snapshot_indices, state_at, walk_attributes
+from geoflow.archive.pieces import Pieces, fingerprint
+from geoflow.errors import InputError
+from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.problems.dtypes import dtype_name
+from geoflow.system.progress import duration
+
+OPERATORS = ("hessian", "tangent", "gauss_newton")
+DEFAULT_OPERATORS = ("hessian", "tangent")
+DEFAULT_SNAPSHOTS = 5
+
+# To which a spectrum is seen to end at zero, relative to its largest eigenvalue.
+NULL_TOL = 1e-3
+
+VARIABLES = {
+    "largest_eigenvalue": ("largest eigenvalues, falling", "1"),
+    "largest_residual": ("bound on the error of largest_eigenvalue", "1"),
+    "smallest_eigenvalue": ("smallest eigenvalues, rising", "1"),
+    "smallest_residual": ("bound on the error of smallest_eigenvalue", "1"),
+    "trace": ("trace", "1"),
+    "trace_error": ("standard error of the trace", "1"),
+    "abscissa": ("eigenvalue at which the density is taken", "1"),
+    "density": ("spectral density, integrating to 1", "1"),
+    "density_error": ("standard error of the density over probes", "1"),
+    "node": ("nodes of stochastic Lanczos quadrature", "1"),
+    "weight": ("weights of the nodes, 1 in all for each probe", "1"),
+    "velocity_overlap": ("squared cosine of the velocity with the top eigenspace", "1"),
+    "normal_curvature": ("normal curvature of the level set along the velocity", "1"),
+    "multiplier": ("Lagrange multiplier", "1"),
+    "n_hvp": ("Hessian-vector products spent on the snapshot", "1"),
+}
+
+
+def along(
+    ds: xr.Dataset,
+    flow: RegularizingFlow,
+    *,
+    snapshots: Sequence[int] | None = None,
+    operators: Sequence[str] = DEFAULT_OPERATORS,
+    tensors: Sequence[str] | None = None,
+    k: int = 5,
+    n_probes: int = 8,
+    n_steps: int = 64,
+    n_trace: int = 60,
+    n_points: int = 1025,
+    tol: float = 1e-6,
+    max_products: int = 1000,
+    seed: int = 0,
+    archive: str | Path | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Spectra of ∇²L, of its Gauss–Newton part and of the tangent-space Hessian A along a walk.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        A trajectory in schema 1.0.
+    flow : RegularizingFlow
+        The flow it is a walk of, with the same problem.
+    snapshots : sequence of int, optional
+        Indices along ``snapshot``, negative ones from the end. None: five, the first and the last
+        among them, or all where there are fewer.
+    operators : sequence of str
+        ``"hessian"`` for ∇²L, ``"tangent"`` for A = Π(∇²R + λ∇²L)Π on the tangent space,
+        ``"gauss_newton"`` for the Gauss–Newton part of ∇²L.
+    tensors : sequence of str, optional
+        Names of parameter tensors to restrict the operators, and the velocity, to. None: all.
+    k : int
+        Eigenvalues at each end; the k largest span the top eigenspace.
+    n_probes, n_steps : int
+        See :func:`~geoflow.analysis.curvature.matrix_free.spectral_density`.
+    n_trace : int
+        Products for :func:`~geoflow.analysis.curvature.matrix_free.trace`.
+    n_points : int
+        Abscissae of the density.
+    tol, max_products : float, int
+        See :func:`~geoflow.analysis.curvature.matrix_free.extreme_eigenvalues`; for each end.
+    seed : int
+        Decides every probe; the same probes at every snapshot, so that differences between
+        snapshots are not those of the probes.
+    archive : str or Path, optional
+        Write the result here. Each snapshot is kept beside it once it is done, so that the same
+        call goes on where it was interrupted; with other snapshots too.
+    overwrite : bool
+        Replace the archive where it exists, and start over where an unfinished analysis with
+        other settings lies beside it.
+    progress : bool
+        Say on standard error how long it will take, and show a bar there if it is a terminal.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dimensions ``snapshot``, ``operator``, ``rank``, ``probe``, ``lanczos`` and ``point``; the
+        snapshots keep their flow time and step. The abscissae differ from snapshot to snapshot,
+        as the range of the spectrum does; ``node`` and ``weight`` are the quadrature itself, not
+        broadened. A random direction would have a ``velocity_overlap`` of k/n.
+
+    Raises
+    ------
+    InputError
+        An argument that cannot be used, or a flow that the dataset is not a walk of.
+    ArchiveError
+        The archive cannot be written; the snapshots that were done are kept.
+    """
+    indices = snapshot_indices(ds, snapshots, DEFAULT_SNAPSHOTS)
+    _check_operators(operators)
+    if n_points < 2:
+        raise InputError(f"n_points={n_points}; use at least 2")
+    attributes = {
+        "kind": "spectra",
+        "title": "Curvature spectra along a walk",
+        **walk_attributes(ds),
+        "seed": seed,
+        "k": k,
+        "tol": tol,
+        "n_trace": n_trace,
+        "tensors": "" if tensors is None else " ".join(tensors),
+    }
+    cost = {
+        "k": k,
+        "n_probes": n_probes,
+        "n_steps": n_steps,
+        "n_trace": n_trace,
+        "max_products": max_products,
+    }
+
+    limits: dict[str, Any] = {"tol": tol, "max_products": max_products, "seed": seed}
+
+    def at(index: int) -> xr.Dataset:
+        state = state_at(ds, flow, index)
+        before = flow.problem.counts["hvp"]
+        per_operator = []
+        for name in operators:
+            operator = _operator(name, flow, state, tensors)
+            largest = extreme_eigenvalues(operator, k, which="largest", **limits)
+            smallest, smallest_residual = _smallest(operator, k, largest, limits)
+            spectrum = spectral_density(operator, n_probes=n_probes, n_steps=n_steps, seed=seed)
+            abscissa = spectrum.grid(n_points)
+            density, density_error = spectrum.on(abscissa)
+            estimate = trace(operator, n_products=n_trace, seed=seed)
+            per_operator.append(
+                {
+                    "largest_eigenvalue": largest.values,
+                    "largest_residual": largest.residuals,
+                    "smallest_eigenvalue": smallest,
+                    "smallest_residual": smallest_residual,
+                    "trace": estimate.value,
+                    "trace_error": estimate.standard_error,
+                    "abscissa": abscissa,
+                    "density": density,
+                    "density_error": density_error,
+                    "node": spectrum.nodes,
+                    "weight": spectrum.weights,
+                    "velocity_overlap": overlap(operator, largest.vectors, state),
+                    "dimension": operator.size,
+                }
+            )
+        curvature = normal_curvature(flow, state, state.velocity)
+        spent = flow.problem.counts["hvp"] - before
+        row = (per_operator, curvature, state.multiplier, spent)
+        return _dataset(ds, [index], operators, [row], attributes)
+
+    settings = {
+        **attributes,
+        **cost,
+        "operators": list(operators),
+        "n_points": n_points,
+        "walk": fingerprint(ds),
+        "device": str(flow.problem.device),
+        "dtype": dtype_name(flow.problem.dtype),
+    }
+    with Pieces(archive, settings, overwrite=overwrite) as pieces:
+        names = [f"snapshot-{index:06d}" for index in indices]
+        todo = [i for i, n in zip(indices, names, strict=True) if n in pieces.missing(names)]
+        if progress and todo:
+            _announce(state_at(ds, flow, todo[0]), flow, operators, tensors, len(todo), cost)
+        shown = tqdm(indices, "spectra", unit="snapshot", disable=None if progress else True)
+        done = [
+            pieces.compute(name, partial(at, index))
+            for index, name in zip(shown, names, strict=True)
+        ]
+        found = xr.concat(
+            done,
+            "snapshot",
+            data_vars="minimal",
+            coords="minimal",
+            compat="equals",
+            join="exact",
+            combine_attrs="override",
+        ).assign_attrs(attributes)
+        pieces.finish(found)
+    return found
+
+
+def overlap(operator: Curvature, eigenvectors: np.ndarray[Any, Any], state: FlowState) -> float:
+    """Squared cosine of the flow's velocity with the span of eigenvectors, in the subspace.
+
+    From 0 to 1; a random direction has k/n on average. NaN where the velocity is zero, or an
+    eigenvector did not converge.
+
+    Parameters
+    ----------
+    operator : Curvature
+        Whose eigenvectors they are.
+    eigenvectors : array, shape (n, k)
+        Orthonormal, in the operator's coordinates.
+    state : FlowState
+        Gives the velocity.
+    """
+    velocity = operator.subspace.coordinates(state.velocity).double().cpu().numpy()
+    norm = float(np.linalg.norm(velocity))
+    if norm == 0:
+        return math.nan
+    return float(((eigenvectors.T @ (velocity / norm)) ** 2).sum())
+
+
+def _announce(
+    state: FlowState,
+    flow: RegularizingFlow,
+    operators: Sequence[str],
+    tensors: Sequence[str] | None,
+    n_snapshots: int,
+    cost: Mapping[str, int],
+) -> None:
+    """Say on standard error how long it will take, from one timed product of each operator."""
+    least = most = 0
+    shortest = longest = 0.0
+    for name in operators:
+        operator = _operator(name, flow, state, tensors)
+        x = torch.ones_like(operator.subspace.coordinates(state.theta))
+        # The first product of a process takes longer.
+        float(operator(x).sum())
+        before = time.perf_counter()
+        float(operator(x).sum())
+        each = time.perf_counter() - before
+        low, high = products_needed(operator.size, **cost)
+        least, most = least + n_snapshots * low, most + n_snapshots * high
+        shortest += n_snapshots * low * each
+        longest += n_snapshots * high * each
+    print(
+        f"spectra of {n_snapshots} snapshots: {duration(shortest)} to {duration(longest)}, for "
+        f"{least:,} to {most:,} Hessian-vector products",
+        file=sys.stderr,
+    )
+
+
+def _operator(
+    name: str, flow: RegularizingFlow, state: FlowState, tensors: Sequence[str] | None
+) -> Curvature:
+    if name == "hessian":
+        return loss_hessian(flow.problem, state.theta, tensors)
+    if name == "gauss_newton":
+        return gauss_newton(flow.problem, state.theta, tensors)
+    return tangent_hessian(flow, state, tensors)
+
+
+def _smallest(
+    operator: Curvature, k: int, largest: Eigenpairs, limits: dict[str, Any]
+) -> tuple[Floats, Floats]:
+    """The k smallest eigenvalues, and bounds on their errors."""
+    if operator.nullity >= k:
+        # Lanczos finds one copy of a multiple eigenvalue and goes on to others. But the k smallest
+        # lie between the least of all and the zeros, which are many: it is enough to see that
+        # nothing is far below zero.
+        least = extreme_eigenvalues(operator, 1, which="smallest", **limits | {"tol": NULL_TOL})
+        bound = abs(least.values[0]) + least.residuals[0]
+        if bound <= 2 * NULL_TOL * abs(largest.values[0]):
+            return np.zeros(k), np.full(k, bound)
+    found = extreme_eigenvalues(operator, k, which="smallest", **limits)
+    return found.values, found.residuals
+
+
+def _check_operators(operators: Sequence[str]) -> None:
+    unknown = [name for name in operators if name not in OPERATORS]
+    if unknown or not operators or len(set(operators)) < len(operators):
+        raise InputError(f"operators={list(operators)!r}; choose from {', '.join(OPERATORS)}")
+
+
+def _dataset(
+    ds: xr.Dataset,
+    indices: list[int],
+    operators: Sequence[str],
+    rows: list[tuple[list[dict[str, Any]], float, float, int]],
+    attributes: dict[str, Any],
+) -> xr.Dataset:
+    dims = {
+        "trace": (),
+        "trace_error": (),
+        "velocity_overlap": (),
+        "node": ("probe", "lanczos"),
+        "weight": ("probe", "lanczos"),
+        "abscissa": ("point",),
+        "density": ("point",),
+        "density_error": ("point",),
+    }
+    variables: dict[str, Any] = {}
+    for name in rows[0][0][0]:
+        if name != "dimension":
+            values = np.array([[cell[name] for cell in row[0]] for row in rows])
+            variables[name] = (("snapshot", "operator", *dims.get(name, ("rank",))), values)
+    for position, name in enumerate(("normal_curvature", "multiplier", "n_hvp"), start=1):
+        variables[name] = ("snapshot", np.array([row[position] for row in rows]))
+    described = {
+        name: (*content, {"long_name": VARIABLES[name][0], "units": VARIABLES[name][1]})
+        for name, content in variables.items()
+    }
+    dimension = [cell["dimension"] for cell in rows[0][0]]
+    size = {"long_name": "dimension of the operator", "units": "1"}
+    result = xr.Dataset(
+        described,
+        coords={
+            "operator": ("operator", list(operators), {"long_name": "operator", "units": "1"}),
+            "dimension": ("operator", dimension, size),
+        },
+        attrs=attributes,
+    )
+    chosen = ds[["snapshot_time", "snapshot_step"]].isel(snapshot=indices).load()
+    return result.assign_coords(chosen.coords).set_coords("abscissa")

@@ -1,0 +1,361 @@
+"""The loss on a plane through a walk: a slice of the landscape, and the walk's distance from it."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from tqdm import tqdm
+
+from geoflow.analysis.landscape.planes import Plane, principal
+from geoflow.analysis.walked import check_loss, theta_at, walk_attributes
+from geoflow.archive.pieces import Pieces, fingerprint
+from geoflow.errors import InputError
+from geoflow.manifold.flows import RegularizingFlow
+from geoflow.problems.dtypes import dtype_name
+from geoflow.problems.problem import Problem
+from geoflow.system.progress import duration
+from geoflow.trajectories.records import Observable
+
+Floats = NDArray[np.float64]
+Evaluation = Callable[[Sequence[Tensor]], list[float]]
+
+# Points evaluated at once. studies/batched_slices.py: more are no faster on a processor.
+BATCH = 8
+# Bytes that the points evaluated at once may take.
+MEMORY = 2**30
+
+KIND = "slice"
+LOSS = "loss"
+
+
+def on_plane(
+    ds: xr.Dataset,
+    flow: RegularizingFlow,
+    plane: Plane | None = None,
+    *,
+    points: int = 41,
+    margin: float = 0.25,
+    observables: Mapping[str, Problem | Observable] | None = None,
+    batch_size: int | None = None,
+    archive: str | Path | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Evaluate the loss on a grid of a plane around a walk, and project the walk on it.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        A trajectory in schema 1.0.
+    flow : RegularizingFlow
+        The flow it is a walk of, with the same problem.
+    plane : Plane, optional
+        See :mod:`geoflow.analysis.planes`. None: that of the first two principal components.
+    points : int
+        Along each of the two directions.
+    margin : float
+        What is seen beyond the walk's projection on each side, as a fraction of the greater of
+        its two extents.
+    observables : mapping of str to Problem or callable, optional
+        Further functions of θ to evaluate: a :class:`~geoflow.Problem`, such as the loss
+        on the test set, is evaluated in batches; a function θ → float point by point.
+    batch_size : int, optional
+        Points evaluated at once, by ``torch.func.vmap``. None: 8, or fewer where those would take
+        more than 1 GiB; 1 where the problem evaluates its examples in chunks, or vmap cannot take
+        what its loss does. Another number changes values by rounding.
+    archive : str or Path, optional
+        Write the result here. Each row of the grid is kept beside it once it is done, so that the
+        same call goes on where it was interrupted.
+    overwrite : bool
+        Replace the archive where it exists, and start over where an unfinished analysis with
+        other settings lies beside it.
+    progress : bool
+        Say on standard error how long it will take, and show a bar there if it is a terminal.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``loss(alpha, beta)`` and one variable for each observable; ``walk_alpha``, ``walk_beta``
+        and ``off_plane_distance`` of each snapshot; ``walk_loss`` at the snapshots and
+        ``projected_loss`` at their projections on the plane, and so for each observable. A walk
+        on the level set leaves the plane, so that its projections are not on the contour of the
+        level: the last three say by how much.
+
+    Raises
+    ------
+    InputError
+        An argument that cannot be used, or a flow that the dataset is not a walk of.
+    ArchiveError
+        The archive cannot be written; the rows that were done are kept.
+    """
+    problem, observables = flow.problem, dict(observables or {})
+    _check(points, margin, batch_size, observables)
+    _check_flow(ds, problem)
+    if plane is None:
+        plane = principal(ds)
+    if plane.directions.shape != (2, problem.n_parameters):
+        raise InputError(
+            f"plane has directions of shape {plane.directions.shape}; the flow needs "
+            f"(2, {problem.n_parameters})"
+        )
+    functions = {
+        name: _in_batches(f, problem, batch_size) if isinstance(f, Problem) else _one_by_one(f)
+        for name, f in {LOSS: problem, **observables}.items()
+    }
+    recorded = {n: ds[n].values for n in observables if n in ds and ds[n].dims == ("snapshot",)}
+    recorded[LOSS] = ds["train_loss"].values[ds["snapshot_step"].values]
+    walk = _projected(ds, plane)
+    alpha, beta = _grid(walk, plane, points, margin)
+
+    def tensor(theta: Floats) -> Tensor:
+        return torch.as_tensor(theta).to(dtype=problem.dtype, device=problem.device)
+
+    def row(index: int) -> xr.Dataset:
+        thetas = [tensor(plane.at(alpha[index], b)) for b in beta]
+        return xr.Dataset({name: ("beta", f(thetas)) for name, f in functions.items()})
+
+    def of_the_walk() -> xr.Dataset:
+        values: dict[str, Any] = {}
+        for name, f in functions.items():
+            ends = zip(walk["walk_alpha"], walk["walk_beta"], strict=True)
+            # One at a time: there may be many, and each has P numbers.
+            values[f"projected_{name}"] = [f([tensor(plane.at(*end))])[0] for end in ends]
+            values[f"walk_{name}"] = (
+                recorded[name]
+                if name in recorded
+                else [f([tensor(_theta(ds, i))])[0] for i in range(ds.sizes["snapshot"])]
+            )
+        return xr.Dataset({name: ("snapshot", v) for name, v in values.items()})
+
+    settings = {
+        "analysis": KIND,
+        **plane.attributes,
+        "names": plane.names,
+        "points": points,
+        "margin": margin,
+        "quantities": list(functions),
+        "batch_size": batch_size,
+        "walk": fingerprint(ds),
+        "device": str(problem.device),
+        "dtype": dtype_name(problem.dtype),
+        "version": version("geoflow"),
+    }
+    with Pieces(archive, settings, overwrite=overwrite) as pieces:
+        names = [f"row-{index:05d}" for index in range(points)]
+        todo = len(pieces.missing(names))
+        if progress and todo:
+            _announce(functions, tensor(plane.origin), points * todo)
+        beside = pieces.compute("walk", of_the_walk)
+        shown = tqdm(range(points), "slice", unit="row", disable=None if progress else True)
+        rows = [pieces.compute(names[index], partial(row, index)) for index in shown]
+        grid = {name: np.stack([r[name].values for r in rows]) for name in functions}
+        found = _dataset(ds, plane, (alpha, beta), grid, walk | _values(beside))
+        evaluations = len(functions) * (points**2 + ds.sizes["snapshot"])
+        evaluations += ds.sizes["snapshot"] * len(functions.keys() - recorded.keys())
+        found.attrs |= {
+            "level": flow.level_set.level,
+            "margin": margin,
+            "evaluations": evaluations,
+        }
+        pieces.finish(found)
+    return found
+
+
+def _values(ds: xr.Dataset) -> dict[str, Floats]:
+    return {str(name): variable.values for name, variable in ds.data_vars.items()}
+
+
+def _check(
+    points: int, margin: float, batch_size: int | None, observables: Mapping[str, object]
+) -> None:
+    if points < 2:
+        raise InputError(f"points={points}; use at least 2 along each direction")
+    if not (math.isfinite(margin) and margin >= 0):
+        raise InputError(f"margin={margin}; use zero or a positive number")
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size={batch_size}; use a positive number or None")
+    for name in observables:
+        if not name.isidentifier() or name == LOSS:
+            raise InputError(f"observables: {name!r} is taken or not a name; choose another")
+
+
+def _check_flow(ds: xr.Dataset, problem: Problem) -> None:
+    """Make sure that the dataset is a walk of this problem."""
+    if not ds.sizes["snapshot"]:
+        raise InputError("ds holds no snapshot; walk again with snapshots")
+    check_loss(ds, problem, 0, float(problem.loss(theta_at(ds, problem, 0))))
+
+
+def _theta(ds: xr.Dataset, index: int) -> Floats:
+    theta: Floats = ds["theta"].isel(snapshot=index).values
+    return theta
+
+
+def _projected(ds: xr.Dataset, plane: Plane) -> dict[str, Floats]:
+    """Coordinates of each snapshot on the plane, and its distance from it."""
+    n = ds.sizes["snapshot"]
+    found = np.array([plane.coordinates(_theta(ds, i)) for i in range(n)])
+    return dict(zip(("walk_alpha", "walk_beta", "off_plane_distance"), found.T, strict=True))
+
+
+def _grid(
+    walk: Mapping[str, Floats], plane: Plane, points: int, margin: float
+) -> tuple[Floats, Floats]:
+    """Even α and β that hold the walk's projection, with a margin around it."""
+    ends = [(walk[n].min(), walk[n].max()) for n in ("walk_alpha", "walk_beta")]
+    # In units of θ, since directions may be of different lengths.
+    extents = [(high - low) * norm for (low, high), norm in zip(ends, plane.norms, strict=True)]
+    around = margin * max(extents)
+    axes = []
+    for (low, high), norm in zip(ends, plane.norms, strict=True):
+        low = min(low - around / norm, -plane.least_extent)
+        high = max(high + around / norm, plane.least_extent)
+        if not high > low:
+            raise InputError(
+                f"margin={margin}: the walk's projection has no extent, so nothing would be seen; "
+                "use a margin and another plane"
+            )
+        axes.append(np.linspace(low, high, points))
+    return axes[0], axes[1]
+
+
+def _one_by_one(function: Observable) -> Evaluation:
+    return lambda thetas: [float(function(theta)) for theta in thetas]
+
+
+def _in_batches(problem: Problem, walked: Problem, batch_size: int | None) -> Evaluation:
+    """Evaluate a loss at several points at once where that serves."""
+    if problem.n_parameters != walked.n_parameters:
+        raise InputError(
+            f"observables: a problem of {problem.n_parameters} parameters; the flow has "
+            f"{walked.n_parameters}"
+        )
+    at_once = _points_at_once(problem) if batch_size is None else batch_size
+    if at_once == 1:
+        return lambda thetas: [float(problem.loss(theta)) for theta in thetas]
+
+    def evaluate(thetas: Sequence[Tensor]) -> list[float]:
+        values: list[float] = []
+        for start in range(0, len(thetas), at_once):
+            batch = torch.stack(list(thetas[start : start + at_once]))
+            values += problem.losses(batch).double().cpu().tolist()
+        return values
+
+    return evaluate
+
+
+def _points_at_once(problem: Problem) -> int:
+    """Of how many points the loss is evaluated at once, from nothing that varies between runs."""
+    if problem.n_chunks > 1:
+        return 1
+    theta = problem.theta0
+    try:
+        problem.losses(theta[None])
+    except RuntimeError:
+        return 1
+    with _LargestTensor() as seen:
+        problem.loss(theta)
+    # The points, their stack, and an operation's inputs and output.
+    each = 2 * theta.numel() * theta.element_size() + 3 * seen.nbytes
+    return max(1, min(BATCH, MEMORY // each))
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Notes the bytes of the largest tensor that is computed inside the block."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(  # type: ignore[no-untyped-def]
+        self, func, types, args=(), kwargs=None
+    ):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, Tensor):
+                self.nbytes = max(self.nbytes, tensor.numel() * tensor.element_size())
+        return result
+
+
+def _announce(functions: Mapping[str, Evaluation], theta: Tensor, n: int) -> None:
+    """Say on standard error how long it will take, from one timed batch."""
+    thetas = [theta] * min(n, BATCH)
+    for f in functions.values():
+        # The first of a process takes longer.
+        f(thetas)
+    before = time.perf_counter()
+    for f in functions.values():
+        f(thetas)
+    seconds = (time.perf_counter() - before) / len(thetas) * n
+    print(
+        f"slice: about {duration(seconds)} for {' and '.join(functions)} at {n:,} points",
+        file=sys.stderr,
+    )
+
+
+def _dataset(
+    ds: xr.Dataset,
+    plane: Plane,
+    axes: tuple[Floats, Floats],
+    grid: Mapping[str, Floats],
+    walk: Mapping[str, Floats],
+) -> xr.Dataset:
+    def described(dims: Any, values: Any, long_name: str, units: str = "1") -> Any:
+        return dims, values, {"long_name": long_name, "units": units}
+
+    text = {name: name.replace("_", " ") for name in grid} | {LOSS: "training loss"}
+    variables = {
+        name: described(("alpha", "beta"), values, f"{text[name]} on the plane")
+        for name, values in grid.items()
+    }
+    long_names = {
+        "walk_alpha": "first coordinate of the snapshot's projection",
+        "walk_beta": "second coordinate of the snapshot's projection",
+        "off_plane_distance": "distance of the snapshot from the plane",
+    }
+    for name in grid:
+        long_names[f"walk_{name}"] = f"{text[name]} at the snapshot"
+        long_names[f"projected_{name}"] = f"{text[name]} at the snapshot's projection"
+    for name, long_name in long_names.items():
+        variables[name] = described("snapshot", walk[name], long_name)
+    variables["direction_norm"] = described("direction", plane.norms, "length in θ of a direction")
+    attributes = dict(plane.attributes)
+    if "explained_variance_ratio" in attributes:
+        ratio = attributes.pop("explained_variance_ratio")
+        variables["explained_variance_ratio"] = described(
+            "direction", np.array(ratio), "part of the snapshots' variance along the component"
+        )
+    coordinates = {
+        "alpha": described("alpha", axes[0], "first coordinate on the plane"),
+        "beta": described("beta", axes[1], "second coordinate on the plane"),
+        "direction": described("direction", list(plane.names), "direction of the plane"),
+        "snapshot_arc_length": described(
+            "snapshot",
+            ds["arc_length"].values[ds["snapshot_step"].values],
+            "arc length in θ at the snapshot",
+        ),
+    }
+    chosen = ds[["snapshot_time", "snapshot_step"]].load()
+    found = xr.Dataset(
+        variables,
+        coordinates,
+        {
+            "kind": KIND,
+            "title": "Loss on a plane through a walk",
+            **walk_attributes(ds),
+            **attributes,
+            "direction_cosine": plane.cosine,
+        },
+    )
+    return found.assign_coords(chosen.coords)

@@ -1,0 +1,1 @@
+"""Scalars of a walk as series in time: rates, oscillations, noise."""

@@ -1,0 +1,233 @@
+"""Sums of exponentials fitted to a curve, with intervals that hold for red residuals."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+from scipy.stats import t as student
+
+from geoflow.analysis.series import red_noise
+from geoflow.errors import InputError
+
+Floats = NDArray[np.float64]
+
+# Less than one e-folding within the window, and the limit is extrapolated; more than three before
+# the second sample, and the first one alone stands out; rates known to a factor of four only, and
+# the curve is no exponential.
+LEAST_DECAY, MOST_DECAY = 1.0, 3.0
+WIDEST = 4.0
+SPARE_POINTS = 3
+
+FITTED = "fitted"
+
+
+@dataclass(frozen=True)
+class ExponentialFit:
+    """Exponentials fitted to a curve: y(t) = y∞ + Σ aₖ exp(−rₖ(t − t₀)).
+
+    Attributes
+    ----------
+    status : str
+        ``fitted``, or why there is no rate; then all numbers are NaN.
+    rate, rate_low, rate_high : array of float64, shape (K,)
+        rₖ, rising, and the ends of its confidence interval.
+    amplitude : array of float64, shape (K,)
+        aₖ, at the first of the times.
+    limit : float
+        y∞, fitted or known.
+    fitted : array of float64, shape (N,)
+        The curve at the times.
+    noise_time : float
+        Time constant of the residuals, as red noise.
+    jacobian : array of float64, shape (N, p)
+        Derivatives of the fitted curve, or of its logarithm where the limit is known, by the
+        parameters: log rₖ first.
+    """
+
+    status: str
+    rate: Floats
+    rate_low: Floats
+    rate_high: Floats
+    amplitude: Floats
+    limit: float
+    fitted: Floats
+    noise_time: float
+    jacobian: Floats
+
+
+def fit(
+    times: NDArray[np.floating],
+    values: NDArray[np.floating],
+    *,
+    n_terms: int = 1,
+    limit: float | None = None,
+    confidence: float = 0.95,
+) -> ExponentialFit:
+    """Fit a relaxation to a curve by nonlinear least squares.
+
+    With an unknown limit the residuals are absolute; where the limit is known they are those of the
+    logarithm of the distance from it, so that every decade counts alike.
+
+    The intervals are of log r, from the covariance (JᵀJ)⁻¹JᵀΣJ(JᵀJ)⁻¹ of the estimate under
+    residuals that are an Ornstein–Uhlenbeck process, fitted to them
+    (:func:`geoflow.analysis.series.red_noise.fit`), and Student's t with N − p degrees of freedom.
+    They cover what noise does, white or red; where the residuals are a misfit and no noise, as on a
+    walk that is not yet close to its end, they are a scale and not a confidence.
+
+    Parameters
+    ----------
+    times : array, shape (N,)
+        Increasing.
+    values : array, shape (N,)
+        The curve.
+    n_terms : int
+        Exponentials, 1 or 2.
+    limit : float, optional
+        y∞, below all values. None: fitted.
+    confidence : float
+        Of the intervals.
+
+    Raises
+    ------
+    InputError
+        An argument that cannot be used.
+    """
+    t, y = np.asarray(times, float), np.asarray(values, float)
+    if t.ndim != 1 or t.shape != y.shape or not (np.diff(t) > 0).all():
+        raise InputError("times: give increasing numbers, and as many values")
+    if not np.isfinite(y).all():
+        raise InputError("values are not finite; leave those out")
+    if n_terms not in (1, 2):
+        raise InputError(f"n_terms={n_terms}; use 1 or 2")
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence={confidence}; use a number between 0 and 1")
+    if limit is not None and not (y > limit).all():
+        raise InputError(f"limit={limit}: not all values are above it; leave it to be fitted")
+    n_parameters = 2 * n_terms + (limit is None)
+    if len(t) < n_parameters + SPARE_POINTS:
+        return _refused(
+            f"too few points: {len(t)}, of {n_parameters + SPARE_POINTS} needed", len(t), n_terms
+        )
+    span = float(t[-1] - t[0])
+    x = (t - t[0]) / span
+    scale = float(np.ptp(y)) if limit is None else 1.0
+    if scale == 0:
+        return _refused("no decay: the curve is constant", len(t), n_terms)
+    z = (y - y[-1]) / scale if limit is None else np.log(y - limit)
+    if limit is not None and np.polyfit(x, z, 1)[0] >= 0:
+        return _refused("no decay: the curve does not fall towards its limit", len(t), n_terms)
+    start = _start(x, z, n_terms, limit is None)
+    if start is None:
+        return _refused("no decay: no sum of exponentials comes near", len(t), n_terms)
+
+    def model(p: Floats) -> tuple[Floats, Floats]:
+        """The curve and its derivatives; of its logarithm where the limit is known."""
+        rates, rest = np.exp(p[:n_terms]), p[n_terms:]
+        decay = np.exp(-np.outer(x, rates))
+        if limit is None:
+            by_rate = -decay * np.outer(x, rates) * rest[:n_terms]
+            curve = decay @ rest[:n_terms] + rest[-1]
+            return curve, np.column_stack([by_rate, decay, np.ones_like(x)])
+        terms = decay * np.exp(rest)
+        total = terms.sum(axis=1)
+        parts = terms / total[:, None]
+        return np.log(total), np.hstack([-parts * np.outer(x, rates), parts])
+
+    found = least_squares(
+        lambda p: model(p)[0] - z,
+        start,
+        jac=lambda p: model(p)[1],
+        bounds=_bounds(x, n_terms, len(start)),
+        x_scale="jac",
+        xtol=1e-12,
+        ftol=1e-12,
+        gtol=1e-12,
+        max_nfev=1000,
+    )
+    order = np.argsort(found.x[:n_terms])
+    p = np.concatenate(
+        [found.x[:n_terms][order], found.x[n_terms : 2 * n_terms][order], found.x[2 * n_terms :]]
+    )
+    curve, jacobian = model(p)
+    noise = red_noise.fit(t, (z - curve)[:, None], jacobian)
+    error = _log_rate_errors(t, jacobian, noise, n_terms)
+    width = float(student.ppf((1 + confidence) / 2, len(t) - n_parameters)) * error
+    status = _judge(p[:n_terms], width, limit is None, float(x[1]))
+    if status != FITTED:
+        return _refused(status, len(t), n_terms)
+    rate = np.exp(p[:n_terms]) / span
+    known = limit is not None
+    return ExponentialFit(
+        FITTED,
+        rate,
+        rate * np.exp(-width),
+        rate * np.exp(width),
+        np.exp(p[n_terms:]) if known else p[n_terms : 2 * n_terms] * scale,
+        float(limit) if limit is not None else float(y[-1] + scale * p[-1]),
+        limit + np.exp(curve) if limit is not None else y[-1] + scale * curve,
+        float(noise.time_constant[0]),
+        jacobian,
+    )
+
+
+def _start(x: Floats, z: Floats, n_terms: int, free: bool) -> Floats | None:
+    """Parameters near the best fit: linear least squares at rates of a grid."""
+    rates = np.geomspace(0.05, 5 / float(np.diff(x).min()), 60)
+    decay = np.exp(-np.outer(x, rates))
+    best, chosen = math.inf, None
+    # Residuals of the logarithm are relative ones, nearly.
+    weight = np.ones_like(z) if free else np.exp(-z)
+    target = z if free else np.ones_like(z)
+    for pick in itertools.combinations(range(len(rates)), n_terms):
+        columns = decay[:, pick] * weight[:, None]
+        if free:
+            columns = np.column_stack([columns, np.ones_like(x)])
+        linear, *_ = np.linalg.lstsq(columns, target, rcond=None)
+        if not free and not (linear > 0).all():
+            continue
+        misfit = float(((columns @ linear - target) ** 2).sum())
+        if misfit < best:
+            best = misfit
+            rest = linear if free else np.log(linear)
+            chosen = np.concatenate([np.log(rates[list(pick)]), rest])
+    return chosen
+
+
+def _bounds(x: Floats, n_terms: int, n_parameters: int) -> tuple[Floats, Floats]:
+    """Of log rates only: between a straight line and a jump at the first sample."""
+    low, high = np.full(n_parameters, -np.inf), np.full(n_parameters, np.inf)
+    low[:n_terms] = math.log(1e-3)
+    high[:n_terms] = math.log(100 / float(np.diff(x).min()))
+    return low, high
+
+
+def _log_rate_errors(
+    times: Floats, jacobian: Floats, noise: red_noise.RedNoise, n_terms: int
+) -> Floats:
+    """Standard errors of log r under red residuals."""
+    inverse = np.linalg.pinv(jacobian).astype(float)
+    spread: Floats = red_noise.covariance_product(times, float(noise.time_constant[0]), inverse.T)
+    errors: Floats = np.sqrt(np.diagonal(inverse @ spread)[:n_terms] * noise.variance[0])
+    return errors
+
+
+def _judge(log_rates: Floats, width: Floats, free: bool, spacing: float) -> str:
+    if log_rates[-1] > math.log(MOST_DECAY / spacing):
+        return "no decay: the first sample alone stands out"
+    if free and log_rates[0] < math.log(LEAST_DECAY):
+        return "unresolved: less than one e-folding within the window"
+    if not (2 * width < math.log(WIDEST)).all():
+        return f"unresolved: the rate is uncertain by more than a factor of {WIDEST:g}"
+    return FITTED
+
+
+def _refused(status: str, n: int, n_terms: int) -> ExponentialFit:
+    none, curve = np.full(n_terms, math.nan), np.full(n, math.nan)
+    return ExponentialFit(
+        status, none, none, none, none, math.nan, curve, math.nan, np.full((n, 0), math.nan)
+    )

@@ -1,0 +1,297 @@
+"""Lomb–Scargle periodograms, with significance against red noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+
+from geoflow.analysis.series import exponentials, red_noise
+from geoflow.errors import InputError
+
+Floats = NDArray[np.float64]
+
+DETREND = ("mean", "linear", "relaxation")
+LEVELS = (0.95, 0.99)
+FEWEST = 10
+
+# Sines and cosines held at a time.
+ENTRIES = 2**24
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Lomb–Scargle periodograms of K series beside those of red noise.
+
+    Attributes
+    ----------
+    frequency : array of float64, shape (F,)
+        Cycles in a unit of the clock.
+    power : array of float64, shape (F, K)
+        Part of the variance about the background that a sinusoid explains, from 0 to 1.
+    red_noise : array of float64, shape (F, K)
+        Its expectation under the red noise fitted to the series.
+    local_p_value : array of float64, shape (F, K)
+        Of the power at one frequency, named beforehand.
+    local_level, global_level : array of float64, shape (L, F, K)
+        Power that red noise exceeds at this one frequency, or at any, with probability 1 − level.
+    peak_frequency, peak_power, p_value : array of float64, shape (K,)
+        The highest peak above the red noise, between the grid's frequencies, and its global
+        p-value: the probability that red noise has so high a peak anywhere.
+    time_constant : array of float64, shape (K,)
+        Of the red noise fitted.
+    background : array of float64, shape (N, K)
+        What was taken off the series.
+    """
+
+    frequency: Floats
+    power: Floats
+    red_noise: Floats
+    local_p_value: Floats
+    local_level: Floats
+    global_level: Floats
+    peak_frequency: Floats
+    peak_power: Floats
+    p_value: Floats
+    time_constant: Floats
+    background: Floats
+
+
+def frequency_grid(
+    times: Floats, *, oversampling: float = 5.0, max_frequency: float | None = None
+) -> Floats:
+    """From one cycle over the span T to 1/(2 median spacing), in steps of 1/(oversampling · T).
+
+    With uneven samples there is no Nyquist frequency; what lies above half the median rate may be
+    asked for by ``max_frequency``.
+    """
+    span = float(times[-1] - times[0])
+    high = 0.5 / float(np.median(np.diff(times))) if max_frequency is None else max_frequency
+    count = int(np.floor((high * span - 1) * oversampling * (1 + 1e-12))) + 1
+    if count < 3:
+        raise InputError(
+            f"max_frequency={high:g}: hardly above one cycle over the span, {1 / span:g}; use more"
+        )
+    return (1 + np.arange(count) / oversampling) / span
+
+
+def lomb_scargle(
+    times: NDArray[np.floating],
+    values: NDArray[np.floating],
+    *,
+    detrend: str = "mean",
+    oversampling: float = 5.0,
+    max_frequency: float | None = None,
+    levels: Sequence[float] = LEVELS,
+    n_simulations: int = 999,
+    seed: int = 0,
+) -> Spectrum:
+    """Periodograms of series at uneven times, and how likely red noise has such peaks.
+
+    At each frequency a sinusoid is fitted by least squares together with the background; the power
+    is the part of the sum of squares about the background alone that it explains. With the mean as
+    the background this is the generalised Lomb–Scargle periodogram (Zechmeister & Kürster 2009,
+    A&A 496, 577, eq. 4), as in ``scipy.signal.lombscargle(…, normalize=True,
+    floating_mean=True)``; here it is computed for the series and all simulations at once.
+
+    The null hypothesis is an Ornstein–Uhlenbeck process with a time constant fitted to the series
+    (:func:`geoflow.analysis.series.red_noise.fit`), as in REDFIT (Schulz & Mudelsee 2002, Comput.
+    Geosci. 28, 421). Its expected periodogram at these very times is computed exactly. The test
+    statistic is the maximum over frequencies of the power over that; its distribution is that of
+    simulated processes at the same times, each treated like the series, time constant and
+    background fitted anew.
+
+    Parameters
+    ----------
+    times : array, shape (N,)
+        Increasing, at least 10.
+    values : array, shape (N,) or (N, K)
+        One series or several.
+    detrend : str
+        The background: ``mean``; ``linear``, a mean and a trend; ``relaxation``, an exponential
+        approach to a limit, fitted first and then linearised about the fit.
+    oversampling, max_frequency
+        See :func:`frequency_grid`.
+    levels : sequence of float
+        Of significance.
+    n_simulations : int
+        The least p-value is 1/(n_simulations + 1).
+    seed : int
+        Of the simulations.
+
+    Raises
+    ------
+    InputError
+        An argument that cannot be used, or a background that leaves nothing or does not fit.
+    """
+    t, y = np.asarray(times, float), np.asarray(values, float)
+    y = y[:, None] if y.ndim == 1 else y
+    _check(t, y, detrend, levels, n_simulations, seed)
+    frequency = frequency_grid(t, oversampling=oversampling, max_frequency=max_frequency)
+    shared = None if detrend == "relaxation" else _Design(t, _background(t, y, detrend), frequency)
+    columns = [
+        _spectrum(
+            shared or _Design(t, _background(t, x, detrend), frequency),
+            x[:, None],
+            levels,
+            n_simulations,
+            np.random.default_rng(seed),
+        )
+        for x in y.T
+    ]
+    return Spectrum(
+        frequency, **{k: np.concatenate([c[k] for c in columns], axis=-1) for k in columns[0]}
+    )
+
+
+class _Design:
+    """Sinusoids orthogonal to a background at the sample times, and red noise seen by them."""
+
+    def __init__(self, times: Floats, background: Floats, frequency: Floats) -> None:
+        self.times, self.background, self.frequency = times, background, frequency
+        self.q = np.linalg.qr(background)[0]
+        taus = red_noise.grid(times)
+        self.expected = np.empty((len(taus), len(frequency)))
+        for columns, cosine, sine in self.blocks():
+            for row, tau in enumerate(taus):
+                self.expected[row, columns] = sum(
+                    (u * red_noise.covariance_product(times, tau, u)).sum(axis=0)
+                    for u in (cosine, sine)
+                )
+        for row, tau in enumerate(taus):
+            outside = (self.q * red_noise.covariance_product(times, tau, self.q)).sum()
+            self.expected[row] /= len(times) - outside
+
+    def blocks(self) -> Iterator[tuple[slice, Floats, Floats]]:
+        """Orthonormal pairs, shape (N, some), a few frequencies at a time."""
+        at_once = max(1, ENTRIES // (4 * len(self.times)))
+        for start in range(0, len(self.frequency), at_once):
+            columns = slice(start, start + at_once)
+            yield columns, *self.pairs(self.frequency[columns])
+
+    def pairs(self, frequency: Floats) -> tuple[Floats, Floats]:
+        """Orthonormal pairs that span cos and sin of each frequency beside the background."""
+        phase = 2 * np.pi * np.outer(self.times - self.times.mean(), frequency)
+        cosine, sine = (self.residual(wave) for wave in (np.cos(phase), np.sin(phase)))
+        # The longer first: at the Nyquist frequency of even samples one of them vanishes.
+        swap = (cosine**2).sum(axis=0) < (sine**2).sum(axis=0)
+        first, second = np.where(swap, sine, cosine), np.where(swap, cosine, sine)
+        first = _unit(first, len(self.times))
+        second = _unit(second - first * (first * second).sum(axis=0), len(self.times))
+        return first, second
+
+    def residual(self, x: Floats) -> Floats:
+        """What the background leaves of columns."""
+        left: Floats = x - self.q @ (self.q.T @ x)
+        return left
+
+    def expected_at(self, position: Floats, columns: slice) -> Floats:
+        """Expected power of red noise at places of the grid of time constants, shape (S, some)."""
+        low = np.clip(position.astype(int), 0, len(self.expected) - 2)
+        part = (position - low)[:, None]
+        mixed: Floats = (1 - part) * self.expected[low, columns]
+        return mixed + part * self.expected[low + 1, columns]
+
+
+def _spectrum(
+    design: _Design, x: Floats, levels: Sequence[float], count: int, rng: np.random.Generator
+) -> dict[str, Floats]:
+    residual = design.residual(x)
+    total = float((residual**2).sum())
+    if total <= (1e3 * np.finfo(float).eps * np.abs(x).max()) ** 2 * len(x):
+        raise InputError("values: a series has no variance about its background; leave it out")
+    noise = red_noise.fit(design.times, residual, design.background)
+    tau = float(noise.time_constant[0])
+    simulated = design.residual(red_noise.draw(design.times, tau, count, rng))
+    refitted = red_noise.fit(design.times, simulated, design.background).position
+    totals = (simulated**2).sum(axis=0)
+    n, q = len(design.frequency), len(levels)
+    power, expected, p_value = np.empty(n), np.empty(n), np.empty(n)
+    local = np.empty((q, n))
+    highest = np.zeros(count)
+    for columns, first, second in design.blocks():
+        power[columns] = ((first.T @ residual) ** 2 + (second.T @ residual) ** 2)[:, 0] / total
+        expected[columns] = design.expected_at(noise.position, columns)[0]
+        ratio = ((simulated.T @ first) ** 2 + (simulated.T @ second) ** 2) / totals[:, None]
+        ratio /= design.expected_at(refitted, columns)
+        highest = np.maximum(highest, ratio.max(axis=1))
+        observed = power[columns] / expected[columns]
+        p_value[columns] = (1 + (ratio >= observed).sum(axis=0)) / (count + 1)
+        local[:, columns] = np.quantile(ratio, levels, axis=0) * expected[columns]
+    best = int((power / expected).argmax())
+    peak, peak_power = _peak(design, residual, total, expected, best)
+    above = int((highest >= (power / expected)[best]).sum())
+    return {
+        "power": power[:, None],
+        "red_noise": expected[:, None],
+        "local_p_value": p_value[:, None],
+        "local_level": local[:, :, None],
+        "global_level": (np.quantile(highest, levels)[:, None] * expected)[:, :, None],
+        "peak_frequency": np.array([peak]),
+        "peak_power": np.array([peak_power]),
+        "p_value": np.array([(1 + above) / (count + 1)]),
+        "time_constant": noise.time_constant,
+        "background": x - residual,
+    }
+
+
+def _peak(
+    design: _Design, residual: Floats, total: float, expected: Floats, best: int
+) -> tuple[float, float]:
+    """Frequency and power of the maximum near a grid frequency, red noise taken as it is there."""
+    f = design.frequency
+
+    def power(frequency: float) -> float:
+        pair = design.pairs(np.array([frequency]))
+        return sum(float((u.T @ residual).item()) ** 2 for u in pair) / total
+
+    def lowered(frequency: float) -> float:
+        return -power(frequency) / float(np.interp(frequency, f, expected))
+
+    bounds = (f[max(best - 1, 0)], f[min(best + 1, len(f) - 1)])
+    found = minimize_scalar(lowered, bounds=bounds, method="bounded", options={"xatol": 1e-9})
+    peak = float(found.x) if found.fun < lowered(f[best]) else float(f[best])
+    return peak, power(peak)
+
+
+def _background(times: Floats, x: Floats, detrend: str) -> Floats:
+    ones = np.ones_like(times)
+    if detrend == "mean":
+        return ones[:, None]
+    if detrend == "linear":
+        return np.column_stack([ones, (times - times.mean()) / np.ptp(times)])
+    fitted = exponentials.fit(times, x)
+    if fitted.status != exponentials.FITTED:
+        raise InputError(
+            f"detrend='relaxation' does not fit ({fitted.status}); use 'linear' or 'mean'"
+        )
+    return fitted.jacobian
+
+
+def _unit(columns: Floats, n: int) -> Floats:
+    """Columns of length 1, or 0 where rounding alone is left."""
+    length = np.sqrt((columns**2).sum(axis=0))
+    scaled: Floats = columns / np.where(length > 1e-7 * np.sqrt(n), length, np.inf)
+    return scaled
+
+
+def _check(
+    t: Floats, y: Floats, detrend: str, levels: Sequence[float], count: int, seed: int
+) -> None:
+    if t.ndim != 1 or y.ndim != 2 or len(y) != len(t) or not (np.diff(t) > 0).all():
+        raise InputError("times: give increasing numbers, and values of shape (N,) or (N, K)")
+    if len(t) < FEWEST:
+        raise InputError(f"times: {len(t)} samples; use at least {FEWEST}, from a longer walk")
+    if not np.isfinite(y).all():
+        raise InputError("values are not finite; leave those out")
+    if detrend not in DETREND:
+        raise InputError(f"detrend={detrend!r}; choose from {', '.join(DETREND)}")
+    if not levels or not all(0 < level < 1 for level in levels):
+        raise InputError(f"levels={list(levels)}; use numbers between 0 and 1")
+    if count < 19:
+        raise InputError(f"n_simulations={count}; use at least 19, for p-values of 5%")
+    if seed < 0:
+        raise InputError(f"seed={seed}; use zero or a positive number")

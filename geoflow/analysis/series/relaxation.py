@@ -1,0 +1,259 @@
+"""Rates of the slow approach to a KKT point, beside the smallest eigenvalues of A."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+
+from geoflow.analysis.curvature import spectra
+from geoflow.analysis.curvature.operators import tangent_hessian
+from geoflow.analysis.series.exponentials import FITTED, ExponentialFit, fit
+from geoflow.analysis.series.scalars import series
+from geoflow.analysis.walked import state_at, walk_attributes
+from geoflow.errors import InputError
+from geoflow.manifold.flows import RegularizingFlow
+
+Floats = NDArray[np.float64]
+
+SCALARS = ("tangent_norm", "regularizer", "arc_length")
+
+# A curve without noise has an interval far narrower than what its other exponentials leave in it.
+CLOSE = 0.01
+
+
+def along(
+    ds: xr.Dataset,
+    *,
+    scalars: Sequence[str | xr.DataArray] = SCALARS,
+    start: float | None = None,
+    n_terms: int = 1,
+    confidence: float = 0.95,
+    curvature: RegularizingFlow | xr.Dataset | None = None,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Relaxation rates at the end of a walk, beside what the curvature there predicts.
+
+    Near a KKT point θ* that is a minimum of R on the level set the flow is dθ/dt = −A(θ − θ*). So
+    at the very end θ, its arc length and ‖Π∇R‖ approach their limits at the smallest eigenvalue of
+    A, and R, which is stationary there, at twice that. The limit of ``tangent_norm`` is known,
+    zero; those of the others are fitted.
+
+    Before the very end, the rate at which ‖Π∇R‖ falls is exactly the Rayleigh quotient vᵀAv/vᵀv of
+    the velocity v, since along the flow dv/dt = −Av within the tangent space.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        A trajectory in schema 1.0.
+    scalars : sequence of str or DataArray
+        See :func:`geoflow.analysis.series.scalars.series`. θ itself is there as ``arc_length``, or
+        as PCA scores.
+    start : float, optional
+        Flow time at which the window begins that ends with the walk. None: half way.
+    n_terms, confidence
+        See :func:`fit`.
+    curvature : RegularizingFlow or Dataset, optional
+        The walk's own flow, or what :func:`geoflow.analysis.spectra.along` made of the walk, with
+        the operator ``tangent`` at the last snapshot. None: no comparison.
+    seed : int
+        Of the Lanczos iteration, where a flow is given.
+
+    Returns
+    -------
+    xarray.Dataset
+        By ``scalar`` and ``term``: ``rate`` with ``rate_low`` and ``rate_high``, ``amplitude``. By
+        scalar: ``late_rate``, of the later half of the window alone, ``limit``, ``noise_time``,
+        ``predicted_rate``, ``status`` and ``verdict``, in words. By ``sample`` of the window:
+        ``value`` and ``fitted``. ``smallest_eigenvalue`` of A and its error bound,
+        ``velocity_rate`` (the Rayleigh quotient; NaN unless a flow is given). What cannot be said
+        is NaN: where a curve is no decay, the window too short or the rate uncertain by more than
+        a factor of four, ``status`` says so.
+
+    Raises
+    ------
+    InputError
+        An argument that cannot be used.
+    """
+    found = series(ds, scalars)
+    begin = float(found.time[-1]) / 2 if start is None else start
+    window = found.time >= begin
+    if window.sum() < 2:
+        raise InputError(f"start={begin:g}: the walk ends at {found.time[-1]:.6g}; begin earlier")
+    t = found.time[window]
+    late = t >= (t[0] + t[-1]) / 2
+
+    def fitted(part: NDArray[np.bool_] | slice) -> list[ExponentialFit]:
+        return [
+            fit(
+                t[part],
+                found.values[window, k][part],
+                n_terms=n_terms,
+                limit=0.0 if name == "tangent_norm" else None,
+                confidence=confidence,
+            )
+            for k, name in enumerate(found.names)
+        ]
+
+    fits, later = fitted(slice(None)), fitted(late)
+    smallest, residual, velocity_rate = _curvature(ds, curvature, seed)
+    multiple = np.array([2.0 if name == "regularizer" else 1.0 for name in found.names])
+    lowest = smallest[0] if smallest[0] > 0 else math.nan
+    verdicts = [
+        _verdict(one, other.rate[0], m, smallest[0], residual[0], curvature is not None)
+        for one, other, m in zip(fits, later, multiple, strict=True)
+    ]
+    return _dataset(
+        found.names,
+        t,
+        found.values[window],
+        fits,
+        {
+            "late_rate": (("scalar",), np.array([one.rate[0] for one in later])),
+            "predicted_rate": (("scalar",), multiple * lowest),
+            "multiple": (("scalar",), multiple),
+            "verdict": (("scalar",), verdicts),
+            "smallest_eigenvalue": (("rank",), smallest),
+            "smallest_residual": (("rank",), residual),
+            "velocity_rate": ((), velocity_rate),
+        },
+        {
+            "title": "Relaxation rates at the end of a walk",
+            "kind": "relaxation",
+            **walk_attributes(ds),
+            "seed": seed,
+            "start": begin,
+            "n_terms": n_terms,
+            "confidence": confidence,
+            "walk_status": ds.attrs["status"],
+            "final_angle": float(ds["angle"][-1]),
+        },
+    )
+
+
+def _curvature(
+    ds: xr.Dataset, curvature: RegularizingFlow | xr.Dataset | None, seed: int
+) -> tuple[Floats, Floats, float]:
+    """Smallest eigenvalues of A at the end, their error bounds, and the velocity's quotient."""
+    if curvature is None:
+        return np.array([math.nan]), np.array([math.nan]), math.nan
+    velocity_rate = math.nan
+    if isinstance(curvature, RegularizingFlow):
+        flow = curvature
+        # What along needs beside the eigenvalues costs little at these settings.
+        found = spectra.along(
+            ds,
+            flow,
+            snapshots=[-1],
+            operators=["tangent"],
+            k=min(5, flow.problem.n_parameters - 1),
+            n_probes=2,
+            n_steps=8,
+            n_trace=6,
+            seed=seed,
+        )
+        state = state_at(ds, flow, ds.sizes["snapshot"] - 1)
+        operator = tangent_hessian(flow, state)
+        v = operator.subspace.coordinates(state.velocity)
+        velocity_rate = float(torch.dot(v, operator(v)) / torch.dot(v, v))
+    else:
+        found = curvature
+    names = found["operator"].values.tolist() if "operator" in found.coords else []
+    last = int(ds["snapshot_step"][-1])
+    if "tangent" not in names or int(found["snapshot_step"][-1]) != last:
+        raise InputError(
+            "curvature holds no operator 'tangent' at the last snapshot of this walk; make it with "
+            "spectra.along(ds, flow, snapshots=[-1], operators=['tangent'])"
+        )
+    cell = found.isel(snapshot=-1).sel(operator="tangent")
+    return cell["smallest_eigenvalue"].values, cell["smallest_residual"].values, velocity_rate
+
+
+def _verdict(
+    one: ExponentialFit, late: float, multiple: float, smallest: float, error: float, asked: bool
+) -> str:
+    parts = [one.status]
+    fitted = one.status == FITTED
+    if fitted and not _between(late, one, CLOSE * late):
+        parts.append("the rate drifts, so this is no exponential yet")
+    if asked and not math.isfinite(smallest):
+        parts.append("the smallest eigenvalue of A has not converged")
+    elif asked and smallest < -error:
+        parts.append(f"not asymptotic: A has the eigenvalue {smallest:.3g}")
+    elif asked and fitted:
+        expected = multiple * smallest
+        if _between(expected, one, max(multiple * error, CLOSE * expected)):
+            parts.append("agrees with the smallest eigenvalue of A")
+        else:
+            ratio = one.rate[0] / expected
+            parts.append(f"{ratio:.3g} times what the smallest eigenvalue of A predicts")
+    return "; ".join(parts)
+
+
+def _between(rate: float, one: ExponentialFit, slack: float) -> bool:
+    """Whether a rate lies within an interval; one that is not known does."""
+    return not (rate < one.rate_low[0] - slack or rate > one.rate_high[0] + slack)
+
+
+def _dataset(
+    names: list[str],
+    times: Floats,
+    values: Floats,
+    fits: list[ExponentialFit],
+    more: dict[str, Any],
+    attributes: dict[str, Any],
+) -> xr.Dataset:
+    by_term, by_scalar = ("scalar", "term"), ("scalar",)
+    variables: dict[str, Any] = {
+        name: (by_term, np.stack([getattr(one, name) for one in fits]))
+        for name in ("rate", "rate_low", "rate_high", "amplitude")
+    }
+    variables |= {
+        "limit": (by_scalar, np.array([one.limit for one in fits])),
+        "noise_time": (by_scalar, np.array([one.noise_time for one in fits])),
+        "status": (by_scalar, [one.status for one in fits]),
+        "value": (("sample", "scalar"), values),
+        "fitted": (("sample", "scalar"), np.stack([one.fitted for one in fits], axis=1)),
+        **more,
+    }
+    coordinates: dict[str, Any] = {
+        "scalar": (by_scalar, names),
+        "term": (("term",), np.arange(1, len(fits[0].rate) + 1)),
+        "time": (("sample",), times),
+    }
+
+    def described(contents: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: (*content, {"long_name": LONG_NAMES[name], "units": "1"})
+            for name, content in contents.items()
+        }
+
+    return xr.Dataset(described(variables), described(coordinates), attributes)
+
+
+LONG_NAMES = {
+    "rate": "relaxation rate, in units of 1/flow time",
+    "rate_low": "lower end of the confidence interval of rate",
+    "rate_high": "upper end of the confidence interval of rate",
+    "amplitude": "amplitude at the start of the window",
+    "late_rate": "slowest rate fitted to the later half of the window alone",
+    "limit": "limit of the scalar",
+    "noise_time": "time constant of the residuals as red noise",
+    "status": "fitted, or why there is no rate",
+    "verdict": "the rate beside the smallest eigenvalue of A",
+    "value": "scalar",
+    "fitted": "fitted curve",
+    "predicted_rate": "rate that the smallest eigenvalue of A predicts",
+    "multiple": "predicted rate over the smallest eigenvalue",
+    "smallest_eigenvalue": "smallest eigenvalues of A at the last snapshot, rising",
+    "smallest_residual": "bound on the error of smallest_eigenvalue",
+    "velocity_rate": "Rayleigh quotient of A for the velocity at the last snapshot",
+    "scalar": "scalar",
+    "term": "exponential, the slowest first",
+    "time": "flow time",
+}

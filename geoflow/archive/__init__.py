@@ -1,0 +1,1 @@
+"""Trajectories and analyses as files: written whole or not at all, checked when read."""

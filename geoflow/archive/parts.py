@@ -1,0 +1,68 @@
+"""The folder beside an archive in which a walk is streamed: whole files, and a lock.
+
+A part is a NumPy ``.npz``: arrays under names, each with a CRC-32, never a pickle. It gets its
+name once it is on the disk, so that a part that is there is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geoflow.errors import ArchiveError
+from geoflow.system.files import UNFINISHED
+
+CHECKPOINT = "checkpoint.npz"
+
+
+def folder_beside(path: Path) -> Path:
+    """Return the folder in which the walk that will be ``path`` is streamed."""
+    return path.with_name(f".{path.name}.parts")
+
+
+def is_resumable(path: Path) -> bool:
+    """Whether an unfinished walk is streamed beside this file."""
+    return (folder_beside(path) / CHECKPOINT).exists()
+
+
+def write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write a part; only :func:`sync` of its folder makes the name itself durable.
+
+    Raises
+    ------
+    OSError
+        The disk is full or fails; what had the name before is as it was.
+    """
+    temporary = path.with_name(path.name + UNFINISHED)
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read(path: Path, names: Iterable[str] | None = None) -> dict[str, NDArray[Any]]:
+    """Read a part, or some of its arrays; each is checked against its CRC-32.
+
+    Raises
+    ------
+    ArchiveError
+        It is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in (file.files if names is None else names)}
+    except FileNotFoundError:
+        raise ArchiveError(f"{path} is missing; run again") from None
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        raise ArchiveError(f"{path} is damaged ({error}); run again") from None

@@ -1,0 +1,199 @@
+"""Results of a long analysis, kept piece by piece beside the file they will make.
+
+A piece is a small netCDF file. It gets its name once it is on the disk, so that a piece that is
+there is whole, and an analysis that is cut off goes on after its last one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import xarray as xr
+
+from geoflow.archive import netcdf
+from geoflow.errors import ArchiveError, InputError
+from geoflow.system import files
+
+SETTINGS = "settings.json"
+
+
+def folder_beside(path: Path) -> Path:
+    """Return the folder in which the pieces of an analysis that will be ``path`` are kept."""
+    return path.with_name(f".{path.name}.pieces")
+
+
+def are_kept(path: Path) -> bool:
+    """Whether an unfinished analysis lies beside this file."""
+    return (folder_beside(path) / SETTINGS).exists()
+
+
+class Pieces:
+    """What has been computed of a long analysis, beside the file that it will make.
+
+    Used as a context: ``compute`` each piece, then ``finish``. Where the block ends early, by
+    Ctrl-C or an error, the pieces stay, and the same analysis goes on with them. Its settings are
+    kept beside them, so that no other analysis takes them for its own.
+
+    Parameters
+    ----------
+    target : str, Path or None
+        The file. None: nothing is kept and nothing is written.
+    settings : mapping
+        All that decides the pieces, as JSON can hold it; see :func:`fingerprint`.
+    overwrite : bool
+        Replace the file where it exists, and start over where pieces of another analysis lie
+        beside it.
+
+    Raises
+    ------
+    InputError
+        The file exists or cannot be written, or pieces of another analysis lie beside it.
+    ArchiveError
+        Another process is at it.
+    """
+
+    def __init__(
+        self, target: str | Path | None, settings: Mapping[str, Any], *, overwrite: bool = False
+    ) -> None:
+        self.target = None if target is None else netcdf.check_target(target, overwrite=overwrite)
+        # Numbers from a file's attributes are NumPy's.
+        self.settings = json.dumps(settings, sort_keys=True, indent=1, default=lambda x: x.item())
+        self.overwrite = overwrite
+        self._lock: files.Lock | None = None
+
+    def __enter__(self) -> Self:
+        if self.target is None:
+            return self
+        folder = folder_beside(self.target)
+        self._lock = files.Lock(folder, SETTINGS)
+        try:
+            self._claim(folder / SETTINGS)
+        except OSError as error:
+            self._lock.release()
+            raise ArchiveError(_unwritable(folder, error)) from None
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        if self._lock:
+            # Nothing worth keeping is not kept.
+            self._lock.release() if any(self._lock.folder.glob("*.nc")) else self._lock.remove()
+            self._lock = None
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Return those of the names of pieces that are not there yet."""
+        return [n for n in names if not (self._lock and self._path(n).exists())]
+
+    def compute(self, name: str, function: Callable[[], xr.Dataset]) -> xr.Dataset:
+        """Return a piece: the one that is kept, or a new one that is kept from now on.
+
+        Parameters
+        ----------
+        name : str
+            Of the piece, as the name of a file.
+        function : callable
+            Makes it.
+
+        Raises
+        ------
+        ArchiveError
+            It cannot be written; the pieces before it are as they were.
+        """
+        if self._lock is None:
+            return function()
+        path = self._path(name)
+        if path.exists():
+            # A damaged one is computed again, and written over.
+            with suppress(*netcdf.UNREADABLE), xr.open_dataset(path, engine="netcdf4") as ds:
+                return ds.load().drop_encoding()
+        made = function()
+        temporary = path.with_name(path.name + files.UNFINISHED)
+        try:
+            made.to_netcdf(temporary, engine="netcdf4", encoding=netcdf.text_encoding(made))
+            _to_disk(temporary, path)
+        except (OSError, RuntimeError) as error:
+            raise ArchiveError(_unwritable(path, error)) from error
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        return made
+
+    def finish(self, ds: xr.Dataset) -> None:
+        """Write the whole to its file, and remove the pieces.
+
+        Raises
+        ------
+        ArchiveError
+            It cannot be written; the pieces stay.
+        """
+        if self.target is None or self._lock is None:
+            return
+        netcdf.save_dataset(ds, self.target, overwrite=self.overwrite)
+        self._lock.remove()
+        self._lock = None
+
+    def _path(self, name: str) -> Path:
+        assert self._lock
+        return self._lock.folder / f"{name}.nc"
+
+    def _claim(self, path: Path) -> None:
+        """Make sure the folder holds pieces of this very analysis, or none."""
+        assert self._lock
+        if path.exists():
+            kept = path.read_text(encoding="utf-8")
+            if kept == self.settings:
+                return
+            if not self.overwrite:
+                raise InputError(
+                    f"{self.target}: an unfinished analysis with other settings "
+                    f"({_difference(kept, self.settings)}) lies beside it; go on with that one, "
+                    "--force to start over, or choose another name"
+                )
+        self._lock.clear()
+        temporary = path.with_name(SETTINGS + files.UNFINISHED)
+        temporary.write_text(self.settings, encoding="utf-8")
+        _to_disk(temporary, path)
+
+
+def fingerprint(ds: xr.Dataset) -> str:
+    """SHA-256 of a walk's scalars and settings: which walk it is, without reading its θ."""
+    digest = hashlib.sha256()
+    for name in sorted(str(n) for n in ds.variables if n != "theta"):
+        digest.update(name.encode())
+        values = ds[name].values
+        raw = values.tobytes() if values.dtype.kind in "fiu" else repr(values.tolist()).encode()
+        digest.update(raw)
+    digest.update(f"{ds['theta'].shape} {ds['theta'].dtype}".encode())
+    settings = {str(k): str(v) for k, v in ds.attrs.items()}
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _difference(kept: str, wanted: str) -> str:
+    """Name a setting that differs."""
+    try:
+        old, new = json.loads(kept), json.loads(wanted)
+        name = next(n for n in sorted({*old, *new}) if old.get(n) != new.get(n))
+        return f"{name}: {str(old.get(name))[:40]}, not {str(new.get(name))[:40]}"
+    except (ValueError, TypeError, AttributeError, StopIteration):
+        return "unreadable"
+
+
+def _to_disk(temporary: Path, path: Path) -> None:
+    """Give a file its name once it is on the disk."""
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    files.sync(path.parent)
+
+
+def _unwritable(path: Path, error: BaseException) -> str:
+    return f"writing {path} failed ({netcdf.reason(error)}); free space and run again"

@@ -1,0 +1,79 @@
+"""What there is to go on from: a walk streamed beside its archive, or one the archive holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from geoflow.archive import netcdf, parts, seal, trajectory_files
+from geoflow.archive.checkpoint import Checkpoint
+from geoflow.errors import ArchiveError, InputError
+
+
+class Saved(NamedTuple):
+    """What there is to go on from.
+
+    Attributes
+    ----------
+    checkpoint : Checkpoint
+        Where the walk stands.
+    attributes : dict
+        Global attributes; with its status, where the walk has ended.
+    tensors : list
+        Name and shape of each parameter tensor.
+    """
+
+    checkpoint: Checkpoint
+    attributes: dict[str, Any]
+    tensors: list[list[Any]]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings of the walk."""
+        return json.loads(self.attributes["config"])
+
+
+def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
+    """Make sure a walk can be streamed to a file before hours are spent on it.
+
+    Raises
+    ------
+    InputError
+        See :func:`geoflow.archive.netcdf.check_target`; or an unfinished walk is streamed there.
+    """
+    path = netcdf.check_target(path, overwrite=overwrite)
+    if parts.is_resumable(path) and not overwrite:
+        raise InputError(
+            f"{path}: an unfinished walk is streamed beside it; `geoflow resume {path}` goes on "
+            "with it, --force starts anew"
+        )
+    return path
+
+
+def saved(path: Path) -> Saved:
+    """Read where a walk stands: an unfinished one first, else the one in the file.
+
+    Raises
+    ------
+    ArchiveError
+        There is neither, or it is damaged.
+    """
+    if parts.is_resumable(path):
+        arrays = parts.read(parts.folder_beside(path) / parts.CHECKPOINT)
+        try:
+            state = json.loads(arrays["state"].tobytes())
+            attributes, tensors = state["attributes"], state["tensors"]
+        except netcdf.UNREADABLE as error:
+            raise ArchiveError(f"{path}: its checkpoint is damaged ({error}); run again") from None
+        return Saved(Checkpoint.unpack(arrays, state), attributes, tensors)
+    if not path.is_file():
+        raise ArchiveError(f"{path}: there is no such file, and no walk is streamed beside it")
+    defect = seal.defect(path)
+    if defect:
+        raise ArchiveError(f"{path}: {defect}; run again")
+    with trajectory_files.open_trajectory(path) as ds:
+        attributes = {k: v.item() if hasattr(v, "item") else v for k, v in ds.attrs.items()}
+        shapes = zip(ds["tensor_name"].values, ds["tensor_shape"].values, strict=True)
+        tensors = [[str(name), json.loads(shape)] for name, shape in shapes]
+    return Saved(trajectory_files.read_checkpoint(path), attributes, tensors)

@@ -1,0 +1,179 @@
+"""Trajectories as netCDF-4 files: written whole or not at all, checked when read."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import dask
+import xarray as xr
+
+from geoflow.archive import seal
+from geoflow.archive.checkpoint import CARRIED, Checkpoint
+from geoflow.archive.netcdf import UNREADABLE, check_target, existing, lies, reason
+from geoflow.errors import ArchiveError
+from geoflow.system import files
+from geoflow.trajectories import migrations, schema
+
+CHECKPOINT_GROUP = "checkpoint"
+
+# Chosen by studies/archive_compression.py: θ compresses by a tenth, for some twenty times the time
+# of writing it, and pieces of this many values can be read along both axes.
+THETA_CHUNK = 16_384
+STEP_CHUNK = 65_536
+SCALAR_DIMENSIONS = ("step", "snapshot", "tensor")
+COMPRESSED = {"zlib": True, "complevel": 1, "shuffle": True}
+
+
+def save_trajectory(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
+    """Write a trajectory to a netCDF-4 file, under a temporary name first.
+
+    Raises
+    ------
+    InputError
+        See :func:`check_target`.
+    ArchiveError
+        The dataset is not in schema 1.0, or writing failed; ``path`` is as it was.
+    """
+    path = check_target(path, overwrite=overwrite)
+    write(ds, path, path.with_name(f".{path.name}.{os.getpid()}.tmp"))
+
+
+def write(
+    ds: xr.Dataset, path: Path, temporary: Path, checkpoint: Checkpoint | None = None
+) -> None:
+    """Write a trajectory, Dask's arrays block by block, and rename it once it is on the disk.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        In schema 1.0.
+    path, temporary : Path
+        The file, and its name until it is complete; on one file system.
+    checkpoint : Checkpoint, optional
+        Kept in a group of its own, so that the walk can be extended.
+
+    Raises
+    ------
+    ArchiveError
+        The dataset is not in schema 1.0, or writing failed; ``path`` is as it was.
+    """
+    found = schema.defects(ds)
+    if found:
+        raise ArchiveError(f"not written to {path}: {found[0]}")
+    groups: dict[str | None, xr.Dataset] = {None: ds}
+    if checkpoint:
+        groups[CHECKPOINT_GROUP] = _checkpoint_dataset(checkpoint)
+    try:
+        for group, content in groups.items():
+            # One block after the other: the threads of Dask would read ahead of the writing.
+            with dask.config.set(scheduler="synchronous"):
+                content.to_netcdf(
+                    temporary,
+                    mode="a" if group else "w",
+                    group=group,
+                    engine="netcdf4",
+                    encoding=_encoding(content),
+                )
+        seal.append(temporary)
+        os.replace(temporary, path)
+        files.sync(path.parent)
+    except (OSError, RuntimeError) as error:
+        raise ArchiveError(f"writing {path} failed ({error}); free space or choose another") from (
+            error
+        )
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def open_trajectory(path: str | Path) -> xr.Dataset:
+    """Open a trajectory file lazily, its schema checked.
+
+    Parameters
+    ----------
+    path : str or Path
+        A netCDF-4 file written by geoflow.
+
+    Raises
+    ------
+    ArchiveError
+        There is no such file, or it is not a trajectory in schema 1.0.
+    """
+    path = existing(path)
+    ds = None
+    try:
+        found = lies(path)
+        if not found:
+            # Nothing is a date here, and a file may say of anything that it is one.
+            ds = migrations.upgrade(xr.open_dataset(path, engine="netcdf4", decode_times=False))
+            found = schema.defects(ds)
+    except UNREADABLE as error:
+        if ds is not None:
+            ds.close()
+        raise ArchiveError(f"{path} is not a readable netCDF-4 file ({reason(error)})") from None
+    if ds is None or found:
+        if ds is not None:
+            ds.close()
+        raise ArchiveError(f"{path} is not a trajectory: {found[0]}")
+    return ds
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read what a walk needs to go on from where its file ends.
+
+    Raises
+    ------
+    ArchiveError
+        The file holds no checkpoint, or one that cannot be used.
+    """
+    try:
+        with xr.open_dataset(path, engine="netcdf4", group=CHECKPOINT_GROUP) as group:
+            arrays = {str(name): variable.values for name, variable in group.variables.items()}
+            state = json.loads(group.attrs["state"])
+    except UNREADABLE:
+        raise ArchiveError(
+            f"{path} holds no checkpoint to go on from; a walk with archive= keeps one"
+        ) from None
+    return Checkpoint.unpack(arrays, state)
+
+
+def _checkpoint_dataset(checkpoint: Checkpoint) -> xr.Dataset:
+    arrays, state = checkpoint.pack()
+    variables = {}
+    for name, array in arrays.items():
+        dims = tuple(f"{name}_{i}" for i in range(array.ndim))
+        what = (
+            "parameters at the end of the walk"
+            if name == "theta"
+            else (f"{name.removeprefix(CARRIED)}, carried by the solver")
+        )
+        variables[name] = (dims, array, {"long_name": what, "units": "1"})
+    text = json.dumps(state)
+    return xr.Dataset(variables, attrs={"title": "What the walk needs to go on", "state": text})
+
+
+def _encoding(ds: xr.Dataset) -> dict[str, dict[str, Any]]:
+    return {str(name): _storage(variable) for name, variable in ds.variables.items()}
+
+
+def _storage(variable: xr.Variable) -> dict[str, Any]:
+    """How one variable is stored; each with a Fletcher checksum that every reader verifies."""
+    if variable.dtype.kind not in "fiu":
+        # As characters: a string variable can carry no checksum, and the netCDF library crashes
+        # where such a one is read from a file that is open twice in one process.
+        return {"dtype": "S1", "fletcher32": True, **COMPRESSED}
+    if not (variable.size and variable.ndim):
+        return {"_FillValue": None}
+    n = variable.shape[-1]
+    if variable.dims[-1] in SCALAR_DIMENSIONS:
+        filters, length = COMPRESSED, min(n, STEP_CHUNK)
+    else:
+        # Pieces of one length, so that none is padded.
+        filters, length = {}, math.ceil(n / math.ceil(n / THETA_CHUNK))
+    chunks = (*(1,) * (variable.ndim - 1), length)
+    return {"_FillValue": None, "fletcher32": True, "chunksizes": chunks, **filters}

@@ -1,0 +1,194 @@
+"""What is wrong with a trajectory file: its bytes, what it holds, whether that fits together."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import netCDF4
+import numpy as np
+import xarray as xr
+
+from geoflow.archive import netcdf, seal, trajectory_files
+from geoflow.errors import ArchiveError
+from geoflow.trajectories import migrations, schema
+
+BLOCK_BYTES = 16 * 2**20
+NEVER_BELOW_ZERO = (
+    *("arc_length", "level_distance", "gradient_norm", "tangent_norm", "angle"),
+    *("step_size", "n_rejected", "n_reprojection", "n_gradient", "n_hvp", "wall_time"),
+)
+
+
+def validate(path: str | Path) -> list[str]:
+    """Say what is wrong with a trajectory file, one line each; empty where nothing is.
+
+    The seal at its end is compared with every byte before it, the Fletcher checksum of each
+    variable with its values, all of it with the schema, and then the values with each other.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+
+    Raises
+    ------
+    ArchiveError
+        There is no such file.
+    """
+    path = netcdf.existing(path)
+    broken = seal.defect(path)
+    if broken == seal.BROKEN:
+        # HDF5 need not come to an end on bytes that were not written as they are.
+        return [broken]
+    found = [broken] if broken else []
+    try:
+        lies = netcdf.lies(path)
+        if lies:
+            return found + lies
+        if broken:
+            found += _unguarded(path)
+        with xr.open_dataset(path, engine="netcdf4", decode_times=False) as ds:
+            unreadable = _unreadable(ds)
+            found += unreadable
+            if not unreadable:
+                current = migrations.upgrade(ds)
+                found += schema.defects(current) or _inconsistencies(current)
+        found += _checkpoint_defects(path)
+    except netcdf.UNREADABLE as error:
+        found.append(f"it cannot be read as netCDF-4 ({netcdf.reason(error)})")
+    return found
+
+
+def _unguarded(path: Path) -> list[str]:
+    """Name the variables that carry no checksum."""
+    with netCDF4.Dataset(path) as file:
+        return [
+            f"variable {name} carries no checksum: damage to it would not be seen"
+            for name, variable in file.variables.items()
+            if variable.ndim and np.dtype(variable.dtype).kind in "fiuS"
+            if not (variable.filters() or {}).get("fletcher32")
+        ]
+
+
+def _unreadable(ds: xr.Dataset) -> list[str]:
+    """Name the variables that cannot be read through, as their checksum differs."""
+    found = []
+    for name, variable in ds.variables.items():
+        try:
+            for _ in _blocks(variable):
+                pass
+        except netcdf.UNREADABLE as error:
+            reason = netcdf.reason(error)
+            found.append(f"variable {str(name)!a}: its checksum differs from its values ({reason})")
+    return found
+
+
+def _blocks(variable: xr.Variable) -> Iterator[Any]:
+    """Values of a variable, some rows at a time."""
+    rows = variable.shape[0] if variable.ndim else 0
+    if rows:
+        step = max(1, BLOCK_BYTES * rows // max(variable.nbytes, 1))
+        for start in range(0, rows, step):
+            yield variable[start : start + step].values
+    else:
+        yield variable.values
+
+
+def _inconsistencies(ds: xr.Dataset) -> list[str]:
+    """Say what in a dataset of the schema does not fit together."""
+    return [
+        *_step_inconsistencies(ds),
+        *_layout_inconsistencies(ds),
+        *_attribute_inconsistencies(ds),
+    ]
+
+
+def _step_inconsistencies(ds: xr.Dataset) -> list[str]:
+    values = {name: ds[name].values for name in schema.STEP_COORDINATES | schema.STEP_VARIABLES}
+    found = [
+        f"{name} is not finite at step {int(np.argmin(np.isfinite(column)))}"
+        for name, column in values.items()
+        if name != "error_estimate" and not np.isfinite(column).all()
+    ]
+    found += [f"{name} is negative" for name in NEVER_BELOW_ZERO if (values[name] < 0).any()]
+    found += [
+        f"{name} is {values[name][0]} at the start, not 0"
+        for name in ("time", "arc_length", "step_size")
+        if values[name][0] != 0
+    ]
+    if (values["angle"] > 180).any():
+        found.append("angle is above 180 degrees")
+    if (values["step_size"][1:] <= 0).any():
+        found.append("step_size is not positive after the start")
+    level, loss, residual = ds.attrs["level"], values["train_loss"], values["level_residual"]
+    if not np.allclose(loss - level, residual, rtol=0, atol=1e-12 * min(abs(level), 1e300)):
+        found.append("level_residual is not train_loss less the level")
+    with np.errstate(all="ignore"):
+        distance = np.abs(residual) / values["gradient_norm"]
+    if not np.allclose(distance, values["level_distance"], rtol=1e-9, atol=0):
+        found.append("level_distance is not |level_residual|/gradient_norm")
+    return found
+
+
+def _layout_inconsistencies(ds: xr.Dataset) -> list[str]:
+    found, end = [], 0
+    for i, text in enumerate(ds["tensor_shape"].values):
+        try:
+            shape = json.loads(text)
+            sizes = [n for n in shape if isinstance(n, int) and n >= 0]
+        except (ValueError, TypeError, RecursionError):
+            shape, sizes = None, []
+        if not isinstance(shape, list) or len(sizes) != len(shape):
+            return [f"tensor_shape of tensor {i} is not a JSON list of lengths"]
+        if int(ds["tensor_offset"][i]) != end:
+            found.append(f"tensor_offset of tensor {i} is not where the one before ends")
+        end += math.prod(sizes)
+    if end != ds.sizes["parameter"]:
+        found.append(f"the tensors hold {end} parameters, theta {ds.sizes['parameter']}")
+    row = 0
+    for block in _blocks(ds["theta"].variable):
+        finite = np.isfinite(block).all(axis=1)
+        if not finite.all():
+            found.append(f"theta is not finite at snapshot {row + int(np.argmin(finite))}")
+            break
+        row += len(block)
+    return found
+
+
+def _attribute_inconsistencies(ds: xr.Dataset) -> list[str]:
+    found = []
+    try:
+        datetime.fromisoformat(ds.attrs["created"])
+    except ValueError:
+        found.append("attribute created is not a time in ISO 8601")
+    if ds.attrs["dtype"] not in ("float32", "float64"):
+        found.append("attribute dtype is neither float32 nor float64")
+    elif ds["theta"].dtype.itemsize > np.dtype(ds.attrs["dtype"]).itemsize:
+        found.append(f"theta is {ds['theta'].dtype}, finer than the walk's {ds.attrs['dtype']}")
+    digest = ds.attrs["data_sha256"]
+    if digest and (len(digest) != 64 or set(digest) - set("0123456789abcdef")):
+        found.append("attribute data_sha256 is no SHA-256")
+    for name in ("level", "level_rtol", "rtol", "atol"):
+        if not math.isfinite(ds.attrs[name]):
+            found.append(f"attribute {name} is not finite")
+    return found
+
+
+def _checkpoint_defects(path: Path) -> list[str]:
+    with netCDF4.Dataset(path) as file:
+        if trajectory_files.CHECKPOINT_GROUP not in file.groups:
+            return []
+        n_steps = file.dimensions["step"].size if "step" in file.dimensions else 0
+        n_parameters = file.dimensions["parameter"].size if "parameter" in file.dimensions else 0
+    try:
+        checkpoint = trajectory_files.read_checkpoint(path)
+    except ArchiveError as error:
+        return [str(error)]
+    if checkpoint.n_steps != n_steps or checkpoint.theta.shape != (n_parameters,):
+        return ["its checkpoint is that of another walk"]
+    return []

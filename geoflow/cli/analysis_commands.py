@@ -1,0 +1,396 @@
+"""What the subcommands of analysis do, each a function of the parsed arguments."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from rich.table import Table
+
+import geoflow as gf
+from geoflow import experiments, plots
+from geoflow.analysis.components import pca
+from geoflow.analysis.curvature import spectra
+from geoflow.analysis.landscape import planes, slices
+from geoflow.analysis.networks import predictions, symmetry
+from geoflow.analysis.series import periodogram as periodograms
+from geoflow.analysis.series import relaxation as relaxations
+from geoflow.archive import netcdf
+from geoflow.cli.terminal import DONE, console
+from geoflow.errors import InputError
+from geoflow.plots.styles import COLUMN_INCHES, SLIDE_INCHES
+from geoflow.problems.parts import TensorSpec
+from geoflow.report.page import report as write_report
+
+WIDTHS = {"column": COLUMN_INCHES, "slide": SLIDE_INCHES}
+
+PREDICTION_HEADS = {
+    "output_distance": "RMS",
+    "js_divergence": "JS / bit",
+    "disagreement": "differing",
+}
+
+
+def plot(args: argparse.Namespace) -> int:
+    """Write the figures of a walk, of a sweep's folder, or of an analysis."""
+    with _open(Path(args.file)) as ds:
+        width = WIDTHS[args.size]
+        paths = plots.save_figures(ds, args.out, Path(args.file).stem, args.kind, width)
+    for path in paths:
+        print(path)
+    return DONE
+
+
+def _open(path: Path) -> xr.Dataset:
+    """Open whatever geoflow has written."""
+    if path.is_dir():
+        return gf.open_sweep(path)
+    try:
+        return gf.open_trajectory(path)
+    except gf.ArchiveError as error:
+        try:
+            return netcdf.open_analysis(path)
+        except gf.ArchiveError:
+            raise error from None
+
+
+def spectrum(args: argparse.Namespace) -> int:
+    """Compute curvature spectra at snapshots of a walk of an experiment."""
+    _check_target(args)
+    with gf.open_trajectory(args.file) as ds:
+        found = spectra.along(
+            ds,
+            experiments.rebuild(ds.attrs, device=args.device).flow,
+            snapshots=args.snapshots,
+            operators=args.operators,
+            tensors=args.tensors,
+            k=args.eigenvalues,
+            n_probes=args.probes,
+            n_steps=args.steps,
+            max_products=args.max_products,
+            seed=args.seed,
+            archive=args.out,
+            overwrite=args.force,
+            progress=not args.quiet,
+        )
+    table = Table("time", "operator", "largest", "smallest", "trace", "overlap", "curvature")
+    for row in found["snapshot"].values:
+        for operator in found["operator"].values:
+            cell = found.isel(snapshot=row).sel(operator=operator)
+            table.add_row(
+                f"{float(cell['snapshot_time']):.4g}",
+                str(operator),
+                f"{float(cell['largest_eigenvalue'][0]):.5g}",
+                f"{float(cell['smallest_eigenvalue'][0]):.4g}",
+                f"{float(cell['trace']):.5g} ± {float(cell['trace_error']):.3g}",
+                f"{float(cell['velocity_overlap']):.3g}",
+                f"{float(cell['normal_curvature']):.4g}",
+            )
+    console().print(table)
+    _draw(found, args)
+    return DONE
+
+
+def principal_components(args: argparse.Namespace) -> int:
+    """Find the principal components of the snapshots of one walk, or of several together."""
+    _check_target(args)
+    paths = netcdf.expand(args.files)
+    found = pca.along(
+        paths,
+        args.components,
+        standardise=args.standardise,
+        null_models=args.null_models,
+        seed=args.seed,
+        progress=not args.quiet,
+    )
+    _keep(found, args)
+    out = console()
+    table = Table("component", "variance", "of all", "up to here", "cosine content", "")
+    ratio = found["explained_variance_ratio"].values
+    floor = float(found["variance_floor"])
+    for i, variance in enumerate(found["explained_variance"].values):
+        table.add_row(
+            str(i + 1),
+            f"{variance:.4g}",
+            f"{100 * ratio[i]:.3g}%",
+            f"{100 * ratio[: i + 1].sum():.5g}%",
+            ", ".join(f"{c:.2f}" for c in found["cosine_content"].values[:, i]),
+            "" if variance > floor else "rounding",
+        )
+    out.print(table)
+    needed = ", ".join(
+        f"{int(n)} for {100 * float(share):g}%"
+        for share, n in zip(found["share"], found["n_directions"], strict=True)
+    )
+    out.print(
+        f"{found.sizes['point']} points; participation ratio "
+        f"{float(found['participation_ratio']):.3f}; components: {needed} of the variance"
+    )
+    if args.null_models:
+        out.print(_null_model_table(found))
+    _draw(found, args, paths[0])
+    return DONE
+
+
+def _null_model_table(found: xr.Dataset) -> Table:
+    table = Table("seed", "model", "PC 1", "PC 2", "cosine content", "part. ratio", "p")
+    for walk, seed in enumerate(found["walk_seed"].values):
+        own = pca.null_models_of(found, walk)
+        for model in own["model"].values:
+            row = own.sel(model=model)
+            shares = row["explained_variance_ratio"].values[:2]
+            table.add_row(
+                str(seed),
+                str(model).replace("_", " "),
+                *(f"{100 * r:.3g}%" for r in shares),
+                *[""] * (2 - len(shares)),
+                f"{float(row['cosine_content'][0]):.2f}",
+                f"{float(row['participation_ratio']):.3f}",
+                f"{float(row['p_value']):.3g}" if model == "walk" else "",
+            )
+    return table
+
+
+def slice_(args: argparse.Namespace) -> int:
+    """Evaluate the loss on a plane through a walk of an experiment."""
+    _check_target(args)
+    with gf.open_trajectory(args.file) as ds:
+        rebuilt = experiments.rebuild(ds.attrs, device=args.device)
+        found = slices.on_plane(
+            ds,
+            rebuilt.flow,
+            _plane(args, ds, rebuilt.flow.problem.tensors),
+            points=args.points,
+            margin=args.margin,
+            observables=_observables(args.observables, rebuilt),
+            batch_size=args.batch,
+            archive=args.out,
+            overwrite=args.force,
+            progress=not args.quiet,
+        )
+    table = Table("", "least", "greatest", "at the walk", "at its projections")
+    for name in (n for n in found.data_vars if found[n].dims == ("alpha", "beta")):
+        ends = [_range(found[f"{kind}_{name}"]) for kind in ("walk", "projected")]
+        low, high = float(found[name].min()), float(found[name].max())
+        table.add_row(str(name), f"{low:.4g}", f"{high:.4g}", *ends)
+    out = console()
+    out.print(table)
+    off = found["off_plane_distance"]
+    out.print(
+        f"level {found.attrs['level']:.6g}; the walk is {_range(off)} from the plane, over an arc "
+        f"length of {float(found['snapshot_arc_length'][-1]):.4g}"
+    )
+    _draw(found, args)
+    return DONE
+
+
+def _plane(args: argparse.Namespace, ds: xr.Dataset, tensors: Sequence[TensorSpec]) -> planes.Plane:
+    if args.through is not None and (args.filter_normalise or args.random):
+        raise InputError(
+            "--through: filter-normalised or random directions would not lead through the three "
+            "snapshots; leave --filter-normalise and --random out"
+        )
+    if args.random:
+        return planes.random(ds, tensors, seed=args.seed)
+    if args.through is not None:
+        return planes.through(ds, args.through)
+    return planes.principal(ds, tensors if args.filter_normalise else None)
+
+
+def _observables(names: Sequence[str], rebuilt: experiments.RebuiltWalk) -> dict[str, Any]:
+    unknown = [name for name in names if name not in rebuilt.observables]
+    if unknown:
+        raise InputError(
+            f"--observables: there is no {unknown[0]!r}; choose from "
+            f"{', '.join(rebuilt.observables)}"
+        )
+    found: dict[str, Any] = {name: rebuilt.observables[name] for name in names}
+    # As a problem it is evaluated in batches.
+    return found | ({"test_loss": rebuilt.test_problem()} if "test_loss" in names else {})
+
+
+def _range(values: xr.DataArray) -> str:
+    return f"{float(values.min()):.4g} to {float(values.max()):.4g}"
+
+
+def animate(args: argparse.Namespace) -> int:
+    """Film a walk over its slice."""
+    with netcdf.open_analysis(args.file, "slice") as ds:
+        plots.animate(
+            ds,
+            args.out,
+            frames=args.frames,
+            fps=args.fps,
+            pace=args.pace,
+            overwrite=args.force,
+            progress=not args.quiet,
+        )
+    if not args.quiet:
+        print(f"wrote {args.out}", file=sys.stderr)
+    return DONE
+
+
+def compare_predictions(args: argparse.Namespace) -> int:
+    """Compare snapshots of a walk of an experiment by the predictions of their networks."""
+    _check_target(args)
+    with gf.open_trajectory(args.file) as ds:
+        rebuilt = experiments.rebuild(ds.attrs, device=args.device)
+        settings: dict[str, Any] = {
+            "snapshots": args.snapshots,
+            "classification": experiments.get(ds.attrs["experiment"]).classification,
+            "progress": not args.quiet,
+        }
+        inputs = {"train": rebuilt.train.inputs, "test": rebuilt.test.inputs}
+        found = predictions.along(ds, rebuilt.module, inputs, **settings)
+        found = found.assign(symmetry.along(ds, rebuilt.module, **settings).data_vars)
+    _keep(found, args)
+    from_first = found.isel(snapshot_other=0)
+    columns = {
+        f"{head}, {part}": from_first[name].sel(set=part)
+        for name, head in PREDICTION_HEADS.items()
+        if name in found
+        for part in inputs
+    }
+    columns["‖Δθ‖"] = from_first["parameter_distance"]
+    columns["to its nearest copy"] = from_first["symmetric_distance"]
+    table = Table("time", *columns, title="from the first of these snapshots")
+    for row, time in enumerate(found["snapshot_time"].values):
+        table.add_row(f"{time:.4g}", *(f"{float(c[row]):.4g}" for c in columns.values()))
+    console().print(table)
+    for line in _symmetry_lines(found):
+        print(line)
+    _draw(found, args)
+    return DONE
+
+
+def _symmetry_lines(found: xr.Dataset) -> list[str]:
+    """What of the motion lies along symmetries, in words."""
+    nearest, direct = found["symmetric_distance"], found["parameter_distance"]
+    pairs = nearest.size - nearest.sizes["snapshot"]
+    nearer = int((nearest < (1 - 1e-9) * direct).sum())
+    lines = [
+        f"nearer to a copy with permuted or flipped units than to the point itself: "
+        f"{nearer // 2} of {pairs // 2} pairs (distance to the nearest copy: "
+        f"{nearest.attrs['bound']})",
+    ]
+    texts = {
+        "rescaling_fraction": "rescalings of units",
+        "shift_fraction": "shifts of all logits",
+    }
+    for name, text in texts.items():
+        if name in found and found.sizes["snapshot"] > 1:
+            values = found[name].values[:-1]
+            spread = f"{values.min():.3g} to {values.max():.3g}" if values.any() else "0, exactly"
+            lines.append(f"part of the squared displacement along {text}: {spread}")
+    return lines
+
+
+def periodogram(args: argparse.Namespace) -> int:
+    """Power spectra of scalars of a walk, with significance against red noise."""
+    _check_target(args)
+    with gf.open_trajectory(args.file) as ds:
+        found = periodograms.along(
+            ds,
+            args.scalar or periodograms.SCALARS,
+            against=args.against,
+            detrend=args.detrend,
+            max_frequency=args.max_frequency,
+            n_simulations=args.simulations,
+            seed=args.seed,
+        )
+    _keep(found, args)
+    table = Table("scalar", "peak at", "cycles", "power", "p", "red noise: τ")
+    for name in found["scalar"].values:
+        one = found.sel(scalar=name)
+        peak = float(one["peak_frequency"])
+        table.add_row(
+            str(name),
+            f"{peak:.4g}",
+            f"{peak / found.attrs['resolution']:.3g}",
+            f"{float(one['peak_power']):.3g}",
+            f"{float(one['p_value']):.3g}",
+            f"{float(one['time_constant']):.3g}",
+        )
+    console().print(table)
+    _draw(found, args)
+    return DONE
+
+
+def relaxation(args: argparse.Namespace) -> int:
+    """Fit rates to the slow end of a walk, beside the smallest eigenvalues of A."""
+    _check_target(args)
+    with gf.open_trajectory(args.file) as ds:
+        curvature = None
+        if args.eigenvalues:
+            curvature = experiments.rebuild(ds.attrs, device=args.device).flow
+        found = relaxations.along(
+            ds,
+            scalars=args.scalar or relaxations.SCALARS,
+            start=args.start,
+            n_terms=args.terms,
+            curvature=curvature,
+            seed=args.seed,
+        )
+    _keep(found, args)
+    table = Table("scalar", "rate", "95% interval", "later half", "predicted", "verdict")
+    for name in found["scalar"].values:
+        for term in found["term"].values:
+            one = found.sel(scalar=name, term=term)
+            first = term == 1
+            table.add_row(
+                str(name) if first else "",
+                _or_dash(one["rate"]),
+                f"{_or_dash(one['rate_low'])} to {_or_dash(one['rate_high'])}",
+                _or_dash(one["late_rate"]) if first else "",
+                _or_dash(one["predicted_rate"]) if first else "",
+                one["verdict"].item() if first else "",
+            )
+    out = console()
+    out.print(table)
+    window = f"{found.sizes['sample']} samples from t = {found.attrs['start']:.4g}"
+    eigenvalues = ", ".join(f"{v:.4g}" for v in found["smallest_eigenvalue"].values)
+    out.print(f"{window} to {float(found['time'][-1]):.4g}, {found.attrs['final_angle']:.4g}°")
+    if args.eigenvalues:
+        out.print(f"smallest eigenvalues of A at the end: {eigenvalues}")
+        out.print(f"rate at which the recorded velocity falls: {float(found['velocity_rate']):.4g}")
+    _draw(found, args)
+    return DONE
+
+
+def _or_dash(value: xr.DataArray) -> str:
+    """Write a number, or a dash where there is none."""
+    return "–" if np.isnan(value) else f"{float(value):.4g}"
+
+
+def _check_target(args: argparse.Namespace) -> None:
+    """Refuse a target that cannot be written before anything is read or computed."""
+    if args.out:
+        netcdf.check_target(args.out, overwrite=args.force)
+
+
+def _keep(found: xr.Dataset, args: argparse.Namespace) -> None:
+    """Write what an analysis gave, where that is asked for."""
+    if args.out:
+        netcdf.save_dataset(found, args.out, overwrite=args.force)
+
+
+def _draw(found: xr.Dataset, args: argparse.Namespace, file: Path | None = None) -> None:
+    """Write the figures that are asked for, and say what has been written."""
+    # The names of files start with the result's own name, where it is kept.
+    stem = Path(args.out or file or args.file).stem
+    figures = plots.save_figures(found, args.figures, stem) if args.figures else []
+    if not args.quiet:
+        for path in [*([args.out] if args.out else []), *figures]:
+            print(f"wrote {path}", file=sys.stderr)
+
+
+def report(args: argparse.Namespace) -> int:
+    """Write one self-contained page about walks and baselines."""
+    write_report(args.files, args.out, overwrite=args.force)
+    print(f"wrote {args.out}", file=sys.stderr)
+    return DONE

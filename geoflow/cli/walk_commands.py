@@ -1,0 +1,357 @@
+"""What each subcommand does: a function of the parsed arguments that returns an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+from rich.table import Table
+
+import geoflow as gf
+from geoflow import baselines, experiments, plots, solvers
+from geoflow.archive import netcdf, parts, pieces
+from geoflow.archive.saved import check_target, saved
+from geoflow.cli.terminal import (
+    BAD_INPUT,
+    DIFFERENT,
+    DONE,
+    ENDED_EARLY,
+    INTERRUPTED,
+    console,
+    number,
+    plain_text,
+)
+from geoflow.comparisons.cost import ANGLES
+from geoflow.comparisons.cost import bench as run_bench
+from geoflow.comparisons.work_precision import compare_experiment
+from geoflow.errors import InputError
+from geoflow.problems.dtypes import DTYPES
+from geoflow.walking.rerunning import Run, like
+
+REACHED = ("stationary", "t_end", "plateau")
+
+
+def list_experiments(args: argparse.Namespace) -> int:
+    """Show the experiments of the paper and what each needs."""
+    table = Table("name", "data", "network", "loss", "parameters", "needs")
+    for name in experiments.names():
+        e = experiments.get(name)
+        table.add_row(e.name, e.data, e.network, e.loss_name, f"{e.n_parameters:,}", e.needs)
+    console().print(table)
+    return DONE
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, walk, and archive."""
+    if args.out:
+        check_target(args.out, overwrite=args.force)
+    settings = _settings(args)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    prepared = settings.prepare(progress=not args.quiet)
+    ds = gf.walk(
+        settings.flow(prepared),
+        **settings.walk,
+        observables=prepared.observables,
+        archive=args.out,
+        progress=not args.quiet,
+        provenance=prepared.provenance,
+        overwrite=args.force,
+    )
+    figures = plots.save_figures(ds, args.figures, _stem(args, ds)) if args.figures else []
+    if not args.quiet:
+        _note_end(ds)
+        for path in [args.out] * bool(args.out) + [str(f) for f in figures]:
+            print(f"wrote {path}", file=sys.stderr)
+    return _exit_status(ds)
+
+
+def _settings(args: argparse.Namespace) -> Run:
+    """What to run: as the file of --like says, changed by the options that are given."""
+    if (args.experiment is None) == (args.like is None):
+        raise InputError("name either an EXPERIMENT or a file, with --like FILE.nc")
+    settings = like(args.like) if args.like else Run(args.experiment)
+    preparation, walk = settings.preparation, settings.walk
+    if args.snapshots is not None and args.snapshots < 2:
+        raise InputError(f"--snapshots {args.snapshots}; use at least 2, the first and the last")
+    for name in ("seed", "data", "device"):
+        if getattr(args, name) is not None:
+            preparation[name] = getattr(args, name)
+            settings.data_sha256 = ""
+    if args.dtype:
+        preparation["dtype"] = DTYPES[args.dtype]
+    if args.solver:
+        walk["solver"] = solvers.get(args.solver)
+    if args.angle is not None:
+        walk["stop"] = gf.Stationary(args.angle)
+    for name in ("rtol", "atol", "t_end", "max_evaluations", "theta_dtype"):
+        if getattr(args, name) is not None:
+            walk[name] = getattr(args, name)
+    if args.snapshots is not None:
+        walk |= {"max_snapshots": args.snapshots, "snapshot_times": None, "snapshot_every": None}
+    # Before the training, which takes its time.
+    experiments.get(settings.experiment)
+    dtype = preparation.get("dtype", torch.float64)
+    solvers.Tolerance.checked(walk.get("rtol", 1e-3), walk.get("atol", 1e-6), dtype)
+    return settings
+
+
+def resume(args: argparse.Namespace) -> int:
+    """Go on with a walk: an interrupted one to its end, a finished one to a further goal."""
+    path = Path(args.file)
+    threads = saved(path).config.get("threads")
+    if isinstance(threads, int) and threads > 0:
+        torch.set_num_threads(threads)
+    with warnings.catch_warnings(record=True) as caught:
+        ds = gf.resume(
+            path,
+            t_end=args.t_end,
+            stop=None if args.angle is None else gf.Stationary(args.angle),
+            max_evaluations=args.max_evaluations,
+            progress=not args.quiet,
+        )
+    for warning in caught:
+        print(f"geoflow: warning: {warning.message}", file=sys.stderr)
+    if not args.quiet:
+        _note_end(ds)
+        print(f"wrote {path}", file=sys.stderr)
+    return _exit_status(ds)
+
+
+def validate(args: argparse.Namespace) -> int:
+    """Check a file's bytes, checksums, schema and values; one line a defect."""
+    defects = gf.validate(args.file)
+    for defect in defects:
+        print(f"{args.file}: {plain_text(defect)}")
+    return BAD_INPUT if defects else DONE
+
+
+def diff(args: argparse.Namespace) -> int:
+    """Compare two trajectories, variable by variable."""
+    with gf.open_trajectory(args.a) as a, gf.open_trajectory(args.b) as b:
+        differences = gf.diff(a, b, rtol=args.rtol, atol=args.atol)
+    agree = all(d.agrees for d in differences)
+    if args.json:
+        rows = {d.name: {"agrees": d.agrees, "result": d.text} for d in differences}
+        print(json.dumps({"agree": agree, "differences": rows}, indent=2))
+    else:
+        table = Table("variable", "result")
+        for d in differences:
+            table.add_row(plain_text(d.name), plain_text(d.text))
+        console().print(table)
+    return DONE if agree else DIFFERENT
+
+
+def info(args: argparse.Namespace) -> int:
+    """Show provenance, status, first and last values of every scalar."""
+    with gf.open_trajectory(args.file) as ds:
+        content = describe(ds)
+    if args.json:
+        print(json.dumps(content, indent=2))
+        return DONE
+    out = console()
+    header = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in content["attributes"].items():
+        if name != "config":
+            header.add_row(plain_text(name), plain_text(value))
+    for name, size in content["sizes"].items():
+        header.add_row(f"n_{name}", f"{size:,}")
+    out.print(header)
+    table = Table("scalar", "units", "first", "last")
+    for name, row in content["scalars"].items():
+        cells = (name, row["units"], number(row["first"]), number(row["last"]))
+        table.add_row(*(plain_text(cell) for cell in cells))
+    out.print(table)
+    return DONE
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Count evaluations and wall time to each angle, per method, in one process."""
+
+    def note(name: str) -> None:
+        print(f"{experiment}: {name}", file=sys.stderr)
+
+    report = {}
+    for name in args.experiments:
+        experiments.get(name)
+    for experiment in args.experiments:
+        report[experiment] = run_bench(experiment, args.seed, args.max_evaluations, note)
+    if args.json:
+        print(json.dumps(report, indent=2))
+        return DONE
+    table = Table("experiment", "method", *(f"to {a}°" for a in ANGLES), "to the loop's R", "s")
+    for experiment, methods in report.items():
+        for method, entry in methods.items():
+            counts = [entry["evaluations"][str(a)] for a in ANGLES]
+            counts.append(entry["to_regularizer"]["evaluations"])
+            seconds = entry["wall_time"][str(ANGLES[2])]
+            cells = ["not reached" if n is None else f"{n:,}" for n in counts]
+            table.add_row(experiment, method, *cells, "–" if seconds is None else f"{seconds:.1f}")
+    out = console()
+    out.print(table)
+    out.print("evaluations; s: wall time to 175°; the loop's R: least ‖θ‖² of the paper's loop")
+    return DONE
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Compare solvers and tolerances with a tight reference, at equal flow times."""
+
+    def note(text: str) -> None:
+        if not args.quiet:
+            print(f"{args.experiment}: {text}", file=sys.stderr)
+
+    netcdf.check_target(args.out, overwrite=args.force)
+    ds = compare_experiment(
+        args.experiment,
+        args.solvers.split(","),
+        args.rtols,
+        args.times,
+        args.max_evaluations,
+        seed=args.seed,
+        data=args.data,
+        reference=args.reference,
+        reference_rtol=args.reference_rtol,
+        note=note,
+    )
+    netcdf.save_dataset(ds, args.out, overwrite=args.force)
+    stem = Path(args.out).stem
+    figures = plots.save_figures(ds, args.figures, stem) if args.figures else []
+    last = ds.isel(snapshot=-1)
+    table = Table(
+        "solver", "rtol", "θ", "R", "test loss", "|L − c|/c", "evaluations", "s", "status"
+    )
+    errors = ("theta_error", "regularizer_error", "test_loss_error", "level_error")
+    for solver in ds["solver"].values:
+        for rtol in ds["rtol"].values:
+            cell = last.sel(solver=solver, rtol=rtol)
+            cells = [number(_plain(cell[n])) for n in errors]
+            cells += [number(_plain(cell[n])) for n in ("evaluations", "wall_time")]
+            table.add_row(solver, f"{rtol:g}", *cells, cell["status"].item())
+    out = console()
+    out.print(table)
+    out.print(
+        f"errors at t = {float(last['snapshot_time']):g}: of θ relative, of R and test loss "
+        f"absolute; the reference's own in θ: {float(last['reference_theta_error']):.1e}"
+    )
+    if not args.quiet:
+        for path in [args.out, *figures]:
+            print(f"wrote {path}", file=sys.stderr)
+    return INTERRUPTED if ds.attrs["status"] == "interrupted" else DONE
+
+
+def baseline(args: argparse.Namespace) -> int:
+    """Train with weight decay, over the paper's penalties."""
+    netcdf.check_target(args.out, overwrite=args.force)
+    if args.runs < 1:
+        raise InputError(f"--runs {args.runs}; use a positive number")
+    ds = baselines.weight_decay(
+        args.experiment,
+        penalties=args.penalties or baselines.PENALTIES,
+        seeds=range(args.seed, args.seed + args.runs),
+        epochs=args.epochs,
+        validation=args.validation,
+        data=args.data,
+        dtype=DTYPES[args.dtype],
+        device=args.device,
+        progress=not args.quiet,
+    )
+    baselines.save_weight_decay(ds, args.out, overwrite=args.force)
+    if not args.quiet:
+        for by in ("test_loss", "validation_loss")[: 1 + (args.validation > 0)]:
+            print(f"best by {by}: {baselines.best_penalty(ds, by):g}", file=sys.stderr)
+        print(f"wrote {args.out}", file=sys.stderr)
+    return DONE
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """Walk from many seeds, on all processors or on a Dask cluster."""
+    common: dict[str, Any] = {
+        "epochs": args.epochs,
+        "scheduler": args.scheduler,
+        "workers": args.workers,
+        "threads": args.threads,
+        "progress": not args.quiet,
+    } | _given(args, "dtype", "device", "data")
+    walk = _given(args, "solver", "rtol", "atol", "angle", "t_end", "max_evaluations", "snapshots")
+    if args.baseline:
+        for name in walk:
+            option = name.replace("_", "-")
+            raise InputError(f"--{option} is for walks; leave it out with --baseline")
+        outcomes = gf.sweep_weight_decay(args.experiment, args.seeds, args.out, **common)
+    else:
+        names = {"angle": "degrees", "snapshots": "max_snapshots"}
+        walk = {names.get(name, name): value for name, value in walk.items()}
+        outcomes = gf.sweep(args.experiment, args.seeds, args.out, **walk, **common)
+    if not args.quiet:
+        new = sum(o.new for o in outcomes)
+        print(f"{len(outcomes)} runs, {new} of them new, in {args.out}", file=sys.stderr)
+    for o in outcomes:
+        if o.status == "failed":
+            print(f"geoflow: {o.name} failed: {o.message}", file=sys.stderr)
+    ended = all(o.status in (*REACHED, "trained") for o in outcomes)
+    return DONE if ended else ENDED_EARLY
+
+
+def describe(ds: xr.Dataset) -> dict[str, Any]:
+    """Collect a trajectory's attributes, sizes, and the first and last value of every scalar."""
+    attributes = {str(k): v.item() if hasattr(v, "item") else v for k, v in ds.attrs.items()}
+    attributes["config"] = json.loads(attributes["config"])
+    scalars = {}
+    for name, variable in ds.variables.items():
+        if variable.dims in (("step",), ("snapshot",)) and variable.size:
+            first, last = (_plain(variable.values[i]) for i in (0, -1))
+            scalars[str(name)] = {"units": variable.attrs["units"], "first": first, "last": last}
+    sizes = {str(k): int(v) for k, v in ds.sizes.items()}
+    return {"attributes": attributes, "sizes": sizes, "scalars": scalars}
+
+
+def _plain(value: Any) -> float | int | None:
+    """As JSON has it: no NaN."""
+    number: float | int = value.item()
+    return None if number != number else number
+
+
+def hint(args: argparse.Namespace) -> str:
+    """Say how to go on where a walk, or what is done of an analysis, is kept."""
+    out = getattr(args, "out", None)
+    if out and pieces.are_kept(Path(out)):
+        return "; what is done is kept, and the same command goes on with it"
+    path = args.out if args.command is run else getattr(args, "file", None)
+    if not path or not parts.is_resumable(Path(path)):
+        return ""
+    return f"; the walk is kept up to its last checkpoint: geoflow resume {path}"
+
+
+def _note_end(ds: xr.Dataset) -> None:
+    last = ds.isel(step=-1)
+    evaluations = int(last["n_gradient"]) + 2 * int(last["n_hvp"])
+    print(
+        f"{ds.attrs['status']}: {ds.attrs['status_message']}\n"
+        f"angle {float(ds['angle'][0]):.1f}° → {float(last['angle']):.1f}°, "
+        f"R {float(ds['regularizer'][0]):.4g} → {float(last['regularizer']):.4g}, "
+        f"flow time {float(last['time']):.4g}, {ds.sizes['step'] - 1} steps, "
+        f"{evaluations} evaluations, {float(last['wall_time']):.1f} s",
+        file=sys.stderr,
+    )
+
+
+def _exit_status(ds: xr.Dataset) -> int:
+    status = ds.attrs["status"]
+    if status == "interrupted":
+        return INTERRUPTED
+    return DONE if status in REACHED else ENDED_EARLY
+
+
+def _stem(args: argparse.Namespace, ds: xr.Dataset) -> str:
+    return Path(args.out).stem if args.out else f"{ds.attrs['experiment']}-{ds.attrs['seed']}"
+
+
+def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return the options that are given."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}

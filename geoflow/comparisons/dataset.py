@@ -1,0 +1,183 @@
+"""The dataset of a comparison of solvers: assembled and written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from geoflow.manifold.flows import RegularizingFlow
+from geoflow.trajectories import dataset
+
+SCHEMA_VERSION = "1.0"
+
+# The tolerance of the walk that estimates the reference's error, over the reference's own.
+TIGHTER = 0.1
+# As in the defaults of walk: so that rtol alone says how tight a walk is.
+ATOL_OVER_RTOL = 1e-3
+# What the label of a solver ends in where it walks in float32.
+FLOAT32 = ":float32"
+
+Values = dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One walk: what it has at the flow times it came to, and how it ended.
+
+    Attributes
+    ----------
+    status, message : str
+        How it ended.
+    theta : ndarray, shape (S, P)
+        At the S flow times it came to.
+    values : dict of str to ndarray, shape (S,)
+        Scalars there, by name.
+    spent, n_steps, n_rejected : int
+        Evaluations, accepted steps and rejected attempts of the whole walk.
+    """
+
+    status: str
+    message: str
+    theta: NDArray[np.float64]
+    values: Values
+    spent: int = 0
+    n_steps: int = 0
+    n_rejected: int = 0
+
+
+def _errors(run: Run, reference: Run, names: Sequence[str]) -> Values:
+    """Errors at the flow times that both came to: of θ relative, of every scalar absolute."""
+    n = min(len(run.theta), len(reference.theta))
+    exact = reference.theta[:n]
+    distance = np.linalg.norm(run.theta[:n] - exact, axis=1)
+    found = {"theta_error": distance / np.linalg.norm(exact, axis=1)}
+    for name in names:
+        if n:
+            found[f"{name}_error"] = np.abs(run.values[name][:n] - reference.values[name][:n])
+    return found
+
+
+def to_dataset(
+    observables: Sequence[str],
+    labels: list[str],
+    grid: list[float],
+    times: list[float],
+    runs: Mapping[tuple[str, float], Run],
+    references: Sequence[Run],
+    header: Mapping[str, Any],
+) -> xr.Dataset:
+    """Assemble the dataset of :func:`geoflow.comparisons.work_precision.compare`.
+
+    Parameters
+    ----------
+    observables, labels : sequence of str
+        Names of the observables and of the solvers.
+    grid, times : list of float
+        Tolerances and flow times.
+    runs : mapping of tuple to Run
+        By label and tolerance; those that are missing were not run.
+    references : sequence of Run
+        The reference, and the walk that estimates its error.
+    header : mapping
+        Attributes.
+    """
+    scalars = ["regularizer", "angle", *observables]
+    texts = {n: n.replace("_", " ") for n in observables}
+    texts |= {"regularizer": "R", "angle": "the angle between grad R and grad L"}
+    units = {"angle": "degree", "angle_error": "degree", "wall_time": "s"}
+    about = {"theta_error": "distance from the reference over the reference's norm"}
+    about |= {f"{n}_error": f"absolute error of {texts[n]}" for n in scalars}
+    about |= {
+        "level_error": "constraint error |L - c|/|c|, L evaluated in float64",
+        "level_distance": "first-order distance |L - c|/|grad L| from the level set",
+        "evaluations": "gradient evaluations up to the snapshot, an HVP counting 2",
+        "wall_time": "wall time up to the snapshot",
+    }
+    dims = ("solver", "rtol", "snapshot")
+    shape = (len(labels), len(grid), len(times))
+    arrays = {name: np.full(shape, np.nan) for name in about}
+    status = np.full(shape[:2], "not_run", dtype=object)
+    message = np.full(shape[:2], "", dtype=object)
+    counts = {
+        "evaluations_spent": "gradient evaluations of the whole walk, an HVP counting 2",
+        "n_steps": "accepted steps",
+        "n_rejected": "rejected attempts",
+    }
+    numbers = {name: np.zeros(shape[:2], dtype=np.int64) for name in counts}
+    reference, tighter = references
+    for (label, rtol), run in runs.items():
+        cell = labels.index(label), grid.index(rtol)
+        status[cell], message[cell] = run.status, run.message
+        numbers["evaluations_spent"][cell] = run.spent
+        numbers["n_steps"][cell], numbers["n_rejected"][cell] = run.n_steps, run.n_rejected
+        found = run.values | _errors(run, reference, scalars)
+        for name in about:
+            if name in found:
+                arrays[name][cell][: len(found[name])] = found[name]
+
+    def described(where: tuple[str, ...], values: Any, text: str, unit: str = "1") -> Any:
+        return where, values, {"long_name": text, "units": unit}
+
+    variables = {n: described(dims, arrays[n], about[n], units.get(n, "1")) for n in about}
+    variables |= {n: described(dims[:2], numbers[n], counts[n]) for n in counts}
+    variables["status"] = described(dims[:2], status, "how the walk ended")
+    variables["status_message"] = described(dims[:2], message, "how the walk ended, in words")
+    own = _errors(tighter, reference, scalars)
+    for name in ("theta_error", *(f"{n}_error" for n in scalars)):
+        text = f"the reference's own: {about[name]}, by a walk at a tenth of its rtol"
+        values = _padded(own.get(name, np.empty(0)), len(times))
+        unit = units.get(name, "1")
+        variables[f"reference_{name}"] = described(("snapshot",), values, text, unit)
+    for name in (*scalars, "level_error", "evaluations", "wall_time"):
+        text = f"of the reference: {about.get(name) or texts[name]}"
+        values = _padded(reference.values[name], len(times))
+        unit = units.get(name, "1")
+        variables[f"reference_{name}"] = described(("snapshot",), values, text, unit)
+    dtypes = ["float32" if label.endswith(FLOAT32) else "float64" for label in labels]
+    atols = ATOL_OVER_RTOL * np.array(grid)
+    coordinates = {
+        "solver": described(("solver",), np.array(labels, dtype=object), "solver"),
+        "dtype": described(("solver",), np.array(dtypes, dtype=object), "dtype of the walk"),
+        "rtol": described(("rtol",), grid, "local error allowed, relative to the norm of theta"),
+        "atol": described(("rtol",), atols, "local error allowed, absolute"),
+        "snapshot_time": described(("snapshot",), times, "flow time of the snapshot"),
+    }
+    return xr.Dataset(variables, coordinates, header)
+
+
+def _padded(values: NDArray[np.float64], length: int) -> NDArray[np.float64]:
+    return np.append(values, np.full(length - len(values), np.nan))
+
+
+def attributes(
+    flow: RegularizingFlow,
+    config: Mapping[str, Any],
+    solver: str,
+    rtol: float,
+    references: Sequence[Run],
+) -> dict[str, Any]:
+    """Global attributes of a comparison, but for its status."""
+    atol = ATOL_OVER_RTOL * rtol
+    of_walk = dataset.attributes(flow, solver=solver, rtol=rtol, atol=atol, config=config)
+    # What is said of the reference is named so, and a comparison is no trajectory.
+    header = {"geoflow_comparison": SCHEMA_VERSION}
+    for name, value in of_walk.items():
+        if name in ("solver", "rtol", "atol"):
+            header[f"reference_{name}"] = value
+        elif name not in ("geoflow_schema", "history", "dtype"):
+            header[name] = value
+    named = f"{header['experiment']}, seed {header['seed']}: " if header["experiment"] else ""
+    return header | {
+        "kind": "comparison",
+        "title": f"{named}solvers and tolerances compared",
+        "config": json.dumps(config, sort_keys=True),
+        "reference_status": references[0].status,
+        "reference_check_rtol": TIGHTER * rtol,
+        "reference_check_status": references[1].status,
+    }

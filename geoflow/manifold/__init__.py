@@ -1,0 +1,1 @@
+"""The level set, and flows on it."""

@@ -1,0 +1,1 @@
+"""Losses as functions of one flat parameter vector."""

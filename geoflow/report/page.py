@@ -1,0 +1,341 @@
+"""One self-contained page about walks and weight-decay trainings: the paper's figures and table."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from geoflow import baselines, plots
+from geoflow.analysis import PCA
+from geoflow.analysis.components import pca
+from geoflow.archive.netcdf import check_target, expand
+from geoflow.archive.trajectory_files import open_trajectory
+from geoflow.errors import InputError
+from geoflow.sweeps import ensemble
+
+Floats = NDArray[np.float64]
+COMPONENTS = 6
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the page, as the URL that holds it whole."""
+
+    id: str
+    image: str
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table, set in bold where it is marked."""
+
+    cells: list[str]
+    marked: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page."""
+
+    id: str
+    caption: str
+    head: list[str]
+    rows: list[Row]
+
+
+@dataclass
+class Section:
+    """All about one experiment with one solver's settings."""
+
+    title: str
+    warnings: list[str] = field(default_factory=list)
+    parts: list[Picture | Table] = field(default_factory=list)
+
+
+def report(
+    files: Sequence[str | Path], out: str | Path, *, overwrite: bool = False
+) -> list[Section]:
+    """Write one HTML page that needs nothing but itself.
+
+    Walks of one experiment with the same solver and tolerances make a section: their runs one by
+    one; angle, R, test loss and test accuracy, mean ± standard deviation over the runs; the table
+    of Tahir & Katz (2021), every penalty of weight decay beside the walks' start and end; the
+    principal components of all points of all walks.
+
+    Parameters
+    ----------
+    files : sequence of str or Path
+        Trajectories and baselines, or folders of them, in any order.
+    out : str or Path
+        The page.
+    overwrite : bool
+        Replace ``out`` where it exists.
+
+    Returns
+    -------
+    list of Section
+        What is on the page.
+
+    Raises
+    ------
+    InputError
+        No files, or ``out`` cannot be written.
+    ArchiveError
+        A file that is neither a trajectory nor a baseline.
+    """
+    out = check_target(out, overwrite=overwrite)
+    paths = expand(files)
+    walks, trainings = _sort(paths)
+    sections = []
+    for (subject, *_), runs in sorted(walks.items()):
+        paths_beside = trainings.get(subject)
+        baseline = baselines.open_weight_decay(paths_beside) if paths_beside else None
+        sections.append(_section(subject, runs, baseline))
+    for subject in sorted(set(trainings) - {subject for subject, *_ in walks}):
+        sections.append(_section(subject, [], baselines.open_weight_decay(trainings[subject])))
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("geoflow.report"),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    page = environment.get_template("report.html").render(
+        title=" · ".join(dict.fromkeys(s.title.split(":")[0] for s in sections)) + ": report",
+        version=version("geoflow"),
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        n_files=len(paths),
+        sections=sections,
+    )
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        os.replace(temporary, out)
+    except OSError as error:
+        raise InputError(f"out={out} cannot be written ({error.strerror})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return sections
+
+
+def penalty_table(walks: Sequence[xr.Dataset], baseline: xr.Dataset | None) -> Table:
+    """Build the paper's table: the walks' start and end, and every penalty, mean ± std.
+
+    Parameters
+    ----------
+    walks : sequence of Dataset
+        Trajectories of one experiment.
+    baseline : Dataset or None
+        From :func:`geoflow.baselines.decay_training`.
+    """
+    names = ["test_loss", "test_accuracy"]
+    has = [n for n in names if all(n in ds for ds in (*walks, *([baseline] if baseline else [])))]
+    head = ["", "runs", "R = ‖θ‖²", *(n.replace("_", " ") for n in has), "validation loss"]
+    rows = []
+    for name, index in (("walk: start", 0), ("walk: end", -1)):
+        if walks:
+            cells = [name, str(len(walks))]
+            cells.append(mean_std([float(ds["regularizer"][index]) for ds in walks]))
+            cells += [mean_std([float(ds[n][index]) for ds in walks], n) for n in has]
+            rows.append(Row([*cells, "–"], marked=True))
+    if baseline is not None:
+        best = {by: baselines.best_penalty(baseline, by) for by in _criteria(baseline)}
+        for penalty in baseline["penalty"].values:
+            one = baseline.sel(penalty=penalty)
+            marks = "".join(m for m, by in _marks(best).items() if best[by] == penalty)
+            cells = [f"penalty {penalty:g} {marks}".strip(), str(baseline.sizes["run"])]
+            cells.append(mean_std(one["regularizer"].values))
+            cells += [mean_std(one[n].values[:, -1], n) for n in has]
+            cells.append(mean_std(one["validation_loss"].values[:, -1]))
+            rows.append(Row(cells, marked=bool(marks)))
+    caption = "Start and end of the walks"
+    if baseline is not None:
+        caption += (
+            f", and training with weight decay, {baseline.attrs['epochs']} epochs at each penalty. "
+            "†: the penalty with the best mean test loss, chosen on the set it is judged by, as in "
+            "the paper. ‡: the penalty with the best mean validation loss, from a second training "
+            "without the validation part."
+        )
+    return Table("penalties", caption, head, rows)
+
+
+def mean_std(values: Sequence[float] | Floats, name: str = "") -> str:
+    """Write mean ± standard deviation (n − 1); accuracies in per cent."""
+    array = np.asarray(values, dtype=float) * (100 if name.endswith("accuracy") else 1)
+    if not array.size or np.isnan(array).all():
+        return "–"
+    digits = ".1f" if name.endswith("accuracy") else ".4g"
+    unit = " %" if name.endswith("accuracy") else ""
+    if array.size == 1:
+        return f"{array[0]:{digits}}{unit}"
+    spread = f"{array.std(ddof=1):{'.1f' if unit else '.2g'}}"
+    return f"{array.mean():{digits}} ± {spread}{unit}"
+
+
+def _section(subject: str, walks: list[xr.Dataset], baseline: xr.Dataset | None) -> Section:
+    if walks:
+        n, a = len(walks), walks[0].attrs
+        plural = "s" if n > 1 else ""
+        what = f"{n} walk{plural}, {a['solver']}, rtol {a['rtol']:g}, {a['dtype']}"
+    else:
+        what = "weight decay"
+    section = Section(f"{subject}: {what}")
+    if "synthetic" in subject:
+        section.warnings.append("The images are synthetic: this is NOT CIFAR-10.")
+    early = [w for w in walks if w.attrs["status"] not in ("stationary", "t_end", "plateau")]
+    for ds in early:
+        section.warnings.append(
+            f"Seed {ds.attrs['seed']} ended early: {ds.attrs['status']}, "
+            f"{ds.attrs['status_message']}."
+        )
+    if walks:
+        section.parts.append(_run_table(walks))
+        figure = plots.sweep_stack(walks, ensemble.resample(walks) if walks[1:] else None)
+        names = "Angle, R, test loss and test accuracy"
+        caption = (
+            f"{names} against flow time; thin: the runs; thick, with the band: mean ± "
+            "standard deviation, as far as the shortest walk goes. The angle is far stiffer than "
+            "θ: where runs at loose tolerances differ in it alone, read nothing into that."
+        )
+        section.parts.append(_picture("stack", figure, f"{names} of {len(walks)} walks", caption))
+    if walks or baseline is not None:
+        section.parts.append(penalty_table(walks, baseline))
+    if baseline is not None:
+        figure = plots.penalties(baseline, walks)
+        caption = "Test loss after training at each penalty, beside the walks' start and end."
+        section.parts.append(_picture("penalties-figure", figure, caption, caption))
+    n_points = sum(ds.sizes["snapshot"] for ds in walks)
+    if n_points > 4 and walks[0].sizes["parameter"] > 2:
+        section.parts += _pca_parts(walks, baseline)
+    return section
+
+
+def _run_table(walks: Sequence[xr.Dataset]) -> Table:
+    head = ["seed", "level c", "end", "angle", "R", "evaluations", "worst |L − c|/c", "time / s"]
+    rows = []
+    for ds in walks:
+        last = ds.isel(step=-1)
+        r, angle = ds["regularizer"].values, ds["angle"].values
+        worst = float(np.abs(ds["level_residual"]).max()) / abs(ds.attrs["level"])
+        cells = [
+            str(ds.attrs["seed"]),
+            f"{ds.attrs['level']:.4g}",
+            ds.attrs["status"],
+            f"{angle[0]:.1f}° → {angle[-1]:.1f}°",
+            f"{r[0]:.4g} → {r[-1]:.4g}",
+            f"{int(last['n_gradient']) + 2 * int(last['n_hvp']):,}",
+            f"{worst:.1e}",
+            f"{float(last['wall_time']):.1f}",
+        ]
+        rows.append(Row(cells))
+    return Table("runs", "The walks, one by one.", head, rows)
+
+
+def _pca_parts(walks: Sequence[xr.Dataset], baseline: xr.Dataset | None) -> list[Picture | Table]:
+    n = sum(ds.sizes["snapshot"] for ds in walks)
+    found = pca.along(walks, min(COMPONENTS, n - 1, walks[0].sizes["parameter"]), standardise=True)
+    fitted = PCA.of(found)
+    ends = {"mean end": np.mean([ds["theta"][-1].values for ds in walks], axis=0)}
+    if baseline is not None:
+        chosen: dict[float, list[str]] = {}
+        for by in _criteria(baseline):
+            chosen.setdefault(baselines.best_penalty(baseline, by), []).append(by.replace("_", " "))
+        for penalty, names in chosen.items():
+            mean = baseline["theta"].sel(penalty=penalty).mean("run").values
+            ends[f"mean end, weight decay {penalty:g} (best {' and '.join(names)})"] = mean
+    marks = {name: fitted.transform(end[None])[0] for name, end in ends.items()}
+    figure = plots.pca_space(found, marks)
+    shown = 100 * fitted.explained_variance_ratio[:3].sum()
+    caption = (
+        f"Principal components of all {n} points of the walks, each parameter "
+        f"standardised, as in the paper. The first three show {shown:.1f} % of the variance; below "
+        "is how far each point lies off what is drawn. Trainings from different first weights end "
+        "in networks that differ by permutations of their units too, so that a mean over runs is "
+        "a point that no run comes to."
+    )
+    alt = "Walks in their first three principal components, and their distance from them"
+    ratios = fitted.explained_variance_ratio
+    rows = [
+        Row([str(i + 1), f"{100 * r:.2f} %", f"{100 * ratios[: i + 1].sum():.2f} %"])
+        for i, r in enumerate(ratios)
+    ]
+    table = Table("variance", "Variance explained.", ["component", "alone", "up to here"], rows)
+    off = [[name, f"{fitted.distance(end[None], 3)[0]:.4g}"] for name, end in ends.items()]
+    distances = Table(
+        "off-plane",
+        "Distance of the marked points from the three components drawn, in standardised units.",
+        ["point", "distance"],
+        [Row(cells) for cells in off],
+    )
+    return [_picture("pca", figure, alt, caption), table, distances]
+
+
+def _criteria(baseline: xr.Dataset) -> list[str]:
+    """By what a penalty can be chosen: the test set as in the paper, and what was held out."""
+    held_out = bool(np.isfinite(baseline["validation_loss"]).any())
+    return ["test_loss", *["validation_loss"][: int(held_out)]]
+
+
+def _marks(best: dict[str, float]) -> dict[str, str]:
+    marks = {"†": "test_loss", "‡": "validation_loss"}
+    return {mark: by for mark, by in marks.items() if by in best}
+
+
+def _picture(name: str, figure: Figure, alt: str, caption: str) -> Picture:
+    buffer = io.BytesIO()
+    # Without its date, so that the same files give the same figure.
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return Picture(name, f"data:image/svg+xml;base64,{data}", alt, caption)
+
+
+def _sort(
+    paths: Sequence[Path],
+) -> tuple[dict[tuple[str, ...], list[xr.Dataset]], dict[str, list[Path]]]:
+    """Walks by subject and settings, read whole; the files of baselines by subject."""
+    walks: dict[tuple[str, ...], list[xr.Dataset]] = {}
+    trainings: dict[str, list[Path]] = {}
+    for path in paths:
+        subject = _baseline_of(path)
+        if subject is not None:
+            trainings.setdefault(subject, []).append(path)
+            continue
+        with open_trajectory(path) as ds:
+            ds.load()
+        a = ds.attrs
+        solver = json.dumps(json.loads(a["config"])["solver"], sort_keys=True)
+        key = (_subject(a), solver, f"{a['rtol']:g}", f"{a['atol']:g}", a["dtype"])
+        walks.setdefault(key, []).append(ds)
+    for runs in walks.values():
+        runs.sort(key=lambda ds: int(ds.attrs["seed"]))
+    return walks, trainings
+
+
+def _subject(attributes: Mapping[str, Any]) -> str:
+    """Experiment, and whether its images are CIFAR-10's or made up."""
+    made_up = ", synthetic images" if "synthetic" in attributes["title"] else ""
+    return f"{attributes['experiment'] or 'walk'}{made_up}"
+
+
+def _baseline_of(path: Path) -> str | None:
+    """Subject of a baseline's file; None for any other file."""
+    try:
+        with xr.open_dataset(path, engine="netcdf4") as ds:
+            return _subject(ds.attrs) if "geoflow_baseline" in ds.attrs else None
+    except (OSError, ValueError, RuntimeError):
+        return None

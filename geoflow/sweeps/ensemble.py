@@ -1,0 +1,153 @@
+"""Several walks as one dataset with a ``run`` dimension, resampled onto a common axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from geoflow.archive.trajectory_files import open_trajectory
+from geoflow.errors import ArchiveError, InputError
+from geoflow.trajectories import schema
+
+Floats = NDArray[np.float64]
+
+ALONG = ("time", "angle")
+PATTERN = "seed-*.nc"
+
+
+def open_sweep(folder: str | Path, along: str = "time", n: int = 200) -> xr.Dataset:
+    """Open the finished walks of a sweep as one dataset.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Where :func:`geoflow.sweep` wrote them.
+    along, n
+        See :func:`resample`.
+
+    Raises
+    ------
+    ArchiveError
+        No walk there, or a file that is none.
+    InputError
+        See :func:`resample`.
+    """
+    paths = sorted(Path(folder).glob(PATTERN))
+    if not paths:
+        raise ArchiveError(f"{folder} has no walk ({PATTERN}); name the folder of a sweep")
+    runs = [open_trajectory(path) for path in paths]
+    try:
+        return resample(runs, along, n)
+    finally:
+        for run in runs:
+            run.close()
+
+
+def resample(runs: Sequence[xr.Dataset], along: str = "time", n: int = 200) -> xr.Dataset:
+    """Put walks with different steps onto one axis, by linear interpolation.
+
+    The axis covers what every walk has reached and no more: nothing is padded or extrapolated.
+
+    Parameters
+    ----------
+    runs : sequence of Dataset
+        Trajectories of one experiment, each with snapshots.
+    along : str
+        ``"time"``: flow time, up to the end of the shortest walk. ``"angle"``: the moment at
+        which each walk first comes to an angle, from the greatest first angle to the smallest
+        greatest one. Angles need not rise steadily; first passages do.
+    n : int
+        Points of the axis.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dimensions ``run`` (its coordinate is the seed), ``along`` and ``parameter``. The scalars
+        and observables of the trajectories by run and axis; ``theta_start`` and ``theta_end``,
+        ``level`` and ``status`` by run.
+
+    Raises
+    ------
+    InputError
+        No walks, walks of different experiments or settings of θ, or without a common range.
+    """
+    if along not in ALONG or n < 2:
+        raise InputError(f"along={along!r}, n={n}; use along='time' or 'angle', and n of 2 or more")
+    _check(runs)
+    passages = [_passage(ds, along) for ds in runs]
+    low = max(float(at[0]) for at, _ in passages)
+    high = min(float(at[-1]) for at, _ in passages)
+    if not low < high:
+        raise InputError(f"the walks have no range of {along} in common ({low:.4g} to {high:.4g})")
+    axis = np.linspace(low, high, n)
+    times = np.stack([np.interp(axis, at, time) for at, time in passages])
+
+    specs = schema.STEP_COORDINATES | schema.STEP_VARIABLES
+    names = [name for name in specs if name != along]
+    observables = [str(k) for k in runs[0].data_vars if schema.is_observable(str(k))]
+    variables: dict[str, tuple[tuple[str, ...], NDArray[np.generic], dict[str, str]]] = {}
+    for name in [*names, *observables]:
+        at = "time" if name in names else "snapshot_time"
+        rows = [
+            np.interp(t, ds[at].values, ds[name].values) for t, ds in zip(times, runs, strict=True)
+        ]
+        variables[name] = (("run", along), np.stack(rows), dict(runs[0][name].attrs))
+    for name, index in (("theta_start", 0), ("theta_end", -1)):
+        attributes = {"long_name": f"parameters at the {name[6:]}, flat", "units": "1"}
+        rows = [ds["theta"][index].values for ds in runs]
+        variables[name] = (("run", "parameter"), np.stack(rows), attributes)
+    for name, long_name in (("level", "loss the walk keeps"), ("status", "how the walk ended")):
+        values = np.array([ds.attrs[name] for ds in runs])
+        variables[name] = (("run",), values, {"long_name": long_name, "units": "1"})
+    seeds = [int(ds.attrs["seed"]) for ds in runs]
+    coordinates = {
+        "run": ("run", seeds, {"long_name": "seed of the run", "units": "1"}),
+        along: (along, axis, dict(runs[0][along].attrs)),
+    }
+    first = runs[0].attrs
+    attributes = {
+        "title": f"{first['experiment'] or 'walks'}: {len(runs)} walks by {along}",
+        "kind": "ensemble",
+        "along": along,
+    } | {k: first[k] for k in ("experiment", "solver", "rtol", "atol", "regularizer_name", "dtype")}
+    return xr.Dataset(variables, coordinates, attributes)
+
+
+def _passage(ds: xr.Dataset, along: str) -> tuple[Floats, Floats]:
+    """Values of the axis, increasing, and the flow times at which a walk first has them."""
+    time = ds["time"].values
+    kept = ds["snapshot_time"].values
+    inside = (time >= kept[0]) & (time <= kept[-1])
+    time = time[inside]
+    if along == "time":
+        return time, time
+    highest = np.maximum.accumulate(ds["angle"].values[inside])
+    rises = np.flatnonzero(np.diff(highest) > 0)
+    # Between two records the angle rises from the record before to the one that passes it.
+    at = np.concatenate([highest[:1], *[[highest[i], highest[i + 1]] for i in rises]])
+    when = np.concatenate([time[:1], *[[time[i], time[i + 1]] for i in rises]])
+    keep = np.append(True, np.diff(at) > 0)
+    return at[keep], when[keep]
+
+
+def _check(runs: Sequence[xr.Dataset]) -> None:
+    if not runs:
+        raise InputError("runs=[]; give at least one walk")
+    first = runs[0]
+    names = {str(k) for k in first.data_vars}
+    for ds in runs:
+        seed = ds.attrs["seed"]
+        if not ds.sizes["snapshot"]:
+            raise InputError(f"the walk of seed {seed} has no snapshot; walk again with some")
+        same = ds.attrs["experiment"] == first.attrs["experiment"]
+        if not same or ds.sizes["parameter"] != first.sizes["parameter"]:
+            raise InputError(
+                f"walks of {first.attrs['experiment']!r} and {ds.attrs['experiment']!r} "
+                "do not belong together; give those of one experiment"
+            )
+        if {str(k) for k in ds.data_vars} != names:
+            raise InputError(f"the walk of seed {seed} has other observables than the first")

@@ -1,0 +1,227 @@
+"""Runs as tasks on Dask: what is missing, as many at once as there is room, one retry."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from geoflow.errors import GeoflowError, InputError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+SECONDS_TO_CONNECT = 30
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one run of a sweep.
+
+    Attributes
+    ----------
+    name : str
+        ``seed-0003`` or ``penalty-0.001``.
+    path : Path
+        Its file, there unless the run failed.
+    status : str
+        That of the walk, ``trained`` for a training, or ``failed``.
+    message : str
+        The same in a sentence, or the error of a run that failed.
+    new : bool
+        False where the file was there before.
+    """
+
+    name: str
+    path: Path
+    status: str
+    message: str
+    new: bool
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run to do: ``function(path, **arguments)`` in a worker writes ``path``."""
+
+    name: str
+    path: Path
+    function: Callable[..., tuple[str, str]]
+    arguments: Mapping[str, Any]
+
+
+def run_tasks(
+    tasks: Sequence[Task],
+    finished: Mapping[str, tuple[str, str]],
+    scheduler: str | None,
+    workers: int | None,
+    threads: int,
+    progress: bool,
+) -> list[Outcome]:
+    """Do the tasks that are not finished.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+        All of them.
+    finished : mapping of str to (str, str)
+        Status and message of those that were done before, by name.
+    scheduler, workers, threads, progress
+        See :func:`geoflow.sweeps.runs.sweep`.
+
+    Returns
+    -------
+    list of Outcome
+        In the order of ``tasks``.
+
+    Raises
+    ------
+    InputError
+        No cluster there, or numbers that are not positive.
+    """
+    outcomes = {
+        t.name: Outcome(t.name, t.path, *finished[t.name], new=False)
+        for t in tasks
+        if t.name in finished
+    }
+    missing = {t.name: t for t in tasks if t.name not in finished}
+    # disable=None: shown on a terminal only; the lines are shown anywhere.
+    bar = tqdm(
+        total=len(tasks),
+        initial=len(outcomes),
+        desc="sweep",
+        unit="run",
+        disable=None if progress else True,
+    )
+    with bar:
+        for name, status, message in _results(missing, scheduler, workers, threads):
+            task = missing[name]
+            outcomes[name] = Outcome(name, task.path, status, message, new=True)
+            bar.update()
+            failed = sum(o.status == "failed" for o in outcomes.values())
+            bar.set_postfix_str(f"{failed} failed" if failed else "", refresh=False)
+            if progress:
+                tqdm.write(f"{name}: {status}: {message}", file=sys.stderr)
+    return [outcomes[t.name] for t in tasks]
+
+
+def _results(
+    missing: Mapping[str, Task], scheduler: str | None, workers: int | None, threads: int
+) -> Iterator[tuple[str, str, str]]:
+    """Name, status and message of each run, as it ends."""
+    if not missing:
+        return
+    from distributed import as_completed
+
+    waiting = list(missing.items())
+    with _client(scheduler, workers, threads, len(missing)) as client:
+        names: dict[Any, str] = {}
+        completed = as_completed(loop=client.loop)
+
+        def submit() -> None:
+            # As many as can run and no more: a worker's death counts against all it was given.
+            while waiting and completed.count() < max(1, sum(client.nthreads().values())):
+                name, task = waiting.pop(0)
+                future = client.submit(task.function, str(task.path), pure=False, **task.arguments)
+                names[future] = name
+                completed.add(future)
+
+        try:
+            submit()
+            for future in completed:
+                submit()
+                name = names.pop(future)
+                yield name, *_end(future, missing[name])
+        finally:
+            # On somebody else's cluster nothing of an interrupted sweep goes on.
+            client.cancel(list(names))
+
+
+def _end(future: Any, task: Task) -> tuple[str, str]:
+    """Status and message of a run that has ended."""
+    if future.status == "finished":
+        if not task.path.is_file():
+            return "failed", "its worker does not write to this file system"
+        status, message = future.result()
+        return status, message
+    error = future.exception()
+    reason = str(error).splitlines()[0] if str(error) else "no message"
+    return "failed", reason if isinstance(
+        error, GeoflowError
+    ) else f"{type(error).__name__}: {reason}"
+
+
+def settle(n_threads: int) -> None:
+    """Make a worker's process ready for a run."""
+    import dask.config
+
+    torch.set_num_threads(n_threads)
+    # Between threads only: a semaphore of the system would outlive a worker that is killed.
+    tqdm.set_lock(threading.RLock())
+    # xarray would ask the cluster for a lock on each file it writes; each is one worker's alone.
+    dask.config.set(scheduler="threads")
+
+
+@contextmanager
+def _client(
+    scheduler: str | None, workers: int | None, threads: int, n_runs: int
+) -> Iterator[Client]:
+    # Imported here, since it takes as long as all the rest of geoflow.
+    import dask.config
+    from distributed import Client, LocalCluster, WorkerPlugin
+
+    class IgnoreInterrupts(WorkerPlugin):
+        """Leave Ctrl-C, which a terminal sends to the workers too, to the process that asked."""
+
+        def setup(self, worker: Any) -> None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    if threads < 1 or (workers is not None and workers < 1):
+        raise InputError(f"workers={workers}, threads={threads}; use positive numbers")
+    if scheduler is not None:
+        try:
+            client = Client(scheduler, set_as_default=False, timeout=SECONDS_TO_CONNECT)
+        except (OSError, ValueError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"scheduler={scheduler!r} cannot be reached ({reason})") from None
+        with client:
+            try:
+                client.wait_for_workers(1, timeout=SECONDS_TO_CONNECT)
+            except TimeoutError:
+                raise InputError(f"scheduler={scheduler!r} has no workers; start some") from None
+            yield client
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if workers is None:
+        workers = max(1, (cores or 1) // threads)
+    quiet = {
+        # A run whose worker has died is tried once more, then given up.
+        "distributed.scheduler.allowed-failures": 1,
+        "distributed.scheduler.worker-saturation": 1.0,
+        # Memory is the operating system's to judge: Dask's guesses pause and kill workers.
+        "distributed.worker.memory.terminate": False,
+        "distributed.worker.memory.pause": False,
+        "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": threads,
+    }
+    with (
+        dask.config.set(quiet),
+        LocalCluster(
+            n_workers=min(workers, n_runs),
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=":0",
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        client.register_plugin(IgnoreInterrupts())
+        yield client

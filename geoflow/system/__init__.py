@@ -1,0 +1,1 @@
+"""Files, interrupts, memory, progress: what geoflow asks of the operating system."""

@@ -1,0 +1,1 @@
+"""What a walk leaves: its schema, its records, its dataset."""

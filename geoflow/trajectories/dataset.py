@@ -1,0 +1,137 @@
+"""From the records of a walk to an xarray dataset in schema 1.0."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from geoflow.manifold.flows import RegularizingFlow
+from geoflow.problems.dtypes import dtype_name
+from geoflow.problems.problem import Problem
+from geoflow.trajectories import schema
+from geoflow.trajectories.records import Snapshot, StepRecords
+
+# What a walk's provenance says of itself in the attributes.
+NAMED = ("title", "experiment", "seed")
+
+
+def to_dataset(
+    problem: Problem,
+    records: StepRecords,
+    snapshots: Sequence[Snapshot],
+    observables: Sequence[str],
+    attributes: Mapping[str, Any],
+) -> xr.Dataset:
+    """Assemble a trajectory dataset in schema 1.0.
+
+    Parameters
+    ----------
+    problem : Problem
+        Gives the layout of θ.
+    records : StepRecords
+        Every accepted step.
+    snapshots : sequence of Snapshot
+        In the order of the walk.
+    observables : sequence of str
+        Their names; a variable each, also where there is no snapshot.
+    attributes : mapping
+        Global attributes.
+    """
+    thetas = [s.theta for s in snapshots]
+    empty = np.empty((0, problem.n_parameters), dtype_name(problem.dtype))
+    arrays: dict[str, Any] = {
+        **records.arrays(),
+        "snapshot_time": np.array([s.time for s in snapshots], dtype=float),
+        "snapshot_step": np.array([s.step for s in snapshots], dtype=np.int64),
+        "theta": np.stack(thetas) if thetas else empty,
+    }
+    for name in observables:
+        arrays[name] = np.array([s.values[name] for s in snapshots], dtype=float)
+    return assemble(problem, arrays, observables, attributes)
+
+
+def assemble(
+    problem: Problem,
+    arrays: Mapping[str, Any],
+    observables: Sequence[str],
+    attributes: Mapping[str, Any],
+) -> xr.Dataset:
+    """Put arrays, NumPy's or Dask's, together as schema 1.0 has them.
+
+    Parameters
+    ----------
+    problem : Problem
+        Gives the layout of θ.
+    arrays : mapping
+        By the names of the schema and of the observables.
+    observables : sequence of str
+        Their names.
+    attributes : mapping
+        Global attributes.
+    """
+    shapes = [json.dumps(list(t.shape)) for t in problem.tensors]
+    arrays = {
+        **arrays,
+        "tensor_name": np.array([t.name for t in problem.tensors], dtype=object),
+        "tensor_offset": np.array([t.offset for t in problem.tensors], dtype=np.int64),
+        "tensor_shape": np.array(shapes, dtype=object),
+    }
+    variables: dict[str, Any] = {
+        name: (spec.dims, arrays[name], {"long_name": spec.long_name, "units": spec.units})
+        for name, spec in schema.VARIABLES.items()
+    }
+    kept, computed = str(arrays["theta"].dtype), dtype_name(problem.dtype)
+    if kept != computed:
+        variables["theta"][2]["comment"] = f"computed in {computed}, rounded to {kept}"
+    for name in observables:
+        text = name.replace("_", " ")
+        variables[name] = (("snapshot",), arrays[name], {"long_name": text, "units": "1"})
+    coordinates = schema.STEP_COORDINATES | schema.SNAPSHOT_COORDINATES | schema.TENSOR_COORDINATES
+    ds = xr.Dataset(variables, attrs=dict(attributes))
+    return ds.set_coords(list(coordinates))
+
+
+def attributes(
+    flow: RegularizingFlow,
+    *,
+    solver: str,
+    rtol: float,
+    atol: float,
+    config: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Global attributes of a walk, all but its status."""
+    problem = flow.problem
+    named = {k: config["provenance"][k] for k in NAMED if k in config["provenance"]}
+    return {
+        "geoflow_schema": schema.SCHEMA_VERSION,
+        "geoflow_version": version("geoflow"),
+        "Conventions": schema.CONVENTIONS,
+        "title": "Walk along a training-loss level set",
+        "history": f"walked by geoflow {version('geoflow')}",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "experiment": "",
+        "seed": -1,
+        "level": flow.level_set.level,
+        "level_rtol": flow.level_set.level_rtol,
+        "solver": solver,
+        "rtol": rtol,
+        "atol": atol,
+        "dtype": dtype_name(problem.dtype),
+        "device": str(problem.device),
+        "regularizer_name": flow.regularizer_name,
+        "config": json.dumps(config, sort_keys=True),
+        "data_sha256": problem.data_sha256,
+        "python_version": platform.python_version(),
+        "torch_version": str(torch.__version__),
+        "torchdiffeq_version": version("torchdiffeq"),
+        "numpy_version": np.__version__,
+        "xarray_version": xr.__version__,
+    } | named

@@ -1,0 +1,136 @@
+"""What a walk records: scalars of every accepted step, θ and observables where θ is kept."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from geoflow.errors import InputError
+from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.trajectories import schema
+
+Observable = Callable[[Tensor], float]
+
+
+class StepRecords(Sequence[Mapping[str, float]]):
+    """The scalars of every accepted step, by column: a few hundred bytes a step."""
+
+    def __init__(self) -> None:
+        specs = schema.STEP_COORDINATES | schema.STEP_VARIABLES
+        self.columns = {n: array("q" if s.dtype == "i8" else "d") for n, s in specs.items()}
+
+    @classmethod
+    def of(cls, columns: Mapping[str, NDArray[Any]]) -> StepRecords:
+        """Take records from arrays, by name."""
+        records = cls()
+        records.extend(columns)
+        return records
+
+    def extend(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        """Add the accepted steps that arrays hold, by name."""
+        for name, column in self.columns.items():
+            column.frombytes(np.ascontiguousarray(columns[name], column.typecode).tobytes())
+
+    def arrays(self, start: int = 0) -> dict[str, NDArray[Any]]:
+        """Copy the columns from record ``start`` on into arrays, by name."""
+        return {name: np.array(column[start:]) for name, column in self.columns.items()}
+
+    def forget(self, n: int) -> None:
+        """Drop the first ``n`` records."""
+        for column in self.columns.values():
+            del column[:n]
+
+    def append(self, record: Mapping[str, float]) -> None:
+        """Add one accepted step."""
+        for name, column in self.columns.items():
+            column.append(record[name])  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        # By the last column, which is the last to grow: Ctrl-C may come in between.
+        return len(self.columns["wall_time"])
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return {name: column[index] for name, column in self.columns.items()}
+
+    def __iter__(self) -> Iterator[Mapping[str, float]]:
+        return (self[i] for i in range(len(self)))
+
+
+class Snapshot:
+    """θ and the observables at one accepted step; ``dtype`` is that in which θ is kept."""
+
+    def __init__(
+        self,
+        step: int,
+        time: float,
+        theta: Tensor,
+        observables: Mapping[str, Observable],
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.step = step
+        self.time = time
+        self.theta = theta.detach().to("cpu", dtype or theta.dtype, copy=True).numpy()
+        self.values = {name: float(f(theta)) for name, f in observables.items()}
+
+
+def step_record(
+    flow: RegularizingFlow,
+    state: FlowState,
+    *,
+    time: float,
+    arc_length: float,
+    step_size: float,
+    error_estimate: float,
+    n_rejected: int,
+    n_reprojection: int,
+    counts: Mapping[str, int],
+    wall_time: float,
+) -> dict[str, float]:
+    """Build the record of one accepted step, by the names of the schema."""
+    residual = flow.level_set.residual(state.loss)
+    return {
+        "time": time,
+        "arc_length": arc_length,
+        "train_loss": state.loss,
+        "level_residual": residual,
+        "level_distance": abs(residual) / state.gradient_norm,
+        "regularizer": state.regularizer,
+        "multiplier": state.multiplier,
+        "angle": state.angle,
+        "gradient_norm": state.gradient_norm,
+        "tangent_norm": state.tangent_norm,
+        "step_size": step_size,
+        "error_estimate": error_estimate,
+        "n_rejected": n_rejected,
+        "n_reprojection": n_reprojection,
+        "n_gradient": counts["gradient"],
+        "n_hvp": counts["hvp"],
+        "wall_time": wall_time,
+    }
+
+
+def check_observables(observables: Mapping[str, Observable], theta: Tensor) -> None:
+    """Refuse observables that would not fit the schema.
+
+    Raises
+    ------
+    InputError
+        A name the schema uses itself, or a function that does not give a number.
+    """
+    for name, function in observables.items():
+        if not name.isidentifier() or not schema.is_observable(name):
+            raise InputError(f"observables: {name!r} is taken or not a name; choose another")
+        try:
+            float(function(theta))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"observables[{name!r}] gave no number at theta0 ({error}); return a float"
+            ) from None

@@ -1,0 +1,380 @@
+"""The only loop: step, record, keep θ, stop."""
+
+from __future__ import annotations
+
+import math
+import time as clock
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+
+from geoflow import solvers
+from geoflow.archive.checkpoint import Checkpoint
+from geoflow.archive.saved import check_target
+from geoflow.errors import (
+    ArchiveError,
+    ConvergenceError,
+    CriticalPointError,
+    EvaluationLimitError,
+    InputError,
+    StepSizeError,
+)
+from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.problems import dtypes
+from geoflow.solvers import Carry, Solver, Tolerance
+from geoflow.system import interrupts
+from geoflow.system.memory import check_memory
+from geoflow.system.progress import Progress
+from geoflow.trajectories import dataset, records
+from geoflow.trajectories.records import Observable, Snapshot
+from geoflow.walking.recorder import Memory, Recorder
+from geoflow.walking.snapshots import Every, SnapshotRule, Thinned, rule_for
+from geoflow.walking.stopping import Goals, Stationary, Stop
+from geoflow.walking.stream import Stream
+
+# What has been covered where a walk starts.
+START: Mapping[str, Any] = {
+    "time": 0.0,
+    "arc_length": 0.0,
+    "step_size": 0.0,
+    "error_estimate": math.nan,
+    "n_rejected": 0,
+}
+
+
+def walk(
+    flow: RegularizingFlow,
+    solver: str | Solver = solvers.DEFAULT,
+    rtol: float = 1e-3,
+    atol: float = 1e-6,
+    t_end: float | None = None,
+    stop: Stop | None = Stationary(175.0),  # noqa: B008 - immutable
+    max_evaluations: int | None = None,
+    reproject_every: float | None = None,
+    snapshot_times: Sequence[float] | None = None,
+    snapshot_every: float | None = None,
+    observables: Mapping[str, Observable] | None = None,
+    archive: str | Path | None = None,
+    progress: bool = False,
+    *,
+    max_snapshots: int = 100,
+    theta_dtype: str | None = None,
+    checkpoint_seconds: float = 30.0,
+    provenance: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> xr.Dataset:
+    """Walk along the level set, down R, and return the trajectory.
+
+    Parameters
+    ----------
+    flow : RegularizingFlow
+        The vector field; the walk starts at ``flow.problem.theta0``, re-projected.
+    solver : str or Solver
+        A name of :func:`geoflow.solvers.names`, or a solver with settings of its own.
+    rtol, atol : float
+        Local error allowed in θ, relative to ‖θ‖ and absolute.
+    t_end : float, optional
+        Flow time at which the walk ends.
+    stop : Stop, optional
+        A further criterion; the default ends the walk at an angle of 175° between ∇R and ∇L.
+    max_evaluations : int, optional
+        Budget in gradient evaluations, a Hessian-vector product counting 2. Never exceeded.
+        None: 100,000.
+    reproject_every : float, optional
+        Flow time between re-projections for torchdiffeq's solvers. None: every accepted step.
+    snapshot_times : sequence of float, optional
+        Keep θ at exactly these flow times.
+    snapshot_every : float, optional
+        Keep θ at the multiples of this flow time. With neither, at most ``max_snapshots``
+        accepted steps are kept, evenly in arc length, the first and the last among them.
+    observables : mapping of str to callable, optional
+        Functions θ → float, evaluated where θ is kept; one variable each.
+    archive : str or Path, optional
+        netCDF-4 file to write the trajectory to. The walk is streamed beside it, with memory
+        flat however long it is, and the dataset returned reads the file lazily. Should the
+        process end, :func:`geoflow.resume` goes on.
+    progress : bool
+        Show the walk on standard error, where that is a terminal.
+    max_snapshots : int
+        See ``snapshot_every``.
+    theta_dtype : str, optional
+        ``"float32"`` keeps θ in half the space. None: the dtype of the walk.
+    checkpoint_seconds : float
+        Seconds between checkpoints of an archived walk: what a crash can cost.
+    provenance : mapping, optional
+        Where the problem comes from, JSON-able; kept in ``config``. Its ``title``,
+        ``experiment`` and ``seed`` become attributes.
+    overwrite : bool
+        Replace ``archive`` where it exists.
+
+    Returns
+    -------
+    xarray.Dataset
+        Schema 1.0. Its ``status`` says how the walk ended: ``stationary``, ``t_end``,
+        ``plateau``, ``max_evaluations``; ``step_size_underflow``, ``projection_failed`` or
+        ``critical_point`` where it could not go on; ``interrupted`` after Ctrl-C.
+
+    Raises
+    ------
+    InputError
+        An argument that cannot be used.
+    ConvergenceError, CriticalPointError
+        θ0 cannot be projected onto the level set, so there is no walk to keep.
+    ArchiveError
+        The disk no longer takes what is streamed, or another process is writing there.
+    """
+    observables = dict(observables or {})
+    chosen = _solver(solver, reproject_every)
+    tolerance = Tolerance.checked(rtol, atol, flow.problem.dtype)
+    rule = rule_for(snapshot_times, snapshot_every, max_snapshots)
+    goals = Goals.checked(t_end, stop, max_evaluations)
+    if checkpoint_seconds < 0:
+        raise InputError(f"checkpoint_seconds={checkpoint_seconds}; use zero or more")
+    records.check_observables(observables, flow.problem.theta0)
+    kept_dtype = _theta_dtype(theta_dtype, flow.problem.dtype)
+    target = check_target(archive, overwrite=overwrite) if archive else None
+
+    config = {
+        "solver": {"name": chosen.name, **chosen.options},
+        "rtol": tolerance.rtol,
+        "atol": tolerance.atol,
+        **goals.config,
+        "snapshot_times": None if snapshot_times is None else [float(t) for t in snapshot_times],
+        "snapshot_every": snapshot_every,
+        "max_snapshots": max_snapshots,
+        "theta_dtype": dtypes.dtype_name(kept_dtype),
+        "observables": sorted(observables),
+        "threads": torch.get_num_threads(),
+        "provenance": dict(provenance or {}),
+    }
+    header = dataset.attributes(
+        flow,
+        solver=chosen.name,
+        rtol=tolerance.rtol,
+        atol=tolerance.atol,
+        config=config,
+    )
+    if target is None:
+        _check_memory(flow, rule)
+        memory = Memory(flow.problem, sorted(observables), header)
+        return Walk(flow, chosen, tolerance, rule, observables, memory, kept_dtype).run(
+            goals, progress
+        )
+    with Stream.create(
+        target,
+        flow.problem,
+        header,
+        look_back=goals.look_back,
+        interval=checkpoint_seconds,
+        overwrite=overwrite,
+    ) as stream:
+        return Walk(flow, chosen, tolerance, rule, observables, stream, kept_dtype).run(
+            goals, progress
+        )
+
+
+class Walk:
+    """What changes along one walk, from its start or from a checkpoint.
+
+    Parameters
+    ----------
+    flow, solver, tolerance, rule, observables
+        What to walk, how, and what to keep; see :func:`walk`.
+    recorder : Recorder
+        Takes the records.
+    theta_dtype : torch.dtype
+        In which θ is kept.
+    """
+
+    def __init__(
+        self,
+        flow: RegularizingFlow,
+        solver: Solver,
+        tolerance: Tolerance,
+        rule: SnapshotRule,
+        observables: Mapping[str, Observable],
+        recorder: Recorder,
+        theta_dtype: torch.dtype,
+    ) -> None:
+        self.flow, self.solver, self.tolerance = flow, solver, tolerance
+        self.rule, self.observables = rule, observables
+        self.recorder, self.theta_dtype = recorder, theta_dtype
+        self.start = flow.problem.theta0
+        self.state: FlowState | None = None
+        self.carry: Carry | None = None
+        # The latest record, and the evaluations up to where the walk could go on from.
+        self.last: Mapping[str, Any] = {}
+        self.counts = dict.fromkeys(flow.problem.counts, 0)
+        self.counts0 = flow.problem.counts
+        self.clock0 = clock.perf_counter()
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to a checkpoint; the recorder and the rule have been restored before."""
+        problem = self.flow.problem
+        theta = checkpoint.theta.to(problem.device)
+        self.carry, self.counts = checkpoint.carry, dict(checkpoint.counts)
+        if checkpoint.n_steps:
+            self.state = self.flow.evaluate(theta)
+            self.last = self.recorder.records[-1]
+            _check_same(self.state, self.last)
+            self.clock0 -= self.last["wall_time"]
+        else:
+            self.start = theta
+        self.counts0 = {n: k - self.counts[n] for n, k in problem.counts.items()}
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """What is needed to go on from here."""
+        theta = self._state().theta
+        return Checkpoint(self.recorder.n_steps, theta, self.carry, self.counts)
+
+    def run(self, goals: Goals, progress: bool) -> xr.Dataset:
+        """Walk to an end, and return the trajectory."""
+        budget = goals.max_evaluations - self.counts["gradient"] - 2 * self.counts["hvp"]
+        shown = Progress(progress)
+        with shown, self.flow.problem.budget(max(budget, 0)):
+            try:
+                self._prepare()
+                end = goals.judge(self.recorder.records)
+                while end is None:
+                    self._step(goals.t_end)
+                    shown.show(self.last)
+                    end = goals.judge(self.recorder.records)
+            except KeyboardInterrupt:
+                if self.state is None:
+                    raise
+                end = "interrupted", "interrupted by the user"
+            except EvaluationLimitError:
+                if self.state is None:
+                    raise InputError(
+                        f"max_evaluations={goals.max_evaluations} are spent before the level set "
+                        "is reached; allow more"
+                    ) from None
+                end = (
+                    "max_evaluations",
+                    f"the budget of {goals.max_evaluations} evaluations is spent",
+                )
+            except StepSizeError as error:
+                end = "step_size_underflow", str(error)
+            except ConvergenceError as error:
+                end = self._failed("projection_failed", error)
+            except CriticalPointError as error:
+                end = self._failed("critical_point", error)
+        if self.rule.keeps_last and self.recorder.last_kept != self.recorder.n_steps - 1:
+            self.recorder.keep(self._snapshot(self._state(), self.recorder.n_steps - 1, self.last))
+        return self.recorder.finish(self.checkpoint, {"status": end[0], "status_message": end[1]})
+
+    def _prepare(self) -> None:
+        """Come to the level set and record the start, where that is still to be done."""
+        if self.state is None:
+            state, projection = self.flow.project(self.start)
+            self._accept(state, None, {**START, "n_reprojection": projection.iterations})
+        if self.carry is None:
+            carry = self.solver.init(self.flow, self._state(), self.tolerance)
+            self.carry, self.counts = carry, self._counts()
+
+    def _step(self, t_end: float) -> None:
+        state, last = self._state(), self.last
+        assert self.carry is not None, "a walk is prepared before its first step"
+        target = min(self.rule.next_time(last["time"]), t_end)
+        left = target - last["time"]
+        result = self.solver.step(self.flow, state, self.carry, self.tolerance, left)
+        chord = float(torch.linalg.vector_norm(result.state.theta - state.theta))
+        progress = {
+            # The sum may round past or short of the time asked for; the step ended exactly there.
+            "time": target if result.time >= left else last["time"] + result.time,
+            "arc_length": last["arc_length"] + chord,
+            "step_size": result.time,
+            "error_estimate": result.error_estimate,
+            "n_rejected": last["n_rejected"] + result.n_rejected,
+            "n_reprojection": last["n_reprojection"] + result.n_reprojection,
+        }
+        self._accept(result.state, result.carry, progress)
+
+    def _accept(self, state: FlowState, carry: Carry | None, advance: Mapping[str, Any]) -> None:
+        """Record an accepted step, whole or not at all."""
+        counts = self._counts()
+        record = records.step_record(
+            self.flow,
+            state,
+            **advance,
+            counts=counts,
+            wall_time=clock.perf_counter() - self.clock0,
+        )
+        step = self.recorder.n_steps
+        keep, dropped = self.rule.offer(step, record["time"], record["arc_length"])
+        snapshot = self._snapshot(state, step, record) if keep else None
+        with interrupts.put_off():
+            self.recorder.record(record, dropped)
+            if snapshot:
+                self.recorder.keep(snapshot)
+            self.state, self.carry, self.last, self.counts = state, carry, record, counts
+            self.recorder.accepted(self.checkpoint)
+
+    def _snapshot(self, state: FlowState, step: int, record: Mapping[str, float]) -> Snapshot:
+        return Snapshot(step, record["time"], state.theta, self.observables, self.theta_dtype)
+
+    def _state(self) -> FlowState:
+        assert self.state is not None, "a walk has a state from its first record on"
+        return self.state
+
+    def _counts(self) -> dict[str, int]:
+        counts = self.flow.problem.counts
+        return {name: counts[name] - self.counts0[name] for name in counts}
+
+    def _failed(self, status: str, error: ConvergenceError | CriticalPointError) -> tuple[str, str]:
+        if self.state is None:
+            raise error
+        return status, str(error)
+
+
+def _solver(solver: str | Solver, reproject_every: float | None) -> Solver:
+    if isinstance(solver, str):
+        return solvers.get(solver, reproject_every)
+    if reproject_every is not None:
+        raise InputError(
+            f"reproject_every={reproject_every} goes with a solver's name; "
+            "give it to the solver instance"
+        )
+    return solver
+
+
+def _theta_dtype(name: str | None, dtype: torch.dtype) -> torch.dtype:
+    kept = dtype if name is None else dtypes.DTYPES.get(name)
+    if kept is None or kept.itemsize > dtype.itemsize:
+        raise InputError(
+            f"theta_dtype={name!r}; use 'float32', or None for that of the walk ({dtype})"
+        )
+    return kept
+
+
+def _check_same(state: FlowState, last: Mapping[str, float]) -> None:
+    """Compare L and ∇L where a walk is taken up with what was recorded there."""
+    pairs = ((state.loss, last["train_loss"]), (state.gradient_norm, last["gradient_norm"]))
+    if all(now == then for now, then in pairs):
+        return
+    rtol = math.sqrt(torch.finfo(state.theta.dtype).eps)
+    if not all(math.isclose(now, then, rel_tol=rtol) for now, then in pairs):
+        raise ArchiveError(
+            f"flow: the loss is {state.loss:.9g} where {last['train_loss']:.9g} was recorded; "
+            "go on with the network and the loss function that the walk started with"
+        )
+    warnings.warn(
+        "the loss differs in its last digits from that recorded, so the walk goes on but not bit "
+        "for bit: another machine, number of threads or version of torch",
+        stacklevel=3,
+    )
+
+
+def _check_memory(flow: RegularizingFlow, rule: SnapshotRule) -> None:
+    """Refuse a walk whose snapshots would not fit, before it starts."""
+    if isinstance(rule, Every):
+        return
+    n = rule.limit if isinstance(rule, Thinned) else len(rule.times)  # type: ignore[attr-defined]
+    needed = 2 * n * flow.problem.theta0.numel() * flow.problem.theta0.element_size()
+    what = f"{n} snapshots of {flow.problem.n_parameters:,} parameters"
+    check_memory(needed, what, "keep fewer snapshots, or name an archive")

@@ -1,0 +1,81 @@
+"""What a walk hands its records to, and the recorder that keeps them in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import xarray as xr
+
+from geoflow.archive.checkpoint import Checkpoint
+from geoflow.problems.problem import Problem
+from geoflow.trajectories.dataset import to_dataset
+from geoflow.trajectories.records import Snapshot, StepRecords
+
+
+class Recorder(Protocol):
+    """Takes what a walk records; the walk itself keeps none of it.
+
+    Attributes
+    ----------
+    records : StepRecords
+        The latest records, at least those a stopping criterion looks at.
+    n_steps : int
+        Records so far.
+    """
+
+    records: StepRecords
+    n_steps: int
+
+    @property
+    def last_kept(self) -> int:
+        """The step whose θ was kept last; −1 for none."""
+
+    def record(self, record: Mapping[str, float], dropped: Sequence[int]) -> None:
+        """Add an accepted step; the θ of the ``dropped`` ones is no longer wanted."""
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """Keep θ at the step recorded last."""
+
+    def accepted(self, checkpoint: Checkpoint) -> None:
+        """Take note that the walk could go on from here: called after every accepted step."""
+
+    def finish(self, checkpoint: Checkpoint, end: Mapping[str, str]) -> xr.Dataset:
+        """Return the trajectory; ``end`` is its status and message."""
+
+
+class Memory:
+    """Keeps everything in memory."""
+
+    def __init__(
+        self, problem: Problem, observables: Sequence[str], header: Mapping[str, Any]
+    ) -> None:
+        self.problem, self.observables, self.header = problem, observables, header
+        self.records = StepRecords()
+        self.snapshots: list[Snapshot] = []
+        self.n_steps = 0
+
+    @property
+    def last_kept(self) -> int:
+        """The step whose θ was kept last; −1 for none."""
+        return self.snapshots[-1].step if self.snapshots else -1
+
+    def record(self, record: Mapping[str, float], dropped: Sequence[int]) -> None:
+        """Add an accepted step."""
+        self.records.append(record)
+        self.n_steps += 1
+        if dropped:
+            gone = set(dropped)
+            self.snapshots = [s for s in self.snapshots if s.step not in gone]
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """Keep θ at the step recorded last."""
+        self.snapshots.append(snapshot)
+
+    def accepted(self, checkpoint: Checkpoint) -> None:
+        """Do nothing: memory does not outlive the process."""
+
+    def finish(self, checkpoint: Checkpoint, end: Mapping[str, str]) -> xr.Dataset:
+        """Return the trajectory."""
+        header = {**self.header, **end}
+        return to_dataset(self.problem, self.records, self.snapshots, self.observables, header)

@@ -1,0 +1,206 @@
+"""Going on with a walk: after a crash from its last checkpoint, after its end to a further goal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from geoflow import experiments, solvers
+from geoflow.archive.saved import Saved, saved
+from geoflow.errors import ArchiveError, GeoflowError, InputError
+from geoflow.manifold.flows import RegularizingFlow
+from geoflow.problems import dtypes
+from geoflow.solvers import Solver, Tolerance
+from geoflow.trajectories import schema
+from geoflow.trajectories.records import Observable
+from geoflow.walking import rerunning, stopping
+from geoflow.walking.loop import Walk
+from geoflow.walking.snapshots import rule_for
+from geoflow.walking.stopping import Goals, Stop
+from geoflow.walking.stream import Stream
+
+# The goal of a walk by the status that says it was reached.
+GOALS = {
+    "stationary": "stop",
+    "plateau": "stop",
+    "t_end": "t_end",
+    "max_evaluations": "max_evaluations",
+}
+
+
+def resume(
+    path: str | Path,
+    flow: RegularizingFlow | None = None,
+    *,
+    solver: Solver | None = None,
+    t_end: float | None = None,
+    stop: Stop | None = None,
+    max_evaluations: int | None = None,
+    observables: Mapping[str, Observable] | None = None,
+    progress: bool = False,
+    checkpoint_seconds: float = 30.0,
+) -> xr.Dataset:
+    """Go on with the walk of an archive, and return the whole trajectory.
+
+    A walk that was cut short goes on from its last checkpoint, and becomes what it would have
+    been, bit for bit, ``wall_time`` and ``created`` aside. A walk that has ended goes on to the
+    goals given here; the goal that ended it falls away.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file that was given as ``archive``, whether it is there yet or not.
+    flow : RegularizingFlow, optional
+        The flow of that walk: same data, network, loss, level and regularisation function. None:
+        it is made anew, where the walk was of an experiment of :mod:`geoflow.experiments`.
+    solver : Solver, optional
+        Needed only where the walk had a solver that is not geoflow's own.
+    t_end, stop, max_evaluations
+        As for :func:`geoflow.walk`; None: as before.
+    observables : mapping of str to callable, optional
+        Needed, by the same names, where the walk had some and ``flow`` is given.
+    progress : bool
+        Show the walk on standard error, where that is a terminal.
+    checkpoint_seconds : float
+        Seconds between checkpoints.
+
+    Returns
+    -------
+    xarray.Dataset
+        Schema 1.0.
+
+    Raises
+    ------
+    InputError
+        An argument that cannot be used, or a walk that has ended and no further goal.
+    ArchiveError
+        Nothing to go on from; other data, another network or another schema than the walk's;
+        damage; or another process is writing there.
+    StorageError
+        The disk does not take what is streamed; what was streamed is kept.
+    """
+    path = Path(path)
+    kept = saved(path)
+    check_schema(path, kept.attributes)
+    if flow is None:
+        if observables or solver:
+            raise InputError("flow: observables and solver go with a flow; give it too")
+        rebuilt = _of_experiment(path, kept)
+        flow, observables = rebuilt.flow, rebuilt.observables
+    observables = dict(observables or {})
+    check_flow(flow, kept)
+    names = kept.config.get("observables")
+    if sorted(observables) != names:
+        raise InputError(
+            f"observables: the walk has {names}, given are {sorted(observables)}; give the same"
+        )
+    try:
+        goals = _goals(kept, {"t_end": t_end, "stop": stop, "max_evaluations": max_evaluations})
+        config = kept.config | goals.config
+        solver = _solver(config["solver"], solver)
+        rule = rule_for(config["snapshot_times"], config["snapshot_every"], config["max_snapshots"])
+        tolerance = Tolerance.checked(config["rtol"], config["atol"], flow.problem.dtype)
+        theta_dtype = dtypes.DTYPES[config["theta_dtype"]]
+    except (KeyError, TypeError) as error:
+        raise ArchiveError(f"{path}: its config cannot be used ({error!r}); run again") from None
+    header = {k: v for k, v in kept.attributes.items() if k not in ("status", "status_message")}
+    stream, checkpoint = Stream.reopen(
+        path,
+        flow.problem,
+        {**header, "config": json.dumps(config, sort_keys=True)},
+        look_back=goals.look_back,
+        interval=checkpoint_seconds,
+        rule=rule,
+    )
+    with stream:
+        walk = Walk(flow, solver, tolerance, rule, observables, stream, theta_dtype)
+        try:
+            walk.restore(checkpoint)
+        except GeoflowError:
+            stream.give_up()
+            raise
+        return walk.run(goals, progress)
+
+
+def check_schema(path: Path, attributes: Mapping[str, Any]) -> None:
+    """Refuse to write on in another version of the schema.
+
+    Raises
+    ------
+    ArchiveError
+        The walk was started in another version.
+    """
+    version = attributes.get("geoflow_schema")
+    if version != schema.SCHEMA_VERSION:
+        raise ArchiveError(
+            f"{path} is in schema {version!r} and this geoflow writes {schema.SCHEMA_VERSION!r}; "
+            f"go on with the geoflow that wrote it ({attributes.get('geoflow_version')})"
+        )
+
+
+def check_flow(flow: RegularizingFlow, kept: Saved) -> None:
+    """Refuse another problem than the walk's.
+
+    Raises
+    ------
+    ArchiveError
+        Other data, another network, level or regularisation function; says which.
+    """
+    problem, attributes = flow.problem, kept.attributes
+    tensors = [[t.name, list(t.shape)] for t in problem.tensors]
+    pairs = {
+        "dtype": (dtypes.dtype_name(problem.dtype), attributes["dtype"]),
+        "data (SHA-256)": (problem.data_sha256, attributes["data_sha256"]),
+        "network's tensors": (tensors, kept.tensors),
+        "level": (flow.level_set.level, attributes["level"]),
+        "level_rtol": (flow.level_set.level_rtol, attributes["level_rtol"]),
+        "regularizer": (flow.regularizer_name, attributes["regularizer_name"]),
+    }
+    for name, (now, then) in pairs.items():
+        if now != then:
+            raise ArchiveError(
+                f"flow: its {name} is not that of the walk: {_short(now)} where the walk has "
+                f"{_short(then)}; give the flow that the walk started with"
+            )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _goals(kept: Saved, given: dict[str, Any]) -> Goals:
+    """Combine the goals of a walk with those given, the one that ended it falling away."""
+    status = kept.attributes.get("status")
+    if status not in (None, "interrupted") and all(value is None for value in given.values()):
+        raise InputError(
+            f"the walk has ended, {status}: {kept.attributes.get('status_message')}; "
+            "name a further goal (--angle, --t-end or --max-evaluations)"
+        )
+    for name, value in given.items():
+        if value is None and GOALS.get(str(status)) != name:
+            given[name] = kept.config[name]
+            if name == "stop" and given[name] is not None:
+                given[name] = stopping.from_config(given[name])
+    return Goals.checked(**given)
+
+
+def _solver(config: Mapping[str, Any], given: Solver | None) -> Solver:
+    if given is None:
+        return solvers.from_config(config)
+    if {"name": given.name, **given.options} != config:
+        raise InputError(f"solver: the walk's is {config}; give the same")
+    return given
+
+
+def _of_experiment(path: Path, kept: Saved) -> experiments.RebuiltWalk:
+    """Make what an experiment's walk was a walk of again, where it was computed."""
+    try:
+        rerunning.known_experiment(kept.config["provenance"])
+        return experiments.rebuild(kept.attributes, device=kept.attributes["device"])
+    except (KeyError, TypeError) as error:
+        raise ArchiveError(f"{path}: its config cannot be used ({error!r}); run again") from None

@@ -1,0 +1,386 @@
+"""A walk written to disk as it goes: the recorder behind ``walk(archive=…)``.
+
+Beside ``FILE.nc`` stands the folder ``.FILE.nc.parts`` with
+
+- ``theta-<step>.npz``: up to ``SNAPSHOTS_PER_PART`` snapshots from that step on,
+- ``steps-<number>.npz``: the records of up to ``STEPS_PER_PART`` steps,
+- ``checkpoint.npz``: what the walk needs to go on, how many records hold, and the attributes.
+
+The checkpoint is written last and replaced whole, so that it is the one that says what counts:
+whatever else is there was on its way when the process ended. At the end the parts become
+``FILE.nc``, one after the other, and the folder goes.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import time as clock
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from dask.delayed import delayed
+from numpy.typing import NDArray
+
+from geoflow.archive import parts, trajectory_files
+from geoflow.archive.checkpoint import Checkpoint
+from geoflow.archive.saved import check_target, saved
+from geoflow.errors import ArchiveError, StorageError
+from geoflow.problems.problem import Problem
+from geoflow.system import files, interrupts
+from geoflow.trajectories.dataset import assemble
+from geoflow.trajectories.records import Snapshot, StepRecords
+from geoflow.walking.snapshots import SnapshotRule
+
+STEPS_PER_PART = 65_536
+SNAPSHOTS_PER_PART = 64
+PENDING_BYTES = 16 * 2**20
+
+
+class Stream:
+    """Streams a walk beside its archive; holds the archive's lock until it is closed.
+
+    Make one with :meth:`create` or :meth:`reopen`. A context manager, that closes.
+
+    Parameters
+    ----------
+    path : Path
+        The archive.
+    problem : Problem
+        Gives the layout of θ.
+    header : mapping
+        Global attributes, all but how the walk ended.
+    lock : files.Lock
+        Of the folder beside ``path``.
+    look_back : float
+        Flow time over which records are kept in memory.
+    interval : float
+        Seconds between checkpoints.
+
+    Attributes
+    ----------
+    records : StepRecords
+        The latest records, as far back as a stopping criterion looks.
+    n_steps : int
+        Records so far.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        problem: Problem,
+        header: Mapping[str, Any],
+        lock: files.Lock,
+        look_back: float,
+        interval: float,
+    ) -> None:
+        self.path, self.problem, self.header = path, problem, header
+        self.lock, self.folder = lock, lock.folder
+        self.look_back, self.interval = look_back, interval
+        config = json.loads(header["config"])
+        self.observables: list[str] = config["observables"]
+        self.theta_dtype: str = config["theta_dtype"]
+        self.records = StepRecords()
+        self.n_steps = self.n_saved = 0
+        # By step: flow time and observables of each snapshot; its θ, or the part that has it.
+        self.kept: dict[int, NDArray[np.float64]] = {}
+        self.pending: dict[int, NDArray[Any]] = {}
+        self.where: dict[int, Path] = {}
+        self.saved_at = clock.monotonic()
+        self.unpacked = False
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        problem: Problem,
+        header: Mapping[str, Any],
+        *,
+        look_back: float,
+        interval: float,
+        overwrite: bool,
+    ) -> Stream:
+        """Start a walk at ``problem.theta0``.
+
+        Raises
+        ------
+        InputError
+            A walk was streamed there and not finished.
+        ArchiveError
+            Another process is writing there, or the disk does not take it.
+        """
+        lock = files.Lock(parts.folder_beside(path), parts.CHECKPOINT)
+        try:
+            check_target(path, overwrite=overwrite)
+            stream = cls(path, problem, header, lock, look_back, interval)
+            with _writing(path):
+                lock.clear()
+                nothing = dict.fromkeys(problem.counts, 0)
+                stream._write(Checkpoint(0, problem.theta0, None, nothing))
+        except BaseException:
+            lock.release()
+            raise
+        return stream
+
+    @classmethod
+    def reopen(
+        cls,
+        path: Path,
+        problem: Problem,
+        header: Mapping[str, Any],
+        *,
+        look_back: float,
+        interval: float,
+        rule: SnapshotRule,
+    ) -> tuple[Stream, Checkpoint]:
+        """Take up a walk, unfinished or finished; its steps are offered to ``rule`` once more.
+
+        Raises
+        ------
+        ArchiveError
+            Another process is writing there, or something is missing or damaged.
+        """
+        lock = files.Lock(parts.folder_beside(path), parts.CHECKPOINT)
+        try:
+            stream = cls(path, problem, header, lock, look_back, interval)
+            with _writing(path):
+                if not parts.is_resumable(path):
+                    stream._unpack()
+                checkpoint = saved(path).checkpoint
+                stream._restore(checkpoint, rule)
+        except BaseException:
+            lock.release()
+            raise
+        return stream, checkpoint
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.lock.release()
+
+    @property
+    def last_kept(self) -> int:
+        """The step whose θ was kept last; −1 for none."""
+        return next(reversed(self.kept), -1)
+
+    def record(self, record: Mapping[str, float], dropped: Sequence[int]) -> None:
+        """Add an accepted step; the θ of the ``dropped`` ones is no longer wanted."""
+        self.records.append(record)
+        self.n_steps += 1
+        for step in dropped:
+            del self.kept[step]
+            self.pending.pop(step, None)
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """Keep θ at the step recorded last."""
+        scalars = [snapshot.time, *(snapshot.values[name] for name in self.observables)]
+        self.kept[snapshot.step] = np.array(scalars)
+        self.pending[snapshot.step] = snapshot.theta
+
+    def accepted(self, checkpoint: Checkpoint) -> None:
+        """Save where a checkpoint is due, or where much waits for one."""
+        due = clock.monotonic() - self.saved_at >= self.interval
+        full = self.n_steps % STEPS_PER_PART == 0
+        waiting = len(self.pending) * self.problem.n_parameters * 8
+        if due or full or waiting >= PENDING_BYTES:
+            self.save(checkpoint)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Make everything up to here durable.
+
+        Raises
+        ------
+        StorageError
+            The disk does not take it; what was saved before still holds.
+        """
+        try:
+            self._write(checkpoint)
+        except OSError as error:
+            raise self._failure(error) from error
+        self.n_saved = self.n_steps
+        self._forget()
+        self.saved_at = clock.monotonic()
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        self._save_snapshots()
+        if self.n_steps > self.n_saved:
+            number = (self.n_steps - 1) // STEPS_PER_PART
+            n = self.n_steps - number * STEPS_PER_PART
+            parts.write(self._steps(number), self.records.arrays(len(self.records) - n))
+        files.sync(self.folder)
+        self._write_checkpoint(checkpoint)
+        self._remove_dropped()
+
+    def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
+        arrays, state = checkpoint.pack()
+        tensors = [[t.name, list(t.shape)] for t in self.problem.tensors]
+        text = json.dumps({**state, "attributes": self.header, "tensors": tensors})
+        arrays["state"] = np.frombuffer(text.encode(), np.uint8)
+        parts.write(self.folder / parts.CHECKPOINT, arrays)
+        files.sync(self.folder)
+
+    def finish(self, checkpoint: Checkpoint, end: Mapping[str, str]) -> xr.Dataset:
+        """Turn the parts into the archive, remove them, and open the archive lazily.
+
+        Raises
+        ------
+        StorageError
+            The disk does not take it; the parts stay, and the walk can be resumed.
+        """
+        self.save(checkpoint)
+        temporary = self.folder / f"whole{files.UNFINISHED}"
+        try:
+            trajectory_files.write(self._dataset(end), self.path, temporary, checkpoint)
+        except ArchiveError as error:
+            raise self._failure(error) from error
+        with interrupts.put_off():
+            self.lock.remove()
+        return trajectory_files.open_trajectory(self.path)
+
+    def give_up(self) -> None:
+        """Remove the parts where they hold nothing but what the archive does."""
+        if self.unpacked:
+            self.lock.remove()
+
+    def _failure(self, error: Exception) -> StorageError:
+        return StorageError(
+            f"{error}; the walk is kept up to its last checkpoint: free space, then "
+            f"`geoflow resume {self.path}`"
+        )
+
+    def _save_snapshots(self) -> None:
+        while group := list(self.pending)[:SNAPSHOTS_PER_PART]:
+            part = self.folder / f"theta-{group[0]:09d}.npz"
+            arrays = {f"{step}": self.pending[step] for step in group}
+            arrays["scalars"] = np.stack([self.kept[step] for step in group])
+            parts.write(part, arrays)
+            for step in group:
+                self.where[step] = part
+                del self.pending[step]
+
+    def _remove_dropped(self) -> None:
+        """Remove the parts none of whose snapshots is kept, now that no checkpoint needs them."""
+        if len(self.where) > len(self.kept):
+            before = set(self.where.values())
+            self.where = {step: self.where[step] for step in self.kept}
+            for part in before - set(self.where.values()):
+                part.unlink()
+
+    def _steps(self, number: int) -> Path:
+        return self.folder / f"steps-{number:06d}.npz"
+
+    def _forget(self) -> None:
+        """Drop from memory the records that neither the next part nor a stop needs."""
+        times = self.records.columns["time"]
+        if times:
+            # The one at or before the start of the time looked back on is needed too.
+            needed = bisect.bisect_right(times, times[-1] - self.look_back) - 1
+            current = len(times) - self.n_steps % STEPS_PER_PART
+            self.records.forget(max(0, min(needed, current)))
+
+    def _unpack(self) -> None:
+        """Take a finished archive apart again."""
+        self.lock.clear()
+        names = ("snapshot_time", *self.observables)
+        with trajectory_files.open_trajectory(self.path) as ds:
+            for i, step in enumerate(ds["snapshot_step"].values):
+                self.kept[int(step)] = np.array([float(ds[name][i]) for name in names])
+                self.pending[int(step)] = ds["theta"][i].values
+                if len(self.pending) == SNAPSHOTS_PER_PART:
+                    self._save_snapshots()
+            self._save_snapshots()
+            for number, (start, end) in enumerate(_spans(ds.sizes["step"])):
+                rows = {name: ds[name][start:end].values for name in self.records.columns}
+                parts.write(self._steps(number), rows)
+        files.sync(self.folder)
+        self._write_checkpoint(trajectory_files.read_checkpoint(self.path))
+        self.unpacked = True
+
+    def _restore(self, checkpoint: Checkpoint, rule: SnapshotRule) -> None:
+        """Read the records and find the snapshots again, by offering every step to the rule."""
+        kept: dict[int, None] = {}
+        for number, (start, end) in enumerate(_spans(checkpoint.n_steps)):
+            rows = {n: c[: end - start] for n, c in parts.read(self._steps(number)).items()}
+            self.records.extend(rows)
+            self.n_steps = self.n_saved = start + len(rows["time"])
+            if self.n_steps < end:
+                raise ArchiveError(f"{self._steps(number)} is too short; run again")
+            self._forget()
+            for i, (time, arc) in enumerate(zip(rows["time"], rows["arc_length"], strict=True)):
+                keep, dropped = rule.offer(start + i, float(time), float(arc))
+                for step in dropped:
+                    del kept[step]
+                if keep:
+                    kept[start + i] = None
+        self._find_snapshots(kept)
+        wanted = {part.name for part in self.where.values()}
+        wanted |= {self._steps(i).name for i in range(len(_spans(self.n_steps)))}
+        self.lock.clear(keep=[parts.CHECKPOINT, *wanted])
+
+    def _find_snapshots(self, kept: Mapping[int, None]) -> None:
+        self.kept, self.where = {}, {}
+        for part in sorted(self.folder.glob("theta-*.npz")):
+            # All of it, to find damage now and not when the walk has come to its end.
+            thetas = parts.read(part)
+            scalars = thetas.pop("scalars")
+            for name, row in zip(thetas, scalars, strict=True):
+                if int(name) in kept:
+                    self.kept[int(name)], self.where[int(name)] = row, part
+        if list(self.kept) != list(kept):
+            lost = next(iter(kept.keys() - self.kept.keys()), None)
+            raise ArchiveError(f"{self.folder}: the snapshot of step {lost} is missing; run again")
+
+    def _dataset(self, end: Mapping[str, str]) -> xr.Dataset:
+        """Return the trajectory, its arrays reading one part at a time."""
+        arrays: dict[str, Any] = {}
+        for name, column in self.records.columns.items():
+            dtype = np.dtype(column.typecode)
+            blocks = [
+                da.from_delayed(delayed(_rows)(self._steps(i), name, b - a), (b - a,), dtype)
+                for i, (a, b) in enumerate(_spans(self.n_steps))
+            ]
+            arrays[name] = da.concatenate(blocks)
+        names = ("snapshot_time", *self.observables)
+        scalars = np.array(list(self.kept.values()), dtype=float).reshape(-1, len(names))
+        arrays |= dict(zip(names, scalars.T, strict=True))
+        arrays["snapshot_step"] = np.array(list(self.kept), dtype=np.int64)
+        n, dtype = self.problem.n_parameters, np.dtype(self.theta_dtype)
+        groups = [(part, list(steps)) for part, steps in groupby(self.where, self.where.get)]
+        blocks = [
+            da.from_delayed(delayed(_thetas)(part, steps), (len(steps), n), dtype)
+            for part, steps in groups
+        ]
+        arrays["theta"] = da.concatenate(blocks) if blocks else np.empty((0, n), dtype)
+        return assemble(self.problem, arrays, self.observables, {**self.header, **end})
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Where nothing of a walk is there to be lost, a failing disk is an error like any other."""
+    try:
+        yield
+    except OSError as error:
+        raise ArchiveError(f"writing beside {path} failed ({error}); free space first") from error
+
+
+def _spans(n_steps: int) -> list[tuple[int, int]]:
+    """First step, and the one after the last, of each part."""
+    starts = range(0, n_steps, STEPS_PER_PART)
+    return [(start, min(start + STEPS_PER_PART, n_steps)) for start in starts]
+
+
+def _rows(part: Path, name: str, n: int) -> NDArray[Any]:
+    return parts.read(part, [name])[name][:n]
+
+
+def _thetas(part: Path, steps: Sequence[int]) -> NDArray[Any]:
+    names = [str(step) for step in steps]
+    thetas = parts.read(part, names)
+    return np.stack([thetas[name] for name in names])

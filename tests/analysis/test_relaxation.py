@@ -1,0 +1,198 @@
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.figure import Figure
+
+import geoflow as gf
+import references
+from geoflow import cli, plots
+from geoflow.analysis.curvature import spectra
+from geoflow.analysis.series import exponentials, red_noise, relaxation
+from geoflow.archive.netcdf import save_dataset
+from geoflow.cli import terminal
+from geoflow.errors import InputError
+
+FULL = {"solver": "dopri5", "rtol": 1e-9, "atol": 1e-11, "stop": None}
+
+
+def times(n=40, seed=0):
+    t = np.cumsum(np.random.default_rng(seed).gamma(1.0, 1.0, n) + 0.02)
+    return 4 * t / t[-1]
+
+
+@pytest.fixture(scope="module")
+def oja():
+    """R = θᵀAθ on a sphere: −1 is the lowest eigenvalue of A and −½ the next; 2·½ is the rate."""
+    flow = references.oja().flow
+    return flow, gf.walk(flow, t_end=12.0, **FULL).load()
+
+
+@pytest.mark.parametrize("limit", [None, 0.0])
+@pytest.mark.parametrize("tau", [1e-6, 0.1])
+def test_a_planted_rate_is_found_and_the_interval_covers_it(limit, tau):
+    rate, covered, found = 1.3, [], []
+    for seed in range(100):
+        t = times(seed=seed)
+        noise = red_noise.draw(t, tau, 1, np.random.default_rng(seed))[:, 0]
+        y = 3 * np.exp(-rate * t)
+        y = y + 2 + 0.02 * noise if limit is None else y * np.exp(0.05 * noise)
+        one = exponentials.fit(t, y, limit=limit)
+        assert one.status == exponentials.FITTED
+        found.append(one.rate[0])
+        covered.append(one.rate_low[0] <= rate <= one.rate_high[0])
+    assert np.median(np.abs(np.array(found) / rate - 1)) < 0.02
+    assert np.mean(found) == pytest.approx(rate, rel=0.005)
+    # 95 of 100 are 90 to 99 with three standard errors; red residuals are estimated from 40 points.
+    assert (0.90 if tau < 0.01 else 0.88) <= np.mean(covered) <= 0.99
+
+
+def test_without_noise_everything_planted_is_found():
+    t = times()
+    one = exponentials.fit(t, 2 - 3 * np.exp(-1.3 * t))
+    assert one.rate[0] == pytest.approx(1.3, rel=1e-6)
+    assert one.limit == pytest.approx(2, rel=1e-6)
+    assert one.amplitude[0] == pytest.approx(-3 * np.exp(-1.3 * t[0]), rel=1e-6)
+    for limit, shift in ((None, 2.0), (2.0, 2.0)):
+        y = shift + np.exp(-0.9 * t) + 4 * np.exp(-6 * t)
+        y = y + 1e-9 * np.cos(40 * t)
+        two = exponentials.fit(t, y, n_terms=2, limit=limit)
+        assert two.rate == pytest.approx([0.9, 6], rel=1e-4)
+        assert two.limit == pytest.approx(2, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("curve", "limit", "status"),
+    [
+        (lambda t: 1 + t, 0.0, "no decay"),
+        (lambda t: 1 + 0 * t, None, "no decay"),
+        (lambda t: 5 - t, None, "unresolved: less than one e-folding"),
+        (lambda t: np.sin(9 * t), None, "unresolved"),
+        (lambda t: 2 + np.cos(9 * t), 0.0, ""),
+    ],
+)
+def test_what_is_no_decay_has_no_rate(curve, limit, status):
+    t = times()
+    one = exponentials.fit(t, curve(t), limit=limit)
+    assert one.status != exponentials.FITTED
+    assert one.status.startswith(status)
+    assert np.isnan([one.rate[0], one.rate_low[0], one.rate_high[0], one.limit]).all()
+
+
+def test_pure_noise_has_a_rate_hardly_ever():
+    t, refused = times(), 0
+    for seed in range(50):
+        y = red_noise.draw(t, 1e-6, 1, np.random.default_rng(seed))[:, 0]
+        refused += exponentials.fit(t, y).status != exponentials.FITTED
+    assert refused >= 48
+
+
+def test_too_few_points_are_refused_in_words():
+    one = exponentials.fit(np.arange(5.0), np.exp(-np.arange(5.0)))
+    assert one.status == "too few points: 5, of 6 needed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"times": np.zeros(40)}, "increasing"),
+        ({"values": np.full(40, np.inf)}, "not finite"),
+        ({"n_terms": 3}, "use 1 or 2"),
+        ({"confidence": 1.0}, "between 0 and 1"),
+        ({"limit": 0.5}, "not all values are above it"),
+    ],
+)
+def test_bad_input_is_refused(arguments, message):
+    good = {"times": times(), "values": np.exp(-times())}
+    with pytest.raises(InputError, match=message):
+        exponentials.fit(**(good | arguments))
+
+
+def test_an_exact_flow_relaxes_at_the_smallest_eigenvalue(oja):
+    flow, ds = oja
+    found = relaxation.along(ds, curvature=flow)
+    assert found["smallest_eigenvalue"].values[0] == pytest.approx(1.0, abs=1e-8)
+    assert found["velocity_rate"].item() == pytest.approx(1.0, abs=1e-6)
+    for scalar, rate in (("tangent_norm", 1), ("regularizer", 2), ("arc_length", 1)):
+        one = found.sel(scalar=scalar)
+        assert one["rate"].item() == pytest.approx(rate, rel=1e-3)
+        assert one["predicted_rate"].item() == pytest.approx(rate, rel=1e-6)
+        assert "agrees" in one["verdict"].item()
+    # R falls from any start to the lowest eigenvalue of its matrix, on the sphere.
+    lowest = -ds["theta"].values[0] @ ds["theta"].values[0]
+    assert found["limit"].sel(scalar="regularizer").item() == pytest.approx(lowest, rel=1e-4)
+
+
+def test_spectra_made_before_do_as_well_as_the_flow(oja):
+    flow, ds = oja
+    made = spectra.along(ds, flow, snapshots=[0, -1], k=2, n_probes=2, n_steps=4, n_trace=6)
+    one = relaxation.along(ds, curvature=made)
+    two = relaxation.along(ds, curvature=flow)
+    assert np.allclose(one["predicted_rate"], two["predicted_rate"], rtol=1e-8)
+    assert np.isnan(one["velocity_rate"])
+    hessian = spectra.along(ds, flow, snapshots=[-1], operators=["hessian"], k=2, n_steps=4)
+    for wrong in (hessian, made.isel(snapshot=[0]), xr.Dataset()):
+        with pytest.raises(InputError, match="no operator 'tangent' at the last snapshot"):
+            relaxation.along(ds, curvature=wrong)
+
+
+def test_where_a_walk_is_not_asymptotic_it_says_so(oja):
+    flow, ds = oja
+    # Started beside a saddle of R, a walk first seems to settle there.
+    start = 1e-6 * flow.problem.theta0.clone()
+    start[2] = flow.problem.theta0.norm()
+    problem = gf.Problem.from_function(references.half_square, start)
+    saddle = gf.RegularizingFlow(gf.LevelSet(problem), flow.regularizer)
+    stopped = gf.walk(saddle, t_end=3.0, **FULL)
+    found = relaxation.along(stopped, curvature=saddle)
+    assert found["smallest_eigenvalue"].values[0] == pytest.approx(-2.0, abs=1e-3)
+    assert np.isnan(found["predicted_rate"]).all()
+    assert all("A has the eigenvalue -2" in v for v in found["verdict"].values)
+    # Early on, one exponential does not hold.
+    early = relaxation.along(ds.isel(step=ds["time"] < 3), start=0.0, scalars=["regularizer"])
+    assert "drifts" in early["verdict"].item() or "unresolved" in early["verdict"].item()
+
+
+def test_the_window_is_the_last_half_or_what_is_asked_for(oja):
+    _, ds = oja
+    assert relaxation.along(ds)["time"].values[0] >= 6
+    late = relaxation.along(ds, start=9.0)
+    assert late["time"].values[0] >= 9
+    assert late.sizes["sample"] == int((ds["time"] >= 9).sum())
+    with pytest.raises(InputError, match="begin earlier"):
+        relaxation.along(ds, start=13.0)
+
+
+def test_the_dataset_explains_itself_and_can_be_kept(oja, tmp_path):
+    _, ds = oja
+    found = relaxation.along(ds)
+    assert found.attrs["kind"] == "relaxation"
+    assert all({"long_name", "units"} <= set(found[n].attrs) for n in found.variables)
+    save_dataset(found, tmp_path / "found.nc")
+    with xr.open_dataset(tmp_path / "found.nc") as again:
+        assert again["verdict"].values.tolist() == found["verdict"].values.tolist()
+
+
+def test_figures_of_what_was_fitted_and_what_was_not(oja):
+    flow, ds = oja
+    found = relaxation.along(ds, curvature=flow)
+    figure = plots.relaxation(found, "regularizer")
+    assert isinstance(figure, Figure)
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    assert labels == ["walk", "fit, rate 2", "smallest eigenvalue: 2"]
+    assert figure.axes[0].get_yscale() == "log"
+    refused = relaxation.along(ds, start=11.7)
+    assert "too few points" in plots.relaxation(refused).axes[0].texts[0].get_text()
+    with pytest.raises(InputError, match="no relaxation"):
+        plots.relaxation(ds)
+
+
+def test_the_command_prints_keeps_and_draws(path, tmp_path, capsys):
+    out = tmp_path / "found.nc"
+    arguments = ["relaxation", str(path), "--scalar", "regularizer", "--from", "0.2"]
+    assert cli.main([*arguments, "--out", str(out), "--figures", str(tmp_path)]) == terminal.DONE
+    assert "regularizer" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("*.png"))) == 1
+    assert out.exists()
+    assert cli.main([*arguments, "--out", str(out)]) == terminal.BAD_INPUT
+    assert cli.main([*arguments[:-1], "99"]) == terminal.BAD_INPUT
+    assert "begin earlier" in capsys.readouterr().err

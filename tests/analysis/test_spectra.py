@@ -1,0 +1,371 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import wasserstein_distance
+from torch import nn
+
+import geoflow as gf
+import references
+from geoflow.analysis import (
+    extreme_eigenvalues,
+    gauss_newton,
+    loss_hessian,
+    normal_curvature,
+    spectral_density,
+    tangent_hessian,
+    trace,
+)
+from geoflow.analysis.curvature import spectra
+from geoflow.analysis.curvature.matrix_free import products_needed
+from geoflow.analysis.curvature.operators import Curvature, Subspace
+from geoflow.errors import InputError
+
+
+def dense_hessian(problem, theta):
+    """By reverse mode twice, on the flat loss: no code shared with the operators."""
+    loss = problem._parts[0].loss
+    return torch.autograd.functional.hessian(
+        lambda t: loss(
+            {
+                s.name: t[s.offset : s.offset + math.prod(s.shape)].view(s.shape)
+                for s in problem.tensors
+            }
+        ),
+        theta,
+    ).numpy()
+
+
+def dense_tangent(flow, theta):
+    """ZᵀAZ for the tangent basis Z that a singular value decomposition of g gives."""
+    state = flow.evaluate(theta)
+    g = state.gradient.numpy()
+    z = np.linalg.svd(g[None, :])[2][1:].T
+    full = 2 * np.eye(len(g)) + state.multiplier * dense_hessian(flow.problem, theta)
+    return z.T @ full @ z
+
+
+def diagonal(values):
+    d = torch.as_tensor(values, dtype=torch.float64)
+    identity = Subspace(len(d), lambda x: x, lambda v: v)
+    return Curvature("diagonal", lambda v: d * v, identity, torch.zeros_like(d))
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """A network of 496 parameters, on data it does not fit perfectly."""
+    module = nn.Sequential(nn.Linear(3, 20), nn.Tanh(), nn.Linear(20, 18), nn.Tanh())
+    module.append(nn.Linear(18, 2))
+    with torch.no_grad():
+        for seed, parameter in enumerate(module.parameters()):
+            parameter.copy_(0.4 * references._normal(parameter.numel(), seed).view_as(parameter))
+    problem = gf.Problem.from_module(
+        module, nn.functional.cross_entropy, *references.small_data(60)
+    )
+    return gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest"])
+def test_eigenvalues_are_those_of_the_dense_hessians(network, which):
+    theta = network.problem.theta0
+    cases = [
+        (loss_hessian(network.problem, theta), dense_hessian(network.problem, theta)),
+        (tangent_hessian(network, network.evaluate(theta)), dense_tangent(network, theta)),
+    ]
+    for operator, matrix in cases:
+        assert operator.size == len(matrix)
+        exact = np.linalg.eigvalsh(matrix)
+        expected = exact[:4] if which == "smallest" else exact[::-1][:4]
+        pairs = extreme_eigenvalues(operator, 4, which=which)
+        assert np.abs(pairs.values - expected).max() < 1e-8
+        # The bound holds, and is tight enough to be of use.
+        assert (np.abs(pairs.values - expected) <= pairs.residuals + 1e-12).all()
+        assert pairs.residuals.max() < 1e-4
+        assert np.allclose(pairs.vectors.T @ pairs.vectors, np.eye(4), atol=1e-10)
+        image = np.stack(
+            [operator(torch.from_numpy(v.copy())).numpy() for v in pairs.vectors.T], axis=1
+        )
+        assert np.allclose(image, pairs.vectors * pairs.values, atol=1e-4)
+
+
+def test_a_larger_network_agrees_to_1e_8_too(wide):
+    theta = wide.problem.theta0
+    exact = np.linalg.eigvalsh(dense_hessian(wide.problem, theta))
+    operator = loss_hessian(wide.problem, theta)
+    top = extreme_eigenvalues(operator, 5)
+    bottom = extreme_eigenvalues(operator, 5, which="smallest")
+    assert np.abs(top.values - exact[::-1][:5]).max() < 1e-8
+    assert np.abs(bottom.values - exact[:5]).max() < 1e-8
+
+
+def test_the_tangent_basis_is_orthonormal_and_tangent(network):
+    state = network.evaluate(network.problem.theta0)
+    space = tangent_hessian(network, state).subspace
+    basis = torch.stack([space.embed(row) for row in torch.eye(space.size, dtype=torch.float64)])
+    assert torch.allclose(basis @ basis.T, torch.eye(space.size, dtype=torch.float64), atol=1e-13)
+    assert (basis @ state.gradient).abs().max() < 1e-13
+    v = torch.ones_like(state.theta)
+    assert torch.allclose(space.coordinates(v), basis @ v, atol=1e-12)
+    tangent = network.level_set.tangent(v, state.gradient)
+    assert torch.allclose(space.embed(space.coordinates(v)), tangent, atol=1e-12)
+
+
+def test_named_tensors_give_the_blocks_of_the_hessian(network):
+    problem, theta = network.problem, network.problem.theta0
+    matrix = dense_hessian(problem, theta)
+    first, last = problem.tensors[0], problem.tensors[-1]
+    index = np.r_[: math.prod(first.shape), last.offset : problem.n_parameters]
+    operator = loss_hessian(problem, theta, [last.name, first.name])
+    assert np.allclose(operator.dense(), matrix[np.ix_(index, index)], atol=1e-12)
+
+    state = network.evaluate(theta)
+    block = 2 * np.eye(len(index)) + state.multiplier * matrix[np.ix_(index, index)]
+    g = state.gradient.numpy()[index]
+    z = np.linalg.svd(g[None, :])[2][1:].T
+    tangent = tangent_hessian(network, state, [first.name, last.name])
+    assert np.allclose(
+        np.linalg.eigvalsh(tangent.dense()), np.linalg.eigvalsh(z.T @ block @ z), atol=1e-9
+    )
+    with pytest.raises(InputError, match=r"has no 'nope'; choose from 0\.weight"):
+        loss_hessian(problem, theta, ["nope"])
+
+
+def test_gauss_newton_stands_beside_the_hessian(network):
+    problem, theta = network.problem, network.problem.theta0
+    operator = gauss_newton(problem, theta)
+    dense = operator.dense()
+    names = [problem.tensors[1].name, problem.tensors[2].name]
+    first, last = problem.tensors[1], problem.tensors[2]
+    block = slice(first.offset, last.offset + math.prod(last.shape))
+    assert np.allclose(gauss_newton(problem, theta, names).dense(), dense[block, block])
+    ds = gf.walk(network, t_end=0.02, max_snapshots=2)
+    quick = {"k": 2, "n_trace": 6, "n_steps": 10, "n_probes": 2, "tol": 1e-10}
+    found = spectra.along(ds, network, operators=spectra.OPERATORS, **quick)
+    assert found.attrs["kind"] == "spectra"
+    row = found.isel(snapshot=0).sel(operator="gauss_newton")
+    at_start = torch.from_numpy(ds["theta"].values[0])
+    exact = np.linalg.eigvalsh(gauss_newton(problem, at_start).dense())
+    assert np.abs(row["largest_eigenvalue"].values - exact[::-1][:2]).max() < 1e-8
+    # The two logits of 24 examples: of 50 dimensions at least two are the null space.
+    assert np.allclose(exact[:2], 0, atol=1e-14)
+    assert (row["smallest_eigenvalue"] == 0).all()
+    assert (row["smallest_residual"] <= 2e-3 * exact[-1]).all()
+
+
+def test_density_matches_the_dense_spectrum_and_integrates_to_one(wide):
+    theta = wide.problem.theta0
+    assert wide.problem.n_parameters == 496
+    cases = [
+        (loss_hessian(wide.problem, theta), dense_hessian(wide.problem, theta)),
+        (tangent_hessian(wide, wide.evaluate(theta)), dense_tangent(wide, theta)),
+    ]
+    for operator, matrix in cases:
+        exact = np.linalg.eigvalsh(matrix)
+        extent = exact[-1] - exact[0]
+        found = spectral_density(operator, n_probes=8, n_steps=64)
+        assert np.allclose(found.weights.sum(axis=1), 1)
+        weights = found.weights.ravel() / len(found.weights)
+        assert wasserstein_distance(found.nodes.ravel(), exact, weights) < 0.01 * extent
+        grid = found.grid()
+        density, error = found.on(grid)
+        assert np.trapezoid(density, grid) == pytest.approx(1, abs=1e-6)
+        # The broadened density as well, as its distribution function.
+        below = np.cumsum(density) * (grid[1] - grid[0])
+        true_below = np.searchsorted(exact, grid) / len(exact)
+        assert np.trapezoid(np.abs(below - true_below), grid) < 0.01 * extent
+        assert (error >= 0).all()
+        assert error.max() > 0
+
+
+def test_the_density_of_well_spread_eigenvalues_is_right_within_its_error_bars():
+    exact = np.linspace(-1, 3, 400)
+    found = spectral_density(diagonal(exact), n_probes=16, n_steps=80, seed=3)
+    grid = np.linspace(-0.5, 2.5, 61)
+    width = 0.1
+    density, error = found.on(grid, width)
+    kernel = np.exp(-0.5 * ((grid[:, None] - exact) / width) ** 2) / np.sqrt(2 * np.pi) / width
+    # Of t statistics with 15 degrees of freedom about 6% are beyond 2; half as many again here.
+    beyond = np.abs(density - kernel.mean(axis=1)) > 2 * error + 1e-3
+    assert beyond.mean() < 0.15
+
+
+def test_lanczos_ends_where_nothing_is_left():
+    found = spectral_density(diagonal([1.0] * 50 + [4.0] * 50), n_probes=2, n_steps=20)
+    assert np.isfinite(found.nodes).sum(axis=1).tolist() == [2, 2]
+    assert np.allclose(found.nodes[:, :2], [1, 4])
+    assert np.allclose(found.weights.sum(axis=1), 1)
+    same = spectral_density(diagonal([2.0] * 30), n_probes=2)
+    grid = same.grid()
+    assert np.trapezoid(same.on(grid)[0], grid) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_trace_is_within_its_error_and_exact_where_the_rank_is_small(wide):
+    low_rank = diagonal([5.0, 3.0, -2.0] + [0.0] * 200)
+    assert trace(low_rank, n_products=30).value == pytest.approx(6, abs=1e-10)
+    assert trace(diagonal([1.0, 2.0, 4.0]), n_products=9) == pytest.approx((7, 0))
+    exact = np.trace(dense_hessian(wide.problem, wide.problem.theta0))
+    operator = loss_hessian(wide.problem, wide.problem.theta0)
+    found = [trace(operator, n_products=30, seed=s) for s in range(20)]
+    off = np.array([(t.value - exact) / t.standard_error for t in found])
+    # A t distribution of 9 degrees of freedom: mean square 9/7, far out beyond 5.
+    assert 0.4 < (off**2).mean() < 3
+    assert np.abs(off).max() < 5
+
+
+def test_the_seed_decides_everything(wide):
+    operator = loss_hessian(wide.problem, wide.problem.theta0)
+    for function in (
+        lambda s: spectral_density(operator, n_probes=2, n_steps=10, seed=s).nodes,
+        lambda s: trace(operator, n_products=6, seed=s).value,
+        lambda s: extreme_eigenvalues(operator, 2, seed=s).vectors,
+    ):
+        assert np.array_equal(function(0), function(0))
+        assert not np.array_equal(function(0), function(1))
+
+
+@pytest.mark.parametrize("n", [10, 100])
+def test_operators_with_one_eigenvalue_only(n):
+    for value in (0.0, 2.0, -3.0):
+        operator = diagonal([value] * n)
+        for which in ("largest", "smallest"):
+            pairs = extreme_eigenvalues(operator, 3, which=which)
+            assert np.allclose(pairs.values, value, atol=1e-12)
+            assert np.allclose(pairs.vectors.T @ pairs.vectors, np.eye(3), atol=1e-10)
+        assert np.nanmax(np.abs(spectral_density(operator).nodes - value)) < 1e-12
+        found = trace(operator)
+        assert abs(found.value - n * value) <= 5 * found.standard_error + 1e-9
+
+
+@pytest.mark.parametrize("n", [10, 100])
+def test_non_finite_products_are_refused(n):
+    for function in (extreme_eigenvalues, spectral_density, trace):
+        with pytest.raises(InputError, match="'diagonal' gave non-finite values"):
+            function(diagonal([math.nan] * n))
+
+
+def test_what_has_not_converged_is_not_a_number():
+    operator = diagonal(np.linspace(0, 1, 3000))
+    pairs = extreme_eigenvalues(operator, 5, max_products=20)
+    assert np.isnan(pairs.values).any()
+    assert np.array_equal(np.isnan(pairs.values), np.isnan(pairs.residuals))
+
+
+def test_normal_curvature_of_spheres_and_ellipsoids(sphere):
+    flow = sphere.flow
+    state = flow.evaluate(flow.problem.theta0)
+    radius = float(state.theta.norm())
+    assert normal_curvature(flow, state, state.velocity) == pytest.approx(-1 / radius)
+    assert math.isnan(normal_curvature(flow, state, torch.zeros_like(state.theta)))
+
+    # On the third axis of L = ½θᵀDθ, an ellipse of semi-axes a = s√(3/5) along e₄ and s along e₃:
+    # its curvature at the end of s is s/a².
+    flow = references.ellipsoid()
+    s = 1.7
+    state = flow.evaluate(torch.tensor([0, 0, s, 0], dtype=torch.float64))
+    along_fourth = torch.tensor([0, 0, 0.3, 2.0], dtype=torch.float64)
+    assert normal_curvature(flow, state, along_fourth) == pytest.approx(-s / (s**2 * 3 / 5))
+
+
+def test_along_a_walk(network):
+    ds = gf.walk(network, t_end=0.2, max_snapshots=6)
+    found = spectra.along(ds, network, snapshots=[0, -1], k=3, n_trace=12, n_steps=20, n_probes=3)
+    last = ds.sizes["snapshot"] - 1
+    assert found["snapshot_time"].values.tolist() == ds["snapshot_time"].values[[0, last]].tolist()
+    assert found["dimension"].values.tolist() == [50, 49]
+    assert all({"units", "long_name"} <= set(v.attrs) for v in found.variables.values())
+    for i, snapshot in enumerate((0, last)):
+        theta = torch.from_numpy(ds["theta"].values[snapshot])
+        state = network.evaluate(theta)
+        for name, matrix in (
+            ("hessian", dense_hessian(network.problem, theta)),
+            ("tangent", dense_tangent(network, theta)),
+        ):
+            here = found.isel(snapshot=i).sel(operator=name)
+            exact = np.linalg.eigvalsh(matrix)
+            scale = np.abs(exact).max()
+            assert np.abs(here["largest_eigenvalue"] - exact[::-1][:3]).max() < 1e-6 * scale
+            assert np.abs(here["smallest_eigenvalue"] - exact[:3]).max() < 1e-6 * scale
+            # Six standard errors of four samples are rarely passed.
+            assert abs(here["trace"] - np.trace(matrix)) < 6 * here["trace_error"]
+            assert np.trapezoid(here["density"], here["abscissa"]) == pytest.approx(1, abs=1e-6)
+        vectors = np.linalg.eigh(dense_hessian(network.problem, theta))[1][:, -3:]
+        velocity = state.velocity.numpy() / state.tangent_norm
+        expected = ((vectors.T @ velocity) ** 2).sum()
+        measured = found["velocity_overlap"].isel(snapshot=i).sel(operator="hessian")
+        assert float(measured) == pytest.approx(expected, abs=1e-6)
+        assert float(found["multiplier"][i]) == state.multiplier
+    again = spectra.along(ds, network, snapshots=[0, -1], k=3, n_trace=12, n_steps=20, n_probes=3)
+    assert found.equals(again)
+
+
+def test_float32_finds_the_same(network):
+    single = references.small_network(dtype=torch.float32)
+    flow = gf.RegularizingFlow(gf.LevelSet(single.problem, level_rtol=1e-5), single.regularizer)
+    quick = {"snapshots": [0], "k": 3, "n_trace": 6, "n_steps": 10, "n_probes": 2}
+    found = [
+        spectra.along(gf.walk(f, t_end=0.02, max_snapshots=2), f, **quick) for f in (flow, network)
+    ]
+    for name in ("largest_eigenvalue", "smallest_eigenvalue"):
+        a, b = (f[name].sel(operator="tangent").values for f in found)
+        scale = float(found[1]["largest_eigenvalue"].max())
+        assert np.allclose(a, b, atol=1e-5 * scale)
+
+
+def test_along_says_what_is_wrong(network):
+    ds = gf.walk(network, t_end=0.05, max_snapshots=3)
+    other = references.ellipsoid()
+    with pytest.raises(InputError, match="4 parameters and ds 50"):
+        spectra.along(ds, other)
+    moved = ds.assign(train_loss=ds["train_loss"] * 1.01)
+    with pytest.raises(InputError, match="give the flow of this walk"):
+        spectra.along(moved, network)
+    with pytest.raises(InputError, match="9 is not there"):
+        spectra.along(ds, network, snapshots=[9])
+    with pytest.raises(InputError, match="choose from hessian, tangent, gauss_newton"):
+        spectra.along(ds, network, operators=["gauss"])
+    curve = gf.walk(other, t_end=0.02, max_snapshots=2)
+    with pytest.raises(InputError, match="from_module"):
+        spectra.along(curve, other, operators=["gauss_newton"])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda o: extreme_eigenvalues(o, 0), "k=0"),
+        (lambda o: extreme_eigenvalues(o, 4), "1 to 3"),
+        (lambda o: extreme_eigenvalues(o, 1, which="LM"), "which='LM'"),
+        (lambda o: spectral_density(o, n_probes=1), "n_probes=1"),
+        (lambda o: spectral_density(o, seed=-1), "seed=-1"),
+        (lambda o: trace(o, n_products=5), "n_products=5"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(InputError, match=message):
+        call(diagonal([1.0, 2.0, 3.0]))
+
+
+def test_too_much_memory_is_refused_before_it_is_asked_for():
+    huge = 10**9
+    operator = Curvature(
+        "huge", lambda v: v, Subspace(huge, lambda x: x, lambda v: v), torch.zeros(1)
+    )
+    with pytest.raises(InputError, match="GiB are available"):
+        spectral_density(operator, n_steps=10_000)
+
+
+def test_products_are_foreseen(network, wide):
+    cost = {"k": 3, "n_probes": 2, "n_steps": 10, "n_trace": 12, "max_products": 200}
+    for flow in (network, wide):
+        problem = flow.problem
+        operator = loss_hessian(problem, problem.theta0)
+        before = problem.counts["hvp"]
+        for which in ("largest", "smallest"):
+            extreme_eigenvalues(operator, 3, which=which, max_products=200)
+        spectral_density(operator, n_probes=2, n_steps=10)
+        trace(operator, n_products=12)
+        least, most = products_needed(operator.size, **cost)
+        assert least <= problem.counts["hvp"] - before <= most
+    # Small ones are written out: known exactly.
+    operator = diagonal([1.0, 2.0, 4.0])
+    assert products_needed(3, **cost) == (2 * 3 + 6 + 6 + 6, 2 * 3 + 6 + 6 + 6)

@@ -1,0 +1,268 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import geoflow as gf
+import references
+from geoflow.analysis.networks import symmetry
+from geoflow.analysis.networks.layers import layers_of
+from geoflow.errors import InputError
+from geoflow.experiments import networks
+
+
+def dense(*sizes, activation=nn.ReLU):
+    parts = []
+    for n_in, n_out in itertools.pairwise(sizes):
+        parts += [nn.Linear(n_in, n_out), activation()]
+    return drawn(nn.Sequential(*parts[:-1]))
+
+
+def drawn(module, seed=0):
+    with torch.no_grad():
+        for number, parameter in enumerate(module.parameters()):
+            values = references._normal(parameter.numel(), seed + number)
+            parameter.data = 0.5 * values.view_as(parameter)
+    return module.double()
+
+
+def flat(module):
+    return torch.cat([p.detach().reshape(-1) for p in module.parameters()]).numpy()
+
+
+def outputs(module, theta, inputs):
+    parameters, start = {}, 0
+    for name, p in module.named_parameters():
+        part = torch.as_tensor(theta[start : start + p.numel()])
+        parameters[name] = part.view(p.shape)
+        start += p.numel()
+    return torch.func.functional_call(module, parameters, (inputs,)).detach()
+
+
+def rescaled(module, scales):
+    """Flat θ after every unit of every hidden layer is rescaled, written out by tensor."""
+    weighted = [m for m in module if isinstance(m, (nn.Linear, nn.Conv2d))]
+    tensors = [[m.weight.detach(), m.bias.detach()] for m in weighted]
+    start = 0
+    for here, after in itertools.pairwise(tensors):
+        n = len(here[0])
+        a = scales[start : start + n]
+        start += n
+        here[0] = here[0] * a.view(-1, *[1] * (here[0].ndim - 1))
+        here[1] = here[1] * a
+        block = after[0].shape[1] // n
+        columns = a.repeat_interleave(block)
+        after[0] = after[0] / columns.view(1, -1, *[1] * (after[0].ndim - 2))
+    return torch.cat([t.reshape(-1) for pair in tensors for t in pair])
+
+
+def convolutional():
+    module = nn.Sequential(
+        *(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 4, 2), nn.LeakyReLU(0.2)),
+        *(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(4 * 4, 5), nn.ReLU(), nn.Linear(5, 2)),
+    )
+    return drawn(module), references._normal(6 * 12 * 12, 9).view(6, 1, 12, 12)
+
+
+CASES = {
+    "dense": lambda: (dense(4, 7, 6, 5, 3), references._normal(40, 9).view(10, 4)),
+    "convolutional": convolutional,
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rescaling_directions_are_the_tangents_of_the_orbit(case):
+    module, inputs = CASES[case]()
+    layers = layers_of(module)
+    theta = flat(module)
+    units = sum(len(layer.incoming) for layer in layers.hidden)
+    ones = torch.ones(units, dtype=torch.float64)
+    scales = torch.linspace(0.5, 2, units, dtype=torch.float64)
+    moved = rescaled(module, scales).numpy()
+    assert torch.allclose(outputs(module, moved, inputs), outputs(module, theta, inputs))
+    assert np.linalg.norm(moved - theta) > 1
+
+    tangents = torch.func.jacrev(lambda a: rescaled(module, a))(ones).numpy()
+    assert np.allclose(symmetry._rescaling_tangents(layers, theta).toarray(), tangents, atol=1e-14)
+    basis = np.linalg.qr(tangents)[0]
+    for seed in range(5):
+        v = references._normal(len(theta), 100 + seed).numpy()
+        v = v + seed * tangents @ np.ones(units)
+        exact = np.linalg.norm(basis.T @ v) ** 2 / np.linalg.norm(v) ** 2
+        assert symmetry.rescaling_fraction(layers, theta, v) == pytest.approx(exact, rel=1e-10)
+        inside, outside = basis @ (basis.T @ v), v - basis @ (basis.T @ v)
+        assert symmetry.rescaling_fraction(layers, theta, inside) == pytest.approx(1, abs=1e-12)
+        assert symmetry.rescaling_fraction(layers, theta, outside) < 1e-24
+    assert math.isnan(symmetry.rescaling_fraction(layers, theta, 0 * theta))
+
+
+def test_units_without_weights_have_no_direction():
+    module = dense(3, 4, 2)
+    with torch.no_grad():
+        module[0].weight[1], module[0].bias[1], module[2].weight[:, 1] = 0, 0, 0
+    layers, theta = layers_of(module), flat(module)
+    tangents = symmetry._rescaling_tangents(layers, theta).toarray()
+    v = references._normal(len(theta), 5).numpy()
+    exact = np.linalg.norm(tangents @ np.linalg.lstsq(tangents, v)[0]) ** 2 / (v @ v)
+    assert symmetry.rescaling_fraction(layers, theta, v) == pytest.approx(exact, rel=1e-12)
+
+
+def test_the_flow_balances_rescalable_units_as_exp_minus_4t_and_logits_as_exp_minus_2t():
+    module = dense(3, 8, 6, 2)
+    layers = layers_of(module)
+    problem = gf.Problem.from_module(
+        module, nn.functional.cross_entropy, *references.small_data(60)
+    )
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+    state = flow.evaluate(problem.theta0)
+    theta, gradient, velocity = (x.numpy() for x in (state.theta, state.gradient, state.velocity))
+    assert symmetry.rescaling_fraction(layers, theta, gradient) < 1e-24
+    assert symmetry.shift_fraction(layers, gradient) < 1e-24
+    tangents = symmetry._rescaling_tangents(layers, theta)
+    balance = symmetry.balancedness(layers, theta)
+    assert balance.shape == (14,)
+    assert np.allclose(tangents.T @ velocity, -2 * balance, atol=1e-10)
+
+    ds = gf.walk(flow, "dopri5", rtol=1e-7, t_end=0.05, stop=None, snapshot_times=[0.02, 0.05])
+    for t, there in zip(ds["snapshot_time"].values, ds["theta"].values, strict=True):
+        found = symmetry.balancedness(layers, there)
+        assert np.allclose(found, balance * np.exp(-4 * t), atol=1e-6)
+        means = there[layers.output].mean(axis=0)
+        assert np.allclose(means, theta[layers.output].mean(axis=0) * np.exp(-2 * t), atol=1e-7)
+
+
+def test_shifts_of_all_logits():
+    module = dense(3, 4, 5, activation=nn.Tanh)
+    layers, n = layers_of(module), len(flat(module))
+    shift = np.zeros(n)
+    shift[layers.output] = np.arange(5)  # the same to all five outputs
+    assert symmetry.shift_fraction(layers, shift) == pytest.approx(1)
+    v = references._normal(n, 3).numpy()
+    basis = np.zeros((n, 5))
+    for column, rows in enumerate(layers.output.T):
+        basis[rows, column] = 1 / math.sqrt(5)
+    exact = np.linalg.norm(basis.T @ v) ** 2 / (v @ v)
+    assert symmetry.shift_fraction(layers, v) == pytest.approx(exact, rel=1e-12)
+    closed = nn.Sequential(*module, nn.Tanh())
+    assert math.isnan(symmetry.shift_fraction(layers_of(closed), v))
+
+
+def symmetric_copy(layers, theta, seed):
+    rng, copy = np.random.default_rng(seed), theta.copy()
+    for layer in layers.hidden:
+        n = len(layer.incoming)
+        order = rng.permutation(n)
+        sign = rng.choice([-1.0, 1.0], n) if layer.odd else np.ones(n)
+        for part in (layer.incoming, layer.outgoing):
+            copy[part] = sign[:, None] * copy[part][order]
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (dense(4, 9, 3, activation=nn.Tanh), (4,)),
+        (dense(6, 12, 11, 10, 3, activation=nn.Tanh), (6,)),
+        (dense(6, 12, 11, 3), (6,)),
+        (drawn(networks.convolutional(1, 6, 14, 12)), (1, 14, 14)),
+    ],
+    ids=["one layer", "three layers", "relu", "convolutions"],
+)
+def test_planted_copies_are_found_and_give_the_same_outputs(module, shape):
+    layers, theta = layers_of(module), flat(module)
+    inputs = references._normal(5 * math.prod(shape), 9).view(5, *shape)
+    copy = symmetric_copy(layers, theta, 3)
+    same = outputs(module, theta, inputs)
+    assert np.linalg.norm(copy - theta) > 1
+    assert torch.allclose(outputs(module, copy, inputs), same, atol=1e-12)
+    found = symmetry.nearest_copy(layers, theta, copy)
+    assert found.distance < 1e-12
+    assert found.exact == (len(layers.hidden) == 1)
+    # Another point's copy gives that point's outputs, and is no farther than the point itself.
+    there = theta + 0.3 * references._normal(len(theta), 77).numpy()
+    near = symmetry.nearest_copy(layers, copy, there)
+    assert near.distance < np.linalg.norm(copy - there)
+    assert torch.allclose(
+        outputs(module, near.theta, inputs), outputs(module, there, inputs), atol=1e-12
+    )
+
+
+def test_with_one_hidden_layer_no_copy_is_nearer():
+    module = dense(2, 4, 2, activation=nn.Tanh)
+    layers = layers_of(module)
+    (layer,) = layers.hidden
+    for seed in range(5):
+        a, b = (references._normal(len(flat(module)), seed + s).numpy() for s in (0, 50))
+        least = math.inf
+        for order in itertools.permutations(range(4)):
+            for sign in itertools.product([-1.0, 1.0], repeat=4):
+                copy = b.copy()
+                for part in (layer.incoming, layer.outgoing):
+                    copy[part] = np.array(sign)[:, None] * b[part][list(order)]
+                least = min(least, np.linalg.norm(a - copy))
+        found = symmetry.nearest_copy(layers, a, b)
+        assert found.exact
+        assert found.distance == pytest.approx(least, rel=1e-12)
+
+
+def test_along_a_walk(network):
+    ds = gf.walk(network, t_end=0.3, max_snapshots=4)
+    module = references.small_module()
+    found = symmetry.along(ds, module, classification=True)
+    n = ds.sizes["snapshot"]
+    assert found["symmetric_distance"].shape == (n, n)
+    assert found["symmetric_distance"].attrs["bound"] == "exact"
+    theta = ds["theta"].values
+    direct = np.linalg.norm(theta[:, None] - theta, axis=2)
+    assert (found["symmetric_distance"].values <= direct + 1e-12).all()
+    assert (found["rescaling_fraction"].values[:-1] == 0).all()
+    step = theta[1] - theta[0]
+    layers = layers_of(module)
+    assert float(found["shift_fraction"][0]) == symmetry.shift_fraction(layers, step)
+    assert np.isnan(found["shift_fraction"].values[-1])
+    assert "shift_fraction" not in symmetry.along(ds, module, classification=False)
+    with pytest.raises(InputError, match="its tensors are not those of ds"):
+        symmetry.along(ds, dense(3, 4, 2), classification=True)
+
+
+def tied():
+    module = dense(3, 3, 3, 2, activation=nn.Tanh)
+    module[2].weight = module[0].weight
+    return module
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.Linear(2, 2), "no hidden layer"),
+        (nn.Transformer(4, 2, 1, 1, 8, batch_first=True), "no hidden layer"),
+        (nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), "0 activations between 0 and 1"),
+        (nn.Sequential(nn.Linear(2, 3), nn.GELU(), nn.Linear(3, 1)), "GELU between 0 and 2"),
+        (
+            nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.MaxPool2d(2), nn.Conv2d(2, 1, 2)),
+            "MaxPool2d between",
+        ),
+        (
+            nn.Sequential(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Conv2d(4, 2, 2, groups=2)),
+            "channels are in groups",
+        ),
+        (tied(), r"2 \(Linear\): its weight is fixed or shared"),
+        (dense(2, 3, 1).requires_grad_(False), r"0 \(Linear\): its weight is fixed or shared"),
+    ],
+)
+def test_networks_of_another_form_are_refused_in_one_line(module, message):
+    with pytest.raises(InputError, match=message) as error:
+        layers_of(module)
+    assert "\n" not in str(error.value)
+
+
+def test_one_activation_may_be_called_twice_and_blocks_nested():
+    tanh = nn.Tanh()
+    nested = nn.Sequential(
+        nn.Sequential(nn.Linear(3, 5), tanh), nn.Sequential(nn.Linear(5, 4), tanh), nn.Linear(4, 2)
+    )
+    found = layers_of(drawn(nested)).hidden
+    assert [len(layer.incoming) for layer in found] == [5, 4]

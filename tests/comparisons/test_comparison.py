@@ -1,0 +1,247 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import geoflow as gf
+import references
+from geoflow import cli, plots
+from geoflow.archive.netcdf import save_dataset
+from geoflow.cli.terminal import BAD_INPUT, DONE, INTERRUPTED
+from geoflow.comparisons import work_precision
+from geoflow.comparisons.work_precision import compare
+from geoflow.errors import InputError
+from geoflow.experiments import registry
+from geoflow.solvers import TorchDiffEq
+
+TIMES = [0.3, 1.0]
+RTOLS = [1e-2, 1e-3, 1e-4, 1e-5]
+OBSERVABLES = {"test_loss": lambda theta: float(theta[0])}
+
+
+def relative(theta, exact):
+    return float((theta - exact).norm() / exact.norm())
+
+
+@pytest.fixture(scope="module")
+def oja():
+    return references.oja()
+
+
+@pytest.fixture(scope="module")
+def ds(oja):
+    return compare(oja.flow, ["rkc", "exponential", "bosh3"], RTOLS, TIMES, OBSERVABLES)
+
+
+def test_errors_fall_with_the_tolerance_and_evaluations_grow(ds):
+    assert ds["theta_error"].dims == ("solver", "rtol", "snapshot")
+    assert np.array_equal(ds["rtol"], RTOLS)
+    assert (ds["status"] == "t_end").all()
+    assert (np.diff(ds["theta_error"], axis=1) < 0).all()
+    assert (np.diff(ds["evaluations"], axis=1) > 0).all()
+    assert (np.diff(ds["evaluations"], axis=2) > 0).all()
+    assert (ds["level_error"] <= 1e-6).all()
+
+
+@pytest.mark.parametrize("make", [references.oja, references.sphere_linear])
+def test_the_references_estimate_of_its_own_error_holds(make):
+    exact = make()
+    times = [1.0, 2.0]
+    ds = compare(exact.flow, ["dopri5"], [1e-3], times, reference_rtol=1e-5)
+    # As the reference is made: dopri5, the level kept to 1e-10.
+    level_set = gf.LevelSet(exact.flow.problem, level_rtol=1e-10)
+    flow = gf.RegularizingFlow(level_set, exact.flow.regularizer)
+    walked = gf.walk(
+        flow, "dopri5", rtol=1e-5, atol=1e-8, t_end=2.0, stop=None, snapshot_times=times
+    )
+    for i, t in enumerate(times):
+        true = relative(torch.as_tensor(walked["theta"].values[i]), exact.exact(t))
+        estimate = float(ds["reference_theta_error"][i])
+        # The tighter walk is off by about a tenth as much, and both by what the level is kept to.
+        assert estimate > 1e-10
+        assert true <= 1.3 * estimate + 1e-10
+        assert estimate <= 1e-5
+
+
+def test_the_error_is_the_distance_from_the_exact_solution(oja, ds):
+    walked = gf.walk(
+        oja.flow, "rkc", rtol=1e-3, t_end=1.0, stop=None, snapshot_times=TIMES, max_snapshots=2
+    )
+    theta, exact = torch.as_tensor(walked["theta"].values[1]), oja.exact(1.0)
+    cell = ds.sel(solver="rkc", rtol=1e-3).isel(snapshot=1)
+    assert float(cell["theta_error"]) == pytest.approx(relative(theta, exact), rel=1e-3)
+    difference = abs(float(theta[0] - exact[0]))
+    assert float(cell["test_loss_error"]) == pytest.approx(difference, rel=1e-3)
+    difference = abs(float(oja.flow.regularizer(theta) - oja.flow.regularizer(exact)))
+    assert float(cell["regularizer_error"]) == pytest.approx(difference, rel=1e-3)
+    assert float(cell["evaluations"]) == float(walked["n_gradient"][-1])
+
+
+def test_a_spent_budget_gives_nan_from_there_and_says_so(oja):
+    ds = compare(oja.flow, ["rkc"], [1e-2, 1e-6], TIMES, max_evaluations=120)
+    assert ds["status"].values.tolist() == [["t_end", "max_evaluations"]]
+    assert "budget of 120" in str(ds["status_message"].values[0, 1])
+    short = ds.isel(solver=0, rtol=1)
+    assert np.isnan(short["theta_error"]).values.tolist() == [False, True]
+    assert np.isnan(short["evaluations"]).values.tolist() == [False, True]
+    assert int(short["evaluations_spent"]) == 120
+    none = compare(oja.flow, ["rkc"], [1e-6], TIMES, max_evaluations=1)
+    assert np.isnan(none["theta_error"]).all()
+    assert none["status"].item() == "max_evaluations"
+
+
+def test_float32_is_measured_by_the_float64_reference(network):
+    module, data = references.small_module(), references.small_data()
+    loss_fn = torch.nn.functional.cross_entropy
+    problem = gf.Problem.from_module(module, loss_fn, *data, dtype=torch.float32)
+    level_set = gf.LevelSet(problem, network.level_set.level, level_rtol=1e-5)
+    single = gf.RegularizingFlow(level_set, gf.regularizers.squared_norm)
+    ds = compare(
+        network,
+        ["exponential", "exponential:float32"],
+        [1e-2, 1e-4, 2e-7],
+        [0.02],
+        float32=single,
+    )
+    assert ds["dtype"].values.tolist() == ["float64", "float32"]
+    assert ds["status"].values[1].tolist() == ["t_end", "t_end", "not_resolved"]
+    assert "below what torch.float32 resolves" in str(ds["status_message"].values[1, 2])
+    errors = ds["theta_error"].values[:, :, 0]
+    # At 1e-2 the method's error is the larger part in either; at 1e-4 rounding adds to it.
+    assert errors[1, 0] == pytest.approx(errors[0, 0], rel=0.05)
+    level = ds["level_error"].values[1, :2, 0]
+    assert (level > 0).all()
+    assert (level <= 2e-5).all()
+
+
+def test_solvers_of_ones_own_and_rtols_by_label(oja):
+    own = {"every 0.1": TorchDiffEq("dopri5", reproject_every=0.1), "each": TorchDiffEq("dopri5")}
+    ds = compare(oja.flow, own, {"every 0.1": [1e-3], "each": [1e-4]}, TIMES)
+    assert ds["solver"].values.tolist() == ["every 0.1", "each"]
+    assert ds["status"].values.tolist() == [["t_end", "not_run"], ["not_run", "t_end"]]
+    config = json.loads(ds.attrs["config"])
+    assert config["solvers"]["every 0.1"]["reproject_every"] == 0.1
+
+
+def test_the_file_explains_itself_and_is_read_without_geoflow(ds, tmp_path):
+    path = tmp_path / "c.nc"
+    save_dataset(ds, path)
+    with xr.open_dataset(path, engine="netcdf4") as read:
+        assert read["theta_error"].equals(ds["theta_error"])
+        assert read["status"].values.tolist() == ds["status"].values.tolist()
+        for variable in read.variables.values():
+            assert variable.attrs["long_name"]
+            assert variable.attrs["units"]
+        assert read.attrs["reference_solver"] == "dopri5"
+        assert {"geoflow_version", "torch_version", "config", "created"} <= set(read.attrs)
+    with pytest.raises(InputError, match="exists; choose another name"):
+        save_dataset(ds, path)
+
+
+def test_the_diagram_has_a_line_for_each_solver_and_the_floor(ds, tmp_path):
+    ax = plots.work_precision(ds, snapshot=0)
+    *lines, floor = ax.lines
+    for line, solver in zip(lines, ds["solver"].values, strict=True):
+        at = ds.sel(solver=solver).isel(snapshot=0)
+        assert np.array_equal(line.get_xdata(), at["evaluations"])
+        assert np.array_equal(line.get_ydata(), at["theta_error"])
+    assert floor.get_ydata()[0] == float(ds["reference_theta_error"][0])
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    files = plots.save_figures(ds, tmp_path, "oja")
+    assert [f.name for f in files] == ["oja-work-precision.png", "oja-work-precision.pdf"]
+    with pytest.raises(InputError, match="not a comparison"):
+        plots.work_precision(xr.Dataset())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"solvers": ["newton"]}, "solver='newton'"),
+        ({"solvers": ["rkc", "rkc"]}, "no name comes twice"),
+        ({"solvers": []}, "solvers is empty"),
+        ({"solvers": ["rkc:float32"]}, "give float32="),
+        ({"rtols": [0.0]}, "rtol=0.0"),
+        ({"rtols": []}, "at least one"),
+        ({"rtols": [1e-7]}, "not looser than the reference's"),
+        ({"rtols": {"rkc": [1e-2], "x": [1e-2]}}, "'x' is not in both"),
+        ({"times": [0.0, 1.0]}, "increasing flow times above 0"),
+        ({"times": [1.0, 0.5]}, "increasing flow times above 0"),
+        ({"max_evaluations": 0}, "max_evaluations=0"),
+        ({"reference": "newton"}, "solver='newton'"),
+        ({"observables": {"level": lambda theta: 0.0}}, "'level' is taken"),
+        ({"observables": {"angle": lambda theta: 0.0}}, "'angle' is taken"),
+    ],
+)
+def test_bad_input(oja, arguments, message):
+    given = {"solvers": ["rkc"], "rtols": [1e-2], "times": TIMES} | arguments
+    with pytest.raises(InputError, match=message):
+        compare(oja.flow, **given)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Only one epoch of training: the command is tested, not the network."""
+    prepare = registry.Experiment.prepare
+    monkeypatch.setattr(
+        registry.Experiment, "prepare", lambda self, *a, **k: prepare(self, *a, epochs=1, **k)
+    )
+
+
+COMMAND = ["compare", "iris_ff", "--times", "0.005,0.01", "--reference-rtol", "1e-5"]
+
+
+def test_the_command_writes_the_dataset_and_the_diagram(quick, tmp_path, capsys):
+    path = tmp_path / "c.nc"
+    options = ["--solvers", "rkc,exponential:float32", "--rtols", "1e-2,1e-3", "--out", str(path)]
+    assert cli.main([*COMMAND, *options, "--figures", str(tmp_path)]) == DONE
+    captured = capsys.readouterr()
+    assert "exponential:float32" in captured.out
+    assert "reference, dopri5 at rtol 1e-06" in captured.err
+    assert (tmp_path / "c-work-precision.png").stat().st_size > 0
+    with xr.open_dataset(path) as ds:
+        assert ds.sizes == {"solver": 2, "rtol": 2, "snapshot": 2}
+        assert ds.attrs["title"] == "iris_ff, seed 0: solvers and tolerances compared"
+        assert (ds["status"] == "t_end").all()
+        assert {"test_loss_error", "test_accuracy_error"} <= set(ds.data_vars)
+    before = path.read_bytes()
+    assert cli.main([*COMMAND, *options]) == BAD_INPUT
+    assert "--force" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--solvers", "newton", "--rtols", "1e-2"], "solver='newton'"),
+        (["--solvers", "rkc", "--rtols", "1e-9"], "not looser"),
+        (["--solvers", "rkc", "--rtols", "1e-2", "--times", "-1"], "flow times above 0"),
+    ],
+)
+def test_bad_input_on_the_command_line(options, message, tmp_path, capsys):
+    arguments = ["compare", "iris_ff", *options, "--out", str(tmp_path / "c.nc")]
+    assert cli.main(arguments) == BAD_INPUT
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("geoflow: error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert not (tmp_path / "c.nc").exists()
+
+
+def test_an_interrupt_keeps_what_has_been_walked(quick, tmp_path, monkeypatch):
+    walks = []
+
+    def interrupted(*args, **kwargs):
+        ds = gf.walk(*args, **kwargs)
+        walks.append(1)
+        return ds.assign_attrs(status="interrupted") if len(walks) == 4 else ds
+
+    monkeypatch.setattr(work_precision, "walk", interrupted)
+    path = tmp_path / "c.nc"
+    options = ["--solvers", "rkc", "--rtols", "1e-2,1e-3,1e-4", "--out", str(path), "--quiet"]
+    assert cli.main([*COMMAND, *options]) == INTERRUPTED
+    with xr.open_dataset(path) as ds:
+        assert ds["status"].values.tolist() == [["t_end", "interrupted", "not_run"]]
+        assert ds.attrs["status"] == "interrupted"

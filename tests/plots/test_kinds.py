@@ -1,0 +1,62 @@
+from pathlib import Path
+
+import pytest
+import xarray as xr
+from matplotlib.figure import Figure
+
+import drawn
+from geoflow import cli
+from geoflow.archive import netcdf
+from geoflow.cli.terminal import BAD_INPUT, DONE
+from geoflow.errors import ArchiveError, InputError
+from geoflow.plots import kinds
+
+
+def test_a_dataset_says_what_can_be_drawn_of_it():
+    assert {"overview", "stack"} <= set(kinds.names(drawn.walk()))
+    assert kinds.names(drawn.comparison()) == ["work-precision"]
+    with pytest.raises(InputError, match="no dataset that geoflow draws"):
+        kinds.names(xr.Dataset())
+
+
+def test_every_figure_is_in_the_documentation():
+    page = (Path(__file__).parents[2] / "docs" / "analysis.md").read_text()
+    table = page.split("| figure | of | shows |")[1]
+    for name in kinds.KINDS:
+        assert f"`{name}`" in table
+
+
+def test_the_accessor_draws_what_the_function_draws():
+    plot = drawn.walk().geoflow.plot
+    assert "overview" in dir(plot)
+    figure = plot.overview(width=4.0)
+    assert isinstance(figure, Figure)
+    assert figure.get_size_inches()[0] == 4.0
+    assert isinstance(drawn.comparison().geoflow.plot.work_precision(), Figure)
+    with pytest.raises(AttributeError, match="no figure 'work_precision' of this dataset"):
+        plot.work_precision()
+
+
+def test_plot_takes_an_analysis_and_names_of_figures(tmp_path, capsys):
+    path = tmp_path / "compared.nc"
+    netcdf.save_dataset(drawn.comparison(), path)
+    arguments = ["plot", str(path), "--out", str(tmp_path), "--size", "column"]
+    assert cli.main(arguments) == DONE
+    assert capsys.readouterr().out.splitlines()[0].endswith("compared-work-precision.png")
+    assert (tmp_path / "compared-work-precision.pdf").exists()
+    assert cli.main([*arguments, "--kind", "stack"]) == BAD_INPUT
+    assert "kind='stack' is no figure of this comparison" in capsys.readouterr().err
+
+
+def test_an_analysis_is_opened_by_its_kind(tmp_path):
+    path = tmp_path / "compared.nc"
+    netcdf.save_dataset(drawn.comparison(), path)
+    with netcdf.open_analysis(path, "comparison") as ds:
+        xr.testing.assert_identical(ds.load(), drawn.comparison())
+    with pytest.raises(ArchiveError, match="of the kind 'comparison'; give one of the kind 'pca'"):
+        netcdf.open_analysis(path, "pca")
+    netcdf.save_dataset(xr.Dataset({"x": 1}), tmp_path / "other.nc")
+    with pytest.raises(ArchiveError, match="no analysis of geoflow"):
+        netcdf.open_analysis(tmp_path / "other.nc")
+    with pytest.raises(ArchiveError, match=r"missing\.nc"):
+        netcdf.open_analysis(tmp_path / "missing.nc")

@@ -1,0 +1,197 @@
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import geoflow as gf
+from geoflow import baselines, cli, report
+from geoflow.cli import terminal
+from geoflow.errors import ArchiveError, InputError
+from references import small_network
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--enable-logging=stderr",
+]
+# What a browser finds, written into the page where --dump-dom shows it.
+PROBE = """<script>
+window.onload = () => {
+  const images = [...document.images];
+  const drawn = images.filter(i => i.complete && i.naturalWidth > 100).map(i => i.parentNode.id);
+  document.title = `found ${images.length} drawn ${drawn.join(",")}`;
+};
+</script></head>"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Three walks of a small network, and trainings at two penalties with the same names."""
+    folder = tmp_path_factory.mktemp("report")
+    problem = small_network().problem
+    loss = float(problem.loss(problem.theta0))
+    for seed in range(3):
+        level_set = gf.LevelSet(problem, loss * (1 - 0.2 * seed))
+        gf.walk(
+            gf.RegularizingFlow(level_set, gf.regularizers.squared_norm),
+            stop=gf.Stationary(150.0),
+            observables={
+                "test_loss": lambda t: float(t.norm()) / 10,
+                "test_accuracy": lambda t: 0.9,
+            },
+            provenance={"experiment": "iris_ff", "seed": seed, "title": "<b>iris</b>"},
+            archive=folder / f"{seed}.nc",
+        )
+    rng = np.random.default_rng(0)
+    trained = baselines.weight_decay("iris_ff", penalties=[0.0, 0.1], seeds=[0, 1], epochs=1)
+    theta = rng.normal(size=(2, 2, problem.n_parameters))
+    small = trained.drop_vars("theta").assign(
+        theta=(("penalty", "run", "parameter"), theta, trained["theta"].attrs)
+    )
+    baselines.save_weight_decay(small, folder / "baseline.nc")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(files, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    sections = report.report([files], path)
+    return path, sections
+
+
+def test_the_page_has_every_figure_and_table_of_the_paper(page):
+    path, (section,) = page
+    assert [part.id for part in section.parts] == [
+        "runs",
+        "stack",
+        "penalties",
+        "penalties-figure",
+        "pca",
+        "variance",
+        "off-plane",
+    ]
+    assert section.title == "iris_ff: 3 walks, exponential, rtol 0.001, float64"
+    assert not section.warnings
+    html = path.read_text(encoding="utf-8")
+    assert all(f'id="{part.id}"' in html for part in section.parts)
+    assert html.count("alt=") == html.count("<img") == 3
+
+
+def test_the_page_needs_nothing_but_itself(page):
+    html = page[0].read_text(encoding="utf-8")
+    assert not re.search(r"""(src|href|data|action)\s*=\s*["'](?!data:image/svg)""", html)
+    assert not re.search(r"url\(|@import|<script|<link|<iframe", html)
+    assert "default-src 'none'" in html
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_a_browser_draws_every_figure_without_an_error(page, tmp_path):
+    html = page[0].read_text(encoding="utf-8")
+    probed = html.replace("img-src data:", "img-src data:; script-src 'unsafe-inline'")
+    probed = probed.replace("</head>", PROBE)
+    copy = tmp_path / "probed.html"
+    copy.write_text(probed, encoding="utf-8")
+    done = subprocess.run(
+        [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", copy.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title is not None
+    assert title[1] == "found 3 drawn stack,penalties-figure,pca"
+    assert "CONSOLE" not in done.stderr
+
+
+def test_the_table_has_a_row_for_each_penalty_beside_the_walks(files):
+    walks = [gf.open_trajectory(files / f"{i}.nc").load() for i in range(3)]
+    with baselines.open_weight_decay(files / "baseline.nc") as baseline:
+        table = report.penalty_table(walks, baseline)
+        best = baselines.best_penalty(baseline, "test_loss")
+        expected = baseline["test_loss"].sel(penalty=0.0).values[:, -1]
+    names = [row.cells[0] for row in table.rows]
+    assert names[:2] == ["walk: start", "walk: end"]
+    assert [n.split()[:2] for n in names[2:]] == [["penalty", "0"], ["penalty", "0.1"]]
+    assert f"penalty {best:g} †" in " ".join(names)
+    column = table.head.index("test loss")
+    ends = [float(ds["test_loss"][-1]) for ds in walks]
+    assert table.rows[1].cells[column] == f"{np.mean(ends):.4g} ± {np.std(ends, ddof=1):.2g}"
+    mean, std = expected.mean(), expected.std(ddof=1)
+    assert table.rows[2].cells[column] == f"{mean:.4g} ± {std:.2g}"
+    for ds in walks:
+        ds.close()
+
+
+@pytest.mark.parametrize(
+    ("values", "name", "text"),
+    [
+        ([1.0, 3.0], "test_loss", "2 ± 1.4"),
+        ([0.5, 0.7], "test_accuracy", "60.0 ± 14.1 %"),
+        ([0.25], "test_loss", "0.25"),
+        ([np.nan], "test_loss", "–"),
+    ],
+)
+def test_mean_and_standard_deviation(values, name, text):
+    assert report.mean_std(values, name) == text
+
+
+def test_values_of_a_file_are_text_and_never_markup(files, tmp_path):
+    ds = gf.open_trajectory(files / "0.nc").load()
+    ds.attrs["experiment"] = "<script>alert(1)</script>"
+    gf.save_trajectory(ds, tmp_path / "a.nc")
+    ds.close()
+    report.report([tmp_path / "a.nc"], tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_synthetic_images_and_early_ends_are_said(files, tmp_path):
+    ds = gf.open_trajectory(files / "0.nc").load()
+    ds.attrs |= {"title": "x, on synthetic images", "status": "max_evaluations"}
+    gf.save_trajectory(ds, tmp_path / "a.nc")
+    ds.close()
+    (section,) = report.report([tmp_path / "a.nc"], tmp_path / "page.html")
+    assert section.title.startswith("iris_ff, synthetic images: 1 walk,")
+    assert "NOT CIFAR-10" in section.warnings[0]
+    assert "Seed 0 ended early: max_evaluations" in section.warnings[1]
+
+
+def test_walks_of_other_settings_get_a_section_of_their_own(files, tmp_path):
+    ds = gf.open_trajectory(files / "0.nc").load()
+    gf.save_trajectory(ds.assign_attrs(rtol=1e-5), tmp_path / "a.nc")
+    ds.close()
+    paths = [files / "1.nc", tmp_path / "a.nc", files / "baseline.nc"]
+    sections = report.report(paths, tmp_path / "page.html")
+    assert len(sections) == 2
+    alone = report.report([files / "baseline.nc"], tmp_path / "alone.html")
+    assert alone[0].title == "iris_ff: weight decay"
+
+
+def test_the_command_and_its_errors(files, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    assert cli.main(["report", str(files), "--out", str(page)]) == terminal.DONE
+    before = page.read_bytes()
+    capsys.readouterr()
+    assert cli.main(["report", str(files), "--out", str(page)]) == terminal.BAD_INPUT
+    assert "--force" in capsys.readouterr().err
+    assert page.read_bytes() == before
+    with pytest.raises(InputError, match="files="):
+        report.report([], tmp_path / "b.html")
+    with pytest.raises(ArchiveError, match=r"has no .nc file"):
+        report.report([tmp_path], tmp_path / "b.html")
+    xr.Dataset({"x": 1}).to_netcdf(tmp_path / "x.nc")
+    with pytest.raises(ArchiveError, match="is not a trajectory"):
+        report.report([tmp_path / "x.nc"], tmp_path / "b.html")
+    assert not (tmp_path / "b.html").exists()

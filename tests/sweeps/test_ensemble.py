@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+
+import geoflow as gf
+from geoflow.errors import ArchiveError, InputError
+from geoflow.sweeps import ensemble
+from references import small_network
+
+
+def walk(seed):
+    """A walk whose level depends on the seed."""
+    problem = small_network().problem
+    level_set = gf.LevelSet(problem, float(problem.loss(problem.theta0)) * (1 - 0.2 * seed))
+    flow = gf.RegularizingFlow(level_set, gf.regularizers.squared_norm)
+    return gf.walk(
+        flow,
+        rtol=1e-4,
+        stop=gf.Stationary(150.0),
+        observables={"norm": lambda theta: float(theta.norm())},
+        provenance={"experiment": "small", "seed": seed},
+    )
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return [walk(seed) for seed in (0, 1)]
+
+
+def test_by_time_nothing_is_extrapolated(runs):
+    ds = ensemble.resample(runs, "time", 50)
+    assert dict(ds.sizes) == {"run": 2, "time": 50, "parameter": runs[0].sizes["parameter"]}
+    assert ds["run"].values.tolist() == [0, 1]
+    assert float(ds["time"][0]) == 0
+    assert float(ds["time"][-1]) == min(float(r["time"][-1]) for r in runs)
+    for i, run in enumerate(runs):
+        assert float(ds["regularizer"][i, 0]) == float(run["regularizer"][0])
+        expected = np.interp(ds["time"], run["time"], run["regularizer"])
+        assert np.allclose(ds["regularizer"][i], expected, rtol=1e-12)
+        assert np.array_equal(ds["theta_end"][i], run["theta"][-1])
+
+
+def test_observables_come_from_the_snapshots(runs):
+    ds = ensemble.resample(runs, "time", 50)
+    for i, run in enumerate(runs):
+        expected = np.interp(ds["time"], run["snapshot_time"], run["norm"])
+        assert np.allclose(ds["norm"][i], expected, rtol=1e-12)
+        assert float(ds["norm"][i, 0]) == pytest.approx(np.linalg.norm(run["theta"][0]))
+
+
+def test_by_angle_each_walk_is_taken_where_it_first_comes_to_it(runs):
+    ds = ensemble.resample(runs, "angle", 40)
+    assert float(ds["angle"][0]) == max(float(r["angle"][0]) for r in runs)
+    assert float(ds["angle"][-1]) == min(float(r["angle"].max()) for r in runs)
+    for i, run in enumerate(runs):
+        for angle, steps in zip(ds["angle"].values, ds["arc_length"][i].values, strict=True):
+            first = int(np.argmax(run["angle"].values >= angle))
+            low = run["arc_length"].values[max(first - 1, 0)]
+            assert low - 1e-12 <= steps <= run["arc_length"].values[first] + 1e-12
+        assert (np.diff(ds["arc_length"][i]) >= 0).all()
+
+
+def test_a_fall_of_the_angle_does_not_count_twice(runs):
+    fallen = runs[0].copy(deep=True)
+    middle = fallen.sizes["step"] // 2
+    fallen["angle"][middle] = fallen["angle"][0]
+    at, when = ensemble._passage(fallen, "angle")
+    assert (np.diff(at) > 0).all()
+    assert (np.diff(when) >= 0).all()
+    assert at[-1] == fallen["angle"].max()
+
+
+def test_every_variable_has_units(runs):
+    ds = ensemble.resample(runs)
+    assert all({"long_name", "units"} <= set(v.attrs) for v in ds.variables.values())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda runs: ensemble.resample([]), "at least one walk"),
+        (lambda runs: ensemble.resample(runs, "step"), "along='step'"),
+        (lambda runs: ensemble.resample(runs, n=1), "n=1"),
+        (lambda runs: ensemble.resample([runs[0], runs[1].drop_vars("norm")]), "other observables"),
+        (
+            lambda runs: ensemble.resample([runs[0], runs[1].assign_attrs(experiment="x")]),
+            "do not belong together",
+        ),
+        (lambda runs: ensemble.resample([runs[0].isel(snapshot=[])]), "has no snapshot"),
+        (
+            lambda runs: ensemble.resample(
+                [runs[0], runs[1].assign(angle=runs[1]["angle"] - 90)], "angle"
+            ),
+            "no range of angle in common",
+        ),
+    ],
+)
+def test_bad_input(runs, call, message):
+    with pytest.raises(InputError, match=message):
+        call(runs)
+
+
+def test_a_folder_of_walks_opens_as_one_dataset(runs, tmp_path):
+    with pytest.raises(ArchiveError, match="has no walk"):
+        gf.open_sweep(tmp_path)
+    for i, run in enumerate(runs):
+        gf.save_trajectory(run, tmp_path / f"seed-{i:04d}.nc")
+    assert gf.open_sweep(tmp_path, "angle", 20).equals(ensemble.resample(runs, "angle", 20))

@@ -1,0 +1,187 @@
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+import geoflow as gf
+from geoflow import cli
+from geoflow.cli import parser, terminal
+from geoflow.errors import ArchiveError, InputError
+
+# The package's name for the function hides the module.
+from geoflow.sweeps.runs import _walk
+from geoflow.sweeps.tasks import Task, run_tasks
+
+SHORT = {"epochs": 3, "t_end": 0.01, "max_snapshots": 3}
+
+
+def same(a, b):
+    """Equal but for the time it took."""
+    with gf.open_trajectory(a) as x, gf.open_trajectory(b) as y:
+        return x.drop_vars("wall_time").equals(y.drop_vars("wall_time"))
+
+
+def settings(**changes):
+    return {
+        "experiment": "iris_ff",
+        "solver": "exponential",
+        "rtol": 1e-3,
+        "atol": 1e-6,
+        "degrees": 175.0,
+        "max_evaluations": None,
+        "dtype": "float64",
+        "device": "cpu",
+        "data": None,
+        "threads": 1,
+    } | (SHORT | changes)
+
+
+def die_at_first(path, **arguments):
+    """Kill the worker at the first attempt, walk at the second."""
+    marker = Path(path).with_suffix(".attempts")
+    with marker.open("a") as file:
+        file.write("x")
+    if len(marker.read_text()) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return _walk(path, **arguments)
+
+
+def always_die(path, **arguments):
+    with Path(path).with_suffix(".attempts").open("a") as file:
+        file.write("x")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_its_run_one_more_attempt(tmp_path):
+    functions = [die_at_first, _walk, always_die, _walk]
+    tasks = [
+        Task(f"seed-{i:04d}", tmp_path / f"seed-{i:04d}.nc", f, settings(seed=i))
+        for i, f in enumerate(functions)
+    ]
+    outcomes = run_tasks(tasks, {}, None, 2, 1, False)
+    assert [o.status for o in outcomes] == ["t_end", "t_end", "failed", "t_end"]
+    assert "KilledWorker" in outcomes[2].message
+    assert "\n" not in outcomes[2].message
+    for i in (0, 2):
+        assert (tmp_path / f"seed-{i:04d}.attempts").read_text() == "xx"
+    assert sorted(p.name for p in tmp_path.glob("*.nc")) == [f"seed-{i:04d}.nc" for i in (0, 1, 3)]
+    for i in (0, 1, 3):
+        with gf.open_trajectory(tmp_path / f"seed-{i:04d}.nc") as ds:
+            assert ds.attrs["seed"] == i
+
+
+@pytest.mark.slow
+def test_only_what_is_missing_is_done_and_the_numbers_are_the_same(tmp_path, capsys):
+    from distributed import LocalCluster
+
+    first, second = tmp_path / "a", tmp_path / "b"
+    # A folder in the place of a file: that run cannot be written.
+    (first / "seed-0001.nc").mkdir(parents=True)
+    outcomes = gf.sweep("iris_ff", range(2), first, **SHORT)
+    assert [o.status for o in outcomes] == ["t_end", "failed"]
+    assert "is a folder" in outcomes[1].message
+    before = (first / "seed-0000.nc").stat().st_mtime_ns
+
+    (first / "seed-0001.nc").rmdir()
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster:
+        address = cluster.scheduler_address
+        outcomes = gf.sweep("iris_ff", range(3), first, scheduler=address, **SHORT)
+        assert [o.new for o in outcomes] == [False, True, True]
+        gf.sweep("iris_ff", range(3), second, scheduler=address, **SHORT)
+    assert (first / "seed-0000.nc").stat().st_mtime_ns == before
+    # Seed 0: by a cluster of the sweep's own, and by one started by hand.
+    for i in range(3):
+        assert same(first / f"seed-{i:04d}.nc", second / f"seed-{i:04d}.nc")
+    assert gf.open_sweep(first).sizes["run"] == 3
+
+
+@pytest.mark.slow
+def test_the_baseline_is_swept_by_penalty(tmp_path, capsys):
+    outcomes = gf.sweep_weight_decay(
+        "iris_ff", range(2), tmp_path, penalties=[0.0, 1e-3], epochs=2, progress=True
+    )
+    assert [o.status for o in outcomes] == ["trained", "trained"]
+    assert "penalty-0.0: trained: 2 runs of 2 epochs" in capsys.readouterr().err
+    expected = gf.baselines.weight_decay("iris_ff", seeds=range(2), penalties=[0.0, 1e-3], epochs=2)
+    with gf.baselines.open_weight_decay(sorted(tmp_path.glob("*.nc"))) as ds:
+        xr.testing.assert_allclose(ds, expected, rtol=1e-9)
+    again = gf.sweep_weight_decay("iris_ff", range(2), tmp_path, penalties=[0.0], epochs=2)
+    assert [o.new for o in again] == [False]
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A sweep whose runs are all there: no cluster is needed to call it again."""
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    manifest = {"geoflow_sweep": "1.0", "kind": "walks", **settings()}
+    (folder / "sweep.json").write_text(json.dumps(manifest))
+    for seed in range(2):
+        _walk(str(folder / f"seed-{seed:04d}.nc"), **settings(seed=seed))
+    return folder
+
+
+def test_a_finished_sweep_needs_no_cluster(finished, capsys):
+    outcomes = gf.sweep("iris_ff", range(2), finished, scheduler="tcp://nowhere:1", **SHORT)
+    assert [(o.name, o.status, o.new) for o in outcomes] == [
+        ("seed-0000", "t_end", False),
+        ("seed-0001", "t_end", False),
+    ]
+    command = ["sweep", "iris_ff", "--seeds", "0:2", "--out", str(finished), "--epochs", "3"]
+    assert cli.main([*command, "--t-end", "0.01", "--snapshots", "3"]) == terminal.DONE
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "2 runs, 0 of them new" in captured.err
+
+
+def test_a_folder_keeps_to_one_set_of_settings(finished):
+    with pytest.raises(InputError, match=r"holds a sweep with rtol=0.001, not 0.01"):
+        gf.sweep("iris_ff", range(2), finished, rtol=1e-2, **SHORT)
+    with pytest.raises(InputError, match="kind='walks', not 'weight decay'"):
+        gf.sweep_weight_decay("iris_ff", range(2), finished)
+
+
+def test_a_damaged_file_is_named(finished):
+    (finished / "seed-0001.nc").write_bytes(b"CDF")
+    with pytest.raises(ArchiveError, match=r"seed-0001.nc is not a readable"):
+        gf.sweep("iris_ff", range(2), finished, **SHORT)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seeds": []}, "seeds="),
+        ({"seeds": [0, 0]}, "seeds="),
+        ({"seeds": [-1]}, "seeds="),
+        ({"experiment": "nope"}, "experiment 'nope'"),
+        ({"solver": "nope"}, "solver='nope'"),
+        ({"rtol": 0.0}, "rtol=0.0"),
+        ({"dtype": "float16"}, "dtype='float16'"),
+        ({"device": "nowhere"}, "device='nowhere'"),
+        ({"workers": 0}, "workers=0"),
+        ({"scheduler": "nonsense://x"}, "scheduler='nonsense://x' cannot be reached"),
+        ({"out": __file__}, "cannot be used"),
+    ],
+)
+def test_bad_input(tmp_path, options, message):
+    arguments = {"experiment": "iris_ff", "seeds": [0], "out": tmp_path} | options
+    with pytest.raises(InputError, match=message):
+        gf.sweep(**arguments)
+
+
+def test_a_walks_option_is_refused_with_baseline(tmp_path, capsys):
+    command = ["sweep", "iris_ff", "--seeds", "0", "--out", str(tmp_path), "--baseline"]
+    assert cli.main([*command, "--rtol", "1e-5"]) == terminal.BAD_INPUT
+    assert "--rtol is for walks" in capsys.readouterr().err
+
+
+def test_seeds_are_a_range_or_a_list():
+    assert parser._seeds("0:5") == [0, 1, 2, 3, 4]
+    assert parser._seeds("7,2") == [7, 2]
+    with pytest.raises(SystemExit) as failure:
+        cli.main(["sweep", "iris_ff", "--seeds", "a", "--out", "x"])
+    assert failure.value.code == terminal.BAD_INPUT

@@ -1,0 +1,69 @@
+import math
+
+import numpy as np
+import pytest
+
+from geoflow.errors import InputError
+from geoflow.walking.snapshots import AtTimes, Every, Thinned
+
+
+def kept_after(rule, arcs):
+    kept = []
+    for step, arc in enumerate(arcs):
+        keep, dropped = rule.offer(step, float(arc), float(arc))
+        kept = [k for k in kept if k not in dropped] + [step] * keep
+    return kept
+
+
+@pytest.mark.parametrize("limit", [2, 3, 10, 100])
+@pytest.mark.parametrize("n", [1, 5, 99, 100, 1000, 5000])
+def test_thinned_keeps_the_first_and_leaves_a_place_for_the_last(limit, n):
+    rng = np.random.default_rng(n)
+    kept = kept_after(Thinned(limit), np.cumsum(rng.exponential(size=n)))
+    assert kept[0] == 0
+    assert len(kept) <= max(limit - 1, 1)
+    assert kept == sorted(set(kept))
+
+
+def test_thinned_keeps_everything_where_there_is_room():
+    assert kept_after(Thinned(101), np.arange(100.0)) == list(range(100))
+
+
+def test_thinned_is_even_in_arc_length_whatever_the_steps():
+    # Steps that shrink by a factor of a thousand on the way.
+    arcs = np.cumsum(np.geomspace(1, 1e-3, 4000))
+    kept = kept_after(Thinned(50), arcs)
+    gaps = np.diff(arcs[kept])
+    largest_step = 1.0
+    assert len(kept) >= 20
+    assert gaps.max() <= 2.5 * gaps.min() + 2 * largest_step
+
+
+def test_at_times_and_every_name_the_next_time_and_keep_it_exactly():
+    rule = AtTimes([0.0, 0.1, 0.7])
+    assert rule.next_time(0.0) == 0.1
+    assert rule.next_time(0.7) == math.inf
+    assert [rule.offer(0, t, 0)[0] for t in (0.0, 0.05, 0.7)] == [True, False, True]
+    every = Every(0.1)
+    times = [0.0]
+    while times[-1] < 2:
+        times.append(every.next_time(times[-1]))
+    assert np.allclose(times, 0.1 * np.arange(len(times)), rtol=1e-14)
+    assert all(every.offer(0, t, 0)[0] for t in times)
+    assert not every.offer(0, 0.15, 0)[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AtTimes([]), "snapshot_times"),
+        (lambda: AtTimes([1.0, 0.5]), "snapshot_times"),
+        (lambda: AtTimes([-1.0]), "snapshot_times"),
+        (lambda: AtTimes([math.inf]), "snapshot_times"),
+        (lambda: Every(0.0), "snapshot_every=0.0"),
+        (lambda: Thinned(1), "max_snapshots=1"),
+    ],
+)
+def test_bad_input(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
