@@ -341,13 +341,13 @@ def _hessian_product(
     """Product of the Hessian of a sum of losses, and the weight of that sum."""
     gradient = grad(function, has_aux=True)
     try:
-        _, product, weight = jvp(gradient, (at,), (v,), has_aux=True)
+        pushed: Any = jvp(gradient, (at,), (v,), has_aux=True)
+        return pushed[1], pushed[2]
     except RuntimeError:
         # Some losses, torch's mse_loss and huber_loss among them, have no forward derivative of
         # their backward pass. Reverse mode twice takes longer and works for these too.
-        _, pull_back, weight = vjp(gradient, at, has_aux=True)
-        product = pull_back(v)[0]
-    return product, weight
+        pulled: Any = vjp(gradient, at, has_aux=True)
+        return pulled[1](v)[0], pulled[2]
 
 
 def _flatten(tensors: Mapping[str, Tensor]) -> Tensor:

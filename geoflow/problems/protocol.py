@@ -29,9 +29,14 @@ class ProblemLike(Protocol):
         Hash of the data, by which an archive knows them again; may be empty.
     """
 
-    theta0: Tensor
-    tensors: tuple[TensorSpec, ...]
-    data_sha256: str
+    @property
+    def theta0(self) -> Tensor: ...
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def data_sha256(self) -> str: ...
 
     @property
     def n_parameters(self) -> int:
