@@ -109,7 +109,9 @@ class FlowState:
     @property
     def evaluated(self) -> Evaluated:
         """L and ∇L, as :meth:`geoflow.LevelSet.project` takes them."""
-        return (self.loss if len(self.values) == 1 else torch.from_numpy(self.values)), self.gradients
+        return (
+            self.loss if len(self.values) == 1 else torch.from_numpy(self.values)
+        ), self.gradients
 
 
 SCALARS: Mapping[str, Scalar] = MappingProxyType(

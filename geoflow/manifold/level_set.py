@@ -306,9 +306,7 @@ def _as_one(problem: ProblemLike | Sequence[ProblemLike]) -> ProblemLike:
     return problem
 
 
-def _levels(
-    problem: ProblemLike, level: float | Sequence[float | None] | None
-) -> Numbers:
+def _levels(problem: ProblemLike, level: float | Sequence[float | None] | None) -> Numbers:
     start = as_values(problem.loss(problem.theta0))
     given = level if isinstance(level, Sequence | np.ndarray) else [level]
     if level is None:

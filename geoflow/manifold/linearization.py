@@ -59,4 +59,6 @@ class TangentHessian:
         regularizer = self.regularizer_hessian(unit)
         if loss.ndim == 1:
             return self.tangent(regularizer.add(loss, alpha=state.multiplier)), loss
-        return self.tangent(regularizer + torch.from_numpy(np.array(state.multipliers)).to(loss) @ loss), loss
+        return self.tangent(
+            regularizer + torch.from_numpy(np.array(state.multipliers)).to(loss) @ loss
+        ), loss

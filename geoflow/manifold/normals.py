@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -38,15 +39,11 @@ class Split(NamedTuple):
 
 
 class NormalSpace(Protocol):
-    """The span of n constraints' gradients at one point.
+    """The span of n constraints' gradients at one point."""
 
-    Attributes
-    ----------
-    norms : ndarray, shape (n,)
-        Of the gradients.
-    """
-
-    norms: Numbers
+    @property
+    def norms(self) -> Numbers:
+        """Norms of the gradients, shape (n,)."""
 
     def split(self, v: Tensor) -> Split:
         """Part of v, shape (P,), in the space."""
@@ -69,8 +66,16 @@ class Normal:
 
     def __init__(self, gradient: Tensor) -> None:
         self.gradient = gradient
-        self.square = torch.dot(gradient, gradient)
-        self.norms = np.array([math.sqrt(float(self.square))])
+
+    @cached_property
+    def square(self) -> Tensor:
+        """g·g, a scalar tensor."""
+        return torch.dot(self.gradient, self.gradient)
+
+    @cached_property
+    def norms(self) -> Numbers:
+        """‖g‖, shape (1,)."""
+        return np.array([math.sqrt(float(self.square))])
 
     def split(self, v: Tensor) -> Split:
         """Part g (g·v)/(g·g), multiplier −(v·g)/(g·g)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -20,73 +20,58 @@ class Scalar(NamedTuple):
 
 
 class State(Protocol):
-    """Everything a flow knows at one point, at which L and ∇L are evaluated.
-
-    Attributes
-    ----------
-    theta : Tensor, shape (P,)
-        The parameters.
-    flat : Tensor, shape (N,)
-        What is integrated: all tensors of the state, one after the other. θ itself where the state
-        is nothing else.
-    velocity : Tensor, shape (N,)
-        d flat/dt.
-    tensors : mapping of str to Tensor
-        The parts of ``flat`` by name, in order; ``theta`` is the first.
-    evaluated : tuple
-        What :meth:`Flow.project` takes as known at this point.
-    """
+    """Everything a flow knows at one point, at which L and ∇L are evaluated."""
 
     @property
-    def theta(self) -> Tensor: ...
+    def theta(self) -> Tensor:
+        """The parameters θ, shape (P,)."""
 
     @property
-    def flat(self) -> Tensor: ...
+    def flat(self) -> Tensor:
+        """What is integrated, shape (N,): the tensors of the state one after the other."""
 
     @property
-    def velocity(self) -> Tensor: ...
+    def velocity(self) -> Tensor:
+        """The time derivative of ``flat``, shape (N,)."""
 
     @property
-    def tensors(self) -> Mapping[str, Tensor]: ...
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The parts of ``flat`` by name, ``theta`` the first; a checkpoint keeps these."""
 
     @property
-    def evaluated(self) -> Any: ...
+    def evaluated(self) -> Any:
+        """What :meth:`Flow.project` takes as known at this point."""
 
 
 class Flow(Protocol):
     """A vector field on a level set that can be walked along.
 
     :class:`geoflow.RegularizingFlow` is one. Any class with these attributes and methods serves.
-
-    Attributes
-    ----------
-    level_set : LevelSet
-        Where it flows.
-    problem : ProblemLike
-        That of the level set: it counts evaluations, and holds their budget.
-    regularizer_name : str
-        What it descends, as archives name it; empty where there is nothing.
-    scalars : mapping of str to Scalar
-        What it records at every accepted step.
-    linearization : callable or None
-        ``linearization(state)`` gives what applies the flow's linear part there, as
-        :class:`geoflow.manifold.linearization.TangentHessian` does; None where it has none.
     """
 
     @property
-    def level_set(self) -> LevelSet: ...
+    def level_set(self) -> LevelSet:
+        """Where it flows."""
 
     @property
-    def problem(self) -> ProblemLike: ...
+    def problem(self) -> ProblemLike:
+        """That of the level set: it counts evaluations, and holds their budget."""
 
     @property
-    def regularizer_name(self) -> str: ...
+    def regularizer_name(self) -> str:
+        """What it descends, as archives name it; empty where there is nothing."""
 
     @property
-    def scalars(self) -> Mapping[str, Scalar]: ...
+    def scalars(self) -> Mapping[str, Scalar]:
+        """What it records at every accepted step, by name."""
 
     @property
-    def linearization(self) -> Any: ...
+    def linearization(self) -> Callable[[Any], Any] | None:
+        """What gives the flow's linear part at a state, or None.
+
+        Called with a state, it returns what :class:`TangentHessian
+        <geoflow.manifold.linearization.TangentHessian>` is for a RegularizingFlow.
+        """
 
     def start(self, theta: Tensor) -> tuple[Any, Projection]:
         """State at the beginning of a walk from θ, shape (P,), re-projected."""

@@ -335,9 +335,7 @@ class Problem(Counted):
             )
 
 
-def _hessian_product(
-    function: Callable[[Any], Weighted], at: Any, v: Any
-) -> tuple[Any, Tensor]:
+def _hessian_product(function: Callable[[Any], Weighted], at: Any, v: Any) -> tuple[Any, Tensor]:
     """Product of the Hessian of a sum of losses, and the weight of that sum."""
     gradient = grad(function, has_aux=True)
     try:

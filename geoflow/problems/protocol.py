@@ -18,25 +18,19 @@ class ProblemLike(Protocol):
 
     Any class with these attributes and methods serves: a loss over batches that are read anew at
     each evaluation, one over several processes, or one that is no network's at all.
-
-    Attributes
-    ----------
-    theta0 : Tensor, shape (P,)
-        The starting point.
-    tensors : tuple of TensorSpec
-        Name, offset and shape of every trainable tensor, in flat order.
-    data_sha256 : str
-        Hash of the data, by which an archive knows them again; may be empty.
     """
 
     @property
-    def theta0(self) -> Tensor: ...
+    def theta0(self) -> Tensor:
+        """The starting point, shape (P,)."""
 
     @property
-    def tensors(self) -> tuple[TensorSpec, ...]: ...
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Name, offset and shape of every trainable tensor, in flat order."""
 
     @property
-    def data_sha256(self) -> str: ...
+    def data_sha256(self) -> str:
+        """Hash of the data, by which an archive knows them again; may be empty."""
 
     @property
     def n_parameters(self) -> int:

@@ -29,7 +29,14 @@ from torch import Tensor
 
 from geoflow.errors import ConvergenceError, CriticalPointError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
-from geoflow.solvers.base import Carry, StepResult, Tolerance
+from geoflow.solvers.base import (
+    LINEARIZATION,
+    ONE_CONSTRAINT,
+    REGULARIZER,
+    Carry,
+    StepResult,
+    Tolerance,
+)
 from geoflow.solvers.control import check_step, clip_step
 from geoflow.solvers.krylov import KrylovSpace, Vector, phi1, phi3
 
@@ -97,6 +104,7 @@ class Exponential:
 
     name = "exponential"
     order = 3
+    needs: tuple[str, ...] = (LINEARIZATION, REGULARIZER, ONE_CONSTRAINT)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -68,13 +68,18 @@ THETA = VariableSpec("f", ("snapshot", "parameter"), "1", "parameters, flat")
 
 OBSERVABLE = VariableSpec("f8", ("snapshot",), "1", "")
 
-VARIABLES = {
-    **STEP_COORDINATES,
-    **STEP_VARIABLES,
-    **SNAPSHOT_COORDINATES,
-    **TENSOR_COORDINATES,
-    "theta": THETA,
-}
+
+def _with_steps(steps: Mapping[str, VariableSpec]) -> dict[str, VariableSpec]:
+    return {
+        **STEP_COORDINATES,
+        **steps,
+        **SNAPSHOT_COORDINATES,
+        **TENSOR_COORDINATES,
+        "theta": THETA,
+    }
+
+
+VARIABLES = _with_steps(STEP_VARIABLES)
 
 ATTRIBUTES = {
     "geoflow_schema": str,
@@ -175,8 +180,7 @@ def variables(attributes: Mapping[str, Any]) -> dict[str, VariableSpec]:
     ArchiveError
         See :func:`step_variables`.
     """
-    others = {n: s for n, s in VARIABLES.items() if n not in STEP_VARIABLES}
-    return {**others, **step_variables(attributes)}
+    return _with_steps(step_variables(attributes))
 
 
 def defects(ds: xr.Dataset) -> list[str]:

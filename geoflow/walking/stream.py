@@ -122,7 +122,7 @@ class Stream:
             with _writing(path):
                 lock.clear()
                 nothing = dict.fromkeys(problem.counts, 0)
-                stream._write(Checkpoint(0, problem.theta0, None, nothing))
+                stream._write(Checkpoint(0, {"theta": problem.theta0}, None, nothing))
         except BaseException:
             lock.release()
             raise

@@ -8,9 +8,9 @@ import geoflow as gf
 import invariants
 import references
 from geoflow.errors import InputError
+from geoflow.manifold.linearization import TangentHessian
 from geoflow.solvers import Exponential, Tolerance
 from geoflow.solvers.exponential import _predict, _Retraction
-from geoflow.manifold.linearization import TangentHessian
 from geoflow.solvers.krylov import KrylovSpace, phi1, phi3
 
 

@@ -237,9 +237,7 @@ def _one_by_one(function: Observable) -> Evaluation:
     return lambda thetas: [float(function(theta)) for theta in thetas]
 
 
-def _in_batches(
-    problem: ProblemLike, walked: ProblemLike, batch_size: int | None
-) -> Evaluation:
+def _in_batches(problem: ProblemLike, walked: ProblemLike, batch_size: int | None) -> Evaluation:
     """Evaluate a loss at several points at once where that serves."""
     if problem.n_parameters != walked.n_parameters:
         raise InputError(
