@@ -40,6 +40,14 @@ def test_the_predictive_step_shortens_where_the_error_grows_and_never_lengthens_
         assert math.isclose(grown, max(0.1, min(elementary, 0.8 * error ** (-1 / 3) / 2)))
 
 
+@pytest.mark.parametrize("trouble", [*ERRORS, math.inf])
+def test_the_exponential_solvers_rule_is_an_elementary_one(trouble):
+    control = Elementary(3, safety=0.9, shrink=0.3, grow=3.0, retry=(0.2, 0.7))
+    factor = 0.9 * max(trouble, 1e-4) ** (-1 / 3)
+    assert control.accepted(trouble) == min(max(factor, 0.3), 3.0)
+    assert control.rejected(trouble) == max(0.2, min(0.7, factor))
+
+
 @pytest.mark.parametrize("error", [1e-10, 0.02, 0.5, 1.0])
 @pytest.mark.parametrize("before", [(0.3, 0.1), (1e-10, 0.02)])
 def test_rkcs_control_is_that_of_its_paper_to_the_bit(error, before):
