@@ -134,7 +134,7 @@ def test_another_regularizer_of_the_same_name_does_not_go_on_with_a_walk(tmp_pat
     level_set = own_flow.great_circle()[0].level_set
     flows = [gf.RegularizingFlow(level_set, lambda theta, k=k: k + theta[0]) for k in (3.0, 4.0)]
     gf.walk(flows[0], "dopri5", stop=None, t_end=0.5, archive=path).close()
-    with pytest.raises(ArchiveError, match="the regularisation function is .* was recorded"):
+    with pytest.raises(ArchiveError, match=r"the regularisation function is .* was recorded"):
         gf.resume(path, flows[1], t_end=1.0)
     with gf.resume(path, flows[0], t_end=1.0) as ds:
         assert ds.attrs["status"] == "t_end"
