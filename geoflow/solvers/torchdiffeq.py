@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
 from geoflow.errors import ConvergenceError, InputError, StepSizeError
+from geoflow.manifold.level_set import as_values
 from geoflow.manifold.protocol import Flow, State
 from geoflow.solvers.base import Carry, StepResult, Tolerance
 from geoflow.solvers.control import check_step, clip_step
@@ -227,7 +229,8 @@ class _Field:
         known = self.evaluated_at(theta)
         if known is None:
             known = self.last = self.flow.evaluate(theta)
-            if not math.isfinite(_norm(known.velocity)):
+            finite = np.isfinite(as_values(known.evaluated[0])).all()
+            if not finite or not math.isfinite(_norm(known.velocity)):
                 self.last = self.start
                 raise _NotFiniteError
         return known.velocity

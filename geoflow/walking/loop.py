@@ -362,7 +362,7 @@ def check_fit(
     goals.check_scalars(flow.scalars)
     for name in observables:
         if name in flow.scalars:
-            raise InputError(f"observables: {name!r} is a scalar of the flow; choose another name")
+            raise InputError(f"observables: {name!r} is taken by the flow; choose another name")
 
 
 def _solver(solver: str | Solver, reproject_every: float | None) -> Solver:
