@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -25,17 +25,61 @@ class TensorSpec(NamedTuple):
     shape: tuple[int, ...]
 
 
-class LossPart(NamedTuple):
-    """One additive part of the loss: ``weight * loss(parameters)``.
+# The sum of the losses of some examples, and their weight: scalars both.
+Weighted = tuple[Tensor, Tensor]
 
-    Where it is the loss of a network's outputs, ``loss(parameters)`` is
-    ``loss_of_outputs(outputs(parameters))``.
+
+class LossPart(NamedTuple):
+    """One additive part of the loss; L = Σ sums / Σ weights over all parts.
+
+    Parameters
+    ----------
+    loss : callable
+        Parameters → (sum of losses, weight). The weight does not depend on the parameters.
+    outputs : callable, optional
+        Parameters → the network's outputs, where the loss is one of those.
+    loss_of_outputs : callable, optional
+        Outputs → (sum of losses, weight): ``loss(p)`` is ``loss_of_outputs(outputs(p))``.
     """
 
-    weight: float
-    loss: Callable[[Parameters], Tensor]
+    loss: Callable[[Parameters], Weighted]
     outputs: Callable[[Parameters], Tensor] | None = None
-    loss_of_outputs: Callable[[Tensor], Tensor] | None = None
+    loss_of_outputs: Callable[[Tensor], Weighted] | None = None
+
+
+def add_up(
+    contributions: Iterable[tuple[tuple[Tensor, ...], Tensor]],
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Add up what the parts of a loss give: sums and weights, each for itself.
+
+    A problem over several processes adds up theirs in the same way before it divides.
+
+    Parameters
+    ----------
+    contributions : iterable
+        (tensors, weight) of each part: of its sum of losses, say, and of that sum's gradient.
+
+    Returns
+    -------
+    tuple of Tensor
+        Sums over the parts: in float64 where there are several, whatever the network's dtype, so
+        that their number costs no digits.
+    Tensor
+        Sum of the weights.
+    """
+    remaining = iter(contributions)
+    sums, weight = next(remaining)
+    for n, (tensors, more) in enumerate(remaining):
+        if n == 0:
+            sums = tuple(t.to(_widest(t.device), copy=True) for t in sums)
+        sums = tuple(total.add_(t) for total, t in zip(sums, tensors, strict=True))
+        weight = weight + more
+    return sums, weight
+
+
+def _widest(device: torch.device) -> torch.dtype:
+    # Apple's processors have no float64.
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def parts_of_module(
@@ -55,7 +99,7 @@ def parts_of_module(
     Returns
     -------
     tuple of LossPart
-        Their weighted sum is the mean loss.
+        L is the mean loss, weighted by the number of examples.
     Tensor, shape (P,)
         The trainable parameters, flat.
     tuple of TensorSpec
@@ -82,20 +126,22 @@ def parts_of_module(
 
     def part(start: int) -> LossPart:
         x, y = inputs[start : start + size], targets[start : start + size]
+        # Of all examples, so that the mean of a whole is not changed by rounding.
+        weight = theta0.new_tensor(len(x) / n)
 
         def outputs(parameters: Parameters) -> Tensor:
             return functional_call(module, {**frozen, **parameters}, (x,))
 
-        def loss_of_outputs(values: Tensor) -> Tensor:
-            return loss_fn(values, y)
+        def loss_of_outputs(values: Tensor) -> Weighted:
+            return loss_fn(values, y) * weight, weight
 
-        def loss(parameters: Parameters) -> Tensor:
+        def loss(parameters: Parameters) -> Weighted:
             return loss_of_outputs(outputs(parameters))
 
-        return LossPart(len(x) / n, loss, outputs, loss_of_outputs)
+        return LossPart(loss, outputs, loss_of_outputs)
 
     parts = tuple(part(start) for start in range(0, n, size))
-    shape = parts[0].loss(trainable).shape
+    shape = parts[0].loss(trainable)[0].shape
     if shape != ():
         raise InputError(
             f"loss_fn returned shape {tuple(shape)}; it must return a scalar mean "

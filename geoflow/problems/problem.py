@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -14,12 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, grad_and_value, jvp, vjp, vmap
 
-from geoflow.errors import EvaluationLimitError, InputError
+from geoflow.errors import InputError
 from geoflow.problems.checks import check_data, check_device_and_dtype, check_mode
-from geoflow.problems.parts import LossPart, Parameters, TensorSpec, parts_of_module
+from geoflow.problems.counting import Counted
+from geoflow.problems.dtypes import dtype_name
+from geoflow.problems.parts import (
+    LossPart,
+    Parameters,
+    TensorSpec,
+    Weighted,
+    add_up,
+    parts_of_module,
+)
 
 
-class Problem:
+class Problem(Counted):
     """A deterministic loss L(θ) on flat θ ∈ R^P: value, gradient, Hessian-vector product.
 
     Make one with :meth:`from_module` or :meth:`from_function`.
@@ -47,7 +55,6 @@ class Problem:
         self.data_sha256 = data_sha256
         self._n_gradient = 0
         self._n_hvp = 0
-        self._limit: int | None = None
         loss = self.loss(theta0)
         if not torch.isfinite(loss):
             raise InputError(f"loss at theta0 is {loss.item()}; it must be finite")
@@ -56,6 +63,12 @@ class Problem:
                 "loss: two evaluations at theta0 differ, so L(θ) is random or stateful; "
                 "remove the randomness (for a module, call module.eval())"
             )
+
+    def __repr__(self) -> str:
+        return (
+            f"Problem({self.n_parameters:,} parameters in {len(self.tensors)} tensors, "
+            f"{dtype_name(self.dtype)} on {self.device}, {self.evaluations} evaluations so far)"
+        )
 
     @classmethod
     def from_module(
@@ -130,7 +143,8 @@ class Problem:
         shape = loss(theta0).shape
         if shape != ():
             raise InputError(f"loss returned shape {tuple(shape)}; it must return a scalar")
-        part = LossPart(1.0, lambda parameters: loss(parameters["theta"]))
+        one = torch.ones((), dtype=theta0.dtype, device=theta0.device)
+        part = LossPart(lambda parameters: (loss(parameters["theta"]), one))
         return cls((part,), theta0, (TensorSpec("theta", 0, tuple(theta0.shape)),))
 
     @property
@@ -174,27 +188,6 @@ class Problem:
         A bare :meth:`loss` is not counted: no solver uses it.
         """
         return {"gradient": self._n_gradient, "hvp": self._n_hvp}
-
-    @property
-    def evaluations(self) -> int:
-        """Cost so far in gradient evaluations; a Hessian-vector product counts 2."""
-        return self._n_gradient + 2 * self._n_hvp
-
-    @contextmanager
-    def budget(self, evaluations: int) -> Iterator[None]:
-        """Allow at most this many more :attr:`evaluations` inside the block.
-
-        Raises
-        ------
-        EvaluationLimitError
-            From the evaluation that would pass the limit, before it is made.
-        """
-        before = self._limit
-        self._limit = self.evaluations + evaluations
-        try:
-            yield
-        finally:
-            self._limit = before
 
     def loss(self, theta: Tensor) -> Tensor:
         """L(θ), a scalar tensor, without its gradient.
@@ -240,17 +233,15 @@ class Problem:
             A :meth:`budget` is spent.
         """
         parameters = self.unflatten(theta)
-        self._spend(1)
+        self._check_budget(1)
         self._n_gradient += 1
-        value = theta.new_zeros(())
-        total: Tensor | None = None
-        for part in self._parts:
-            gradients, part_value = grad_and_value(part.loss)(parameters)
-            value = value + part.weight * part_value.detach()
-            flat = part.weight * _flatten(gradients)
-            total = flat if total is None else total.add_(flat)
-        assert total is not None
-        return value, total
+
+        def contribution(part: LossPart) -> tuple[tuple[Tensor, ...], Tensor]:
+            gradients, (value, weight) = grad_and_value(part.loss, has_aux=True)(parameters)
+            return (value.detach(), _flatten(gradients)), weight
+
+        value, gradient = self._mean(contribution(part) for part in self._parts)
+        return value, gradient
 
     def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
         """∇²L(θ) v, shape (P,), forward over reverse: one Hessian-vector product.
@@ -263,15 +254,14 @@ class Problem:
             A :meth:`budget` is spent.
         """
         parameters, tangents = self.unflatten(theta), self.unflatten(v, "v")
-        self._spend(2)
+        self._check_budget(2)
         self._n_hvp += 1
-        total: Tensor | None = None
-        for part in self._parts:
-            products = _hessian_product(part.loss, parameters, tangents)
-            flat = part.weight * _flatten(products)
-            total = flat if total is None else total.add_(flat)
-        assert total is not None
-        return total
+
+        def contribution(part: LossPart) -> tuple[tuple[Tensor, ...], Tensor]:
+            products, weight = _hessian_product(part.loss, parameters, tangents)
+            return (_flatten(products),), weight
+
+        return self._mean(contribution(part) for part in self._parts)[0]
 
     def gauss_newton_product(self, theta: Tensor, v: Tensor) -> Tensor:
         """G(θ) v for the Gauss–Newton matrix G, shape (P,): counted as a Hessian-vector product.
@@ -291,19 +281,18 @@ class Problem:
         """
         self._check_outputs()
         parameters, tangents = self.unflatten(theta), self.unflatten(v, "v")
-        self._spend(2)
+        self._check_budget(2)
         self._n_hvp += 1
-        total: Tensor | None = None
-        for part in self._parts:
+
+        def contribution(part: LossPart) -> tuple[tuple[Tensor, ...], Tensor]:
             assert part.outputs is not None
             assert part.loss_of_outputs is not None
             moved = jvp(part.outputs, (parameters,), (tangents,))[1]
             values, pull_back, *_ = vjp(part.outputs, parameters)
-            curved = _hessian_product(part.loss_of_outputs, values, moved)
-            flat = part.weight * _flatten(pull_back(curved)[0])
-            total = flat if total is None else total.add_(flat)
-        assert total is not None
-        return total
+            curved, weight = _hessian_product(part.loss_of_outputs, values, moved)
+            return (_flatten(pull_back(curved)[0]),), weight
+
+        return self._mean(contribution(part) for part in self._parts)[0]
 
     def unflatten(self, theta: Tensor, name: str = "theta") -> Parameters:
         """Views of flat θ by parameter name, as the module names them.
@@ -328,7 +317,15 @@ class Problem:
 
     def _loss(self, theta: Tensor) -> Tensor:
         parameters = self.unflatten(theta)
-        return torch.stack([p.weight * p.loss(parameters) for p in self._parts]).sum()
+        weighted = (part.loss(parameters) for part in self._parts)
+        return self._mean(((total,), weight) for total, weight in weighted)[0]
+
+    def _mean(
+        self, contributions: Iterable[tuple[tuple[Tensor, ...], Tensor]]
+    ) -> tuple[Tensor, ...]:
+        """Σ sums / Σ weights, in the dtype of θ."""
+        sums, weight = add_up(contributions)
+        return tuple((total / weight).to(self.dtype) for total in sums)
 
     def _check_outputs(self) -> None:
         if any(part.outputs is None for part in self._parts):
@@ -337,19 +334,18 @@ class Problem:
                 "network's outputs; make it with Problem.from_module"
             )
 
-    def _spend(self, evaluations: int) -> None:
-        if self._limit is not None and self.evaluations + evaluations > self._limit:
-            raise EvaluationLimitError(f"the budget ends at {self._limit} evaluations")
 
-
-def _hessian_product(function: Callable[[Any], Tensor], at: Any, v: Any) -> Any:
-    """∇²f v, forward over reverse; the function's argument may be a dictionary of tensors."""
+def _hessian_product(function: Callable[[Any], Weighted], at: Any, v: Any) -> tuple[Any, Tensor]:
+    """Product of the Hessian of a sum of losses, and the weight of that sum."""
+    gradient = grad(function, has_aux=True)
     try:
-        return jvp(grad(function), (at,), (v,))[1]
+        pushed: Any = jvp(gradient, (at,), (v,), has_aux=True)
+        return pushed[1], pushed[2]
     except RuntimeError:
         # Some losses, torch's mse_loss and huber_loss among them, have no forward derivative of
         # their backward pass. Reverse mode twice takes longer and works for these too.
-        return vjp(grad(function), at)[1](v)[0]
+        pulled: Any = vjp(gradient, at, has_aux=True)
+        return pulled[1](v)[0], pulled[2]
 
 
 def _flatten(tensors: Mapping[str, Tensor]) -> Tensor:
