@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -162,7 +162,7 @@ class WalkSettings:
             stop = stopping.from_config(stop)
         if not (stop is None or (callable(stop) and hasattr(stop, "options"))):
             raise InputError(f"stop={stop!r} is none; use Stationary(…), Plateau(…) or None")
-        return Goals.checked(self.t_end, cast("Stop | None", stop), self.max_evaluations)
+        return Goals.checked(self.t_end, stop, self.max_evaluations)
 
     def rule(self) -> SnapshotRule:
         """Return a rule, at its start, for where θ is kept."""

@@ -14,12 +14,11 @@ from geoflow.walking.recorder import Memory
 from geoflow.walking.settings import DEFAULTS, OPTIONS, WalkSettings
 
 positive = st.floats(1e-6, 1e6)
+rising = st.lists(positive, min_size=1, unique=True).map(sorted)
 kept = st.one_of(
     st.fixed_dictionaries({"max_snapshots": st.integers(2, 10**6)}),
     st.fixed_dictionaries({"snapshot_every": positive}),
-    st.fixed_dictionaries(
-        {"snapshot_times": st.lists(positive, min_size=1, unique=True).map(sorted)}
-    ),
+    st.fixed_dictionaries({"snapshot_times": rising}),
 )
 settings = st.fixed_dictionaries(
     {},
