@@ -49,7 +49,7 @@ def list_experiments(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Train, walk, and archive."""
-    if args.out:
+    if args.out is not None:
         check_target(args.out, overwrite=args.force)
     settings = _settings(args)
     if settings.threads:
@@ -206,7 +206,7 @@ def compare(args: argparse.Namespace) -> int:
         if not args.quiet:
             print(f"{args.experiment}: {text}", file=sys.stderr)
 
-    netcdf.check_target(args.out, overwrite=args.force)
+    files.check_target(args.out, overwrite=args.force)
     ds = compare_experiment(
         args.experiment,
         args.solvers.split(","),
@@ -247,7 +247,7 @@ def compare(args: argparse.Namespace) -> int:
 
 def baseline(args: argparse.Namespace) -> int:
     """Train with weight decay, over the paper's penalties."""
-    netcdf.check_target(args.out, overwrite=args.force)
+    files.check_target(args.out, overwrite=args.force)
     if args.runs < 1:
         raise InputError(f"--runs {args.runs}; use a positive number")
     ds = baselines.weight_decay(

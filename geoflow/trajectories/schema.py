@@ -108,6 +108,7 @@ STATUSES = (
     "step_size_underflow",
     "projection_failed",
     "critical_point",
+    "numerical_failure",
     "interrupted",
 )
 
