@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import dask
 import netCDF4
 import numpy as np
 import xarray as xr
@@ -74,6 +73,9 @@ def write(
     group: str | None = None,
 ) -> None:
     """Write a file in place, or a group of it; Dask's arrays block by block."""
+    # Imported here, as importing it takes longer than all of geoflow.
+    import dask
+
     # One block after the other: the threads of Dask would read ahead of the writing, and wait for
     # the lock that is held here.
     with LOCK, dask.config.set(scheduler="synchronous"):

@@ -52,6 +52,6 @@ def read(path: Path, names: Iterable[str] | None = None) -> dict[str, NDArray[An
     """
     if not path.exists():
         raise ArchiveError(f"{path} is missing; run again")
-    with translation.reading(path, "a whole part of a walk, run again"):
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in (file.files if names is None else names)}
+    reading = translation.reading(path, "a whole part of a walk, run again")
+    with reading, np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in (file.files if names is None else names)}

@@ -26,6 +26,7 @@ from geoflow.errors import InputError
 from geoflow.plots.styles import COLUMN_INCHES, SLIDE_INCHES
 from geoflow.problems.parts import TensorSpec
 from geoflow.report.page import report as write_report
+from geoflow.system import files
 
 WIDTHS = {"column": COLUMN_INCHES, "slide": SLIDE_INCHES}
 

@@ -32,6 +32,7 @@ from geoflow.comparisons.cost import bench as run_bench
 from geoflow.comparisons.work_precision import compare_experiment
 from geoflow.errors import InputError
 from geoflow.problems.dtypes import DTYPES
+from geoflow.system import files
 from geoflow.walking.rerunning import Run, like
 
 REACHED = ("stationary", "t_end", "plateau")

@@ -23,7 +23,6 @@ from geoflow.analysis import PCA
 from geoflow.analysis.components import pca
 from geoflow.archive.netcdf import existing, expand, open_lazily
 from geoflow.archive.trajectory_files import open_trajectory
-from geoflow.errors import InputError
 from geoflow.sweeps import ensemble
 from geoflow.system import translation
 from geoflow.system.files import check_target, replacing

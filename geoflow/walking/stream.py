@@ -21,10 +21,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import xarray as xr
-from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from geoflow.archive import parts, trajectory_files
@@ -335,6 +333,10 @@ class Stream:
 
     def _dataset(self, end: Mapping[str, str]) -> xr.Dataset:
         """Return the trajectory, its arrays reading one part at a time."""
+        # Imported here, as importing it takes longer than all of geoflow.
+        import dask.array as da
+        from dask.delayed import delayed
+
         arrays: dict[str, Any] = {}
         for name, column in self.records.columns.items():
             dtype = np.dtype(column.typecode)
