@@ -78,7 +78,7 @@ def test_what_is_no_regular_file_is_refused_and_stays(write, kind, tmp_path):
     else:
         path.mkdir()
     before = os.stat(path)
-    with pytest.raises(InputError, match="name a (regular )?file"):
+    with pytest.raises(InputError, match=r"name a (regular )?file"):
         write(path)
     after = os.stat(path)
     assert stat.S_IFMT(after.st_mode) == stat.S_IFMT(before.st_mode)
@@ -114,9 +114,14 @@ def test_the_other_name_is_random_and_made_exclusively(tmp_path, monkeypatch):
 def test_a_file_exchanged_while_it_is_written_does_not_get_the_name(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"old")
-    with pytest.raises(ArchiveError, match="exchanged"), files.replacing(path) as temporary:
-        temporary.unlink()
-        temporary.write_bytes(b"planted")
+
+    def exchange():
+        with files.replacing(path) as temporary:
+            temporary.unlink()
+            temporary.write_bytes(b"planted")
+
+    with pytest.raises(ArchiveError, match="exchanged"):
+        exchange()
     assert path.read_bytes() == b"old"
 
 
@@ -174,9 +179,14 @@ def test_a_failure_leaves_the_old_file_and_nothing_beside_it(operation, tmp_path
 def test_a_block_that_ends_early_leaves_the_old_file(error, tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"old")
-    with pytest.raises(error), files.replacing(path) as temporary:
-        temporary.write_bytes(b"half")
-        raise error
+
+    def end_early():
+        with files.replacing(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise error
+
+    with pytest.raises(error):
+        end_early()
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 

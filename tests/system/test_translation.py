@@ -112,16 +112,16 @@ import crashes, geoflow as gf, invariants
 torch.set_num_threads(1)
 folder = sys.argv[1]
 def many(name):
-    for i in range(8):
-        crashes.walk("rk4", f"{folder}/{name}-{i}.nc", checkpoint_seconds=0, t_end=0.2).close()
+    for i in range(4 if name in "ab" else 1):
+        crashes.walk("rk4", f"{folder}/{name}-{i}.nc", checkpoint_seconds=0, t_end=0.05).close()
         assert gf.validate(f"{folder}/{name}-{i}.nc") == []
-threads = [threading.Thread(target=many, args=(name,)) for name in "abc"]
+threads = [threading.Thread(target=many, args=(name,)) for name in "ab"]
 for t in threads: t.start()
 for t in threads: t.join()
 many("sequence")
 with gf.open_trajectory(f"{folder}/sequence-0.nc") as whole:
-    for name in "abc":
-        for i in range(8):
+    for name in "ab":
+        for i in range(4):
             with gf.open_trajectory(f"{folder}/{name}-{i}.nc") as ds:
                 assert invariants.same(ds, whole), (name, i)
 print("same")
