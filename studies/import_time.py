@@ -2,8 +2,8 @@
 
     python studies/import_time.py
 
-Prints the median of several processes, by `-X importtime`: of geoflow, of what it has to have in any
-case, and of the slowest modules that only geoflow brings.
+Prints the median of several processes, by `-X importtime`: of torch and xarray, of geoflow, and of
+the slowest modules that only geoflow brings.
 """
 
 from __future__ import annotations
