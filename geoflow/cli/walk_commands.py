@@ -33,6 +33,7 @@ from geoflow.comparisons.work_precision import compare_experiment
 from geoflow.errors import InputError
 from geoflow.manifold import regularizers
 from geoflow.problems.dtypes import DTYPES
+from geoflow.system import files
 from geoflow.walking.rerunning import Run, like
 from geoflow.walking.settings import OPTIONS, by_setting
 
@@ -51,7 +52,7 @@ def list_experiments(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Train, walk, and archive."""
-    if args.out:
+    if args.out is not None:
         check_target(args.out, overwrite=args.force)
     settings = _settings(args)
     if settings.threads:
@@ -194,7 +195,7 @@ def compare(args: argparse.Namespace) -> int:
         if not args.quiet:
             print(f"{args.experiment}: {text}", file=sys.stderr)
 
-    netcdf.check_target(args.out, overwrite=args.force)
+    files.check_target(args.out, overwrite=args.force)
     ds = compare_experiment(
         args.experiment,
         args.solvers.split(","),
@@ -235,7 +236,7 @@ def compare(args: argparse.Namespace) -> int:
 
 def baseline(args: argparse.Namespace) -> int:
     """Train with weight decay, over the paper's penalties."""
-    netcdf.check_target(args.out, overwrite=args.force)
+    files.check_target(args.out, overwrite=args.force)
     if args.runs < 1:
         raise InputError(f"--runs {args.runs}; use a positive number")
     ds = baselines.weight_decay(

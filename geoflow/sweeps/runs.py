@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from geoflow.manifold.level_set import LevelSet
 from geoflow.problems.checks import check_device_and_dtype
 from geoflow.solvers import Solver
 from geoflow.sweeps.tasks import Outcome, Task, run_tasks, settle
+from geoflow.system import files
 from geoflow.walking.loop import walk
 from geoflow.walking.settings import DEFAULTS, OPTIONS, WalkSettings
 from geoflow.walking.stopping import Stationary, Stop
@@ -251,9 +251,8 @@ def _folder(out: str | Path, settings: Mapping[str, Any]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not manifest.exists():
-            temporary = manifest.with_name(f".{MANIFEST}.{os.getpid()}.tmp")
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
-            os.replace(temporary, manifest)
+            with files.replacing(manifest, follow=False) as temporary:
+                temporary.write_text(json.dumps(content, indent=2) + "\n")
         there = json.loads(manifest.read_text())
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)

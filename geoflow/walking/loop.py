@@ -20,6 +20,7 @@ from geoflow.errors import (
     CriticalPointError,
     EvaluationLimitError,
     InputError,
+    NumericalError,
     StepSizeError,
 )
 from geoflow.manifold.protocol import Flow, State, flatten
@@ -28,6 +29,7 @@ from geoflow.solvers import Carry, Solver, Tolerance, check_needs
 from geoflow.system import interrupts
 from geoflow.system.memory import check_memory
 from geoflow.system.progress import Progress
+from geoflow.system.translation import numerics
 from geoflow.trajectories import dataset, records
 from geoflow.trajectories.records import Observable, Snapshot
 from geoflow.walking.recorder import Memory, Recorder
@@ -130,8 +132,9 @@ def walk(
     -------
     xarray.Dataset
         Schema 1.0. Its ``status`` says how the walk ended: ``stationary``, ``t_end``,
-        ``plateau``, ``max_evaluations``; ``step_size_underflow``, ``projection_failed`` or
-        ``critical_point`` where it could not go on; ``interrupted`` after Ctrl-C.
+        ``plateau``, ``max_evaluations``; ``step_size_underflow``, ``projection_failed``,
+        ``critical_point`` or ``numerical_failure`` where it could not go on; ``interrupted``
+        after Ctrl-C.
 
     Raises
     ------
@@ -150,10 +153,10 @@ def walk(
     if checkpoint_seconds < 0:
         raise InputError(f"checkpoint_seconds={checkpoint_seconds}; use zero or more")
     check_fit(flow, settings.make_solver(), settings.goals(), observables)
-    if recorder is not None and archive:
+    if recorder is not None and archive is not None:
         raise InputError(f"recorder and archive={str(archive)!r} are both given; choose one")
     records.check_observables(observables, flow.problem.theta0)
-    target = check_target(archive, overwrite=overwrite) if archive else None
+    target = check_target(archive, overwrite=overwrite) if archive is not None else None
 
     config = {
         **settings.config,
@@ -276,6 +279,8 @@ class Walk:
                 end = self._failed("projection_failed", error)
             except CriticalPointError as error:
                 end = self._failed("critical_point", error)
+            except NumericalError as error:
+                end = "numerical_failure", str(error)
         if self.rule.keeps_last and self.recorder.last_kept != self.recorder.n_steps - 1:
             self.recorder.keep(self._snapshot(self._state(), self.recorder.n_steps - 1, self.last))
         return self.recorder.finish(self.checkpoint, {"status": end[0], "status_message": end[1]})
@@ -286,7 +291,8 @@ class Walk:
             state, projection = self.flow.start(self.start)
             self._accept(state, None, {**START, "n_reprojection": projection.iterations})
         if self.carry is None:
-            carry = self.solver.init(self.flow, self._state(), self.tolerance)
+            with numerics():
+                carry = self.solver.init(self.flow, self._state(), self.tolerance)
             self.carry, self.counts = carry, self._counts()
 
     def _step(self, t_end: float) -> None:
@@ -294,7 +300,8 @@ class Walk:
         assert self.carry is not None, "a walk is prepared before its first step"
         target = min(self.rule.next_time(last["time"]), t_end)
         left = target - last["time"]
-        result = self.solver.step(self.flow, state, self.carry, self.tolerance, left)
+        with numerics():
+            result = self.solver.step(self.flow, state, self.carry, self.tolerance, left)
         chord = float(torch.linalg.vector_norm(result.state.theta - state.theta))
         progress = {
             # The sum may round past or short of the time asked for; the step ended exactly there.
