@@ -143,7 +143,5 @@ if __name__ == "__main__":
     loss, start = network()
     level = float(loss(start))
     for time, point in walk(loss, start, t_end=10.0, degrees=175.0):
-        size = float(point.theta @ point.theta)
-        print(
-            f"t {time:8.5f}  angle {point.angle:6.2f}°  R {size:8.3f}  L − c {point.loss - level:9.1e}"
-        )
+        size, residual = float(point.theta @ point.theta), point.loss - level
+        print(f"t {time:8.5f}  angle {point.angle:6.2f}°  R {size:8.3f}  L − c {residual:9.1e}")
