@@ -97,6 +97,43 @@ def test_displacement_has_a_test_of_its_own():
     assert failure.value.reason == "displacement"
 
 
+def test_the_largest_displacement_is_allowed_itself():
+    level_set = gf.LevelSet(sphere().problem, level_rtol=0.2)
+    start = torch.tensor([3.0, 0.0, 0.0], dtype=torch.float64)
+    free = level_set.project(start)
+    assert free.iterations == 1
+    assert torch.equal(
+        level_set.project(start, max_displacement=free.displacement).theta, free.theta
+    )
+    with pytest.raises(ConvergenceError, match="further than allowed"):
+        level_set.project(start, max_displacement=0.999 * free.displacement)
+
+
+def test_a_tolerance_for_one_projection_takes_the_place_of_the_level_sets():
+    level_set = sphere()
+    start = torch.tensor([2.5, 0.0, 0.0], dtype=torch.float64)
+    found = {rtol: level_set.project(start, rtol=rtol) for rtol in (0.1, 1e-4, 1e-12)}
+    for rtol, projection in found.items():
+        assert abs(level_set.residual(projection.loss)) <= rtol * level_set.level
+    assert [p.iterations for p in found.values()] == [1, 3, 4]
+
+
+def test_a_negative_level_has_a_tolerance_like_its_mirror_image():
+    start = torch.tensor([2.0, 0.0, 0.0], dtype=torch.float64)
+    problem = gf.Problem.from_function(lambda theta: -references.half_square(theta), start)
+    level_set = gf.LevelSet(problem)
+    assert level_set.tolerance == 2e-6
+    projection = level_set.project(1.2 * start, rtol=1e-9)
+    assert abs(projection.loss + 2) <= 2e-9
+
+
+def test_the_finest_tolerance_is_four_roundings():
+    finest = 4 * torch.finfo(torch.float64).eps
+    assert gf.LevelSet(sphere().problem, level_rtol=finest).level_rtol == finest
+    with pytest.raises(InputError, match="below what"):
+        gf.LevelSet(sphere().problem, level_rtol=0.99 * finest)
+
+
 def test_a_hopeless_iteration_can_be_ended_early():
     level_set = sphere()
     before = level_set.problem.counts["gradient"]
