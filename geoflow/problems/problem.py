@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, grad_and_value, jvp, vjp, vmap
+from torch.func import vmap
 
 from geoflow.errors import EvaluationLimitError, InputError
-from geoflow.problems.checks import check_data, check_device_and_dtype, check_mode
-from geoflow.problems.parts import LossPart, Parameters, TensorSpec, parts_of_module
+from geoflow.problems import checks, data, derivatives, making
+from geoflow.problems.data import Tree
+from geoflow.problems.parts import LossPart, ModulePart, Parameters, TensorSpec
 
 
 class Problem:
     """A deterministic loss L(θ) on flat θ ∈ R^P: value, gradient, Hessian-vector product.
 
-    Make one with :meth:`from_module` or :meth:`from_function`.
+    Make one with :meth:`from_module`, :meth:`from_batches` or :meth:`from_function`. What they
+    promise of the loss is checked when the problem is made, by a few evaluations at ``theta0`` that
+    :attr:`counts` does not have.
 
     Attributes
     ----------
@@ -31,12 +32,12 @@ class Problem:
     tensors : tuple of TensorSpec
         Name, offset and shape of every trainable tensor, in flat order.
     data_sha256 : str
-        SHA-256 of inputs and targets; empty for :meth:`from_function`.
+        SHA-256 of the data as they were given; empty for :meth:`from_function`.
     """
 
     def __init__(
         self,
-        parts: tuple[LossPart, ...],
+        parts: Iterable[LossPart],
         theta0: Tensor,
         tensors: tuple[TensorSpec, ...],
         data_sha256: str = "",
@@ -48,24 +49,22 @@ class Problem:
         self._n_gradient = 0
         self._n_hvp = 0
         self._limit: int | None = None
-        loss = self.loss(theta0)
-        if not torch.isfinite(loss):
-            raise InputError(f"loss at theta0 is {loss.item()}; it must be finite")
-        if not torch.equal(loss, self.loss(theta0)):
-            raise InputError(
-                "loss: two evaluations at theta0 differ, so L(θ) is random or stateful; "
-                "remove the randomness (for a module, call module.eval())"
-            )
+        self._exact = True
+        total, self._weight = self._sums(theta0)
+        checks.check_deterministic(total / self._weight, self.loss(theta0))
+        checks.check_gradient(self.value_and_gradient, theta0, "loss")
+        self._n_gradient = 0
 
     @classmethod
     def from_module(
         cls,
         module: nn.Module,
-        loss_fn: Callable[[Tensor, Tensor], Tensor],
-        inputs: Tensor,
-        targets: Tensor,
+        loss_fn: Callable[[Any, Any], Tensor],
+        inputs: Tree,
+        targets: Tree,
         batch_size: int | None = None,
         *,
+        parameters: str | Sequence[str] | None = None,
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
     ) -> Problem:
@@ -77,12 +76,17 @@ class Problem:
             Copied, never modified. Parameters with ``requires_grad=False`` and all
             buffers stay fixed.
         loss_fn : callable
-            ``loss_fn(outputs, targets)`` → scalar mean over the examples.
-        inputs, targets : Tensor, shape (N, …)
-            Floating tensors are converted to ``dtype``; integer ones are kept.
+            ``loss_fn(outputs, targets)`` → scalar mean over the examples. A module is converted
+            with the network.
+        inputs, targets : Tensor or array, shape (N, …), or tuple or dict of such
+            The network is called ``module(inputs)``, ``module(*inputs)`` for a tuple,
+            ``module(**inputs)`` for a dictionary. Floating numbers are converted to ``dtype``;
+            whole numbers are kept, integer targets as int64.
         batch_size : int, optional
             Evaluate in chunks of this many examples: the same result to rounding,
             with memory flat in N. None: the whole set at once.
+        parameters : str or sequence of str, optional
+            Patterns of the names of those that move, as ``"head.*"``; the rest stays fixed.
         dtype : torch.dtype
             float64 or float32.
         device : torch.device or str
@@ -91,17 +95,50 @@ class Problem:
         Raises
         ------
         InputError
-            Non-finite data, shapes that do not match, no trainable parameter, or a
-            module in a mode that makes the loss random or stateful.
+            Non-finite data, shapes that do not match, no trainable parameter, a module in a mode
+            that makes the loss random or stateful, or a loss that is not what it must be: finite,
+            a function of θ alone with a gradient, the same in chunks and after conversion.
         """
-        device = check_device_and_dtype(device, dtype)
-        check_data(inputs, targets, batch_size)
-        check_mode(module, batch_size)
-        module = copy.deepcopy(module).to(device=device, dtype=dtype)
-        inputs = _convert(inputs, dtype, device)
-        targets = _convert(targets, dtype, device)
-        parts, theta0, tensors = parts_of_module(module, loss_fn, inputs, targets, batch_size)
-        return cls(parts, theta0, tensors, _sha256(inputs, targets))
+        return cls(
+            *making.of_module(
+                module, loss_fn, inputs, targets, batch_size, parameters, dtype, device
+            )
+        )
+
+    @classmethod
+    def from_batches(
+        cls,
+        module: nn.Module,
+        batch_loss: Callable[[nn.Module, Any], tuple[Tensor, float]],
+        batches: Iterable[Any],
+        *,
+        parameters: str | Sequence[str] | None = None,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> Problem:
+        """Make a problem from batches of data: any loss that is a sum over them.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            See :meth:`from_module`.
+        batch_loss : callable
+            ``batch_loss(module, batch)`` → (sum of the batch's losses, its weight): a scalar tensor
+            and a number that does not depend on θ. L = Σ sums / Σ weights. The module it is given
+            has the θ in question: whatever of it is used, calls or parameters, is part of L(θ).
+        batches : iterable
+            A ``DataLoader`` that does not shuffle, or anything else that gives the same batches in
+            the same order whenever it is iterated. Tensors in tuples, lists and dictionaries are
+            converted to ``dtype`` and moved to ``device``, one batch at a time.
+        parameters, dtype, device
+            See :meth:`from_module`.
+
+        Raises
+        ------
+        InputError
+            See :meth:`from_module`; or batches that are not the same twice.
+        """
+        return cls(*making.of_batches(module, batch_loss, batches, parameters, dtype, device))
 
     @classmethod
     def from_function(cls, loss: Callable[[Tensor], Tensor], theta0: Tensor) -> Problem:
@@ -110,28 +147,24 @@ class Problem:
         Parameters
         ----------
         loss : callable
-            Tensor (P,) → scalar Tensor, differentiable by ``torch.func``.
+            Tensor (P,) → scalar Tensor, differentiable by autograd.
         theta0 : Tensor, shape (P,)
             Starting point; its dtype and device are used throughout.
 
         Raises
         ------
         InputError
-            ``theta0`` is not a finite flat floating tensor, or the loss not a scalar.
+            ``theta0`` is not a finite flat floating tensor, or the loss not a scalar that has a
+            gradient.
         """
-        if theta0.ndim != 1 or not theta0.is_floating_point():
-            raise InputError(
-                f"theta0 has shape {tuple(theta0.shape)} and dtype {theta0.dtype}; "
-                "pass a flat floating-point tensor"
-            )
-        if not torch.isfinite(theta0).all():
-            raise InputError("theta0 has non-finite entries; remove them")
-        theta0 = theta0.detach().clone()
-        shape = loss(theta0).shape
-        if shape != ():
-            raise InputError(f"loss returned shape {tuple(shape)}; it must return a scalar")
-        part = LossPart(1.0, lambda parameters: loss(parameters["theta"]))
-        return cls((part,), theta0, (TensorSpec("theta", 0, tuple(theta0.shape)),))
+        return cls(*making.of_function(loss, theta0))
+
+    def __repr__(self) -> str:
+        name = f"{len(self.tensors)} tensors, " if len(self.tensors) > 1 else ""
+        return (
+            f"<geoflow.Problem: {name}{self.n_parameters:,} parameters, {self.n_chunks} chunks, "
+            f"{str(self.dtype).removeprefix('torch.')} on {self.device}>"
+        )
 
     @property
     def n_parameters(self) -> int:
@@ -145,17 +178,16 @@ class Problem:
         Raises
         ------
         InputError
-            The problem is of :meth:`from_function`, so its outputs are not known.
+            The problem is not of :meth:`from_module`, so its outputs are not known.
         """
-        self._check_outputs()
         parameters = self.unflatten(self.theta0)
-        with torch.no_grad():
-            return sum(p.outputs(parameters).numel() for p in self._parts if p.outputs)
+        found = [part.outputs(parameters) for part in self._of_outputs()]
+        return sum(t.numel() for o in found for _, t in data.leaves(o, ""))
 
     @property
     def n_chunks(self) -> int:
         """In how many chunks the examples are evaluated."""
-        return len(self._parts)
+        return len(self._parts)  # type: ignore[arg-type]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -188,24 +220,30 @@ class Problem:
         ------
         EvaluationLimitError
             From the evaluation that would pass the limit, before it is made.
+        InputError
+            Another walk has a budget on this problem now: their counts would mix.
         """
-        before = self._limit
+        if self._limit is not None:
+            raise InputError(
+                "problem: another walk is evaluating it; make a problem of its own for each walk "
+                "at a time"
+            )
         self._limit = self.evaluations + evaluations
         try:
             yield
         finally:
-            self._limit = before
+            self._limit = None
 
     def loss(self, theta: Tensor) -> Tensor:
-        """L(θ), a scalar tensor, without its gradient.
+        """L(θ), a scalar tensor, differentiable in θ; not counted.
 
         Raises
         ------
         InputError
             θ has another shape, dtype or device than :attr:`theta0`.
         """
-        with torch.no_grad():
-            return self._loss(theta)
+        total, weights = self._sums(theta)
+        return total / weights
 
     def losses(self, thetas: Tensor) -> Tensor:
         """L at N points, shape (N,), all at once by ``torch.func.vmap``; not counted either.
@@ -227,7 +265,7 @@ class Problem:
         if thetas.ndim != 2:
             raise InputError(f"thetas has shape {tuple(thetas.shape)}; give (N, P)")
         with torch.no_grad():
-            return vmap(self._loss)(thetas)
+            return vmap(self.loss)(thetas)
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """L(θ), a scalar tensor, and ∇L(θ), shape (P,): one evaluation.
@@ -235,25 +273,54 @@ class Problem:
         Raises
         ------
         InputError
-            θ has another shape, dtype or device than :attr:`theta0`.
+            θ has another shape, dtype or device than :attr:`theta0`, or the loss changes it.
         EvaluationLimitError
             A :meth:`budget` is spent.
         """
-        parameters = self.unflatten(theta)
+        self._check(theta)
         self._spend(1)
         self._n_gradient += 1
-        value = theta.new_zeros(())
-        total: Tensor | None = None
+        # A user's loss may write into what it is given: never the caller's θ.
+        given = theta.detach().clone()
+        parameters = self.unflatten(given)
+        value: Tensor | None = None
+        gradient: Tensor | None = None
+        weights = 0.0
+
+        def function(part: LossPart, p: Parameters) -> Tensor:
+            nonlocal weights
+            total, weight = part.sum_and_weight(p)
+            weights += weight
+            return total
+
         for part in self._parts:
-            gradients, part_value = grad_and_value(part.loss)(parameters)
-            value = value + part.weight * part_value.detach()
-            flat = part.weight * _flatten(gradients)
-            total = flat if total is None else total.add_(flat)
-        assert total is not None
-        return value, total
+            found = derivatives.value_and_gradient(partial(function, part), parameters)
+            flat = _flatten(found[1])
+            if value is None or gradient is None:
+                value, gradient = found[0], flat
+            else:
+                # Sums of many float32 batches lose in float32 what the level is kept to.
+                value, gradient = value.double() + found[0], gradient.double().add_(flat)
+        if given._version:
+            raise InputError(
+                "loss: it writes into its parameters while it is evaluated; remove what does "
+                "(an embedding's max_norm, an in-place operation)"
+            )
+        if weights != self._weight:
+            raise InputError(
+                f"batch_loss: the weights add up to {weights:g} where they were {self._weight:g}; "
+                "they must not depend on θ"
+            )
+        assert value is not None, "a problem has a part at least"
+        assert gradient is not None, "a problem has a part at least"
+        return value / weights, gradient.div_(weights).to(self.dtype)
 
     def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
-        """∇²L(θ) v, shape (P,), forward over reverse: one Hessian-vector product.
+        """∇²L(θ) v, shape (P,): one Hessian-vector product.
+
+        Exact to rounding, where PyTorch's second derivatives of all that the loss uses are: the first
+        product is compared with differences of gradients. Where they are not, or are not there, all
+        products are such differences, with a warning that says how good they are.
 
         Raises
         ------
@@ -262,16 +329,7 @@ class Problem:
         EvaluationLimitError
             A :meth:`budget` is spent.
         """
-        parameters, tangents = self.unflatten(theta), self.unflatten(v, "v")
-        self._spend(2)
-        self._n_hvp += 1
-        total: Tensor | None = None
-        for part in self._parts:
-            products = _hessian_product(part.loss, parameters, tangents)
-            flat = part.weight * _flatten(products)
-            total = flat if total is None else total.add_(flat)
-        assert total is not None
-        return total
+        return self._hessian(theta, v)
 
     def gauss_newton_product(self, theta: Tensor, v: Tensor) -> Tensor:
         """G(θ) v for the Gauss–Newton matrix G, shape (P,): counted as a Hessian-vector product.
@@ -284,35 +342,75 @@ class Problem:
         Raises
         ------
         InputError
-            The problem is of :meth:`from_function`, so its outputs are not known; or θ or v has
+            The problem is not of :meth:`from_module`, so its outputs are not known; or θ or v has
             another shape, dtype or device than :attr:`theta0`.
         EvaluationLimitError
             A :meth:`budget` is spent.
         """
-        self._check_outputs()
-        parameters, tangents = self.unflatten(theta), self.unflatten(v, "v")
-        self._spend(2)
-        self._n_hvp += 1
-        total: Tensor | None = None
-        for part in self._parts:
-            assert part.outputs is not None
-            assert part.loss_of_outputs is not None
-            moved = jvp(part.outputs, (parameters,), (tangents,))[1]
-            values, pull_back, *_ = vjp(part.outputs, parameters)
-            curved = _hessian_product(part.loss_of_outputs, values, moved)
-            flat = part.weight * _flatten(pull_back(curved)[0])
-            total = flat if total is None else total.add_(flat)
-        assert total is not None
-        return total
+        self._of_outputs()
+
+        def product(part: LossPart, at: Parameters, along: Parameters) -> Parameters:
+            assert isinstance(part, ModulePart)
+            return derivatives.gauss_newton_product(part.outputs, part.sum_of_outputs, at, along)
+
+        return self._product(theta, v, product)
 
     def unflatten(self, theta: Tensor, name: str = "theta") -> Parameters:
-        """Views of flat θ by parameter name, as the module names them.
+        """Views of flat θ by parameter name, as the module names them; differentiable in θ.
 
         Raises
         ------
         InputError
             θ has another shape, dtype or device than :attr:`theta0`.
         """
+        self._check(theta, name)
+        return {
+            s.name: theta.narrow(0, s.offset, math.prod(s.shape)).view(s.shape)
+            for s in self.tensors
+        }
+
+    def _product(
+        self,
+        theta: Tensor,
+        v: Tensor,
+        multiply: Callable[[LossPart, Parameters, Parameters], Parameters],
+    ) -> Tensor:
+        """Sum what each part gives; counted as one Hessian-vector product."""
+        at, along = self.unflatten(theta.detach().clone()), self.unflatten(v.detach(), "v")
+        self._spend(2)
+        self._n_hvp += 1
+        total: Tensor | None = None
+        for part in self._parts:
+            flat = _flatten(multiply(part, at, along))
+            total = flat if total is None else total.add_(flat)
+        assert total is not None, "a problem has a part at least"
+        return total / self._weight
+
+    def _sums(self, theta: Tensor) -> tuple[Tensor, float]:
+        """Σ sums, differentiable in θ, and Σ weights."""
+        parameters = self.unflatten(theta)
+        total: Tensor | None = None
+        weights = 0.0
+        for part in self._parts:
+            value, weight = part.sum_and_weight(parameters)
+            if value.requires_grad and not theta.requires_grad:
+                value = value.detach()
+            total = value if total is None else total + value
+            weights += weight
+        assert total is not None, "a problem has a part at least"
+        return total, weights
+
+    def _of_outputs(self) -> list[ModulePart]:
+        parts = list(self._parts) if isinstance(self._parts, tuple) else []
+        of_outputs = [p for p in parts if isinstance(p, ModulePart)]
+        if not of_outputs:
+            raise InputError(
+                "problem: its loss is not that of outputs it knows, and the Gauss–Newton matrix "
+                "needs a network's outputs; make it with Problem.from_module"
+            )
+        return of_outputs
+
+    def _check(self, theta: Tensor, name: str = "theta") -> None:
         reference = self.theta0
         for what in ("shape", "dtype", "device"):
             if getattr(theta, what) != getattr(reference, what):
@@ -320,49 +418,11 @@ class Problem:
                     f"{name} has {what} {getattr(theta, what)}; "
                     f"the problem has {what} {getattr(reference, what)}: convert it first"
                 )
-        theta = theta.detach()
-        return {
-            s.name: theta.narrow(0, s.offset, math.prod(s.shape)).view(s.shape)
-            for s in self.tensors
-        }
-
-    def _loss(self, theta: Tensor) -> Tensor:
-        parameters = self.unflatten(theta)
-        return torch.stack([p.weight * p.loss(parameters) for p in self._parts]).sum()
-
-    def _check_outputs(self) -> None:
-        if any(part.outputs is None for part in self._parts):
-            raise InputError(
-                "problem: its loss is a function of θ alone, and the Gauss–Newton matrix needs a "
-                "network's outputs; make it with Problem.from_module"
-            )
 
     def _spend(self, evaluations: int) -> None:
         if self._limit is not None and self.evaluations + evaluations > self._limit:
             raise EvaluationLimitError(f"the budget ends at {self._limit} evaluations")
 
 
-def _hessian_product(function: Callable[[Any], Tensor], at: Any, v: Any) -> Any:
-    """∇²f v, forward over reverse; the function's argument may be a dictionary of tensors."""
-    try:
-        return jvp(grad(function), (at,), (v,))[1]
-    except RuntimeError:
-        # Some losses, torch's mse_loss and huber_loss among them, have no forward derivative of
-        # their backward pass. Reverse mode twice takes longer and works for these too.
-        return vjp(grad(function), at)[1](v)[0]
-
-
 def _flatten(tensors: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([t.reshape(-1) for t in tensors.values()]).detach()
-
-
-def _convert(data: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return data.to(device=device, dtype=dtype if data.is_floating_point() else data.dtype)
-
-
-def _sha256(*tensors: Tensor) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
