@@ -11,7 +11,7 @@ import time
 import torch
 
 import geoflow as gf
-from geoflow.solvers.krylov import TangentHessian
+from geoflow.manifold.linearization import TangentHessian
 
 REPEATS = 20
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from geoflow.errors import InputError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.problems.dtypes import DTYPES
-from geoflow.problems.problem import Problem
+from geoflow.problems.protocol import ProblemLike
 
 # The loss of a snapshot, computed again, differs by rounding and by the software's version.
 LOSS_RTOL = {torch.float64: 1e-8, torch.float32: 1e-3}
@@ -42,7 +42,7 @@ def snapshot_indices(ds: xr.Dataset, snapshots: Sequence[int] | None, default: i
     return [i % n for i in snapshots]
 
 
-def theta_at(ds: xr.Dataset, problem: Problem, index: int) -> Tensor:
+def theta_at(ds: xr.Dataset, problem: ProblemLike, index: int) -> Tensor:
     """Parameters of a snapshot, shape (P,), as the problem takes them.
 
     Raises
@@ -59,7 +59,7 @@ def theta_at(ds: xr.Dataset, problem: Problem, index: int) -> Tensor:
     return theta.to(dtype=problem.dtype, device=problem.device)
 
 
-def check_loss(ds: xr.Dataset, problem: Problem, index: int, loss: float) -> None:
+def check_loss(ds: xr.Dataset, problem: ProblemLike, index: int, loss: float) -> None:
     """Make sure that a snapshot has the loss that was recorded there.
 
     Raises

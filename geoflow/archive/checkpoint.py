@@ -1,4 +1,4 @@
-"""What a walk needs to go on: θ, the solver's carry, the counts; as arrays and JSON, and back."""
+"""What a walk needs to go on: state, solver's carry, counts; as arrays and JSON, and back."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ from geoflow.solvers import Carry
 Arrays = dict[str, NDArray[Any]]
 
 CARRIED = "carry_"
+# Before the names of the tensors that a flow's state holds beside theta.
+STATE = "state_"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A walk after an accepted step, or before its first.
 
-    L, ∇L, R and ∇R are functions of θ, and the clocks of a walk stand in its last record.
+    All else that a flow knows is a function of its state's tensors, and the clocks of a walk stand
+    in its last record.
 
     Attributes
     ----------
     n_steps : int
         Records so far.
-    theta : Tensor, shape (P,)
-        Where the walk stands; its start where ``n_steps`` is 0.
+    tensors : mapping of str to Tensor
+        Where the walk stands: the tensors of the flow's state, ``theta`` the first of them. Its
+        start, theta alone, where ``n_steps`` is 0.
     carry : dict or None
         The solver's; None before :meth:`geoflow.solvers.Solver.init`.
     counts : dict
@@ -37,9 +41,14 @@ class Checkpoint:
     """
 
     n_steps: int
-    theta: Tensor
+    tensors: Mapping[str, Tensor]
     carry: Carry | None
     counts: dict[str, int]
+
+    @property
+    def theta(self) -> Tensor:
+        """θ, shape (P,)."""
+        return self.tensors["theta"]
 
     def pack(self) -> tuple[Arrays, dict[str, Any]]:
         """Split into arrays and what JSON holds exactly.
@@ -49,7 +58,10 @@ class Checkpoint:
         InputError
             The solver carries something else than numbers, strings and tensors.
         """
-        arrays, plain, devices = {"theta": _numpy(self.theta)}, {}, {}
+        plain, devices = {}, {}
+        others = {name: tensor for name, tensor in self.tensors.items() if name != "theta"}
+        arrays = {"theta": _numpy(self.theta)}
+        arrays |= {STATE + name: _numpy(tensor) for name, tensor in others.items()}
         for name, value in (self.carry or {}).items():
             if isinstance(value, Tensor):
                 arrays[CARRIED + name] = _numpy(value)
@@ -66,6 +78,7 @@ class Checkpoint:
             "counts": self.counts,
             "carry": None if self.carry is None else plain,
             "devices": devices,
+            **({"state": list(others)} if others else {}),
         }
 
     @classmethod
@@ -78,16 +91,16 @@ class Checkpoint:
             Something is missing or of another kind.
         """
         try:
-            # Sums depend on how memory is aligned: clone into torch's own.
-            tensors = {
-                name: torch.from_numpy(arrays[CARRIED + name]).clone().to(device)
+            carried = {
+                name: _tensor(arrays[CARRIED + name]).to(device)
                 for name, device in state["devices"].items()
             }
+            others = {name: _tensor(arrays[STATE + name]) for name in state.get("state", [])}
             plain = state["carry"]
             return cls(
                 n_steps=int(state["n_steps"]),
-                theta=torch.from_numpy(arrays["theta"]).clone(),
-                carry=None if plain is None else {**plain, **tensors},
+                tensors={"theta": _tensor(arrays["theta"]), **others},
+                carry=None if plain is None else {**plain, **carried},
                 counts={name: int(state["counts"][name]) for name in ("gradient", "hvp")},
             )
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -96,3 +109,8 @@ class Checkpoint:
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:
     return tensor.detach().cpu().contiguous().numpy()
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    # Sums depend on how memory is aligned: clone into torch's own.
+    return torch.from_numpy(array).clone()

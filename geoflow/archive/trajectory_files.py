@@ -13,7 +13,7 @@ import dask
 import xarray as xr
 
 from geoflow.archive import seal
-from geoflow.archive.checkpoint import CARRIED, Checkpoint
+from geoflow.archive.checkpoint import CARRIED, STATE, Checkpoint
 from geoflow.archive.netcdf import UNREADABLE, check_target, existing, lies, reason
 from geoflow.errors import ArchiveError
 from geoflow.system import files
@@ -147,11 +147,12 @@ def _checkpoint_dataset(checkpoint: Checkpoint) -> xr.Dataset:
     variables = {}
     for name, array in arrays.items():
         dims = tuple(f"{name}_{i}" for i in range(array.ndim))
-        what = (
-            "parameters at the end of the walk"
-            if name == "theta"
-            else (f"{name.removeprefix(CARRIED)}, carried by the solver")
-        )
+        if name == "theta":
+            what = "parameters at the end of the walk"
+        elif name.startswith(STATE):
+            what = f"{name.removeprefix(STATE)} at the end of the walk, of the flow's state"
+        else:
+            what = f"{name.removeprefix(CARRIED)}, carried by the solver"
         variables[name] = (dims, array, {"long_name": what, "units": "1"})
     text = json.dumps(state)
     return xr.Dataset(variables, attrs={"title": "What the walk needs to go on", "state": text})

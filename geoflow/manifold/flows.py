@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value, vjp
 
 from geoflow.errors import InputError
-from geoflow.manifold.level_set import MAX_ITERATIONS, LevelSet, Projection
+from geoflow.manifold.level_set import (
+    MAX_ITERATIONS,
+    Evaluated,
+    LevelSet,
+    Projection,
+    as_values,
+    only,
+)
+from geoflow.manifold.linearization import TangentHessian
+from geoflow.manifold.normals import Numbers, normal_space
+from geoflow.manifold.protocol import Scalar
 
 
 @dataclass(frozen=True)
@@ -20,37 +31,112 @@ class FlowState:
 
     Attributes
     ----------
-    theta, gradient, regularizer_gradient, velocity : Tensor, shape (P,)
-        θ, ∇L, ∇R and the flow's velocity −Π∇R.
-    loss, regularizer : float
-        L(θ) and R(θ).
-    multiplier : float
-        Lagrange multiplier λ.
-    gradient_norm, tangent_norm : float
-        ‖∇L‖ and ‖Π∇R‖.
+    theta, regularizer_gradient, velocity : Tensor, shape (P,)
+        θ, ∇R and the flow's velocity −Π∇R.
+    values : ndarray, shape (n,)
+        L(θ) of each constraint.
+    gradients : Tensor, shape (P,), or (n, P) for n > 1 constraints
+        ∇L(θ).
+    gradient_norms : ndarray, shape (n,)
+        ‖∇L‖.
+    regularizer : float
+        R(θ).
+    multipliers : ndarray, shape (n,)
+        Lagrange multipliers λ.
+    tangent_norm : float
+        ‖Π∇R‖.
     angle : float
-        Angle between ∇R and ∇L in degrees; 180 at a KKT point of min R s.t. L = c.
+        Angle between ∇R and ∇L in degrees; 180 at a KKT point of min R s.t. L = c with λ > 0. For
+        several constraints, between ∇R and its part in the normal space, that part turned round
+        where all λᵢ > 0: 180 at a KKT point of min R s.t. Lᵢ ≤ cᵢ; below 90 where a multiplier is
+        not positive, so that R falls to first order by leaving that constraint inwards.
     """
 
     theta: Tensor
-    loss: float
-    gradient: Tensor
+    values: Numbers
+    gradients: Tensor
+    gradient_norms: Numbers
     regularizer: float
     regularizer_gradient: Tensor
     velocity: Tensor
-    multiplier: float
-    gradient_norm: float
+    multipliers: Numbers
     tangent_norm: float
     angle: float
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{value:.9g}" for value in self.values)
+        return (
+            f"FlowState({self.theta.numel():,} parameters, L = {values}, "
+            f"R = {self.regularizer:.9g}, angle {self.angle:.3f}°)"
+        )
+
+    @property
+    def loss(self) -> float:
+        """L(θ), of a single constraint."""
+        return float(only(self.values, "values"))
+
+    @property
+    def gradient(self) -> Tensor:
+        """∇L(θ), shape (P,), of a single constraint."""
+        only(self.values, "gradients")
+        return self.gradients
+
+    @property
+    def gradient_norm(self) -> float:
+        """‖∇L‖, of a single constraint."""
+        return float(only(self.gradient_norms, "gradient_norms"))
+
+    @property
+    def multiplier(self) -> float:
+        """Lagrange multiplier λ, of a single constraint."""
+        return float(only(self.multipliers, "multipliers"))
+
+    @property
+    def kkt_residual(self) -> float:
+        """‖Π∇R‖/‖∇R‖, the sine of the angle: 0 at every KKT point of min R s.t. L = c."""
+        return math.sin(math.radians(self.angle))
+
+    @property
+    def flat(self) -> Tensor:
+        """θ: the state is nothing else."""
+        return self.theta
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """θ by its name."""
+        return {"theta": self.theta}
+
+    @property
+    def evaluated(self) -> Evaluated:
+        """L and ∇L, as :meth:`geoflow.LevelSet.project` takes them."""
+        return (
+            self.loss if len(self.values) == 1 else torch.from_numpy(self.values)
+        ), self.gradients
+
+
+SCALARS: Mapping[str, Scalar] = MappingProxyType(
+    {
+        "train_loss": Scalar("training loss L", "1"),
+        "level_residual": Scalar("training loss less the level, L - c", "1"),
+        "level_distance": Scalar("first-order distance |L - c|/|grad L| from the level set", "1"),
+        "regularizer": Scalar("regularisation function R", "1"),
+        "multiplier": Scalar("Lagrange multiplier", "1"),
+        "angle": Scalar("angle between grad R and grad L", "degree"),
+        "gradient_norm": Scalar("norm of the loss gradient", "1"),
+        "tangent_norm": Scalar("norm of the tangent part of grad R", "1"),
+    }
+)
 
 
 class RegularizingFlow:
     """dθ/dt = −(I − g gᵀ/(g·g)) ∇R(θ): down R, along the level set of L.
 
+    On a level set of n > 1 constraints it is −(I − Nᵀ(NNᵀ)⁻¹N) ∇R(θ), N with rows ∇Lᵢ.
+
     Parameters
     ----------
     level_set : LevelSet
-        M, with its problem.
+        M, with its problem or problems.
     regularizer : callable
         R: Tensor (P,) → scalar Tensor, differentiable by ``torch.func``.
 
@@ -70,44 +156,60 @@ class RegularizingFlow:
                 f"regularizer gave {value.tolist()} at theta0; it must return a finite scalar"
             )
 
+    def __repr__(self) -> str:
+        return f"RegularizingFlow(down {self.regularizer_name} on {self.level_set!r})"
+
+    @property
+    def scalars(self) -> Mapping[str, Scalar]:
+        """What a walk records of it, on a level set of a single constraint."""
+        return SCALARS
+
     @property
     def regularizer_name(self) -> str:
         """Name of R in archives."""
         return getattr(self.regularizer, "__name__", type(self.regularizer).__name__)
 
-    def state(self, theta: Tensor, loss: Tensor | float, gradient: Tensor) -> FlowState:
-        """Complete L and ∇L at θ to a state; costs R and ∇R, no evaluation of L."""
+    def state(self, theta: Tensor, loss: Tensor | Numbers | float, gradient: Tensor) -> FlowState:
+        """Complete L and ∇L at θ to a state; costs R and ∇R, no evaluation of L.
+
+        Raises
+        ------
+        CriticalPointError
+            The gradients of several constraints are dependent to rounding.
+        """
         r_gradient, r_value = grad_and_value(self.regularizer)(theta)
         r_gradient = r_gradient.detach()
-        gg = torch.dot(gradient, gradient)
-        rg = torch.dot(r_gradient, gradient)
-        velocity = gradient * (rg / gg) - r_gradient
-        norm = math.sqrt(float(gg))
+        normals = normal_space(gradient)
+        normal = normals.split(r_gradient)
+        velocity = normal.part - r_gradient
         tangent_norm = float(torch.linalg.vector_norm(velocity))
-        normal = float(rg) / norm
         return FlowState(
             theta=theta,
-            loss=float(loss),
-            gradient=gradient,
+            values=as_values(loss),
+            gradients=gradient,
+            gradient_norms=normals.norms,
             regularizer=float(r_value),
             regularizer_gradient=r_gradient,
             velocity=velocity,
-            multiplier=-normal / norm,
-            gradient_norm=norm,
+            multipliers=normal.multipliers,
             tangent_norm=tangent_norm,
             # atan2, not arccos: near 180° float32 resolves an arccos to 0.02° only.
-            angle=math.degrees(math.atan2(tangent_norm, normal)),
+            angle=math.degrees(math.atan2(tangent_norm, normal.component)),
         )
 
+    def start(self, theta: Tensor) -> tuple[FlowState, Projection]:
+        """State at the beginning of a walk: at the re-projection of θ."""
+        return self.project(theta)
+
     def evaluate(self, theta: Tensor) -> FlowState:
-        """State at θ as it is, on the level set or not: one gradient."""
+        """State at θ as it is, on the level set or not: one gradient a constraint."""
         return self.state(theta, *self.problem.value_and_gradient(theta))
 
     def project(
         self,
         theta: Tensor,
         *,
-        evaluated: tuple[Tensor | float, Tensor] | None = None,
+        evaluated: Evaluated | None = None,
         max_displacement: float = math.inf,
         max_iterations: int = MAX_ITERATIONS,
         rtol: float | None = None,
@@ -120,7 +222,25 @@ class RegularizingFlow:
             max_iterations=max_iterations,
             rtol=rtol,
         )
-        return self.state(projection.theta, projection.loss, projection.gradient), projection
+        return self.state(projection.theta, projection.values, projection.gradients), projection
+
+    def values(self, state: FlowState) -> dict[str, float]:
+        """The :attr:`scalars` of a state."""
+        residual = self.level_set.residual(state.loss)
+        return {
+            "train_loss": state.loss,
+            "level_residual": residual,
+            "level_distance": abs(residual) / state.gradient_norm,
+            "regularizer": state.regularizer,
+            "multiplier": state.multiplier,
+            "angle": state.angle,
+            "gradient_norm": state.gradient_norm,
+            "tangent_norm": state.tangent_norm,
+        }
+
+    def linearization(self, state: FlowState) -> TangentHessian:
+        """A = Π(∇²R + Σ λᵢ∇²Lᵢ)Π, to which −∂velocity/∂θ comes down on the tangent space."""
+        return TangentHessian(self, state)
 
     def regularizer_hessian(self, theta: Tensor) -> Callable[[Tensor], Tensor]:
         """∇²R(θ), as a function of a vector (P,) that returns its product (P,).

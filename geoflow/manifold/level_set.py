@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from geoflow.errors import ConvergenceError, CriticalPointError, InputError
-from geoflow.problems.problem import Problem
+from geoflow.manifold.normals import NormalSpace, Numbers, normal_space
+from geoflow.problems.protocol import ProblemLike, check_problem
+from geoflow.problems.several import Problems
 
 MAX_ITERATIONS = 20
 
@@ -17,6 +21,9 @@ MAX_ITERATIONS = 20
 # off); one that does not halve, twice running, has stopped falling.
 STALL_RATIO = 0.5
 DIVERGENCE_RATIO = 1e3
+
+# L and ∇L at one θ: a number and a vector (P,); of n > 1 constraints of shape (n,) and (n, P).
+Evaluated = tuple[Tensor | float, Tensor]
 
 
 @dataclass(frozen=True)
@@ -27,108 +34,163 @@ class Projection:
     ----------
     theta : Tensor, shape (P,)
         The point.
-    loss : float
-        L(θ).
-    gradient : Tensor, shape (P,)
-        ∇L(θ), evaluated at ``theta`` itself: the next step needs no evaluation there.
+    values : ndarray, shape (n,)
+        The constraints' losses there.
+    gradients : Tensor, shape (P,), or (n, P) for n > 1 constraints
+        Theirs, evaluated at ``theta`` itself: the next step needs no evaluation there.
     iterations : int
         Newton corrections; 0 where the point was on the level set already.
-    displacement : float
-        ‖θ − start‖.
     at_floor : bool
         True where rounding ended the iteration before ``level_rtol`` was reached.
     """
 
     theta: Tensor
-    loss: float
-    gradient: Tensor
+    values: Numbers
+    gradients: Tensor
     iterations: int
-    displacement: float = 0.0
     at_floor: bool = False
+
+    def __repr__(self) -> str:
+        floor = ", at_floor=True" if self.at_floor else ""
+        values = ", ".join(f"{value:.9g}" for value in self.values)
+        return (
+            f"Projection({self.theta.numel():,} parameters, L = {values}, "
+            f"iterations={self.iterations}{floor})"
+        )
+
+    @property
+    def loss(self) -> float:
+        """L(θ), of a single constraint."""
+        return float(only(self.values, "values"))
+
+    @property
+    def gradient(self) -> Tensor:
+        """∇L(θ), shape (P,), of a single constraint."""
+        only(self.values, "gradients")
+        return self.gradients
 
 
 class LevelSet:
-    """The hypersurface M = {θ : L(θ) = c} of a problem.
+    """M = {θ : L(θ) = c}: the hypersurface of a problem, or where those of several meet.
 
     Parameters
     ----------
-    problem : Problem
-        Gives L and ∇L.
-    level : float, optional
-        c, in units of the loss. None: the loss at ``problem.theta0``.
+    problem : ProblemLike or sequence of ProblemLike
+        Gives L and ∇L; several give n constraints on the same θ. θ0 is that of the first.
+    level : float or sequence of float, optional
+        c, in units of the loss. None, for all or in place of one: the loss at θ0.
     level_rtol : float
-        A point is on M where |L(θ) − c| ≤ ``level_rtol``·|c|.
+        A point is on M where |L(θ) − c| ≤ ``level_rtol``·|c| for each constraint.
+
+    Attributes
+    ----------
+    problem : ProblemLike
+        What was given; several as one whose values have the shape (n,), gradients (n, P).
+    levels : ndarray, shape (n,)
+        The c of each constraint.
 
     Raises
     ------
     InputError
-        A level that is zero or not finite, or a ``level_rtol`` that is not positive or
-        below what the problem's dtype resolves.
+        What is no problem, or several that do not fit; a level that is zero or not finite; or a
+        ``level_rtol`` that is not positive or below what the problem's dtype resolves.
     """
 
     def __init__(
-        self, problem: Problem, level: float | None = None, level_rtol: float = 1e-6
+        self,
+        problem: ProblemLike | Sequence[ProblemLike],
+        level: float | Sequence[float | None] | None = None,
+        level_rtol: float = 1e-6,
     ) -> None:
-        self.problem = problem
-        self.level = float(problem.loss(problem.theta0)) if level is None else float(level)
+        self.problem: ProblemLike = _as_one(problem)
+        self.levels = _levels(self.problem, level)
         self.level_rtol = float(level_rtol)
-        if not math.isfinite(self.level) or self.level == 0:
-            raise InputError(
-                f"level={self.level}; the tolerance is relative to it, so it must be finite "
-                "and not zero"
-            )
-        resolution = 4 * torch.finfo(problem.dtype).eps
+        for c in self.levels:
+            if not math.isfinite(c) or c == 0:
+                raise InputError(
+                    f"level={float(c)}; the tolerance is relative to it, so it must be finite "
+                    "and not zero"
+                )
+        resolution = 4 * torch.finfo(self.problem.dtype).eps
         if not self.level_rtol >= resolution:
             raise InputError(
-                f"level_rtol={level_rtol} is below what {problem.dtype} resolves; "
+                f"level_rtol={level_rtol} is below what {self.problem.dtype} resolves; "
                 f"use at least {resolution:.1e}"
             )
 
+    def __repr__(self) -> str:
+        levels = ", ".join(f"{c:.9g}" for c in self.levels)
+        return f"LevelSet(L = {levels} to {self.level_rtol:g}, of {self.problem!r})"
+
+    @property
+    def n_constraints(self) -> int:
+        """n, the codimension of M."""
+        return len(self.levels)
+
+    @property
+    def level(self) -> float:
+        """c, of a single constraint."""
+        return float(only(self.levels, "levels"))
+
     @property
     def tolerance(self) -> float:
-        """Largest |L(θ) − c| of a point on M, in units of the loss."""
+        """Largest |L(θ) − c| of a point on M, in units of the loss, of a single constraint."""
         return self.level_rtol * abs(self.level)
 
     def residual(self, loss: Tensor | float) -> float:
-        """L − c, in units of the loss."""
+        """L − c, in units of the loss, of a single constraint."""
         return float(loss) - self.level
 
-    def distance(self, loss: Tensor | float, gradient: Tensor) -> float:
-        """First-order distance |L − c|/‖g‖ from M, in units of θ."""
-        return abs(self.residual(loss)) / float(torch.linalg.vector_norm(gradient))
+    def residuals(self, values: Tensor | Numbers | float) -> Numbers:
+        """L − c of each constraint, shape (n,)."""
+        return as_values(values) - self.levels
+
+    def distance(self, loss: Tensor | Numbers | float, gradient: Tensor) -> float:
+        """First-order distance from M, in units of θ: |L − c|/‖g‖, or √(rᵀG⁻¹r) for n > 1.
+
+        Parameters
+        ----------
+        loss : float, or Tensor of shape (n,)
+            L at the point.
+        gradient : Tensor, shape (P,) or (n, P)
+            ∇L at the point.
+        """
+        return normal_space(gradient).distance(self.residuals(loss))
 
     def tangent(self, v: Tensor, gradient: Tensor) -> Tensor:
-        """Tangent projection Π v = v − g (g·v)/(g·g).
+        """Tangent projection Π v = v − g (g·v)/(g·g), or v − Nᵀ(NNᵀ)⁻¹Nv for n > 1.
 
         Parameters
         ----------
         v : Tensor, shape (P,)
             Any vector.
-        gradient : Tensor, shape (P,)
-            g = ∇L at the point.
+        gradient : Tensor, shape (P,) or (n, P)
+            g = ∇L at the point; the rows of N for n > 1 constraints.
 
         Returns
         -------
         Tensor, shape (P,)
-        """
-        return v - gradient * (torch.dot(gradient, v) / torch.dot(gradient, gradient))
 
-    def multiplier(self, regularizer_gradient: Tensor, gradient: Tensor) -> float:
-        """Lagrange multiplier λ = −(∇R·g)/(g·g) of min R subject to L = c."""
-        return -float(torch.dot(regularizer_gradient, gradient) / torch.dot(gradient, gradient))
+        Raises
+        ------
+        CriticalPointError
+            The gradients of several constraints are dependent to rounding.
+        """
+        return v - normal_space(gradient).split(v).part
 
     def project(
         self,
         theta: Tensor,
         *,
-        evaluated: tuple[Tensor | float, Tensor] | None = None,
+        evaluated: Evaluated | None = None,
         max_displacement: float = math.inf,
         max_iterations: int = MAX_ITERATIONS,
         rtol: float | None = None,
     ) -> Projection:
-        """Re-project onto M by Newton's method along the normal, θ ← θ − (L − c) g/(g·g).
+        """Re-project onto M by Newton's method along the normals, θ ← θ − Nᵀ(NNᵀ)⁻¹(L − c).
 
-        Each iteration costs one gradient, and the last one is returned with the point.
+        For one constraint that is θ ← θ − (L − c) g/(g·g). Each iteration costs one gradient a
+        constraint, and the last one is returned with the point.
 
         Parameters
         ----------
@@ -152,59 +214,106 @@ class LevelSet:
         ConvergenceError
             The residual does not fall to the tolerance; its ``reason`` says which test failed.
         CriticalPointError
-            ∇L vanishes to rounding.
+            ∇L vanishes to rounding, or those of several constraints are dependent.
         """
         start, best, stalls = theta, math.inf, 0
-        loss: Tensor | float
-        loss, gradient = evaluated or self.problem.value_and_gradient(theta)
-        displacement = 0.0
-        tolerance = self.tolerance if rtol is None else rtol * abs(self.level)
+        loss, gradients = evaluated or self.problem.value_and_gradient(theta)
+        tolerances = (self.level_rtol if rtol is None else rtol) * abs(self.levels)
         for iteration in range(max_iterations + 1):
-            value = float(loss)
-            residual = value - self.level
-            if abs(residual) <= tolerance:
-                return Projection(theta, value, gradient, iteration, displacement)
-            limit = DIVERGENCE_RATIO * max(best, abs(self.level))
-            if not math.isfinite(residual) or abs(residual) > limit:
-                raise self._failure("diverged", iteration, residual)
-            norm = float(torch.linalg.vector_norm(gradient))
-            self._check_regular(value, norm, theta)
-            newton = abs(residual) / norm
+            values = as_values(loss)
+            residuals = values - self.levels
+            if (abs(residuals) <= tolerances).all():
+                return Projection(theta, values, gradients, iteration)
+            # The largest relative to its level, by which each constraint counts the same.
+            size = float(np.max(abs(residuals) / abs(self.levels)))
+            if not math.isfinite(size) or size > DIVERGENCE_RATIO * max(best, 1.0):
+                raise self._failure("diverged", iteration, residuals)
+            normals = normal_space(gradients)
+            self._check_regular(values, normals, theta)
             # Rounding, not the iteration, is the limit where a tiny correction changes nothing.
-            stalls = stalls + 1 if abs(residual) > STALL_RATIO * best else 0
-            best = min(best, abs(residual))
+            stalls = stalls + 1 if size > STALL_RATIO * best else 0
+            best = min(best, size)
             tiny = math.sqrt(torch.finfo(theta.dtype).eps) * float(torch.linalg.vector_norm(theta))
-            if stalls >= 2 and newton <= tiny:
-                return Projection(theta, value, gradient, iteration, displacement, at_floor=True)
+            if stalls >= 2 and normals.distance(residuals) <= tiny:
+                return Projection(theta, values, gradients, iteration, at_floor=True)
             if iteration == max_iterations:
                 break
-            theta = theta - gradient * (residual / norm**2)
+            theta = theta - normals.step(residuals)
             displacement = float(torch.linalg.vector_norm(theta - start))
             if not displacement <= max_displacement:
-                raise self._failure("displacement", iteration, residual)
-            loss, gradient = self.problem.value_and_gradient(theta)
-        raise self._failure("iterations", max_iterations, residual)
+                raise self._failure("displacement", iteration, residuals)
+            loss, gradients = self.problem.value_and_gradient(theta)
+        raise self._failure("iterations", max_iterations, residuals)
 
-    def _check_regular(self, loss: float, gradient_norm: float, theta: Tensor) -> None:
+    def _check_regular(self, values: Numbers, normals: NormalSpace, theta: Tensor) -> None:
         scale = max(float(torch.linalg.vector_norm(theta)), 1.0)
         eps = torch.finfo(theta.dtype).eps
-        if gradient_norm * scale <= eps * max(abs(loss), abs(self.level)):
-            raise CriticalPointError(
-                f"the loss gradient vanishes (norm {gradient_norm:.1e} at loss {loss:.6g}): the "
-                "level set is not a manifold there; start elsewhere or choose another level"
-            )
+        sizes = np.maximum(abs(values), abs(self.levels))
+        for loss, norm, size in zip(values, normals.norms, sizes, strict=True):
+            if norm * scale <= eps * size:
+                raise CriticalPointError(
+                    f"the loss gradient vanishes (norm {norm:.1e} at loss {loss:.6g}): the "
+                    "level set is not a manifold there; start elsewhere or choose another level"
+                )
 
-    def _failure(self, reason: str, iterations: int, residual: float) -> ConvergenceError:
+    def _failure(self, reason: str, iterations: int, residuals: Numbers) -> ConvergenceError:
         what = {
             "diverged": "diverged",
             "displacement": "moved further than allowed",
             "iterations": "did not converge",
         }[reason]
+        worst = int(np.argmax(abs(residuals) / abs(self.levels)))
+        residual, level = float(residuals[worst]), float(self.levels[worst])
+        which = f" of constraint {worst}" if self.n_constraints > 1 else ""
         return ConvergenceError(
-            f"re-projection onto L = {self.level:.6g} {what} after {iterations} iterations "
-            f"(L − c = {residual:.3e}, tolerance {self.tolerance:.1e}); take smaller steps, or "
-            "choose a level the loss can reach",
+            f"re-projection onto L = {level:.6g}{which} {what} after {iterations} iterations "
+            f"(L − c = {residual:.3e}, tolerance {self.level_rtol * abs(level):.1e}); take smaller "
+            "steps, or choose a level the loss can reach",
             iterations=iterations,
             residual=residual,
             reason=reason,
         )
+
+
+def as_values(loss: Tensor | Numbers | float) -> Numbers:
+    """Losses as an array of float64, shape (n,), from a number or n of them."""
+    if isinstance(loss, Tensor):
+        loss = loss.detach().to("cpu", torch.float64).numpy()
+    return np.atleast_1d(np.asarray(loss, np.float64))
+
+
+def only(values: Numbers, names: str) -> float:
+    """Return the one number there is, where there is one.
+
+    Raises
+    ------
+    InputError
+        There are several.
+    """
+    if len(values) != 1:
+        raise InputError(f"the level set has {len(values)} constraints; use {names} in its place")
+    return values[0]
+
+
+def _as_one(problem: ProblemLike | Sequence[ProblemLike]) -> ProblemLike:
+    if isinstance(problem, Sequence):
+        if not problem:
+            raise InputError("problem=[] has no constraint; give one problem or more")
+        if len(problem) > 1:
+            return Problems(problem)
+        problem = problem[0]
+    check_problem(problem)
+    return problem
+
+
+def _levels(problem: ProblemLike, level: float | Sequence[float | None] | None) -> Numbers:
+    start = as_values(problem.loss(problem.theta0))
+    given = level if isinstance(level, Sequence | np.ndarray) else [level]
+    if level is None:
+        return start
+    if len(given) != len(start):
+        raise InputError(
+            f"level={level} is of {len(given)} and there are {len(start)} constraints; give one "
+            "for each, None for the loss at theta0"
+        )
+    return np.array([s if c is None else float(c) for s, c in zip(start, given, strict=True)])

@@ -44,6 +44,22 @@ def check_device_and_dtype(device: torch.device | str, dtype: torch.dtype) -> to
     return device
 
 
+def check_like(theta: Tensor, reference: Tensor, name: str = "theta") -> None:
+    """Refuse a vector that is none of a problem's.
+
+    Raises
+    ------
+    InputError
+        Another shape, dtype or device.
+    """
+    for what in ("shape", "dtype", "device"):
+        if getattr(theta, what) != getattr(reference, what):
+            raise InputError(
+                f"{name} has {what} {getattr(theta, what)}; "
+                f"the problem has {what} {getattr(reference, what)}: convert it first"
+            )
+
+
 def check_data(inputs: Tree, targets: Tree, batch_size: int | None) -> None:
     """Refuse data that no loss can be computed of.
 
@@ -212,7 +228,7 @@ def check_gradient(function: Derivable, theta0: Tensor, name: str) -> None:
 
 
 def steps(theta: Tensor) -> list[float]:
-    """Step sizes for differences: the best of a smooth function, and others where kinks are near."""
+    """Step sizes for differences: the best of a smooth function first, others near kinks."""
     scale = max(float(torch.linalg.vector_norm(theta)), 1.0)
     best = torch.finfo(theta.dtype).eps ** (1 / 3) * scale
     return [best, best / 30, best / 1000, 10 * best]

@@ -100,3 +100,8 @@ def update(digest: hashlib._Hash, data: Tree) -> None:
 def length(data: Tree) -> int:
     """Number of examples: the first dimension of the first tensor."""
     return len(next(iter(leaves(data, "")))[1])
+
+
+def chunk(data: Tree, start: int, size: int) -> Tree:
+    """``size`` examples from ``start`` on."""
+    return mapped(data, lambda tensor: tensor[start : start + size])

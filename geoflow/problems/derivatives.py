@@ -18,11 +18,15 @@ from geoflow.errors import InputError
 from geoflow.problems import data
 
 Tensors = dict[str, Tensor]
-Scalar = Callable[[Tensors], Tensor]
+# Value and weight; the weight has no part in the derivatives.
+Weighted = tuple[Tensor, Tensor]
+Scalar = Callable[[Tensors], Weighted]
 
 
-def value_and_gradient(function: Scalar, at: Mapping[str, Tensor]) -> tuple[Tensor, Tensors]:
-    """Value and gradient; zero in the tensors that the value has no part in.
+def value_and_gradient(
+    function: Scalar, at: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor, Tensors]:
+    """Value, weight and gradient; zero in the tensors that the value has no part in.
 
     Raises
     ------
@@ -31,15 +35,17 @@ def value_and_gradient(function: Scalar, at: Mapping[str, Tensor]) -> tuple[Tens
     """
     variables = _variables(at)
     with torch.enable_grad():
-        value = function(variables)
+        value, weight = function(variables)
         gradients = torch.autograd.grad(
             _derivable(value), list(variables.values()), allow_unused=True, materialize_grads=True
         )
-    return value.detach(), dict(zip(variables, gradients, strict=True))
+    return value.detach(), weight, dict(zip(variables, gradients, strict=True))
 
 
-def hessian_product(function: Scalar, at: Mapping[str, Tensor], v: Mapping[str, Tensor]) -> Tensors:
-    """∇²f v, the gradient of ∇f·v.
+def hessian_product(
+    function: Scalar, at: Mapping[str, Tensor], v: Mapping[str, Tensor]
+) -> tuple[Tensors, Tensor]:
+    """∇²f v, the gradient of ∇f·v, and the weight.
 
     Raises
     ------
@@ -48,18 +54,20 @@ def hessian_product(function: Scalar, at: Mapping[str, Tensor], v: Mapping[str, 
     """
     variables = _variables(at)
     with torch.enable_grad(), _twice_differentiable():
-        value = _derivable(function(variables))
-        products = _hessian_product(value, list(variables.values()), [v[n] for n in variables])
-    return dict(zip(variables, products, strict=True))
+        value, weight = function(variables)
+        products = _hessian_product(
+            _derivable(value), list(variables.values()), [v[n] for n in variables]
+        )
+    return dict(zip(variables, products, strict=True)), weight
 
 
 def gauss_newton_product(
     outputs: Callable[[Tensors], Any],
-    loss: Callable[[Any], Tensor],
+    loss: Callable[[Any], Weighted],
     at: Mapping[str, Tensor],
     v: Mapping[str, Tensor],
-) -> Tensors:
-    """JᵀHJv, with J the Jacobian of the outputs and H the Hessian of a loss of them.
+) -> tuple[Tensors, Tensor]:
+    """JᵀHJv and the weight, with J the Jacobian of the outputs and H the Hessian of a loss of them.
 
     Jv is the derivative of Jᵀu·v in u, which asks for reverse mode alone.
 
@@ -87,10 +95,10 @@ def gauss_newton_product(
             points.append(next(values))
             return points[-1]
 
-        value = _derivable(loss(data.mapped(tree, leaf)))
-        curved = _hessian_product(value, points, moved)
+        value, weight = loss(data.mapped(tree, leaf))
+        curved = _hessian_product(_derivable(value), points, moved)
         products = _gradients(given, inputs, curved)
-    return dict(zip(variables, products, strict=True))
+    return dict(zip(variables, products, strict=True)), weight
 
 
 def _variables(at: Mapping[str, Tensor]) -> Tensors:
@@ -133,8 +141,7 @@ def _second(compute: Callable[[], list[Tensor]]) -> list[Tensor]:
         if "memory" in str(error):
             raise
         raise InputError(
-            f"loss: it has no second derivative ({str(error).splitlines()[0]}); spectra need one, "
-            "walks do not"
+            f"loss: it has no second derivative ({str(error).splitlines()[0]})"
         ) from None
 
 

@@ -53,12 +53,11 @@ def divided(
     whole = ModulePart(module, fixed, inputs, targets, loss_fn)
     if batch_size is None or batch_size >= n:
         return (whole,)
-    starts = range(0, n, batch_size)
 
-    def chunk(tree: Tree, start: int) -> Tree:
-        return data.mapped(tree, lambda x: x[start : start + batch_size])
-
-    chunks = [(chunk(inputs, s), chunk(targets, s)) for s in starts]
+    chunks = [
+        (data.chunk(inputs, s, batch_size), data.chunk(targets, s, batch_size))
+        for s in range(0, n, batch_size)
+    ]
     sizes = [data.length(x) for x, _ in chunks]
     summed = _summed(loss_fn)
     # The network is evaluated chunk by chunk, and the loss on all outputs at once: no more memory
@@ -87,7 +86,7 @@ def _summed(loss_fn: LossFn) -> LossFn | None:
         if getattr(loss_fn, "reduction", None) != "mean":
             return None
         summed = copy.deepcopy(loss_fn)
-        summed.reduction = "sum"
+        summed.__dict__["reduction"] = "sum"
         return summed
     try:
         option = inspect.signature(loss_fn).parameters.get("reduction")
@@ -95,7 +94,8 @@ def _summed(loss_fn: LossFn) -> LossFn | None:
         return None
     if option is None or option.default != "mean":
         return None
-    return functools.partial(loss_fn, reduction="sum")
+    summed_function: LossFn = functools.partial(loss_fn, **{"reduction": "sum"})
+    return summed_function
 
 
 def _outputs(whole: ModulePart, chunks: list[tuple[Tree, Tree]], parameters: Parameters) -> Tree:
@@ -133,8 +133,7 @@ def _check(
 ) -> None:
     start, total = 0, 0.0
     for part, size in zip(parts, sizes, strict=True):
-        chunk = data.mapped(outputs, lambda x, s=start, k=size: x[s : s + k])
-        total += float(part.sum_of_outputs(chunk))
+        total += float(part.sum_of_outputs(data.chunk(outputs, start, size)))
         start += size
     found = total / sum(part.weight for part in parts)
     dtype = next(iter(data.leaves(outputs, "")))[1].dtype

@@ -52,14 +52,10 @@ def of_module(
         lambda t: t.long() if t.dtype in (torch.int32, torch.int16, torch.int8) else t,
     )
     with checks.explained(dtype):
-        arguments, keywords = as_arguments(data.mapped(x, lambda t: t[: batch_size or len(t)]))
-        checks.check_live(
-            module,
-            lambda live: loss_fn(
-                live(*arguments, **keywords), data.mapped(y, lambda t: t[: batch_size or len(t)])
-            ),
-            network,
-        )
+        size = batch_size or data.length(x)
+        arguments, keywords = as_arguments(data.chunk(x, 0, size))
+        some = data.chunk(y, 0, size)
+        checks.check_live(module, lambda own: loss_fn(own(*arguments, **keywords), some), network)
         parts = divided(network.module, network.fixed, loss_fn, x, y, batch_size, network.moving)
     return parts, *flat(network.moving), digest
 

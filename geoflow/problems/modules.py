@@ -169,3 +169,12 @@ def _matching(names: list[str], patterns: str | Sequence[str] | None) -> list[st
                 f"there are {known or 'none'}"
             )
     return [n for n in names if any(fnmatchcase(n, p) for p in patterns)]
+
+
+def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter by the name that problems give it, whatever is wrapped around modules.
+
+    Tied parameters are there under each of their names.
+    """
+    named = unwrap(module).named_parameters(remove_duplicate=False)
+    return {name.replace("_orig_mod.", ""): parameter for name, parameter in named}

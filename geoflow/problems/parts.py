@@ -28,13 +28,17 @@ class TensorSpec(NamedTuple):
     shape: tuple[int, ...]
 
 
+# The sum of the losses of some examples, and their weight: scalars both.
+Weighted = tuple[Tensor, Tensor]
+
+
 class LossPart:
     """The loss of one batch: a sum of losses, and what it weighs in the mean.
 
     L(θ) = Σ sums / Σ weights over the parts. Weights do not depend on θ.
     """
 
-    def sum_and_weight(self, parameters: Parameters) -> tuple[Tensor, float]:
+    def sum_and_weight(self, parameters: Parameters) -> Weighted:
         """Sum of the batch's losses, a scalar, and its weight."""
         raise InputError(f"{type(self).__name__} gives no loss")
 
@@ -45,9 +49,10 @@ class FunctionPart(LossPart):
 
     function: Callable[[Tensor], Tensor]
 
-    def sum_and_weight(self, parameters: Parameters) -> tuple[Tensor, float]:
+    def sum_and_weight(self, parameters: Parameters) -> Weighted:
         """The function's value."""
-        return self.function(parameters["theta"]), 1.0
+        value = self.function(parameters["theta"])
+        return value, torch.ones_like(value.detach())
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,14 @@ class ModulePart(LossPart):
         value = self.loss_fn(outputs, self.targets)
         return value if self.scale == 1.0 else self.scale * value
 
-    def sum_and_weight(self, parameters: Parameters) -> tuple[Tensor, float]:
+    def sum_and_weight(self, parameters: Parameters) -> Weighted:
         """Sum of the losses of the examples."""
-        return self.sum_of_outputs(self.outputs(parameters)), self.weight
+        return self.weighted_sum(self.outputs(parameters))
+
+    def weighted_sum(self, outputs: Any) -> Weighted:
+        """The part's sum as a function of the outputs, and its weight."""
+        value = self.sum_of_outputs(outputs)
+        return value, torch.full_like(value.detach(), self.weight)
 
 
 class Bound(nn.Module):
@@ -111,7 +121,7 @@ class BatchPart(LossPart):
     fixed: Mapping[str, Tensor]
     batch: Tree
 
-    def sum_and_weight(self, parameters: Parameters) -> tuple[Tensor, float]:
+    def sum_and_weight(self, parameters: Parameters) -> Weighted:
         """Sum of the batch's losses, and their weight.
 
         Raises
@@ -129,7 +139,7 @@ class BatchPart(LossPart):
         if not (isinstance(total, Tensor) and total.shape == ()):
             shape = tuple(total.shape) if isinstance(total, Tensor) else type(total).__name__
             raise InputError(f"batch_loss returned a sum of {shape}; it must be a scalar tensor")
-        return total, float(weight)
+        return total, torch.as_tensor(weight, dtype=total.dtype, device=total.device).detach()
 
 
 @dataclass(frozen=True)
@@ -154,6 +164,41 @@ class BatchParts(Iterable[LossPart]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self.batches)
+
+
+def add_up(
+    contributions: Iterable[tuple[tuple[Tensor, ...], Tensor]],
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Add up what the parts of a loss give: sums and weights, each for itself.
+
+    A problem over several processes adds up theirs in the same way before it divides.
+
+    Parameters
+    ----------
+    contributions : iterable
+        (tensors, weight) of each part: of its sum of losses, say, and of that sum's gradient.
+
+    Returns
+    -------
+    tuple of Tensor
+        Sums over the parts: in float64 where there are several, whatever the network's dtype, so
+        that their number costs no digits.
+    Tensor
+        Sum of the weights.
+    """
+    remaining = iter(contributions)
+    sums, weight = next(remaining)
+    for n, (tensors, more) in enumerate(remaining):
+        if n == 0:
+            sums = tuple(t.to(_widest(t.device), copy=True) for t in sums)
+        sums = tuple(total.add_(t) for total, t in zip(sums, tensors, strict=True))
+        weight = weight + more
+    return sums, weight
+
+
+def _widest(device: torch.device) -> torch.dtype:
+    # Apple's processors have no float64.
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def as_arguments(inputs: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -190,7 +235,6 @@ def outputs(
     held = {name: tensor.detach() for name, tensor in parameters.items()}
     parts = []
     for start in range(0, n, batch_size):
-        chunk = data.mapped(inputs, lambda x, s=start: x[s : s + batch_size])
-        arguments, keywords = as_arguments(chunk)
+        arguments, keywords = as_arguments(data.chunk(inputs, start, batch_size))
         parts.append(functional_call(module, held, arguments, keywords).detach())
     return torch.cat(parts)

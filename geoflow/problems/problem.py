@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from geoflow.errors import EvaluationLimitError, InputError
-from geoflow.problems import checks, data, derivatives, making
+from geoflow.errors import InputError
+from geoflow.problems import checks, data, derivatives, making, products
+from geoflow.problems.counting import Counted
 from geoflow.problems.data import Tree
-from geoflow.problems.parts import LossPart, ModulePart, Parameters, TensorSpec
+from geoflow.problems.dtypes import dtype_name
+from geoflow.problems.parts import LossPart, ModulePart, Parameters, TensorSpec, add_up
 
 
-class Problem:
+class Problem(Counted):
     """A deterministic loss L(θ) on flat θ ∈ R^P: value, gradient, Hessian-vector product.
 
     Make one with :meth:`from_module`, :meth:`from_batches` or :meth:`from_function`. What they
@@ -48,12 +50,10 @@ class Problem:
         self.data_sha256 = data_sha256
         self._n_gradient = 0
         self._n_hvp = 0
-        self._limit: int | None = None
-        self._exact = True
-        total, self._weight = self._sums(theta0)
-        checks.check_deterministic(total / self._weight, self.loss(theta0))
-        checks.check_gradient(self.value_and_gradient, theta0, "loss")
-        self._n_gradient = 0
+        self._products = products.HessianProducts()
+        checks.check_deterministic(self.loss(theta0), self.loss(theta0))
+        with self._uncounted():
+            checks.check_gradient(self.value_and_gradient, theta0, "loss")
 
     @classmethod
     def from_module(
@@ -160,10 +160,9 @@ class Problem:
         return cls(*making.of_function(loss, theta0))
 
     def __repr__(self) -> str:
-        name = f"{len(self.tensors)} tensors, " if len(self.tensors) > 1 else ""
         return (
-            f"<geoflow.Problem: {name}{self.n_parameters:,} parameters, {self.n_chunks} chunks, "
-            f"{str(self.dtype).removeprefix('torch.')} on {self.device}>"
+            f"Problem({self.n_parameters:,} parameters in {len(self.tensors)} tensors, "
+            f"{dtype_name(self.dtype)} on {self.device}, {self.evaluations} evaluations so far)"
         )
 
     @property
@@ -207,33 +206,6 @@ class Problem:
         """
         return {"gradient": self._n_gradient, "hvp": self._n_hvp}
 
-    @property
-    def evaluations(self) -> int:
-        """Cost so far in gradient evaluations; a Hessian-vector product counts 2."""
-        return self._n_gradient + 2 * self._n_hvp
-
-    @contextmanager
-    def budget(self, evaluations: int) -> Iterator[None]:
-        """Allow at most this many more :attr:`evaluations` inside the block.
-
-        Raises
-        ------
-        EvaluationLimitError
-            From the evaluation that would pass the limit, before it is made.
-        InputError
-            Another walk has a budget on this problem now: their counts would mix.
-        """
-        if self._limit is not None:
-            raise InputError(
-                "problem: another walk is evaluating it; make a problem of its own for each walk "
-                "at a time"
-            )
-        self._limit = self.evaluations + evaluations
-        try:
-            yield
-        finally:
-            self._limit = None
-
     def loss(self, theta: Tensor) -> Tensor:
         """L(θ), a scalar tensor, differentiable in θ; not counted.
 
@@ -242,8 +214,15 @@ class Problem:
         InputError
             θ has another shape, dtype or device than :attr:`theta0`.
         """
-        total, weights = self._sums(theta)
-        return total / weights
+        parameters = self.unflatten(theta)
+
+        def contribution(part: LossPart) -> tuple[tuple[Tensor], Tensor]:
+            value, weight = part.sum_and_weight(parameters)
+            # Inner derivatives leave a graph even where θ has none.
+            inner = value.requires_grad and not theta.requires_grad
+            return (value.detach() if inner else value,), weight
+
+        return self._mean(contribution(part) for part in self._parts)[0]
 
     def losses(self, thetas: Tensor) -> Tensor:
         """L at N points, shape (N,), all at once by ``torch.func.vmap``; not counted either.
@@ -277,49 +256,32 @@ class Problem:
         EvaluationLimitError
             A :meth:`budget` is spent.
         """
-        self._check(theta)
-        self._spend(1)
+        checks.check_like(theta, self.theta0)
+        self._check_budget(1)
         self._n_gradient += 1
         # A user's loss may write into what it is given: never the caller's θ.
         given = theta.detach().clone()
         parameters = self.unflatten(given)
-        value: Tensor | None = None
-        gradient: Tensor | None = None
-        weights = 0.0
 
-        def function(part: LossPart, p: Parameters) -> Tensor:
-            nonlocal weights
-            total, weight = part.sum_and_weight(p)
-            weights += weight
-            return total
+        def contribution(part: LossPart) -> tuple[tuple[Tensor, Tensor], Tensor]:
+            value, weight, gradient = derivatives.value_and_gradient(
+                part.sum_and_weight, parameters
+            )
+            return (value, _flatten(gradient)), weight
 
-        for part in self._parts:
-            found = derivatives.value_and_gradient(partial(function, part), parameters)
-            flat = _flatten(found[1])
-            if value is None or gradient is None:
-                value, gradient = found[0], flat
-            else:
-                # Sums of many float32 batches lose in float32 what the level is kept to.
-                value, gradient = value.double() + found[0], gradient.double().add_(flat)
+        value, gradient = self._mean(contribution(part) for part in self._parts)
         if given._version:
             raise InputError(
                 "loss: it writes into its parameters while it is evaluated; remove what does "
                 "(an embedding's max_norm, an in-place operation)"
             )
-        if weights != self._weight:
-            raise InputError(
-                f"batch_loss: the weights add up to {weights:g} where they were {self._weight:g}; "
-                "they must not depend on θ"
-            )
-        assert value is not None, "a problem has a part at least"
-        assert gradient is not None, "a problem has a part at least"
-        return value / weights, gradient.div_(weights).to(self.dtype)
+        return value, gradient
 
     def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
         """∇²L(θ) v, shape (P,): one Hessian-vector product.
 
-        Exact to rounding, where PyTorch's second derivatives of all that the loss uses are: the first
-        product is compared with differences of gradients. Where they are not, or are not there, all
+        Exact to rounding, where PyTorch's second derivatives of what the loss uses are: the first
+        product is compared with differences of gradients. Where they are not, or are not there,
         products are such differences, with a warning that says how good they are.
 
         Raises
@@ -329,7 +291,17 @@ class Problem:
         EvaluationLimitError
             A :meth:`budget` is spent.
         """
-        return self._hessian(theta, v)
+        if self._products.exact is None:
+            with self._uncounted():
+                self._products.choose(self._derived, self.value_and_gradient, theta.detach())
+        if self._products.exact:
+            return self._derived(theta, v)
+        checks.check_like(v, self.theta0, "v")
+        self._check_budget(2)
+        with self._uncounted():
+            product = products.difference(self.value_and_gradient, theta, v)
+        self._n_hvp += 1
+        return product
 
     def gauss_newton_product(self, theta: Tensor, v: Tensor) -> Tensor:
         """G(θ) v for the Gauss–Newton matrix G, shape (P,): counted as a Hessian-vector product.
@@ -349,9 +321,9 @@ class Problem:
         """
         self._of_outputs()
 
-        def product(part: LossPart, at: Parameters, along: Parameters) -> Parameters:
+        def product(part: LossPart, at: Parameters, along: Parameters) -> tuple[Parameters, Tensor]:
             assert isinstance(part, ModulePart)
-            return derivatives.gauss_newton_product(part.outputs, part.sum_of_outputs, at, along)
+            return derivatives.gauss_newton_product(part.outputs, part.weighted_sum, at, along)
 
         return self._product(theta, v, product)
 
@@ -363,42 +335,53 @@ class Problem:
         InputError
             θ has another shape, dtype or device than :attr:`theta0`.
         """
-        self._check(theta, name)
+        checks.check_like(theta, self.theta0, name)
         return {
             s.name: theta.narrow(0, s.offset, math.prod(s.shape)).view(s.shape)
             for s in self.tensors
         }
 
+    def _derived(self, theta: Tensor, v: Tensor) -> Tensor:
+        """∇²L v by PyTorch's second derivatives."""
+        return self._product(
+            theta,
+            v,
+            lambda part, at, along: derivatives.hessian_product(part.sum_and_weight, at, along),
+        )
+
+    @contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        """Leave counts and budget as they are."""
+        before = self._n_gradient, self._n_hvp, self._limit
+        self._limit = None
+        try:
+            yield
+        finally:
+            self._n_gradient, self._n_hvp, self._limit = before
+
     def _product(
         self,
         theta: Tensor,
         v: Tensor,
-        multiply: Callable[[LossPart, Parameters, Parameters], Parameters],
+        multiply: Callable[[LossPart, Parameters, Parameters], tuple[Parameters, Tensor]],
     ) -> Tensor:
-        """Sum what each part gives; counted as one Hessian-vector product."""
+        """Mean of what each part gives; counted as one Hessian-vector product."""
         at, along = self.unflatten(theta.detach().clone()), self.unflatten(v.detach(), "v")
-        self._spend(2)
+        self._check_budget(2)
         self._n_hvp += 1
-        total: Tensor | None = None
-        for part in self._parts:
-            flat = _flatten(multiply(part, at, along))
-            total = flat if total is None else total.add_(flat)
-        assert total is not None, "a problem has a part at least"
-        return total / self._weight
 
-    def _sums(self, theta: Tensor) -> tuple[Tensor, float]:
-        """Σ sums, differentiable in θ, and Σ weights."""
-        parameters = self.unflatten(theta)
-        total: Tensor | None = None
-        weights = 0.0
-        for part in self._parts:
-            value, weight = part.sum_and_weight(parameters)
-            if value.requires_grad and not theta.requires_grad:
-                value = value.detach()
-            total = value if total is None else total + value
-            weights += weight
-        assert total is not None, "a problem has a part at least"
-        return total, weights
+        def contribution(part: LossPart) -> tuple[tuple[Tensor], Tensor]:
+            product, weight = multiply(part, at, along)
+            return (_flatten(product),), weight
+
+        return self._mean(contribution(part) for part in self._parts)[0]
+
+    def _mean(
+        self, contributions: Iterable[tuple[tuple[Tensor, ...], Tensor]]
+    ) -> tuple[Tensor, ...]:
+        """Σ sums / Σ weights, in the dtype of θ."""
+        sums, weight = add_up(contributions)
+        return tuple((total / weight).to(self.dtype) for total in sums)
 
     def _of_outputs(self) -> list[ModulePart]:
         parts = list(self._parts) if isinstance(self._parts, tuple) else []
@@ -409,19 +392,6 @@ class Problem:
                 "needs a network's outputs; make it with Problem.from_module"
             )
         return of_outputs
-
-    def _check(self, theta: Tensor, name: str = "theta") -> None:
-        reference = self.theta0
-        for what in ("shape", "dtype", "device"):
-            if getattr(theta, what) != getattr(reference, what):
-                raise InputError(
-                    f"{name} has {what} {getattr(theta, what)}; "
-                    f"the problem has {what} {getattr(reference, what)}: convert it first"
-                )
-
-    def _spend(self, evaluations: int) -> None:
-        if self._limit is not None and self.evaluations + evaluations > self._limit:
-            raise EvaluationLimitError(f"the budget ends at {self._limit} evaluations")
 
 
 def _flatten(tensors: Mapping[str, Tensor]) -> Tensor:

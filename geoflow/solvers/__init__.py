@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from geoflow.errors import InputError
-from geoflow.solvers.base import Carry, Solver, StepResult, Tolerance
+from geoflow.solvers.base import Carry, Solver, StepResult, Tolerance, check_needs
 from geoflow.solvers.exponential import Exponential
 from geoflow.solvers.rkc import RKC
 from geoflow.solvers.torchdiffeq import ADAPTIVE, FIXED, TorchDiffEq
@@ -20,6 +20,7 @@ __all__ = [
     "StepResult",
     "Tolerance",
     "TorchDiffEq",
+    "check_needs",
     "from_config",
     "get",
     "names",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import InputError
-from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.manifold.protocol import Flow, State
 
 # Numbers, strings and tensors only, so that a checkpoint can hold it.
 Carry = dict[str, float | int | str | Tensor]
@@ -55,7 +56,7 @@ class StepResult:
 
     Attributes
     ----------
-    state : FlowState
+    state : State
         Where it ended.
     carry : Carry
         What the solver hands to its next step.
@@ -69,12 +70,24 @@ class StepResult:
         Newton corrections, those of rejected attempts included.
     """
 
-    state: FlowState
+    state: State
     carry: Carry
     time: float
     error_estimate: float
     n_rejected: int
     n_reprojection: int
+
+
+# What a solver can need of a flow beyond its velocity and re-projection.
+LINEARIZATION = "a linearization"
+REGULARIZER = "a regularizer that it descends"
+ONE_CONSTRAINT = "a single constraint"
+
+_HAS: Mapping[str, Callable[[Flow], bool]] = {
+    LINEARIZATION: lambda flow: flow.linearization is not None,
+    REGULARIZER: lambda flow: bool(flow.regularizer_name),
+    ONE_CONSTRAINT: lambda flow: flow.level_set.n_constraints == 1,
+}
 
 
 class Solver(Protocol):
@@ -89,22 +102,26 @@ class Solver(Protocol):
         Name in archives and on the command line.
     order : int
         Order of convergence of θ in the step size.
+    needs : tuple of str
+        Of :data:`LINEARIZATION`, :data:`REGULARIZER` and :data:`ONE_CONSTRAINT`, what a flow must
+        have for this solver; the flow and its states are given to it as they are.
     """
 
     name: str
     order: int
+    needs: tuple[str, ...]
 
     @property
     def options(self) -> dict[str, Any]:
         """Constructor arguments, JSON-able: enough to make the solver again."""
 
-    def init(self, flow: RegularizingFlow, state: FlowState, tolerance: Tolerance) -> Carry:
+    def init(self, flow: Any, state: Any, tolerance: Tolerance) -> Carry:
         """Prepare the first step from ``state``."""
 
     def step(
         self,
-        flow: RegularizingFlow,
-        state: FlowState,
+        flow: Any,
+        state: Any,
         carry: Carry,
         tolerance: Tolerance,
         max_time: float,
@@ -118,3 +135,19 @@ class Solver(Protocol):
         ConvergenceError, CriticalPointError
             Re-projection fails however small the step.
         """
+
+
+def check_needs(solver: Solver, flow: Flow) -> None:
+    """Refuse a flow that has not what a solver needs.
+
+    Raises
+    ------
+    InputError
+        Names the solver, the flow and what is missing.
+    """
+    missing = [need for need in solver.needs if not _HAS[need](flow)]
+    if missing:
+        raise InputError(
+            f"solver={solver.name!r} needs a flow with {' and '.join(missing)}, which "
+            f"{type(flow).__name__} has not; use one of torchdiffeq's, such as 'dopri5'"
+        )

@@ -1,11 +1,83 @@
-"""Step-size control shared by the solvers."""
+"""Step-size control, apart from the solvers: what the next step is, by the errors of those before.
+
+An error is that of a step over the error allowed, so that 1 is as much as is accepted.
+"""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import torch
 
 from geoflow.errors import StepSizeError
-from geoflow.manifold.flows import FlowState
+from geoflow.manifold.protocol import State
+
+
+@dataclass(frozen=True)
+class Elementary:
+    """The next step is the one whose error, ∝ h^``order``, is that allowed.
+
+    Hairer, Nørsett & Wanner, Solving ODEs I, section II.4.
+
+    Parameters
+    ----------
+    order : int
+        Power of the step size with which the error estimate falls: of an embedded pair, the lower
+        order plus one.
+    safety : float
+        The step taken, over that step.
+    shrink, grow : float
+        Least and largest ratio of a step to the one before it.
+    retry : tuple of float
+        Least and largest ratio of a step to the rejected one it replaces.
+    """
+
+    order: int
+    safety: float = 0.9
+    shrink: float = 0.2
+    grow: float = 5.0
+    retry: tuple[float, float] = (0.1, 1.0)
+
+    def accepted(self, error: float) -> float:
+        """Ratio of the next step to one that was accepted with this error."""
+        return _clipped(self.wanted(error), self.shrink, self.grow)
+
+    def rejected(self, error: float) -> float:
+        """Ratio of the next attempt to one that was rejected with this error."""
+        return _clipped(self.wanted(error), *self.retry) if math.isfinite(error) else self.retry[0]
+
+    def wanted(self, error: float) -> float:
+        """Ratio before it is held between its limits."""
+        return self.safety * error ** (-1 / self.order) if error > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class Predictive(Elementary):
+    """A PI control that also follows how the error changed from the step before to this one.
+
+    Gustafsson's predictive control in the form of Sommeijer, Shampine & Verwer (J. Comput. Appl.
+    Math. 88, 1998, section 2): the shorter of the elementary step and the one that foresees the
+    same change once more. Parameters as for :class:`Elementary`.
+    """
+
+    def after(self, error: float, step: float, before: tuple[float, float]) -> float:
+        """Ratio of the next step to one of size ``step``, accepted with this error.
+
+        Parameters
+        ----------
+        error, step : float
+            Of the accepted step.
+        before : tuple of float
+            Error and size of the accepted step before it.
+        """
+        wanted = self.wanted(error)
+        trend = (before[0] / error) ** (1 / self.order) * step / before[1]
+        return _clipped(min(wanted, trend * wanted), self.shrink, self.grow)
+
+
+def _clipped(ratio: float, least: float, largest: float) -> float:
+    return min(max(ratio, least), largest)
 
 
 def clip_step(step: float, max_time: float) -> float:
@@ -19,16 +91,16 @@ def clip_step(step: float, max_time: float) -> float:
     return max_time / 2 if 2 * step > max_time else step
 
 
-def check_step(step: float, state: FlowState, cause: str) -> None:
-    """Refuse a step that no longer moves θ beyond its rounding.
+def check_step(step: float, state: State, cause: str) -> None:
+    """Refuse a step that no longer moves the state beyond its rounding.
 
     Raises
     ------
     StepSizeError
         With the cause: why the steps before it were rejected.
     """
-    norm = float(torch.linalg.vector_norm(state.theta))
-    if step * state.tangent_norm <= 4 * torch.finfo(state.theta.dtype).eps * norm:
+    size, speed = (float(torch.linalg.vector_norm(v)) for v in (state.flat, state.velocity))
+    if step * speed <= 4 * torch.finfo(state.flat.dtype).eps * size:
         raise StepSizeError(
             f"step size underflow at {step:.1e} of flow time: {cause}; loosen rtol, choose a level "
             "further from the minimum, or a stiff-aware solver"

@@ -29,9 +29,16 @@ from torch import Tensor
 
 from geoflow.errors import ConvergenceError, CriticalPointError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
-from geoflow.solvers.base import Carry, StepResult, Tolerance
+from geoflow.solvers.base import (
+    LINEARIZATION,
+    ONE_CONSTRAINT,
+    REGULARIZER,
+    Carry,
+    StepResult,
+    Tolerance,
+)
 from geoflow.solvers.control import check_step, clip_step
-from geoflow.solvers.krylov import KrylovSpace, TangentHessian, Vector, phi1, phi3
+from geoflow.solvers.krylov import KrylovSpace, Vector, phi1, phi3
 
 SAFETY, SHRINK, GROW = 0.9, 0.3, 3.0
 
@@ -97,6 +104,7 @@ class Exponential:
 
     name = "exponential"
     order = 3
+    needs: tuple[str, ...] = (LINEARIZATION, REGULARIZER, ONE_CONSTRAINT)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -123,7 +131,7 @@ class Exponential:
         negligible = torch.finfo(state.theta.dtype).eps * _norm(state.regularizer_gradient)
         if state.tangent_norm <= negligible:
             return StepResult(state, dict(carry), step, 0.0, 0, 0)
-        space = KrylovSpace(TangentHessian(flow, state))
+        space = KrylovSpace(flow.linearization(state))
         space.add(state.velocity)
         retraction = _Retraction(flow)
         n_rejected = 0
@@ -309,7 +317,7 @@ def _correct_in(space: KrylovSpace, difference: Tensor, step: float, scale: floa
 def _relax(retraction: _Retraction, attempt: Attempt, step: float) -> Attempt:
     """Take the stiff part of the leftover velocity away, by the curvature where the step ended."""
     end = attempt.state
-    space = KrylovSpace(TangentHessian(retraction.flow, end))
+    space = KrylovSpace(retraction.flow.linearization(end))
     leftover = space.operator.tangent(attempt.leftover)
     following = leftover
     while True:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.manifold.linearization import TangentHessian
 
 Vector = NDArray[np.float64]
 
@@ -29,41 +29,6 @@ def phi3(z: Vector) -> Vector:
     closed = (np.expm1(z) - z - z * z / 2) / safe**3
     series = 1 / 6 + z / 24 + z**2 / 120 + z**3 / 720 + z**4 / 5040 + z**5 / 40320
     return np.where(np.abs(z) < 0.05, series, closed)
-
-
-class TangentHessian:
-    """A = Π(∇²R + λ∇²L)Π at one state, applied by differences of gradients.
-
-    A difference costs one gradient where the exact product, forward over reverse, counts two.
-    Its error in float64, below 10⁻⁶ of the spectral radius, is far below what a Krylov
-    approximation of φ is asked for.
-
-    Parameters
-    ----------
-    flow : RegularizingFlow
-        Gives ∇L and ∇²R.
-    state : FlowState
-        Where A is taken.
-    """
-
-    def __init__(self, flow: RegularizingFlow, state: FlowState) -> None:
-        self.flow, self.state = flow, state
-        self.normal = state.gradient / state.gradient_norm
-        self.regularizer_hessian = flow.regularizer_hessian(state.theta)
-        size = max(float(torch.linalg.vector_norm(state.theta)), 1.0)
-        self.difference = torch.finfo(state.theta.dtype).eps ** (4 / 9) * size
-
-    def tangent(self, v: Tensor) -> Tensor:
-        """Π v."""
-        return torch.sub(v, self.normal, alpha=float(torch.dot(self.normal, v)))
-
-    def __call__(self, unit: Tensor) -> tuple[Tensor, Tensor]:
-        """A and ∇²L times a unit tangent vector, both of shape (P,): one gradient."""
-        state = self.state
-        _, ahead = self.flow.problem.value_and_gradient(state.theta + self.difference * unit)
-        loss = ahead.sub_(state.gradient).div_(self.difference)
-        regularizer = self.regularizer_hessian(unit)
-        return self.tangent(regularizer.add(loss, alpha=state.multiplier)), loss
 
 
 class KrylovSpace:

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from geoflow.errors import ConvergenceError, CriticalPointError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
-from geoflow.solvers.base import Carry, StepResult, Tolerance
-from geoflow.solvers.control import check_step, clip_step
+from geoflow.solvers.base import REGULARIZER, Carry, StepResult, Tolerance
+from geoflow.solvers.control import Predictive, check_step, clip_step
 
 DAMPING = 2 / 13
 MAX_STAGES = 250
-SAFETY, SHRINK, GROW = 0.8, 0.1, 10.0
+CONTROL = Predictive(order=3, safety=0.8, shrink=0.1, grow=10.0, retry=(0.1, 1.0))
 
 # The power method stops at this relative change and is scaled up by as much again and more.
 RADIUS_RTOL, RADIUS_SAFETY, MAX_POWER = 0.05, 1.2, 50
@@ -92,6 +92,7 @@ class RKC:
 
     name = "rkc"
     order = 2
+    needs: tuple[str, ...] = (REGULARIZER,)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -136,10 +137,15 @@ class RKC:
             if error <= 1:
                 break
             n_rejected += 1
-            step *= max(SHRINK, SAFETY * error ** (-1 / 3))
+            step *= CONTROL.rejected(error)
             check_step(step, state, cause)
         error = max(error, 1e-10)
-        following = step * _factor(carry, step, error, n_rejected)
+        before = float(carry["previous_error"]), float(carry["previous_step"])
+        # A rejection has told more of the error than the step before could.
+        foresee = before[1] and not n_rejected
+        following = step * (
+            CONTROL.after(error, step, before) if foresee else CONTROL.accepted(error)
+        )
         if step < wanted and not n_rejected:
             # A step cut short by max_time says little about how long a step could be.
             following = max(following, wanted)
@@ -169,28 +175,16 @@ def _attempt(
     scale = tolerance.scale(state.theta)
     # The embedded estimate of the paper's section 2: third order, bounded where the flow is stiff.
     local = 0.8 * (state.theta - theta) + 0.4 * step * (state.velocity + ahead.velocity)
-    distance = flow.level_set.distance(ahead.loss, ahead.gradient)
+    distance = flow.level_set.distance(*ahead.evaluated)
     error = max(_norm(local), distance) / scale
     if not math.isfinite(error):
         return ahead, 1e6, 0
     if error > 1:
         return ahead, error, 0
-    end, projection = flow.project(
-        theta, evaluated=(ahead.loss, ahead.gradient), max_displacement=2 * scale
-    )
+    end, projection = flow.project(theta, evaluated=ahead.evaluated, max_displacement=2 * scale)
     if end.regularizer > state.regularizer + scale * _norm(state.regularizer_gradient):
         error = 8.0
     return end, error, projection.iterations
-
-
-def _factor(carry: Carry, step: float, error: float, n_rejected: int) -> float:
-    """Predictive control (a PI control), by the error of the step before where there is one."""
-    factor = SAFETY * error ** (-1 / 3)
-    before = float(carry["previous_step"])
-    if before and not n_rejected:
-        trend = (float(carry["previous_error"]) / error) ** (1 / 3) * step / before
-        factor = min(factor, trend * factor)
-    return min(max(factor, SHRINK), GROW)
 
 
 def _spectral_radius(

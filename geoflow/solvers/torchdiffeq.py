@@ -16,7 +16,7 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from geoflow.errors import ConvergenceError, InputError, StepSizeError
-from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.manifold.protocol import Flow, State
 from geoflow.solvers.base import Carry, StepResult, Tolerance
 from geoflow.solvers.control import check_step, clip_step
 
@@ -49,6 +49,8 @@ class TorchDiffEq:
         Unknown method, or a setting that is not positive or does not apply.
     """
 
+    needs: tuple[str, ...] = ()
+
     def __init__(
         self,
         method: str = "dopri5",
@@ -78,7 +80,7 @@ class TorchDiffEq:
             "reproject_every": self.reproject_every,
         }
 
-    def init(self, flow: RegularizingFlow, state: FlowState, tolerance: Tolerance) -> Carry:
+    def init(self, flow: Flow, state: State, tolerance: Tolerance) -> Carry:
         """Choose the fixed step; an adaptive method chooses its first step itself."""
         if self.name in ADAPTIVE:
             return {"step_size": 0.0, "since_projection": 0.0}
@@ -87,8 +89,8 @@ class TorchDiffEq:
 
     def step(
         self,
-        flow: RegularizingFlow,
-        state: FlowState,
+        flow: Flow,
+        state: State,
         carry: Carry,
         tolerance: Tolerance,
         max_time: float,
@@ -107,7 +109,7 @@ class TorchDiffEq:
             if not due:
                 end = evaluated or flow.evaluate(theta)
                 break
-            known = None if evaluated is None else (evaluated.loss, evaluated.gradient)
+            known = None if evaluated is None else evaluated.evaluated
             try:
                 end, projection = flow.project(theta, evaluated=known)
                 n_newton += projection.iterations
@@ -132,7 +134,7 @@ class TorchDiffEq:
         self,
         method: str,
         field: _Field,
-        state: FlowState,
+        state: State,
         step: float,
         tolerance: Tolerance,
         max_time: float,
@@ -141,13 +143,13 @@ class TorchDiffEq:
         n = 1 if self.reproject_every is None else max(1, round(self.reproject_every / step))
         # A remainder of rounding size is no step of its own.
         time = n * step if n * step < max_time * (1 - 1e-9) else max_time
-        times = torch.tensor([0.0, time], dtype=torch.float64, device=state.theta.device)
+        times = torch.tensor([0.0, time], dtype=torch.float64, device=state.flat.device)
         options = {"step_size": min(step, time)}
         try:
             with torch.no_grad():
                 # Without its callbacks, which a fixed-step method would warn about.
                 theta = odeint(
-                    lambda t, y: field(t, y), state.theta, times, method=method, options=options
+                    lambda t, y: field(t, y), state.flat, times, method=method, options=options
                 )[-1]
         except _NotFiniteError:
             raise StepSizeError(
@@ -160,7 +162,7 @@ class TorchDiffEq:
 def _adaptive(
     method: str,
     field: _Field,
-    state: FlowState,
+    state: State,
     step: float,
     tolerance: Tolerance,
     max_time: float,
@@ -180,8 +182,8 @@ def _adaptive(
             with torch.no_grad():
                 odeint(
                     field,
-                    state.theta,
-                    times.to(state.theta.device),
+                    state.flat,
+                    times.to(state.flat.device),
                     rtol=tolerance.rtol,
                     atol=tolerance.atol,
                     method=method,
@@ -213,7 +215,7 @@ class _NotFiniteError(Exception):
 class _Field:
     """The velocity as torchdiffeq calls it; never evaluates the same θ twice."""
 
-    def __init__(self, flow: RegularizingFlow, state: FlowState) -> None:
+    def __init__(self, flow: Flow, state: State) -> None:
         self.flow = flow
         self.start = state
         self.last = state
@@ -225,14 +227,14 @@ class _Field:
         known = self.evaluated_at(theta)
         if known is None:
             known = self.last = self.flow.evaluate(theta)
-            if not math.isfinite(known.loss + known.tangent_norm):
+            if not math.isfinite(_norm(known.velocity)):
                 self.last = self.start
                 raise _NotFiniteError
         return known.velocity
 
-    def evaluated_at(self, theta: Tensor) -> FlowState | None:
+    def evaluated_at(self, theta: Tensor) -> State | None:
         for state in (self.last, self.start):
-            if state.theta is theta or torch.equal(state.theta, theta):
+            if state.flat is theta or torch.equal(state.flat, theta):
                 return state
         return None
 
@@ -252,17 +254,18 @@ class _Field:
         self.n_rejected += 1
 
 
-def _starting_step(
-    flow: RegularizingFlow, state: FlowState, tolerance: Tolerance, order: int
-) -> float:
+def _starting_step(flow: Flow, state: State, tolerance: Tolerance, order: int) -> float:
     """Hairer, Nørsett & Wanner, Solving ODEs I, section II.4: one evaluation."""
-    scale = tolerance.scale(state.theta)
-    d0 = float(torch.linalg.vector_norm(state.theta)) / scale
-    d1 = state.tangent_norm / scale
+    scale = tolerance.scale(state.flat)
+    d0 = _norm(state.flat) / scale
+    d1 = _norm(state.velocity) / scale
     h0 = 0.01 * d0 / d1 if min(d0, d1) > 1e-5 else 1e-6
-    ahead = flow.evaluate(state.theta + h0 * state.velocity)
-    change = torch.linalg.vector_norm(ahead.velocity - state.velocity)
-    d2 = float(change) / scale / h0
+    ahead = flow.evaluate(state.flat + h0 * state.velocity)
+    d2 = _norm(ahead.velocity - state.velocity) / scale / h0
     largest = max(d1, d2)
     h1 = (0.01 / largest) ** (1 / (order + 1)) if largest > 1e-15 else max(1e-6, h0 * 1e-3)
     return min(100 * h0, h1)
+
+
+def _norm(v: Tensor) -> float:
+    return float(torch.linalg.vector_norm(v))

@@ -7,9 +7,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+SHOWN = {"angle": "angle {:.1f}°", "regularizer": "R {:.5g}", "level_residual": "L−c {:+.1e}"}
+
 
 class Progress:
-    """One line on standard error: angle, R, |L − c|, evaluations and their rate."""
+    """One line on standard error: angle, R, L − c, evaluations and their rate."""
 
     def __init__(self, wanted: bool) -> None:
         # disable=None: shown on a terminal only.
@@ -27,11 +29,9 @@ class Progress:
         """Show the latest accepted step."""
         if self.bar.disable:
             return
-        self.bar.set_postfix_str(
-            f"angle {record['angle']:.1f}°, R {record['regularizer']:.5g}, "
-            f"|L−c| {abs(record['level_residual']):.1e}",
-            refresh=False,
-        )
+        # A flow of one's own need not record all of these.
+        shown = [text.format(record[name]) for name, text in SHOWN.items() if name in record]
+        self.bar.set_postfix_str(", ".join(shown), refresh=False)
         self.bar.update(record["n_gradient"] + 2 * record["n_hvp"] - self.bar.n)
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 import xarray as xr
 
-from geoflow.manifold.flows import RegularizingFlow
+from geoflow.manifold.protocol import Flow
 from geoflow.problems.dtypes import dtype_name
-from geoflow.problems.problem import Problem
+from geoflow.problems.protocol import ProblemLike
 from geoflow.trajectories import schema
 from geoflow.trajectories.records import Snapshot, StepRecords
 
@@ -24,7 +24,7 @@ NAMED = ("title", "experiment", "seed")
 
 
 def to_dataset(
-    problem: Problem,
+    problem: ProblemLike,
     records: StepRecords,
     snapshots: Sequence[Snapshot],
     observables: Sequence[str],
@@ -34,7 +34,7 @@ def to_dataset(
 
     Parameters
     ----------
-    problem : Problem
+    problem : ProblemLike
         Gives the layout of θ.
     records : StepRecords
         Every accepted step.
@@ -59,7 +59,7 @@ def to_dataset(
 
 
 def assemble(
-    problem: Problem,
+    problem: ProblemLike,
     arrays: Mapping[str, Any],
     observables: Sequence[str],
     attributes: Mapping[str, Any],
@@ -68,7 +68,7 @@ def assemble(
 
     Parameters
     ----------
-    problem : Problem
+    problem : ProblemLike
         Gives the layout of θ.
     arrays : mapping
         By the names of the schema and of the observables.
@@ -86,7 +86,7 @@ def assemble(
     }
     variables: dict[str, Any] = {
         name: (spec.dims, arrays[name], {"long_name": spec.long_name, "units": spec.units})
-        for name, spec in schema.VARIABLES.items()
+        for name, spec in schema.variables(attributes).items()
     }
     kept, computed = str(arrays["theta"].dtype), dtype_name(problem.dtype)
     if kept != computed:
@@ -100,14 +100,20 @@ def assemble(
 
 
 def attributes(
-    flow: RegularizingFlow,
+    flow: Flow,
     *,
     solver: str,
     rtol: float,
     atol: float,
     config: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Global attributes of a walk, all but its status."""
+    """Global attributes of a walk, all but its status.
+
+    Raises
+    ------
+    InputError
+        The flow records under a name that is taken.
+    """
     problem = flow.problem
     named = {k: config["provenance"][k] for k in NAMED if k in config["provenance"]}
     return {
@@ -134,4 +140,5 @@ def attributes(
         "torchdiffeq_version": version("torchdiffeq"),
         "numpy_version": np.__version__,
         "xarray_version": xr.__version__,
+        **schema.flow_attributes(type(flow).__name__, flow.scalars),
     } | named

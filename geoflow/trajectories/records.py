@@ -12,17 +12,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geoflow.errors import InputError
-from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.manifold.protocol import Flow
 from geoflow.trajectories import schema
 
 Observable = Callable[[Tensor], float]
 
 
 class StepRecords(Sequence[Mapping[str, float]]):
-    """The scalars of every accepted step, by column: a few hundred bytes a step."""
+    """The scalars of every accepted step, by column: a few hundred bytes a step.
 
-    def __init__(self) -> None:
-        specs = schema.STEP_COORDINATES | schema.STEP_VARIABLES
+    Parameters
+    ----------
+    attributes : mapping, optional
+        Global attributes of the walk, which say what its flow records; without, it is a
+        RegularizingFlow.
+    """
+
+    def __init__(self, attributes: Mapping[str, Any] | None = None) -> None:
+        specs = schema.STEP_COORDINATES | schema.step_variables(attributes or {})
         self.columns = {n: array("q" if s.dtype == "i8" else "d") for n, s in specs.items()}
 
     @classmethod
@@ -82,8 +89,8 @@ class Snapshot:
 
 
 def step_record(
-    flow: RegularizingFlow,
-    state: FlowState,
+    flow: Flow,
+    state: Any,
     *,
     time: float,
     arc_length: float,
@@ -94,19 +101,11 @@ def step_record(
     counts: Mapping[str, int],
     wall_time: float,
 ) -> dict[str, float]:
-    """Build the record of one accepted step, by the names of the schema."""
-    residual = flow.level_set.residual(state.loss)
+    """Build the record of one accepted step: the flow's scalars, and those of the walk."""
     return {
+        **flow.values(state),
         "time": time,
         "arc_length": arc_length,
-        "train_loss": state.loss,
-        "level_residual": residual,
-        "level_distance": abs(residual) / state.gradient_norm,
-        "regularizer": state.regularizer,
-        "multiplier": state.multiplier,
-        "angle": state.angle,
-        "gradient_norm": state.gradient_norm,
-        "tangent_norm": state.tangent_norm,
         "step_size": step_size,
         "error_estimate": error_estimate,
         "n_rejected": n_rejected,

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
+
+from geoflow.errors import ArchiveError, InputError
+from geoflow.manifold.flows import SCALARS
+from geoflow.manifold.protocol import Scalar
 
 SCHEMA_VERSION = "1.0"
 CONVENTIONS = "CF-1.11"
@@ -29,17 +34,13 @@ STEP_COORDINATES = {
     "arc_length": VariableSpec("f8", ("step",), "1", "arc length of the walk in parameter space"),
 }
 
-STEP_VARIABLES = {
-    "train_loss": VariableSpec("f8", ("step",), "1", "training loss L"),
-    "level_residual": VariableSpec("f8", ("step",), "1", "training loss less the level, L - c"),
-    "level_distance": VariableSpec(
-        "f8", ("step",), "1", "first-order distance |L - c|/|grad L| from the level set"
-    ),
-    "regularizer": VariableSpec("f8", ("step",), "1", "regularisation function R"),
-    "multiplier": VariableSpec("f8", ("step",), "1", "Lagrange multiplier"),
-    "angle": VariableSpec("f8", ("step",), "degree", "angle between grad R and grad L"),
-    "gradient_norm": VariableSpec("f8", ("step",), "1", "norm of the loss gradient"),
-    "tangent_norm": VariableSpec("f8", ("step",), "1", "norm of the tangent part of grad R"),
+
+def _scalars(scalars: Mapping[str, Scalar]) -> dict[str, VariableSpec]:
+    return {n: VariableSpec("f8", ("step",), s.units, s.long_name) for n, s in scalars.items()}
+
+
+# What a walk records of itself, beside the scalars of its flow.
+PROGRESS_VARIABLES = {
     "step_size": VariableSpec("f8", ("step",), "1", "flow time covered by the step"),
     "error_estimate": VariableSpec("f8", ("step",), "1", "local error estimate over the tolerance"),
     "n_rejected": VariableSpec("i8", ("step",), "1", "rejected attempts so far"),
@@ -48,6 +49,9 @@ STEP_VARIABLES = {
     "n_hvp": VariableSpec("i8", ("step",), "1", "Hessian-vector products so far"),
     "wall_time": VariableSpec("f8", ("step",), "s", "wall time so far"),
 }
+
+# Of a walk of a RegularizingFlow, as nearly all are; see step_variables for the others.
+STEP_VARIABLES = {**_scalars(SCALARS), **PROGRESS_VARIABLES}
 
 SNAPSHOT_COORDINATES = {
     "snapshot_time": VariableSpec("f8", ("snapshot",), "1", "flow time of the snapshot"),
@@ -64,13 +68,18 @@ THETA = VariableSpec("f", ("snapshot", "parameter"), "1", "parameters, flat")
 
 OBSERVABLE = VariableSpec("f8", ("snapshot",), "1", "")
 
-VARIABLES = {
-    **STEP_COORDINATES,
-    **STEP_VARIABLES,
-    **SNAPSHOT_COORDINATES,
-    **TENSOR_COORDINATES,
-    "theta": THETA,
-}
+
+def _with_steps(steps: Mapping[str, VariableSpec]) -> dict[str, VariableSpec]:
+    return {
+        **STEP_COORDINATES,
+        **steps,
+        **SNAPSHOT_COORDINATES,
+        **TENSOR_COORDINATES,
+        "theta": THETA,
+    }
+
+
+VARIABLES = _with_steps(STEP_VARIABLES)
 
 ATTRIBUTES = {
     "geoflow_schema": str,
@@ -112,9 +121,66 @@ STATUSES = (
 )
 
 
+# Only in walks of another flow than RegularizingFlow: its name, and its scalars as a JSON object
+# of name → [long_name, units].
+FLOW, FLOW_SCALARS = "flow", "flow_scalars"
+
+
 def is_observable(name: str) -> bool:
     """Whether a variable of a trajectory is an observable, not one of the schema's own."""
     return name not in VARIABLES
+
+
+def flow_attributes(name: str, scalars: Mapping[str, Scalar]) -> dict[str, str]:
+    """Attributes that say what a flow records; none for that which the schema knows.
+
+    Raises
+    ------
+    InputError
+        A scalar whose name a walk uses itself.
+    """
+    if scalars == SCALARS:
+        return {}
+    others = {n: s for n, s in VARIABLES.items() if n not in SCALARS}
+    for scalar in scalars:
+        if scalar in others or not scalar.isidentifier():
+            raise InputError(
+                f"flow: the scalar {scalar!r} of {name} is taken or not a name; choose another"
+            )
+    return {FLOW: name, FLOW_SCALARS: json.dumps({n: list(s) for n, s in scalars.items()})}
+
+
+def step_variables(attributes: Mapping[str, Any]) -> dict[str, VariableSpec]:
+    """Scalars of each accepted step of a walk, by its global attributes, coordinates left out.
+
+    Raises
+    ------
+    ArchiveError
+        The attributes do not say what the flow recorded.
+    """
+    text = attributes.get(FLOW_SCALARS)
+    if text is None:
+        return STEP_VARIABLES
+    try:
+        scalars = {
+            str(name): Scalar(str(long_name), str(units))
+            for name, (long_name, units) in json.loads(text).items()
+        }
+        flow_attributes("", scalars)
+    except (ValueError, TypeError, AttributeError, RecursionError, InputError):
+        raise ArchiveError(f"attribute {FLOW_SCALARS} cannot be used; run again") from None
+    return {**_scalars(scalars), **PROGRESS_VARIABLES}
+
+
+def variables(attributes: Mapping[str, Any]) -> dict[str, VariableSpec]:
+    """All variables of a walk but its observables, by its global attributes.
+
+    Raises
+    ------
+    ArchiveError
+        See :func:`step_variables`.
+    """
+    return _with_steps(step_variables(attributes))
 
 
 def defects(ds: xr.Dataset) -> list[str]:
@@ -154,8 +220,12 @@ def _attribute_defects(ds: xr.Dataset) -> list[str]:
 
 def _variable_defects(ds: xr.Dataset) -> list[str]:
     found = []
-    observables = {str(n): OBSERVABLE for n in ds.variables if is_observable(str(n))}
-    for name, spec in (VARIABLES | observables).items():
+    try:
+        known = variables(ds.attrs)
+    except ArchiveError as error:
+        return [str(error)]
+    observables = {str(n): OBSERVABLE for n in ds.variables if str(n) not in known}
+    for name, spec in (known | observables).items():
         if name not in ds.variables:
             found.append(f"variable {name} is missing")
             continue

@@ -23,9 +23,9 @@ from geoflow.errors import (
     InputError,
     StepSizeError,
 )
-from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.manifold.protocol import Flow, State, flatten
 from geoflow.problems import dtypes
-from geoflow.solvers import Carry, Solver, Tolerance
+from geoflow.solvers import Carry, Solver, Tolerance, check_needs
 from geoflow.system import interrupts
 from geoflow.system.memory import check_memory
 from geoflow.system.progress import Progress
@@ -45,9 +45,17 @@ START: Mapping[str, Any] = {
     "n_rejected": 0,
 }
 
+# What another machine changes in the last digits only; differences of nearly equal numbers, as
+# the residual is one, it changes whole.
+COMPARED: Mapping[str, str] = {
+    "train_loss": "the loss",
+    "gradient_norm": "the norm of the loss gradient",
+    "regularizer": "the regularisation function",
+}
+
 
 def walk(
-    flow: RegularizingFlow,
+    flow: Flow,
     solver: str | Solver = solvers.DEFAULT,
     rtol: float = 1e-3,
     atol: float = 1e-6,
@@ -71,8 +79,9 @@ def walk(
 
     Parameters
     ----------
-    flow : RegularizingFlow
-        The vector field; the walk starts at ``flow.problem.theta0``, re-projected.
+    flow : Flow
+        The vector field, a :class:`geoflow.RegularizingFlow` or one's own; the walk starts at
+        ``flow.problem.theta0``, re-projected.
     solver : str or Solver
         A name of :func:`geoflow.solvers.names`, or a solver with settings of its own.
     rtol, atol : float
@@ -134,6 +143,7 @@ def walk(
     goals = Goals.checked(t_end, stop, max_evaluations)
     if checkpoint_seconds < 0:
         raise InputError(f"checkpoint_seconds={checkpoint_seconds}; use zero or more")
+    check_fit(flow, chosen, goals, observables)
     records.check_observables(observables, flow.problem.theta0)
     kept_dtype = _theta_dtype(theta_dtype, flow.problem.dtype)
     target = check_target(archive, overwrite=overwrite) if archive else None
@@ -192,7 +202,7 @@ class Walk:
 
     def __init__(
         self,
-        flow: RegularizingFlow,
+        flow: Flow,
         solver: Solver,
         tolerance: Tolerance,
         rule: SnapshotRule,
@@ -204,7 +214,7 @@ class Walk:
         self.rule, self.observables = rule, observables
         self.recorder, self.theta_dtype = recorder, theta_dtype
         self.start = flow.problem.theta0
-        self.state: FlowState | None = None
+        self.state: State | None = None
         self.carry: Carry | None = None
         # The latest record, and the evaluations up to where the walk could go on from.
         self.last: Mapping[str, Any] = {}
@@ -215,22 +225,22 @@ class Walk:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a checkpoint; the recorder and the rule have been restored before."""
         problem = self.flow.problem
-        theta = checkpoint.theta.to(problem.device)
+        tensors = {n: t.to(problem.device) for n, t in checkpoint.tensors.items()}
         self.carry, self.counts = checkpoint.carry, dict(checkpoint.counts)
         if checkpoint.n_steps:
-            self.state = self.flow.evaluate(theta)
+            self.state = self.flow.evaluate(flatten(tensors))
             self.last = self.recorder.records[-1]
-            _check_same(self.state, self.last)
+            _check_same(self.flow.values(self.state), self.last, problem.dtype)
             self.clock0 -= self.last["wall_time"]
         else:
-            self.start = theta
+            self.start = tensors["theta"]
         self.counts0 = {n: k - self.counts[n] for n, k in problem.counts.items()}
 
     @property
     def checkpoint(self) -> Checkpoint:
         """What is needed to go on from here."""
-        theta = self._state().theta
-        return Checkpoint(self.recorder.n_steps, theta, self.carry, self.counts)
+        tensors = self._state().tensors
+        return Checkpoint(self.recorder.n_steps, tensors, self.carry, self.counts)
 
     def run(self, goals: Goals, progress: bool) -> xr.Dataset:
         """Walk to an end, and return the trajectory."""
@@ -271,7 +281,7 @@ class Walk:
     def _prepare(self) -> None:
         """Come to the level set and record the start, where that is still to be done."""
         if self.state is None:
-            state, projection = self.flow.project(self.start)
+            state, projection = self.flow.start(self.start)
             self._accept(state, None, {**START, "n_reprojection": projection.iterations})
         if self.carry is None:
             carry = self.solver.init(self.flow, self._state(), self.tolerance)
@@ -295,7 +305,7 @@ class Walk:
         }
         self._accept(result.state, result.carry, progress)
 
-    def _accept(self, state: FlowState, carry: Carry | None, advance: Mapping[str, Any]) -> None:
+    def _accept(self, state: State, carry: Carry | None, advance: Mapping[str, Any]) -> None:
         """Record an accepted step, whole or not at all."""
         counts = self._counts()
         record = records.step_record(
@@ -315,10 +325,10 @@ class Walk:
             self.state, self.carry, self.last, self.counts = state, carry, record, counts
             self.recorder.accepted(self.checkpoint)
 
-    def _snapshot(self, state: FlowState, step: int, record: Mapping[str, float]) -> Snapshot:
+    def _snapshot(self, state: State, step: int, record: Mapping[str, float]) -> Snapshot:
         return Snapshot(step, record["time"], state.theta, self.observables, self.theta_dtype)
 
-    def _state(self) -> FlowState:
+    def _state(self) -> State:
         assert self.state is not None, "a walk has a state from its first record on"
         return self.state
 
@@ -330,6 +340,29 @@ class Walk:
         if self.state is None:
             raise error
         return status, str(error)
+
+
+def check_fit(
+    flow: Flow, solver: Solver, goals: Goals, observables: Mapping[str, Observable]
+) -> None:
+    """Refuse, before the first evaluation, what cannot be walked together.
+
+    Raises
+    ------
+    InputError
+        Several constraints; or a solver, a stop or observables that do not fit the flow.
+    """
+    n = flow.level_set.n_constraints
+    if n > 1:
+        raise InputError(
+            f"flow: its level set has {n} constraints, and a trajectory records one; step along "
+            "it with flow.evaluate and flow.project"
+        )
+    check_needs(solver, flow)
+    goals.check_scalars(flow.scalars)
+    for name in observables:
+        if name in flow.scalars:
+            raise InputError(f"observables: {name!r} is a scalar of the flow; choose another name")
 
 
 def _solver(solver: str | Solver, reproject_every: float | None) -> Solver:
@@ -352,17 +385,18 @@ def _theta_dtype(name: str | None, dtype: torch.dtype) -> torch.dtype:
     return kept
 
 
-def _check_same(state: FlowState, last: Mapping[str, float]) -> None:
-    """Compare L and ∇L where a walk is taken up with what was recorded there."""
-    pairs = ((state.loss, last["train_loss"]), (state.gradient_norm, last["gradient_norm"]))
-    if all(now == then for now, then in pairs):
+def _check_same(now: Mapping[str, float], then: Mapping[str, float], dtype: torch.dtype) -> None:
+    """Compare the flow's scalars where a walk is taken up with those recorded there."""
+    if all(now[name] == then[name] for name in now):
         return
-    rtol = math.sqrt(torch.finfo(state.theta.dtype).eps)
-    if not all(math.isclose(now, then, rel_tol=rtol) for now, then in pairs):
-        raise ArchiveError(
-            f"flow: the loss is {state.loss:.9g} where {last['train_loss']:.9g} was recorded; "
-            "go on with the network and the loss function that the walk started with"
-        )
+    rtol = math.sqrt(torch.finfo(dtype).eps)
+    for name, what in COMPARED.items():
+        if name in now and not math.isclose(now[name], then[name], rel_tol=rtol):
+            raise ArchiveError(
+                f"flow: {what} is {now[name]:.9g} where {then[name]:.9g} was recorded; go on with "
+                "the network, the loss function and the regularisation function that the walk "
+                "started with"
+            )
     warnings.warn(
         "the loss differs in its last digits from that recorded, so the walk goes on but not bit "
         "for bit: another machine, number of threads or version of torch",
@@ -370,7 +404,7 @@ def _check_same(state: FlowState, last: Mapping[str, float]) -> None:
     )
 
 
-def _check_memory(flow: RegularizingFlow, rule: SnapshotRule) -> None:
+def _check_memory(flow: Flow, rule: SnapshotRule) -> None:
     """Refuse a walk whose snapshots would not fit, before it starts."""
     if isinstance(rule, Every):
         return

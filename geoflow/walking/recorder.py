@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import xarray as xr
 
 from geoflow.archive.checkpoint import Checkpoint
-from geoflow.problems.problem import Problem
+from geoflow.problems.protocol import ProblemLike
 from geoflow.trajectories.dataset import to_dataset
 from geoflow.trajectories.records import Snapshot, StepRecords
 
@@ -48,10 +48,10 @@ class Memory:
     """Keeps everything in memory."""
 
     def __init__(
-        self, problem: Problem, observables: Sequence[str], header: Mapping[str, Any]
+        self, problem: ProblemLike, observables: Sequence[str], header: Mapping[str, Any]
     ) -> None:
         self.problem, self.observables, self.header = problem, observables, header
-        self.records = StepRecords()
+        self.records = StepRecords(header)
         self.snapshots: list[Snapshot] = []
         self.n_steps = 0
 

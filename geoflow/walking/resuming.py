@@ -12,13 +12,13 @@ import xarray as xr
 from geoflow import experiments, solvers
 from geoflow.archive.saved import Saved, saved
 from geoflow.errors import ArchiveError, GeoflowError, InputError
-from geoflow.manifold.flows import RegularizingFlow
+from geoflow.manifold.protocol import Flow
 from geoflow.problems import dtypes
 from geoflow.solvers import Solver, Tolerance
 from geoflow.trajectories import schema
 from geoflow.trajectories.records import Observable
 from geoflow.walking import rerunning, stopping
-from geoflow.walking.loop import Walk
+from geoflow.walking.loop import Walk, check_fit
 from geoflow.walking.snapshots import rule_for
 from geoflow.walking.stopping import Goals, Stop
 from geoflow.walking.stream import Stream
@@ -34,7 +34,7 @@ GOALS = {
 
 def resume(
     path: str | Path,
-    flow: RegularizingFlow | None = None,
+    flow: Flow | None = None,
     *,
     solver: Solver | None = None,
     t_end: float | None = None,
@@ -54,7 +54,7 @@ def resume(
     ----------
     path : str or Path
         The file that was given as ``archive``, whether it is there yet or not.
-    flow : RegularizingFlow, optional
+    flow : Flow, optional
         The flow of that walk: same data, network, loss, level and regularisation function. None:
         it is made anew, where the walk was of an experiment of :mod:`geoflow.experiments`.
     solver : Solver, optional
@@ -103,6 +103,7 @@ def resume(
         config = kept.config | goals.config
         solver = _solver(config["solver"], solver)
         rule = rule_for(config["snapshot_times"], config["snapshot_every"], config["max_snapshots"])
+        check_fit(flow, solver, goals, observables)
         tolerance = Tolerance.checked(config["rtol"], config["atol"], flow.problem.dtype)
         theta_dtype = dtypes.DTYPES[config["theta_dtype"]]
     except (KeyError, TypeError) as error:
@@ -142,7 +143,7 @@ def check_schema(path: Path, attributes: Mapping[str, Any]) -> None:
         )
 
 
-def check_flow(flow: RegularizingFlow, kept: Saved) -> None:
+def check_flow(flow: Flow, kept: Saved) -> None:
     """Refuse another problem than the walk's.
 
     Raises
@@ -159,6 +160,10 @@ def check_flow(flow: RegularizingFlow, kept: Saved) -> None:
         "level": (flow.level_set.level, attributes["level"]),
         "level_rtol": (flow.level_set.level_rtol, attributes["level_rtol"]),
         "regularizer": (flow.regularizer_name, attributes["regularizer_name"]),
+        "kind": (
+            schema.flow_attributes(type(flow).__name__, flow.scalars),
+            {n: attributes[n] for n in (schema.FLOW, schema.FLOW_SCALARS) if n in attributes},
+        ),
     }
     for name, (now, then) in pairs.items():
         if now != then:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +24,8 @@ class Stop(Protocol):
     look_back : float
         Flow time it looks back. A long walk that is archived forgets older records; one without
         this attribute is given every record.
+    scalars : tuple of str
+        Those of the flow that it looks at, so that a flow without them is refused; may be left out.
     """
 
     look_back: float
@@ -53,6 +55,7 @@ class Stationary:
     """
 
     look_back = 0.0
+    scalars = ("tangent_norm", "multiplier", "gradient_norm", "angle")
 
     def __init__(self, degrees: float = 175.0) -> None:
         if not 90 < degrees < 180:
@@ -91,6 +94,8 @@ class Plateau:
     InputError
         A parameter that is not positive.
     """
+
+    scalars = ("regularizer",)
 
     def __init__(self, window: float = 1.0, rtol: float = 1e-4) -> None:
         for name, value in (("window", window), ("rtol", rtol)):
@@ -143,6 +148,21 @@ class Goals:
         if max_evaluations < 1:
             raise InputError(f"max_evaluations={max_evaluations}; use a positive number")
         return cls(t_end, stop, int(max_evaluations))
+
+    def check_scalars(self, scalars: Collection[str]) -> None:
+        """Refuse a stop that looks at what the flow does not record.
+
+        Raises
+        ------
+        InputError
+            Names what is missing.
+        """
+        missing = [name for name in getattr(self.stop, "scalars", ()) if name not in scalars]
+        if missing:
+            raise InputError(
+                f"stop={type(self.stop).__name__} looks at {', '.join(missing)}, which the flow "
+                "does not record; pass stop=None and t_end, or a criterion of your own"
+            )
 
     @property
     def look_back(self) -> float:

@@ -32,7 +32,7 @@ from geoflow.archive import parts, trajectory_files
 from geoflow.archive.checkpoint import Checkpoint
 from geoflow.archive.saved import check_target, saved
 from geoflow.errors import ArchiveError, StorageError
-from geoflow.problems.problem import Problem
+from geoflow.problems.protocol import ProblemLike
 from geoflow.system import files, interrupts
 from geoflow.trajectories.dataset import assemble
 from geoflow.trajectories.records import Snapshot, StepRecords
@@ -52,7 +52,7 @@ class Stream:
     ----------
     path : Path
         The archive.
-    problem : Problem
+    problem : ProblemLike
         Gives the layout of θ.
     header : mapping
         Global attributes, all but how the walk ended.
@@ -74,7 +74,7 @@ class Stream:
     def __init__(
         self,
         path: Path,
-        problem: Problem,
+        problem: ProblemLike,
         header: Mapping[str, Any],
         lock: files.Lock,
         look_back: float,
@@ -86,7 +86,7 @@ class Stream:
         config = json.loads(header["config"])
         self.observables: list[str] = config["observables"]
         self.theta_dtype: str = config["theta_dtype"]
-        self.records = StepRecords()
+        self.records = StepRecords(header)
         self.n_steps = self.n_saved = 0
         # By step: flow time and observables of each snapshot; its θ, or the part that has it.
         self.kept: dict[int, NDArray[np.float64]] = {}
@@ -99,7 +99,7 @@ class Stream:
     def create(
         cls,
         path: Path,
-        problem: Problem,
+        problem: ProblemLike,
         header: Mapping[str, Any],
         *,
         look_back: float,
@@ -122,7 +122,7 @@ class Stream:
             with _writing(path):
                 lock.clear()
                 nothing = dict.fromkeys(problem.counts, 0)
-                stream._write(Checkpoint(0, problem.theta0, None, nothing))
+                stream._write(Checkpoint(0, {"theta": problem.theta0}, None, nothing))
         except BaseException:
             lock.release()
             raise
@@ -132,7 +132,7 @@ class Stream:
     def reopen(
         cls,
         path: Path,
-        problem: Problem,
+        problem: ProblemLike,
         header: Mapping[str, Any],
         *,
         look_back: float,

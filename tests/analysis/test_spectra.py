@@ -32,7 +32,7 @@ def dense_hessian(problem, theta):
                 s.name: t[s.offset : s.offset + math.prod(s.shape)].view(s.shape)
                 for s in problem.tensors
             }
-        ),
+        )[0],
         theta,
     ).numpy()
 

@@ -315,9 +315,8 @@ def dict_outputs() -> Case:
 def class_weights() -> Case:
     loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 10.0, 0.1]))
     case = supervised(mlp(nn.Tanh), loss, X, LABELS, batch_size=7)
-    weight = torch.tensor([1.0, 10.0, 0.1], dtype=torch.float64)
     case.loss = lambda user: classify(
-        called(user, X), LABELS, weight=weight.to(next(user.parameters()).dtype)
+        called(user, X), LABELS, weight=loss.weight.to(next(user.parameters()).dtype)
     )
     return case
 
@@ -333,9 +332,7 @@ def ignored_targets_in_chunks() -> Case:
     return supervised(mlp(nn.Tanh), classify, X, targets, batch_size=7)
 
 
-def squared_error_and_penalty(
-    module: nn.Module, batch: tuple[Tensor, ...]
-) -> tuple[Tensor, Any]:
+def squared_error_and_penalty(module: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Any]:
     x, y = batch
     penalty = sum(p.square().sum() for p in module.parameters())
     return (module(x) - y).square().sum() + 1e-2 * len(x) * penalty, len(x)
@@ -415,19 +412,6 @@ def data_parallel() -> Case:
     return supervised(nn.DataParallel(mlp(nn.Tanh)), classify, X, LABELS)
 
 
-class Checkpointed(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = mlp(nn.Tanh)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.utils.checkpoint.checkpoint(self.body, x, use_reentrant=False)
-
-
-def checkpointed() -> Case:
-    return supervised(Checkpointed(), classify, X, LABELS)
-
-
 class Square(torch.autograd.Function):
     """An autograd function of the old form, without ``setup_context``."""
 
@@ -470,15 +454,6 @@ def complex_buffer() -> Case:
     return supervised(seeded(Spectral), classify, X, LABELS)
 
 
-def scripted() -> Case:
-    module = mlp(nn.Tanh)
-    case = supervised(module, classify, X, LABELS)
-    case.make = lambda **k: gf.Problem.from_module(
-        torch.jit.script(module), classify, X, LABELS, **k
-    )
-    return case
-
-
 CASES: dict[str, Callable[[], Case]] = {
     f.__name__: f
     for f in (
@@ -508,9 +483,7 @@ CASES: dict[str, Callable[[], Case]] = {
         model_that_returns_its_loss,
         module_that_keeps_an_activation,
         data_parallel,
-        checkpointed,
         old_autograd_function,
         complex_buffer,
-        scripted,
     )
 }

@@ -8,9 +8,10 @@ import geoflow as gf
 import invariants
 import references
 from geoflow.errors import InputError
+from geoflow.manifold.linearization import TangentHessian
 from geoflow.solvers import Exponential, Tolerance
 from geoflow.solvers.exponential import _predict, _Retraction
-from geoflow.solvers.krylov import KrylovSpace, TangentHessian, phi1, phi3
+from geoflow.solvers.krylov import KrylovSpace, phi1, phi3
 
 
 def test_phi_functions_are_their_series_on_both_sides_of_zero():

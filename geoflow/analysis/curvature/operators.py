@@ -14,6 +14,7 @@ from torch import Tensor
 from geoflow.errors import InputError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.problems.problem import Problem
+from geoflow.problems.protocol import ProblemLike
 
 Map = Callable[[Tensor], Tensor]
 
@@ -93,13 +94,13 @@ class Curvature:
 
 
 def loss_hessian(
-    problem: Problem, theta: Tensor, tensors: Sequence[str] | None = None
+    problem: ProblemLike, theta: Tensor, tensors: Sequence[str] | None = None
 ) -> Curvature:
     """∇²L(θ), on all of R^P or on some parameter tensors.
 
     Parameters
     ----------
-    problem : Problem
+    problem : ProblemLike
         Gives L.
     theta : Tensor, shape (P,)
         The point.
@@ -118,7 +119,7 @@ def loss_hessian(
 
 
 def gauss_newton(
-    problem: Problem, theta: Tensor, tensors: Sequence[str] | None = None
+    problem: ProblemLike, theta: Tensor, tensors: Sequence[str] | None = None
 ) -> Curvature:
     """G(θ), the Gauss–Newton part of ∇²L, on all of R^P or on some parameter tensors.
 
@@ -127,7 +128,7 @@ def gauss_newton(
 
     Parameters
     ----------
-    problem : Problem
+    problem : ProblemLike
         Gives L, as the loss of a network's outputs.
     theta : Tensor, shape (P,)
         The point.
@@ -140,6 +141,11 @@ def gauss_newton(
         The problem is a function of θ alone, θ does not fit it, or a name is not among its
         tensors.
     """
+    if not isinstance(problem, Problem):
+        raise InputError(
+            f"problem: a {type(problem).__name__} says nothing of a network's outputs, which the "
+            "Gauss–Newton matrix needs; make it with Problem.from_module"
+        )
     problem.unflatten(theta)
     space = tensor_subspace(problem, tensors)
     return Curvature(
@@ -209,7 +215,7 @@ def normal_curvature(flow: RegularizingFlow, state: FlowState, direction: Tensor
     return -float(torch.dot(unit, flow.problem.hvp(state.theta, unit))) / state.gradient_norm
 
 
-def tensor_subspace(problem: Problem, tensors: Sequence[str] | None) -> Subspace:
+def tensor_subspace(problem: ProblemLike, tensors: Sequence[str] | None) -> Subspace:
     """Return the parameters of some tensors, in flat order; None: all of them.
 
     Raises

@@ -26,6 +26,7 @@ from geoflow.errors import InputError
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.problem import Problem
+from geoflow.problems.protocol import ProblemLike
 from geoflow.system.progress import duration
 from geoflow.trajectories.records import Observable
 
@@ -48,7 +49,7 @@ def on_plane(
     *,
     points: int = 41,
     margin: float = 0.25,
-    observables: Mapping[str, Problem | Observable] | None = None,
+    observables: Mapping[str, ProblemLike | Observable] | None = None,
     batch_size: int | None = None,
     archive: str | Path | None = None,
     overwrite: bool = False,
@@ -112,7 +113,7 @@ def on_plane(
             f"(2, {problem.n_parameters})"
         )
     functions = {
-        name: _in_batches(f, problem, batch_size) if isinstance(f, Problem) else _one_by_one(f)
+        name: _one_by_one(f) if callable(f) else _in_batches(f, problem, batch_size)
         for name, f in {LOSS: problem, **observables}.items()
     }
     recorded = {n: ds[n].values for n in observables if n in ds and ds[n].dims == ("snapshot",)}
@@ -192,7 +193,7 @@ def _check(
             raise InputError(f"observables: {name!r} is taken or not a name; choose another")
 
 
-def _check_flow(ds: xr.Dataset, problem: Problem) -> None:
+def _check_flow(ds: xr.Dataset, problem: ProblemLike) -> None:
     """Make sure that the dataset is a walk of this problem."""
     if not ds.sizes["snapshot"]:
         raise InputError("ds holds no snapshot; walk again with snapshots")
@@ -236,13 +237,15 @@ def _one_by_one(function: Observable) -> Evaluation:
     return lambda thetas: [float(function(theta)) for theta in thetas]
 
 
-def _in_batches(problem: Problem, walked: Problem, batch_size: int | None) -> Evaluation:
+def _in_batches(problem: ProblemLike, walked: ProblemLike, batch_size: int | None) -> Evaluation:
     """Evaluate a loss at several points at once where that serves."""
     if problem.n_parameters != walked.n_parameters:
         raise InputError(
             f"observables: a problem of {problem.n_parameters} parameters; the flow has "
             f"{walked.n_parameters}"
         )
+    if not isinstance(problem, Problem):
+        return lambda thetas: [float(problem.loss(theta)) for theta in thetas]
     at_once = _points_at_once(problem) if batch_size is None else batch_size
     if at_once == 1:
         return lambda thetas: [float(problem.loss(theta)) for theta in thetas]

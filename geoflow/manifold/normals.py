@@ -1,0 +1,163 @@
+"""The normal space of a level set at one point, through the Gram factor of the gradients."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from geoflow.errors import CriticalPointError
+
+Numbers = NDArray[np.float64]
+
+# The sine squared between a gradient and the others comes from their Gram matrix, rounded to
+# some units of its dtype; below so many of these units it is rounding alone.
+UNITS_OF_ROUNDING = 100
+
+
+class Split(NamedTuple):
+    """A vector v against the normal space.
+
+    Attributes
+    ----------
+    part : Tensor, shape (P,)
+        The part of v in the space, −Σ λᵢ gᵢ.
+    multipliers : ndarray, shape (n,)
+        λ: v + Σ λᵢ gᵢ is tangent.
+    component : float
+        Length of ``part``, negative where all λᵢ are positive: where v points down all constraints.
+    """
+
+    part: Tensor
+    multipliers: Numbers
+    component: float
+
+
+class NormalSpace(Protocol):
+    """The span of n constraints' gradients at one point."""
+
+    @property
+    def norms(self) -> Numbers:
+        """Norms of the gradients, shape (n,)."""
+
+    def split(self, v: Tensor) -> Split:
+        """Part of v, shape (P,), in the space."""
+
+    def step(self, residuals: Numbers) -> Tensor:
+        """Shortest step, shape (P,), along which the constraints rise by ``residuals`` at first."""
+
+    def distance(self, residuals: Numbers) -> float:
+        """Length of that step."""
+
+
+class Normal:
+    """The normal of a single constraint: the Gram matrix is the number g·g.
+
+    Parameters
+    ----------
+    gradient : Tensor, shape (P,)
+        g.
+    """
+
+    def __init__(self, gradient: Tensor) -> None:
+        self.gradient = gradient
+
+    @cached_property
+    def square(self) -> Tensor:
+        """g·g, a scalar tensor."""
+        return torch.dot(self.gradient, self.gradient)
+
+    @cached_property
+    def norms(self) -> Numbers:
+        """‖g‖, shape (1,)."""
+        return np.array([math.sqrt(float(self.square))])
+
+    def split(self, v: Tensor) -> Split:
+        """Part g (g·v)/(g·g), multiplier −(v·g)/(g·g)."""
+        dot = torch.dot(v, self.gradient)
+        component = float(dot) / float(self.norms[0])
+        part = self.gradient * (dot / self.square)
+        return Split(part, -component / self.norms, component)
+
+    def step(self, residuals: Numbers) -> Tensor:
+        """Newton's step, g r/(g·g)."""
+        return self.gradient * (float(residuals[0]) / self._norm() ** 2)
+
+    def distance(self, residuals: Numbers) -> float:
+        """|r|/‖g‖."""
+        return abs(float(residuals[0])) / self._norm()
+
+    def _norm(self) -> float:
+        return float(torch.linalg.vector_norm(self.gradient))
+
+
+class Normals:
+    """The normals of n ≥ 2 constraints: G = NNᵀ by its Cholesky factor, scaled to unit normals.
+
+    Parameters
+    ----------
+    gradients : Tensor, shape (n, P)
+        N.
+
+    Raises
+    ------
+    CriticalPointError
+        The gradients are linearly dependent to rounding, so the constraints are no manifold here.
+    """
+
+    def __init__(self, gradients: Tensor) -> None:
+        self.gradients = gradients
+        gram = _numpy(gradients @ gradients.T)
+        self.norms: Numbers = np.sqrt(gram.diagonal())
+        eps = torch.finfo(gradients.dtype).eps
+        smallest = UNITS_OF_ROUNDING * len(gram) * eps
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scaled = gram / np.outer(self.norms, self.norms)
+        try:
+            # Its diagonal: the sine between each normal and the span of those before it.
+            self.factor = np.linalg.cholesky(scaled)
+            independent = bool((self.factor.diagonal() ** 2 > smallest).all())
+        except np.linalg.LinAlgError:
+            independent = False
+        if not independent:
+            raise CriticalPointError(
+                f"the gradients of the {len(gram)} constraints are linearly dependent to rounding: "
+                "the level set is not a manifold there; start elsewhere, choose other levels, or "
+                "leave one out"
+            )
+
+    def split(self, v: Tensor) -> Split:
+        """Part Nᵀ G⁻¹ N v, multipliers −G⁻¹ N v."""
+        multipliers = -self._solve(_numpy(self.gradients @ v))
+        part = self._combine(-multipliers)
+        length = float(torch.linalg.vector_norm(part))
+        return Split(part, multipliers, -length if (multipliers > 0).all() else length)
+
+    def step(self, residuals: Numbers) -> Tensor:
+        """Newton's step, Nᵀ G⁻¹ r."""
+        return self._combine(self._solve(residuals))
+
+    def distance(self, residuals: Numbers) -> float:
+        """√(rᵀ G⁻¹ r)."""
+        return float(np.linalg.norm(np.linalg.solve(self.factor, residuals / self.norms)))
+
+    def _solve(self, right: Numbers) -> Numbers:
+        half = np.linalg.solve(self.factor, right / self.norms)
+        return np.linalg.solve(self.factor.T, half) / self.norms
+
+    def _combine(self, coefficients: Numbers) -> Tensor:
+        return torch.from_numpy(coefficients).to(self.gradients) @ self.gradients
+
+
+def normal_space(gradients: Tensor) -> NormalSpace:
+    """Return the normal space of one gradient (P,) or of several, (n, P)."""
+    return Normal(gradients) if gradients.ndim == 1 else Normals(gradients)
+
+
+def _numpy(tensor: Tensor) -> Numbers:
+    return tensor.to("cpu", torch.float64).numpy()

@@ -1,0 +1,50 @@
+"""Exact counts of evaluations, and budgets of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from geoflow.errors import EvaluationLimitError, InputError
+
+
+class Counted:
+    """What counts its evaluations and can be given a budget of them."""
+
+    _limit: int | None = None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Evaluations so far: ``{"gradient": n, "hvp": m}``."""
+        raise NotImplementedError
+
+    @property
+    def evaluations(self) -> int:
+        """Cost so far in gradient evaluations; a Hessian-vector product counts 2."""
+        counts = self.counts
+        return counts["gradient"] + 2 * counts["hvp"]
+
+    @contextmanager
+    def budget(self, evaluations: int) -> Iterator[None]:
+        """Allow at most this many more :attr:`evaluations` inside the block.
+
+        Raises
+        ------
+        EvaluationLimitError
+            From the evaluation that would pass the limit, before it is made.
+        InputError
+            There is a budget already: another walk is evaluating, and the counts would mix.
+        """
+        if self._limit is not None:
+            raise InputError(
+                "problem: another walk is evaluating it; make a problem for each walk at a time"
+            )
+        self._limit = self.evaluations + evaluations
+        try:
+            yield
+        finally:
+            self._limit = None
+
+    def _check_budget(self, evaluations: int) -> None:
+        if self._limit is not None and self.evaluations + evaluations > self._limit:
+            raise EvaluationLimitError(f"the budget ends at {self._limit} evaluations")

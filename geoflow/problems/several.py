@@ -1,0 +1,118 @@
+"""Several losses of the same parameters, evaluated together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from geoflow.errors import InputError
+from geoflow.problems.counting import Counted
+from geoflow.problems.parts import Parameters, TensorSpec
+from geoflow.problems.protocol import ProblemLike, check_problem
+
+
+class Problems(Counted):
+    """n ≥ 2 losses of one θ: values of shape (n,), gradients and products of shape (n, P).
+
+    Counts are those of all the problems together, and so is a budget.
+
+    Parameters
+    ----------
+    problems : sequence of ProblemLike
+        θ0 and the names of its tensors are those of the first.
+
+    Raises
+    ------
+    InputError
+        A problem whose θ has another shape, dtype or device, or one that stands twice.
+    """
+
+    def __init__(self, problems: Sequence[ProblemLike]) -> None:
+        self.problems = tuple(problems)
+        first = self.problems[0]
+        for i, problem in enumerate(self.problems):
+            name = f"problems[{i}]"
+            check_problem(problem, name)
+            if any(problem is other for other in self.problems[:i]):
+                raise InputError(f"{name} stands there twice; each constraint needs its own")
+            for what in ("shape", "dtype", "device"):
+                here, there = getattr(problem.theta0, what), getattr(first.theta0, what)
+                if here != there:
+                    raise InputError(
+                        f"{name}: its theta0 has {what} {here} and that of problems[0] {there}; "
+                        "make them of the same parameters"
+                    )
+
+    def __repr__(self) -> str:
+        return f"Problems({', '.join(map(repr, self.problems))})"
+
+    @property
+    def theta0(self) -> Tensor:
+        """The starting point of the first, shape (P,)."""
+        return self.problems[0].theta0
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Name, offset and shape of every trainable tensor, as the first has them."""
+        return self.problems[0].tensors
+
+    @property
+    def data_sha256(self) -> str:
+        """Hash of the problems' hashes."""
+        hashes = " ".join(problem.data_sha256 for problem in self.problems)
+        return hashlib.sha256(hashes.encode()).hexdigest()
+
+    @property
+    def n_parameters(self) -> int:
+        """P."""
+        return self.theta0.numel()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of θ and of every gradient."""
+        return self.theta0.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of θ and of every gradient."""
+        return self.theta0.device
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Evaluations so far of all the problems: ``{"gradient": n, "hvp": m}``."""
+        names = ("gradient", "hvp")
+        return {name: sum(p.counts[name] for p in self.problems) for name in names}
+
+    def loss(self, theta: Tensor) -> Tensor:
+        """The losses at θ, shape (n,), not counted."""
+        return torch.stack([problem.loss(theta) for problem in self.problems])
+
+    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """The losses, shape (n,), and their gradients, shape (n, P): n evaluations.
+
+        Raises
+        ------
+        EvaluationLimitError
+            A budget does not hold all n of them.
+        """
+        self._check_budget(len(self.problems))
+        values, gradients = zip(*(p.value_and_gradient(theta) for p in self.problems), strict=True)
+        return torch.stack(values), torch.stack(gradients)
+
+    def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
+        """The Hessians of the losses times v, shape (n, P): n Hessian-vector products.
+
+        Raises
+        ------
+        EvaluationLimitError
+            A budget does not hold all n of them.
+        """
+        self._check_budget(2 * len(self.problems))
+        return torch.stack([problem.hvp(theta, v) for problem in self.problems])
+
+    def unflatten(self, theta: Tensor) -> Parameters:
+        """Views of flat θ by tensor name, as the first problem names them."""
+        return self.problems[0].unflatten(theta)
