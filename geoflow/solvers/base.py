@@ -104,7 +104,8 @@ class Solver(Protocol):
         Order of convergence of θ in the step size.
     needs : tuple of str
         Of :data:`LINEARIZATION`, :data:`REGULARIZER` and :data:`ONE_CONSTRAINT`, what a flow must
-        have for this solver; the flow and its states are given to it as they are.
+        have for this solver; the flow and its states are given to it as they are. May be left out
+        where it is none of them.
     """
 
     name: str
@@ -145,7 +146,7 @@ def check_needs(solver: Solver, flow: Flow) -> None:
     InputError
         Names the solver, the flow and what is missing.
     """
-    missing = [need for need in solver.needs if not _HAS[need](flow)]
+    missing = [need for need in getattr(solver, "needs", ()) if not _HAS[need](flow)]
     if missing:
         raise InputError(
             f"solver={solver.name!r} needs a flow with {' and '.join(missing)}, which "

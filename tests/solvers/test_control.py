@@ -1,0 +1,73 @@
+"""The step-size controllers beside their formulas, and the solvers that say what they need."""
+
+import math
+
+import pytest
+
+import geoflow as gf
+import references
+from geoflow.errors import InputError
+from geoflow.solvers import rkc
+from geoflow.solvers.control import Elementary, Predictive
+
+ERRORS = [1e-8, 0.01, 0.3, 0.9, 1.0, 2.0, 50.0]
+
+
+@pytest.mark.parametrize("order", [2, 3, 5])
+def test_the_elementary_step_is_the_one_whose_error_is_allowed(order):
+    control = Elementary(order, safety=1.0, shrink=1e-9, grow=1e9, retry=(1e-9, 1e9))
+    for error in ERRORS:
+        # error ∝ h^order
+        assert math.isclose(error * control.accepted(error) ** order, 1, rel_tol=1e-12)
+        assert math.isclose(error * control.rejected(error) ** order, 1, rel_tol=1e-12)
+
+
+def test_ratios_stay_between_their_limits():
+    control = Elementary(3, safety=0.9, shrink=0.3, grow=3.0, retry=(0.2, 0.7))
+    assert control.accepted(0.0) == control.accepted(1e-12) == 3.0
+    assert control.accepted(1e12) == 0.3
+    assert control.rejected(1.0001) == 0.7
+    assert control.rejected(1e12) == control.rejected(math.inf) == control.rejected(math.nan) == 0.2
+
+
+def test_the_predictive_step_shortens_where_the_error_grows_and_never_lengthens_the_elementary():
+    control = Predictive(3, safety=0.8, shrink=0.1, grow=10.0)
+    for error in ERRORS:
+        elementary = control.accepted(error)
+        assert control.after(error, 1.0, (error, 1.0)) == elementary
+        assert control.after(error, 1.0, (2 * error, 1.0)) == elementary
+        grown = control.after(error, 1.0, (error / 8, 1.0))
+        assert math.isclose(grown, max(0.1, min(elementary, 0.8 * error ** (-1 / 3) / 2)))
+
+
+@pytest.mark.parametrize("trouble", [*ERRORS, math.inf])
+def test_the_exponential_solvers_rule_is_an_elementary_one(trouble):
+    control = Elementary(3, safety=0.9, shrink=0.3, grow=3.0, retry=(0.2, 0.7))
+    factor = 0.9 * max(trouble, 1e-4) ** (-1 / 3)
+    assert control.accepted(trouble) == min(max(factor, 0.3), 3.0)
+    assert control.rejected(trouble) == max(0.2, min(0.7, factor))
+
+
+@pytest.mark.parametrize("error", [1e-10, 0.02, 0.5, 1.0])
+@pytest.mark.parametrize("before", [(0.3, 0.1), (1e-10, 0.02)])
+def test_rkcs_control_is_that_of_its_paper_to_the_bit(error, before):
+    step = 0.05
+    factor = 0.8 * error ** (-1 / 3)
+    trend = (before[0] / error) ** (1 / 3) * step / before[1]
+    expected = min(max(min(factor, trend * factor), 0.1), 10.0)
+    assert rkc.CONTROL.after(error, step, before) == expected
+    assert rkc.CONTROL.rejected(1 + error) == max(0.1, 0.8 * (1 + error) ** (-1 / 3))
+
+
+@pytest.mark.parametrize("solver", ["exponential", "rkc", "dopri5", "rk4"])
+def test_every_solver_takes_a_regularising_flow(solver):
+    gf.solvers.check_needs(gf.solvers.get(solver), references.sphere_linear().flow)
+
+
+def test_a_solver_of_one_constraint_refuses_several_by_name():
+    flow = references.sphere_linear().flow
+    other = gf.Problem.from_function(lambda theta: theta.sum() + 9, flow.problem.theta0)
+    several = gf.RegularizingFlow(gf.LevelSet([flow.problem, other]), flow.regularizer)
+    with pytest.raises(InputError, match="'exponential' needs a flow with a single constraint"):
+        gf.solvers.check_needs(gf.solvers.get("exponential"), several)
+    gf.solvers.check_needs(gf.solvers.get("rkc"), several)
