@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import version
+from types import ModuleType
 
-from geoflow import baselines, experiments, solvers
+from geoflow import accessor, baselines, experiments, solvers
 from geoflow.archive.trajectory_files import open_trajectory, save_trajectory
 from geoflow.archive.validation import validate
 from geoflow.errors import (
@@ -19,7 +21,6 @@ from geoflow.errors import (
 from geoflow.manifold import regularizers
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.manifold.level_set import LevelSet, Projection
-from geoflow.plots import accessor
 from geoflow.problems.problem import Problem
 from geoflow.sweeps.ensemble import open_sweep
 from geoflow.sweeps.runs import sweep, sweep_weight_decay
@@ -63,3 +64,16 @@ __all__ = [
     "validate",
     "walk",
 ]
+
+# Imported when they are asked for: with them come matplotlib and SciPy.
+_WHEN_USED = ("analysis", "plots")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _WHEN_USED:
+        return import_module(f"geoflow.{name}")
+    raise AttributeError(f"module 'geoflow' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHEN_USED})

@@ -52,5 +52,9 @@ class StepSizeError(GeoflowError):
     """No step size above the rounding of the state meets the tolerance."""
 
 
+class NumericalError(GeoflowError):
+    """A decomposition failed, or a number overflowed, was divided by zero or is not finite."""
+
+
 class EvaluationLimitError(GeoflowError):
     """The budget of evaluations is spent (see :meth:`geoflow.Problem.budget`)."""

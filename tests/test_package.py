@@ -2,6 +2,8 @@
 
 import importlib
 import pkgutil
+import subprocess
+import sys
 import types
 
 import pytest
@@ -26,3 +28,27 @@ def test_everything_a_package_promises_is_there(name):
     package = importlib.import_module(name)
     for exported in getattr(package, "__all__", []):
         assert hasattr(package, exported)
+
+
+HEAVY = ("matplotlib", "scipy.stats", "scipy.integrate", "sklearn", "mlxtend", "distributed")
+PRINT_LOADED = f"import sys, geoflow; print(*[m for m in {HEAVY} if m in sys.modules])"
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+
+def test_importing_geoflow_imports_nothing_heavy_that_it_may_not_need():
+    assert run(PRINT_LOADED).stdout.strip() == ""
+
+
+def test_what_is_imported_when_used_is_there_and_listed():
+    code = """
+import geoflow as gf, xarray
+assert "plots" in dir(gf) and "analysis" in dir(gf) and "walk" in dir(gf)
+assert callable(gf.plots.overview) and callable(gf.analysis.fit_pca)
+assert xarray.Dataset.geoflow is gf.accessor.GeoflowAccessor
+assert not hasattr(gf, "nothing")
+print("there")
+"""
+    assert run(code).stdout == "there\n"

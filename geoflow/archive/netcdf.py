@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,48 +15,73 @@ import xarray as xr
 
 from geoflow.archive import parts
 from geoflow.errors import ArchiveError, InputError
+from geoflow.system import files, translation
 
 # zlib makes of a byte at most this many.
 LARGEST_RATIO = 1032
 
 LONGEST_TEXT = 2**20
 
-UNREADABLE = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    IndexError,
-    OverflowError,
-    RecursionError,
-    MemoryError,
-)
 
+class Lock:
+    """Only one thread at a time in the netCDF and HDF5 libraries, which crash otherwise.
 
-def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
-    """Make sure a file can be written before hours are spent on its content.
-
-    Raises
-    ------
-    InputError
-        The folder is not there or cannot be written, or the file is there already.
+    Reentrant, as xarray takes it once more for what is read while something is written. Datasets
+    opened here carry it along, to other processes too, where it is theirs.
     """
-    path = Path(path)
-    folder = path.parent
-    try:
-        if not folder.is_dir():
-            raise InputError(f"{path}: the folder {folder} does not exist; create it first")
-        if path.is_dir():
-            raise InputError(f"{path} is a folder; name a file")
-        if path.exists() and not overwrite:
-            raise InputError(f"{path} exists; choose another name, or --force to replace it")
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}); choose another") from None
-    return path
+
+    _lock = threading.RLock()
+
+    def acquire(self, blocking: bool = True) -> bool:
+        """Take it; False where it cannot be had at once and ``blocking`` is not wanted."""
+        return self._lock.acquire(blocking)
+
+    def release(self) -> None:
+        """Let another thread have it."""
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *details: object) -> None:
+        self._lock.release()
+
+
+LOCK = Lock()
+
+
+def open_lazily(path: Path, group: str | None = None) -> xr.Dataset:
+    """Open any netCDF-4 file; every later reading of it takes the lock.
+
+    Nothing is decoded as a date: a file may say of anything that it is one.
+    """
+    with LOCK:
+        return xr.open_dataset(path, engine="netcdf4", group=group, decode_times=False, lock=LOCK)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[netCDF4.Dataset]:
+    """Hold the lock and a file as the netCDF library itself shows it."""
+    with LOCK, netCDF4.Dataset(path) as file:
+        yield file
+
+
+def write(
+    ds: xr.Dataset,
+    path: Path,
+    encoding: Mapping[str, Mapping[str, Any]],
+    group: str | None = None,
+) -> None:
+    """Write a file in place, or a group of it; Dask's arrays block by block."""
+    # Imported here, as importing it takes longer than all of geoflow.
+    import dask
+
+    # One block after the other: the threads of Dask would read ahead of the writing, and wait for
+    # the lock that is held here.
+    with LOCK, dask.config.set(scheduler="synchronous"):
+        ds.to_netcdf(
+            path, mode="a" if group else "w", group=group, engine="netcdf4", encoding=encoding
+        )
 
 
 def save_dataset(
@@ -82,21 +107,13 @@ def save_dataset(
     Raises
     ------
     InputError
-        See :func:`check_target`.
+        See :func:`geoflow.system.files.check_target`.
     ArchiveError
         Writing failed; ``path`` is as it was.
     """
-    path = check_target(path, overwrite=overwrite)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        ds.to_netcdf(temporary, engine="netcdf4", encoding=text_encoding(ds) | dict(encoding or {}))
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        raise ArchiveError(f"writing {path} failed ({error}); free space or choose another") from (
-            error
-        )
-    finally:
-        temporary.unlink(missing_ok=True)
+    path = files.check_target(path, overwrite=overwrite)
+    with translation.writing(path), files.replacing(path) as temporary:
+        write(ds, temporary, text_encoding(ds) | dict(encoding or {}))
 
 
 def expand(files: Sequence[str | Path]) -> list[Path]:
@@ -157,10 +174,8 @@ def open_analysis(path: str | Path, kind: str | None = None) -> xr.Dataset:
         There is no such file, or it is of another kind.
     """
     path = existing(path)
-    try:
-        ds = xr.open_dataset(path, engine="netcdf4", decode_times=False)
-    except UNREADABLE as error:
-        raise ArchiveError(f"{path} is not a readable netCDF-4 file ({reason(error)})") from None
+    with translation.reading(path):
+        ds = open_lazily(path)
     found = ds.attrs.get("kind")
     if not isinstance(found, str) or kind not in (None, found):
         ds.close()
@@ -168,11 +183,6 @@ def open_analysis(path: str | Path, kind: str | None = None) -> xr.Dataset:
         wanted = "a file that geoflow wrote" if kind is None else f"one of the kind {kind!r}"
         raise ArchiveError(f"{path} is {what}; give {wanted}")
     return ds
-
-
-def reason(error: BaseException) -> str:
-    """Return what a library says of what it could not read, as one short line."""
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 def lies(path: Path) -> list[str]:
@@ -183,7 +193,7 @@ def lies(path: Path) -> list[str]:
     OSError
         It is no netCDF-4 file.
     """
-    with netCDF4.Dataset(path) as file:
+    with opened(path) as file:
         file.set_auto_maskandscale(False)
         groups = [file, *file.groups.values()]
         variables = [variable for group in groups for variable in group.variables.values()]

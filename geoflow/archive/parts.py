@@ -6,8 +6,6 @@ name once it is on the disk, so that a part that is there is complete.
 
 from __future__ import annotations
 
-import os
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geoflow.errors import ArchiveError
-from geoflow.system.files import UNFINISHED
+from geoflow.system import files, translation
 
 CHECKPOINT = "checkpoint.npz"
 
 
 def folder_beside(path: Path) -> Path:
-    """Return the folder in which the walk that will be ``path`` is streamed."""
+    """Return the folder in which the walk that will be ``path`` is streamed, links resolved."""
+    path = files.resolved(path)
     return path.with_name(f".{path.name}.parts")
 
 
@@ -32,23 +31,15 @@ def is_resumable(path: Path) -> bool:
 
 
 def write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write a part; only :func:`sync` of its folder makes the name itself durable.
+    """Write a part; it is on the disk, and its name too, when this returns.
 
     Raises
     ------
     OSError
         The disk is full or fails; what had the name before is as it was.
     """
-    temporary = path.with_name(path.name + UNFINISHED)
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with files.replacing(path, follow=False) as temporary, open(temporary, "wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def read(path: Path, names: Iterable[str] | None = None) -> dict[str, NDArray[Any]]:
@@ -59,10 +50,8 @@ def read(path: Path, names: Iterable[str] | None = None) -> dict[str, NDArray[An
     ArchiveError
         It is missing or damaged.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in (file.files if names is None else names)}
-    except FileNotFoundError:
-        raise ArchiveError(f"{path} is missing; run again") from None
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        raise ArchiveError(f"{path} is damaged ({error}); run again") from None
+    if not path.exists():
+        raise ArchiveError(f"{path} is missing; run again")
+    reading = translation.reading(path, "a whole part of a walk, run again")
+    with reading, np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in (file.files if names is None else names)}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,14 +16,15 @@ from typing import Any, Self
 import xarray as xr
 
 from geoflow.archive import netcdf
-from geoflow.errors import ArchiveError, InputError
-from geoflow.system import files
+from geoflow.errors import InputError
+from geoflow.system import files, translation
 
 SETTINGS = "settings.json"
 
 
 def folder_beside(path: Path) -> Path:
     """Return the folder in which the pieces of an analysis that will be ``path`` are kept."""
+    path = files.resolved(path)
     return path.with_name(f".{path.name}.pieces")
 
 
@@ -61,7 +61,7 @@ class Pieces:
     def __init__(
         self, target: str | Path | None, settings: Mapping[str, Any], *, overwrite: bool = False
     ) -> None:
-        self.target = None if target is None else netcdf.check_target(target, overwrite=overwrite)
+        self.target = None if target is None else files.check_target(target, overwrite=overwrite)
         # Numbers from a file's attributes are NumPy's.
         self.settings = json.dumps(settings, sort_keys=True, indent=1, default=lambda x: x.item())
         self.overwrite = overwrite
@@ -73,10 +73,8 @@ class Pieces:
         folder = folder_beside(self.target)
         self._lock = files.Lock(folder, SETTINGS)
         try:
-            self._claim(folder / SETTINGS)
-        except OSError as error:
-            self._lock.release()
-            raise ArchiveError(_unwritable(folder, error)) from None
+            with translation.writing(folder):
+                self._claim(folder / SETTINGS)
         except BaseException:
             self._lock.release()
             raise
@@ -112,18 +110,11 @@ class Pieces:
         path = self._path(name)
         if path.exists():
             # A damaged one is computed again, and written over.
-            with suppress(*netcdf.UNREADABLE), xr.open_dataset(path, engine="netcdf4") as ds:
+            with suppress(*translation.UNREADABLE), netcdf.open_lazily(path) as ds:
                 return ds.load().drop_encoding()
         made = function()
-        temporary = path.with_name(path.name + files.UNFINISHED)
-        try:
-            made.to_netcdf(temporary, engine="netcdf4", encoding=netcdf.text_encoding(made))
-            _to_disk(temporary, path)
-        except (OSError, RuntimeError) as error:
-            raise ArchiveError(_unwritable(path, error)) from error
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        with translation.writing(path), files.replacing(path, follow=False) as temporary:
+            netcdf.write(made, temporary, netcdf.text_encoding(made))
         return made
 
     def finish(self, ds: xr.Dataset) -> None:
@@ -158,9 +149,8 @@ class Pieces:
                     "--force to start over, or choose another name"
                 )
         self._lock.clear()
-        temporary = path.with_name(SETTINGS + files.UNFINISHED)
-        temporary.write_text(self.settings, encoding="utf-8")
-        _to_disk(temporary, path)
+        with files.replacing(path, follow=False) as temporary:
+            temporary.write_text(self.settings, encoding="utf-8")
 
 
 def fingerprint(ds: xr.Dataset) -> str:
@@ -185,15 +175,3 @@ def _difference(kept: str, wanted: str) -> str:
         return f"{name}: {str(old.get(name))[:40]}, not {str(new.get(name))[:40]}"
     except (ValueError, TypeError, AttributeError, StopIteration):
         return "unreadable"
-
-
-def _to_disk(temporary: Path, path: Path) -> None:
-    """Give a file its name once it is on the disk."""
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    files.sync(path.parent)
-
-
-def _unwritable(path: Path, error: BaseException) -> str:
-    return f"writing {path} failed ({netcdf.reason(error)}); free space and run again"

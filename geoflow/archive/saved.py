@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from geoflow.archive import netcdf, parts, seal, trajectory_files
+from geoflow.archive import parts, seal, trajectory_files
 from geoflow.archive.checkpoint import Checkpoint
 from geoflow.errors import ArchiveError, InputError
+from geoflow.system import files, translation
 
 
 class Saved(NamedTuple):
@@ -40,9 +41,9 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
     Raises
     ------
     InputError
-        See :func:`geoflow.archive.netcdf.check_target`; or an unfinished walk is streamed there.
+        See :func:`geoflow.system.files.check_target`; or an unfinished walk is streamed there.
     """
-    path = netcdf.check_target(path, overwrite=overwrite)
+    path = files.check_target(path, overwrite=overwrite)
     if parts.is_resumable(path) and not overwrite:
         raise InputError(
             f"{path}: an unfinished walk is streamed beside it; `geoflow resume {path}` goes on "
@@ -61,11 +62,9 @@ def saved(path: Path) -> Saved:
     """
     if parts.is_resumable(path):
         arrays = parts.read(parts.folder_beside(path) / parts.CHECKPOINT)
-        try:
+        with translation.reading(path, "a walk to go on from, run again"):
             state = json.loads(arrays["state"].tobytes())
             attributes, tensors = state["attributes"], state["tensors"]
-        except netcdf.UNREADABLE as error:
-            raise ArchiveError(f"{path}: its checkpoint is damaged ({error}); run again") from None
         return Saved(Checkpoint.unpack(arrays, state), attributes, tensors)
     if not path.is_file():
         raise ArchiveError(f"{path}: there is no such file, and no walk is streamed beside it")

@@ -7,7 +7,6 @@ Fletcher checksums guard the values in every reader; the seal guards every byte.
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 PREFIX = b"\ngeoflow-sha256:"
@@ -15,12 +14,10 @@ LENGTH = len(PREFIX) + 64 + 1
 
 
 def append(path: Path) -> None:
-    """Seal a finished file; it is on the disk when this returns."""
+    """Seal a finished file."""
     digest = _digest(path, path.stat().st_size)
     with open(path, "ab") as file:
         file.write(PREFIX + digest + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 MISSING = "its seal is missing: it was cut, or written anew by another program"

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import dask
 import xarray as xr
 
-from geoflow.archive import seal
+from geoflow.archive import netcdf, seal
 from geoflow.archive.checkpoint import CARRIED, STATE, Checkpoint
-from geoflow.archive.netcdf import UNREADABLE, check_target, existing, lies, reason
 from geoflow.errors import ArchiveError
-from geoflow.system import files
+from geoflow.system import files, translation
 from geoflow.trajectories import migrations, schema
 
 CHECKPOINT_GROUP = "checkpoint"
@@ -35,16 +31,18 @@ def save_trajectory(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False
     Raises
     ------
     InputError
-        See :func:`check_target`.
+        See :func:`geoflow.system.files.check_target`.
     ArchiveError
         The dataset is not in schema 1.0, or writing failed; ``path`` is as it was.
     """
-    path = check_target(path, overwrite=overwrite)
-    write(ds, path, path.with_name(f".{path.name}.{os.getpid()}.tmp"))
+    write(ds, files.check_target(path, overwrite=overwrite))
 
 
 def write(
-    ds: xr.Dataset, path: Path, temporary: Path, checkpoint: Checkpoint | None = None
+    ds: xr.Dataset,
+    path: Path,
+    checkpoint: Checkpoint | None = None,
+    folder: Path | None = None,
 ) -> None:
     """Write a trajectory, Dask's arrays block by block, and rename it once it is on the disk.
 
@@ -52,10 +50,12 @@ def write(
     ----------
     ds : xarray.Dataset
         In schema 1.0.
-    path, temporary : Path
-        The file, and its name until it is complete; on one file system.
+    path : Path
+        The file.
     checkpoint : Checkpoint, optional
         Kept in a group of its own, so that the walk can be extended.
+    folder : Path, optional
+        Where it is until it is complete; see :func:`geoflow.system.files.replacing`.
 
     Raises
     ------
@@ -68,27 +68,10 @@ def write(
     groups: dict[str | None, xr.Dataset] = {None: ds}
     if checkpoint:
         groups[CHECKPOINT_GROUP] = _checkpoint_dataset(checkpoint)
-    try:
+    with translation.writing(path), files.replacing(path, folder=folder) as temporary:
         for group, content in groups.items():
-            # One block after the other: the threads of Dask would read ahead of the writing.
-            with dask.config.set(scheduler="synchronous"):
-                content.to_netcdf(
-                    temporary,
-                    mode="a" if group else "w",
-                    group=group,
-                    engine="netcdf4",
-                    encoding=_encoding(content),
-                )
+            netcdf.write(content, temporary, _encoding(content), group)
         seal.append(temporary)
-        os.replace(temporary, path)
-        files.sync(path.parent)
-    except (OSError, RuntimeError) as error:
-        raise ArchiveError(f"writing {path} failed ({error}); free space or choose another") from (
-            error
-        )
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def open_trajectory(path: str | Path) -> xr.Dataset:
@@ -104,22 +87,20 @@ def open_trajectory(path: str | Path) -> xr.Dataset:
     ArchiveError
         There is no such file, or it is not a trajectory in schema 1.0.
     """
-    path = existing(path)
+    path = netcdf.existing(path)
     ds = None
     try:
-        found = lies(path)
-        if not found:
-            # Nothing is a date here, and a file may say of anything that it is one.
-            ds = migrations.upgrade(xr.open_dataset(path, engine="netcdf4", decode_times=False))
-            found = schema.defects(ds)
-    except UNREADABLE as error:
+        with translation.reading(path):
+            found = netcdf.lies(path)
+            if not found:
+                ds = migrations.upgrade(netcdf.open_lazily(path))
+                found = schema.defects(ds)
+        if found or ds is None:
+            raise ArchiveError(f"{path} is not a trajectory: {found[0]}")
+    except BaseException:
         if ds is not None:
             ds.close()
-        raise ArchiveError(f"{path} is not a readable netCDF-4 file ({reason(error)})") from None
-    if ds is None or found:
-        if ds is not None:
-            ds.close()
-        raise ArchiveError(f"{path} is not a trajectory: {found[0]}")
+        raise
     return ds
 
 
@@ -132,10 +113,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         The file holds no checkpoint, or one that cannot be used.
     """
     try:
-        with xr.open_dataset(path, engine="netcdf4", group=CHECKPOINT_GROUP) as group:
+        with netcdf.open_lazily(path, CHECKPOINT_GROUP) as group:
             arrays = {str(name): variable.values for name, variable in group.variables.items()}
             state = json.loads(group.attrs["state"])
-    except UNREADABLE:
+    except translation.UNREADABLE:
         raise ArchiveError(
             f"{path} holds no checkpoint to go on from; a walk with archive= keeps one"
         ) from None

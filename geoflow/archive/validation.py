@@ -9,12 +9,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import netCDF4
 import numpy as np
 import xarray as xr
 
 from geoflow.archive import netcdf, seal, trajectory_files
 from geoflow.errors import ArchiveError
+from geoflow.system import translation
 from geoflow.trajectories import migrations, schema
 
 BLOCK_BYTES = 16 * 2**20
@@ -52,21 +52,21 @@ def validate(path: str | Path) -> list[str]:
             return found + lies
         if broken:
             found += _unguarded(path)
-        with xr.open_dataset(path, engine="netcdf4", decode_times=False) as ds:
+        with netcdf.open_lazily(path) as ds:
             unreadable = _unreadable(ds)
             found += unreadable
             if not unreadable:
                 current = migrations.upgrade(ds)
                 found += schema.defects(current) or _inconsistencies(current)
         found += _checkpoint_defects(path)
-    except netcdf.UNREADABLE as error:
-        found.append(f"it cannot be read as netCDF-4 ({netcdf.reason(error)})")
+    except translation.UNREADABLE as error:
+        found.append(f"it cannot be read as netCDF-4 ({translation.reason(error)})")
     return found
 
 
 def _unguarded(path: Path) -> list[str]:
     """Name the variables that carry no checksum."""
-    with netCDF4.Dataset(path) as file:
+    with netcdf.opened(path) as file:
         return [
             f"variable {name} carries no checksum: damage to it would not be seen"
             for name, variable in file.variables.items()
@@ -82,8 +82,8 @@ def _unreadable(ds: xr.Dataset) -> list[str]:
         try:
             for _ in _blocks(variable):
                 pass
-        except netcdf.UNREADABLE as error:
-            reason = netcdf.reason(error)
+        except translation.UNREADABLE as error:
+            reason = translation.reason(error)
             found.append(f"variable {str(name)!a}: its checksum differs from its values ({reason})")
     return found
 
@@ -185,7 +185,7 @@ def _attribute_inconsistencies(ds: xr.Dataset) -> list[str]:
 
 
 def _checkpoint_defects(path: Path) -> list[str]:
-    with netCDF4.Dataset(path) as file:
+    with netcdf.opened(path) as file:
         if trajectory_files.CHECKPOINT_GROUP not in file.groups:
             return []
         n_steps = file.dimensions["step"].size if "step" in file.dimensions else 0

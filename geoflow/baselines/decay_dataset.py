@@ -15,11 +15,12 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import nn
 
-from geoflow.archive.netcdf import save_dataset
+from geoflow.archive import netcdf
 from geoflow.errors import ArchiveError, InputError
 from geoflow.experiments import training
 from geoflow.experiments.registry import Experiment
 from geoflow.problems.parts import TensorSpec
+from geoflow.system import translation
 
 SCHEMA_VERSION = "1.0"
 
@@ -168,7 +169,7 @@ def save_weight_decay(ds: xr.Dataset, path: str | Path, *, overwrite: bool = Fal
         if variable.dtype.kind in "fi"
     }
     encoding["theta"]["chunksizes"] = (1, 1, ds.sizes["parameter"])
-    save_dataset(ds, path, overwrite=overwrite, encoding=encoding)
+    netcdf.save_dataset(ds, path, overwrite=overwrite, encoding=encoding)
 
 
 def open_weight_decay(paths: str | Path | Sequence[str | Path]) -> xr.Dataset:
@@ -184,11 +185,8 @@ def open_weight_decay(paths: str | Path | Sequence[str | Path]) -> xr.Dataset:
     for path in several:
         if not Path(path).is_file():
             raise ArchiveError(f"{path} is not a file; name one of geoflow baseline")
-        try:
-            ds = xr.open_dataset(path, engine="netcdf4")
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise ArchiveError(f"{path} is not a readable netCDF-4 file ({reason})") from None
+        with translation.reading(path):
+            ds = netcdf.open_lazily(Path(path))
         if ds.attrs.get("geoflow_baseline") != SCHEMA_VERSION:
             ds.close()
             raise ArchiveError(f"{path} is not a weight-decay baseline of geoflow")

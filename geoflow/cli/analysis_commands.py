@@ -26,6 +26,7 @@ from geoflow.errors import InputError
 from geoflow.plots.styles import COLUMN_INCHES, SLIDE_INCHES
 from geoflow.problems.parts import TensorSpec
 from geoflow.report.page import report as write_report
+from geoflow.system import files
 
 WIDTHS = {"column": COLUMN_INCHES, "slide": SLIDE_INCHES}
 
@@ -369,13 +370,13 @@ def _or_dash(value: xr.DataArray) -> str:
 
 def _check_target(args: argparse.Namespace) -> None:
     """Refuse a target that cannot be written before anything is read or computed."""
-    if args.out:
-        netcdf.check_target(args.out, overwrite=args.force)
+    if args.out is not None:
+        files.check_target(args.out, overwrite=args.force)
 
 
 def _keep(found: xr.Dataset, args: argparse.Namespace) -> None:
     """Write what an analysis gave, where that is asked for."""
-    if args.out:
+    if args.out is not None:
         netcdf.save_dataset(found, args.out, overwrite=args.force)
 
 

@@ -17,8 +17,12 @@ from geoflow.cli.terminal import BAD_INPUT, DONE, ENDED_EARLY, INTERRUPTED
 from geoflow.cli.walk_commands import hint
 from geoflow.comparisons.work_precision import DEFAULT_TIMES, REFERENCE_RTOL, REFERENCE_SOLVER
 from geoflow.errors import GeoflowError, StorageError
+from geoflow.manifold import regularizers
+from geoflow.manifold.regularizers import REGULARIZERS
 from geoflow.plots.kinds import KINDS
 from geoflow.problems.dtypes import DTYPES
+from geoflow.walking.settings import DEFAULTS, OPTIONS
+from geoflow.walking.stopping import DEFAULT_MAX_EVALUATIONS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,9 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
     p = add("resume", walk_commands.resume)
     p.add_argument("file", metavar="FILE.nc", help="as it was given to run, there or not yet")
-    p.add_argument("--angle", type=float, help="end at this angle, in degrees")
-    p.add_argument("--t-end", type=float, help="end at this flow time")
-    p.add_argument("--max-evaluations", type=int, metavar="N", help="budget, from the start on")
+    _add_settings(p, "t_end", "stop", "max_evaluations")
     p.add_argument("--quiet", action="store_true", help="no progress and no summary")
 
     p = add("validate", walk_commands.validate)
@@ -103,7 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--rtols", type=_floats, metavar="X,Y,…", required=True, help="tolerances")
     p.add_argument("--out", metavar="FILE.nc", required=True, help="write the dataset here")
     p.add_argument("--times", type=_floats, default=DEFAULT_TIMES, metavar="T,…", help="flow times")
-    p.add_argument("--max-evaluations", type=int, metavar="N", help="each walk (100,000)")
+    help_budget = f"each walk ({DEFAULT_MAX_EVALUATIONS:,})"
+    p.add_argument("--max-evaluations", type=int, metavar="N", help=help_budget)
     p.add_argument(
         "--reference", default=REFERENCE_SOLVER, metavar="SOLVER", help="of the reference"
     )
@@ -291,14 +294,26 @@ def _add_walk_options(p: argparse.ArgumentParser, many: bool = False) -> None:
         p.add_argument("--seeds", type=_seeds, required=True, metavar="0:5", help="a run each")
     else:
         p.add_argument("--seed", type=int, help="decides everything (default 0)")
-        p.add_argument("--theta-dtype", choices=DTYPES, help="float32: keep θ in half the space")
-    p.add_argument("--solver", help=f"one of {', '.join(solvers.names())}")
-    p.add_argument("--rtol", type=float, help="local error, relative to the norm (1e-3)")
-    p.add_argument("--atol", type=float, help="local error, absolute (1e-6)")
-    p.add_argument("--angle", type=float, help="end at this angle, in degrees (175)")
-    p.add_argument("--t-end", type=float, help="end at this flow time")
-    p.add_argument("--max-evaluations", type=int, metavar="N", help="budget in gradients (100,000)")
-    p.add_argument("--snapshots", type=int, metavar="N", help="keep at most N θ (100)")
+    help_regularizer = f"R, of {', '.join(REGULARIZERS)} ({regularizers.DEFAULT})"
+    p.add_argument("--regularizer", metavar="NAME[:option=value,…]", help=help_regularizer)
+    _add_settings(p)
     p.add_argument("--dtype", choices=DTYPES, help="of the computation (float64)")
     p.add_argument("--device", help="of the computation (cpu)")
     p.add_argument("--data", help="folder of the data set's own files, or 'synthetic'")
+
+
+def _add_settings(p: argparse.ArgumentParser, *settings: str) -> None:
+    """Add the options of these settings of a walk, or of all, as they are declared."""
+    for name, (setting, option) in OPTIONS.items():
+        if settings and setting not in settings:
+            continue
+        default = getattr(DEFAULTS, setting)
+        usual = f" ({default})" if isinstance(default, (str, int, float)) else ""
+        flags = (f"--{name.replace('_', '-')}", *option.also)
+        p.add_argument(
+            *flags,
+            dest=name,
+            type=option.read,
+            metavar=option.metavar,
+            help=option.help + usual,
+        )

@@ -14,7 +14,7 @@ import xarray as xr
 from rich.table import Table
 
 import geoflow as gf
-from geoflow import baselines, experiments, plots, solvers
+from geoflow import baselines, experiments, plots
 from geoflow.archive import netcdf, parts, pieces
 from geoflow.archive.saved import check_target, saved
 from geoflow.cli.terminal import (
@@ -31,8 +31,11 @@ from geoflow.comparisons.cost import ANGLES
 from geoflow.comparisons.cost import bench as run_bench
 from geoflow.comparisons.work_precision import compare_experiment
 from geoflow.errors import InputError
+from geoflow.manifold import regularizers
 from geoflow.problems.dtypes import DTYPES
+from geoflow.system import files
 from geoflow.walking.rerunning import Run, like
+from geoflow.walking.settings import OPTIONS, by_setting
 
 REACHED = ("stationary", "t_end", "plateau")
 
@@ -49,7 +52,7 @@ def list_experiments(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Train, walk, and archive."""
-    if args.out:
+    if args.out is not None:
         check_target(args.out, overwrite=args.force)
     settings = _settings(args)
     if settings.threads:
@@ -57,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     prepared = settings.prepare(progress=not args.quiet)
     ds = gf.walk(
         settings.flow(prepared),
-        **settings.walk,
+        **vars(settings.walk),
         observables=prepared.observables,
         archive=args.out,
         progress=not args.quiet,
@@ -77,28 +80,19 @@ def _settings(args: argparse.Namespace) -> Run:
     if (args.experiment is None) == (args.like is None):
         raise InputError("name either an EXPERIMENT or a file, with --like FILE.nc")
     settings = like(args.like) if args.like else Run(args.experiment)
-    preparation, walk = settings.preparation, settings.walk
-    if args.snapshots is not None and args.snapshots < 2:
-        raise InputError(f"--snapshots {args.snapshots}; use at least 2, the first and the last")
+    preparation = settings.preparation
     for name in ("seed", "data", "device"):
         if getattr(args, name) is not None:
             preparation[name] = getattr(args, name)
             settings.data_sha256 = ""
     if args.dtype:
         preparation["dtype"] = DTYPES[args.dtype]
-    if args.solver:
-        walk["solver"] = solvers.get(args.solver)
-    if args.angle is not None:
-        walk["stop"] = gf.Stationary(args.angle)
-    for name in ("rtol", "atol", "t_end", "max_evaluations", "theta_dtype"):
-        if getattr(args, name) is not None:
-            walk[name] = getattr(args, name)
-    if args.snapshots is not None:
-        walk |= {"max_snapshots": args.snapshots, "snapshot_times": None, "snapshot_every": None}
+    if args.regularizer:
+        settings.regularizer = regularizers.get(args.regularizer)
+    settings.walk = settings.walk.changed(**_given(args, *OPTIONS))
     # Before the training, which takes its time.
     experiments.get(settings.experiment)
-    dtype = preparation.get("dtype", torch.float64)
-    solvers.Tolerance.checked(walk.get("rtol", 1e-3), walk.get("atol", 1e-6), dtype)
+    settings.walk.resolved(preparation.get("dtype", torch.float64))
     return settings
 
 
@@ -109,13 +103,8 @@ def resume(args: argparse.Namespace) -> int:
     if isinstance(threads, int) and threads > 0:
         torch.set_num_threads(threads)
     with warnings.catch_warnings(record=True) as caught:
-        ds = gf.resume(
-            path,
-            t_end=args.t_end,
-            stop=None if args.angle is None else gf.Stationary(args.angle),
-            max_evaluations=args.max_evaluations,
-            progress=not args.quiet,
-        )
+        goals = _given(args, *(n for n in OPTIONS if hasattr(args, n)))
+        ds = gf.resume(path, **by_setting(goals), progress=not args.quiet)
     for warning in caught:
         print(f"geoflow: warning: {warning.message}", file=sys.stderr)
     if not args.quiet:
@@ -206,7 +195,7 @@ def compare(args: argparse.Namespace) -> int:
         if not args.quiet:
             print(f"{args.experiment}: {text}", file=sys.stderr)
 
-    netcdf.check_target(args.out, overwrite=args.force)
+    files.check_target(args.out, overwrite=args.force)
     ds = compare_experiment(
         args.experiment,
         args.solvers.split(","),
@@ -247,7 +236,7 @@ def compare(args: argparse.Namespace) -> int:
 
 def baseline(args: argparse.Namespace) -> int:
     """Train with weight decay, over the paper's penalties."""
-    netcdf.check_target(args.out, overwrite=args.force)
+    files.check_target(args.out, overwrite=args.force)
     if args.runs < 1:
         raise InputError(f"--runs {args.runs}; use a positive number")
     ds = baselines.weight_decay(
@@ -278,15 +267,13 @@ def sweep(args: argparse.Namespace) -> int:
         "threads": args.threads,
         "progress": not args.quiet,
     } | _given(args, "dtype", "device", "data")
-    walk = _given(args, "solver", "rtol", "atol", "angle", "t_end", "max_evaluations", "snapshots")
+    walk = _given(args, "regularizer", *OPTIONS)
     if args.baseline:
         for name in walk:
             option = name.replace("_", "-")
             raise InputError(f"--{option} is for walks; leave it out with --baseline")
         outcomes = gf.sweep_weight_decay(args.experiment, args.seeds, args.out, **common)
     else:
-        names = {"angle": "degrees", "snapshots": "max_snapshots"}
-        walk = {names.get(name, name): value for name, value in walk.items()}
         outcomes = gf.sweep(args.experiment, args.seeds, args.out, **walk, **common)
     if not args.quiet:
         new = sum(o.new for o in outcomes)

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.trajectories import dataset
+from geoflow.walking.settings import DEFAULTS
 
 SCHEMA_VERSION = "1.0"
 
 # The tolerance of the walk that estimates the reference's error, over the reference's own.
 TIGHTER = 0.1
-# As in the defaults of walk: so that rtol alone says how tight a walk is.
-ATOL_OVER_RTOL = 1e-3
+# So that rtol alone says how tight a walk is.
+ATOL_OVER_RTOL = DEFAULTS.atol / DEFAULTS.rtol
 # What the label of a solver ends in where it walks in float32.
 FLOAT32 = ":float32"
 

@@ -39,6 +39,7 @@ from geoflow.solvers import Solver, Tolerance
 from geoflow.trajectories import records
 from geoflow.trajectories.records import Observable
 from geoflow.walking.loop import walk
+from geoflow.walking.settings import WalkSettings
 
 # Names that an observable's own variables would collide with, beside those of a trajectory.
 TAKEN = {"level", "level_error", "evaluations"}
@@ -117,8 +118,8 @@ def compare(
     chosen = _chosen(solvers, float32)
     wanted = _wanted(chosen, rtols, reference_rtol)
     ends = _checked_times(times)
-    if max_evaluations is not None and max_evaluations < 1:
-        raise InputError(f"max_evaluations={max_evaluations}; use a positive number")
+    # Refused before the first walk.
+    WalkSettings(max_evaluations=max_evaluations)
     if flow.problem.dtype != torch.float64:
         raise InputError(f"flow is in {flow.problem.dtype}; the reference needs torch.float64")
     records.check_observables(observables, flow.problem.theta0)

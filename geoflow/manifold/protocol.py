@@ -40,7 +40,7 @@ class State(Protocol):
 
     @property
     def evaluated(self) -> Any:
-        """What :meth:`Flow.project` takes as known at this point."""
+        """L and ∇L at this point, as :meth:`geoflow.LevelSet.project` takes them."""
 
 
 class Flow(Protocol):

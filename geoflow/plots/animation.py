@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ import xarray as xr
 from matplotlib.animation import AbstractMovieWriter, FFMpegWriter, PillowWriter
 from tqdm import tqdm
 
-from geoflow.archive.netcdf import check_target
-from geoflow.errors import ArchiveError, InputError
+from geoflow.errors import InputError
 from geoflow.plots.slices import HALO, WALK, check, colour_bar, surface, title
 from geoflow.plots.styles import LABELS, SLIDE_INCHES, new_figure, style
+from geoflow.system import files, translation
 
 ENDINGS = (".gif", ".mp4")
 # Pixels of both directions must be even for H.264: 7.0 × 4.0 inches at 160 dots an inch.
@@ -71,20 +70,10 @@ def animate(
     check(ds)
     path = Path(path)
     writer = _writer(path, frames, fps, pace)
-    check_target(path, overwrite=overwrite)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        with style():
-            _film(ds, writer, temporary, frames, pace, progress)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ArchiveError(
-            f"writing {path} failed ({reason}); free space or choose another"
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    files.check_target(path, overwrite=overwrite)
+    whole = files.replacing(path, ending=path.suffix)
+    with translation.writing(path), whole as temporary, style():
+        _film(ds, writer, temporary, frames, pace, progress)
 
 
 def _writer(path: Path, frames: int, fps: float, pace: str) -> AbstractMovieWriter:

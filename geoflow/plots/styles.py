@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from geoflow.errors import InputError
+from geoflow.system import files
 
 # Okabe & Ito's palette: told apart by the colour-blind, and by lightness in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -95,7 +96,8 @@ def save(figures: Mapping[str, Figure], folder: str | Path, stem: str) -> list[P
                 path = folder / f"{stem}-{name}.{ending}"
                 # Without its date, so that the same walk gives the same file.
                 undated = {"CreationDate": None} if ending == "pdf" else None
-                figure.savefig(path, dpi=200, metadata=undated)
+                with files.replacing(path, follow=False) as temporary:
+                    figure.savefig(temporary, format=ending, dpi=200, metadata=undated)
                 paths.append(path)
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror}); name another") from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,10 +21,11 @@ from numpy.typing import NDArray
 from geoflow import baselines, plots
 from geoflow.analysis import PCA
 from geoflow.analysis.components import pca
-from geoflow.archive.netcdf import check_target, expand
+from geoflow.archive.netcdf import existing, expand, open_lazily
 from geoflow.archive.trajectory_files import open_trajectory
-from geoflow.errors import InputError
 from geoflow.sweeps import ensemble
+from geoflow.system import translation
+from geoflow.system.files import check_target, replacing
 
 Floats = NDArray[np.float64]
 COMPONENTS = 6
@@ -95,9 +95,9 @@ def report(
     Raises
     ------
     InputError
-        No files, or ``out`` cannot be written.
+        No files, or ``out`` cannot be used.
     ArchiveError
-        A file that is neither a trajectory nor a baseline.
+        A file that is neither a trajectory nor a baseline, or writing failed.
     """
     out = check_target(out, overwrite=overwrite)
     paths = expand(files)
@@ -122,14 +122,8 @@ def report(
         n_files=len(paths),
         sections=sections,
     )
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    with translation.writing(out), replacing(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, out)
-    except OSError as error:
-        raise InputError(f"out={out} cannot be written ({error.strerror})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return sections
 
 
@@ -334,8 +328,5 @@ def _subject(attributes: Mapping[str, Any]) -> str:
 
 def _baseline_of(path: Path) -> str | None:
     """Subject of a baseline's file; None for any other file."""
-    try:
-        with xr.open_dataset(path, engine="netcdf4") as ds:
-            return _subject(ds.attrs) if "geoflow_baseline" in ds.attrs else None
-    except (OSError, ValueError, RuntimeError):
-        return None
+    with translation.reading(path), open_lazily(existing(path)) as ds:
+        return _subject(ds.attrs) if "geoflow_baseline" in ds.attrs else None

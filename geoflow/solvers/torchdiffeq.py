@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from geoflow.errors import ConvergenceError, InputError, StepSizeError
+from geoflow.manifold.level_set import as_values
 from geoflow.manifold.protocol import Flow, State
 from geoflow.solvers.base import Carry, StepResult, Tolerance
 from geoflow.solvers.control import check_step, clip_step
@@ -139,6 +140,9 @@ class TorchDiffEq:
         tolerance: Tolerance,
         max_time: float,
     ) -> tuple[float, Tensor, float]:
+        # Imported here and below: with it comes all of scipy.integrate.
+        from torchdiffeq import odeint
+
         # Re-projection ends a multistep method's history: keep its steps in one call.
         n = 1 if self.reproject_every is None else max(1, round(self.reproject_every / step))
         # A remainder of rounding size is no step of its own.
@@ -168,6 +172,8 @@ def _adaptive(
     max_time: float,
 ) -> tuple[float, Tensor, float]:
     """Accept one step; returns its time, where it ended, and the next step size."""
+    from torchdiffeq import odeint
+
     clipped = clip_step(step, max_time) if step else 0.0
     finite = math.isfinite(max_time)
     times = torch.tensor([0.0, 2 * max_time if finite else FAR], dtype=torch.float64)
@@ -227,7 +233,8 @@ class _Field:
         known = self.evaluated_at(theta)
         if known is None:
             known = self.last = self.flow.evaluate(theta)
-            if not math.isfinite(_norm(known.velocity)):
+            finite = np.isfinite(as_values(known.evaluated[0])).all()
+            if not finite or not math.isfinite(_norm(known.velocity)):
                 self.last = self.start
                 raise _NotFiniteError
         return known.velocity

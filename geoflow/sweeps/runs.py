@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from geoflow import baselines, experiments, solvers
+from geoflow import baselines, experiments
 from geoflow.archive.trajectory_files import open_trajectory
 from geoflow.errors import InputError
+from geoflow.manifold import regularizers
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.level_set import LevelSet
-from geoflow.manifold.regularizers import squared_norm
 from geoflow.problems.checks import check_device_and_dtype
+from geoflow.solvers import Solver
 from geoflow.sweeps.tasks import Outcome, Task, run_tasks, settle
+from geoflow.system import files
 from geoflow.walking.loop import walk
-from geoflow.walking.stopping import Stationary
+from geoflow.walking.settings import DEFAULTS, OPTIONS, WalkSettings
+from geoflow.walking.stopping import Stationary, Stop
 
 MANIFEST = "sweep.json"
-FORMAT = "1.0"
+FORMAT = "1.1"
 
 
 def sweep(
@@ -30,13 +32,19 @@ def sweep(
     seeds: Sequence[int],
     out: str | Path,
     *,
-    solver: str = solvers.DEFAULT,
-    rtol: float = 1e-3,
-    atol: float = 1e-6,
-    degrees: float = 175.0,
-    t_end: float | None = None,
-    max_evaluations: int | None = None,
-    max_snapshots: int = 100,
+    regularizer: str = regularizers.DEFAULT,
+    solver: str | Solver | Mapping[str, Any] = DEFAULTS.solver,
+    rtol: float = DEFAULTS.rtol,
+    atol: float = DEFAULTS.atol,
+    t_end: float | None = DEFAULTS.t_end,
+    stop: Stop | str | Mapping[str, Any] | None = DEFAULTS.stop,
+    degrees: float | None = None,
+    max_evaluations: int | None = DEFAULTS.max_evaluations,
+    reproject_every: float | None = DEFAULTS.reproject_every,
+    snapshot_times: Sequence[float] | None = DEFAULTS.snapshot_times,
+    snapshot_every: float | None = DEFAULTS.snapshot_every,
+    max_snapshots: int = DEFAULTS.max_snapshots,
+    theta_dtype: str | None = DEFAULTS.theta_dtype,
     epochs: int | None = None,
     dtype: str = "float64",
     device: str = "cpu",
@@ -64,10 +72,13 @@ def sweep(
         One walk each.
     out : str or Path
         Folder, made where it is not there. One folder has one set of settings.
-    solver, rtol, atol, t_end, max_evaluations, max_snapshots
-        See :func:`geoflow.walk`.
-    degrees : float
-        Angle at which a walk ends.
+    regularizer : str
+        R, by its name and options; see :func:`geoflow.regularizers.get`.
+    solver, rtol, atol, t_end, stop, max_evaluations, reproject_every, snapshot_times, \
+snapshot_every, max_snapshots, theta_dtype
+        See :func:`geoflow.walk`; solver and stop are geoflow's own.
+    degrees : float, optional
+        Angle at which a walk ends: short for ``stop=Stationary(degrees)``.
     epochs, data
         See :meth:`geoflow.experiments.Experiment.prepare`.
     dtype, device : str
@@ -96,20 +107,22 @@ def sweep(
         A file of the folder that is not a walk.
     """
     experiments.get(experiment)
-    solvers.get(solver)
+    regularizers.get(regularizer)
     checked = _seeds(seeds)
     check_device_and_dtype(device, _dtype(dtype))
-    solvers.Tolerance.checked(rtol, atol, _dtype(dtype))
-    Stationary(degrees)
+    if degrees is not None and stop is not DEFAULTS.stop:
+        raise InputError(f"degrees={degrees}: stop is given too; choose one")
+    walks = WalkSettings(
+        *(solver, rtol, atol, t_end, stop if degrees is None else Stationary(degrees)),
+        *(max_evaluations, reproject_every, snapshot_times, snapshot_every, max_snapshots),
+        theta_dtype,
+    ).resolved(_dtype(dtype))
+    # As the workers will.
+    WalkSettings.from_config(walks.config)
     settings = {
         "experiment": experiment,
-        "solver": solver,
-        "rtol": float(rtol),
-        "atol": float(atol),
-        "degrees": float(degrees),
-        "t_end": t_end,
-        "max_evaluations": max_evaluations,
-        "max_snapshots": max_snapshots,
+        **walks.config,
+        "regularizer": regularizer,
         "epochs": epochs,
         "dtype": dtype,
         "device": device,
@@ -193,6 +206,7 @@ def sweep_weight_decay(
 def _walk(path: str, threads: int, seed: int, **settings: Any) -> tuple[str, str]:
     """Do one walk in a worker; the dataset stays in its file."""
     settle(threads)
+    settings = _current(settings)
     prepared = experiments.get(settings["experiment"]).prepare(
         seed,
         data=settings["data"],
@@ -201,14 +215,8 @@ def _walk(path: str, threads: int, seed: int, **settings: Any) -> tuple[str, str
         device=settings["device"],
     )
     ds = walk(
-        RegularizingFlow(LevelSet(prepared.problem), squared_norm),
-        settings["solver"],
-        rtol=settings["rtol"],
-        atol=settings["atol"],
-        t_end=settings["t_end"],
-        stop=Stationary(settings["degrees"]),
-        max_evaluations=settings["max_evaluations"],
-        max_snapshots=settings["max_snapshots"],
+        RegularizingFlow(LevelSet(prepared.problem), regularizers.get(settings["regularizer"])),
+        **vars(WalkSettings.from_config(settings)),
         observables=prepared.observables,
         provenance=prepared.provenance,
         archive=path,
@@ -243,15 +251,16 @@ def _folder(out: str | Path, settings: Mapping[str, Any]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not manifest.exists():
-            temporary = manifest.with_name(f".{MANIFEST}.{os.getpid()}.tmp")
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
-            os.replace(temporary, manifest)
+            with files.replacing(manifest, follow=False) as temporary:
+                temporary.write_text(json.dumps(content, indent=2) + "\n")
         there = json.loads(manifest.read_text())
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"out={folder} cannot be used ({reason}); choose another") from None
     if not isinstance(there, dict):
         raise InputError(f"{manifest} is not a sweep's; choose another folder")
+    if there.get("geoflow_sweep") == "1.0":
+        there = {**_current(there), "geoflow_sweep": FORMAT}
     # As JSON has them: what was written and read is compared with the same.
     content = json.loads(json.dumps(content))
     for key in content:
@@ -261,6 +270,22 @@ def _folder(out: str | Path, settings: Mapping[str, Any]) -> Path:
                 "choose another folder"
             )
     return folder
+
+
+def _current(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a sweep's settings as they are written now, where they are of walks.
+
+    In format 1.0 a solver is its name, ``degrees`` are in the place of a criterion, and what was
+    not yet to be chosen has its default.
+    """
+    if "solver" not in settings:
+        return dict(settings)
+    names = [name for name in OPTIONS if name in settings]
+    walks = DEFAULTS.changed(**{name: settings[name] for name in names})
+    rest = {k: v for k, v in settings.items() if k not in names}
+    return {"regularizer": regularizers.DEFAULT, **rest} | walks.resolved(
+        _dtype(settings["dtype"])
+    ).config
 
 
 def _walked(path: Path) -> tuple[str, str]:

@@ -3,18 +3,146 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from geoflow.errors import ArchiveError
+from geoflow.errors import ArchiveError, InputError
 
 UNFINISHED = ".tmp"
 
 LOCK = "lock"
+
+# Bytes; 255 are a name's limit nearly everywhere, and folders beside a file have longer names.
+LONGEST_NAME = 240
+
+
+def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
+    """Make sure a file can be written before hours are spent on its content.
+
+    Raises
+    ------
+    InputError
+        The path is empty, its folder is not there or cannot be written, the name is too long, the
+        file is there already, or what is there is no regular file.
+    """
+    if not os.fspath(path):
+        raise InputError(f"{os.fspath(path)!r} names no file; give its name")
+    path = Path(path)
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise InputError(
+            f"{path.name[:20]}… is a name of {len(os.fsencode(path.name))} bytes; use at most "
+            f"{LONGEST_NAME}"
+        )
+    folder = path.parent
+    try:
+        folder = resolved(path).parent
+        if not folder.is_dir():
+            raise InputError(f"{path}: the folder {folder} does not exist; create it first")
+        if is_regular(path) and not overwrite:
+            raise InputError(f"{path} exists; choose another name, or --force to replace it")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror}); choose another") from None
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{str(path)!r} is no name of a file ({error})") from None
+    return path
+
+
+def resolved(path: Path) -> Path:
+    """Return the file that a name stands for, all links followed; it need not be there."""
+    return Path(os.path.realpath(path))
+
+
+def is_regular(path: Path, *, follow: bool = True) -> bool:
+    """Whether a file is there that can be replaced.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    follow : bool
+        Ask of what a link stands for. False: of the link, which can be replaced itself.
+
+    Raises
+    ------
+    InputError
+        A folder, a device, a pipe or a socket is there.
+    """
+    try:
+        mode = os.stat(path, follow_symlinks=follow).st_mode
+    except FileNotFoundError:
+        return False
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{path} is a folder; name a file")
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+        raise InputError(f"{path} is a device, a pipe or a socket; name a regular file")
+    return True
+
+
+@contextmanager
+def replacing(
+    path: Path, *, folder: Path | None = None, ending: str = UNFINISHED, follow: bool = True
+) -> Iterator[Path]:
+    """Write a file under another name; it gets its own once it is whole and on the disk.
+
+    The other name is random and made exclusively, so that nothing planted there is written to.
+    Where the block ends with an error, what had the file's name before is as it was.
+
+    Parameters
+    ----------
+    path : Path
+        The file; it gets the mode of a new one.
+    folder : Path, optional
+        Holds it until it is whole; on the same file system. None: where the file will be.
+    ending : str
+        Of the other name, for libraries that go by it.
+    follow : bool
+        Replace what a link stands for, as for a name that the user gave. False: the link.
+
+    Yields
+    ------
+    Path
+        The other name: an empty file, to be written in place.
+
+    Raises
+    ------
+    InputError
+        A folder, a device, a pipe or a socket has the name.
+    OSError
+        The disk does not take it.
+    """
+    is_regular(path, follow=follow)
+    target = resolved(path) if follow else path
+    name = f".{target.name[:40]}.{secrets.token_hex(8)}{ending}"
+    temporary = (folder or target.parent) / name
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    descriptor = os.open(temporary, flags, 0o666)
+    try:
+        try:
+            yield temporary
+            if not os.path.samestat(os.fstat(descriptor), os.lstat(temporary)):
+                raise ArchiveError(
+                    f"writing {path} failed: another process exchanged {temporary} meanwhile"
+                )
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, target)
+        sync(target.parent)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def sync(folder: Path) -> None:
@@ -39,7 +167,7 @@ class Lock:
     Raises
     ------
     ArchiveError
-        Another process has it, or the folder cannot be written.
+        Another process has it, the folder cannot be written, or a link has its name.
     """
 
     def __init__(self, folder: Path, first: str) -> None:
@@ -48,6 +176,8 @@ class Lock:
         while True:
             try:
                 folder.mkdir(exist_ok=True)
+                if folder.is_symlink():
+                    raise ArchiveError(f"{folder} is a link; remove it, or choose another name")
                 self._lock.acquire(blocking=False)
                 return
             except FileNotFoundError:

@@ -117,6 +117,7 @@ STATUSES = (
     "step_size_underflow",
     "projection_failed",
     "critical_point",
+    "numerical_failure",
     "interrupted",
 )
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import xarray as xr
 
-from geoflow import solvers
 from geoflow.archive.checkpoint import Checkpoint
 from geoflow.archive.saved import check_target
 from geoflow.errors import (
@@ -21,6 +20,7 @@ from geoflow.errors import (
     CriticalPointError,
     EvaluationLimitError,
     InputError,
+    NumericalError,
     StepSizeError,
 )
 from geoflow.manifold.protocol import Flow, State, flatten
@@ -29,11 +29,13 @@ from geoflow.solvers import Carry, Solver, Tolerance, check_needs
 from geoflow.system import interrupts
 from geoflow.system.memory import check_memory
 from geoflow.system.progress import Progress
+from geoflow.system.translation import numerics
 from geoflow.trajectories import dataset, records
 from geoflow.trajectories.records import Observable, Snapshot
 from geoflow.walking.recorder import Memory, Recorder
-from geoflow.walking.snapshots import Every, SnapshotRule, Thinned, rule_for
-from geoflow.walking.stopping import Goals, Stationary, Stop
+from geoflow.walking.settings import CHECKPOINT_SECONDS, DEFAULTS, WalkSettings
+from geoflow.walking.snapshots import Every, SnapshotRule, Thinned
+from geoflow.walking.stopping import Goals, Stop
 from geoflow.walking.stream import Stream
 
 # What has been covered where a walk starts.
@@ -56,24 +58,25 @@ COMPARED: Mapping[str, str] = {
 
 def walk(
     flow: Flow,
-    solver: str | Solver = solvers.DEFAULT,
-    rtol: float = 1e-3,
-    atol: float = 1e-6,
-    t_end: float | None = None,
-    stop: Stop | None = Stationary(175.0),  # noqa: B008 - immutable
-    max_evaluations: int | None = None,
-    reproject_every: float | None = None,
-    snapshot_times: Sequence[float] | None = None,
-    snapshot_every: float | None = None,
+    solver: str | Solver | Mapping[str, Any] = DEFAULTS.solver,
+    rtol: float = DEFAULTS.rtol,
+    atol: float = DEFAULTS.atol,
+    t_end: float | None = DEFAULTS.t_end,
+    stop: Stop | str | Mapping[str, Any] | None = DEFAULTS.stop,
+    max_evaluations: int | None = DEFAULTS.max_evaluations,
+    reproject_every: float | None = DEFAULTS.reproject_every,
+    snapshot_times: Sequence[float] | None = DEFAULTS.snapshot_times,
+    snapshot_every: float | None = DEFAULTS.snapshot_every,
     observables: Mapping[str, Observable] | None = None,
     archive: str | Path | None = None,
     progress: bool = False,
     *,
-    max_snapshots: int = 100,
-    theta_dtype: str | None = None,
-    checkpoint_seconds: float = 30.0,
+    max_snapshots: int = DEFAULTS.max_snapshots,
+    theta_dtype: str | None = DEFAULTS.theta_dtype,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     provenance: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    recorder: Recorder | None = None,
 ) -> xr.Dataset:
     """Walk along the level set, down R, and return the trajectory.
 
@@ -83,13 +86,15 @@ def walk(
         The vector field, a :class:`geoflow.RegularizingFlow` or one's own; the walk starts at
         ``flow.problem.theta0``, re-projected.
     solver : str or Solver
-        A name of :func:`geoflow.solvers.names`, or a solver with settings of its own.
+        A name of :func:`geoflow.solvers.names`, or a solver with settings of its own; or what
+        ``config`` has of one.
     rtol, atol : float
         Local error allowed in θ, relative to ‖θ‖ and absolute.
     t_end : float, optional
         Flow time at which the walk ends.
     stop : Stop, optional
         A further criterion; the default ends the walk at an angle of 175° between ∇R and ∇L.
+        Its name with its options is one too, ``"Plateau:window=2"``.
     max_evaluations : int, optional
         Budget in gradient evaluations, a Hessian-vector product counting 2. Never exceeded.
         None: 100,000.
@@ -119,13 +124,17 @@ def walk(
         ``experiment`` and ``seed`` become attributes.
     overwrite : bool
         Replace ``archive`` where it exists.
+    recorder : Recorder, optional
+        Takes the records in place of geoflow's own, and what it makes of them is returned; not
+        with ``archive``. See :class:`geoflow.walking.recorder.Recorder`.
 
     Returns
     -------
     xarray.Dataset
         Schema 1.0. Its ``status`` says how the walk ended: ``stationary``, ``t_end``,
-        ``plateau``, ``max_evaluations``; ``step_size_underflow``, ``projection_failed`` or
-        ``critical_point`` where it could not go on; ``interrupted`` after Ctrl-C.
+        ``plateau``, ``max_evaluations``; ``step_size_underflow``, ``projection_failed``,
+        ``critical_point`` or ``numerical_failure`` where it could not go on; ``interrupted``
+        after Ctrl-C.
 
     Raises
     ------
@@ -137,43 +146,41 @@ def walk(
         The disk no longer takes what is streamed, or another process is writing there.
     """
     observables = dict(observables or {})
-    chosen = _solver(solver, reproject_every)
-    tolerance = Tolerance.checked(rtol, atol, flow.problem.dtype)
-    rule = rule_for(snapshot_times, snapshot_every, max_snapshots)
-    goals = Goals.checked(t_end, stop, max_evaluations)
+    settings = WalkSettings(
+        *(solver, rtol, atol, t_end, stop, max_evaluations),
+        *(reproject_every, snapshot_times, snapshot_every, max_snapshots, theta_dtype),
+    ).resolved(flow.problem.dtype)
     if checkpoint_seconds < 0:
         raise InputError(f"checkpoint_seconds={checkpoint_seconds}; use zero or more")
-    check_fit(flow, chosen, goals, observables)
+    check_fit(flow, settings.make_solver(), settings.goals(), observables)
+    if recorder is not None and archive is not None:
+        raise InputError(f"recorder and archive={str(archive)!r} are both given; choose one")
     records.check_observables(observables, flow.problem.theta0)
-    kept_dtype = _theta_dtype(theta_dtype, flow.problem.dtype)
-    target = check_target(archive, overwrite=overwrite) if archive else None
+    target = check_target(archive, overwrite=overwrite) if archive is not None else None
 
     config = {
-        "solver": {"name": chosen.name, **chosen.options},
-        "rtol": tolerance.rtol,
-        "atol": tolerance.atol,
-        **goals.config,
-        "snapshot_times": None if snapshot_times is None else [float(t) for t in snapshot_times],
-        "snapshot_every": snapshot_every,
-        "max_snapshots": max_snapshots,
-        "theta_dtype": dtypes.dtype_name(kept_dtype),
+        **settings.config,
         "observables": sorted(observables),
         "threads": torch.get_num_threads(),
         "provenance": dict(provenance or {}),
     }
+    chosen = settings.make_solver()
     header = dataset.attributes(
-        flow,
-        solver=chosen.name,
-        rtol=tolerance.rtol,
-        atol=tolerance.atol,
-        config=config,
+        flow, solver=chosen.name, rtol=settings.rtol, atol=settings.atol, config=config
     )
+    goals, rule = settings.goals(), settings.rule()
+
+    def walk_with(recorder: Recorder) -> xr.Dataset:
+        tolerance = settings.tolerance(flow.problem.dtype)
+        kept_dtype = dtypes.DTYPES[str(settings.theta_dtype)]
+        walk = Walk(flow, chosen, tolerance, rule, observables, recorder, kept_dtype)
+        return walk.run(goals, progress)
+
+    if recorder is not None:
+        return walk_with(recorder)
     if target is None:
         _check_memory(flow, rule)
-        memory = Memory(flow.problem, sorted(observables), header)
-        return Walk(flow, chosen, tolerance, rule, observables, memory, kept_dtype).run(
-            goals, progress
-        )
+        return walk_with(Memory(flow.problem, sorted(observables), header))
     with Stream.create(
         target,
         flow.problem,
@@ -182,9 +189,7 @@ def walk(
         interval=checkpoint_seconds,
         overwrite=overwrite,
     ) as stream:
-        return Walk(flow, chosen, tolerance, rule, observables, stream, kept_dtype).run(
-            goals, progress
-        )
+        return walk_with(stream)
 
 
 class Walk:
@@ -274,6 +279,8 @@ class Walk:
                 end = self._failed("projection_failed", error)
             except CriticalPointError as error:
                 end = self._failed("critical_point", error)
+            except NumericalError as error:
+                end = "numerical_failure", str(error)
         if self.rule.keeps_last and self.recorder.last_kept != self.recorder.n_steps - 1:
             self.recorder.keep(self._snapshot(self._state(), self.recorder.n_steps - 1, self.last))
         return self.recorder.finish(self.checkpoint, {"status": end[0], "status_message": end[1]})
@@ -284,7 +291,8 @@ class Walk:
             state, projection = self.flow.start(self.start)
             self._accept(state, None, {**START, "n_reprojection": projection.iterations})
         if self.carry is None:
-            carry = self.solver.init(self.flow, self._state(), self.tolerance)
+            with numerics():
+                carry = self.solver.init(self.flow, self._state(), self.tolerance)
             self.carry, self.counts = carry, self._counts()
 
     def _step(self, t_end: float) -> None:
@@ -292,7 +300,8 @@ class Walk:
         assert self.carry is not None, "a walk is prepared before its first step"
         target = min(self.rule.next_time(last["time"]), t_end)
         left = target - last["time"]
-        result = self.solver.step(self.flow, state, self.carry, self.tolerance, left)
+        with numerics():
+            result = self.solver.step(self.flow, state, self.carry, self.tolerance, left)
         chord = float(torch.linalg.vector_norm(result.state.theta - state.theta))
         progress = {
             # The sum may round past or short of the time asked for; the step ended exactly there.
@@ -362,27 +371,7 @@ def check_fit(
     goals.check_scalars(flow.scalars)
     for name in observables:
         if name in flow.scalars:
-            raise InputError(f"observables: {name!r} is a scalar of the flow; choose another name")
-
-
-def _solver(solver: str | Solver, reproject_every: float | None) -> Solver:
-    if isinstance(solver, str):
-        return solvers.get(solver, reproject_every)
-    if reproject_every is not None:
-        raise InputError(
-            f"reproject_every={reproject_every} goes with a solver's name; "
-            "give it to the solver instance"
-        )
-    return solver
-
-
-def _theta_dtype(name: str | None, dtype: torch.dtype) -> torch.dtype:
-    kept = dtype if name is None else dtypes.DTYPES.get(name)
-    if kept is None or kept.itemsize > dtype.itemsize:
-        raise InputError(
-            f"theta_dtype={name!r}; use 'float32', or None for that of the walk ({dtype})"
-        )
-    return kept
+            raise InputError(f"observables: {name!r} is taken by the flow; choose another name")
 
 
 def _check_same(now: Mapping[str, float], then: Mapping[str, float], dtype: torch.dtype) -> None:

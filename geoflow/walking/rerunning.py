@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from geoflow import experiments, solvers
+from geoflow import experiments
 from geoflow.archive import trajectory_files
-from geoflow.errors import ArchiveError, InputError
+from geoflow.errors import ArchiveError, GeoflowError, InputError
 from geoflow.experiments import PreparedExperiment
 from geoflow.manifold import regularizers
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.level_set import LevelSet
 from geoflow.problems import dtypes
-from geoflow.walking import stopping
+from geoflow.walking.settings import DEFAULTS, WalkSettings
 
 Regularizer = Callable[[Tensor], Tensor]
-
-# Of a walk's config, what goes to walk() as it is.
-PASSED_ON = (
-    *("rtol", "atol", "t_end", "max_evaluations"),
-    *("snapshot_times", "snapshot_every", "max_snapshots", "theta_dtype"),
-)
 
 
 @dataclass
@@ -39,8 +33,8 @@ class Run:
         Its name.
     preparation : dict
         Keyword arguments of :meth:`geoflow.experiments.Experiment.prepare`.
-    walk : dict
-        Keyword arguments of :func:`geoflow.walk`.
+    walk : WalkSettings
+        How it is walked.
     regularizer : callable
         R.
     level_rtol : float
@@ -53,8 +47,8 @@ class Run:
 
     experiment: str
     preparation: dict[str, Any] = field(default_factory=dict)
-    walk: dict[str, Any] = field(default_factory=dict)
-    regularizer: Regularizer = regularizers.squared_norm
+    walk: WalkSettings = DEFAULTS
+    regularizer: Regularizer = field(default_factory=lambda: regularizers.get(regularizers.DEFAULT))
     level_rtol: float = 1e-6
     threads: int | None = None
     data_sha256: str = ""
@@ -96,10 +90,10 @@ def like(path: str | Path) -> Run:
     with trajectory_files.open_trajectory(path) as ds:
         attributes = dict(ds.attrs)
     config = json.loads(attributes["config"])
+    settings = settings_of(path, config)
     try:
         provenance = config["provenance"]
-        stop = config["stop"]
-        run = Run(
+        return Run(
             experiment=known_experiment(provenance),
             preparation={
                 "seed": provenance["seed"],
@@ -108,11 +102,10 @@ def like(path: str | Path) -> Run:
                 "dtype": dtypes.DTYPES[attributes["dtype"]],
                 "device": attributes["device"],
             },
-            walk={name: config[name] for name in PASSED_ON}
-            | {
-                "solver": solvers.from_config(config["solver"]),
-                "stop": None if stop is None else stopping.from_config(stop),
-            },
+            # That of the walk, whatever it is: so that another one can be asked for.
+            walk=replace(settings, theta_dtype=None)
+            if settings.theta_dtype == attributes["dtype"]
+            else settings,
             regularizer=regularizers.get(attributes["regularizer_name"]),
             level_rtol=attributes["level_rtol"],
             threads=int(config["threads"]),
@@ -124,7 +117,20 @@ def like(path: str | Path) -> Run:
         raise ArchiveError(
             f"{path} does not say how to walk it again ({error!r}); name an experiment instead"
         ) from None
-    return run
+
+
+def settings_of(path: str | Path, config: Mapping[str, Any], **instead: Any) -> WalkSettings:
+    """Read an archive's settings; see :meth:`WalkSettings.from_config`.
+
+    Raises
+    ------
+    ArchiveError, InputError
+        As there, with the file's name.
+    """
+    try:
+        return WalkSettings.from_config(config, **instead)
+    except GeoflowError as error:
+        raise type(error)(f"{path}: {error}") from None
 
 
 def known_experiment(provenance: Mapping[str, Any]) -> str:

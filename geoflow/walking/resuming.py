@@ -9,18 +9,18 @@ from typing import Any
 
 import xarray as xr
 
-from geoflow import experiments, solvers
+from geoflow import experiments
 from geoflow.archive.saved import Saved, saved
 from geoflow.errors import ArchiveError, GeoflowError, InputError
 from geoflow.manifold.protocol import Flow
 from geoflow.problems import dtypes
-from geoflow.solvers import Solver, Tolerance
+from geoflow.solvers import Solver
 from geoflow.trajectories import schema
 from geoflow.trajectories.records import Observable
-from geoflow.walking import rerunning, stopping
+from geoflow.walking import rerunning
 from geoflow.walking.loop import Walk, check_fit
-from geoflow.walking.snapshots import rule_for
-from geoflow.walking.stopping import Goals, Stop
+from geoflow.walking.settings import CHECKPOINT_SECONDS, WalkSettings
+from geoflow.walking.stopping import Stop
 from geoflow.walking.stream import Stream
 
 # The goal of a walk by the status that says it was reached.
@@ -42,7 +42,7 @@ def resume(
     max_evaluations: int | None = None,
     observables: Mapping[str, Observable] | None = None,
     progress: bool = False,
-    checkpoint_seconds: float = 30.0,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> xr.Dataset:
     """Go on with the walk of an archive, and return the whole trajectory.
 
@@ -98,27 +98,24 @@ def resume(
         raise InputError(
             f"observables: the walk has {names}, given are {sorted(observables)}; give the same"
         )
-    try:
-        goals = _goals(kept, {"t_end": t_end, "stop": stop, "max_evaluations": max_evaluations})
-        config = kept.config | goals.config
-        solver = _solver(config["solver"], solver)
-        rule = rule_for(config["snapshot_times"], config["snapshot_every"], config["max_snapshots"])
-        check_fit(flow, solver, goals, observables)
-        tolerance = Tolerance.checked(config["rtol"], config["atol"], flow.problem.dtype)
-        theta_dtype = dtypes.DTYPES[config["theta_dtype"]]
-    except (KeyError, TypeError) as error:
-        raise ArchiveError(f"{path}: its config cannot be used ({error!r}); run again") from None
+    settings = _settings(
+        path, kept, solver, t_end=t_end, stop=stop, max_evaluations=max_evaluations
+    )
+    tolerance = settings.tolerance(flow.problem.dtype)
+    goals, rule = settings.goals(), settings.rule()
+    check_fit(flow, settings.make_solver(), goals, observables)
     header = {k: v for k, v in kept.attributes.items() if k not in ("status", "status_message")}
     stream, checkpoint = Stream.reopen(
         path,
         flow.problem,
-        {**header, "config": json.dumps(config, sort_keys=True)},
+        {**header, "config": json.dumps(kept.config | settings.config, sort_keys=True)},
         look_back=goals.look_back,
         interval=checkpoint_seconds,
         rule=rule,
     )
     with stream:
-        walk = Walk(flow, solver, tolerance, rule, observables, stream, theta_dtype)
+        theta_dtype = dtypes.DTYPES[str(settings.theta_dtype)]
+        walk = Walk(flow, settings.make_solver(), tolerance, rule, observables, stream, theta_dtype)
         try:
             walk.restore(checkpoint)
         except GeoflowError:
@@ -178,28 +175,20 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
-def _goals(kept: Saved, given: dict[str, Any]) -> Goals:
-    """Combine the goals of a walk with those given, the one that ended it falling away."""
+def _settings(path: Path, kept: Saved, solver: Solver | None, **goals: Any) -> WalkSettings:
+    """Take up the settings of a walk with the goals given, the one that ended it falling away."""
     status = kept.attributes.get("status")
-    if status not in (None, "interrupted") and all(value is None for value in given.values()):
+    if status not in (None, "interrupted") and all(value is None for value in goals.values()):
         raise InputError(
             f"the walk has ended, {status}: {kept.attributes.get('status_message')}; "
             "name a further goal (--angle, --t-end or --max-evaluations)"
         )
-    for name, value in given.items():
-        if value is None and GOALS.get(str(status)) != name:
-            given[name] = kept.config[name]
-            if name == "stop" and given[name] is not None:
-                given[name] = stopping.from_config(given[name])
-    return Goals.checked(**given)
-
-
-def _solver(config: Mapping[str, Any], given: Solver | None) -> Solver:
-    if given is None:
-        return solvers.from_config(config)
-    if {"name": given.name, **given.options} != config:
-        raise InputError(f"solver: the walk's is {config}; give the same")
-    return given
+    instead = {k: v for k, v in goals.items() if v is not None or GOALS.get(str(status)) == k}
+    if solver is not None:
+        if {"name": solver.name, **solver.options} != kept.config.get("solver"):
+            raise InputError(f"solver: the walk's is {kept.config.get('solver')}; give the same")
+        instead["solver"] = solver
+    return rerunning.settings_of(path, kept.config, **instead)
 
 
 def _of_experiment(path: Path, kept: Saved) -> experiments.RebuiltWalk:

@@ -85,7 +85,10 @@ class Thinned:
 
     def __init__(self, limit: int) -> None:
         if limit < 2:
-            raise InputError(f"max_snapshots={limit}; use at least 2, for the first and the last")
+            raise InputError(
+                f"max_snapshots={limit} (--snapshots {limit}); use at least 2, for the first and "
+                "the last"
+            )
         self.limit = int(limit)
         self.spacing = 0.0
         self.kept: list[tuple[int, float]] = []

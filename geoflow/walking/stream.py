@@ -16,16 +16,13 @@ from __future__ import annotations
 import bisect
 import json
 import time as clock
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import xarray as xr
-from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from geoflow.archive import parts, trajectory_files
@@ -33,7 +30,7 @@ from geoflow.archive.checkpoint import Checkpoint
 from geoflow.archive.saved import check_target, saved
 from geoflow.errors import ArchiveError, StorageError
 from geoflow.problems.protocol import ProblemLike
-from geoflow.system import files, interrupts
+from geoflow.system import files, interrupts, translation
 from geoflow.trajectories.dataset import assemble
 from geoflow.trajectories.records import Snapshot, StepRecords
 from geoflow.walking.snapshots import SnapshotRule
@@ -119,7 +116,7 @@ class Stream:
         try:
             check_target(path, overwrite=overwrite)
             stream = cls(path, problem, header, lock, look_back, interval)
-            with _writing(path):
+            with translation.writing(lock.folder):
                 lock.clear()
                 nothing = dict.fromkeys(problem.counts, 0)
                 stream._write(Checkpoint(0, {"theta": problem.theta0}, None, nothing))
@@ -149,7 +146,7 @@ class Stream:
         lock = files.Lock(parts.folder_beside(path), parts.CHECKPOINT)
         try:
             stream = cls(path, problem, header, lock, look_back, interval)
-            with _writing(path):
+            with translation.writing(lock.folder):
                 if not parts.is_resumable(path):
                     stream._unpack()
                 checkpoint = saved(path).checkpoint
@@ -201,8 +198,9 @@ class Stream:
             The disk does not take it; what was saved before still holds.
         """
         try:
-            self._write(checkpoint)
-        except OSError as error:
+            with translation.writing(self.folder):
+                self._write(checkpoint)
+        except ArchiveError as error:
             raise self._failure(error) from error
         self.n_saved = self.n_steps
         self._forget()
@@ -214,7 +212,6 @@ class Stream:
             number = (self.n_steps - 1) // STEPS_PER_PART
             n = self.n_steps - number * STEPS_PER_PART
             parts.write(self._steps(number), self.records.arrays(len(self.records) - n))
-        files.sync(self.folder)
         self._write_checkpoint(checkpoint)
         self._remove_dropped()
 
@@ -224,7 +221,6 @@ class Stream:
         text = json.dumps({**state, "attributes": self.header, "tensors": tensors})
         arrays["state"] = np.frombuffer(text.encode(), np.uint8)
         parts.write(self.folder / parts.CHECKPOINT, arrays)
-        files.sync(self.folder)
 
     def finish(self, checkpoint: Checkpoint, end: Mapping[str, str]) -> xr.Dataset:
         """Turn the parts into the archive, remove them, and open the archive lazily.
@@ -235,9 +231,8 @@ class Stream:
             The disk does not take it; the parts stay, and the walk can be resumed.
         """
         self.save(checkpoint)
-        temporary = self.folder / f"whole{files.UNFINISHED}"
         try:
-            trajectory_files.write(self._dataset(end), self.path, temporary, checkpoint)
+            trajectory_files.write(self._dataset(end), self.path, checkpoint, self.folder)
         except ArchiveError as error:
             raise self._failure(error) from error
         with interrupts.put_off():
@@ -251,8 +246,8 @@ class Stream:
 
     def _failure(self, error: Exception) -> StorageError:
         return StorageError(
-            f"{error}; the walk is kept up to its last checkpoint: free space, then "
-            f"`geoflow resume {self.path}`"
+            f"{error}; the walk is kept up to its last checkpoint, and "
+            f"`geoflow resume {self.path}` goes on"
         )
 
     def _save_snapshots(self) -> None:
@@ -299,7 +294,6 @@ class Stream:
             for number, (start, end) in enumerate(_spans(ds.sizes["step"])):
                 rows = {name: ds[name][start:end].values for name in self.records.columns}
                 parts.write(self._steps(number), rows)
-        files.sync(self.folder)
         self._write_checkpoint(trajectory_files.read_checkpoint(self.path))
         self.unpacked = True
 
@@ -339,6 +333,10 @@ class Stream:
 
     def _dataset(self, end: Mapping[str, str]) -> xr.Dataset:
         """Return the trajectory, its arrays reading one part at a time."""
+        # Imported here, as importing it takes longer than all of geoflow.
+        import dask.array as da
+        from dask.delayed import delayed
+
         arrays: dict[str, Any] = {}
         for name, column in self.records.columns.items():
             dtype = np.dtype(column.typecode)
@@ -359,15 +357,6 @@ class Stream:
         ]
         arrays["theta"] = da.concatenate(blocks) if blocks else np.empty((0, n), dtype)
         return assemble(self.problem, arrays, self.observables, {**self.header, **end})
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Where nothing of a walk is there to be lost, a failing disk is an error like any other."""
-    try:
-        yield
-    except OSError as error:
-        raise ArchiveError(f"writing beside {path} failed ({error}); free space first") from error
 
 
 def _spans(n_steps: int) -> list[tuple[int, int]]:

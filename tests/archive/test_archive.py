@@ -216,7 +216,7 @@ def test_a_config_that_lies_runs_nothing(path, ds, config, tmp_path, capsys):
     lying = tmp_path / "lying.nc"
     checkpoint = trajectory_files.read_checkpoint(path)
     changed = ds.assign_attrs(config=json.dumps(config))
-    trajectory_files.write(changed, lying, tmp_path / "temporary", checkpoint)
+    trajectory_files.write(changed, lying, checkpoint)
     assert cli.main(["run", "--like", str(lying)]) == terminal.BAD_INPUT
     assert cli.main(["resume", str(lying), "--t-end", "2"]) == terminal.BAD_INPUT
     assert capsys.readouterr().err.count("\n") == 2

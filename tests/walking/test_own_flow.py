@@ -93,7 +93,7 @@ def test_a_checkpoint_keeps_every_tensor_of_the_state():
         ),
         ({"solver": "rkc"}, "'rkc' needs a flow with a regularizer that it descends"),
         ({"stop": gf.Stationary()}, "stop=Stationary looks at tangent_norm, multiplier"),
-        ({"observables": {"energy": float}}, "observables: 'energy' is a scalar of the flow"),
+        ({"observables": {"energy": float}}, "observables: 'energy' is taken by the flow"),
     ],
 )
 def test_what_does_not_fit_the_flow_is_refused_before_any_evaluation(kwargs, message, tmp_path):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import xarray as xr
-from matplotlib.figure import Figure
 
-from geoflow.plots import kinds
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Plots:
@@ -24,6 +25,9 @@ class Plots:
     def __getattr__(self, name: str) -> Callable[..., Figure]:
         if name.startswith("_"):
             raise AttributeError(name)
+        # Imported when something is drawn: matplotlib takes as long as all of geoflow.
+        from geoflow.plots import kinds
+
         kind = name.replace("_", "-")
         if kind not in kinds.names(self._ds):
             there = ", ".join(self.__dir__())
@@ -31,6 +35,8 @@ class Plots:
         return partial(kinds.draw, self._ds, kind)
 
     def __dir__(self) -> list[str]:
+        from geoflow.plots import kinds
+
         return [name.replace("-", "_") for name in kinds.names(self._ds)]
 
 

@@ -1,0 +1,134 @@
+"""Errors of libraries and of the operating system, turned into geoflow's own at one border."""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from geoflow.errors import ArchiveError, GeoflowError, NumericalError
+
+# What libraries raise where a file is not what it says it is, or cannot be read at all.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+)
+
+# And where a file cannot be written, or cannot hold what is to be written.
+UNWRITABLE = (OSError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError)
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+NOT_FINITE = re.compile(r"\b(nans?|infs?|infinit\w+|(non-?)?finite|domain error)\b", re.IGNORECASE)
+
+
+def reason(error: BaseException) -> str:
+    """Return what the system or a library says of an error, as one short line."""
+    said = error.strerror if isinstance(error, OSError) else None
+    return (said or str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+@contextmanager
+def reading(path: str | Path, wanted: str = "a readable netCDF-4 file") -> Iterator[None]:
+    """Say which file it is that cannot be read, and why.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    wanted : str
+        What it is not.
+
+    Raises
+    ------
+    ArchiveError
+        A library or the system fails at it; errors of geoflow pass as they are.
+    """
+    try:
+        yield
+    except GeoflowError:
+        raise
+    except UNREADABLE as error:
+        raise ArchiveError(f"{path} is not {wanted} ({reason(error)})") from None
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Say which file it is that cannot be written, why, and what to do.
+
+    Raises
+    ------
+    ArchiveError
+        A library or the system fails at it; errors of geoflow pass as they are.
+    """
+    try:
+        yield
+    except GeoflowError:
+        raise
+    except UNWRITABLE as error:
+        raise ArchiveError(
+            f"writing {path} failed ({reason(error)}); {_remedy(error, Path(path))}"
+        ) from error
+
+
+@contextmanager
+def numerics() -> Iterator[None]:
+    """Tell numbers that cannot be worked with from errors of programming.
+
+    Raises
+    ------
+    NumericalError
+        A decomposition failed, a number overflowed, was divided by zero or is not finite.
+    """
+    try:
+        yield
+    except GeoflowError:
+        raise
+    except (
+        torch.linalg.LinAlgError,  # type: ignore[attr-defined]
+        np.linalg.LinAlgError,
+        ArithmeticError,
+    ) as error:
+        raise NumericalError(f"numbers that cannot be worked with ({reason(error)})") from error
+    except ValueError as error:
+        # Python, NumPy and SciPy have no type of their own for it.
+        if not NOT_FINITE.search(str(error)):
+            raise
+        raise NumericalError(f"numbers that cannot be worked with ({reason(error)})") from error
+
+
+def _remedy(error: Exception, path: Path) -> str:
+    if isinstance(error, MemoryError):
+        return "free memory"
+    number = error.errno if isinstance(error, OSError) else None
+    if number in FULL:
+        return "free space or choose another"
+    if number in FORBIDDEN:
+        return "choose another"
+    if isinstance(error, ValueError | TypeError | OverflowError):
+        return "leave out what such a file cannot hold"
+    try:
+        free = f"{shutil.disk_usage(path.parent).free / 2**20:,.0f} MiB are free there; "
+    except OSError:
+        free = ""
+    return f"{free}choose another if that is too little"

@@ -1,0 +1,215 @@
+"""Files written whole: what is planted, linked, special or failing where they go."""
+
+import errno
+import os
+import stat
+
+import matplotlib.figure
+import numpy as np
+import pytest
+import xarray as xr
+
+import crashes
+import geoflow as gf
+import references
+from geoflow import plots
+from geoflow.archive import netcdf, parts
+from geoflow.errors import ArchiveError, InputError
+from geoflow.system import files
+
+ANALYSIS = xr.Dataset({"x": ("n", np.arange(5.0))}, attrs={"kind": "test"})
+
+
+def plain(path):
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(b"new")
+
+
+def analysis(path):
+    netcdf.save_dataset(ANALYSIS, path, overwrite=True)
+
+
+def trajectory(path):
+    with crashes.walk("rk4", path.with_name("source.nc"), t_end=0.02, overwrite=True) as ds:
+        gf.save_trajectory(ds, path, overwrite=True)
+
+
+def walk(path):
+    crashes.walk("rk4", path, t_end=0.02, overwrite=True).close()
+
+
+WRITERS = {"plain": plain, "analysis": analysis, "trajectory": trajectory, "walk": walk}
+
+
+@pytest.fixture(params=WRITERS)
+def write(request):
+    return WRITERS[request.param]
+
+
+def test_a_link_is_followed_and_stays(write, tmp_path):
+    folder = tmp_path / "far"
+    folder.mkdir()
+    there, link = folder / "there.nc", tmp_path / "link.nc"
+    there.write_bytes(b"old")
+    link.symlink_to(there)
+    write(link)
+    assert link.is_symlink()
+    assert not there.is_symlink()
+    assert there.read_bytes() != b"old"
+    assert [p.name for p in folder.iterdir()] == ["there.nc"]
+
+
+def test_a_link_to_nothing_is_followed(tmp_path):
+    link = tmp_path / "link.nc"
+    link.symlink_to(tmp_path / "there.nc")
+    analysis(link)
+    assert link.is_symlink()
+    assert (tmp_path / "there.nc").is_file()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_regular_file_is_refused_and_stays(write, kind, tmp_path):
+    path = tmp_path / "target.nc"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        # A link to one, as nobody but root can make one.
+        path.symlink_to("/dev/null")
+    else:
+        path.mkdir()
+    before = os.stat(path)
+    with pytest.raises(InputError, match=r"name a (regular )?file"):
+        write(path)
+    after = os.stat(path)
+    assert stat.S_IFMT(after.st_mode) == stat.S_IFMT(before.st_mode)
+    assert after.st_ino == before.st_ino
+
+
+def test_nothing_planted_at_a_name_that_can_be_guessed_is_written_to(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    target = tmp_path / "walk.nc"
+    for name in (f".walk.nc.{os.getpid()}.tmp", "walk.nc.tmp", ".walk.nc.tmp"):
+        (tmp_path / name).symlink_to(victim)
+    analysis(target)
+    walk(target)
+    assert victim.read_bytes() == b"mine"
+
+
+def test_the_other_name_is_random_and_made_exclusively(tmp_path, monkeypatch):
+    with files.replacing(tmp_path / "a") as first:
+        pass
+    with files.replacing(tmp_path / "a") as second:
+        pass
+    assert first != second
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    monkeypatch.setattr(files.secrets, "token_hex", lambda n: "guessed")
+    (tmp_path / ".a.guessed.tmp").symlink_to(victim)
+    with pytest.raises(FileExistsError), files.replacing(tmp_path / "a"):
+        pass
+    assert victim.read_bytes() == b"mine"
+
+
+def test_a_file_exchanged_while_it_is_written_does_not_get_the_name(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+
+    def exchange():
+        with files.replacing(path) as temporary:
+            temporary.unlink()
+            temporary.write_bytes(b"planted")
+
+    with pytest.raises(ArchiveError, match="exchanged"):
+        exchange()
+    assert path.read_bytes() == b"old"
+
+
+def test_a_link_in_the_place_of_the_parts_is_refused(tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "mine").write_bytes(b"mine")
+    path = tmp_path / "walk.nc"
+    parts.folder_beside(path).symlink_to(precious)
+    with pytest.raises(ArchiveError, match="is a link"):
+        walk(path)
+    assert [p.name for p in precious.iterdir()] == ["mine"]
+
+
+def test_a_link_in_the_place_of_a_part_or_a_figure_is_replaced_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    part = tmp_path / "checkpoint.npz"
+    part.symlink_to(victim)
+    parts.write(part, {"x": np.arange(3)})
+    (tmp_path / "walk-empty.png").symlink_to(victim)
+    plots.save({"empty": matplotlib.figure.Figure()}, tmp_path, "walk")
+    assert victim.read_bytes() == b"mine"
+    assert parts.read(part)["x"].tolist() == [0, 1, 2]
+    assert (tmp_path / "walk-empty.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_the_mode_is_that_of_a_new_file(write, umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        write(tmp_path / "a.nc")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.nc").stat().st_mode) == 0o666 & ~umask
+
+
+@pytest.mark.parametrize("operation", ["open", "fsync", "replace"])
+def test_a_failure_leaves_the_old_file_and_nothing_beside_it(operation, tmp_path, monkeypatch):
+    path = tmp_path / "a.nc"
+    path.write_bytes(b"old")
+
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, operation, fail)
+        with pytest.raises(OSError, match="No space left"):
+            plain(path)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.nc"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_a_block_that_ends_early_leaves_the_old_file(error, tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+
+    def end_early():
+        with files.replacing(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise error
+
+    with pytest.raises(error):
+        end_early()
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "names no file"),
+        ("nul\0.nc", "no name of a file"),
+        ("x" * 241, "241 bytes"),
+        ("none/a.nc", "does not exist"),
+    ],
+)
+def test_a_target_that_is_no_name_is_refused(name, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=said):
+        files.check_target(name)
+
+
+def test_the_longest_name_allowed_can_be_walked_to(tmp_path):
+    walk(tmp_path / ("x" * (files.LONGEST_NAME - 3) + ".nc"))
+
+
+def test_an_empty_archive_is_refused_not_forgotten():
+    with pytest.raises(InputError, match="names no file"):
+        gf.walk(references.ellipsoid(), "rk4", archive="", t_end=0.02)

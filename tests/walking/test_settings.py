@@ -1,0 +1,91 @@
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+
+import geoflow as gf
+import references
+from geoflow.errors import InputError
+from geoflow.walking.recorder import Memory
+from geoflow.walking.settings import DEFAULTS, OPTIONS, WalkSettings
+
+positive = st.floats(1e-6, 1e6)
+rising = st.lists(positive, min_size=1, unique=True).map(sorted)
+kept = st.one_of(
+    st.fixed_dictionaries({"max_snapshots": st.integers(2, 10**6)}),
+    st.fixed_dictionaries({"snapshot_every": positive}),
+    st.fixed_dictionaries({"snapshot_times": rising}),
+)
+settings = st.fixed_dictionaries(
+    {},
+    optional={
+        "solver": st.sampled_from(gf.solvers.names()),
+        "rtol": st.floats(1e-12, 1),
+        "atol": st.floats(0, 1),
+        "t_end": st.none() | positive,
+        "stop": st.none() | st.floats(91, 179).map(gf.Stationary) | positive.map(gf.Plateau),
+        "max_evaluations": st.none() | st.integers(1, 10**9),
+        "theta_dtype": st.sampled_from([None, "float32", "float64"]),
+    },
+)
+
+
+@given(settings, kept)
+def test_json_gives_the_settings_back(a, b):
+    written = WalkSettings(**a, **b)
+    assert WalkSettings.from_config(json.loads(json.dumps(written.config))) == written
+    assert eval(repr(written)) == written
+
+
+@pytest.mark.parametrize("function", [gf.walk, gf.sweep])
+def test_every_setting_has_its_one_default_in_python(function):
+    parameters = inspect.signature(function).parameters
+    for name in vars(DEFAULTS):
+        assert parameters[name].default is getattr(DEFAULTS, name), name
+        assert name in OPTIONS
+
+
+def test_configs_written_earlier_are_read():
+    paths = sorted((Path(__file__).parents[1] / "data").rglob("*.nc"))
+    assert paths
+    for path in paths:
+        with xr.open_dataset(path) as ds:
+            config = json.loads(ds.attrs["config"])
+        now = WalkSettings.from_config(config).config
+        assert now == {name: config[name] for name in now}
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"rtol": "x"}, "rtol='x'"),
+        ({"max_evaluations": 1.5}, "max_evaluations=1.5"),
+        ({"theta_dtype": "float16"}, "theta_dtype='float16'"),
+        ({"snapshot_times": 3}, "snapshot_times=3"),
+        ({"solver": 3}, "solver=3"),
+        ({"stop": 3}, "stop=3"),
+    ],
+)
+def test_bad_values_are_refused_by_name(bad, message):
+    with pytest.raises(InputError, match=message):
+        WalkSettings(**bad)
+
+
+def test_a_recorder_of_ones_own_receives_every_record(network, tmp_path):
+    class Counting(Memory):
+        times: list[float] = []  # noqa: RUF012
+
+        def record(self, record, dropped):
+            self.times.append(record["time"])
+            super().record(record, dropped)
+
+    expected = gf.walk(network, t_end=0.1, stop=None)
+    recorder = Counting(network.problem, [], expected.attrs)
+    ds = gf.walk(references.small_network(), t_end=0.1, stop=None, recorder=recorder)
+    assert recorder.times == expected["time"].values.tolist() == ds["time"].values.tolist()
+    with pytest.raises(InputError, match="recorder and archive"):
+        gf.walk(network, recorder=recorder, archive=tmp_path / "x.nc")
