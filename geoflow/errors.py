@@ -56,5 +56,9 @@ class NumericalError(GeoflowError):
     """A decomposition failed, or a number overflowed, was divided by zero or is not finite."""
 
 
+class ObservableError(GeoflowError):
+    """An observable raised an error where θ was to be kept."""
+
+
 class EvaluationLimitError(GeoflowError):
     """The budget of evaluations is spent (see :meth:`geoflow.Problem.budget`)."""

@@ -128,6 +128,10 @@ SCALARS: Mapping[str, Scalar] = MappingProxyType(
 )
 
 
+# Rounding of a projected gradient, in units of its dtype's resolution and of its norm.
+UNITS_OF_ROUNDING = 4
+
+
 class RegularizingFlow:
     """dθ/dt = −(I − g gᵀ/(g·g)) ∇R(θ): down R, along the level set of L.
 
@@ -224,6 +228,11 @@ class RegularizingFlow:
             rtol=rtol,
         )
         return self.state(projection.theta, projection.values, projection.gradients), projection
+
+    def at_rest(self, state: FlowState) -> bool:
+        """Whether Π∇R is no more than its own rounding."""
+        norm = float(torch.linalg.vector_norm(state.regularizer_gradient))
+        return state.tangent_norm <= UNITS_OF_ROUNDING * torch.finfo(state.theta.dtype).eps * norm
 
     def values(self, state: FlowState) -> dict[str, float]:
         """The :attr:`scalars` of a state."""

@@ -95,6 +95,8 @@ class LevelSet:
         What was given; several as one whose values have the shape (n,), gradients (n, P).
     levels : ndarray, shape (n,)
         The c of each constraint.
+    n_at_floor : int
+        Re-projections so far that rounding ended above the tolerance.
 
     Raises
     ------
@@ -112,6 +114,7 @@ class LevelSet:
         self.problem: ProblemLike = _as_one(problem)
         self.levels = _levels(self.problem, level)
         self.level_rtol = float(level_rtol)
+        self.n_at_floor = 0
         for c in self.levels:
             if not math.isfinite(c) or c == 0:
                 raise InputError(
@@ -271,6 +274,7 @@ class LevelSet:
         floors = UNITS_OF_ROUNDING * eps * (abs(self.levels) + best.normals.norms * norm)
         if not (abs(best.residuals) <= floors).all():
             raise self._failure("floor", iterations, best.residuals)
+        self.n_at_floor += 1
         return Projection(best.theta, best.values, best.gradients, iterations, at_floor=True)
 
     def _check_regular(self, at: _Iterate) -> None:
