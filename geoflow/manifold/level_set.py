@@ -339,7 +339,8 @@ class _Iterate:
         """Whether that step is too short to matter, if rounding spoils it."""
         eps = torch.finfo(self.theta.dtype).eps
         norm = float(torch.linalg.vector_norm(self.theta))
-        return self.normals.distance(self.residuals) <= math.sqrt(eps) * norm
+        regular = self.normals.norms.all() and math.isfinite(self.size)
+        return bool(regular) and self.normals.distance(self.residuals) <= math.sqrt(eps) * norm
 
 
 def as_values(loss: Tensor | Numbers | float) -> Numbers:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time as clock
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import xarray as xr
 from geoflow.archive.checkpoint import Checkpoint
 from geoflow.archive.saved import check_target
 from geoflow.errors import (
-    ArchiveError,
     EvaluationLimitError,
     InputError,
     ObservableError,
@@ -23,7 +21,7 @@ from geoflow.errors import (
 )
 from geoflow.manifold.protocol import Flow, State, flatten
 from geoflow.problems import dtypes
-from geoflow.solvers import Carry, Solver, Tolerance, check_needs
+from geoflow.solvers import Carry, Solver, Tolerance
 from geoflow.system import interrupts
 from geoflow.system.memory import check_memory
 from geoflow.system.progress import Progress
@@ -31,6 +29,7 @@ from geoflow.system.translation import numerics
 from geoflow.trajectories import dataset, records
 from geoflow.trajectories.records import Observable, Snapshot
 from geoflow.walking import ending
+from geoflow.walking.fitting import check_fit, check_same
 from geoflow.walking.recorder import Memory, Recorder
 from geoflow.walking.settings import CHECKPOINT_SECONDS, DEFAULTS, WalkSettings
 from geoflow.walking.snapshots import Every, SnapshotRule, Thinned
@@ -44,14 +43,6 @@ START: Mapping[str, Any] = {
     "step_size": 0.0,
     "error_estimate": math.nan,
     "n_rejected": 0,
-}
-
-# What another machine changes in the last digits only; differences of nearly equal numbers, as
-# the residual is one, it changes whole.
-COMPARED: Mapping[str, str] = {
-    "train_loss": "the loss",
-    "gradient_norm": "the norm of the loss gradient",
-    "regularizer": "the regularisation function",
 }
 
 
@@ -235,7 +226,7 @@ class Walk:
         if checkpoint.n_steps:
             self.state = self.flow.evaluate(flatten(tensors))
             self.last = self.recorder.records[-1]
-            _check_same(self.flow.values(self.state), self.last, problem.dtype)
+            check_same(self.flow.values(self.state), self.last, problem.dtype)
             self.clock0 -= self.last["wall_time"]
         else:
             self.start = tensors["theta"]
@@ -373,48 +364,6 @@ def _before_the_start(error: Exception, goals: Goals) -> Exception:
             "allow more"
         )
     return error
-
-
-def check_fit(
-    flow: Flow, solver: Solver, goals: Goals, observables: Mapping[str, Observable]
-) -> None:
-    """Refuse, before the first evaluation, what cannot be walked together.
-
-    Raises
-    ------
-    InputError
-        Several constraints; or a solver, a stop or observables that do not fit the flow.
-    """
-    n = flow.level_set.n_constraints
-    if n > 1:
-        raise InputError(
-            f"flow: its level set has {n} constraints, and a trajectory records one; step along "
-            "it with flow.evaluate and flow.project"
-        )
-    check_needs(solver, flow)
-    goals.check_scalars(flow.scalars)
-    for name in observables:
-        if name in flow.scalars:
-            raise InputError(f"observables: {name!r} is taken by the flow; choose another name")
-
-
-def _check_same(now: Mapping[str, float], then: Mapping[str, float], dtype: torch.dtype) -> None:
-    """Compare the flow's scalars where a walk is taken up with those recorded there."""
-    if all(now[name] == then[name] for name in now):
-        return
-    rtol = math.sqrt(torch.finfo(dtype).eps)
-    for name, what in COMPARED.items():
-        if name in now and not math.isclose(now[name], then[name], rel_tol=rtol):
-            raise ArchiveError(
-                f"flow: {what} is {now[name]:.9g} where {then[name]:.9g} was recorded; go on with "
-                "the network, the loss function and the regularisation function that the walk "
-                "started with"
-            )
-    warnings.warn(
-        "the loss differs in its last digits from that recorded, so the walk goes on but not bit "
-        "for bit: another machine, number of threads or version of torch",
-        stacklevel=3,
-    )
 
 
 def _check_memory(flow: Flow, rule: SnapshotRule) -> None:

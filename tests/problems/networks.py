@@ -1,7 +1,7 @@
 """Small networks as their users bring them, each with its loss on its data as plain torch has it.
 
-``CASES`` maps a name to a function that returns a :class:`Case`. All of it is float32 and seeded, as
-a user's own script would leave it after a training.
+``CASES`` maps a name to a function that returns a :class:`Case`. All of it is float32 and seeded,
+as a user's own script would leave it after a training.
 """
 
 from __future__ import annotations
