@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -175,7 +176,7 @@ class _Sine(nn.Module):
 def network(activation: nn.Module, layers: Sequence[int] = (2, 8, 7, 1)) -> gf.RegularizingFlow:
     """A network of 95 parameters fitted for a moment to a smooth function, with R = ‖θ‖²."""
     modules: list[nn.Module] = []
-    for n, m in zip(layers[:-1], layers[1:], strict=True):
+    for n, m in itertools.pairwise(layers):
         modules += [nn.Linear(n, m).double(), activation]
     module = nn.Sequential(*modules[:-1])
     with torch.no_grad():
@@ -207,7 +208,7 @@ PROBLEMS: dict[str, tuple[Callable[[], gf.RegularizingFlow], float]] = {
 
 def tight(flow: gf.RegularizingFlow, times: Sequence[float], rtol: float = 1e-11) -> np.ndarray:
     """θ at some times, shape (times, P), by SciPy's Radau or, for larger P, DOP853."""
-    start, _ = flow.level_set.project(flow.problem.theta0, rtol=1e-13), None
+    start = flow.level_set.project(flow.problem.theta0, rtol=1e-13)
 
     def velocity(t: float, theta: np.ndarray) -> np.ndarray:
         return flow.evaluate(torch.from_numpy(theta)).velocity.numpy()

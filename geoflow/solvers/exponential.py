@@ -8,19 +8,19 @@ the first tangent space:
     θ̂ = retract(θₙ + h φ₁(−hA) f),     D = Πₙ f(θ̂) − (f − A(θ̂ − θₙ)),
     θₙ₊₁ = retract(θ̂ + E),             E = 2h φ₃(−hA) D.
 
-**Order.** In the chart x = Πₙ(θ − θₙ) the flow is ẋ = f − Ax + N(x) with N(x(t)) = D (t/h)² + O(h³),
-and 2h φ₃(−hA) D is what such an N adds by t = h. So θₙ₊₁ is of third order, and E, which is O(h³),
+**Order.** In the chart x = Πₙ(θ − θₙ) the flow is ẋ = f − Ax + N(x), N(x(t)) = D (t/h)² + O(h³).
+2h φ₃(−hA) D is what such an N adds by t = h: θₙ₊₁ is of third order, and E, which is O(h³),
 estimates the error of the second-order step θ̂. In stiff directions E → A⁻¹D, one Newton step onto
 the slow manifold: it takes away what would spoil the angle.
 
-**Krylov space.** φ₁ is taken in the m vectors of a Krylov space whose images have been evaluated and
-the one that follows them, after Saad's corrected scheme (SIAM J. Numer. Anal. 29, 1992): with T the
-projected matrix bordered by β, the norm that makes the next vector a unit one, and ρ, which stands
-in for its diagonal entry. What is left over, (A v − β vₘ − ρ v) yₘ₊₁ for the next vector v, grows as
-t² or faster for every m ≥ 1. It is part of D and so of E, and the method keeps its order with any
-number of vectors. How many there are is a matter of cost: as many as keep (β + ρ)|yₘ₊₁|, which is
-what that residual may be, small against the error allowed and against ‖f‖. φ₃ is taken in the m
-vectors and the part of D outside them, whose image is evaluated.
+**Krylov space.** φ₁ is taken in the m vectors of a Krylov space whose images have been evaluated,
+and in the one that follows them, after Saad's corrected scheme (SIAM J. Numer. Anal. 29, 1992): of
+the projected matrix, its row is β beside the diagonal, the norm of what it was made from, and ρ, a
+guess, on it. The residual (Av − βvₘ − ρv) yₘ₊₁, v the next vector, grows as t² or faster for every
+m ≥ 1. It is part of D and so of E, and the method keeps its order with any number of vectors; how
+many there are is a matter of cost. They are as many as keep (β + ρ)|yₘ₊₁|, about what the residual
+may be, small against the error allowed and against ‖f‖. φ₃ is taken in the m vectors and the part
+of D outside them, whose image is evaluated.
 
 **Retraction.** Newton's method along the normal starts from the osculating quadric, whose curvature
 the Krylov space knows: that saves gradients, and it keeps Newton's corrections, which are not along
@@ -174,7 +174,7 @@ class _Attempts:
         y = self.predict(step)
         length = float(np.linalg.norm(y))
         predictor = self._retract(
-            self.state, space.combine(y), y @ space.loss_matrix @ y, 2 * length, self._rtol()
+            self.state, space.combine(y), float(y @ space.loss_matrix @ y), 2 * length, self._rtol()
         )
         linear = space.combine(self._velocity() - space.matrix @ y)
         inside, outside = space.split(space.operator.tangent(predictor.velocity) - linear)
@@ -191,7 +191,7 @@ class _Attempts:
         self.radius = float(np.linalg.eigvalsh(matrix)[-1])
         corrected = float(np.linalg.norm(z))
         move = space.combine(z[:-1]).add_(unit, alpha=z[-1])
-        end = self._retract(predictor, move, z @ loss_matrix @ z, 10 * corrected + length)
+        end = self._retract(predictor, move, float(z @ loss_matrix @ z), 10 * corrected + length)
         return end, corrected / self.allowed
 
     def _velocity(self) -> Vector:
@@ -219,7 +219,7 @@ class _Attempts:
         predicts the level set, and fails where it moves the point further than ``furthest``.
         """
         residual = self.flow.level_set.residual(state.loss)
-        residual += float(torch.dot(state.gradient, move)) + float(curvature) / 2
+        residual += float(torch.dot(state.gradient, move)) + curvature / 2
         start = state.theta + move - state.gradient * (residual / state.gradient_norm**2)
         try:
             end, projection = self.flow.project(

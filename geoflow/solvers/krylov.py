@@ -9,13 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from geoflow.errors import ConvergenceError
+from geoflow.errors import StepSizeError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 
 Vector = NDArray[np.float64]
 
 FIRST_ROWS = 32
-CANCELLED = 0.1
+CANCELLED, INVARIANT = 0.1, 1e-13
 
 
 def phi1(z: Vector) -> Vector:
@@ -107,6 +107,11 @@ class KrylovSpace:
         """Vectors whose images have been evaluated, m."""
         return len(self.matrix) - 1
 
+    @property
+    def vectors(self) -> Tensor:
+        """V, the vectors as rows, shape (m + 1, P)."""
+        return self._vectors[: len(self) + 1]
+
     def add(self) -> None:
         """Evaluate the last vector's image, which gives the next vector: one gradient."""
         n = len(self) + 1
@@ -114,10 +119,12 @@ class KrylovSpace:
         column, loss_column = self.column(n, image), self.column(n, loss_image)
         rest = self._orthogonal(image, column)
         beta = float(torch.linalg.vector_norm(rest))
+        if beta <= INVARIANT * float(np.linalg.norm(column)):
+            beta = 0.0
         if n == len(self._vectors):
             self._vectors = torch.cat([self._vectors, torch.empty_like(self._vectors)])
-        # Nothing is left where the space is invariant: zero then stands for a vector.
-        following = torch.div(rest, beta or 1.0, out=self._vectors[n])
+        # Where the space is invariant, zero stands for a vector.
+        following = torch.mul(rest, 1 / beta if beta else 0.0, out=self._vectors[n])
         self.radius = max(self.radius, float(column[-1]), beta)
         guess = np.zeros(n + 1)
         guess[-2:] = beta, self.radius
@@ -153,7 +160,7 @@ class KrylovSpace:
     def _images(self, unit: Tensor) -> tuple[Tensor, Tensor]:
         image, loss_image = self.operator(unit)
         if not torch.isfinite(image).all():
-            raise ConvergenceError("the curvature of the level set is not finite; take smaller steps")
+            raise StepSizeError("a Hessian product is not finite; choose another level")
         return image, loss_image
 
     def _orthogonal(self, v: Tensor, coefficients: Vector) -> Tensor:
