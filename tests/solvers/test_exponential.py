@@ -134,7 +134,7 @@ def test_the_error_is_in_proportion_to_the_tolerance_and_to_the_step_cubed(name)
     flow = gf.RegularizingFlow(gf.LevelSet(flow.problem, level_rtol=1e-12), flow.regularizer)
     times = [0.3 * t_end, t_end]
     exact = references.tight(flow, times)
-    rtols, errors, steps = [1e-5, 1e-6, 1e-7, 1e-8], [], []
+    rtols, errors, steps = [1e-6, 1e-7, 1e-8], [], []
     for rtol in rtols:
         ds = gf.walk(
             flow, rtol=rtol, atol=1e-3 * rtol, t_end=t_end, stop=None, snapshot_times=times
@@ -146,7 +146,7 @@ def test_the_error_is_in_proportion_to_the_tolerance_and_to_the_step_cubed(name)
     assert ratios.min() >= 0.01
     assert ratios.max() <= 10
     assert abs(references.order_of_convergence(rtols, errors) - 1) <= 0.15
-    assert abs(references.order_of_convergence(steps, errors) - 3) <= 0.25
+    assert abs(references.order_of_convergence(steps, errors) - 3) <= 0.2
 
 
 @pytest.mark.parametrize("name", ["ellipsoid", "network"])
@@ -213,6 +213,14 @@ def test_it_is_the_default_and_walks_a_network_to_the_end(network):
     explicit = gf.walk(network, "dopri5", rtol=1e-4, max_evaluations=2000, stop=None)
     assert ds["n_gradient"].values[-1] < 2000
     assert explicit["angle"].values[-1] < 179
+
+
+def test_no_step_leaves_the_slow_manifold_for_a_larger_tangent_velocity(network):
+    ds = gf.walk(network, rtol=1e-2, stop=gf.Stationary(179.0))
+    velocity = ds["tangent_norm"].values
+    # ‖∇R‖ = 2√R here.
+    floor = 0.05 * 2 * np.sqrt(ds["regularizer"].values)
+    assert (velocity[1:] <= 1.3 * np.maximum(velocity, floor)[:-1]).all()
 
 
 def test_reproject_every_is_not_for_it(network):
