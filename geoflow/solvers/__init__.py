@@ -7,11 +7,13 @@ from typing import Any
 
 from geoflow.errors import InputError
 from geoflow.solvers.base import Carry, Solver, StepResult, Tolerance
+from geoflow.solvers.bdf import BDF
 from geoflow.solvers.exponential import Exponential
 from geoflow.solvers.rkc import RKC
 from geoflow.solvers.torchdiffeq import ADAPTIVE, FIXED, TorchDiffEq
 
 __all__ = [
+    "BDF",
     "DEFAULT",
     "RKC",
     "Carry",
@@ -26,7 +28,11 @@ __all__ = [
 ]
 
 DEFAULT = "exponential"
-STIFF: dict[str, type[Exponential] | type[RKC]] = {"exponential": Exponential, "rkc": RKC}
+STIFF: dict[str, type[Exponential] | type[BDF] | type[RKC]] = {
+    "exponential": Exponential,
+    "bdf": BDF,
+    "rkc": RKC,
+}
 
 
 def names() -> list[str]:
