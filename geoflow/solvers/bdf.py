@@ -103,7 +103,7 @@ class BDF:
         history = _history(carry)
         pairs = SecantPairs.unpack(carry)
         allowed = tolerance.scale(state.theta)
-        order = int(carry["order"])
+        order, since = int(carry["order"]), int(carry["n_since_order"])
         n_rejected = n_corrections = 0
         while True:
             order = min(order, max(len(history) - 1, 1))
@@ -124,19 +124,18 @@ class BDF:
             if n_rejected > PATIENCE:
                 order = max(order - 1, 1)
             check_step(step, state, cause)
-        following = _following(history, corrected, carry, order, step, error, allowed)
-        following["n_since_order"] = (
-            0 if n_rejected or following["order"] != order else int(carry["n_since_order"]) + 1
-        )
-        if step == asked < wanted and following["step_size"] >= step:
+        chosen, following = _following(history, corrected, carry, order, step, error, allowed)
+        if step == asked < wanted and following >= step:
             # A step cut short by max_time says little about how long a step could be.
-            following["step_size"] = max(float(following["step_size"]), wanted)
-        extended = history.extended(corrected.state.theta, step, float(following["step_size"]))
+            following = max(following, wanted)
+        extended = history.extended(corrected.state.theta, step, following)
         return StepResult(
             state=corrected.state,
             carry={
-                **following,
+                "step_size": following,
+                "order": chosen,
                 "n_steps": int(carry["n_steps"]) + 1,
+                "n_since_order": 0 if n_rejected or chosen != order else since + 1,
                 "points": extended.points,
                 "ages": torch.from_numpy(extended.ages),
                 **pairs.pack(),
@@ -175,7 +174,7 @@ def _following(
     step: float,
     error: float,
     allowed: float,
-) -> Carry:
+) -> tuple[int, float]:
     """Order and size of the next step: those that promise the longest."""
     factors = {order: max(error, 1e-10) ** (-1 / (order + 1))}
     theta = corrected.state.theta
@@ -190,4 +189,4 @@ def _following(
         factor = min(factor, SLOWER)
     elif corrected.iterations > FAST:
         factor = min(factor, 1.0)
-    return {"step_size": step * max(factor, SHRINK), "order": chosen}
+    return chosen, step * max(factor, SHRINK)

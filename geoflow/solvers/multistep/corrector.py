@@ -84,7 +84,8 @@ def correct(
     level_set, c = flow.level_set, formula.c
     shift = formula.predicted - c * formula.slope
     space = _Space(MAX_ITERATIONS - 1, formula.predicted)
-    theta, sizes = formula.predicted, []
+    theta = formula.predicted
+    sizes: list[float] = []
     before: FlowState | None = None
     for iteration in range(MAX_ITERATIONS):
         state = _evaluate(flow, theta)
