@@ -81,7 +81,6 @@ class BDF:
             "n_since_order": 0,
             "points": state.theta[None].clone(),
             "ages": torch.zeros(1, dtype=torch.float64),
-            **SecantPairs.empty(self.pairs, state.theta).pack(),
         }
 
     def step(
@@ -101,7 +100,7 @@ class BDF:
         ):
             return StepResult(state, dict(carry), step, 0.0, 0, 0)
         history = _history(carry)
-        pairs = SecantPairs.unpack(carry)
+        pairs = SecantPairs.unpack(carry, self.pairs)
         allowed = tolerance.scale(state.theta)
         order, since = int(carry["order"]), int(carry["n_since_order"])
         n_rejected = n_corrections = 0

@@ -98,8 +98,8 @@ def correct(
         force = torch.add(force, g, alpha=multiplier)
         # What remains to be done: in the space of the corrections so far, and by the pairs.
         move, rest = space.solve(force, g / state.gradient_norm)
-        both = pairs.inverse(torch.stack([rest, g], 1), c, BULK)
-        along, normal = both[:, 0], both[:, 1]
+        both = pairs.inverse(torch.stack([rest, g]), c, BULK)
+        along, normal = both
         normal = normal / float(torch.dot(g, normal))
         move = move - along + float(torch.dot(g, along)) * normal
         size = float(torch.linalg.vector_norm(move))
