@@ -36,7 +36,7 @@ BEGIN, END = "<!-- table: studies/precise.py -->", "<!-- end of table: studies/p
 
 
 def walk(flow, solver, rtol, max_evaluations=None):
-    """θ at the three times, shape (3, P), and the evaluations; None where it does not come there."""
+    """θ at the three times, or None where it does not come there; evaluations; worst level."""
     ds = gf.walk(
         flow,
         solver,
@@ -70,8 +70,8 @@ def section(name, runs):
     lines = [
         f"### {name}",
         "",
-        f"Reference: bdf, rtol {REFERENCE_RTOL:g}, {cost:,} evaluations; its distance from CVODE at "
-        f"{REFERENCE_RTOL:g} ({check_cost:,} evaluations) is {error(check, reference):.1e}. "
+        f"Reference: bdf, rtol {REFERENCE_RTOL:g}, {cost:,} evaluations; its distance from CVODE "
+        f"at {REFERENCE_RTOL:g} ({check_cost:,} evaluations) is {error(check, reference):.1e}. "
         f"Mean ± deviation over {runs} runs.",
         "",
         "| solver | rtol | error in θ | error / rtol | \\|L − c\\|/c, worst | evaluations |",

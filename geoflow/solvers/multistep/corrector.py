@@ -34,6 +34,9 @@ from geoflow.solvers.multistep.secant import LEAST_CURVATURE, SecantPairs
 MAX_ITERATIONS = 12
 # Correction still to be made, in units of the error allowed, that is left out.
 NEGLIGIBLE = 0.1
+# At most this part of ‖θ‖ whatever is allowed: what is left in stiff directions, where a little of
+# θ is much of velocity, would lead the extrapolation of the next steps astray.
+CEILING = 1e-5
 # The iteration is given up where its corrections have grown so much.
 DIVERGED = 30.0
 # Corrections along the normal alone, at the end.
@@ -86,6 +89,8 @@ def correct(
     space = _Space(MAX_ITERATIONS - 1, formula.predicted)
     theta = formula.predicted
     sizes: list[float] = []
+    size_theta = float(torch.linalg.vector_norm(theta))
+    negligible = min(NEGLIGIBLE * allowed, CEILING * size_theta)
     before: FlowState | None = None
     for iteration in range(MAX_ITERATIONS):
         state = _evaluate(flow, theta)
@@ -103,13 +108,14 @@ def correct(
         normal = normal / float(torch.dot(g, normal))
         move = move - along + float(torch.dot(g, along)) * normal
         size = float(torch.linalg.vector_norm(move))
-        small = size <= NEGLIGIBLE * allowed
+        onto = residual * normal
+        small = size <= negligible and float(torch.linalg.vector_norm(onto)) <= negligible
         if small and abs(residual) <= level_set.tolerance:
             return Corrected(state, iteration)
         if not math.isfinite(size) or (len(sizes) > 2 and size > DIVERGED * min(sizes)):
             break
         sizes.append(size)
-        theta = theta + move - residual * normal
+        theta = theta + move - onto
         if small:
             end, projection = flow.project(theta, max_iterations=NORMAL_ITERATIONS)
             return Corrected(end, iteration + 1 + projection.iterations)
