@@ -100,7 +100,7 @@ class BDF:
         ):
             return StepResult(state, dict(carry), step, 0.0, 0, 0)
         history = _history(carry)
-        pairs = SecantPairs.unpack(carry, self.pairs)
+        pairs = SecantPairs.unpack(carry, min(self.pairs, state.theta.numel()))
         allowed = tolerance.scale(state.theta)
         order, since = int(carry["order"]), int(carry["n_since_order"])
         n_rejected = n_corrections = 0

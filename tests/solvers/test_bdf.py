@@ -31,11 +31,11 @@ def fixed_order(reference, order, step):
     flow = tight(reference.flow)
     past = torch.stack([reference.exact(step * (order - i)) for i in range(order + 1)])
     history = History(past, step * np.arange(order + 1.0))
-    pairs = SecantPairs(40, [], np.zeros((0, 0)))
+    pairs = SecantPairs(6, [], np.zeros((0, 0)))
     state = flow.evaluate(past[0])
     for _ in range(round(1 / step) - order):
         formula = history.formula(order, step, state.velocity)
-        state = correct(flow, formula, pairs, 1e-11).state
+        state = correct(flow, formula, pairs, 1e-12).state
         history = history.extended(state.theta, step, step)
     return float((state.theta - reference.exact(1.0)).norm())
 
@@ -43,7 +43,8 @@ def fixed_order(reference, order, step):
 @pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("make", [references.sphere_linear, references.oja])
 def test_each_order_is_the_one_it_says(make, order):
-    steps = [1 / 48, 1 / 64, 1 / 96, 1 / 128]
+    # Short enough for the leading term, long enough for its error not to be that of Newton.
+    steps = [1 / n for n in ((32, 48, 64) if order == 5 else (64, 96, 128))]
     errors = [fixed_order(make(), order, h) for h in steps]
     assert abs(references.order_of_convergence(steps, errors) - order) <= 0.25
 
@@ -111,7 +112,7 @@ def test_pairs_of_a_whole_basis_give_the_inverse():
 
 def test_without_pairs_the_inverse_is_that_of_the_bulk():
     pairs = SecantPairs(40, [], np.zeros((0, 0)))
-    assert torch.equal(pairs.inverse(vector(4, 0)[None], 2.0, 3.0), vector(4, 0)[None] / 7.0)
+    assert torch.allclose(pairs.inverse(vector(4, 0)[None], 2.0, 3.0), vector(4, 0)[None] / 7.0)
 
 
 def test_the_newest_pair_holds_exactly_and_the_oldest_go():
@@ -284,22 +285,26 @@ def test_two_walks_are_the_same_in_every_bit():
     assert invariants.same(first, second)
 
 
-def kinked_flow():
-    """A level set with an edge, at which no implicit equation of a long step has a solution."""
+def flow_off_the_edge():
+    """A flow that comes at finite time to where the loss is not defined any more."""
 
     def loss(theta):
-        return torch.dot(theta, theta) + 5 * torch.abs(theta[0] - 0.5)
+        return torch.where(theta[0] > 0.5, torch.dot(theta, theta), torch.nan)
 
     start = torch.tensor([1.5, 1.0, 0.3], dtype=torch.float64)
-    problem = gf.Problem.from_function(loss, start)
-    return gf.RegularizingFlow(gf.LevelSet(problem), lambda theta: 50 * theta[0] + theta[1])
+    return gf.RegularizingFlow(
+        gf.LevelSet(gf.Problem.from_function(loss, start)), lambda theta: 5 * theta[0]
+    )
 
 
-def test_where_newton_fails_the_walk_ends_with_a_status():
-    ds = gf.walk(kinked_flow(), "bdf", rtol=1e-6, stop=None, t_end=1.0, max_evaluations=3000)
-    assert ds.attrs["status"] in ("step_size_underflow", "max_evaluations", "projection_failed")
-    assert int(ds["n_gradient"][-1]) <= 3000
-    assert int(ds["n_rejected"][-1]) > 0
+@pytest.mark.parametrize("rtol", [1e-3, 1e-6])
+def test_where_newton_fails_the_walk_ends_with_a_status(rtol):
+    ds = gf.walk(flow_off_the_edge(), "bdf", rtol=rtol, stop=None, t_end=9.0)
+    assert ds.attrs["status"] == "step_size_underflow"
+    assert "at a trial point" in ds.attrs["status_message"]
+    assert int(ds["n_rejected"][-1]) > 10
+    # It has come as far as there is a loss.
+    assert 0.5 < ds["theta"].values[-1, 0] < 0.5 + 1e-6
 
 
 def test_a_trial_point_where_the_loss_is_not_finite_shortens_the_step(network):

@@ -172,7 +172,7 @@ def _learn(
     s = after.theta - before.theta
     size = float(torch.linalg.vector_norm(s))
     # Below it the gradients differ by little but their rounding.
-    floor = 8 * torch.finfo(s.dtype).eps ** 0.6 * float(torch.linalg.vector_norm(after.theta))
+    floor = torch.finfo(s.dtype).eps ** 0.7 * float(torch.linalg.vector_norm(after.theta))
     if size <= floor:
         return
     image = after.regularizer_gradient - before.regularizer_gradient
