@@ -20,6 +20,7 @@ from geoflow.walking.stream import Stream
 OBSERVABLES = {"norm": lambda theta: float(theta.norm())}
 SETTINGS: dict[str, dict[str, Any]] = {
     "exponential": {"rtol": 2e-5, "t_end": 1.0},
+    "bdf": {"rtol": 1e-7, "t_end": 1.0},
     "dopri5": {"rtol": 1e-11, "atol": 0.0, "t_end": 1.0},
     "rk4": {"reproject_every": 0.02, "t_end": 1.0, "snapshot_every": 0.05},
 }

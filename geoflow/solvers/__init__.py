@@ -7,11 +7,15 @@ from typing import Any
 
 from geoflow.errors import InputError
 from geoflow.solvers.base import Carry, Solver, StepResult, Tolerance, check_needs
+from geoflow.solvers.bdf import BDF
+from geoflow.solvers.cvode import CVODE
 from geoflow.solvers.exponential import Exponential
 from geoflow.solvers.rkc import RKC
 from geoflow.solvers.torchdiffeq import ADAPTIVE, FIXED, TorchDiffEq
 
 __all__ = [
+    "BDF",
+    "CVODE",
     "DEFAULT",
     "RKC",
     "Carry",
@@ -27,7 +31,12 @@ __all__ = [
 ]
 
 DEFAULT = "exponential"
-STIFF: dict[str, type[Exponential] | type[RKC]] = {"exponential": Exponential, "rkc": RKC}
+STIFF: dict[str, type[Exponential] | type[BDF] | type[RKC] | type[CVODE]] = {
+    "exponential": Exponential,
+    "bdf": BDF,
+    "rkc": RKC,
+    "cvode": CVODE,
+}
 
 
 def names() -> list[str]:
@@ -41,7 +50,8 @@ def get(name: str, reproject_every: float | None = None) -> Solver:
     Raises
     ------
     InputError
-        An unknown name, or ``reproject_every`` for a solver that re-projects every step.
+        An unknown name, ``reproject_every`` for a solver that re-projects as it does by itself, or
+        a solver whose package is not installed.
     """
     if name in ADAPTIVE or name in FIXED:
         return TorchDiffEq(name, reproject_every=reproject_every)
@@ -49,6 +59,9 @@ def get(name: str, reproject_every: float | None = None) -> Solver:
         if reproject_every is not None:
             raise InputError(
                 f"reproject_every={reproject_every}: {name} re-projects at every step; leave it out"
+                if name != "cvode"
+                else f"reproject_every={reproject_every}: cvode keeps to the level set by itself, "
+                "and is re-projected where a snapshot is taken; leave it out"
             )
         return STIFF[name]()
     raise InputError(f"solver={name!r} is not known; use one of {', '.join(names())}")
@@ -60,9 +73,13 @@ def from_config(config: Mapping[str, Any]) -> Solver:
     Raises
     ------
     InputError
-        A name or options that are not those of a solver of geoflow.
+        A name or options that are not those of a solver of geoflow, or a solver whose package is
+        not installed.
     """
     options = {name: value for name, value in config.items() if name != "name"}
+    if config.get("name") in STIFF:
+        # Outside: what it says of a package that is missing is the remedy.
+        get(config["name"])
     try:
         return type(get(config["name"]))(**options)
     except (KeyError, TypeError, InputError):

@@ -258,7 +258,9 @@ class Walk:
                 # What was streamed is kept, and nothing more can be.
                 raise
             except Exception as error:
-                if self.state is None:
+                # Nothing is lost where nothing was walked.
+                unusable = isinstance(error, InputError) and self.recorder.n_steps == 1
+                if self.state is None or unusable:
                     raise _before_the_start(error, goals) from error
                 end = ending.of_error(error, goals.max_evaluations)
         self._keep_last()

@@ -1,0 +1,192 @@
+"""Backward differentiation on the level set: variable order and step, for tight tolerances.
+
+Each step solves the implicit equation of a formula of order 1 to 5 on the level set; see
+:mod:`geoflow.solvers.multistep.history` for the formulas and
+:mod:`geoflow.solvers.multistep.corrector` for their solution. All points of the history lie on the
+level set, since every step ends there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geoflow.errors import ConvergenceError, CriticalPointError, InputError
+from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.solvers.base import ONE_CONSTRAINT, REGULARIZER, Carry, StepResult, Tolerance
+from geoflow.solvers.control import check_step, clip_step
+from geoflow.solvers.multistep.corrector import Corrected, correct
+from geoflow.solvers.multistep.history import MAX_ORDER, History
+from geoflow.solvers.multistep.secant import SecantPairs
+
+SAFETY, SHRINK = 0.85, 0.3
+# Growth of the step from one to the next, while the order is being found and afterwards.
+GROW_AT_START, GROW = 3.0, 1.5
+START_STEPS, START_ORDER = 10, 2
+# A higher order has to promise this much more.
+RAISE = 0.9
+# The next step after an implicit equation that could not be solved, and after one that took more
+# than so many corrections: shortened, not lengthened.
+UNSOLVED = 0.4
+SLOW, SLOWER, FAST = 5, 0.9, 3
+# Rejections in a row after which the order is lowered too.
+PATIENCE = 2
+ROUNDING = "the local error stays above the tolerance"
+
+
+class BDF:
+    """Backward differentiation formulas of order 1 to 5 on the level set.
+
+    Parameters
+    ----------
+    pairs : int
+        Pairs of vectors that the curvature is known by, each as much memory as one θ in float64.
+        More save evaluations, up to some dozens.
+
+    Raises
+    ------
+    InputError
+        ``pairs`` is not positive.
+    """
+
+    name = "bdf"
+    order = MAX_ORDER
+    needs: tuple[str, ...] = (REGULARIZER, ONE_CONSTRAINT)
+
+    def __init__(self, *, pairs: int = 40) -> None:
+        if not (isinstance(pairs, int) and pairs >= 1):
+            raise InputError(f"pairs={pairs!r}; use a positive whole number such as 40")
+        self.pairs = pairs
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {"pairs": self.pairs}
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of the size of θ in float64 that a step holds at most."""
+        # Pairs in single precision and their copy; the history and the next one; the
+        # corrections of a step and their images; states and what goes between them.
+        return 2 * self.pairs + 2 * (MAX_ORDER + 1) + 2 * 11 + 16
+
+    def init(self, flow: RegularizingFlow, state: FlowState, tolerance: Tolerance) -> Carry:
+        """Start at order 1, with a step about as long as the error allowed."""
+        speed = max(state.tangent_norm, torch.finfo(state.theta.dtype).tiny)
+        return {
+            "step_size": min(tolerance.scale(state.theta) / speed, 1.0),
+            "order": 1,
+            "n_steps": 0,
+            "n_since_order": 0,
+            "points": state.theta[None].clone(),
+            "ages": torch.zeros(1, dtype=torch.float64),
+        }
+
+    def step(
+        self,
+        flow: RegularizingFlow,
+        state: FlowState,
+        carry: Carry,
+        tolerance: Tolerance,
+        max_time: float,
+    ) -> StepResult:
+        """Make one accepted step; one cut short by ``max_time`` leaves the history in order."""
+        wanted = float(carry["step_size"])
+        step = asked = clip_step(wanted, max_time)
+        rounding = torch.finfo(state.theta.dtype).eps
+        if state.tangent_norm <= rounding * float(
+            torch.linalg.vector_norm(state.regularizer_gradient)
+        ):
+            return StepResult(state, dict(carry), step, 0.0, 0, 0)
+        history = _history(carry)
+        pairs = SecantPairs.unpack(carry, min(self.pairs, state.theta.numel()))
+        allowed = tolerance.scale(state.theta)
+        order, since = int(carry["order"]), int(carry["n_since_order"])
+        n_rejected = n_corrections = 0
+        while True:
+            order = min(order, max(len(history) - 1, 1))
+            formula = history.formula(order, step, state.velocity)
+            try:
+                corrected = correct(flow, formula, pairs, allowed)
+                n_corrections += corrected.iterations
+                moved = corrected.state.theta - formula.predicted
+                error = formula.error_constant * float(torch.linalg.vector_norm(moved)) / allowed
+                if error <= 1:
+                    break
+                factor, cause = max(0.2, SAFETY * error ** (-1 / (order + 1))), ROUNDING
+            except (ConvergenceError, CriticalPointError) as failure:
+                n_corrections += getattr(failure, "iterations", 0)
+                factor, cause = UNSOLVED, str(failure)
+            n_rejected += 1
+            step *= factor
+            if n_rejected > PATIENCE:
+                order = max(order - 1, 1)
+            check_step(step, state, cause)
+        chosen, following = _following(history, corrected, carry, order, step, error, allowed)
+        if step == asked < wanted and following >= step:
+            # A step cut short by max_time says little about how long a step could be.
+            following = max(following, wanted)
+        extended = history.extended(corrected.state.theta, step, following)
+        return StepResult(
+            state=corrected.state,
+            carry={
+                "step_size": following,
+                "order": chosen,
+                "n_steps": int(carry["n_steps"]) + 1,
+                "n_since_order": 0 if n_rejected or chosen != order else since + 1,
+                "points": extended.points,
+                "ages": torch.from_numpy(extended.ages),
+                **pairs.pack(),
+            },
+            time=step,
+            error_estimate=error,
+            n_rejected=n_rejected,
+            n_reprojection=n_corrections,
+        )
+
+    def interpolate(self, carry: Carry, age: float) -> Tensor:
+        """θ within the last step, shape (P,), to the accuracy of the step but not re-projected.
+
+        Parameters
+        ----------
+        carry : dict
+            That of the step's end.
+        age : float
+            Flow time before that end.
+        """
+        return _history(carry).at(age, int(carry["order"]))
+
+
+def _history(carry: Carry) -> History:
+    points, ages = carry["points"], carry["ages"]
+    assert isinstance(points, Tensor), "points are a tensor"
+    assert isinstance(ages, Tensor), "ages are a tensor"
+    return History(points, ages.cpu().numpy())
+
+
+def _following(
+    history: History,
+    corrected: Corrected,
+    carry: Carry,
+    order: int,
+    step: float,
+    error: float,
+    allowed: float,
+) -> tuple[int, float]:
+    """Order and size of the next step: those that promise the longest."""
+    factors = {order: max(error, 1e-10) ** (-1 / (order + 1))}
+    theta = corrected.state.theta
+    for other, size in history.errors((order - 1, order + 1), theta, step).items():
+        factors[other] = max(size / allowed, 1e-10) ** (-1 / (other + 1))
+    chosen = order
+    if int(carry["n_since_order"]) >= order or len(history) <= order:
+        chosen = max(factors, key=lambda o: factors[o] * (RAISE if o > order else 1))
+    starting = order <= START_ORDER and int(carry["n_steps"]) < START_STEPS
+    factor = min(SAFETY * factors[chosen], GROW_AT_START if starting else GROW)
+    if corrected.iterations > SLOW:
+        factor = min(factor, SLOWER)
+    elif corrected.iterations > FAST:
+        factor = min(factor, 1.0)
+    return chosen, step * max(factor, SHRINK)

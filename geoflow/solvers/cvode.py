@@ -1,0 +1,197 @@
+"""SUNDIALS' CVODE through scikit-sundae: the peer that geoflow's own solvers are held against."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from geoflow.errors import InputError, StepSizeError
+from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.solvers.base import ONE_CONSTRAINT, REGULARIZER, Carry, StepResult, Tolerance
+
+# Rate at which L − c decays along the normal.
+KAPPA = 30.0
+KRYLOV_VECTORS = 20
+
+
+class CVODE:
+    """CVODE's variable-order BDF, with GMRES on differences of gradients (Hindmarsh et al. 2005).
+
+    It integrates dθ/dt = −Π∇R − κ(L − c)g/(g·g) in all of R^P, κ = 30, so that θ is drawn to the
+    level set but lies on it to the tolerance only: the level residual of a step is what CVODE
+    leaves. Where a step ends at the time asked for, as at a snapshot, it is re-projected;
+    CVODE itself goes on from where it was. ‖θ‖ in the error allowed is that at CVODE's start.
+
+    CVODE keeps its history to itself. So a walk that is resumed starts CVODE afresh from the
+    checkpoint, at order 1: it meets the same tolerance, but **it does not become the same bits** as
+    a walk that was not interrupted.
+
+    Parameters
+    ----------
+    internal_steps : int
+        Steps of CVODE that make one of the walk. Each step of the walk costs an evaluation for
+        what is recorded of it.
+
+    Raises
+    ------
+    InputError
+        scikit-sundae is not installed, or ``internal_steps`` is not positive.
+    """
+
+    name = "cvode"
+    order = 5
+    needs: tuple[str, ...] = (REGULARIZER, ONE_CONSTRAINT)
+    # Krylov vectors, CVODE's history of up to six, and what it works in.
+    vectors = KRYLOV_VECTORS + 1 + 6 + 12
+
+    def __init__(self, *, internal_steps: int = 1) -> None:
+        _cvode()
+        if not (isinstance(internal_steps, int) and internal_steps >= 1):
+            raise InputError(f"internal_steps={internal_steps!r}; use a positive whole number")
+        self.internal_steps = internal_steps
+        self._serials = itertools.count(1)
+        self._running: _Running | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {"internal_steps": self.internal_steps}
+
+    def init(self, flow: RegularizingFlow, state: FlowState, tolerance: Tolerance) -> Carry:
+        """Nothing yet: CVODE is started by the first step.
+
+        Raises
+        ------
+        InputError
+            The problem is not in float64.
+        """
+        if flow.problem.dtype != torch.float64:
+            raise InputError(
+                f"solver='cvode' works in float64 and the problem is in {flow.problem.dtype}; make "
+                "the problem in torch.float64"
+            )
+        return {"serial": 0, "n_steps": 0, "time": 0.0}
+
+    def step(
+        self,
+        flow: RegularizingFlow,
+        state: FlowState,
+        carry: Carry,
+        tolerance: Tolerance,
+        max_time: float,
+    ) -> StepResult:
+        """Go on by ``internal_steps`` steps of CVODE, or to ``max_time``."""
+        running = self._running
+        # Out of use until the step is done: an exception leaves CVODE in the middle of one.
+        self._running = None
+        if running is None or not running.is_at(flow, carry):
+            running = _Running.start(next(self._serials), flow, state, tolerance)
+        begin = running.time
+        end = begin + max_time
+        for _ in range(self.internal_steps):
+            theta = running.advance(end)
+            if running.time >= end:
+                break
+        point = torch.from_numpy(theta).to(flow.problem.device)
+        n_newton = 0
+        if running.time >= end:
+            reached, projection = flow.project(point)
+            n_newton = projection.iterations
+        else:
+            reached = flow.evaluate(point)
+        self._running = running
+        return StepResult(
+            state=reached,
+            carry={"serial": running.serial, "n_steps": running.n_steps, "time": running.time},
+            time=min(running.time - begin, max_time) if running.time < end else max_time,
+            error_estimate=math.nan,
+            n_rejected=0,
+            n_reprojection=n_newton,
+        )
+
+
+@dataclass
+class _Running:
+    """CVODE in the middle of a walk, and where it stands."""
+
+    serial: int
+    flow: RegularizingFlow
+    solver: Any
+    time: float = 0.0
+    n_steps: int = 0
+
+    @classmethod
+    def start(
+        cls, serial: int, flow: RegularizingFlow, state: FlowState, tolerance: Tolerance
+    ) -> _Running:
+        """Start at order 1 from a state."""
+
+        def velocity(_: float, theta: NDArray[np.float64], rate: NDArray[np.float64]) -> None:
+            rate[:] = _stabilised(flow, torch.from_numpy(theta.copy())).cpu().numpy()
+
+        allowed = tolerance.scale(state.theta) / math.sqrt(state.theta.numel())
+        solver = _cvode()(
+            velocity,
+            method="BDF",
+            linsolver="gmres",
+            krylov_dim=KRYLOV_VECTORS,
+            rtol=1e-14,
+            atol=allowed,
+        )
+        solver.init_step(0.0, state.theta.cpu().numpy())
+        return cls(serial, flow, solver)
+
+    def is_at(self, flow: RegularizingFlow, carry: Carry) -> bool:
+        """Tell whether this is where a carry was made."""
+        here = (self.serial, self.n_steps, self.time)
+        return self.flow is flow and here == (carry["serial"], carry["n_steps"], carry["time"])
+
+    def advance(self, end: float) -> NDArray[np.float64]:
+        """Make one step of CVODE, to ``end`` at most, and return θ there.
+
+        Raises
+        ------
+        StepSizeError
+            CVODE can make no step.
+        """
+        # What it is to come to only tells it the direction, and has to be finite.
+        finite = end < math.inf
+        result = self.solver.step(
+            end if finite else self.time + 1, "onestep", end if finite else None
+        )
+        if not result.success:
+            raise StepSizeError(
+                f"CVODE stopped at flow time {self.time:.6g} of its own: {result.message}; loosen "
+                "rtol, or use solver='exponential'"
+            )
+        self.time = float(result.t)
+        self.n_steps += 1
+        return np.array(result.y, dtype=np.float64)
+
+
+def _stabilised(flow: RegularizingFlow, theta: Tensor) -> Tensor:
+    """The flow's velocity, and along the normal back to the level set."""
+    state = flow.evaluate(theta.to(flow.problem.device))
+    residual = flow.level_set.residual(state.loss)
+    return torch.add(
+        state.velocity, state.gradient, alpha=-KAPPA * residual / state.gradient_norm**2
+    )
+
+
+def _cvode() -> Any:
+    """scikit-sundae's CVODE, imported when it is asked for."""
+    try:
+        from sksundae.cvode import CVODE as SUNDIALS
+    except ImportError:
+        raise InputError(
+            "solver='cvode' needs scikit-sundae, which is not installed: "
+            "pip install 'geoflow[sundials]'"
+        ) from None
+    return SUNDIALS

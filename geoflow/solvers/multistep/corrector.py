@@ -1,0 +1,203 @@
+"""The implicit equation of one step, solved on the level set.
+
+A formula y = ŷ + c (f(y) − s) of a gradient flow is a minimum: y is where ½‖y − ŷ + cs‖² + cR has
+its least value on L = c₀, and what has to vanish is its gradient along the level set,
+
+    G(y) = F + μg,    F = y − ŷ + cs + c∇R,    μ = −(F·g)/(g·g),    together with L(y) − c₀.
+
+Newton's method for it asks for (I + cA)⁻¹G with A = ∇²R + (μ/c)∇²L in the tangent space. A Krylov
+iteration for that would spend a gradient on every image of A. Here each of these gradients is
+taken where the iteration has come to, at y itself: the difference of two in a row is the
+image of the last correction. The corrections of a step span a space in which the system is solved
+exactly (Galerkin, as conjugate gradients do, by Anderson's mixing of type I); outside it the pairs
+of the steps before serve as preconditioner. So what an inexact Newton iteration spends on products
+goes into points nearer and nearer to the solution, the last of which is the state a walk needs.
+
+The normal is not split off but kept as the second row of the system: a move along it changes G
+too, and its image is learned with the others.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geoflow.errors import ConvergenceError
+from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.solvers.multistep.history import Formula
+from geoflow.solvers.multistep.secant import LEAST_CURVATURE, SecantPairs
+
+MAX_ITERATIONS = 12
+# Correction still to be made, in units of the error allowed, that is left out.
+NEGLIGIBLE = 0.1
+# At most this part of ‖θ‖ whatever is allowed: what is left in stiff directions, where a little of
+# θ is much of velocity, would lead the extrapolation of the next steps astray.
+CEILING = 1e-5
+# The iteration is given up where its corrections have grown so much.
+DIVERGED = 30.0
+# Corrections along the normal alone, at the end.
+NORMAL_ITERATIONS = 6
+# A in directions of which nothing is known: the curvature of R = ‖θ‖².
+BULK = 2.0
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """A point that solves the equation of a step, on the level set.
+
+    Attributes
+    ----------
+    state : FlowState
+        There.
+    iterations : int
+        Corrections made from the predicted point on.
+    """
+
+    state: FlowState
+    iterations: int
+
+
+def correct(
+    flow: RegularizingFlow, formula: Formula, pairs: SecantPairs, allowed: float
+) -> Corrected:
+    """Solve the equation of a step.
+
+    Parameters
+    ----------
+    flow : RegularizingFlow
+        Evaluates.
+    formula : Formula
+        Of the step.
+    pairs : SecantPairs
+        What is known of A; takes in what is learned here.
+    allowed : float
+        Local error allowed, in units of θ.
+
+    Raises
+    ------
+    ConvergenceError
+        The iteration comes to no end; what it has learned makes the next one shorter.
+    CriticalPointError
+        ∇L vanishes.
+    """
+    level_set, c = flow.level_set, formula.c
+    shift = formula.predicted - c * formula.slope
+    space = _Space(MAX_ITERATIONS - 1, formula.predicted)
+    theta = formula.predicted
+    sizes: list[float] = []
+    size_theta = float(torch.linalg.vector_norm(theta))
+    negligible = min(NEGLIGIBLE * allowed, CEILING * size_theta)
+    before: FlowState | None = None
+    for iteration in range(MAX_ITERATIONS):
+        state = _evaluate(flow, theta)
+        residual = level_set.residual(state.loss)
+        g = state.gradient
+        force = torch.add(theta - shift, state.regularizer_gradient, alpha=c)
+        multiplier = -float(torch.dot(force, g)) / state.gradient_norm**2
+        if before is not None:
+            _learn(space, pairs, before, state, multiplier, c)
+        force = torch.add(force, g, alpha=multiplier)
+        # What remains to be done: in the space of the corrections so far, and by the pairs.
+        move, rest = space.solve(force, g / state.gradient_norm)
+        both = pairs.inverse(torch.stack([rest, g]), c, BULK)
+        along, normal = both
+        normal = normal / float(torch.dot(g, normal))
+        move = move - along + float(torch.dot(g, along)) * normal
+        size = float(torch.linalg.vector_norm(move))
+        onto = residual * normal
+        small = size <= negligible and float(torch.linalg.vector_norm(onto)) <= negligible
+        if small and abs(residual) <= level_set.tolerance:
+            return Corrected(state, iteration)
+        if not math.isfinite(size) or (len(sizes) > 2 and size > DIVERGED * min(sizes)):
+            break
+        sizes.append(size)
+        theta = theta + move - onto
+        if small:
+            end, projection = flow.project(theta, max_iterations=NORMAL_ITERATIONS)
+            return Corrected(end, iteration + 1 + projection.iterations)
+        before = state
+    raise ConvergenceError(
+        "Newton's iteration for an implicit step does not converge",
+        iterations=len(sizes),
+        residual=residual,
+        reason="iterations",
+    )
+
+
+class _Space:
+    """Corrections of one step and their images under I + cA, as rows of one array each."""
+
+    def __init__(self, limit: int, like: Tensor) -> None:
+        self.vectors = like.new_empty((limit, like.numel()))
+        self.images = torch.empty_like(self.vectors)
+        self.n = 0
+
+    def add(self, vector: Tensor, image: Tensor) -> None:
+        self.vectors[self.n], self.images[self.n] = vector, image
+        self.n += 1
+
+    def solve(self, force: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
+        """Tangent move in the space after which no force is left along it, and what is left."""
+        n = self.n
+        if not n:
+            return torch.zeros_like(force), force
+        vectors, images = self.vectors[:n], self.images[:n]
+        products = (vectors @ images.T).to("cpu", torch.float64).numpy()
+        forces = (vectors @ torch.stack([force, normal], 1)).to("cpu", torch.float64).numpy()
+        system = np.zeros((n + 1, n + 1))
+        system[:n, :n] = (products + products.T) / 2
+        system[:n, n] = system[n, :n] = forces[:, 1]
+        right = np.append(-forces[:, 0], 0.0)
+        # Corrections that all but repeat one another are left out of it.
+        found = np.linalg.lstsq(system, right, rcond=1e-8)[0][:n]
+        coefficients = torch.from_numpy(found).to(force)
+        left = force + coefficients @ images
+        left = left - normal * float(torch.dot(left, normal))
+        return coefficients @ vectors, left
+
+
+def _learn(
+    space: _Space,
+    pairs: SecantPairs,
+    before: FlowState,
+    after: FlowState,
+    multiplier: float,
+    c: float,
+) -> None:
+    """Take the last correction and its image into the space, and among the pairs."""
+    s = after.theta - before.theta
+    size = float(torch.linalg.vector_norm(s))
+    # Below it the gradients differ by little but their rounding.
+    floor = torch.finfo(s.dtype).eps ** 0.7 * float(torch.linalg.vector_norm(after.theta))
+    if size <= floor:
+        return
+    image = after.regularizer_gradient - before.regularizer_gradient
+    image = torch.add(image, after.gradient - before.gradient, alpha=multiplier / c)
+    s, image = s / size, image / size
+    space.add(s, torch.add(s, image, alpha=c))
+    if 1 + c * float(torch.dot(s, image)) > LEAST_CURVATURE:
+        pairs.add(s, image)
+
+
+def _evaluate(flow: RegularizingFlow, theta: Tensor) -> FlowState:
+    """State at θ, finite.
+
+    Raises
+    ------
+    ConvergenceError
+        L or ∇L is not finite, or ∇L is zero: the point is too far off.
+    """
+    loss, gradient = flow.problem.value_and_gradient(theta)
+    size = float(torch.linalg.vector_norm(gradient))
+    if math.isfinite(float(loss)) and 0 < size < math.inf:
+        return flow.state(theta, loss, gradient)
+    raise ConvergenceError(
+        f"the loss is {float(loss):.3g} and the norm of its gradient {size:.3g} at a trial point",
+        iterations=0,
+        residual=flow.level_set.residual(loss),
+        reason="diverged",
+    )

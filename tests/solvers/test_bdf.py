@@ -1,0 +1,354 @@
+"""The multistep solver: orders, exact solutions, tolerances, resuming, and where Newton fails."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import crashes
+import geoflow as gf
+import invariants
+import references
+from geoflow.errors import ConvergenceError, EvaluationLimitError, InputError
+from geoflow.solvers import BDF, Tolerance
+from geoflow.solvers.multistep.corrector import correct
+from geoflow.solvers.multistep.history import History, lagrange
+from geoflow.solvers.multistep.secant import BLOCK, SecantPairs
+
+
+def vector(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, generator=generator, dtype=torch.float64)
+
+
+def tight(flow):
+    return gf.RegularizingFlow(gf.LevelSet(flow.problem, level_rtol=1e-13), flow.regularizer)
+
+
+def fixed_order(reference, order, step):
+    """The error at t = 1 of one order and step, from exact points to begin with."""
+    flow = tight(reference.flow)
+    past = torch.stack([reference.exact(step * (order - i)) for i in range(order + 1)])
+    history = History(past, step * np.arange(order + 1.0))
+    pairs = SecantPairs(6, [], np.zeros((0, 0)))
+    state = flow.evaluate(past[0])
+    for _ in range(round(1 / step) - order):
+        formula = history.formula(order, step, state.velocity)
+        state = correct(flow, formula, pairs, 1e-12).state
+        history = history.extended(state.theta, step, step)
+    return float((state.theta - reference.exact(1.0)).norm())
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("make", [references.sphere_linear, references.oja])
+def test_each_order_is_the_one_it_says(make, order):
+    # Short enough for the leading term, long enough for its error not to be that of Newton.
+    steps = [1 / n for n in ((32, 48, 64) if order == 5 else (64, 96, 128))]
+    errors = [fixed_order(make(), order, h) for h in steps]
+    assert abs(references.order_of_convergence(steps, errors) - order) <= 0.25
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
+def test_on_uneven_times_a_formula_is_exact_for_polynomials_of_its_order(order):
+    ages = np.array([0.0, 0.3, 0.5, 1.3, 1.4, 2.2])
+    powers = np.arange(order + 1)
+    points = torch.from_numpy((-ages[:, None]) ** powers)
+    history, step = History(points, ages), 0.7
+    formula = history.formula(order, step, points[0])
+    values, slopes = step**powers, powers * step ** np.maximum(powers - 1.0, 0)
+    assert np.allclose(formula.predicted, values, rtol=1e-11)
+    # y = predicted + c (f − slope) holds with y and f those of the polynomial.
+    assert np.allclose(formula.slope, slopes, rtol=1e-10)
+    assert formula.c > 0
+    assert formula.error_constant > 0
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_the_error_that_another_order_would_have_made_is_that_of_its_formula(order):
+    ages = np.array([0.0, 0.3, 0.5, 1.3, 1.4, 2.2])
+    history = History(torch.stack([vector(3, seed) for seed in range(6)]), ages)
+    point = vector(3, 9)
+    formula = history.formula(order, 0.4, point)
+    expected = formula.error_constant * float((point - formula.predicted).norm())
+    assert history.errors([order], point, 0.4)[order] == pytest.approx(expected)
+    assert history.errors([0, 6], point, 0.4) == {}
+
+
+def test_lagrange_weights_are_those_of_the_interpolating_polynomial():
+    nodes, at = np.array([0.0, -1.0, -2.5, -2.7]), 0.6
+    values, slopes = lagrange(nodes, at)
+    data = vector(4, 0).numpy()
+    fit = np.polyfit(nodes, data, 3)
+    assert values @ data == pytest.approx(np.polyval(fit, at))
+    assert slopes @ data == pytest.approx(np.polyval(np.polyder(fit), at))
+
+
+def test_points_that_all_but_coincide_are_thinned_out():
+    history = History(torch.zeros(1, 2), np.zeros(1))
+    for step in (1.0, 1.0, 1e-6):
+        history = history.extended(torch.ones(2), step, 1.0)
+    # The last step replaces the point just before it.
+    assert history.ages.tolist() == pytest.approx([0.0, 1.000001, 2.000001])
+    alone = History(torch.zeros(1, 2), np.zeros(1)).extended(torch.ones(2), 1e-9, 1.0)
+    assert alone.ages.tolist() == [0.0, 1e-9]
+
+
+def test_pairs_of_a_whole_basis_give_the_inverse():
+    n, c = 6, 0.7
+    basis = torch.linalg.qr(torch.stack([vector(n, seed) for seed in range(n)]))[0]
+    hessian = basis @ torch.diag(torch.logspace(0, 3, n, dtype=torch.float64)) @ basis.T
+    pairs = SecantPairs(40, [], np.zeros((0, 0)))
+    # Conjugate directions, so that each update keeps what the ones before it say.
+    for eigenvector in basis.T:
+        pairs.add(eigenvector, hessian @ eigenvector)
+    vectors = torch.stack([vector(n, 10), vector(n, 11)])
+    exact = torch.linalg.solve(torch.eye(n) + c * hessian, vectors.T).T
+    assert torch.allclose(pairs.inverse(vectors, c, 2.0), exact, rtol=1e-4, atol=1e-6)
+    # Another c, with the same pairs.
+    exact = torch.linalg.solve(torch.eye(n) + 9 * hessian, vectors.T).T
+    assert torch.allclose(pairs.inverse(vectors, 9.0, 2.0), exact, rtol=1e-4, atol=1e-6)
+
+
+def test_without_pairs_the_inverse_is_that_of_the_bulk():
+    pairs = SecantPairs(40, [], np.zeros((0, 0)))
+    assert torch.allclose(pairs.inverse(vector(4, 0)[None], 2.0, 3.0), vector(4, 0)[None] / 7.0)
+
+
+def test_the_newest_pair_holds_exactly_and_the_oldest_go():
+    n = 30
+    pairs = SecantPairs(BLOCK, [], np.zeros((0, 0)))
+    for seed in range(5 * BLOCK):
+        s = vector(n, seed)
+        s = s / s.norm()
+        image = torch.linspace(1, 50, n, dtype=torch.float64) * s
+        pairs.add(s, image)
+        assert torch.allclose(pairs.inverse((s + 0.1 * image)[None], 0.1, 2.0)[0], s, atol=1e-4)
+    assert BLOCK <= len(pairs) <= 2 * BLOCK
+
+
+def test_a_carry_is_left_as_it_is_by_what_is_added_later():
+    pairs = SecantPairs(40, [], np.zeros((0, 0)))
+    pairs.add(vector(5, 0), vector(5, 1))
+    carry = pairs.pack()
+    before = {name: value.clone() for name, value in carry.items()}
+    later = SecantPairs.unpack(carry, 40)
+    later.add(vector(5, 2), vector(5, 3))
+    later.pack()
+    assert all(torch.equal(carry[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("rtol", [1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9])
+@pytest.mark.parametrize("make", [references.sphere_linear, references.oja])
+def test_the_error_is_that_asked_for(make, rtol):
+    reference = make()
+    ds = gf.walk(
+        reference.flow, "bdf", rtol=rtol, atol=0.0, t_end=1.0, stop=None, snapshot_times=[0.3, 1.0]
+    )
+    invariants.check_walk(ds, reference.flow)
+    errors = [
+        float((torch.from_numpy(theta) - reference.exact(t)).norm())
+        for theta, t in zip(ds["theta"].values, [0.3, 1.0], strict=True)
+    ]
+    ratio = max(errors) / rtol / float(reference.flow.problem.theta0.norm())
+    assert 0.01 <= ratio <= 10
+
+
+@pytest.mark.parametrize("name", ["ellipsoid", "network"])
+def test_the_error_is_that_asked_for_against_a_tight_reference(name):
+    make, t_end = {
+        "ellipsoid": (references.ellipsoid, 0.4),
+        "network": (references.small_network, 0.3),
+    }[name]
+    exact = gf.walk(
+        tight(make()), "dopri8", rtol=1e-12, atol=1e-14, t_end=t_end, stop=None, max_snapshots=2
+    )["theta"].values[-1]
+    counts = []
+    for rtol in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9):
+        ds = gf.walk(make(), "bdf", rtol=rtol, atol=0.0, t_end=t_end, stop=None, max_snapshots=2)
+        error = np.linalg.norm(ds["theta"].values[-1] - exact) / np.linalg.norm(exact)
+        assert 0.01 <= error / rtol <= 10
+        counts.append(int(ds["n_gradient"][-1]))
+    # Of high order: seven digits more for a few times the evaluations.
+    assert counts[-1] <= 8 * counts[0]
+
+
+def test_a_network_is_walked_to_the_end_on_its_level_set(network):
+    ds = gf.walk(network, "bdf", rtol=1e-4, stop=gf.Stationary(175.0))
+    assert ds.attrs["status"] == "stationary"
+    invariants.check_walk(ds, network)
+    assert ds["n_hvp"].values[-1] == 0
+
+
+def steps_of(flow, n, rtol=1e-6, limit=math.inf):
+    solver, tolerance = BDF(), Tolerance(rtol, 0.0)
+    state, _ = flow.project(flow.problem.theta0)
+    carry = solver.init(flow, state, tolerance)
+    for _ in range(n):
+        result = solver.step(flow, state, carry, tolerance, limit)
+        yield state, carry, result
+        state, carry = result.state, result.carry
+
+
+def test_a_step_changes_nothing_of_what_it_is_given(network):
+    solver, tolerance = BDF(), Tolerance(1e-6, 0.0)
+    kept = list(steps_of(network, 40))
+    for state, carry, result in kept[::13]:
+        again = solver.step(network, state, carry, tolerance, math.inf)
+        assert torch.equal(again.state.theta, result.state.theta)
+        assert again.carry.keys() == result.carry.keys()
+        for name, value in result.carry.items():
+            same = torch.equal if isinstance(value, torch.Tensor) else (lambda a, b: a == b)
+            assert same(again.carry[name], value)
+
+
+def test_each_evaluation_is_counted_and_the_walk_takes_few_a_step(network):
+    calls = 0
+    evaluate = network.problem.value_and_gradient
+
+    def counting(theta):
+        nonlocal calls
+        calls += 1
+        return evaluate(theta)
+
+    network.problem.value_and_gradient = counting
+    ds = gf.walk(network, "bdf", rtol=1e-7, t_end=0.3, stop=None)
+    assert int(ds["n_gradient"][-1]) == calls
+    assert calls <= 3.5 * ds.sizes["step"]
+
+
+@pytest.mark.parametrize("budget", [1, 2, 10, 37, 60])
+def test_the_budget_is_never_passed(network, budget):
+    ds = gf.walk(network, "bdf", rtol=1e-8, stop=None, max_evaluations=budget)
+    assert ds.attrs["status"] == "max_evaluations"
+    assert int(ds["n_gradient"][-1]) <= budget
+    state, carry, _ = list(steps_of(network, 12))[-1]
+    with network.problem.budget(0), pytest.raises(EvaluationLimitError):
+        BDF().step(network, state, carry, Tolerance(1e-6, 0.0), math.inf)
+
+
+def test_wanted_times_are_met_exactly_and_leave_the_order_as_it_is(network):
+    plain = gf.walk(network, "bdf", rtol=1e-7, t_end=0.3, stop=None)
+    times = [0.1, 0.1 + 1e-7, 0.2, 0.25]
+    ds = gf.walk(network, "bdf", rtol=1e-7, t_end=0.3, stop=None, snapshot_times=times)
+    assert ds["snapshot_time"].values.tolist() == times
+    invariants.check_walk(ds, network)
+    extra = ds.sizes["step"] - plain.sizes["step"]
+    # Two or three steps a time, and no start from order 1.
+    assert extra <= 3 * len(times)
+    error = np.abs(ds["theta"].values[-1] - plain["theta"].values[-1]).max()
+    assert plain["time"].values[-1] == 0.3
+    assert error > 0
+
+
+def test_within_a_step_theta_is_known_to_the_accuracy_of_the_step():
+    reference = references.oja()
+    for _, _, result in list(steps_of(tight(reference.flow), 45, rtol=1e-8))[-1:]:
+        carry = result.carry
+    total = sum(r.time for _, _, r in steps_of(tight(reference.flow), 45, rtol=1e-8))
+    for part in (0.0, 0.25, 0.5, 0.75):
+        theta = BDF().interpolate(carry, part * result.time)
+        exact = reference.exact(total - part * result.time)
+        assert float((theta - exact).norm()) <= 3e-7 * float(exact.norm())
+
+
+@pytest.mark.parametrize("steps", [3, 11, 30])
+def test_resumed_in_the_middle_of_its_history_it_is_the_same_walk(steps, tmp_path):
+    def walk(path, **goal):
+        return gf.walk(
+            references.small_network(), "bdf", rtol=1e-6, stop=None, archive=path, **goal
+        )
+
+    whole = walk(tmp_path / "whole.nc", t_end=0.3)
+    spent = int(whole["n_gradient"][steps])
+    walk(tmp_path / "cut.nc", max_evaluations=spent).close()
+    resumed = gf.resume(
+        tmp_path / "cut.nc", references.small_network(), t_end=0.3, max_evaluations=100_000
+    )
+    with whole, resumed:
+        assert resumed.sizes["step"] == whole.sizes["step"] > steps
+        for name in ("time", "train_loss", "angle", "n_gradient", "step_size"):
+            assert np.array_equal(resumed[name], whole[name])
+        assert np.array_equal(resumed["theta"].values[-1], whole["theta"].values[-1])
+
+
+def test_killed_in_the_middle_it_resumes_to_the_same_bits(whole, tmp_path):
+    path = tmp_path / "walk.nc"
+    process, _ = crashes.start(crashes.die_at, 25, "bdf", path, 1.0)
+    process.join()
+    with crashes.resume(path) as resumed:
+        assert invariants.same(resumed, whole["bdf"])
+
+
+def test_two_walks_are_the_same_in_every_bit():
+    first, second = (gf.walk(references.small_network(), "bdf", rtol=1e-6) for _ in range(2))
+    assert invariants.same(first, second)
+
+
+def flow_off_the_edge():
+    """A flow that comes at finite time to where the loss is not defined any more."""
+
+    def loss(theta):
+        return torch.where(theta[0] > 0.5, torch.dot(theta, theta), torch.nan)
+
+    start = torch.tensor([1.5, 1.0, 0.3], dtype=torch.float64)
+    return gf.RegularizingFlow(
+        gf.LevelSet(gf.Problem.from_function(loss, start)), lambda theta: 5 * theta[0]
+    )
+
+
+@pytest.mark.parametrize("rtol", [1e-3, 1e-6])
+def test_where_newton_fails_the_walk_ends_with_a_status(rtol):
+    ds = gf.walk(flow_off_the_edge(), "bdf", rtol=rtol, stop=None, t_end=9.0)
+    assert ds.attrs["status"] == "step_size_underflow"
+    assert "at a trial point" in ds.attrs["status_message"]
+    assert int(ds["n_rejected"][-1]) > 10
+    # It has come as far as there is a loss.
+    assert 0.5 < ds["theta"].values[-1, 0] < 0.5 + 1e-6
+
+
+def test_a_trial_point_where_the_loss_is_not_finite_shortens_the_step(network):
+    start = next(steps_of(network, 1))[0]
+    history = History(start.theta[None], np.zeros(1))
+    formula = history.formula(1, math.inf, start.velocity)
+    with pytest.raises(ConvergenceError, match="at a trial point"):
+        correct(network, formula, SecantPairs(40, [], np.zeros((0, 0))), 1e-6)
+
+
+def test_a_stationary_start_stays_where_it_is():
+    start = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    problem = gf.Problem.from_function(references.half_square, start)
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), lambda theta: theta[1])
+    ds = gf.walk(flow, "bdf", t_end=1.0, stop=None)
+    assert ds.attrs["status"] == "negative_multiplier"
+    assert np.array_equal(ds["theta"].values[-1], start.numpy())
+
+
+@pytest.mark.parametrize("pairs", [0, -1, 2.5, "many"])
+def test_pairs_are_a_positive_whole_number(pairs):
+    with pytest.raises(InputError, match="pairs="):
+        BDF(pairs=pairs)
+
+
+def test_its_settings_are_in_the_archive_and_make_it_again(network):
+    ds = gf.walk(network, BDF(pairs=17), t_end=0.01, stop=None)
+    assert '"pairs": 17' in ds.attrs["config"]
+    assert gf.solvers.from_config({"name": "bdf", "pairs": 17}).pairs == 17
+    with pytest.raises(InputError, match="re-projects at every step"):
+        gf.walk(network, "bdf", reproject_every=0.1)
+
+
+@pytest.mark.slow
+def test_iris_to_five_and_to_six_digits_in_the_evaluations_promised():
+    problem = gf.experiments.get("iris_ff").prepare(seed=0).problem
+    level = gf.LevelSet(problem)
+    flow = gf.RegularizingFlow(level, gf.regularizers.squared_norm)
+    fine = gf.RegularizingFlow(gf.LevelSet(problem, level.level, 1e-11), flow.regularizer)
+    settings = {"t_end": 1.0, "stop": None, "snapshot_times": [0.1, 0.3, 1.0], "atol": 0.0}
+    reference = gf.walk(fine, "bdf", rtol=1e-9, **settings)["theta"].values
+    for rtol, wanted, most in ((3e-6, 1e-5, 320), (5e-7, 2e-6, 400), (6e-8, 2e-7, 550)):
+        ds = gf.walk(flow, "bdf", rtol=rtol, **settings)
+        invariants.check_walk(ds, flow)
+        off = np.linalg.norm(ds["theta"].values - reference, axis=1)
+        assert (off / np.linalg.norm(reference, axis=1)).max() <= wanted
+        assert int(ds["n_gradient"][-1]) <= most

@@ -1,0 +1,113 @@
+"""CVODE through scikit-sundae: tolerance, counts, level, resuming; and the error without it."""
+
+import builtins
+
+import numpy as np
+import pytest
+import torch
+
+import geoflow as gf
+import references
+from geoflow.errors import InputError
+
+
+def test_without_its_package_the_error_names_the_remedy(monkeypatch):
+    real = builtins.__import__
+
+    def missing(name, *args, **kwargs):
+        if name.startswith("sksundae"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    for make in (
+        lambda: gf.solvers.get("cvode"),
+        lambda: gf.solvers.from_config({"name": "cvode", "internal_steps": 1}),
+    ):
+        with pytest.raises(InputError, match=r"not installed: pip install 'geoflow\[sundials\]'"):
+            make()
+
+
+@pytest.fixture
+def installed():
+    return pytest.importorskip("sksundae")
+
+
+@pytest.mark.parametrize("rtol", [1e-4, 1e-6, 1e-8])
+def test_the_tolerance_is_met_and_snapshots_are_on_the_level_set(rtol, installed):
+    reference = references.oja()
+    ds = gf.walk(
+        reference.flow,
+        "cvode",
+        rtol=rtol,
+        atol=0.0,
+        t_end=1.0,
+        stop=None,
+        snapshot_times=[0.3, 1.0],
+    )
+    assert ds.attrs["status"] == "t_end"
+    size = float(reference.flow.problem.theta0.norm())
+    for theta, t in zip(ds["theta"].values, [0.3, 1.0], strict=True):
+        assert float((torch.from_numpy(theta) - reference.exact(t)).norm()) <= 100 * rtol * size
+    on_level = reference.flow.level_set.tolerance
+    assert np.abs(ds["level_residual"].values[ds["snapshot_step"].values]).max() <= on_level
+
+
+def test_each_evaluation_is_counted_those_of_products_too(network, installed):
+    calls = 0
+    evaluate = network.problem.value_and_gradient
+
+    def counting(theta):
+        nonlocal calls
+        calls += 1
+        return evaluate(theta)
+
+    network.problem.value_and_gradient = counting
+    ds = gf.walk(network, "cvode", rtol=1e-5, t_end=0.05, stop=None)
+    assert int(ds["n_gradient"][-1]) == calls
+    # More than the one a step that is for its record, and Newton's own.
+    assert calls > 2 * ds.sizes["step"]
+
+
+def test_recorded_less_often_it_is_the_same_walk_for_fewer_evaluations(network, installed):
+    settings = {"rtol": 1e-5, "t_end": 0.05, "stop": None}
+    each = gf.walk(network, "cvode", **settings)
+    tenth = gf.walk(references.small_network(), gf.solvers.CVODE(internal_steps=10**6), **settings)
+    assert np.array_equal(each["theta"].values[-1], tenth["theta"].values[-1])
+    assert tenth.sizes["step"] == 2
+    fewer = int(each["n_gradient"][-1]) - int(tenth["n_gradient"][-1])
+    assert fewer == each.sizes["step"] - tenth.sizes["step"]
+
+
+@pytest.mark.parametrize("budget", [1, 2, 20, 61])
+def test_the_budget_is_never_passed(network, budget, installed):
+    ds = gf.walk(network, "cvode", rtol=1e-6, stop=None, max_evaluations=budget)
+    assert ds.attrs["status"] == "max_evaluations"
+    assert int(ds["n_gradient"][-1]) <= budget
+
+
+def test_resumed_it_starts_afresh_and_meets_its_tolerance(tmp_path, installed):
+    def walk(path, t_end):
+        flow = references.small_network()
+        return gf.walk(flow, "cvode", rtol=1e-7, t_end=t_end, stop=None, archive=path)
+
+    walk(tmp_path / "cut.nc", 0.05).close()
+    with (
+        walk(tmp_path / "whole.nc", 0.1) as whole,
+        gf.resume(tmp_path / "cut.nc", references.small_network(), t_end=0.1) as resumed,
+    ):
+        assert float(resumed["time"][-1]) == 0.1
+        end = whole["theta"].values[-1]
+        off = np.linalg.norm(resumed["theta"].values[-1] - end) / np.linalg.norm(end)
+        assert 0 < off <= 1e-5
+
+
+def test_it_works_in_float64_only(installed):
+    with pytest.raises(InputError, match="float64"):
+        gf.walk(references.small_network(dtype=torch.float32), "cvode", rtol=1e-3)
+
+
+@pytest.mark.parametrize("internal_steps", [0, 1.5])
+def test_its_setting_is_a_positive_whole_number(internal_steps, installed):
+    with pytest.raises(InputError, match="internal_steps="):
+        gf.solvers.CVODE(internal_steps=internal_steps)
