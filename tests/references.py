@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
 import geoflow as gf
@@ -110,3 +113,113 @@ def order_of_convergence(steps: list[float], errors: list[float]) -> float:
     y = torch.tensor(errors, dtype=torch.float64).log()
     x = x - x.mean()
     return float((x * (y - y.mean())).sum() / (x * x).sum())
+
+
+def _flow(
+    loss: Callable[[Tensor], Tensor], regularizer: Callable[[Tensor], Tensor], start: Tensor
+) -> gf.RegularizingFlow:
+    problem = gf.Problem.from_function(loss, start)
+    return gf.RegularizingFlow(gf.LevelSet(problem), regularizer)
+
+
+def ill_conditioned_ellipsoid() -> gf.RegularizingFlow:
+    """L = ½θᵀDθ, axes of D from 1 to 10⁶, R = ‖θ‖²: the start has all of them in L alike."""
+    axes = torch.logspace(0, 6, 8, dtype=torch.float64)
+    return _flow(
+        lambda theta: 0.5 * torch.dot(theta, axes * theta),
+        gf.regularizers.squared_norm,
+        _normal(8, 5) / axes.sqrt(),
+    )
+
+
+def torus() -> gf.RegularizingFlow:
+    """L = (√(x² + y²) − 2)² + z² = 1, R a linear function with a quadratic one."""
+    tilt = torch.tensor([1.0, 0.5, -0.7], dtype=torch.float64)
+    pull = torch.tensor([0.3, -0.4, 0.5], dtype=torch.float64)
+
+    def loss(theta: Tensor) -> Tensor:
+        return (torch.hypot(theta[0], theta[1]) - 2) ** 2 + theta[2] ** 2
+
+    start = torch.tensor([0.0, 2 + 3**-0.5, (2 / 3) ** 0.5], dtype=torch.float64)
+    return _flow(loss, lambda theta: torch.dot(tilt + pull * theta, theta), start)
+
+
+def rosenbrock() -> gf.RegularizingFlow:
+    """Rosenbrock's function in 4 dimensions, R = ‖θ − a‖²: a curved shell, 100 times narrower."""
+    goal = torch.tensor([-0.5, 0.3, 0.8, -0.2], dtype=torch.float64)
+
+    def loss(theta: Tensor) -> Tensor:
+        curve = theta[1:] - theta[:-1] ** 2
+        return (100 * curve**2 + (1 - theta[:-1]) ** 2).sum()
+
+    start = torch.tensor([-0.4, 0.3, 0.2, 0.25], dtype=torch.float64)
+    return _flow(loss, lambda theta: ((theta - goal) ** 2).sum(), start)
+
+
+def narrow_valley() -> gf.RegularizingFlow:
+    """L = ½(x² + z²) + 10³(y − sin 2x)²/2, R = ‖θ − a‖²: stiff across a bent valley."""
+    goal = torch.tensor([1.0, 1.0, 0.5], dtype=torch.float64)
+
+    def loss(theta: Tensor) -> Tensor:
+        x, y, z = theta
+        return 0.5 * (x**2 + z**2) + 500 * (y - torch.sin(2 * x)) ** 2
+
+    start = torch.tensor([-0.6, -0.9, 0.5], dtype=torch.float64)
+    return _flow(loss, lambda theta: ((theta - goal) ** 2).sum(), start)
+
+
+class _Sine(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(x)
+
+
+def network(activation: nn.Module, layers: Sequence[int] = (2, 8, 7, 1)) -> gf.RegularizingFlow:
+    """A network of 95 parameters fitted for a moment to a smooth function, with R = ‖θ‖²."""
+    modules: list[nn.Module] = []
+    for n, m in itertools.pairwise(layers):
+        modules += [nn.Linear(n, m).double(), activation]
+    module = nn.Sequential(*modules[:-1])
+    with torch.no_grad():
+        for seed, parameter in enumerate(module.parameters()):
+            parameter.copy_(0.6 * _normal(parameter.numel(), seed).view(parameter.shape))
+    inputs = _normal(60, 11).reshape(30, 2)
+    targets = torch.sin(2 * inputs[:, :1]) * inputs[:, 1:]
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.02)
+    for _ in range(300):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(module(inputs), targets).backward()
+        optimizer.step()
+    problem = gf.Problem.from_module(module, nn.functional.mse_loss, inputs, targets)
+    return gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+
+
+# Flows without a fault of their own, from smooth to stiff, and the time to follow each.
+PROBLEMS: dict[str, tuple[Callable[[], gf.RegularizingFlow], float]] = {
+    "Oja, 5 dimensions": (lambda: oja().flow, 1.0),
+    "torus": (torus, 2.0),
+    "ellipsoid": (ellipsoid, 0.4),
+    "ellipsoid, condition 1e6": (ill_conditioned_ellipsoid, 1.0),
+    "Rosenbrock": (rosenbrock, 0.5),
+    "narrow valley": (narrow_valley, 0.5),
+    "tanh network, P = 95": (lambda: network(nn.Tanh()), 0.2),
+    "sine network, P = 95": (lambda: network(_Sine()), 0.2),
+}
+
+
+def tight(flow: gf.RegularizingFlow, times: Sequence[float], rtol: float = 1e-11) -> np.ndarray:
+    """θ at some times, shape (times, P), by SciPy's Radau or, for larger P, DOP853."""
+    start = flow.level_set.project(flow.problem.theta0, rtol=1e-13)
+
+    def velocity(t: float, theta: np.ndarray) -> np.ndarray:
+        return flow.evaluate(torch.from_numpy(theta)).velocity.numpy()
+
+    solution = solve_ivp(
+        velocity,
+        (0.0, max(times)),
+        start.theta.numpy(),
+        "Radau" if len(start.theta) < 20 else "DOP853",
+        t_eval=list(times),
+        rtol=rtol,
+        atol=1e-2 * rtol,
+    )
+    return np.asarray(solution.y.T)

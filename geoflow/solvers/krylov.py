@@ -9,12 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from geoflow.errors import StepSizeError
 from geoflow.manifold.linearization import TangentHessian
 
 Vector = NDArray[np.float64]
 
 FIRST_ROWS = 32
-CANCELLED = 0.1
+CANCELLED, INVARIANT = 0.1, 1e-13
 
 
 def phi1(z: Vector) -> Vector:
@@ -32,95 +33,118 @@ def phi3(z: Vector) -> Vector:
 
 
 class KrylovSpace:
-    """Orthonormal vectors V, their images AV, VᵀAV, and Vᵀ∇²L V.
+    """Orthonormal vectors V from Lanczos' process on A, and VᵀAV.
 
-    Vectors are orthogonalised against all before them: Lanczos' short recurrence loses
-    orthogonality once a Ritz value has converged, which the outliers of A do at once. For large P
-    reading V is what that costs, so it is read as seldom as can be.
+    The image of one vector gives the next, so that the last of the m + 1 vectors is known before
+    its own image is. In VᵀAV its row is known but for the diagonal entry, for which the largest
+    curvature seen stands in: too small a one would let a stiff direction grow, and one too large
+    only leaves the direction to the correction.
+
+    Vectors are orthogonalised against all before them: the short recurrence loses orthogonality
+    once a Ritz value has converged, which the outliers of A do at once. For large P reading V is
+    what that costs, so it is read as seldom as can be.
+
+    Parameters
+    ----------
+    operator : TangentHessian
+        A.
+    start : Tensor, shape (P,)
+        First direction, tangent and not zero; its image is evaluated at once, one gradient.
+    radius : float
+        Curvature to expect: that of the step before, or zero.
 
     Attributes
     ----------
-    matrix, loss_matrix : ndarray, shape (m, m)
+    matrix, loss_matrix : ndarray, shape (m + 1, m + 1)
         VᵀAV and Vᵀ∇²L V.
     """
 
-    def __init__(self, operator: TangentHessian) -> None:
-        self.operator = operator
+    def __init__(self, operator: TangentHessian, start: Tensor, radius: float = 0.0) -> None:
+        self.operator, self.radius = operator, radius
         # Rows of one array, which grows by doubling: a product with all of V is then one call.
-        shape = (FIRST_ROWS, operator.state.theta.numel())
-        self._vectors = operator.state.theta.new_empty(shape)
-        self._images = torch.empty_like(self._vectors)
-        self.matrix: Vector = np.zeros((0, 0))
-        self.loss_matrix: Vector = np.zeros((0, 0))
+        self._vectors = start.new_empty((FIRST_ROWS, start.numel()))
+        self._vectors[0] = start / torch.linalg.vector_norm(start)
+        self.matrix: Vector = np.zeros((1, 1))
+        self.loss_matrix: Vector = np.zeros((1, 1))
+        self.add()
 
     def __len__(self) -> int:
-        return len(self.matrix)
-
-    def add(self, direction: Tensor) -> None:
-        """Add a direction orthogonal to the space: one gradient."""
-        vector = direction / torch.linalg.vector_norm(direction)
-        image, loss_image = self.operator(vector)
-        n = len(self)
-        if n == len(self._vectors):
-            self._vectors = torch.cat([self._vectors, torch.empty_like(self._vectors)])
-            self._images = torch.cat([self._images, torch.empty_like(self._images)])
-        self._vectors[n], self._images[n] = vector, image
-        basis = self._vectors[: n + 1]
-        self.matrix = _bordered(self.matrix, _numpy(basis @ image))
-        self.loss_matrix = _bordered(self.loss_matrix, _numpy(basis @ loss_image))
-
-    def truncate(self, n: int) -> None:
-        """Go back to the first ``n`` vectors."""
-        self.matrix, self.loss_matrix = self.matrix[:n, :n], self.loss_matrix[:n, :n]
+        """Vectors whose images have been evaluated, m."""
+        return len(self.matrix) - 1
 
     @property
     def vectors(self) -> Tensor:
-        """V, the vectors as rows, shape (m, P)."""
-        return self._vectors[: len(self)]
+        """V, the vectors as rows, shape (m + 1, P)."""
+        return self._vectors[: len(self) + 1]
 
-    @property
-    def images(self) -> Tensor:
-        """AV, the images as rows, shape (m, P)."""
-        return self._images[: len(self)]
+    def add(self) -> None:
+        """Evaluate the last vector's image, which gives the next vector: one gradient."""
+        n = len(self) + 1
+        image, loss_image = self._images(self._vectors[n - 1])
+        column, loss_column = self.column(n, image), self.column(n, loss_image)
+        rest = self._orthogonal(image, column)
+        beta = float(torch.linalg.vector_norm(rest))
+        if beta <= INVARIANT * float(np.linalg.norm(column)):
+            beta = 0.0
+        if n == len(self._vectors):
+            self._vectors = torch.cat([self._vectors, torch.empty_like(self._vectors)])
+        # Where the space is invariant, zero stands for a vector.
+        following = torch.mul(rest, 1 / beta if beta else 0.0, out=self._vectors[n])
+        self.radius = max(self.radius, float(column[-1]), beta)
+        guess = np.zeros(n + 1)
+        guess[-2:] = beta, self.radius
+        self.matrix = bordered(bordered(self.matrix[:-1, :-1], column), guess)
+        # Of the loss alone, coupled to the vectors before the last by ∇²R only.
+        guess = np.zeros(n + 1)
+        guess[-2:] = float(torch.dot(following, loss_image)), loss_column[-1]
+        self.loss_matrix = bordered(bordered(self.loss_matrix[:-1, :-1], loss_column), guess)
 
-    def coefficients(self, v: Tensor) -> Vector:
-        """Vᵀ v."""
-        return _numpy(self.vectors @ v)
+    def column(self, n: int, v: Tensor) -> Vector:
+        """First ``n`` coefficients of Vᵀ v."""
+        return _numpy(self._vectors[:n] @ v)
 
-    def following(self) -> Tensor:
-        """Part of the last image orthogonal to the space: the next Krylov vector, not yet unit."""
-        return self._orthogonal(self.images[-1], self.matrix[:, -1])
+    def combine(self, coefficients: Vector) -> Tensor:
+        """V y, of as many vectors as there are coefficients."""
+        vectors = self._vectors[: len(coefficients)]
+        return torch.from_numpy(coefficients).to(vectors) @ vectors
 
-    def rest(self, v: Tensor) -> Tensor:
-        """Part of a vector orthogonal to the space."""
-        return self._orthogonal(v, self.coefficients(v))
+    def split(self, v: Tensor) -> tuple[Vector, Tensor]:
+        """Coefficients of v in the m evaluated vectors, and what is orthogonal to them."""
+        coefficients = self.column(len(self), v)
+        return coefficients, self._orthogonal(v, coefficients)
+
+    def beside(self, unit: Tensor) -> tuple[Vector, Vector]:
+        """VᵀAV and Vᵀ∇²L V of the m evaluated vectors and a unit one beside them: one gradient."""
+        blocks = self.matrix[:-1, :-1], self.loss_matrix[:-1, :-1]
+        matrix, loss_matrix = (
+            bordered(block, np.append(self.column(len(self), image), float(torch.dot(unit, image))))
+            for block, image in zip(blocks, self._images(unit), strict=True)
+        )
+        return matrix, loss_matrix
+
+    def _images(self, unit: Tensor) -> tuple[Tensor, Tensor]:
+        image, loss_image = self.operator(unit)
+        if not torch.isfinite(image).all():
+            raise StepSizeError("a Hessian product is not finite; choose another level")
+        return image, loss_image
 
     def _orthogonal(self, v: Tensor, coefficients: Vector) -> Tensor:
         rest = v - self.combine(coefficients)
         # Once more where much has cancelled: what is left has its digits from rounding.
         if torch.linalg.vector_norm(rest) < CANCELLED * torch.linalg.vector_norm(v):
-            rest = rest - self.combine(self.coefficients(rest))
+            rest = rest - self.combine(self.column(len(coefficients), rest))
         return self.operator.tangent(rest)
 
-    def combine(self, coefficients: Vector) -> Tensor:
-        """V y."""
-        return self._row(coefficients) @ self.vectors
 
-    def image(self, coefficients: Vector) -> Tensor:
-        """A V y."""
-        return self._row(coefficients) @ self.images
-
-    def _row(self, coefficients: Vector) -> Tensor:
-        return torch.from_numpy(coefficients).to(self._vectors)
-
-    def apply(self, function: Callable[[Vector], Vector], coefficients: Vector) -> Vector:
-        """Compute f(VᵀAV) y, f taken of the eigenvalues."""
-        values, vectors = np.linalg.eigh(self.matrix)
+def apply(function: Callable[[Vector], Vector], matrix: Vector, coefficients: Vector) -> Vector:
+    """Compute f(T) y of a symmetric T, f taken of the eigenvalues."""
+    values, vectors = np.linalg.eigh(matrix)
+    with np.errstate(over="ignore", invalid="ignore"):
         result: Vector = vectors @ (function(values) * (vectors.T @ coefficients))
-        return result
+    return result
 
 
-def _bordered(matrix: Vector, column: Vector) -> Vector:
+def bordered(matrix: Vector, column: Vector) -> Vector:
     """Return a symmetric matrix, larger by one, its last column given."""
     grown = np.empty((len(column), len(column)))
     grown[:-1, :-1] = matrix

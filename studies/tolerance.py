@@ -1,0 +1,86 @@
+"""Error over tolerance, and its cost, on eight flows that SciPy can integrate to 1e-11.
+
+python studies/tolerance.py [SOLVER…]
+
+Writes a table of docs/accuracy.md: the worst relative error in θ over a walk's times, in units of
+rtol, and the gradient evaluations. The flows are those of tests/references.py, seeds and all.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import geoflow as gf
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+import references  # noqa: E402 - from the tests' folder
+
+RTOLS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
+FRACTIONS = (0.1, 0.3, 1.0)
+MAX_EVALUATIONS = 20_000
+PAGE = ROOT / "docs" / "accuracy.md"
+BEGIN, END = "<!-- table: studies/tolerance.py -->", "<!-- end of tolerances -->"
+
+
+def cell(
+    flow: gf.RegularizingFlow, solver: str, rtol: float, times: list[float], exact: np.ndarray
+) -> tuple[float, int, str]:
+    """Worst relative error over rtol, NaN where the walk ended early; evaluations; status."""
+    # The level is kept well below the errors compared.
+    level_set = gf.LevelSet(flow.problem, level_rtol=max(min(1e-6, rtol / 100), 1e-13))
+    ds = gf.walk(
+        gf.RegularizingFlow(level_set, flow.regularizer),
+        solver,
+        rtol=rtol,
+        atol=rtol / 1000,
+        t_end=times[-1],
+        stop=None,
+        snapshot_times=times,
+        max_evaluations=MAX_EVALUATIONS,
+    )
+    spent = int(ds["n_gradient"][-1] + 2 * ds["n_hvp"][-1])
+    if ds.attrs["status"] != "t_end":
+        return np.nan, spent, ds.attrs["status"]
+    errors = np.linalg.norm(ds["theta"].values - exact, axis=1) / np.linalg.norm(exact, axis=1)
+    return float(errors.max()) / rtol, spent, "t_end"
+
+
+def main() -> None:
+    """Measure every flow and write the table after each."""
+    torch.set_num_threads(1)
+    solvers = sys.argv[1:] or ["exponential"]
+    header = " | ".join(f"{rtol:.0e}" for rtol in RTOLS)
+    lines = [
+        f"| flow | solver | {header} | error ∝ evaluations to the |",
+        "|" + "---|" * (len(RTOLS) + 3),
+    ]
+    for name, (make, t_end) in references.PROBLEMS.items():
+        flow = make()
+        times = [fraction * t_end for fraction in FRACTIONS]
+        exact = references.tight(flow, times)
+        for solver in solvers:
+            cells = [cell(flow, solver, rtol, times, exact) for rtol in RTOLS]
+            shown = [
+                f"{ratio:.2g} ({spent:,})" if status == "t_end" else f"{status} ({spent:,})"
+                for ratio, spent, status in cells
+            ]
+            # Where a walk takes a few steps only, its count says nothing of an order.
+            good = [
+                (spent, ratio * rtol)
+                for (ratio, spent, status), rtol in zip(cells, RTOLS, strict=True)
+                if status == "t_end" and rtol <= 1e-4
+            ]
+            order = references.order_of_convergence(*map(list, zip(*good, strict=True)))
+            lines.append(f"| {name} | {solver} | {' | '.join(shown)} | {order:.2f} |")
+            print(lines[-1], flush=True)
+        before, rest = PAGE.read_text().split(BEGIN)
+        after = rest.split(END)[1]
+        PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + after)
+
+
+if __name__ == "__main__":
+    main()
