@@ -65,6 +65,10 @@ PREDICTOR_DISTANCE, PREDICTOR_LEVEL_RTOL = 0.3, 1e-2
 NEWTON_ITERATIONS = 6
 AFTER_FAILURE = 0.3
 
+# A step off the slow manifold raises the tangent velocity, where θ is within the tolerance still:
+# by how much it may, from no less than this part of ‖∇R‖, and the step after that.
+VELOCITY_GROWTH, VELOCITY_FLOOR, AFTER_GROWTH = 1.3, 0.05, 0.6
+
 
 class Exponential:
     """Riemannian exponential Rosenbrock method, third order; see the module's text."""
@@ -98,14 +102,17 @@ class Exponential:
             return StepResult(state, dict(carry), step, 0.0, 0, 0)
         # Archives of earlier versions have no radius.
         attempts = _Attempts(flow, state, tolerance, float(carry.get("radius", 0.0)))
+        floor = VELOCITY_FLOOR * _norm(state.regularizer_gradient)
         n_rejected = 0
         while True:
             step = attempts.resolve(step)
             try:
                 end, error = attempts.attempt(step)
                 factor = min(max(SAFETY * max(error, 1e-4) ** (-1 / 3), SHRINK), GROW)
-                if error <= 1:
+                grows = end.tangent_norm > VELOCITY_GROWTH * max(state.tangent_norm, floor)
+                if error <= 1 and not grows:
                     break
+                factor = min(factor, AFTER_GROWTH) if grows else factor
                 cause = "the local error stays above the tolerance"
             except (ConvergenceError, CriticalPointError) as failure:
                 factor = AFTER_FAILURE

@@ -125,26 +125,29 @@ def test_third_order_with_a_single_krylov_vector(make):
     assert abs(references.order_of_convergence(steps, errors) - 3) <= 0.2
 
 
-@pytest.mark.parametrize("name", ["Oja, 5 dimensions", "torus", "ellipsoid", "Rosenbrock"])
-def test_the_error_is_in_proportion_to_the_tolerance_and_to_the_cost_cubed(name):
+SLOW_PROBLEMS = [pytest.param(name, marks=pytest.mark.slow) for name in ("torus", "Rosenbrock")]
+
+
+@pytest.mark.parametrize("name", ["ellipsoid", *SLOW_PROBLEMS])
+def test_the_error_is_in_proportion_to_the_tolerance_and_to_the_step_cubed(name):
     make, t_end = references.PROBLEMS[name]
     flow = make()
     flow = gf.RegularizingFlow(gf.LevelSet(flow.problem, level_rtol=1e-12), flow.regularizer)
     times = [0.3 * t_end, t_end]
     exact = references.tight(flow, times)
-    rtols, errors, costs = [1e-5, 1e-6, 1e-7, 1e-8], [], []
+    rtols, errors, steps = [1e-5, 1e-6, 1e-7, 1e-8], [], []
     for rtol in rtols:
         ds = gf.walk(
             flow, rtol=rtol, atol=1e-3 * rtol, t_end=t_end, stop=None, snapshot_times=times
         )
         norms = np.linalg.norm(exact, axis=1)
         errors.append(float((np.linalg.norm(ds["theta"].values - exact, axis=1) / norms).max()))
-        costs.append(1 / float(ds["n_gradient"][-1]))
+        steps.append(float(ds["step_size"][1:].median()))
     ratios = np.array(errors) / rtols
     assert ratios.min() >= 0.01
     assert ratios.max() <= 10
     assert abs(references.order_of_convergence(rtols, errors) - 1) <= 0.15
-    assert abs(references.order_of_convergence(costs, errors) - 3) <= 0.35
+    assert abs(references.order_of_convergence(steps, errors) - 3) <= 0.25
 
 
 @pytest.mark.parametrize("name", ["ellipsoid", "network"])
