@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from geoflow.errors import InputError
-from geoflow.solvers.base import Carry, Solver, StepResult, Tolerance, check_needs
+from geoflow.solvers.base import Carry, Solver, StepResult, Tolerance, check_needs, vectors_of
 from geoflow.solvers.exponential import Exponential
 from geoflow.solvers.rkc import RKC
 from geoflow.solvers.torchdiffeq import ADAPTIVE, FIXED, TorchDiffEq
@@ -24,6 +24,7 @@ __all__ = [
     "from_config",
     "get",
     "names",
+    "vectors_of",
 ]
 
 DEFAULT = "exponential"

@@ -40,6 +40,7 @@ from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.solvers.base import Carry, StepResult, Tolerance
 from geoflow.solvers.control import check_step, clip_step
 from geoflow.solvers.krylov import (
+    MAX_VECTORS,
     KrylovSpace,
     Vector,
     apply,
@@ -50,7 +51,6 @@ from geoflow.solvers.krylov import (
 
 SAFETY, SHRINK, GROW = 0.9, 0.2, 3.0
 
-MAX_VECTORS = 40
 # The Krylov residual, h times it in units of the error allowed, and in units of ‖f‖, without which
 # a loose tolerance would let θ leave the slow manifold.
 KRYLOV_DEFECT, KRYLOV_LEFTOVER = 3.0, 0.2

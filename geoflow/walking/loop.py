@@ -25,7 +25,7 @@ from geoflow.errors import (
 )
 from geoflow.manifold.protocol import Flow, State, flatten
 from geoflow.problems import dtypes
-from geoflow.solvers import Carry, Solver, Tolerance, check_needs
+from geoflow.solvers import Carry, Solver, Tolerance, check_needs, vectors_of
 from geoflow.system import interrupts
 from geoflow.system.memory import check_memory
 from geoflow.system.progress import Progress
@@ -54,6 +54,9 @@ COMPARED: Mapping[str, str] = {
     "gradient_norm": "the norm of the loss gradient",
     "regularizer": "the regularisation function",
 }
+
+# Vectors of θ's size: those of a state; and, above them, of one evaluation and a re-projection.
+STATE_VECTORS, EVALUATION_VECTORS = 4, 5
 
 
 def walk(
@@ -170,16 +173,18 @@ def walk(
     )
     goals, rule = settings.goals(), settings.rule()
 
+    in_memory = recorder is None and target is None
+    kept_dtype = dtypes.DTYPES[str(settings.theta_dtype)]
+    _check_memory(flow, chosen, rule, kept_dtype, in_memory=in_memory)
+
     def walk_with(recorder: Recorder) -> xr.Dataset:
         tolerance = settings.tolerance(flow.problem.dtype)
-        kept_dtype = dtypes.DTYPES[str(settings.theta_dtype)]
         walk = Walk(flow, chosen, tolerance, rule, observables, recorder, kept_dtype)
         return walk.run(goals, progress)
 
     if recorder is not None:
         return walk_with(recorder)
     if target is None:
-        _check_memory(flow, rule)
         return walk_with(Memory(flow.problem, sorted(observables), header))
     with Stream.create(
         target,
@@ -393,11 +398,52 @@ def _check_same(now: Mapping[str, float], then: Mapping[str, float], dtype: torc
     )
 
 
-def _check_memory(flow: Flow, rule: SnapshotRule) -> None:
-    """Refuse a walk whose snapshots would not fit, before it starts."""
+def walk_bytes(
+    flow: Flow, solver: Solver, rule: SnapshotRule, dtype: torch.dtype, *, in_memory: bool
+) -> tuple[int, int]:
+    """Estimate what a walk takes at its peak: for its vectors, and in all with its snapshots.
+
+    Of the vectors it is within a quarter of what was measured (``studies/memory.py``), where the
+    solver uses all that it may. Activations are not in it: give the problem a ``batch_size`` where
+    those are large. Nor are the records, some 150 bytes a step, nor snapshots at the multiples of a
+    flow time, whose number is not known beforehand.
+
+    Parameters
+    ----------
+    flow, solver, rule
+        What is walked, how, and what is kept.
+    dtype : torch.dtype
+        In which θ is kept.
+    in_memory : bool
+        Whether snapshots are; else none of them counts.
+    """
+    theta = flow.problem.theta0
+    vector = theta.numel() * theta.element_size()
+    working = (STATE_VECTORS + EVALUATION_VECTORS + vectors_of(solver)) * vector
+    kept = _n_snapshots(rule) * theta.numel() * dtype.itemsize if in_memory else 0
+    # At the end they are stacked, one array beside the single ones.
+    return working, max(working + kept, STATE_VECTORS * vector + 2 * kept)
+
+
+def _n_snapshots(rule: SnapshotRule) -> int:
     if isinstance(rule, Every):
-        return
-    n = rule.limit if isinstance(rule, Thinned) else len(rule.times)  # type: ignore[attr-defined]
-    needed = 2 * n * flow.problem.theta0.numel() * flow.problem.theta0.element_size()
-    what = f"{n} snapshots of {flow.problem.n_parameters:,} parameters"
-    check_memory(needed, what, "keep fewer snapshots, or name an archive")
+        return 0
+    return rule.limit if isinstance(rule, Thinned) else len(rule.times)  # type: ignore[attr-defined]
+
+
+def _check_memory(
+    flow: Flow, solver: Solver, rule: SnapshotRule, dtype: torch.dtype, *, in_memory: bool
+) -> None:
+    """Refuse a walk that would not fit, before it starts."""
+    working, total = walk_bytes(flow, solver, rule, dtype, in_memory=in_memory)
+    problem = flow.problem
+    vectors = f"solver={solver.name!r}: its vectors of {problem.n_parameters:,} parameters"
+    fewer = "use one that holds fewer, such as 'rkc', or a problem in float32"
+    check_memory(working, vectors, fewer, problem.device)
+    on_cpu = problem.device.type == "cpu"
+    check_memory(
+        total if on_cpu else total - working,
+        f"{_n_snapshots(rule)} snapshots of {problem.n_parameters:,} parameters"
+        + (" and the solver's vectors" if on_cpu else ""),
+        "keep fewer (max_snapshots), keep them in float32 (theta_dtype), or name an archive",
+    )
