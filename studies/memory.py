@@ -1,12 +1,13 @@
 """Peak memory of a walk by solver, and what is estimated before it: P = 10⁶ in float64.
 
-    OMP_NUM_THREADS=1 python studies/memory.py
+    OMP_NUM_THREADS=1 python studies/memory.py [SOLVER …]
 
-Each walk is one of a linear network, 1,000 inputs to 1,000 outputs, on 64 examples whose singular
-values spread over four decades (seed 0), so that the exponential solver fills its Krylov space. Two
-snapshots are kept, in memory. Every walk has a process of its own; its peak is what the kernel says,
-less the peak of the same walk with 10 inputs and 10 outputs. Prints the table of
-docs/performance.md.
+Each walk is one of a linear network, 1,000 inputs to 1,000 outputs, on 48 examples of evenly spread
+singular values (seed 0); that of the exponential solver starts with a step so long that it fills its
+Krylov space. Two snapshots are kept, in memory. Every walk has a process of its own: what counts is
+the kernel's peak less what the process held before, a small walk having imported everything. Once
+glibc hands every freed vector back (``MALLOC_MMAP_THRESHOLD_``), as it does from 32 MiB on, and once
+it is left as it is. Prints the table of docs/performance.md. Linux only.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import nn
 
 import geoflow as gf
 from geoflow import solvers
-from geoflow.walking.loop import walk_bytes
+from geoflow.walking.memory import walk_bytes
 from geoflow.walking.snapshots import Thinned
 
 SEED, EXAMPLES, SNAPSHOTS = 0, 48, 2
@@ -67,7 +68,7 @@ def measure(name: str) -> int:
 def estimate(name: str) -> int:
     """Bytes that a walk is estimated to take."""
     made = flow(WIDTH)
-    return walk_bytes(made, solvers.get(name), Thinned(SNAPSHOTS), torch.float64, in_memory=True)[1]
+    return walk_bytes(made, solvers.get(name), Thinned(SNAPSHOTS), torch.float64)
 
 
 def walk(flow: gf.RegularizingFlow, name: str) -> None:

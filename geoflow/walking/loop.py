@@ -25,16 +25,16 @@ from geoflow.errors import (
 )
 from geoflow.manifold.protocol import Flow, State, flatten
 from geoflow.problems import dtypes
-from geoflow.solvers import Carry, Solver, Tolerance, check_needs, vectors_of
+from geoflow.solvers import Carry, Solver, Tolerance, check_needs
 from geoflow.system import interrupts
-from geoflow.system.memory import check_memory
 from geoflow.system.progress import Progress
 from geoflow.system.translation import numerics
 from geoflow.trajectories import dataset, records
 from geoflow.trajectories.records import Observable, Snapshot
+from geoflow.walking.memory import check_walk_memory
 from geoflow.walking.recorder import Memory, Recorder
 from geoflow.walking.settings import CHECKPOINT_SECONDS, DEFAULTS, WalkSettings
-from geoflow.walking.snapshots import Every, SnapshotRule, Thinned
+from geoflow.walking.snapshots import SnapshotRule
 from geoflow.walking.stopping import Goals, Stop
 from geoflow.walking.stream import Stream
 
@@ -54,9 +54,6 @@ COMPARED: Mapping[str, str] = {
     "gradient_norm": "the norm of the loss gradient",
     "regularizer": "the regularisation function",
 }
-
-# Vectors of θ's size: those of a state; and, above them, of one evaluation and a re-projection.
-STATE_VECTORS, EVALUATION_VECTORS = 4, 5
 
 
 def walk(
@@ -175,7 +172,7 @@ def walk(
 
     in_memory = recorder is None and target is None
     kept_dtype = dtypes.DTYPES[str(settings.theta_dtype)]
-    _check_memory(flow, chosen, rule, kept_dtype, in_memory=in_memory)
+    check_walk_memory(flow, chosen, rule, kept_dtype, in_memory=in_memory)
 
     def walk_with(recorder: Recorder) -> xr.Dataset:
         tolerance = settings.tolerance(flow.problem.dtype)
@@ -395,55 +392,4 @@ def _check_same(now: Mapping[str, float], then: Mapping[str, float], dtype: torc
         "the loss differs in its last digits from that recorded, so the walk goes on but not bit "
         "for bit: another machine, number of threads or version of torch",
         stacklevel=3,
-    )
-
-
-def walk_bytes(
-    flow: Flow, solver: Solver, rule: SnapshotRule, dtype: torch.dtype, *, in_memory: bool
-) -> tuple[int, int]:
-    """Estimate what a walk takes at its peak: for its vectors, and in all with its snapshots.
-
-    Of the vectors it is within a quarter of what was measured (``studies/memory.py``), where the
-    solver uses all that it may. Activations are not in it: give the problem a ``batch_size`` where
-    those are large. Nor are the records, some 150 bytes a step, nor snapshots at the multiples of a
-    flow time, whose number is not known beforehand.
-
-    Parameters
-    ----------
-    flow, solver, rule
-        What is walked, how, and what is kept.
-    dtype : torch.dtype
-        In which θ is kept.
-    in_memory : bool
-        Whether snapshots are; else none of them counts.
-    """
-    theta = flow.problem.theta0
-    vector = theta.numel() * theta.element_size()
-    working = (STATE_VECTORS + EVALUATION_VECTORS + vectors_of(solver)) * vector
-    kept = _n_snapshots(rule) * theta.numel() * dtype.itemsize if in_memory else 0
-    # At the end they are stacked, one array beside the single ones.
-    return working, max(working + kept, STATE_VECTORS * vector + 2 * kept)
-
-
-def _n_snapshots(rule: SnapshotRule) -> int:
-    if isinstance(rule, Every):
-        return 0
-    return rule.limit if isinstance(rule, Thinned) else len(rule.times)  # type: ignore[attr-defined]
-
-
-def _check_memory(
-    flow: Flow, solver: Solver, rule: SnapshotRule, dtype: torch.dtype, *, in_memory: bool
-) -> None:
-    """Refuse a walk that would not fit, before it starts."""
-    working, total = walk_bytes(flow, solver, rule, dtype, in_memory=in_memory)
-    problem = flow.problem
-    vectors = f"solver={solver.name!r}: its vectors of {problem.n_parameters:,} parameters"
-    fewer = "use one that holds fewer, such as 'rkc', or a problem in float32"
-    check_memory(working, vectors, fewer, problem.device)
-    on_cpu = problem.device.type == "cpu"
-    check_memory(
-        total if on_cpu else total - working,
-        f"{_n_snapshots(rule)} snapshots of {problem.n_parameters:,} parameters"
-        + (" and the solver's vectors" if on_cpu else ""),
-        "keep fewer (max_snapshots), keep them in float32 (theta_dtype), or name an archive",
     )
