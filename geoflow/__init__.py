@@ -25,6 +25,7 @@ from geoflow.problems.problem import Problem
 from geoflow.sweeps.ensemble import open_sweep
 from geoflow.sweeps.runs import sweep, sweep_weight_decay
 from geoflow.trajectories.difference import diff
+from geoflow.trajectories.loading import load_into
 from geoflow.walking.loop import walk
 from geoflow.walking.resuming import resume
 from geoflow.walking.stopping import Plateau, Stationary
@@ -51,6 +52,7 @@ __all__ = [
     "baselines",
     "diff",
     "experiments",
+    "load_into",
     "open_sweep",
     "open_trajectory",
     "regularizers",

@@ -37,7 +37,8 @@ class ConvergenceError(GeoflowError):
     residual : float
         L − c at the last point evaluated, in units of the loss.
     reason : str
-        ``"diverged"``, ``"displacement"`` or ``"iterations"``.
+        ``"diverged"``, ``"displacement"``, ``"iterations"`` or, where rounding holds up the
+        iteration above the tolerance, ``"floor"``.
     """
 
     def __init__(self, message: str, *, iterations: int, residual: float, reason: str) -> None:
@@ -53,6 +54,10 @@ class StepSizeError(GeoflowError):
 
 class NumericalError(GeoflowError):
     """A decomposition failed, or a number overflowed, was divided by zero or is not finite."""
+
+
+class ObservableError(GeoflowError):
+    """An observable raised an error where θ was to be kept."""
 
 
 class EvaluationLimitError(GeoflowError):

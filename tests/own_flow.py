@@ -80,6 +80,9 @@ class GeodesicFlow:
         acceleration = -gradient * (curvature / torch.dot(gradient, gradient))
         return GeodesicState(theta, momentum, float(loss), gradient, acceleration)
 
+    def at_rest(self, state: GeodesicState) -> bool:
+        return not state.velocity.any()
+
     def values(self, state: GeodesicState) -> dict[str, float]:
         return {
             "energy": float(torch.dot(state.momentum, state.momentum)) / 2,

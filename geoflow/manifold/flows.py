@@ -9,7 +9,6 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor
-from torch.func import grad, grad_and_value, vjp
 
 from geoflow.errors import InputError
 from geoflow.manifold.level_set import (
@@ -23,6 +22,7 @@ from geoflow.manifold.level_set import (
 from geoflow.manifold.linearization import TangentHessian
 from geoflow.manifold.normals import Numbers, normal_space
 from geoflow.manifold.protocol import Scalar
+from geoflow.problems import checks
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,10 @@ SCALARS: Mapping[str, Scalar] = MappingProxyType(
 )
 
 
+# Rounding of a projected gradient, in units of its dtype's resolution and of its norm.
+UNITS_OF_ROUNDING = 4
+
+
 class RegularizingFlow:
     """dθ/dt = −(I − g gᵀ/(g·g)) ∇R(θ): down R, along the level set of L.
 
@@ -138,23 +142,25 @@ class RegularizingFlow:
     level_set : LevelSet
         M, with its problem or problems.
     regularizer : callable
-        R: Tensor (P,) → scalar Tensor, differentiable by ``torch.func``.
+        R: Tensor (P,) → scalar Tensor, differentiable by autograd.
 
     Raises
     ------
     InputError
-        R is not a finite scalar at ``theta0``.
+        R is not a finite scalar at ``theta0``, or its gradient there is not that of its values.
     """
 
     def __init__(self, level_set: LevelSet, regularizer: Callable[[Tensor], Tensor]) -> None:
         self.level_set = level_set
         self.problem = level_set.problem
         self.regularizer = regularizer
-        value = regularizer(self.problem.theta0)
-        if value.shape != () or not torch.isfinite(value):
+        value = regularizer(self.problem.theta0.clone())
+        if not isinstance(value, Tensor) or value.shape != () or not torch.isfinite(value):
+            shown = value.tolist() if isinstance(value, Tensor) else value
             raise InputError(
-                f"regularizer gave {value.tolist()} at theta0; it must return a finite scalar"
+                f"regularizer gave {shown} at theta0; it must return a finite scalar tensor"
             )
+        checks.check_gradient(self._value_and_gradient, self.problem.theta0, "regularizer")
 
     def __repr__(self) -> str:
         return f"RegularizingFlow(down {self.regularizer_name} on {self.level_set!r})"
@@ -177,8 +183,7 @@ class RegularizingFlow:
         CriticalPointError
             The gradients of several constraints are dependent to rounding.
         """
-        r_gradient, r_value = grad_and_value(self.regularizer)(theta)
-        r_gradient = r_gradient.detach()
+        r_value, r_gradient = self._value_and_gradient(theta)
         normals = normal_space(gradient)
         normal = normals.split(r_gradient)
         velocity = normal.part - r_gradient
@@ -224,6 +229,11 @@ class RegularizingFlow:
         )
         return self.state(projection.theta, projection.values, projection.gradients), projection
 
+    def at_rest(self, state: FlowState) -> bool:
+        """Whether Π∇R is no more than its own rounding."""
+        norm = float(torch.linalg.vector_norm(state.regularizer_gradient))
+        return state.tangent_norm <= UNITS_OF_ROUNDING * torch.finfo(state.theta.dtype).eps * norm
+
     def values(self, state: FlowState) -> dict[str, float]:
         """The :attr:`scalars` of a state."""
         residual = self.level_set.residual(state.loss)
@@ -248,5 +258,33 @@ class RegularizingFlow:
         Reverse over reverse, ∇²R being symmetric: ∇R is evaluated once for all products. Costs no
         evaluation of L.
         """
-        product = vjp(grad(self.regularizer), theta)[1]
-        return lambda v: product(v)[0].detach()
+        variable = theta.detach().requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(
+                self.regularizer(variable), variable, create_graph=True
+            )
+
+        def product(v: Tensor) -> Tensor:
+            if not gradient.requires_grad:
+                return torch.zeros_like(v)
+            found = torch.autograd.grad(
+                gradient, variable, v, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            return found[0]
+
+        return product
+
+    def _value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """R and ∇R; a user's R never gets the walk's own θ to write into."""
+        variable = theta.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            value = self.regularizer(variable)
+            if not value.requires_grad:
+                raise InputError(
+                    "regularizer: it has no derivative in θ, so something in it leaves the graph "
+                    "(detach, item, NumPy), or it is constant; compute it from its argument alone"
+                )
+            (gradient,) = torch.autograd.grad(
+                value, variable, allow_unused=True, materialize_grads=True
+            )
+        return value.detach(), gradient

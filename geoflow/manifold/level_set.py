@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -21,6 +22,12 @@ MAX_ITERATIONS = 20
 # off); one that does not halve, twice running, has stopped falling.
 STALL_RATIO = 0.5
 DIVERGENCE_RATIO = 1e3
+
+# Rounding of a loss: in units of its dtype's resolution, of the level and of what rounding θ does.
+UNITS_OF_ROUNDING = 8
+# A damped step is cut until the residual falls by this part of what Newton's step promises, at the
+# least to this fraction.
+SUFFICIENT, SMALLEST_FRACTION = 0.25, 2.0**-20
 
 # L and ∇L at one θ: a number and a vector (P,); of n > 1 constraints of shape (n,) and (n, P).
 Evaluated = tuple[Tensor | float, Tensor]
@@ -88,6 +95,8 @@ class LevelSet:
         What was given; several as one whose values have the shape (n,), gradients (n, P).
     levels : ndarray, shape (n,)
         The c of each constraint.
+    n_at_floor : int
+        Re-projections so far that rounding ended above the tolerance.
 
     Raises
     ------
@@ -105,6 +114,7 @@ class LevelSet:
         self.problem: ProblemLike = _as_one(problem)
         self.levels = _levels(self.problem, level)
         self.level_rtol = float(level_rtol)
+        self.n_at_floor = 0
         for c in self.levels:
             if not math.isfinite(c) or c == 0:
                 raise InputError(
@@ -216,41 +226,63 @@ class LevelSet:
         CriticalPointError
             ∇L vanishes to rounding, or those of several constraints are dependent.
         """
-        start, best, stalls = theta, math.inf, 0
-        loss, gradients = evaluated or self.problem.value_and_gradient(theta)
+        # A solver's own steps are not damped: it takes a shorter one.
+        damped = math.isinf(max_displacement)
+        start, stalls, fraction = theta, 0, 1.0
         tolerances = (self.level_rtol if rtol is None else rtol) * abs(self.levels)
+        evaluation = evaluated or self.problem.value_and_gradient(theta)
+        base: _Iterate | None = None
+        best: _Iterate | None = None
         for iteration in range(max_iterations + 1):
-            values = as_values(loss)
-            residuals = values - self.levels
-            if (abs(residuals) <= tolerances).all():
-                return Projection(theta, values, gradients, iteration)
-            # The largest relative to its level, by which each constraint counts the same.
-            size = float(np.max(abs(residuals) / abs(self.levels)))
-            if not math.isfinite(size) or size > DIVERGENCE_RATIO * max(best, 1.0):
-                raise self._failure("diverged", iteration, residuals)
-            normals = normal_space(gradients)
-            self._check_regular(values, normals, theta)
-            # Rounding, not the iteration, is the limit where a tiny correction changes nothing.
-            stalls = stalls + 1 if size > STALL_RATIO * best else 0
-            best = min(best, size)
-            tiny = math.sqrt(torch.finfo(theta.dtype).eps) * float(torch.linalg.vector_norm(theta))
-            if stalls >= 2 and normals.distance(residuals) <= tiny:
-                return Projection(theta, values, gradients, iteration, at_floor=True)
-            if iteration == max_iterations:
+            now = _Iterate(theta, *evaluation, self.levels)
+            if (abs(now.residuals) <= tolerances).all():
+                return Projection(theta, now.values, now.gradients, iteration)
+            stalls = stalls + 1 if best and not now.size <= STALL_RATIO * best.size else 0
+            if not best or now.size < best.size:
+                best = now
+            promised = base and (1 - SUFFICIENT * fraction) * base.size
+            if damped and base and promised and not now.size <= promised and not now.tiny:
+                fraction /= 4
+            else:
+                limit = DIVERGENCE_RATIO * max(best.size, 1.0)
+                if not math.isfinite(now.size) or now.size > limit:
+                    raise self._failure("diverged", iteration, now.residuals)
+                self._check_regular(now)
+                # Rounding, not the iteration, is the limit where a tiny correction changes nothing.
+                if stalls >= 2 and now.tiny:
+                    return self._at_floor(best, iteration)
+                base, fraction = now, min(2 * fraction, 1.0)
+            if iteration == max_iterations or fraction < SMALLEST_FRACTION:
                 break
-            theta = theta - normals.step(residuals)
+            theta = base.theta - base.step * fraction if fraction < 1 else base.theta - base.step
             displacement = float(torch.linalg.vector_norm(theta - start))
             if not displacement <= max_displacement:
-                raise self._failure("displacement", iteration, residuals)
-            loss, gradients = self.problem.value_and_gradient(theta)
-        raise self._failure("iterations", max_iterations, residuals)
+                raise self._failure("displacement", iteration, now.residuals)
+            evaluation = self.problem.value_and_gradient(theta)
+        raise self._failure("iterations", iteration, (best if damped and best else now).residuals)
 
-    def _check_regular(self, values: Numbers, normals: NormalSpace, theta: Tensor) -> None:
-        scale = max(float(torch.linalg.vector_norm(theta)), 1.0)
-        eps = torch.finfo(theta.dtype).eps
-        sizes = np.maximum(abs(values), abs(self.levels))
-        for loss, norm, size in zip(values, normals.norms, sizes, strict=True):
-            if norm * scale <= eps * size:
+    def _at_floor(self, best: _Iterate, iterations: int) -> Projection:
+        """Accept the best point where rounding forces what is left, and nothing else.
+
+        Raises
+        ------
+        ConvergenceError
+            More is left than rounding explains.
+        """
+        eps = torch.finfo(best.theta.dtype).eps
+        norm = float(torch.linalg.vector_norm(best.theta))
+        floors = UNITS_OF_ROUNDING * eps * (abs(self.levels) + best.normals.norms * norm)
+        if not (abs(best.residuals) <= floors).all():
+            raise self._failure("floor", iterations, best.residuals)
+        self.n_at_floor += 1
+        return Projection(best.theta, best.values, best.gradients, iterations, at_floor=True)
+
+    def _check_regular(self, at: _Iterate) -> None:
+        scale = max(float(torch.linalg.vector_norm(at.theta)), 1.0)
+        eps = torch.finfo(at.theta.dtype).eps
+        sizes = np.maximum(abs(at.values), abs(self.levels))
+        for loss, norm, size in zip(at.values, at.normals.norms, sizes, strict=True):
+            if not norm * scale > eps * size:
                 raise CriticalPointError(
                     f"the loss gradient vanishes (norm {norm:.1e} at loss {loss:.6g}): the "
                     "level set is not a manifold there; start elsewhere or choose another level"
@@ -261,18 +293,54 @@ class LevelSet:
             "diverged": "diverged",
             "displacement": "moved further than allowed",
             "iterations": "did not converge",
+            "floor": "is held up by rounding",
         }[reason]
         worst = int(np.argmax(abs(residuals) / abs(self.levels)))
         residual, level = float(residuals[worst]), float(self.levels[worst])
+        remedy = (
+            "use float64, or a larger level_rtol"
+            if reason == "floor"
+            else "take smaller steps, or choose a level the loss can reach"
+        )
         which = f" of constraint {worst}" if self.n_constraints > 1 else ""
         return ConvergenceError(
             f"re-projection onto L = {level:.6g}{which} {what} after {iterations} iterations "
-            f"(L − c = {residual:.3e}, tolerance {self.level_rtol * abs(level):.1e}); take smaller "
-            "steps, or choose a level the loss can reach",
+            f"(L − c = {residual:.3e}, tolerance {self.level_rtol * abs(level):.1e}); {remedy}",
             iterations=iterations,
             residual=residual,
             reason=reason,
         )
+
+
+class _Iterate:
+    """A point of Newton's iteration, and what follows from L and ∇L there."""
+
+    def __init__(
+        self, theta: Tensor, loss: Tensor | float, gradients: Tensor, levels: Numbers
+    ) -> None:
+        self.theta, self.gradients = theta, gradients
+        self.values = as_values(loss)
+        self.residuals = self.values - levels
+        # The largest relative to its level, by which each constraint counts the same.
+        self.size = float(np.max(abs(self.residuals) / abs(levels)))
+
+    @cached_property
+    def normals(self) -> NormalSpace:
+        """The normal space."""
+        return normal_space(self.gradients)
+
+    @cached_property
+    def step(self) -> Tensor:
+        """Newton's step, to be subtracted."""
+        return self.normals.step(self.residuals)
+
+    @property
+    def tiny(self) -> bool:
+        """Whether that step is too short to matter, if rounding spoils it."""
+        eps = torch.finfo(self.theta.dtype).eps
+        norm = float(torch.linalg.vector_norm(self.theta))
+        regular = self.normals.norms.all() and math.isfinite(self.size)
+        return bool(regular) and self.normals.distance(self.residuals) <= math.sqrt(eps) * norm
 
 
 def as_values(loss: Tensor | Numbers | float) -> Numbers:

@@ -88,6 +88,9 @@ class Flow(Protocol):
             See :meth:`geoflow.LevelSet.project`.
         """
 
+    def at_rest(self, state: Any, /) -> bool:
+        """Whether the velocity at a state is zero to rounding: a walk ends there."""
+
     def values(self, state: Any, /) -> Mapping[str, float]:
         """The :attr:`scalars` of a state."""
 

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor, nn
 
-from geoflow.errors import InputError
+from geoflow.errors import GeoflowError, InputError
+from geoflow.problems import data, modules
+from geoflow.problems.data import Tree
+
+# A derivative by differences may differ from the gradient's by this part of ‖∇f‖.
+DIFFERENCE_RTOL = {torch.float64: 1e-3, torch.float32: 5e-2}
+
+
+class Derivable(Protocol):
+    """A scalar function of flat θ and its gradient."""
+
+    def __call__(self, theta: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Value and gradient at θ."""
 
 
 def check_device_and_dtype(device: torch.device | str, dtype: torch.dtype) -> torch.device:
@@ -20,14 +37,30 @@ def check_device_and_dtype(device: torch.device | str, dtype: torch.dtype) -> to
         raise InputError(f"dtype={dtype}; use torch.float64 or torch.float32")
     try:
         device = torch.device(device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        float(torch.zeros(1, device=device)[0])
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"device={str(device)!r} cannot be used ({reason}); use 'cpu'") from None
     return device
 
 
-def check_data(inputs: Tensor, targets: Tensor, batch_size: int | None) -> None:
+def check_like(theta: Tensor, reference: Tensor, name: str = "theta") -> None:
+    """Refuse a vector that is none of a problem's.
+
+    Raises
+    ------
+    InputError
+        Another shape, dtype or device.
+    """
+    for what in ("shape", "dtype", "device"):
+        if getattr(theta, what) != getattr(reference, what):
+            raise InputError(
+                f"{name} has {what} {getattr(theta, what)}; "
+                f"the problem has {what} {getattr(reference, what)}: convert it first"
+            )
+
+
+def check_data(inputs: Tree, targets: Tree, batch_size: int | None) -> None:
     """Refuse data that no loss can be computed of.
 
     Raises
@@ -35,17 +68,29 @@ def check_data(inputs: Tensor, targets: Tensor, batch_size: int | None) -> None:
     InputError
         Numbers of examples that differ, non-finite values, or a batch size below 1.
     """
-    if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets) or not len(inputs):
-        raise InputError(
-            f"inputs have shape {tuple(inputs.shape)} and targets {tuple(targets.shape)}; "
-            "both need the same, non-zero number of examples first"
-        )
-    for name, data in (("inputs", inputs), ("targets", targets)):
-        bad = int((~torch.isfinite(data)).sum())
-        if bad:
-            raise InputError(f"{name} have {bad} non-finite values; remove or impute them")
+    found = [*data.leaves(inputs, "inputs"), *data.leaves(targets, "targets")]
+    lengths = {len(t) if t.ndim else -1 for _, t in found}
+    if len(lengths) != 1 or lengths <= {-1, 0}:
+        shapes = " and ".join(f"{name} have shape {tuple(t.shape)}" for name, t in found)
+        raise InputError(f"{shapes}; all need the same, non-zero number of examples first")
+    check_finite(inputs, "inputs")
+    check_finite(targets, "targets")
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size={batch_size}; use a positive number or None")
+
+
+def check_finite(tree: Tree, name: str) -> None:
+    """Refuse data with infinities or NaN.
+
+    Raises
+    ------
+    InputError
+        Says where, and how many.
+    """
+    for where, tensor in data.leaves(tree, name):
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            raise InputError(f"{where} have {bad} non-finite values; remove or impute them")
 
 
 def check_mode(module: nn.Module, batch_size: int | None) -> None:
@@ -71,3 +116,136 @@ def check_mode(module: nn.Module, batch_size: int | None) -> None:
                 f"batch_size={batch_size}: {where} normalises by batch statistics, so chunks "
                 "would change the loss; use batch_size=None"
             )
+
+
+def check_live(
+    module: nn.Module, loss: Callable[[nn.Module], Tensor], network: modules.Network
+) -> None:
+    """Compare the loss of the copy with that of the module as it was given.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The user's own; only read.
+    loss : callable
+        Module → loss, on data in the copy's dtype.
+    network : Network
+        The copy.
+
+    Raises
+    ------
+    InputError
+        The loss uses the user's module beside the one it is given, so that a part of it would
+        not be a function of θ; or it is not a scalar.
+    """
+    own = [p for p in module.parameters() if p.requires_grad]
+    with torch.enable_grad():
+        value = loss(network.module)
+        if not (isinstance(value, Tensor) and value.shape == ()):
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(
+                f"loss_fn returned shape {shape}; it must return a scalar mean (reduction='mean')"
+            )
+        if own and value.requires_grad:
+            found = torch.autograd.grad(value, own, allow_unused=True, retain_graph=True)
+            if any(g is not None for g in found):
+                raise InputError(
+                    "loss: it uses the parameters of the module itself, which stay as they are "
+                    "while θ moves; write it with Problem.from_batches, whose batch_loss gets the "
+                    "module with the θ in question"
+                )
+
+
+@contextmanager
+def explained(dtype: torch.dtype) -> Iterator[None]:
+    """Say of a first evaluation that fails what is likely to be the matter.
+
+    Raises
+    ------
+    InputError
+        In place of whatever the user's code raised.
+    """
+    try:
+        yield
+    except GeoflowError:
+        raise
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        name = str(dtype).removeprefix("torch.")
+        if any(word in said for word in ("dtype", "scalar type", "Float", "Double", "BFloat16")):
+            raise InputError(
+                f"loss: evaluated in {name}, and a tensor of yours is of another dtype ({said}); "
+                "make it in the dtype of the inputs (x.dtype, not .float()), or give "
+                "dtype=torch.float32"
+            ) from error
+        raise InputError(f"loss: its first evaluation failed ({said})") from error
+
+
+def check_gradient(function: Derivable, theta0: Tensor, name: str) -> None:
+    """Compare a gradient with differences of the function near ``theta0``, along two directions.
+
+    A part of a function that leaves the graph, by ``detach`` or NumPy, has no share in the
+    gradient, and nothing else tells of it. The point is not ``theta0`` itself, where what is
+    computed at a module's own parameters would agree.
+
+    Raises
+    ------
+    InputError
+        They differ by more than differences do.
+    """
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(theta0.shape, generator=generator, dtype=torch.float64).to(theta0)
+    scale = max(float(torch.linalg.vector_norm(theta0)), 1.0)
+    theta = theta0 + random * (1e-3 * scale / math.sqrt(theta0.numel()))
+    if not math.isfinite(float(function(theta)[0])):
+        theta = theta0
+    value, gradient = function(theta)
+    norm = float(torch.linalg.vector_norm(gradient))
+    if not math.isfinite(norm):
+        raise InputError(f"{name}: its gradient at theta0 is not finite; start elsewhere")
+    eps = torch.finfo(theta.dtype).eps
+    for direction in (random, random.sign() * theta.abs()):
+        size = float(torch.linalg.vector_norm(direction))
+        if size == 0:
+            continue
+        unit = direction / size
+        slope = float(torch.dot(gradient, unit))
+        allowed = DIFFERENCE_RTOL[theta.dtype] * max(norm / math.sqrt(theta.numel()), abs(slope))
+        for step in steps(theta):
+            ahead, behind = (float(function(theta + s * unit)[0]) for s in (step, -step))
+            found = (ahead - behind) / (2 * step)
+            rounding = 10 * eps * max(abs(ahead), abs(behind), abs(float(value))) / step
+            if abs(found - slope) <= allowed + rounding:
+                break
+        else:
+            raise InputError(
+                f"{name}: along a direction it changes by {found:.6g} and its gradient says "
+                f"{slope:.6g}, so a part of it is not in the gradient (detach, item, NumPy, "
+                "checkpointing) or it is not differentiable; compute it from θ alone"
+            )
+
+
+def steps(theta: Tensor) -> list[float]:
+    """Step sizes for differences: the best of a smooth function first, others near kinks."""
+    scale = max(float(torch.linalg.vector_norm(theta)), 1.0)
+    best = torch.finfo(theta.dtype).eps ** (1 / 3) * scale
+    return [best, best / 30, best / 1000, 10 * best]
+
+
+def check_deterministic(first: Any, second: Any) -> None:
+    """Refuse a loss that differs from one evaluation to the next.
+
+    Raises
+    ------
+    InputError
+        It is not finite, or two evaluations differ.
+    """
+    if not torch.isfinite(first):
+        raise InputError(f"loss at theta0 is {float(first)}; it must be finite")
+    if not torch.equal(first, second):
+        raise InputError(
+            "loss: two evaluations at theta0 differ, so L(θ) is random or stateful; "
+            "remove the randomness (for a module, call module.eval())"
+        )

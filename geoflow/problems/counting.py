@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from geoflow.errors import EvaluationLimitError
+from geoflow.errors import EvaluationLimitError, InputError
 
 
 class Counted:
@@ -32,13 +32,18 @@ class Counted:
         ------
         EvaluationLimitError
             From the evaluation that would pass the limit, before it is made.
+        InputError
+            There is a budget already: another walk is evaluating, and the counts would mix.
         """
-        before = self._limit
+        if self._limit is not None:
+            raise InputError(
+                "problem: another walk is evaluating it; make a problem for each walk at a time"
+            )
         self._limit = self.evaluations + evaluations
         try:
             yield
         finally:
-            self._limit = before
+            self._limit = None
 
     def _check_budget(self, evaluations: int) -> None:
         if self._limit is not None and self.evaluations + evaluations > self._limit:

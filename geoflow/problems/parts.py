@@ -1,15 +1,18 @@
-"""A network's mean loss over its data as a sum of parts, each a function of the parameters."""
+"""A loss over data as a sum of batches, each a function of the parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from geoflow.errors import InputError
+from geoflow.problems import data
+from geoflow.problems.data import Tree
 
 Parameters = dict[str, Tensor]
 
@@ -29,22 +32,138 @@ class TensorSpec(NamedTuple):
 Weighted = tuple[Tensor, Tensor]
 
 
-class LossPart(NamedTuple):
-    """One additive part of the loss; L = Σ sums / Σ weights over all parts.
+class LossPart:
+    """The loss of one batch: a sum of losses, and what it weighs in the mean.
 
-    Parameters
-    ----------
-    loss : callable
-        Parameters → (sum of losses, weight). The weight does not depend on the parameters.
-    outputs : callable, optional
-        Parameters → the network's outputs, where the loss is one of those.
-    loss_of_outputs : callable, optional
-        Outputs → (sum of losses, weight): ``loss(p)`` is ``loss_of_outputs(outputs(p))``.
+    L(θ) = Σ sums / Σ weights over the parts. Weights do not depend on θ.
     """
 
-    loss: Callable[[Parameters], Weighted]
-    outputs: Callable[[Parameters], Tensor] | None = None
-    loss_of_outputs: Callable[[Tensor], Weighted] | None = None
+    def sum_and_weight(self, parameters: Parameters) -> Weighted:
+        """Sum of the batch's losses, a scalar, and its weight."""
+        raise InputError(f"{type(self).__name__} gives no loss")
+
+
+@dataclass(frozen=True)
+class FunctionPart(LossPart):
+    """A loss that is a function of flat θ."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def sum_and_weight(self, parameters: Parameters) -> Weighted:
+        """The function's value."""
+        value = self.function(parameters["theta"])
+        return value, torch.ones_like(value.detach())
+
+
+@dataclass(frozen=True)
+class ModulePart(LossPart):
+    """A loss of a network's outputs on some examples.
+
+    Attributes
+    ----------
+    module : torch.nn.Module
+        Called with the parameters in place of its own.
+    fixed : mapping of str to Tensor
+        Parameters and buffers that do not move.
+    inputs, targets
+        The examples: a tensor, or a tuple or dict of tensors.
+    loss_fn : callable
+        ``loss_fn(outputs, targets)`` → scalar.
+    scale, weight : float
+        The part is ``scale * loss_fn(…)``, weighing ``weight``.
+    """
+
+    module: nn.Module
+    fixed: Mapping[str, Tensor]
+    inputs: Tree
+    targets: Tree
+    loss_fn: Callable[[Any, Any], Tensor]
+    scale: float = 1.0
+    weight: float = 1.0
+
+    def outputs(self, parameters: Parameters) -> Any:
+        """What the network gives on the examples."""
+        arguments, keywords = as_arguments(self.inputs)
+        return functional_call(self.module, {**self.fixed, **parameters}, arguments, keywords)
+
+    def sum_of_outputs(self, outputs: Any) -> Tensor:
+        """The part's sum, as a function of the outputs."""
+        value = self.loss_fn(outputs, self.targets)
+        return value if self.scale == 1.0 else self.scale * value
+
+    def sum_and_weight(self, parameters: Parameters) -> Weighted:
+        """Sum of the losses of the examples."""
+        return self.weighted_sum(self.outputs(parameters))
+
+    def weighted_sum(self, outputs: Any) -> Weighted:
+        """The part's sum as a function of the outputs, and its weight."""
+        value = self.sum_of_outputs(outputs)
+        return value, torch.full_like(value.detach(), self.weight)
+
+
+class Bound(nn.Module):
+    """A module and a function of it, as one module whose parameters can be replaced."""
+
+    def __init__(self, module: nn.Module, batch_loss: Callable[[nn.Module, Any], Any]) -> None:
+        super().__init__()
+        self.module, self.batch_loss = module, batch_loss
+
+    def forward(self, batch: Any) -> Any:
+        """Apply the function to the module and a batch."""
+        return self.batch_loss(self.module, batch)
+
+
+@dataclass(frozen=True)
+class BatchPart(LossPart):
+    """What a user's function says of a module on one batch."""
+
+    bound: Bound
+    fixed: Mapping[str, Tensor]
+    batch: Tree
+
+    def sum_and_weight(self, parameters: Parameters) -> Weighted:
+        """Sum of the batch's losses, and their weight.
+
+        Raises
+        ------
+        InputError
+            The function gave something else.
+        """
+        named = {f"module.{n}": t for n, t in {**self.fixed, **parameters}.items()}
+        found = functional_call(self.bound, named, (self.batch,))
+        if not (isinstance(found, tuple | list) and len(found) == 2):
+            raise InputError(
+                f"batch_loss returned a {type(found).__name__}; return (sum of losses, weight)"
+            )
+        total, weight = found
+        if not (isinstance(total, Tensor) and total.shape == ()):
+            shape = tuple(total.shape) if isinstance(total, Tensor) else type(total).__name__
+            raise InputError(f"batch_loss returned a sum of {shape}; it must be a scalar tensor")
+        return total, torch.as_tensor(weight, dtype=total.dtype, device=total.device).detach()
+
+
+@dataclass(frozen=True)
+class BatchParts(Iterable[LossPart]):
+    """Parts made of batches as they are read, so that no more than one is in memory.
+
+    Attributes
+    ----------
+    batches : iterable
+        Gives the same batches in the same order whenever it is iterated.
+    """
+
+    bound: Bound
+    fixed: Mapping[str, Tensor]
+    batches: Iterable[Any]
+    dtype: torch.dtype
+    device: torch.device
+
+    def __iter__(self) -> Iterator[LossPart]:
+        for batch in self.batches:
+            yield BatchPart(self.bound, self.fixed, data.convert(batch, self.dtype, self.device))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.batches)
 
 
 def add_up(
@@ -82,78 +201,17 @@ def _widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def parts_of_module(
-    module: nn.Module,
-    loss_fn: Callable[[Tensor, Tensor], Tensor],
-    inputs: Tensor,
-    targets: Tensor,
-    batch_size: int | None,
-) -> tuple[tuple[LossPart, ...], Tensor, tuple[TensorSpec, ...]]:
-    """Divide the loss of a module into parts of ``batch_size`` examples.
-
-    Parameters
-    ----------
-    module, loss_fn, inputs, targets, batch_size
-        See :meth:`geoflow.Problem.from_module`; of one dtype and on one device.
-
-    Returns
-    -------
-    tuple of LossPart
-        L is the mean loss, weighted by the number of examples.
-    Tensor, shape (P,)
-        The trainable parameters, flat.
-    tuple of TensorSpec
-        Where each lies.
-
-    Raises
-    ------
-    InputError
-        No trainable parameter, or a loss that is no scalar.
-    """
-    trainable = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
-    if not trainable:
-        raise InputError("module has no trainable parameter; set requires_grad=True on some")
-    frozen = {n: p.detach() for n, p in module.named_parameters() if not p.requires_grad}
-    frozen.update(module.named_buffers())
-    tensors, offset = [], 0
-    for name, value in trainable.items():
-        tensors.append(TensorSpec(name, offset, tuple(value.shape)))
-        offset += value.numel()
-    theta0 = torch.cat([p.reshape(-1) for p in trainable.values()])
-
-    n = len(inputs)
-    size = n if batch_size is None else batch_size
-
-    def part(start: int) -> LossPart:
-        x, y = inputs[start : start + size], targets[start : start + size]
-        # Of all examples, so that the mean of a whole is not changed by rounding.
-        weight = theta0.new_tensor(len(x) / n)
-
-        def outputs(parameters: Parameters) -> Tensor:
-            return functional_call(module, {**frozen, **parameters}, (x,))
-
-        def loss_of_outputs(values: Tensor) -> Weighted:
-            return loss_fn(values, y) * weight, weight
-
-        def loss(parameters: Parameters) -> Weighted:
-            return loss_of_outputs(outputs(parameters))
-
-        return LossPart(loss, outputs, loss_of_outputs)
-
-    parts = tuple(part(start) for start in range(0, n, size))
-    shape = parts[0].loss(trainable)[0].shape
-    if shape != ():
-        raise InputError(
-            f"loss_fn returned shape {tuple(shape)}; it must return a scalar mean "
-            "(reduction='mean')"
-        )
-    return parts, theta0, tuple(tensors)
+def as_arguments(inputs: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How a network is called: ``*inputs`` of a tuple, ``**inputs`` of a dictionary."""
+    if isinstance(inputs, dict):
+        return (), inputs
+    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
 
 
 def outputs(
     module: nn.Module,
     parameters: Mapping[str, Tensor],
-    inputs: Tensor,
+    inputs: Tree,
     batch_size: int = OUTPUTS_AT_ONCE,
 ) -> Tensor:
     """Evaluate a network without gradient, some examples at a time to bound the memory.
@@ -164,7 +222,7 @@ def outputs(
         Not changed.
     parameters : mapping of str to Tensor
         In place of the module's own.
-    inputs : Tensor, shape (N, …)
+    inputs : Tensor, shape (N, …), or a tuple or dict of such
         Of the parameters' dtype, on their device.
     batch_size : int
         Examples at a time.
@@ -173,6 +231,10 @@ def outputs(
     -------
     Tensor, shape (N, …)
     """
-    with torch.no_grad():
-        parts = [functional_call(module, dict(parameters), (x,)) for x in inputs.split(batch_size)]
+    n = data.length(inputs)
+    held = {name: tensor.detach() for name, tensor in parameters.items()}
+    parts = []
+    for start in range(0, n, batch_size):
+        arguments, keywords = as_arguments(data.chunk(inputs, start, batch_size))
+        parts.append(functional_call(module, held, arguments, keywords).detach())
     return torch.cat(parts)

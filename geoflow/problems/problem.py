@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, grad_and_value, jvp, vjp, vmap
+from torch.func import vmap
 
 from geoflow.errors import InputError
-from geoflow.problems.checks import check_data, check_device_and_dtype, check_mode
+from geoflow.problems import checks, data, derivatives, making, products
 from geoflow.problems.counting import Counted
+from geoflow.problems.data import Tree
 from geoflow.problems.dtypes import dtype_name
-from geoflow.problems.parts import (
-    LossPart,
-    Parameters,
-    TensorSpec,
-    Weighted,
-    add_up,
-    parts_of_module,
-)
+from geoflow.problems.parts import LossPart, ModulePart, Parameters, TensorSpec, add_up
 
 
 class Problem(Counted):
     """A deterministic loss L(θ) on flat θ ∈ R^P: value, gradient, Hessian-vector product.
 
-    Make one with :meth:`from_module` or :meth:`from_function`.
+    Make one with :meth:`from_module`, :meth:`from_batches` or :meth:`from_function`. What they
+    promise of the loss is checked when the problem is made, by a few evaluations at ``theta0`` that
+    :attr:`counts` does not have.
 
     Attributes
     ----------
@@ -39,12 +34,12 @@ class Problem(Counted):
     tensors : tuple of TensorSpec
         Name, offset and shape of every trainable tensor, in flat order.
     data_sha256 : str
-        SHA-256 of inputs and targets; empty for :meth:`from_function`.
+        SHA-256 of the data as they were given; empty for :meth:`from_function`.
     """
 
     def __init__(
         self,
-        parts: tuple[LossPart, ...],
+        parts: Iterable[LossPart],
         theta0: Tensor,
         tensors: tuple[TensorSpec, ...],
         data_sha256: str = "",
@@ -55,30 +50,21 @@ class Problem(Counted):
         self.data_sha256 = data_sha256
         self._n_gradient = 0
         self._n_hvp = 0
-        loss = self.loss(theta0)
-        if not torch.isfinite(loss):
-            raise InputError(f"loss at theta0 is {loss.item()}; it must be finite")
-        if not torch.equal(loss, self.loss(theta0)):
-            raise InputError(
-                "loss: two evaluations at theta0 differ, so L(θ) is random or stateful; "
-                "remove the randomness (for a module, call module.eval())"
-            )
-
-    def __repr__(self) -> str:
-        return (
-            f"Problem({self.n_parameters:,} parameters in {len(self.tensors)} tensors, "
-            f"{dtype_name(self.dtype)} on {self.device}, {self.evaluations} evaluations so far)"
-        )
+        self._products = products.HessianProducts()
+        checks.check_deterministic(self.loss(theta0), self.loss(theta0))
+        with self._uncounted():
+            checks.check_gradient(self.value_and_gradient, theta0, "loss")
 
     @classmethod
     def from_module(
         cls,
         module: nn.Module,
-        loss_fn: Callable[[Tensor, Tensor], Tensor],
-        inputs: Tensor,
-        targets: Tensor,
+        loss_fn: Callable[[Any, Any], Tensor],
+        inputs: Tree,
+        targets: Tree,
         batch_size: int | None = None,
         *,
+        parameters: str | Sequence[str] | None = None,
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
     ) -> Problem:
@@ -90,12 +76,17 @@ class Problem(Counted):
             Copied, never modified. Parameters with ``requires_grad=False`` and all
             buffers stay fixed.
         loss_fn : callable
-            ``loss_fn(outputs, targets)`` → scalar mean over the examples.
-        inputs, targets : Tensor, shape (N, …)
-            Floating tensors are converted to ``dtype``; integer ones are kept.
+            ``loss_fn(outputs, targets)`` → scalar mean over the examples. A module is converted
+            with the network.
+        inputs, targets : Tensor or array, shape (N, …), or tuple or dict of such
+            The network is called ``module(inputs)``, ``module(*inputs)`` for a tuple,
+            ``module(**inputs)`` for a dictionary. Floating numbers are converted to ``dtype``;
+            whole numbers are kept, integer targets as int64.
         batch_size : int, optional
             Evaluate in chunks of this many examples: the same result to rounding,
             with memory flat in N. None: the whole set at once.
+        parameters : str or sequence of str, optional
+            Patterns of the names of those that move, as ``"head.*"``; the rest stays fixed.
         dtype : torch.dtype
             float64 or float32.
         device : torch.device or str
@@ -104,17 +95,50 @@ class Problem(Counted):
         Raises
         ------
         InputError
-            Non-finite data, shapes that do not match, no trainable parameter, or a
-            module in a mode that makes the loss random or stateful.
+            Non-finite data, shapes that do not match, no trainable parameter, a module in a mode
+            that makes the loss random or stateful, or a loss that is not what it must be: finite,
+            a function of θ alone with a gradient, the same in chunks and after conversion.
         """
-        device = check_device_and_dtype(device, dtype)
-        check_data(inputs, targets, batch_size)
-        check_mode(module, batch_size)
-        module = copy.deepcopy(module).to(device=device, dtype=dtype)
-        inputs = _convert(inputs, dtype, device)
-        targets = _convert(targets, dtype, device)
-        parts, theta0, tensors = parts_of_module(module, loss_fn, inputs, targets, batch_size)
-        return cls(parts, theta0, tensors, _sha256(inputs, targets))
+        return cls(
+            *making.of_module(
+                module, loss_fn, inputs, targets, batch_size, parameters, dtype, device
+            )
+        )
+
+    @classmethod
+    def from_batches(
+        cls,
+        module: nn.Module,
+        batch_loss: Callable[[nn.Module, Any], tuple[Tensor, float]],
+        batches: Iterable[Any],
+        *,
+        parameters: str | Sequence[str] | None = None,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> Problem:
+        """Make a problem from batches of data: any loss that is a sum over them.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            See :meth:`from_module`.
+        batch_loss : callable
+            ``batch_loss(module, batch)`` → (sum of the batch's losses, its weight): a scalar tensor
+            and a number that does not depend on θ. L = Σ sums / Σ weights. The module it is given
+            has the θ in question: whatever of it is used, calls or parameters, is part of L(θ).
+        batches : iterable
+            A ``DataLoader`` that does not shuffle, or anything else that gives the same batches in
+            the same order whenever it is iterated. Tensors in tuples, lists and dictionaries are
+            converted to ``dtype`` and moved to ``device``, one batch at a time.
+        parameters, dtype, device
+            See :meth:`from_module`.
+
+        Raises
+        ------
+        InputError
+            See :meth:`from_module`; or batches that are not the same twice.
+        """
+        return cls(*making.of_batches(module, batch_loss, batches, parameters, dtype, device))
 
     @classmethod
     def from_function(cls, loss: Callable[[Tensor], Tensor], theta0: Tensor) -> Problem:
@@ -123,29 +147,23 @@ class Problem(Counted):
         Parameters
         ----------
         loss : callable
-            Tensor (P,) → scalar Tensor, differentiable by ``torch.func``.
+            Tensor (P,) → scalar Tensor, differentiable by autograd.
         theta0 : Tensor, shape (P,)
             Starting point; its dtype and device are used throughout.
 
         Raises
         ------
         InputError
-            ``theta0`` is not a finite flat floating tensor, or the loss not a scalar.
+            ``theta0`` is not a finite flat floating tensor, or the loss not a scalar that has a
+            gradient.
         """
-        if theta0.ndim != 1 or not theta0.is_floating_point():
-            raise InputError(
-                f"theta0 has shape {tuple(theta0.shape)} and dtype {theta0.dtype}; "
-                "pass a flat floating-point tensor"
-            )
-        if not torch.isfinite(theta0).all():
-            raise InputError("theta0 has non-finite entries; remove them")
-        theta0 = theta0.detach().clone()
-        shape = loss(theta0).shape
-        if shape != ():
-            raise InputError(f"loss returned shape {tuple(shape)}; it must return a scalar")
-        one = torch.ones((), dtype=theta0.dtype, device=theta0.device)
-        part = LossPart(lambda parameters: (loss(parameters["theta"]), one))
-        return cls((part,), theta0, (TensorSpec("theta", 0, tuple(theta0.shape)),))
+        return cls(*making.of_function(loss, theta0))
+
+    def __repr__(self) -> str:
+        return (
+            f"Problem({self.n_parameters:,} parameters in {len(self.tensors)} tensors, "
+            f"{dtype_name(self.dtype)} on {self.device}, {self.evaluations} evaluations so far)"
+        )
 
     @property
     def n_parameters(self) -> int:
@@ -159,17 +177,16 @@ class Problem(Counted):
         Raises
         ------
         InputError
-            The problem is of :meth:`from_function`, so its outputs are not known.
+            The problem is not of :meth:`from_module`, so its outputs are not known.
         """
-        self._check_outputs()
         parameters = self.unflatten(self.theta0)
-        with torch.no_grad():
-            return sum(p.outputs(parameters).numel() for p in self._parts if p.outputs)
+        found = [part.outputs(parameters) for part in self._of_outputs()]
+        return sum(t.numel() for o in found for _, t in data.leaves(o, ""))
 
     @property
     def n_chunks(self) -> int:
         """In how many chunks the examples are evaluated."""
-        return len(self._parts)
+        return len(self._parts)  # type: ignore[arg-type]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -190,15 +207,22 @@ class Problem(Counted):
         return {"gradient": self._n_gradient, "hvp": self._n_hvp}
 
     def loss(self, theta: Tensor) -> Tensor:
-        """L(θ), a scalar tensor, without its gradient.
+        """L(θ), a scalar tensor, differentiable in θ; not counted.
 
         Raises
         ------
         InputError
             θ has another shape, dtype or device than :attr:`theta0`.
         """
-        with torch.no_grad():
-            return self._loss(theta)
+        parameters = self.unflatten(theta)
+
+        def contribution(part: LossPart) -> tuple[tuple[Tensor], Tensor]:
+            value, weight = part.sum_and_weight(parameters)
+            # Inner derivatives leave a graph even where θ has none.
+            inner = value.requires_grad and not theta.requires_grad
+            return (value.detach() if inner else value,), weight
+
+        return self._mean(contribution(part) for part in self._parts)[0]
 
     def losses(self, thetas: Tensor) -> Tensor:
         """L at N points, shape (N,), all at once by ``torch.func.vmap``; not counted either.
@@ -220,7 +244,7 @@ class Problem(Counted):
         if thetas.ndim != 2:
             raise InputError(f"thetas has shape {tuple(thetas.shape)}; give (N, P)")
         with torch.no_grad():
-            return vmap(self._loss)(thetas)
+            return vmap(self.loss)(thetas)
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """L(θ), a scalar tensor, and ∇L(θ), shape (P,): one evaluation.
@@ -228,23 +252,37 @@ class Problem(Counted):
         Raises
         ------
         InputError
-            θ has another shape, dtype or device than :attr:`theta0`.
+            θ has another shape, dtype or device than :attr:`theta0`, or the loss changes it.
         EvaluationLimitError
             A :meth:`budget` is spent.
         """
-        parameters = self.unflatten(theta)
+        checks.check_like(theta, self.theta0)
         self._check_budget(1)
         self._n_gradient += 1
+        # A user's loss may write into what it is given: never the caller's θ.
+        given = theta.detach().clone()
+        parameters = self.unflatten(given)
 
-        def contribution(part: LossPart) -> tuple[tuple[Tensor, ...], Tensor]:
-            gradients, (value, weight) = grad_and_value(part.loss, has_aux=True)(parameters)
-            return (value.detach(), _flatten(gradients)), weight
+        def contribution(part: LossPart) -> tuple[tuple[Tensor, Tensor], Tensor]:
+            value, weight, gradient = derivatives.value_and_gradient(
+                part.sum_and_weight, parameters
+            )
+            return (value, _flatten(gradient)), weight
 
         value, gradient = self._mean(contribution(part) for part in self._parts)
+        if given._version:
+            raise InputError(
+                "loss: it writes into its parameters while it is evaluated; remove what does "
+                "(an embedding's max_norm, an in-place operation)"
+            )
         return value, gradient
 
     def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
-        """∇²L(θ) v, shape (P,), forward over reverse: one Hessian-vector product.
+        """∇²L(θ) v, shape (P,): one Hessian-vector product.
+
+        Exact to rounding, where PyTorch's second derivatives of what the loss uses are: the first
+        product is compared with differences of gradients. Where they are not, or are not there,
+        products are such differences, with a warning that says how good they are.
 
         Raises
         ------
@@ -253,15 +291,17 @@ class Problem(Counted):
         EvaluationLimitError
             A :meth:`budget` is spent.
         """
-        parameters, tangents = self.unflatten(theta), self.unflatten(v, "v")
+        if self._products.exact is None:
+            with self._uncounted():
+                self._products.choose(self._derived, self.value_and_gradient, theta.detach())
+        if self._products.exact:
+            return self._derived(theta, v)
+        checks.check_like(v, self.theta0, "v")
         self._check_budget(2)
+        with self._uncounted():
+            product = products.difference(self.value_and_gradient, theta, v)
         self._n_hvp += 1
-
-        def contribution(part: LossPart) -> tuple[tuple[Tensor, ...], Tensor]:
-            products, weight = _hessian_product(part.loss, parameters, tangents)
-            return (_flatten(products),), weight
-
-        return self._mean(contribution(part) for part in self._parts)[0]
+        return product
 
     def gauss_newton_product(self, theta: Tensor, v: Tensor) -> Tensor:
         """G(θ) v for the Gauss–Newton matrix G, shape (P,): counted as a Hessian-vector product.
@@ -274,51 +314,67 @@ class Problem(Counted):
         Raises
         ------
         InputError
-            The problem is of :meth:`from_function`, so its outputs are not known; or θ or v has
+            The problem is not of :meth:`from_module`, so its outputs are not known; or θ or v has
             another shape, dtype or device than :attr:`theta0`.
         EvaluationLimitError
             A :meth:`budget` is spent.
         """
-        self._check_outputs()
-        parameters, tangents = self.unflatten(theta), self.unflatten(v, "v")
-        self._check_budget(2)
-        self._n_hvp += 1
+        self._of_outputs()
 
-        def contribution(part: LossPart) -> tuple[tuple[Tensor, ...], Tensor]:
-            assert part.outputs is not None
-            assert part.loss_of_outputs is not None
-            moved = jvp(part.outputs, (parameters,), (tangents,))[1]
-            values, pull_back, *_ = vjp(part.outputs, parameters)
-            curved, weight = _hessian_product(part.loss_of_outputs, values, moved)
-            return (_flatten(pull_back(curved)[0]),), weight
+        def product(part: LossPart, at: Parameters, along: Parameters) -> tuple[Parameters, Tensor]:
+            assert isinstance(part, ModulePart)
+            return derivatives.gauss_newton_product(part.outputs, part.weighted_sum, at, along)
 
-        return self._mean(contribution(part) for part in self._parts)[0]
+        return self._product(theta, v, product)
 
     def unflatten(self, theta: Tensor, name: str = "theta") -> Parameters:
-        """Views of flat θ by parameter name, as the module names them.
+        """Views of flat θ by parameter name, as the module names them; differentiable in θ.
 
         Raises
         ------
         InputError
             θ has another shape, dtype or device than :attr:`theta0`.
         """
-        reference = self.theta0
-        for what in ("shape", "dtype", "device"):
-            if getattr(theta, what) != getattr(reference, what):
-                raise InputError(
-                    f"{name} has {what} {getattr(theta, what)}; "
-                    f"the problem has {what} {getattr(reference, what)}: convert it first"
-                )
-        theta = theta.detach()
+        checks.check_like(theta, self.theta0, name)
         return {
             s.name: theta.narrow(0, s.offset, math.prod(s.shape)).view(s.shape)
             for s in self.tensors
         }
 
-    def _loss(self, theta: Tensor) -> Tensor:
-        parameters = self.unflatten(theta)
-        weighted = (part.loss(parameters) for part in self._parts)
-        return self._mean(((total,), weight) for total, weight in weighted)[0]
+    def _derived(self, theta: Tensor, v: Tensor) -> Tensor:
+        """∇²L v by PyTorch's second derivatives."""
+        return self._product(
+            theta,
+            v,
+            lambda part, at, along: derivatives.hessian_product(part.sum_and_weight, at, along),
+        )
+
+    @contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        """Leave counts and budget as they are."""
+        before = self._n_gradient, self._n_hvp, self._limit
+        self._limit = None
+        try:
+            yield
+        finally:
+            self._n_gradient, self._n_hvp, self._limit = before
+
+    def _product(
+        self,
+        theta: Tensor,
+        v: Tensor,
+        multiply: Callable[[LossPart, Parameters, Parameters], tuple[Parameters, Tensor]],
+    ) -> Tensor:
+        """Mean of what each part gives; counted as one Hessian-vector product."""
+        at, along = self.unflatten(theta.detach().clone()), self.unflatten(v.detach(), "v")
+        self._check_budget(2)
+        self._n_hvp += 1
+
+        def contribution(part: LossPart) -> tuple[tuple[Tensor], Tensor]:
+            product, weight = multiply(part, at, along)
+            return (_flatten(product),), weight
+
+        return self._mean(contribution(part) for part in self._parts)[0]
 
     def _mean(
         self, contributions: Iterable[tuple[tuple[Tensor, ...], Tensor]]
@@ -327,38 +383,16 @@ class Problem(Counted):
         sums, weight = add_up(contributions)
         return tuple((total / weight).to(self.dtype) for total in sums)
 
-    def _check_outputs(self) -> None:
-        if any(part.outputs is None for part in self._parts):
+    def _of_outputs(self) -> list[ModulePart]:
+        parts = list(self._parts) if isinstance(self._parts, tuple) else []
+        of_outputs = [p for p in parts if isinstance(p, ModulePart)]
+        if not of_outputs:
             raise InputError(
-                "problem: its loss is a function of θ alone, and the Gauss–Newton matrix needs a "
-                "network's outputs; make it with Problem.from_module"
+                "problem: its loss is not that of outputs it knows, and the Gauss–Newton matrix "
+                "needs a network's outputs; make it with Problem.from_module"
             )
-
-
-def _hessian_product(function: Callable[[Any], Weighted], at: Any, v: Any) -> tuple[Any, Tensor]:
-    """Product of the Hessian of a sum of losses, and the weight of that sum."""
-    gradient = grad(function, has_aux=True)
-    try:
-        pushed: Any = jvp(gradient, (at,), (v,), has_aux=True)
-        return pushed[1], pushed[2]
-    except RuntimeError:
-        # Some losses, torch's mse_loss and huber_loss among them, have no forward derivative of
-        # their backward pass. Reverse mode twice takes longer and works for these too.
-        pulled: Any = vjp(gradient, at, has_aux=True)
-        return pulled[1](v)[0], pulled[2]
+        return of_outputs
 
 
 def _flatten(tensors: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([t.reshape(-1) for t in tensors.values()]).detach()
-
-
-def _convert(data: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return data.to(device=device, dtype=dtype if data.is_floating_point() else data.dtype)
-
-
-def _sha256(*tensors: Tensor) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

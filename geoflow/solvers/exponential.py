@@ -37,7 +37,14 @@ from torch import Tensor
 
 from geoflow.errors import ConvergenceError, CriticalPointError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
-from geoflow.solvers.base import Carry, StepResult, Tolerance
+from geoflow.solvers.base import (
+    LINEARIZATION,
+    ONE_CONSTRAINT,
+    REGULARIZER,
+    Carry,
+    StepResult,
+    Tolerance,
+)
 from geoflow.solvers.control import check_step, clip_step
 from geoflow.solvers.krylov import (
     MAX_VECTORS,
@@ -75,6 +82,9 @@ class Exponential:
 
     name = "exponential"
     order = 3
+    needs: tuple[str, ...] = (LINEARIZATION, REGULARIZER, ONE_CONSTRAINT)
+    # The Krylov space; the normal, the predictor's state, the correction and their temporaries.
+    vectors = MAX_VECTORS + 1 + 12
 
     @property
     def options(self) -> dict[str, Any]:
@@ -97,9 +107,6 @@ class Exponential:
         """Make one accepted step; the Krylov space serves rejected attempts too."""
         wanted = float(carry["step_size"])
         step = asked = clip_step(wanted, max_time)
-        negligible = torch.finfo(state.theta.dtype).eps * _norm(state.regularizer_gradient)
-        if state.tangent_norm <= negligible:
-            return StepResult(state, dict(carry), step, 0.0, 0, 0)
         # Archives of earlier versions have no radius.
         attempts = _Attempts(flow, state, tolerance, float(carry.get("radius", 0.0)))
         floor = VELOCITY_FLOOR * _norm(state.regularizer_gradient)

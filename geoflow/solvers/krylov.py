@@ -62,8 +62,8 @@ class KrylovSpace:
 
     def __init__(self, operator: TangentHessian, start: Tensor, radius: float = 0.0) -> None:
         self.operator, self.radius = operator, radius
-        # Rows of one array, so that a product with all of V is one call. Room for all is asked for at
-        # once, and taken on a CPU as it is written: to grow by copying would hold V twice.
+        # Rows of one array, so that a product with all of V is one call. Room for all is asked for
+        # at once, and a CPU takes it as it is written: to grow by copying would hold V twice.
         self._vectors = start.new_empty((FIRST_ROWS, start.numel()))
         self._vectors[0] = start / torch.linalg.vector_norm(start)
         self.matrix: Vector = np.zeros((1, 1))

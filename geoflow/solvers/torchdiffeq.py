@@ -108,9 +108,11 @@ class TorchDiffEq:
         n_rejected = n_newton = 0
         while True:
             field = _Field(flow, state)
-            time, theta, next_step = attempt(self.name, field, state, step, tolerance, max_time)
+            time, theta, next_step = attempt(
+                self.name, field, state, step, tolerance, max_time, self._left(since)
+            )
             n_rejected += field.n_rejected
-            due = self.reproject_every is None or since + time >= self.reproject_every * (1 - 1e-9)
+            due = self.reproject_every is None or time >= self._left(since) * (1 - 1e-9)
             evaluated = field.evaluated_at(theta)
             if not due:
                 end = evaluated or flow.evaluate(theta)
@@ -129,7 +131,7 @@ class TorchDiffEq:
                 check_step(step, state, str(error))
         return StepResult(
             state=end,
-            carry={"step_size": next_step, "since_projection": 0.0 if due else since + time},
+            carry={"step_size": next_step, "since_projection": self._since(since + time)},
             time=time,
             error_estimate=field.error_ratio,
             n_rejected=n_rejected,
@@ -145,6 +147,18 @@ class TorchDiffEq:
         history = self.name == "explicit_adams" and self.reproject_every is not None
         return 7 + (ADAMS_HISTORY if history else 0)
 
+    def _left(self, since: float) -> float:
+        """Flow time to the next multiple of ``reproject_every``; 0 where every step is one."""
+        return 0.0 if self.reproject_every is None else self.reproject_every - since
+
+    def _since(self, time: float) -> float:
+        """Flow time since that multiple: what a step passes it by is not lost."""
+        every = self.reproject_every
+        if every is None:
+            return 0.0
+        since = math.fmod(time, every)
+        return 0.0 if since > every * (1 - 1e-9) else since
+
     def _fixed(
         self,
         method: str,
@@ -153,12 +167,13 @@ class TorchDiffEq:
         step: float,
         tolerance: Tolerance,
         max_time: float,
+        left: float,
     ) -> tuple[float, Tensor, float]:
         # Imported here and below: with it comes all of scipy.integrate.
         from torchdiffeq import odeint
 
         # Re-projection ends a multistep method's history: keep its steps in one call.
-        n = 1 if self.reproject_every is None else max(1, round(self.reproject_every / step))
+        n = max(1, math.ceil(left / step * (1 - 1e-9)))
         # A remainder of rounding size is no step of its own.
         time = n * step if n * step < max_time * (1 - 1e-9) else max_time
         times = torch.tensor([0.0, time], dtype=torch.float64, device=state.flat.device)
@@ -184,8 +199,12 @@ def _adaptive(
     step: float,
     tolerance: Tolerance,
     max_time: float,
+    left: float,
 ) -> tuple[float, Tensor, float]:
-    """Accept one step; returns its time, where it ended, and the next step size."""
+    """Accept one step; returns its time, where it ended, and the next step size.
+
+    Its steps are single, whatever is ``left`` until the next re-projection.
+    """
     from torchdiffeq import odeint
 
     clipped = clip_step(step, max_time) if step else 0.0

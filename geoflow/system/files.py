@@ -44,7 +44,8 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
     try:
         folder = resolved(path).parent
         if not folder.is_dir():
-            raise InputError(f"{path}: the folder {folder} does not exist; create it first")
+            named = folder if path.is_symlink() else path.parent
+            raise InputError(f"{path}: the folder {named} does not exist; create it first")
         if is_regular(path) and not overwrite:
             raise InputError(f"{path} exists; choose another name, or --force to replace it")
         with tempfile.TemporaryFile(dir=folder):

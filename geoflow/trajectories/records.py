@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from geoflow.errors import InputError
+from geoflow.errors import InputError, ObservableError
 from geoflow.manifold.protocol import Flow
 from geoflow.trajectories import schema
 
@@ -85,7 +86,29 @@ class Snapshot:
         self.step = step
         self.time = time
         self.theta = theta.detach().to("cpu", dtype or theta.dtype, copy=True).numpy()
-        self.values = {name: float(f(theta)) for name, f in observables.items()}
+        self.values = {name: _value(name, f, theta) for name, f in observables.items()}
+
+
+def _value(name: str, function: Observable, theta: Tensor) -> float:
+    """Value of an observable, which never gets the walk's own θ to write into.
+
+    Raises
+    ------
+    ObservableError
+        The function raised an error.
+    """
+    try:
+        return float(function(theta.clone()))
+    except Exception as error:
+        said = (str(error) or "no message").splitlines()[0]
+        raise ObservableError(
+            f"observables[{name!r}] raised {type(error).__name__}: {said}"
+        ) from error
+
+
+def unknown(theta: Tensor) -> float:
+    """In place of an observable that cannot be evaluated."""
+    return math.nan
 
 
 def step_record(
@@ -128,8 +151,9 @@ def check_observables(observables: Mapping[str, Observable], theta: Tensor) -> N
         if not name.isidentifier() or not schema.is_observable(name):
             raise InputError(f"observables: {name!r} is taken or not a name; choose another")
         try:
-            float(function(theta))
-        except (TypeError, ValueError) as error:
+            float(function(theta.clone()))
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(
-                f"observables[{name!r}] gave no number at theta0 ({error}); return a float"
+                f"observables[{name!r}] gave no number at theta0 ({reason}); return a float"
             ) from None

@@ -118,6 +118,11 @@ STATUSES = (
     "projection_failed",
     "critical_point",
     "numerical_failure",
+    "at_rest",
+    "negative_multiplier",
+    "level_not_kept",
+    "observable_failed",
+    "evaluation_failed",
     "interrupted",
 )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time as clock
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,22 +14,21 @@ import xarray as xr
 from geoflow.archive.checkpoint import Checkpoint
 from geoflow.archive.saved import check_target
 from geoflow.errors import (
-    ArchiveError,
-    ConvergenceError,
-    CriticalPointError,
     EvaluationLimitError,
     InputError,
-    NumericalError,
-    StepSizeError,
+    ObservableError,
+    StorageError,
 )
 from geoflow.manifold.protocol import Flow, State, flatten
 from geoflow.problems import dtypes
-from geoflow.solvers import Carry, Solver, Tolerance, check_needs
+from geoflow.solvers import Carry, Solver, Tolerance
 from geoflow.system import interrupts
 from geoflow.system.progress import Progress
 from geoflow.system.translation import numerics
 from geoflow.trajectories import dataset, records
 from geoflow.trajectories.records import Observable, Snapshot
+from geoflow.walking import ending
+from geoflow.walking.fitting import check_fit, check_same
 from geoflow.walking.memory import check_walk_memory
 from geoflow.walking.recorder import Memory, Recorder
 from geoflow.walking.settings import CHECKPOINT_SECONDS, DEFAULTS, WalkSettings
@@ -45,14 +43,6 @@ START: Mapping[str, Any] = {
     "step_size": 0.0,
     "error_estimate": math.nan,
     "n_rejected": 0,
-}
-
-# What another machine changes in the last digits only; differences of nearly equal numbers, as
-# the residual is one, it changes whole.
-COMPARED: Mapping[str, str] = {
-    "train_loss": "the loss",
-    "gradient_norm": "the norm of the loss gradient",
-    "regularizer": "the regularisation function",
 }
 
 
@@ -227,6 +217,7 @@ class Walk:
         self.last: Mapping[str, Any] = {}
         self.counts = dict.fromkeys(flow.problem.counts, 0)
         self.counts0 = flow.problem.counts
+        self.n_at_floor0 = flow.level_set.n_at_floor
         self.clock0 = clock.perf_counter()
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -237,7 +228,7 @@ class Walk:
         if checkpoint.n_steps:
             self.state = self.flow.evaluate(flatten(tensors))
             self.last = self.recorder.records[-1]
-            _check_same(self.flow.values(self.state), self.last, problem.dtype)
+            check_same(self.flow.values(self.state), self.last, problem.dtype)
             self.clock0 -= self.last["wall_time"]
         else:
             self.start = tensors["theta"]
@@ -256,36 +247,56 @@ class Walk:
         with shown, self.flow.problem.budget(max(budget, 0)):
             try:
                 self._prepare()
-                end = goals.judge(self.recorder.records)
+                end = self._judge(goals)
                 while end is None:
                     self._step(goals.t_end)
                     shown.show(self.last)
-                    end = goals.judge(self.recorder.records)
+                    end = self._judge(goals)
             except KeyboardInterrupt:
                 if self.state is None:
                     raise
                 end = "interrupted", "interrupted by the user"
-            except EvaluationLimitError:
+            except StorageError:
+                # What was streamed is kept, and nothing more can be.
+                raise
+            except Exception as error:
                 if self.state is None:
-                    raise InputError(
-                        f"max_evaluations={goals.max_evaluations} are spent before the level set "
-                        "is reached; allow more"
-                    ) from None
-                end = (
-                    "max_evaluations",
-                    f"the budget of {goals.max_evaluations} evaluations is spent",
-                )
-            except StepSizeError as error:
-                end = "step_size_underflow", str(error)
-            except ConvergenceError as error:
-                end = self._failed("projection_failed", error)
-            except CriticalPointError as error:
-                end = self._failed("critical_point", error)
-            except NumericalError as error:
-                end = "numerical_failure", str(error)
-        if self.rule.keeps_last and self.recorder.last_kept != self.recorder.n_steps - 1:
-            self.recorder.keep(self._snapshot(self._state(), self.recorder.n_steps - 1, self.last))
-        return self.recorder.finish(self.checkpoint, {"status": end[0], "status_message": end[1]})
+                    raise _before_the_start(error, goals) from error
+                end = ending.of_error(error, goals.max_evaluations)
+        self._keep_last()
+        status, message = end
+        n_at_floor = self.flow.level_set.n_at_floor - self.n_at_floor0
+        if n_at_floor:
+            message += (
+                f"; {n_at_floor} re-projections came as close as rounding lets them, no closer"
+            )
+        return self.recorder.finish(self.checkpoint, {"status": status, "status_message": message})
+
+    def _judge(self, goals: Goals) -> ending.End | None:
+        """Say how the walk ends here, where it does."""
+        end = goals.judge(self.recorder.records)
+        if end is None and self.flow.at_rest(self._state()):
+            end = ending.of_rest(self.last.get("angle"), self.last.get("multiplier"))
+        # A step costs an evaluation at least; one of a solver that makes none is no progress.
+        if end is None and self.recorder.n_steps > goals.max_evaluations:
+            end = (
+                "max_steps",
+                f"{goals.max_evaluations} steps were made, as many as evaluations allowed",
+            )
+        return end
+
+    def _keep_last(self) -> None:
+        """Keep θ where the walk ends, where the rule has it so."""
+        step = self.recorder.n_steps - 1
+        if not self.rule.keeps_last or self.recorder.last_kept == step:
+            return
+        try:
+            snapshot = self._snapshot(self._state(), step, self.last)
+        except ObservableError:
+            nothing = dict.fromkeys(self.observables, records.unknown)
+            theta = self._state().theta
+            snapshot = Snapshot(step, self.last["time"], theta, nothing, self.theta_dtype)
+        self.recorder.keep(snapshot)
 
     def _prepare(self) -> None:
         """Come to the level set and record the start, where that is still to be done."""
@@ -347,49 +358,11 @@ class Walk:
         counts = self.flow.problem.counts
         return {name: counts[name] - self.counts0[name] for name in counts}
 
-    def _failed(self, status: str, error: ConvergenceError | CriticalPointError) -> tuple[str, str]:
-        if self.state is None:
-            raise error
-        return status, str(error)
 
-
-def check_fit(
-    flow: Flow, solver: Solver, goals: Goals, observables: Mapping[str, Observable]
-) -> None:
-    """Refuse, before the first evaluation, what cannot be walked together.
-
-    Raises
-    ------
-    InputError
-        Several constraints; or a solver, a stop or observables that do not fit the flow.
-    """
-    n = flow.level_set.n_constraints
-    if n > 1:
-        raise InputError(
-            f"flow: its level set has {n} constraints, and a trajectory records one; step along "
-            "it with flow.evaluate and flow.project"
+def _before_the_start(error: Exception, goals: Goals) -> Exception:
+    if isinstance(error, EvaluationLimitError):
+        return InputError(
+            f"max_evaluations={goals.max_evaluations} are spent before the level set is reached; "
+            "allow more"
         )
-    check_needs(solver, flow)
-    goals.check_scalars(flow.scalars)
-    for name in observables:
-        if name in flow.scalars:
-            raise InputError(f"observables: {name!r} is taken by the flow; choose another name")
-
-
-def _check_same(now: Mapping[str, float], then: Mapping[str, float], dtype: torch.dtype) -> None:
-    """Compare the flow's scalars where a walk is taken up with those recorded there."""
-    if all(now[name] == then[name] for name in now):
-        return
-    rtol = math.sqrt(torch.finfo(dtype).eps)
-    for name, what in COMPARED.items():
-        if name in now and not math.isclose(now[name], then[name], rel_tol=rtol):
-            raise ArchiveError(
-                f"flow: {what} is {now[name]:.9g} where {then[name]:.9g} was recorded; go on with "
-                "the network, the loss function and the regularisation function that the walk "
-                "started with"
-            )
-    warnings.warn(
-        "the loss differs in its last digits from that recorded, so the walk goes on but not bit "
-        "for bit: another machine, number of threads or version of torch",
-        stacklevel=3,
-    )
+    return error

@@ -18,7 +18,8 @@ from geoflow.solvers import Solver
 from geoflow.trajectories import schema
 from geoflow.trajectories.records import Observable
 from geoflow.walking import rerunning
-from geoflow.walking.loop import Walk, check_fit
+from geoflow.walking.fitting import check_fit
+from geoflow.walking.loop import Walk
 from geoflow.walking.settings import CHECKPOINT_SECONDS, WalkSettings
 from geoflow.walking.stopping import Stop
 from geoflow.walking.stream import Stream

@@ -105,6 +105,9 @@ class Thinned:
         # One place stays free for the walk's last point.
         while len(self.kept) >= self.limit - 1 > 1:
             self.spacing = 2 * self.spacing or arc_length / (self.limit - 1)
+            if not self.spacing:
+                # Nothing has moved, so that no distance tells one step from another.
+                return False, []
             thinned = self.kept[:1]
             for item in self.kept[1:]:
                 if item[1] - thinned[-1][1] >= self.spacing:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from geoflow.errors import InputError
+from geoflow.walking.ending import below_the_level
 
 DEFAULT_MAX_EVALUATIONS = 100_000
 
@@ -41,7 +42,8 @@ class Stop(Protocol):
 class Stationary:
     """The angle between ∇R and ∇L has come to ``degrees``: close to a KKT point.
 
-    Tested on the relative KKT residual ‖Π∇R‖/‖∇R‖ = sin(angle), with λ > 0.
+    Tested on the relative KKT residual ‖Π∇R‖/‖∇R‖ = sin(angle), with λ > 0. A walk that comes as
+    close to 0°, with λ < 0, ends too, with the status ``negative_multiplier``.
 
     Parameters
     ----------
@@ -72,10 +74,15 @@ class Stationary:
         last = records[-1]
         # With t = ‖Π∇R‖ and n = λ‖∇L‖ the normal part of −∇R, sin(angle) = t/√(t² + n²).
         tangent, normal = last["tangent_norm"], last["multiplier"] * last["gradient_norm"]
-        if normal <= 0 or tangent > math.hypot(tangent, normal) * math.sin(
-            math.radians(180 - self.degrees)
-        ):
+        if tangent > math.hypot(tangent, normal) * math.sin(math.radians(180 - self.degrees)):
             return None
+        if normal <= 0:
+            # At 0° a walk may start, and leave; it ends there where it comes closer.
+            if len(records) < 2 or last["angle"] >= records[-2]["angle"]:
+                return None
+            return below_the_level(
+                f"the angle between ∇R and ∇L fell to {last['angle']:.3f}°, with λ < 0"
+            )
         return "stationary", f"the angle between ∇R and ∇L reached {last['angle']:.3f}°"
 
 

@@ -275,8 +275,10 @@ class Stream:
         """Drop from memory the records that neither the next part nor a stop needs."""
         times = self.records.columns["time"]
         if times:
-            # The one at or before the start of the time looked back on is needed too.
+            # The one at or before the start of the time looked back on is needed too, and the
+            # one before the last, against which a change is seen.
             needed = bisect.bisect_right(times, times[-1] - self.look_back) - 1
+            needed = min(needed, len(times) - 2)
             current = len(times) - self.n_steps % STEPS_PER_PART
             self.records.forget(max(0, min(needed, current)))
 

@@ -154,7 +154,19 @@ def test_a_closed_walk_can_be_compared():
     circle = np.column_stack([np.cos(angle), np.sin(angle)])
     circle[-1] = circle[0]
     found = compare(circle, n_components=2, n_simulations=39)
-    assert float(found["participation_ratio"].sel(model="walk")) == pytest.approx(2, abs=0.01)
+    participation = found["participation_ratio"]
+    assert float(participation.sel(model="walk")) == pytest.approx(2, abs=0.01)
+    # The line from its end to its end has no length, and is a line all the same.
+    assert float(participation.sel(model="straight_line")) == pytest.approx(1)
+    assert float(abs(found["scores"].sel(model="straight_line", component=1)).max()) < 1e-7
+
+
+def test_steps_that_add_up_to_nothing_exactly_are_a_closed_walk():
+    there_and_back = np.array([0.0, 1.0, 2.0, 1.0, 0.0])[:, None] * np.eye(1, 4)
+    there_and_back[2, 1] = 1.0
+    found = compare(there_and_back, n_components=1, n_simulations=39)
+    assert np.isfinite(found["explained_variance_ratio"]).all()
+    assert np.array_equal(found["scores"].sel(model="straight_line"), np.zeros((5, 1)))
 
 
 def test_a_walk_on_a_level_set_is_no_random_walk(network):

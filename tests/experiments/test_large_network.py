@@ -21,8 +21,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 @pytest.mark.slow
 def test_cifar10_conv_is_trained_and_walked_within_4_gib():
-    done = subprocess.run(
-        [sys.executable, "-c", WALK], capture_output=True, text=True, check=True, timeout=1200
-    )
+    done = subprocess.run([sys.executable, "-c", WALK], capture_output=True, text=True, check=True)
     # In KiB on Linux.
     assert int(done.stdout) < 4 * 2**20

@@ -97,6 +97,43 @@ def test_displacement_has_a_test_of_its_own():
     assert failure.value.reason == "displacement"
 
 
+def test_the_largest_displacement_is_allowed_itself():
+    level_set = gf.LevelSet(sphere().problem, level_rtol=0.2)
+    start = torch.tensor([3.0, 0.0, 0.0], dtype=torch.float64)
+    free = level_set.project(start)
+    assert free.iterations == 1
+    assert torch.equal(
+        level_set.project(start, max_displacement=free.displacement).theta, free.theta
+    )
+    with pytest.raises(ConvergenceError, match="further than allowed"):
+        level_set.project(start, max_displacement=0.999 * free.displacement)
+
+
+def test_a_tolerance_for_one_projection_takes_the_place_of_the_level_sets():
+    level_set = sphere()
+    start = torch.tensor([2.5, 0.0, 0.0], dtype=torch.float64)
+    found = {rtol: level_set.project(start, rtol=rtol) for rtol in (0.1, 1e-4, 1e-12)}
+    for rtol, projection in found.items():
+        assert abs(level_set.residual(projection.loss)) <= rtol * level_set.level
+    assert [p.iterations for p in found.values()] == [1, 3, 4]
+
+
+def test_a_negative_level_has_a_tolerance_like_its_mirror_image():
+    start = torch.tensor([2.0, 0.0, 0.0], dtype=torch.float64)
+    problem = gf.Problem.from_function(lambda theta: -references.half_square(theta), start)
+    level_set = gf.LevelSet(problem)
+    assert level_set.tolerance == 2e-6
+    projection = level_set.project(1.2 * start, rtol=1e-9)
+    assert abs(projection.loss + 2) <= 2e-9
+
+
+def test_the_finest_tolerance_is_four_roundings():
+    finest = 4 * torch.finfo(torch.float64).eps
+    assert gf.LevelSet(sphere().problem, level_rtol=finest).level_rtol == finest
+    with pytest.raises(InputError, match="below what"):
+        gf.LevelSet(sphere().problem, level_rtol=0.99 * finest)
+
+
 def test_a_hopeless_iteration_can_be_ended_early():
     level_set = sphere()
     before = level_set.problem.counts["gradient"]
@@ -106,14 +143,40 @@ def test_a_hopeless_iteration_can_be_ended_early():
     assert level_set.problem.counts["gradient"] - before == 3
 
 
-def test_divergence_has_a_test_of_its_own():
+def cliff():
+    """exp(50 t) + t: from t = −1 Newton's first step to L = 2 lands at exp(100)."""
     problem = gf.Problem.from_function(
         lambda t: torch.exp(50 * t[0]) + t[0], torch.tensor([-1.0], dtype=torch.float64)
     )
-    level_set = gf.LevelSet(problem, 2.0)
+    return gf.LevelSet(problem, 2.0)
+
+
+def test_divergence_has_a_test_of_its_own():
+    level_set = cliff()
     with pytest.raises(ConvergenceError, match="diverged") as failure:
-        level_set.project(problem.theta0)
+        level_set.project(level_set.problem.theta0, max_displacement=1e6)
     assert failure.value.reason == "diverged"
+
+
+def test_a_step_that_may_be_long_is_damped():
+    level_set = cliff()
+    projection = level_set.project(level_set.problem.theta0)
+    assert projection.loss == pytest.approx(2.0, abs=2e-6)
+    assert not projection.at_floor
+
+
+@pytest.mark.parametrize("factor", [0.1, 10.0])
+def test_a_level_ten_times_off_is_reached_or_the_error_says_how_far_it_came(network, factor):
+    start = float(network.problem.loss(network.problem.theta0))
+    level_set = gf.LevelSet(network.problem, start * factor)
+    projection = level_set.project(network.problem.theta0, max_iterations=200)
+    assert projection.loss == pytest.approx(start * factor, rel=1e-6)
+    bounded = gf.Problem.from_function(
+        lambda t: 1 + torch.tanh(t[0]), torch.zeros(1, dtype=torch.float64)
+    )
+    with pytest.raises(ConvergenceError, match=r"L − c = -1.0\d*e\+00") as failure:
+        gf.LevelSet(bounded, 3.0).project(bounded.theta0)
+    assert failure.value.residual == pytest.approx(-1, abs=0.1)
 
 
 def test_a_vanishing_gradient_is_an_error_of_its_own():
@@ -122,13 +185,28 @@ def test_a_vanishing_gradient_is_an_error_of_its_own():
         level_set.project(torch.zeros(3, dtype=torch.float64))
 
 
-def test_float32_stops_at_its_floor_and_says_so():
-    # Rounding of 1e4 + … hides changes of L below 1e-3: more than level_rtol allows.
+def test_where_rounding_forces_a_residual_the_best_point_is_taken_and_says_so():
+    # L moves by 1e-4 between neighbouring doubles of θ, and ‖g‖‖θ‖ε says so.
+    def loss(t):
+        return 1e6 * (t[0] - 1e6) + 1
+
+    problem = gf.Problem.from_function(loss, torch.full((1,), 1e6, dtype=torch.float64))
+    level_set = gf.LevelSet(problem, level=1.00003, level_rtol=1e-12)
+    projection = level_set.project(problem.theta0)
+    assert projection.at_floor
+    assert level_set.n_at_floor == 1
+    # No double is closer than the two about the level.
+    assert abs(projection.loss - level_set.level) <= 1e6 * math.ulp(1e6) / 2
+
+
+def test_a_residual_that_rounding_of_theta_does_not_force_is_refused():
+    # Rounding of 1e4 + … hides changes of L below 1e-3, and nothing in θ, ∇L or c says so.
     start = torch.ones(4, dtype=torch.float32)
     problem = gf.Problem.from_function(lambda t: (1e4 + 0.5 * t @ t) - 1e4, start)
-    projection = gf.LevelSet(problem, level=2.2).project(start)
-    assert projection.at_floor
-    assert abs(projection.loss - 2.2) < 2e-3
+    with pytest.raises(ConvergenceError, match=r"held up by rounding .*use float64") as failure:
+        gf.LevelSet(problem, level=2.2).project(start)
+    assert failure.value.reason == "floor"
+    assert abs(failure.value.residual) < 2e-3
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,6 @@ def test_a_browser_draws_every_figure_without_an_error(page, tmp_path):
         [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", copy.as_uri()],
         capture_output=True,
         text=True,
-        timeout=120,
         check=True,
     )
     title = re.search(r"<title>(.*?)</title>", done.stdout)

@@ -8,7 +8,6 @@ import geoflow as gf
 import invariants
 import references
 from geoflow.errors import InputError
-from geoflow.manifold.linearization import TangentHessian
 from geoflow.solvers import Tolerance
 from geoflow.solvers.exponential import _Attempts
 from geoflow.solvers.krylov import KrylovSpace, phi1, phi3
@@ -35,7 +34,7 @@ def dense_tangent_hessian(flow, state):
 def test_a_full_krylov_space_has_the_dense_eigenvalues():
     flow = references.ellipsoid()
     state = flow.evaluate(flow.problem.theta0)
-    space = KrylovSpace(TangentHessian(flow, state), state.velocity)
+    space = KrylovSpace(flow.linearization(state), state.velocity)
     p = len(state.theta)
     while len(space) < p - 1:
         space.add()
@@ -55,7 +54,7 @@ def test_a_full_krylov_space_has_the_dense_eigenvalues():
 
 def test_of_the_next_vector_all_but_the_diagonal_is_known(network):
     state = network.evaluate(network.problem.theta0)
-    space = KrylovSpace(TangentHessian(network, state), state.velocity)
+    space = KrylovSpace(network.linearization(state), state.velocity)
     for _ in range(3):
         space.add()
     basis = space.vectors
@@ -135,7 +134,7 @@ def test_the_error_is_in_proportion_to_the_tolerance_and_to_the_step_cubed(name)
     flow = gf.RegularizingFlow(gf.LevelSet(flow.problem, level_rtol=1e-12), flow.regularizer)
     times = [0.3 * t_end, t_end]
     exact = references.tight(flow, times)
-    rtols, errors, steps = [1e-5, 1e-6, 1e-7, 1e-8], [], []
+    rtols, errors, steps = [1e-6, 1e-7, 1e-8], [], []
     for rtol in rtols:
         ds = gf.walk(
             flow, rtol=rtol, atol=1e-3 * rtol, t_end=t_end, stop=None, snapshot_times=times
@@ -147,7 +146,7 @@ def test_the_error_is_in_proportion_to_the_tolerance_and_to_the_step_cubed(name)
     assert ratios.min() >= 0.01
     assert ratios.max() <= 10
     assert abs(references.order_of_convergence(rtols, errors) - 1) <= 0.15
-    assert abs(references.order_of_convergence(steps, errors) - 3) <= 0.25
+    assert abs(references.order_of_convergence(steps, errors) - 3) <= 0.2
 
 
 @pytest.mark.parametrize("name", ["ellipsoid", "network"])
@@ -197,15 +196,6 @@ def test_negative_curvature_near_ojas_unstable_equilibrium():
     assert abs(end[0]) == pytest.approx(1.0, abs=1e-3)
 
 
-def test_a_stationary_start_stays_where_it_is():
-    start = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    problem = gf.Problem.from_function(references.half_square, start)
-    flow = gf.RegularizingFlow(gf.LevelSet(problem), lambda theta: theta[1])
-    ds = gf.walk(flow, t_end=1.0, stop=None)
-    assert ds.attrs["status"] == "t_end"
-    assert np.array_equal(ds["theta"].values[-1], start.numpy())
-
-
 def test_it_is_the_default_and_walks_a_network_to_the_end(network):
     ds = gf.walk(network, stop=gf.Stationary(179.0))
     assert ds.attrs["solver"] == "exponential"
@@ -214,6 +204,14 @@ def test_it_is_the_default_and_walks_a_network_to_the_end(network):
     explicit = gf.walk(network, "dopri5", rtol=1e-4, max_evaluations=2000, stop=None)
     assert ds["n_gradient"].values[-1] < 2000
     assert explicit["angle"].values[-1] < 179
+
+
+def test_no_step_leaves_the_slow_manifold_for_a_larger_tangent_velocity(network):
+    ds = gf.walk(network, rtol=1e-2, stop=gf.Stationary(179.0))
+    velocity = ds["tangent_norm"].values
+    # ‖∇R‖ = 2√R here.
+    floor = 0.05 * 2 * np.sqrt(ds["regularizer"].values)
+    assert (velocity[1:] <= 1.3 * np.maximum(velocity, floor)[:-1]).all()
 
 
 def test_reproject_every_is_not_for_it(network):

@@ -95,7 +95,7 @@ def test_snapshots_that_would_not_fit_are_refused_and_an_archive_lifts_it(
     _available(monkeypatch, 100 * n)
     settings = {"solver": "rkc", "max_evaluations": 40}
     evaluations = network.problem.evaluations
-    with pytest.raises(InputError, match="100 snapshots .*max_snapshots.*theta_dtype.*archive"):
+    with pytest.raises(InputError, match=r"100 snapshots .*max_snapshots.*theta_dtype.*archive"):
         gf.walk(network, **settings, max_snapshots=100)
     assert network.problem.evaluations == evaluations
     gf.walk(network, **settings, max_snapshots=40)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from geoflow.errors import InputError
-from geoflow.walking.snapshots import AtTimes, Every, Thinned
+from geoflow.walking.snapshots import AtTimes, Every, Thinned, rule_for
 
 
 def kept_after(rule, arcs):
@@ -39,6 +39,43 @@ def test_thinned_is_even_in_arc_length_whatever_the_steps():
     assert gaps.max() <= 2.5 * gaps.min() + 2 * largest_step
 
 
+def test_thinned_doubles_its_spacing_where_there_is_no_room():
+    rule = Thinned(5)
+    # Four places and one for the walk's end. The first spacing is the arc over those four; each
+    # time there is no room it doubles, and what lies closer than that is dropped.
+    arcs = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+    offers = [rule.offer(step, arc, arc) for step, arc in enumerate(arcs)]
+    assert offers == [
+        (True, []),
+        (True, []),
+        (True, []),
+        (True, []),
+        (True, [1, 3]),
+        (False, []),
+        (True, []),
+        (False, []),
+        (True, [2, 6]),
+    ]
+    assert rule.spacing == 4.0
+
+
+def test_two_snapshots_are_the_first_and_the_last():
+    rule = Thinned(2)
+    assert [rule.offer(k, k, float(k)) for k in range(4)] == [(True, [])] + 3 * [(False, [])]
+    assert rule.keeps_last
+    assert rule.next_time(0.3) == math.inf
+
+
+def test_a_walk_has_one_rule():
+    assert isinstance(rule_for([1.0], None, 10), AtTimes)
+    assert isinstance(rule_for(None, 0.5, 10), Every)
+    assert rule_for(None, None, 10).limit == 10
+    assert not rule_for([1.0], None, 10).keeps_last
+    assert not rule_for(None, 0.5, 10).keeps_last
+    with pytest.raises(InputError, match="choose one"):
+        rule_for([1.0], 0.5, 10)
+
+
 def test_at_times_and_every_name_the_next_time_and_keep_it_exactly():
     rule = AtTimes([0.0, 0.1, 0.7])
     assert rule.next_time(0.0) == 0.1
@@ -58,6 +95,9 @@ def test_at_times_and_every_name_the_next_time_and_keep_it_exactly():
     [
         (lambda: AtTimes([]), "snapshot_times"),
         (lambda: AtTimes([1.0, 0.5]), "snapshot_times"),
+        (lambda: AtTimes([1.0, 1.0]), "snapshot_times"),
+        (lambda: AtTimes([math.nan]), "snapshot_times"),
+        (lambda: Every(math.inf), "snapshot_every=inf"),
         (lambda: AtTimes([-1.0]), "snapshot_times"),
         (lambda: AtTimes([math.inf]), "snapshot_times"),
         (lambda: Every(0.0), "snapshot_every=0.0"),

@@ -79,13 +79,14 @@ def compare(
     simulated = simulate(gram, dimension, n_simulations, seed, n_components)
     test, ratios, content = simulated.test, simulated.ratios, simulated.content
     rate = _fitted_rate(gram, times)
-    whole = float(gram.sum())
+    # From end to end; rounding alone is left of it where the walk is closed.
+    whole = max(float(gram.sum()), 0.0)
     paths = {
         "straight_line": np.linspace(0, 1, n),
         "relaxation": _relaxation(times, rate),
     }
     grams = {"walk": gram, "brownian": simulated.example}
-    grams |= {name: whole * np.outer(np.diff(x), np.diff(x)) for name, x in paths.items()}
+    grams |= {name: np.outer(np.diff(x), np.diff(x)) for name, x in paths.items()}
     rows = {name: components_of_steps(steps[None], n_components) for name, steps in grams.items()}
     variance = {name: row.ratios[0] for name, row in rows.items()}
     cosines = {name: row.content[0] for name, row in rows.items()}
@@ -93,7 +94,8 @@ def compare(
     # Of the Brownian paths the scores are those of the first, all else is the mean.
     variance["brownian"], cosines["brownian"] = ratios.mean(axis=0), content.mean(axis=0)
     participation["brownian"] = float(test.null.mean())
-    scores = np.stack([math.sqrt(unit) * rows[m].scores[0] for m in MODELS])
+    squares = {m: unit * whole if m in paths else unit for m in MODELS}
+    scores = np.stack([math.sqrt(squares[m]) * rows[m].scores[0] for m in MODELS])
 
     def described(dims: tuple[str, ...], values: Any, long_name: str) -> tuple[Any, ...]:
         return dims, values, {"long_name": long_name, "units": "1"}

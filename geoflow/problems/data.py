@@ -1,0 +1,107 @@
+"""Training data as users have them: tensors, NumPy arrays, tuples and dictionaries of either."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geoflow.errors import InputError
+
+# A tensor, or a tuple, list or dictionary of such.
+Tree = Any
+
+
+def tensors(data: Tree, name: str) -> Tree:
+    """Return the same tree with every array as a tensor, not copied where it need not be.
+
+    Raises
+    ------
+    InputError
+        Something in it is no array.
+    """
+    if isinstance(data, Tensor):
+        return data.detach()
+    if isinstance(data, np.ndarray):
+        if data.dtype.kind not in "fiubc":
+            raise InputError(f"{name} has dtype {data.dtype}; give numbers")
+        # A copy, since torch cannot take negative strides and warns of read-only arrays.
+        return torch.from_numpy(np.array(data))
+    if isinstance(data, dict):
+        return {key: tensors(value, f"{name}[{key!r}]") for key, value in data.items()}
+    if isinstance(data, tuple | list):
+        return tuple(tensors(value, f"{name}[{i}]") for i, value in enumerate(data))
+    raise InputError(
+        f"{name} is a {type(data).__name__}; give a tensor, a NumPy array, or a tuple or dict of "
+        "them, or use Problem.from_batches for a DataLoader or a Dataset"
+    )
+
+
+def leaves(data: Tree, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a tree, with its place for error messages, in fixed order."""
+    if isinstance(data, Tensor):
+        yield name, data
+    elif isinstance(data, dict):
+        for key, value in data.items():
+            yield from leaves(value, f"{name}[{key!r}]")
+    elif isinstance(data, tuple | list):
+        for i, value in enumerate(data):
+            yield from leaves(value, f"{name}[{i}]")
+
+
+def mapped(data: Tree, function: Callable[[Tensor], Tensor]) -> Tree:
+    """Apply a function to every tensor of a tree; what is no tensor stays as it is."""
+    if isinstance(data, Tensor):
+        return function(data)
+    if isinstance(data, dict):
+        return type(data)((key, mapped(value, function)) for key, value in data.items())
+    if isinstance(data, tuple) and hasattr(data, "_fields"):
+        return type(data)(*(mapped(value, function) for value in data))
+    if isinstance(data, tuple | list):
+        return type(data)(mapped(value, function) for value in data)
+    return data
+
+
+def convert(data: Tree, dtype: torch.dtype, device: torch.device) -> Tree:
+    """Floating tensors in a dtype, complex ones in its complex kin, all on a device."""
+    kin = torch.complex128 if dtype == torch.float64 else torch.complex64
+
+    def converted(tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(device, kin)
+        return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+
+    return mapped(data, converted)
+
+
+def sha256(*data: Tree) -> str:
+    """SHA-256 of data as they were given: dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for tree in data:
+        update(digest, tree)
+    return digest.hexdigest()
+
+
+def update(digest: hashlib._Hash, data: Tree) -> None:
+    """Take the tensors of a tree into a digest."""
+    for _, tensor in leaves(data, ""):
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        raw = tensor.detach().cpu().contiguous()
+        # NumPy has no bfloat16.
+        digest.update(
+            raw.view(torch.uint8).numpy().tobytes() if raw.ndim else raw.numpy().tobytes()
+        )
+
+
+def length(data: Tree) -> int:
+    """Number of examples: the first dimension of the first tensor."""
+    return len(next(iter(leaves(data, "")))[1])
+
+
+def chunk(data: Tree, start: int, size: int) -> Tree:
+    """``size`` examples from ``start`` on."""
+    return mapped(data, lambda tensor: tensor[start : start + size])

@@ -1,0 +1,139 @@
+"""From a user's network, loss and data to the parts of a problem."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from geoflow.errors import InputError
+from geoflow.problems import checks, data, modules
+from geoflow.problems.data import Tree
+from geoflow.problems.division import divided
+from geoflow.problems.parts import (
+    BatchParts,
+    Bound,
+    FunctionPart,
+    LossPart,
+    TensorSpec,
+    as_arguments,
+)
+
+Made = tuple[Iterable[LossPart], Tensor, tuple[TensorSpec, ...], str]
+
+
+def of_module(
+    module: nn.Module,
+    loss_fn: Callable[[Any, Any], Tensor],
+    inputs: Tree,
+    targets: Tree,
+    batch_size: int | None,
+    parameters: str | Sequence[str] | None,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Made:
+    """What :meth:`geoflow.Problem.from_module` is made of; see there."""
+    device = checks.check_device_and_dtype(device, dtype)
+    inputs, targets = data.tensors(inputs, "inputs"), data.tensors(targets, "targets")
+    checks.check_data(inputs, targets, batch_size)
+    checks.check_mode(module, batch_size)
+    digest = data.sha256(inputs, targets)
+    network = modules.network(module, parameters, dtype, device)
+    if isinstance(loss_fn, nn.Module):
+        loss_fn = copy.deepcopy(loss_fn).to(device=device, dtype=dtype)
+    x = data.convert(inputs, dtype, device)
+    # PyTorch's losses want class indices as int64.
+    y = data.mapped(
+        data.convert(targets, dtype, device),
+        lambda t: t.long() if t.dtype in (torch.int32, torch.int16, torch.int8) else t,
+    )
+    with checks.explained(dtype):
+        size = batch_size or data.length(x)
+        arguments, keywords = as_arguments(data.chunk(x, 0, size))
+        some = data.chunk(y, 0, size)
+        checks.check_live(module, lambda own: loss_fn(own(*arguments, **keywords), some), network)
+        parts = divided(network.module, network.fixed, loss_fn, x, y, batch_size, network.moving)
+    return parts, *flat(network.moving), digest
+
+
+def of_batches(
+    module: nn.Module,
+    batch_loss: Callable[[nn.Module, Any], tuple[Tensor, float]],
+    batches: Iterable[Any],
+    parameters: str | Sequence[str] | None,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Made:
+    """What :meth:`geoflow.Problem.from_batches` is made of; see there."""
+    device = checks.check_device_and_dtype(device, dtype)
+    checks.check_mode(module, None)
+    first, second = iter(batches), iter(batches)
+    if first is second:
+        raise InputError(
+            f"batches: a {type(batches).__name__} can be iterated once only; give a list or a "
+            "DataLoader"
+        )
+    digest = hash_of(first)
+    if digest != hash_of(second):
+        raise InputError(
+            "batches: two passes gave different batches; make the DataLoader with shuffle=False "
+            "and data without random augmentation"
+        )
+    network = modules.network(module, parameters, dtype, device)
+    parts = BatchParts(Bound(network.module, batch_loss), network.fixed, batches, dtype, device)
+    one = data.convert(next(iter(batches)), dtype, device)
+    with checks.explained(dtype):
+        checks.check_live(module, lambda live: batch_loss(live, one)[0], network)
+    return parts, *flat(network.moving), digest
+
+
+def of_function(loss: Callable[[Tensor], Tensor], theta0: Tensor) -> Made:
+    """What :meth:`geoflow.Problem.from_function` is made of; see there."""
+    if theta0.ndim != 1 or not theta0.is_floating_point() or not theta0.numel():
+        raise InputError(
+            f"theta0 has shape {tuple(theta0.shape)} and dtype {theta0.dtype}; "
+            "pass a flat floating-point tensor"
+        )
+    checks.check_device_and_dtype(theta0.device, theta0.dtype)
+    if not torch.isfinite(theta0).all():
+        raise InputError("theta0 has non-finite entries; remove them")
+    theta0 = theta0.detach().clone()
+    with torch.no_grad():
+        value = loss(theta0.clone())
+    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    if shape != ():
+        raise InputError(f"loss returned shape {shape}; it must return a scalar tensor")
+    return (FunctionPart(loss),), theta0, (TensorSpec("theta", 0, tuple(theta0.shape)),), ""
+
+
+def flat(moving: dict[str, Tensor]) -> tuple[Tensor, tuple[TensorSpec, ...]]:
+    """θ0, and where each tensor lies in it."""
+    specs, offset = [], 0
+    for name, value in moving.items():
+        specs.append(TensorSpec(name, offset, tuple(value.shape)))
+        offset += value.numel()
+    return torch.cat([p.reshape(-1) for p in moving.values()]), tuple(specs)
+
+
+def hash_of(batches: Iterator[Any]) -> str:
+    """SHA-256 of all batches, in their order.
+
+    Raises
+    ------
+    InputError
+        There is none, or one holds numbers that are not finite.
+    """
+    first = next(batches, None)
+    if first is None:
+        raise InputError("batches: there is none; give one at least")
+
+    def checked() -> Iterator[Any]:
+        for i, batch in enumerate(itertools.chain([first], batches)):
+            checks.check_finite(batch, f"batches[{i}]")
+            yield batch
+
+    return data.sha256(*checked())

@@ -1,0 +1,57 @@
+"""A point of a trajectory put back into a network."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+import xarray as xr
+from torch import nn
+
+from geoflow.errors import InputError
+from geoflow.problems.modules import parameters_by_name
+
+
+def load_into(module: nn.Module, ds: xr.Dataset, snapshot: int = -1) -> None:
+    """Set a network's parameters to those of a snapshot of a walk, all of them or none.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The network that the problem was made of, or one with the same names and shapes. Changed in
+        place, each parameter in its own dtype and on its own device. What the walk kept fixed stays
+        as it is; tied parameters stay tied; wrappers of ``torch.compile`` and ``DataParallel`` are
+        seen through.
+    ds : xarray.Dataset
+        A trajectory in schema 1.0.
+    snapshot : int
+        Which, counted from the end where negative.
+
+    Raises
+    ------
+    InputError
+        There is no such snapshot, or the network has no parameters of these names and shapes.
+    """
+    n = ds.sizes.get("snapshot", 0)
+    if not -n <= snapshot < n:
+        raise InputError(f"snapshot={snapshot}: the trajectory has {n}; count from 0, or from −1")
+    theta = torch.from_numpy(ds["theta"].isel(snapshot=snapshot).values)
+    own = parameters_by_name(module)
+    pairs, offset = [], 0
+    for name, text in zip(ds["tensor_name"].values, ds["tensor_shape"].values, strict=True):
+        shape = tuple(json.loads(text))
+        size = int(torch.Size(shape).numel())
+        parameter = own.get(str(name))
+        if parameter is None or tuple(parameter.shape) != shape:
+            found = (
+                "has none of that name" if parameter is None else f"has {tuple(parameter.shape)}"
+            )
+            raise InputError(
+                f"module: the walk moved {name} of shape {shape}, and the module {found}; give the "
+                "network that was walked"
+            )
+        pairs.append((parameter, theta[offset : offset + size].reshape(shape)))
+        offset += size
+    with torch.no_grad():
+        for parameter, value in pairs:
+            parameter.copy_(value)

@@ -1,0 +1,67 @@
+"""How a walk ends that no goal of its own has ended: the status, and why, in one line."""
+
+from __future__ import annotations
+
+from geoflow.errors import (
+    ConvergenceError,
+    CriticalPointError,
+    EvaluationLimitError,
+    NumericalError,
+    ObservableError,
+    StepSizeError,
+)
+
+End = tuple[str, str]
+
+STATUS: dict[type[Exception], str] = {
+    StepSizeError: "step_size_underflow",
+    ConvergenceError: "projection_failed",
+    CriticalPointError: "critical_point",
+    NumericalError: "numerical_failure",
+    ObservableError: "observable_failed",
+}
+
+
+def of_error(error: Exception, max_evaluations: int) -> End:
+    """Status and message of a walk that an error ended; what was walked is kept.
+
+    Parameters
+    ----------
+    error : Exception
+        geoflow's own, or whatever a user's loss, regularisation function or solver raised.
+    max_evaluations : int
+        The walk's budget.
+    """
+    if isinstance(error, EvaluationLimitError):
+        return "max_evaluations", f"the budget of {max_evaluations} evaluations is spent"
+    if isinstance(error, ConvergenceError) and error.reason == "floor":
+        return "level_not_kept", str(error)
+    status = next((s for kind, s in STATUS.items() if isinstance(error, kind)), None)
+    if status:
+        return status, str(error)
+    said = (str(error) or "no message").splitlines()[0]
+    return "evaluation_failed", f"an evaluation raised {type(error).__name__}: {said}"
+
+
+def of_rest(angle: float | None, multiplier: float | None) -> End:
+    """Status and message of a walk whose flow has no velocity left but rounding.
+
+    Parameters
+    ----------
+    angle : float, optional
+        Between ∇R and ∇L, in degrees, where the flow has one.
+    multiplier : float, optional
+        λ.
+    """
+    if angle is None or multiplier is None:
+        return "at_rest", "the flow is at rest: its velocity is zero to rounding"
+    where = f"the flow is at rest: angle {angle:.3f}°, λ = {multiplier:.3g}"
+    return below_the_level(where) if multiplier < 0 else ("at_rest", where)
+
+
+def below_the_level(where: str) -> End:
+    """Status and message where R falls towards a lower loss, not against it."""
+    return (
+        "negative_multiplier",
+        f"{where}: the minimum of R has a lower loss than the level; is the network trained?",
+    )

@@ -1,0 +1,65 @@
+"""What can be walked together, and whether a walk is taken up with what it was begun with."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+
+import torch
+
+from geoflow.errors import ArchiveError, InputError
+from geoflow.manifold.protocol import Flow
+from geoflow.solvers import Solver, check_needs
+from geoflow.trajectories.records import Observable
+from geoflow.walking.stopping import Goals
+
+# What another machine changes in the last digits only; differences of nearly equal numbers, as
+# the residual is one, it changes whole.
+COMPARED: Mapping[str, str] = {
+    "train_loss": "the loss",
+    "gradient_norm": "the norm of the loss gradient",
+    "regularizer": "the regularisation function",
+}
+
+
+def check_fit(
+    flow: Flow, solver: Solver, goals: Goals, observables: Mapping[str, Observable]
+) -> None:
+    """Refuse, before the first evaluation, what cannot be walked together.
+
+    Raises
+    ------
+    InputError
+        Several constraints; or a solver, a stop or observables that do not fit the flow.
+    """
+    n = flow.level_set.n_constraints
+    if n > 1:
+        raise InputError(
+            f"flow: its level set has {n} constraints, and a trajectory records one; step along "
+            "it with flow.evaluate and flow.project"
+        )
+    check_needs(solver, flow)
+    goals.check_scalars(flow.scalars)
+    for name in observables:
+        if name in flow.scalars:
+            raise InputError(f"observables: {name!r} is taken by the flow; choose another name")
+
+
+def check_same(now: Mapping[str, float], then: Mapping[str, float], dtype: torch.dtype) -> None:
+    """Compare the flow's scalars where a walk is taken up with those recorded there."""
+    if all(now[name] == then[name] for name in now):
+        return
+    rtol = math.sqrt(torch.finfo(dtype).eps)
+    for name, what in COMPARED.items():
+        if name in now and not math.isclose(now[name], then[name], rel_tol=rtol):
+            raise ArchiveError(
+                f"flow: {what} is {now[name]:.9g} where {then[name]:.9g} was recorded; go on with "
+                "the network, the loss function and the regularisation function that the walk "
+                "started with"
+            )
+    warnings.warn(
+        "the loss differs in its last digits from that recorded, so the walk goes on but not bit "
+        "for bit: another machine, number of threads or version of torch",
+        stacklevel=3,
+    )

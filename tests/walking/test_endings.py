@@ -1,0 +1,223 @@
+"""Every walk ends, with a status that says why, and keeps what was walked."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import geoflow as gf
+import references
+from geoflow.errors import GeoflowError
+from geoflow.walking.snapshots import Thinned
+
+SOLVERS = ["exponential", "rkc", "dopri5", "bosh3", "rk4"]
+
+
+def flow_of(loss, start, regularizer, **kwargs):
+    theta0 = torch.as_tensor(start, dtype=torch.float64)
+    problem = gf.Problem.from_function(loss, theta0)
+    return gf.RegularizingFlow(gf.LevelSet(problem, **kwargs), regularizer)
+
+
+def square(theta):
+    return torch.dot(theta, theta)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("stop", [None, gf.Stationary(175.0)])
+def test_a_walk_from_a_kkt_point_is_at_rest(solver, stop):
+    # On the circle, at the point of least θ₀: ∇R and ∇L point in opposite directions.
+    flow = flow_of(square, [-1.0, 0.0], lambda theta: theta[0])
+    ds = gf.walk(flow, solver, stop=stop, max_evaluations=300)
+    assert ds.attrs["status"] == ("at_rest" if stop is None else "stationary")
+    assert stop or "angle 180.000°, λ = 0.5" in ds.attrs["status_message"]
+    assert ds.sizes["step"] == 1
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_walk_where_r_has_no_gradient_is_at_rest(solver):
+    flow = flow_of(square, [1.0, 2.0, 3.0], lambda t: square(t - torch.tensor([1.0, 2.0, 3.0])))
+    ds = gf.walk(flow, solver, stop=None, max_evaluations=300)
+    assert ds.attrs["status"] == "at_rest"
+
+
+def test_a_walk_from_the_far_side_has_a_status_of_its_own():
+    flow = flow_of(square, [1.0, 0.0], lambda theta: theta[0])
+    ds = gf.walk(flow, stop=None, max_evaluations=300)
+    assert ds.attrs["status"] == "negative_multiplier"
+    assert "is the network trained?" in ds.attrs["status_message"]
+
+
+@pytest.mark.parametrize("solver", ["exponential", "dopri5"])
+def test_r_whose_minimum_has_a_lower_loss_ends_at_0_degrees(solver):
+    # R falls towards the origin, where L is least: the nearest point of the level set has λ < 0.
+    axes = torch.tensor([1.0, 4.0], dtype=torch.float64)
+    flow = flow_of(
+        lambda t: 9 - torch.dot(axes, t * t), [1.0, 0.5], lambda t: square(t), level_rtol=1e-8
+    )
+    ds = gf.walk(flow, solver, max_evaluations=5000)
+    assert ds.attrs["status"] == "negative_multiplier"
+    assert float(ds["angle"][-1]) < 5
+    assert (np.diff(ds["regularizer"]) <= 1e-12).all()
+
+
+def test_a_walk_started_beside_a_saddle_leaves_it():
+    # At angle 0°, to 1e-7: R is greatest there, and the walk goes to the other side.
+    flow = flow_of(square, [1.0, 1e-7], lambda theta: theta[0])
+    ds = gf.walk(flow, stop=gf.Stationary(175.0))
+    assert ds.attrs["status"] == "stationary"
+    assert float(ds["theta"][-1, 0]) == pytest.approx(-1, abs=1e-2)
+
+
+class Idle:
+    """A solver that goes nowhere and asks for nothing."""
+
+    name, order, options = "idle", 1, {}
+
+    def init(self, flow, state, tolerance):
+        return {}
+
+    def step(self, flow, state, carry, tolerance, max_time):
+        return gf.solvers.StepResult(state, carry, 1e-3, math.nan, 0, 0)
+
+
+def test_steps_that_cost_nothing_are_bounded_by_the_budget(network):
+    ds = gf.walk(network, Idle(), stop=None, max_evaluations=40)
+    assert ds.attrs["status"] == "max_steps"
+    assert ds.sizes["step"] == 41
+
+
+def test_thinning_steps_that_do_not_move_comes_to_an_end():
+    rule = Thinned(4)
+    kept = [rule.offer(step, float(step), 0.0)[0] for step in range(50)]
+    assert kept[0]
+    assert sum(kept) <= 3
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_an_observable_that_raises_ends_the_walk_and_loses_nothing(network, tmp_path, archived):
+    calls = []
+
+    def fails(theta):
+        calls.append(1)
+        if len(calls) > 4:
+            raise MemoryError("no room")
+        return len(calls)
+
+    path = tmp_path / "walk.nc" if archived else None
+    with gf.walk(
+        network, snapshot_every=0.01, t_end=1.0, observables={"f": fails}, archive=path
+    ) as ds:
+        assert ds.attrs["status"] == "observable_failed"
+        assert ds.attrs["status_message"] == "observables['f'] raised MemoryError: no room"
+        # One call was to see whether it gives a number.
+        assert ds["f"].values.tolist() == [2.0, 3.0, 4.0]
+        assert ds.sizes["step"] >= 3
+    if archived:
+        assert gf.validate(path) == []
+
+
+def test_where_the_last_point_is_kept_its_observable_may_be_unknown(network):
+    def fails(theta):
+        if not torch.equal(theta, network.problem.theta0):
+            raise RuntimeError("elsewhere")
+        return 1.0
+
+    ds = gf.walk(network, t_end=0.1, stop=None, observables={"f": fails})
+    assert ds.attrs["status"] == "observable_failed"
+    assert ds["theta"].sizes["snapshot"] >= 1
+    assert float(ds["f"][0]) == 1.0
+
+
+def test_an_observable_cannot_move_the_walk(network):
+    def writes(theta):
+        theta.zero_()
+        return 0.0
+
+    with_it = gf.walk(network, t_end=0.05, stop=None, observables={"f": writes})
+    without = gf.walk(references.small_network(), t_end=0.05, stop=None)
+    assert np.array_equal(with_it["theta"], without["theta"])
+
+
+@pytest.mark.parametrize("solver", ["exponential", "dopri5"])
+def test_a_loss_that_raises_ends_the_walk_and_loses_nothing(solver):
+    calls = []
+
+    def loss(theta):
+        calls.append(1)
+        if len(calls) > 120:
+            raise RuntimeError("out of\nmemory")
+        return 0.5 * torch.dot(axes, theta * theta)
+
+    axes = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)
+    flow = flow_of(loss, [1.0, 1.0, 1.0], square)
+    ds = gf.walk(flow, solver, rtol=1e-6, stop=None)
+    assert ds.attrs["status"] == "evaluation_failed"
+    assert ds.attrs["status_message"] == "an evaluation raised RuntimeError: out of"
+    assert ds.sizes["step"] > 1
+    assert ds["theta"].sizes["snapshot"] > 1
+
+
+def random_flow(seed):
+    """A small problem of any kind: friendly, at rest, near a saddle, unbounded, not finite."""
+    generator = torch.Generator().manual_seed(seed)
+    n = int(torch.randint(1, 6, (), generator=generator))
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    matrix, shift, start = randn(n, n), randn(n), randn(n)
+    losses = [
+        lambda t: 0.5 * t @ t,
+        lambda t: 0.5 * t @ (matrix @ matrix.T) @ t + 0.1 * t.sum(),
+        lambda t: t @ (matrix + matrix.T) @ t,
+        lambda t: torch.cos(3 * t).sum() + 0.1 * t @ t,
+        lambda t: torch.log(t.sum() + 2.0),
+        lambda t: torch.sqrt(1 - (t * t).sum() / 40),
+        lambda t: torch.exp(t).sum(),
+        lambda t: (torch.tanh(matrix @ t) ** 2).sum() + 1e-3 * t @ t,
+        lambda t: torch.relu(t).sum() + 0.01 * t @ t,
+    ]
+    regularizers = [
+        lambda t: t @ t,
+        lambda t: (t - start) @ (t - start),
+        lambda t: shift @ t,
+        lambda t: t @ (matrix + matrix.T) @ t,
+        lambda t: torch.log((t * t).sum()),
+        lambda t: -(t @ t),
+    ]
+
+    def chosen(items):
+        return items[int(torch.randint(len(items), (), generator=generator))]
+
+    axis = torch.zeros(n, dtype=torch.float64)
+    axis[0] = 1.0
+    starts = [start, start, axis, -axis, axis + 1e-9 * start, 1e3 * start, 0 * start]
+    levels = [None, None, None, 0.5, -3.0, 1e3]
+    return chosen(losses), chosen(starts), chosen(regularizers), chosen(levels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, 300, 50))
+def test_every_small_problem_ends_within_its_budget_without_a_raw_exception(first):
+    ended = {}
+    for seed in range(first, first + 50):
+        loss, start, regularizer, level = random_flow(seed)
+        try:
+            flow = flow_of(loss, start, regularizer, level=level)
+        except GeoflowError:
+            continue
+        solver = SOLVERS[seed % len(SOLVERS)]
+        try:
+            ds = gf.walk(flow, solver, max_evaluations=200)
+        except GeoflowError:
+            # No point of the level set was found, so there is no walk.
+            continue
+        assert int(ds["n_gradient"][-1] + 2 * ds["n_hvp"][-1]) <= 200
+        assert ds.sizes["step"] <= 201
+        assert ds["theta"].sizes["snapshot"] >= 1
+        assert np.isfinite(ds["theta"]).all()
+        ended[ds.attrs["status"]] = ended.get(ds.attrs["status"], 0) + 1
+    assert len(ended) >= 3, ended
+    assert sum(ended.values()) >= 20, ended
