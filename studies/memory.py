@@ -2,12 +2,12 @@
 
     OMP_NUM_THREADS=1 python studies/memory.py [SOLVER …]
 
-Each walk is one of a linear network, 1,000 inputs to 1,000 outputs, on 48 examples of evenly spread
-singular values (seed 0); that of the exponential solver starts with a step so long that it fills its
-Krylov space. Two snapshots are kept, in memory. Every walk has a process of its own: what counts is
-the kernel's peak less what the process held before, a small walk having imported everything. Once
-glibc hands every freed vector back (``MALLOC_MMAP_THRESHOLD_``), as it does from 32 MiB on, and once
-it is left as it is. Prints the table of docs/performance.md. Linux only.
+Each walk is one of a linear network, 1,000 inputs to 1,000 outputs, on 48 examples of evenly
+spread singular values (seed 0); that of the exponential solver starts with a step so long that it
+fills its Krylov space. Two snapshots are kept, in memory. Every walk has a process of its own: what
+counts is the kernel's peak less what the process held before, a small walk having imported
+everything. Once glibc hands every freed vector back (``MALLOC_MMAP_THRESHOLD_``), as it does from
+32 MiB on, and once it is left as it is. Prints the table of docs/performance.md. Linux only.
 """
 
 from __future__ import annotations

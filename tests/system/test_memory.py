@@ -74,7 +74,7 @@ def test_the_estimate_is_within_a_quarter_of_the_measured_peak(solver):
 
 
 def _available(monkeypatch, n_bytes):
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=n_bytes))
+    monkeypatch.setattr("geoflow.system.memory.available_memory", lambda device: n_bytes)
 
 
 def test_a_solver_that_would_not_fit_is_refused_before_the_first_evaluation(monkeypatch, network):
