@@ -78,7 +78,18 @@ class Normal:
         return np.array([math.sqrt(float(self.square))])
 
     def split(self, v: Tensor) -> Split:
-        """Part g (g·v)/(g·g), multiplier −(v·g)/(g·g)."""
+        """Part g (g·v)/(g·g), multiplier −(v·g)/(g·g).
+
+        Raises
+        ------
+        CriticalPointError
+            g is zero.
+        """
+        if not self.norms[0]:
+            raise CriticalPointError(
+                "the loss gradient is zero: the level set is not a manifold there; start elsewhere "
+                "or choose another level"
+            )
         dot = torch.dot(v, self.gradient)
         component = float(dot) / float(self.norms[0])
         part = self.gradient * (dot / self.square)
