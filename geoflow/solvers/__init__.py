@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from geoflow.errors import InputError
-from geoflow.solvers.base import Carry, Solver, StepResult, Tolerance, check_needs
+from geoflow.solvers.base import Carry, Solver, StepResult, Tolerance, check_needs, vectors_of
 from geoflow.solvers.bdf import BDF
 from geoflow.solvers.cvode import CVODE
 from geoflow.solvers.exponential import Exponential
@@ -28,6 +28,7 @@ __all__ = [
     "from_config",
     "get",
     "names",
+    "vectors_of",
 ]
 
 DEFAULT = "exponential"

@@ -78,6 +78,9 @@ class StepResult:
     n_reprojection: int
 
 
+# Vectors that a solver is taken to hold which does not say.
+DEFAULT_VECTORS = 20
+
 # What a solver can need of a flow beyond its velocity and re-projection.
 LINEARIZATION = "a linearization"
 REGULARIZER = "a regularizer that it descends"
@@ -106,11 +109,16 @@ class Solver(Protocol):
         Of :data:`LINEARIZATION`, :data:`REGULARIZER` and :data:`ONE_CONSTRAINT`, what a flow must
         have for this solver; the flow and its states are given to it as they are. May be left out
         where it is none of them.
+    vectors : int
+        The most vectors of the state's size that it holds at a time, its carry and temporaries
+        included, beside the state it starts from and what one evaluation and one re-projection
+        take; by it the memory of a walk is estimated. Where it is left out, ``DEFAULT_VECTORS``.
     """
 
     name: str
     order: int
     needs: tuple[str, ...]
+    vectors: int
 
     @property
     def options(self) -> dict[str, Any]:
@@ -136,6 +144,11 @@ class Solver(Protocol):
         ConvergenceError, CriticalPointError
             Re-projection fails however small the step.
         """
+
+
+def vectors_of(solver: Solver) -> int:
+    """The most vectors that a solver holds, by what it says of itself."""
+    return int(getattr(solver, "vectors", DEFAULT_VECTORS))
 
 
 def check_needs(solver: Solver, flow: Flow) -> None:

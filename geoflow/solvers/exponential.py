@@ -47,6 +47,7 @@ from geoflow.solvers.base import (
 )
 from geoflow.solvers.control import check_step, clip_step
 from geoflow.solvers.krylov import (
+    MAX_VECTORS,
     KrylovSpace,
     Vector,
     apply,
@@ -57,7 +58,6 @@ from geoflow.solvers.krylov import (
 
 SAFETY, SHRINK, GROW = 0.9, 0.2, 3.0
 
-MAX_VECTORS = 40
 # The Krylov residual, h times it in units of the error allowed, and in units of ‖f‖, without which
 # a loose tolerance would let θ leave the slow manifold.
 KRYLOV_DEFECT, KRYLOV_LEFTOVER = 3.0, 0.2
@@ -83,6 +83,8 @@ class Exponential:
     name = "exponential"
     order = 3
     needs: tuple[str, ...] = (LINEARIZATION, REGULARIZER, ONE_CONSTRAINT)
+    # The Krylov space; the normal, the predictor's state, the correction and their temporaries.
+    vectors = MAX_VECTORS + 1 + 12
 
     @property
     def options(self) -> dict[str, Any]:

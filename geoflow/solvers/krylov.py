@@ -14,7 +14,8 @@ from geoflow.manifold.linearization import TangentHessian
 
 Vector = NDArray[np.float64]
 
-FIRST_ROWS = 32
+MAX_VECTORS = 40
+FIRST_ROWS = MAX_VECTORS + 1
 CANCELLED, INVARIANT = 0.1, 1e-13
 
 
@@ -61,7 +62,8 @@ class KrylovSpace:
 
     def __init__(self, operator: TangentHessian, start: Tensor, radius: float = 0.0) -> None:
         self.operator, self.radius = operator, radius
-        # Rows of one array, which grows by doubling: a product with all of V is then one call.
+        # Rows of one array, so that a product with all of V is one call. Room for all is asked for
+        # at once, and a CPU takes it as it is written: to grow by copying would hold V twice.
         self._vectors = start.new_empty((FIRST_ROWS, start.numel()))
         self._vectors[0] = start / torch.linalg.vector_norm(start)
         self.matrix: Vector = np.zeros((1, 1))

@@ -93,6 +93,8 @@ class RKC:
     name = "rkc"
     order = 2
     needs: tuple[str, ...] = (REGULARIZER,)
+    # The power method's, three stages, their sum, and velocities of two of them.
+    vectors = 7
 
     @property
     def options(self) -> dict[str, Any]:

@@ -24,6 +24,10 @@ from geoflow.solvers.control import check_step, clip_step
 ADAPTIVE = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}
 FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "explicit_adams": 4}
 
+# Derivatives that torchdiffeq keeps of a step.
+STAGES = {"dopri5": 7, "dopri8": 14, "bosh3": 4, "fehlberg2": 3, "adaptive_heun": 2}
+ADAMS_HISTORY = 11
+
 RETRY_FACTOR = 0.25
 FAR = 1e300
 TOO_INACCURATE = "the local error stays above the tolerance"
@@ -71,6 +75,7 @@ class TorchDiffEq:
         self.order = ADAPTIVE.get(method) or FIXED[method]
         self.step_size = step_size
         self.reproject_every = reproject_every
+        self.vectors = self._vectors()
 
     @property
     def options(self) -> dict[str, Any]:
@@ -132,6 +137,15 @@ class TorchDiffEq:
             n_rejected=n_rejected,
             n_reprojection=n_newton,
         )
+
+    def _vectors(self) -> int:
+        if self.name in ADAPTIVE:
+            # Beside its stages their products with weights, or what the interpolant takes.
+            return STAGES[self.name] + max(STAGES[self.name] + 2, 8)
+        if self.name == "euler":
+            return 2
+        history = self.name == "explicit_adams" and self.reproject_every is not None
+        return 7 + (ADAMS_HISTORY if history else 0)
 
     def _left(self, since: float) -> float:
         """Flow time to the next multiple of ``reproject_every``; 0 where every step is one."""

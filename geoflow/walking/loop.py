@@ -23,16 +23,16 @@ from geoflow.manifold.protocol import Flow, State, flatten
 from geoflow.problems import dtypes
 from geoflow.solvers import Carry, Solver, Tolerance
 from geoflow.system import interrupts
-from geoflow.system.memory import check_memory
 from geoflow.system.progress import Progress
 from geoflow.system.translation import numerics
 from geoflow.trajectories import dataset, records
 from geoflow.trajectories.records import Observable, Snapshot
 from geoflow.walking import ending
 from geoflow.walking.fitting import check_fit, check_same
+from geoflow.walking.memory import check_walk_memory
 from geoflow.walking.recorder import Memory, Recorder
 from geoflow.walking.settings import CHECKPOINT_SECONDS, DEFAULTS, WalkSettings
-from geoflow.walking.snapshots import Every, SnapshotRule, Thinned
+from geoflow.walking.snapshots import SnapshotRule
 from geoflow.walking.stopping import Goals, Stop
 from geoflow.walking.stream import Stream
 
@@ -160,16 +160,18 @@ def walk(
     )
     goals, rule = settings.goals(), settings.rule()
 
+    in_memory = recorder is None and target is None
+    kept_dtype = dtypes.DTYPES[str(settings.theta_dtype)]
+    check_walk_memory(flow, chosen, rule, kept_dtype, in_memory=in_memory)
+
     def walk_with(recorder: Recorder) -> xr.Dataset:
         tolerance = settings.tolerance(flow.problem.dtype)
-        kept_dtype = dtypes.DTYPES[str(settings.theta_dtype)]
         walk = Walk(flow, chosen, tolerance, rule, observables, recorder, kept_dtype)
         return walk.run(goals, progress)
 
     if recorder is not None:
         return walk_with(recorder)
     if target is None:
-        _check_memory(flow, rule)
         return walk_with(Memory(flow.problem, sorted(observables), header))
     with Stream.create(
         target,
@@ -366,13 +368,3 @@ def _before_the_start(error: Exception, goals: Goals) -> Exception:
             "allow more"
         )
     return error
-
-
-def _check_memory(flow: Flow, rule: SnapshotRule) -> None:
-    """Refuse a walk whose snapshots would not fit, before it starts."""
-    if isinstance(rule, Every):
-        return
-    n = rule.limit if isinstance(rule, Thinned) else len(rule.times)  # type: ignore[attr-defined]
-    needed = 2 * n * flow.problem.theta0.numel() * flow.problem.theta0.element_size()
-    what = f"{n} snapshots of {flow.problem.n_parameters:,} parameters"
-    check_memory(needed, what, "keep fewer snapshots, or name an archive")

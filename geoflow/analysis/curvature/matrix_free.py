@@ -15,7 +15,7 @@ from torch import Tensor
 
 from geoflow.analysis.curvature.operators import Curvature
 from geoflow.errors import InputError
-from geoflow.system.memory import check_memory
+from geoflow.system.memory import CPU, check_memory
 
 Floats = NDArray[np.float64]
 
@@ -157,7 +157,8 @@ def extreme_eigenvalues(
         values, vectors = np.linalg.eigh(operator.dense())
         order = slice(None, k) if which == "smallest" else slice(None, -k - 1, -1)
         return _pairs(operator, values[order], vectors[:, order])
-    _check_memory(operator, n_vectors + k, f"{k} eigenvectors")
+    # ARPACK's are on the CPU, wherever the operator is: a basis, four of work, and what it finds.
+    _check_memory(operator, n_vectors + k + 4, f"{k} eigenvectors", CPU)
     start = _generator(seed).standard_normal(n)
     if not operator(torch.from_numpy(start).to(operator.theta)).any():
         # No random vector but that of a zero operator has no image; ARPACK refuses those.
@@ -376,10 +377,10 @@ def _standard_error(values: Floats) -> float:
     return float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
-def _check_memory(operator: Curvature, n_vectors: int, argument: str) -> None:
-    """Refuse what would not fit, before it starts."""
-    if operator.theta.device.type != "cpu":
-        return
+def _check_memory(
+    operator: Curvature, n_vectors: int, argument: str, device: torch.device | None = None
+) -> None:
+    """Refuse what would not fit on a device, by default the operator's, before it starts."""
     needed = n_vectors * operator.size * operator.theta.element_size()
     what = f"{argument}: vectors of {operator.size:,} numbers"
-    check_memory(needed, what, "ask for fewer")
+    check_memory(needed, what, "ask for fewer", device or operator.theta.device)

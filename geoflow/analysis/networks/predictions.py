@@ -99,8 +99,9 @@ def along(
             )
         if count == 0:
             needed = sum(part[0].numel() * part[0].element_size() for part in found.values())
-            # Once as a list and once stacked.
-            needed *= 2 * len(indices)
+            # Once as a list and once stacked; or stacked and in float64, where they are not yet.
+            single = any(part[0].dtype != torch.float64 for part in found.values())
+            needed *= (3 if single else 2) * len(indices)
             check_memory(needed, f"the outputs of {len(indices)} snapshots", "choose fewer")
     sets = list(inputs)
     matrices: dict[str, list[Floats]] = {}

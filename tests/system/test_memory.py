@@ -1,0 +1,123 @@
+"""What a walk takes of memory: estimated as measured, and refused before it starts."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import geoflow as gf
+from geoflow.errors import InputError
+from geoflow.solvers.base import DEFAULT_VECTORS, vectors_of
+from geoflow.walking.memory import EVALUATION, STATE, walk_bytes
+from geoflow.walking.snapshots import Every, Thinned
+
+WALK = """
+import sys
+from pathlib import Path
+import torch
+import geoflow as gf
+from geoflow.solvers import Exponential
+from geoflow.walking.memory import walk_bytes
+from geoflow.walking.snapshots import Thinned
+
+
+class LongSteps(Exponential):
+    # Fills the Krylov space in its first step.
+    def init(self, flow, state, tolerance):
+        return {**super().init(flow, state, tolerance), "step_size": 1e3}
+
+
+def memory(entry):
+    text = Path("/proc/self/status").read_text()
+    return 1024 * int(text.split(entry + ":")[1].split()[0])
+
+
+def flow(n):
+    # Blocks of one curvature each: many eigenvalues, and no large temporaries.
+    curvature = torch.linspace(1, 100, 50, dtype=torch.float64)
+    def loss(theta):
+        return (theta.view(50, -1).square().sum(1) * curvature).sum() / 2
+    theta0 = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    problem = gf.Problem.from_function(loss, theta0)
+    return gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.quartic_norm)
+
+
+torch.set_num_threads(1)
+solver = LongSteps() if sys.argv[1] == "exponential" else gf.solvers.get(sys.argv[1])
+
+
+def walk(flow):
+    return gf.walk(flow, solver, stop=None, max_evaluations=60, max_snapshots=2)
+
+
+walk(flow(100))
+big = flow(1_000_000)
+before = memory("VmRSS")
+assert walk(big).sizes["step"] > 1
+peak = memory("VmHWM") - before
+print(walk_bytes(big, solver, Thinned(2), torch.float64) / peak)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("solver", ["exponential", "rkc", "dopri5"])
+def test_the_estimate_is_within_a_quarter_of_the_measured_peak(solver):
+    # As glibc does with vectors of 32 MiB and more: a freed one goes back to the system.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", WALK, solver]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert 0.8 <= float(done.stdout) <= 1.25
+
+
+def _available(monkeypatch, n_bytes):
+    monkeypatch.setattr("geoflow.system.memory.available_memory", lambda device: n_bytes)
+
+
+def test_a_solver_that_would_not_fit_is_refused_before_the_first_evaluation(monkeypatch, network):
+    n = 8 * network.problem.n_parameters
+    evaluations = network.problem.evaluations
+    _available(monkeypatch, (STATE + EVALUATION + vectors_of(gf.solvers.get("rkc"))) * n + 2 * n)
+    message = r"solver='exponential': the \d+ vectors of a walk in [\d,]+ parameters need .*'rkc'"
+    with pytest.raises(InputError, match=message):
+        gf.walk(network, "exponential", max_snapshots=2)
+    assert network.problem.evaluations == evaluations
+    gf.walk(network, "rkc", max_snapshots=2, max_evaluations=40)
+
+
+def test_snapshots_that_would_not_fit_are_refused_and_an_archive_lifts_it(
+    monkeypatch, network, tmp_path
+):
+    n = 8 * network.problem.n_parameters
+    _available(monkeypatch, 100 * n)
+    settings = {"solver": "rkc", "max_evaluations": 40}
+    evaluations = network.problem.evaluations
+    with pytest.raises(InputError, match=r"100 snapshots .*max_snapshots.*theta_dtype.*archive"):
+        gf.walk(network, **settings, max_snapshots=100)
+    assert network.problem.evaluations == evaluations
+    gf.walk(network, **settings, max_snapshots=40)
+    gf.walk(network, **settings, max_snapshots=100, archive=tmp_path / "walk.nc").close()
+
+
+def test_the_estimate_counts_every_vector(network):
+    vector = 8 * network.problem.n_parameters
+
+    def of(solver, rule, dtype=torch.float64):
+        return walk_bytes(network, solver, rule, dtype) / vector
+
+    rkc, unnamed = gf.solvers.get("rkc"), SimpleNamespace(name="one's own")
+    assert of(rkc, Every(1.0)) == STATE + EVALUATION + rkc.vectors
+    assert of(unnamed, Every(1.0)) == STATE + EVALUATION + DEFAULT_VECTORS
+    assert of(rkc, Thinned(2)) == STATE + EVALUATION + rkc.vectors + 2
+    assert of(rkc, Thinned(2), torch.float32) == STATE + EVALUATION + rkc.vectors + 1
+    # The snapshots are stacked once the solver has let go.
+    assert of(rkc, Thinned(1000)) == STATE + 2000
+
+
+def test_every_solver_says_how_many_vectors_it_holds():
+    assert all(gf.solvers.get(name).vectors > 0 for name in gf.solvers.names())
+    history = gf.solvers.TorchDiffEq("explicit_adams", reproject_every=1.0).vectors
+    assert history > gf.solvers.get("explicit_adams").vectors
