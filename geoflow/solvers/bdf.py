@@ -59,18 +59,14 @@ class BDF:
         if not (isinstance(pairs, int) and pairs >= 1):
             raise InputError(f"pairs={pairs!r}; use a positive whole number such as 40")
         self.pairs = pairs
+        # Pairs in single precision and their copy; the history and the next one; the corrections
+        # of a step and their images; states and what goes between them.
+        self.vectors = 2 * pairs + 2 * (MAX_ORDER + 1) + 2 * 11 + 16
 
     @property
     def options(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {"pairs": self.pairs}
-
-    @property
-    def vectors(self) -> int:
-        """Vectors of the size of θ in float64 that a step holds at most."""
-        # Pairs in single precision and their copy; the history and the next one; the
-        # corrections of a step and their images; states and what goes between them.
-        return 2 * self.pairs + 2 * (MAX_ORDER + 1) + 2 * 11 + 16
 
     def init(self, flow: RegularizingFlow, state: FlowState, tolerance: Tolerance) -> Carry:
         """Start at order 1, with a step about as long as the error allowed."""
