@@ -27,7 +27,7 @@ COMMANDS = {
     "baseline": "Train with weight decay, over the paper's penalties.",
     "sweep": "Walk from many seeds, on all processors or on a Dask cluster.",
     "spectrum": "Compute curvature spectra at snapshots of a walk of an experiment.",
-    "predictions": "Compare snapshots of a walk of an experiment by the predictions of their networks.",
+    "predictions": "Compare snapshots of a walk by the predictions of their networks.",
     "pca": "Find the principal components of the snapshots of one walk, or of several together.",
     "slice": "Evaluate the loss on a plane through a walk of an experiment.",
     "animate": "Film a walk over its slice.",

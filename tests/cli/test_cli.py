@@ -168,7 +168,7 @@ BAD = [
     (["info", __file__], "not a readable netCDF-4 file"),
     (["spectrum", __file__], "not a readable netCDF-4 file"),
     (["predictions", __file__], "not a readable netCDF-4 file"),
-    (["spectrum", "x.nc", "--out", "no/folder/x.nc"], "the folder no/folder does not exist"),
+    (["spectrum", "x.nc", "--out", "no/folder/x.nc"], "no/folder does not exist; create it"),
     (["plot", __file__, "--out", "x"], "not a readable netCDF-4 file"),
 ]
 
