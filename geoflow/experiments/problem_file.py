@@ -124,7 +124,7 @@ class Source:
     def _line(self, error: BaseException) -> int | None:
         """Return the line of the file that the error comes from; None where it is not of it."""
         file = str(self.path)
-        if isinstance(error, SyntaxError) and error.filename == file:
+        if isinstance(error, SyntaxError) and error.filename in (file, None):
             return error.lineno or 1
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == file]
