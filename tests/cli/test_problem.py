@@ -186,6 +186,7 @@ def test_it_is_run_again_from_its_file(walked, tmp_path, capsys):
     assert cli.main(["diff", str(path), str(again)]) == DONE
 
 
+@pytest.mark.slow
 def test_it_is_analysed(walked, tmp_path, capsys):
     name, problem, path = walked
     quick = ["--eigenvalues", "2", "--probes", "2", "--steps", "4", "--snapshots", "0,-1"]
@@ -199,7 +200,8 @@ def test_it_is_analysed(walked, tmp_path, capsys):
     assert cli.main(arguments) == DONE
     with xr.open_dataset(sliced) as found:
         assert ("test_loss" in found) == (name == "tiny")
-    assert cli.main(["relaxation", str(path), *own, "--eigenvalues"]) == DONE
+    if name != "function_of_theta":  # Its walk has too few steps for a fit.
+        assert cli.main(["relaxation", str(path), *own, "--eigenvalues"]) == DONE
     capsys.readouterr()
     status = cli.main(["predictions", str(path), *own])
     if name == "tiny":
@@ -223,6 +225,7 @@ def test_a_walk_of_another_function_is_refused(walked, file, capsys):
         one_line(capsys, f"the walk is of {name!r}, not of {other!r}")
 
 
+@pytest.mark.slow
 def test_methods_are_compared_on_it(file, tmp_path, capsys):
     capped = ["--max-evaluations", "300", "--json"]
     assert cli.main(["bench", "--problem", f"{file}:tiny", *capped]) == DONE
