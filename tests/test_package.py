@@ -5,6 +5,7 @@ import pkgutil
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,20 @@ def run(code):
 
 def test_importing_geoflow_imports_nothing_heavy_that_it_may_not_need():
     assert run(PRINT_LOADED).stdout.strip() == ""
+
+
+@pytest.mark.parametrize("command", [["--help"], ["info", "FILE"], ["validate", "FILE"]])
+def test_commands_that_only_look_import_nothing_heavy(command):
+    file = str(Path(__file__).parent / "data" / "schema-1.0.nc")
+    arguments = [file if text == "FILE" else text for text in command]
+    code = f"""
+import contextlib, sys
+from geoflow import cli
+with contextlib.suppress(SystemExit):
+    cli.main({arguments!r})
+print("loaded:", *[m for m in {HEAVY} if m in sys.modules])
+"""
+    assert run(code).stdout.splitlines()[-1].strip() == "loaded:"
 
 
 def test_what_is_imported_when_used_is_there_and_listed():

@@ -87,7 +87,7 @@ def weight_decay(
     DataError
         Data that is missing, truncated or altered.
     """
-    chosen = registry.get(experiment)
+    chosen = registry.of_paper(experiment)
     penalties, seeds = [float(p) for p in penalties], [int(s) for s in seeds]
     epochs = chosen.decay_epochs if epochs is None else epochs
     _check(penalties, seeds, epochs, validation, record_every)

@@ -21,6 +21,7 @@ from geoflow.analysis.networks import predictions, symmetry
 from geoflow.analysis.series import periodogram as periodograms
 from geoflow.analysis.series import relaxation as relaxations
 from geoflow.archive import netcdf
+from geoflow.cli.own_problem import rebuilt_walk
 from geoflow.cli.terminal import DONE, console
 from geoflow.errors import InputError
 from geoflow.plots.styles import COLUMN_INCHES, SLIDE_INCHES
@@ -66,7 +67,7 @@ def spectrum(args: argparse.Namespace) -> int:
     with gf.open_trajectory(args.file) as ds:
         found = spectra.along(
             ds,
-            experiments.rebuild(ds.attrs, device=args.device).flow,
+            rebuilt_walk(ds, args).flow,
             snapshots=args.snapshots,
             operators=args.operators,
             tensors=args.tensors,
@@ -161,7 +162,7 @@ def slice_(args: argparse.Namespace) -> int:
     """Evaluate the loss on a plane through a walk of an experiment."""
     _check_target(args)
     with gf.open_trajectory(args.file) as ds:
-        rebuilt = experiments.rebuild(ds.attrs, device=args.device)
+        rebuilt = rebuilt_walk(ds, args)
         found = slices.on_plane(
             ds,
             rebuilt.flow,
@@ -203,16 +204,19 @@ def _plane(args: argparse.Namespace, ds: xr.Dataset, tensors: Sequence[TensorSpe
     return planes.principal(ds, tensors if args.filter_normalise else None)
 
 
-def _observables(names: Sequence[str], rebuilt: experiments.RebuiltWalk) -> dict[str, Any]:
+def _observables(names: Sequence[str] | None, rebuilt: experiments.RebuiltWalk) -> dict[str, Any]:
+    if names is None:
+        names = ["test_loss"] if "test_loss" in rebuilt.observables else []
     unknown = [name for name in names if name not in rebuilt.observables]
     if unknown:
         raise InputError(
             f"--observables: there is no {unknown[0]!r}; choose from "
-            f"{', '.join(rebuilt.observables)}"
+            f"{', '.join(rebuilt.observables) or 'none: the experiment gives no observables'}"
         )
     found: dict[str, Any] = {name: rebuilt.observables[name] for name in names}
     # As a problem it is evaluated in batches.
-    return found | ({"test_loss": rebuilt.test_problem()} if "test_loss" in names else {})
+    test = rebuilt.test_problem() if "test_loss" in names else None
+    return found | ({} if test is None else {"test_loss": test})
 
 
 def _range(values: xr.DataArray) -> str:
@@ -240,13 +244,19 @@ def compare_predictions(args: argparse.Namespace) -> int:
     """Compare snapshots of a walk of an experiment by the predictions of their networks."""
     _check_target(args)
     with gf.open_trajectory(args.file) as ds:
-        rebuilt = experiments.rebuild(ds.attrs, device=args.device)
+        rebuilt = rebuilt_walk(ds, args)
         settings: dict[str, Any] = {
             "snapshots": args.snapshots,
-            "classification": experiments.get(ds.attrs["experiment"]).classification,
+            "classification": rebuilt.classification,
             "progress": not args.quiet,
         }
-        inputs = {"train": rebuilt.train.inputs, "test": rebuilt.test.inputs}
+        sets = {"train": rebuilt.train, "test": rebuilt.test}
+        inputs = {name: data.inputs for name, data in sets.items() if data is not None}
+        if rebuilt.module is None or not inputs:
+            raise InputError(
+                f"the network of {ds.attrs['experiment']!r} or its data are not known; return a "
+                "PreparedExperiment with module and train or test"
+            )
         found = predictions.along(ds, rebuilt.module, inputs, **settings)
         found = found.assign(symmetry.along(ds, rebuilt.module, **settings).data_vars)
     _keep(found, args)
@@ -328,7 +338,7 @@ def relaxation(args: argparse.Namespace) -> int:
     with gf.open_trajectory(args.file) as ds:
         curvature = None
         if args.eigenvalues:
-            curvature = experiments.rebuild(ds.attrs, device=args.device).flow
+            curvature = rebuilt_walk(ds, args).flow
         found = relaxations.along(
             ds,
             scalars=args.scalar or relaxations.SCALARS,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ import xarray as xr
 from rich.table import Table
 
 import geoflow as gf
-from geoflow import baselines, experiments, plots
+from geoflow import baselines, experiments
 from geoflow.archive import netcdf, parts, pieces
 from geoflow.archive.saved import check_target, saved
+from geoflow.cli.own_problem import check_own, named_experiment
 from geoflow.cli.terminal import (
     BAD_INPUT,
     DIFFERENT,
@@ -45,6 +45,9 @@ def list_experiments(args: argparse.Namespace) -> int:
     table = Table("name", "data", "network", "loss", "parameters", "needs")
     for name in experiments.names():
         e = experiments.get(name)
+        if isinstance(e, experiments.OwnExperiment):
+            table.add_row(e.name, *["–"] * 4, "registered here")
+            continue
         table.add_row(e.name, e.data, e.network, e.loss_name, f"{e.n_parameters:,}", e.needs)
     console().print(table)
     return DONE
@@ -67,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         provenance=prepared.provenance,
         overwrite=args.force,
     )
-    figures = plots.save_figures(ds, args.figures, _stem(args, ds)) if args.figures else []
+    figures = gf.plots.save_figures(ds, args.figures, _stem(args, ds)) if args.figures else []
     if not args.quiet:
         _note_end(ds)
         for path in [args.out] * bool(args.out) + [str(f) for f in figures]:
@@ -77,9 +80,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _settings(args: argparse.Namespace) -> Run:
     """What to run: as the file of --like says, changed by the options that are given."""
-    if (args.experiment is None) == (args.like is None):
-        raise InputError("name either an EXPERIMENT or a file, with --like FILE.nc")
-    settings = like(args.like) if args.like else Run(args.experiment)
+    if args.like:
+        if args.experiment is not None:
+            raise InputError("name either an EXPERIMENT or a file, with --like FILE.nc")
+        settings = like(args.like)
+        check_own(args, settings.experiment)
+    elif args.experiment is None and args.own is None:
+        raise InputError(
+            "name either an EXPERIMENT or a file, with --like FILE.nc, or your own experiment, "
+            "with --problem FILE.py:FUNCTION"
+        )
+    else:
+        settings = Run(named_experiment(args))
     preparation = settings.preparation
     for name in ("seed", "data", "device"):
         if getattr(args, name) is not None:
@@ -91,22 +103,23 @@ def _settings(args: argparse.Namespace) -> Run:
         settings.regularizer = regularizers.get(args.regularizer)
     settings.walk = settings.walk.changed(**_given(args, *OPTIONS))
     # Before the training, which takes its time.
-    experiments.get(settings.experiment)
-    settings.walk.resolved(preparation.get("dtype", torch.float64))
+    experiment = experiments.get(settings.experiment)
+    dtype = preparation.get("dtype", experiment.usual_dtype)
+    if dtype is not None:
+        settings.walk.resolved(dtype)
     return settings
 
 
 def resume(args: argparse.Namespace) -> int:
     """Go on with a walk: an interrupted one to its end, a finished one to a further goal."""
     path = Path(args.file)
-    threads = saved(path).config.get("threads")
+    kept = saved(path)
+    check_own(args, kept.attributes.get("experiment", ""))
+    threads = kept.config.get("threads")
     if isinstance(threads, int) and threads > 0:
         torch.set_num_threads(threads)
-    with warnings.catch_warnings(record=True) as caught:
-        goals = _given(args, *(n for n in OPTIONS if hasattr(args, n)))
-        ds = gf.resume(path, **by_setting(goals), progress=not args.quiet)
-    for warning in caught:
-        print(f"geoflow: warning: {warning.message}", file=sys.stderr)
+    goals = _given(args, *(n for n in OPTIONS if hasattr(args, n)))
+    ds = gf.resume(path, **by_setting(goals), progress=not args.quiet)
     if not args.quiet:
         _note_end(ds)
         print(f"wrote {path}", file=sys.stderr)
@@ -167,9 +180,12 @@ def bench(args: argparse.Namespace) -> int:
         print(f"{experiment}: {name}", file=sys.stderr)
 
     report = {}
-    for name in args.experiments:
+    names = [*args.experiments, *([args.own.name] if args.own else [])]
+    if not names:
+        raise InputError("name an EXPERIMENT, or your own with --problem FILE.py:FUNCTION")
+    for name in names:
         experiments.get(name)
-    for experiment in args.experiments:
+    for experiment in names:
         report[experiment] = run_bench(experiment, args.seed, args.max_evaluations, note)
     if args.json:
         print(json.dumps(report, indent=2))
@@ -193,11 +209,12 @@ def compare(args: argparse.Namespace) -> int:
 
     def note(text: str) -> None:
         if not args.quiet:
-            print(f"{args.experiment}: {text}", file=sys.stderr)
+            print(f"{experiment}: {text}", file=sys.stderr)
 
+    experiment = named_experiment(args)
     files.check_target(args.out, overwrite=args.force)
     ds = compare_experiment(
-        args.experiment,
+        experiment,
         args.solvers.split(","),
         args.rtols,
         args.times,
@@ -210,16 +227,20 @@ def compare(args: argparse.Namespace) -> int:
     )
     netcdf.save_dataset(ds, args.out, overwrite=args.force)
     stem = Path(args.out).stem
-    figures = plots.save_figures(ds, args.figures, stem) if args.figures else []
+    figures = gf.plots.save_figures(ds, args.figures, stem) if args.figures else []
     last = ds.isel(snapshot=-1)
-    table = Table(
-        "solver", "rtol", "θ", "R", "test loss", "|L − c|/c", "evaluations", "s", "status"
-    )
-    errors = ("theta_error", "regularizer_error", "test_loss_error", "level_error")
+    errors = {
+        "θ": "theta_error",
+        "R": "regularizer_error",
+        "test loss": "test_loss_error",
+        "|L − c|/c": "level_error",
+    }
+    errors = {head: name for head, name in errors.items() if name in ds}
+    table = Table("solver", "rtol", *errors, "evaluations", "s", "status")
     for solver in ds["solver"].values:
         for rtol in ds["rtol"].values:
             cell = last.sel(solver=solver, rtol=rtol)
-            cells = [number(_plain(cell[n])) for n in errors]
+            cells = [number(_plain(cell[n])) for n in errors.values()]
             cells += [number(_plain(cell[n])) for n in ("evaluations", "wall_time")]
             table.add_row(solver, f"{rtol:g}", *cells, cell["status"].item())
     out = console()
@@ -260,6 +281,7 @@ def baseline(args: argparse.Namespace) -> int:
 
 def sweep(args: argparse.Namespace) -> int:
     """Walk from many seeds, on all processors or on a Dask cluster."""
+    experiment = named_experiment(args)
     common: dict[str, Any] = {
         "epochs": args.epochs,
         "scheduler": args.scheduler,
@@ -272,9 +294,9 @@ def sweep(args: argparse.Namespace) -> int:
         for name in walk:
             option = name.replace("_", "-")
             raise InputError(f"--{option} is for walks; leave it out with --baseline")
-        outcomes = gf.sweep_weight_decay(args.experiment, args.seeds, args.out, **common)
+        outcomes = gf.sweep_weight_decay(experiment, args.seeds, args.out, **common)
     else:
-        outcomes = gf.sweep(args.experiment, args.seeds, args.out, **walk, **common)
+        outcomes = gf.sweep(experiment, args.seeds, args.out, **walk, **common)
     if not args.quiet:
         new = sum(o.new for o in outcomes)
         print(f"{len(outcomes)} runs, {new} of them new, in {args.out}", file=sys.stderr)

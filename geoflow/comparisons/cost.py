@@ -29,6 +29,9 @@ def bench(
 ) -> dict[str, Any]:
     """Walk one experiment with every method, from the same start.
 
+    The paper's loop has the step sizes and the number of steps that the paper gives it; on an
+    experiment of one's own its usual ones, and no number but ``max_evaluations``.
+
     A Hessian-vector product counts 2 evaluations, a difference of gradients 1.
 
     Parameters
@@ -56,19 +59,19 @@ def bench(
     if max_evaluations < 1:
         raise InputError(f"max_evaluations={max_evaluations}; use a positive number")
     chosen = registry.get(experiment)
+    of_paper: dict[str, Any] = {}
+    if isinstance(chosen, registry.Experiment):
+        of_paper = {
+            "steps": chosen.paper_steps,
+            "predictor_min": chosen.predictor_min,
+            "corrector_min": chosen.corrector_min,
+        }
     prepared = chosen.prepare(seed)
     flow = RegularizingFlow(LevelSet(prepared.problem), squared_norm)
     stop = Stationary(float(ANGLES[-1]))
     report = note or (lambda name: None)
     report("predictor_corrector")
-    paper = predictor_corrector(
-        flow,
-        steps=chosen.paper_steps,
-        predictor_min=chosen.predictor_min,
-        corrector_min=chosen.corrector_min,
-        stop=stop,
-        max_evaluations=max_evaluations,
-    )
+    paper = predictor_corrector(flow, stop=stop, max_evaluations=max_evaluations, **of_paper)
     target = float(paper["regularizer"].min())
     entries = {"predictor_corrector": summarise(paper, target)}
     for name, rtol in SOLVERS.items():

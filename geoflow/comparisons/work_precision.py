@@ -180,7 +180,7 @@ def compare_experiment(
     reference_rtol: float = REFERENCE_RTOL,
     note: Callable[[str], None] | None = None,
 ) -> xr.Dataset:
-    """Compare solvers on one of the paper's experiments, with R = ‖θ‖².
+    """Compare solvers on an experiment, with R = ‖θ‖².
 
     The network is trained in float64. ``NAME:float32`` walks from the same weights, rounded, on
     the same level, kept to a relative 10⁻⁵.
@@ -206,15 +206,21 @@ def compare_experiment(
     _wanted(_names(solvers), rtols, reference_rtol)
     _checked_times(times)
     known_solvers.get(reference)
+    # One's own experiment need not take a dtype: that it gives float64 is checked by compare.
     prepared = found.prepare(seed, data=data)
     flow = RegularizingFlow(LevelSet(prepared.problem), squared_norm)
     single = None
     if any(label.endswith(FLOAT32) for label in solvers):
+        if prepared.module is None or prepared.loss_fn is None or prepared.train is None:
+            raise InputError(
+                f"solvers: for {FLOAT32} the network of {experiment!r} must be known; return a "
+                "PreparedExperiment with module, loss_fn and train"
+            )
         problem = Problem.from_module(
             prepared.module,
-            found.loss_fn,
+            prepared.loss_fn,
             *prepared.train,
-            batch_size=found.batch_size,
+            batch_size=prepared.batch_size,
             dtype=torch.float32,
             device=prepared.problem.device,
         )

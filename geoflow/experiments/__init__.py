@@ -1,8 +1,21 @@
-"""The five experiments of Tahir & Katz (2021), ready to walk."""
+"""The five experiments of Tahir & Katz (2021), ready to walk, and one's own beside them."""
 
 from __future__ import annotations
 
+from geoflow.experiments.own import OwnExperiment
+from geoflow.experiments.prepared import Data, PreparedExperiment
 from geoflow.experiments.rebuilding import RebuiltWalk, rebuild
-from geoflow.experiments.registry import Experiment, PreparedExperiment, get, names
+from geoflow.experiments.registry import get, names, register
+from geoflow.experiments.trained import Experiment
 
-__all__ = ["Experiment", "PreparedExperiment", "RebuiltWalk", "get", "names", "rebuild"]
+__all__ = [
+    "Data",
+    "Experiment",
+    "OwnExperiment",
+    "PreparedExperiment",
+    "RebuiltWalk",
+    "get",
+    "names",
+    "rebuild",
+    "register",
+]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from geoflow.errors import InputError
-from geoflow.experiments.registry import Data, get
+from geoflow.experiments.prepared import Data
+from geoflow.experiments.registry import get
 from geoflow.manifold import regularizers
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.level_set import LevelSet
@@ -27,28 +28,37 @@ class RebuiltWalk:
     Attributes
     ----------
     flow : RegularizingFlow
-        Its ``problem.theta0`` is the experiment's untrained start; the walk's points are in
-        its file.
+        Its ``problem.theta0`` is the experiment's start, of the paper's five the untrained one;
+        the walk's points are in its file.
     observables : mapping of str to callable
-        Functions θ → float on the test set (and the training accuracy).
-    module : torch.nn.Module
-        The network, in evaluation mode, with its untrained weights.
-    loss_fn : callable
+        Functions θ → float, such as the loss on the test set.
+    module : torch.nn.Module, optional
+        The network, in evaluation mode. This and what follows is there where the experiment
+        gives it.
+    loss_fn : callable, optional
         ``loss_fn(outputs, targets)`` → scalar mean over the examples.
-    train, test : Data
+    train, test : Data, optional
         What it was trained and is tested on.
+    classification : bool
+        The network's outputs are logits of classes.
     """
 
     flow: RegularizingFlow
     observables: Mapping[str, Callable[[Tensor], float]]
-    module: nn.Module
-    loss_fn: Callable[[Tensor, Tensor], Tensor]
-    train: Data
-    test: Data
+    module: nn.Module | None
+    loss_fn: Callable[[Tensor, Tensor], Tensor] | None
+    train: Data | None
+    test: Data | None
+    classification: bool = False
 
-    def test_problem(self) -> Problem:
-        """Return the loss on the test set, which is no loss the walk keeps, as a problem."""
+    def test_problem(self) -> Problem | None:
+        """Return the loss on the test set, which is no loss the walk keeps, as a problem.
+
+        None where the experiment does not give module, loss and test set.
+        """
         problem = self.flow.problem
+        if self.module is None or self.loss_fn is None or self.test is None:
+            return None
         return Problem.from_module(
             self.module,
             self.loss_fn,
@@ -62,6 +72,8 @@ class RebuiltWalk:
 
 def rebuild(attributes: Mapping[str, Any], *, device: torch.device | str = "cpu") -> RebuiltWalk:
     """Make again what a walk was a walk of: data, network, level and R, without training.
+
+    An experiment of one's own is prepared again, as it is registered in this process.
 
     Parameters
     ----------
@@ -84,32 +96,24 @@ def rebuild(attributes: Mapping[str, Any], *, device: torch.device | str = "cpu"
             "the walk is of no experiment, so its loss is not known here; make its flow in Python"
         )
     regularizer = regularizers.get(attributes["regularizer_name"])
-    experiment = get(name)
     provenance = json.loads(attributes["config"])["provenance"]
-    dtype = DTYPES[attributes["dtype"]]
-    start = experiment.start(
-        int(attributes["seed"]), data=provenance.get("data"), dtype=dtype, device=device
+    prepared = get(name).again(
+        int(attributes["seed"]), provenance, dtype=DTYPES[attributes["dtype"]], device=device
     )
-    module = start.module.eval()
-    problem = Problem.from_module(
-        module,
-        experiment.loss_fn,
-        *start.train,
-        batch_size=experiment.batch_size,
-        dtype=dtype,
-        device=device,
-    )
-    if problem.data_sha256 != attributes["data_sha256"]:
+    if prepared.problem.data_sha256 != attributes["data_sha256"]:
+        sources = [p.get("data_source") for p in (provenance, prepared.provenance)]
+        named = f" (from {sources[0]}; here {sources[1]})" if all(sources) else ""
         raise InputError(
-            f"the training data of {name}, seed {attributes['seed']}, are not those of the walk "
-            f"(from {provenance.get('data_source')}; here {start.source}); use the same data"
+            f"the training data of {name}, seed {attributes['seed']}, are not those of the walk"
+            f"{named}; use the same data"
         )
-    level_set = LevelSet(problem, float(attributes["level"]), float(attributes["level_rtol"]))
+    level = float(attributes["level"]), float(attributes["level_rtol"])
     return RebuiltWalk(
-        flow=RegularizingFlow(level_set, regularizer),
-        observables=experiment.observables(problem, module, start.train, start.test),
-        module=module,
-        loss_fn=experiment.loss_fn,
-        train=start.train,
-        test=start.test,
+        flow=RegularizingFlow(LevelSet(prepared.problem, *level), regularizer),
+        observables=prepared.observables,
+        module=prepared.module,
+        loss_fn=prepared.loss_fn,
+        train=prepared.train,
+        test=prepared.test,
+        classification=prepared.classification,
     )

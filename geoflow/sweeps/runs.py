@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import pickle
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import torch
 
 from geoflow import baselines, experiments
@@ -16,9 +18,11 @@ from geoflow.manifold import regularizers
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.level_set import LevelSet
 from geoflow.problems.checks import check_device_and_dtype
+from geoflow.problems.dtypes import dtype_name
 from geoflow.solvers import Solver
 from geoflow.sweeps.tasks import Outcome, Task, run_tasks, settle
 from geoflow.system import files
+from geoflow.system.translation import reason
 from geoflow.walking.loop import walk
 from geoflow.walking.settings import DEFAULTS, OPTIONS, WalkSettings
 from geoflow.walking.stopping import Stationary, Stop
@@ -46,8 +50,8 @@ def sweep(
     max_snapshots: int = DEFAULTS.max_snapshots,
     theta_dtype: str | None = DEFAULTS.theta_dtype,
     epochs: int | None = None,
-    dtype: str = "float64",
-    device: str = "cpu",
+    dtype: str | None = None,
+    device: str | None = None,
     data: str | None = None,
     scheduler: str | None = None,
     workers: int | None = None,
@@ -62,12 +66,13 @@ def sweep(
     does not stop the others.
 
     On the cluster that is started here a script needs the usual ``if __name__ == "__main__":``,
-    since the workers are processes that import it.
+    since the workers are processes that import it. The function of an experiment that is
+    registered here is carried to them by cloudpickle; what it imports they must find.
 
     Parameters
     ----------
     experiment : str
-        Name of an experiment.
+        Name of an experiment, one's own too.
     seeds : sequence of int
         One walk each.
     out : str or Path
@@ -81,8 +86,9 @@ snapshot_every, max_snapshots, theta_dtype
         Angle at which a walk ends: short for ``stop=Stationary(degrees)``.
     epochs, data
         See :meth:`geoflow.experiments.Experiment.prepare`.
-    dtype, device : str
-        ``"float64"`` or ``"float32"``; the device of the workers.
+    dtype, device : str, optional
+        ``"float64"`` or ``"float32"``; the device of the workers. None: ``"float64"`` and
+        ``"cpu"``, or what one's own experiment has.
     scheduler : str, optional
         Address of a Dask scheduler, such as ``tcp://host:8786``. Its workers need geoflow and
         the same file system. None: a cluster on this machine, for the length of the call.
@@ -106,17 +112,22 @@ snapshot_every, max_snapshots, theta_dtype
     ArchiveError
         A file of the folder that is not a walk.
     """
-    experiments.get(experiment)
+    chosen = experiments.get(experiment)
     regularizers.get(regularizer)
     checked = _seeds(seeds)
-    check_device_and_dtype(device, _dtype(dtype))
+    if chosen.usual_dtype is not None:
+        dtype, device = dtype or dtype_name(chosen.usual_dtype), device or "cpu"
+    if dtype is not None or device is not None:
+        check_device_and_dtype(device or "cpu", _dtype(dtype or "float64"))
     if degrees is not None and stop is not DEFAULTS.stop:
         raise InputError(f"degrees={degrees}: stop is given too; choose one")
     walks = WalkSettings(
         *(solver, rtol, atol, t_end, stop if degrees is None else Stationary(degrees)),
         *(max_evaluations, reproject_every, snapshot_times, snapshot_every, max_snapshots),
         theta_dtype,
-    ).resolved(_dtype(dtype))
+    )
+    if dtype is not None:
+        walks = walks.resolved(_dtype(dtype))
     # As the workers will.
     WalkSettings.from_config(walks.config)
     settings = {
@@ -129,9 +140,16 @@ snapshot_every, max_snapshots, theta_dtype
         "data": data,
         "threads": threads,
     }
-    folder = _folder(out, {"kind": "walks", **settings})
+    carried: dict[str, Any] = {}
+    source: dict[str, Any] = {}
+    if isinstance(chosen, experiments.OwnExperiment):
+        chosen.check_options(epochs=epochs, dtype=dtype, device=device, data=data)
+        carried["carried"] = _carried(chosen)
+        if chosen.source is not None:
+            source["problem_sha256"] = chosen.source.sha256
+    folder = _folder(out, {"kind": "walks", **settings, **source})
     tasks = [
-        Task(f"seed-{s:04d}", folder / f"seed-{s:04d}.nc", _walk, settings | {"seed": s})
+        Task(f"seed-{s:04d}", folder / f"seed-{s:04d}.nc", _walk, settings | {"seed": s} | carried)
         for s in checked
     ]
     done = {t.name: _walked(t.path) for t in tasks if t.path.is_file()}
@@ -177,7 +195,7 @@ def sweep_weight_decay(
     InputError, ArchiveError
         See :func:`sweep`.
     """
-    experiments.get(experiment)
+    experiments.registry.of_paper(experiment)
     check_device_and_dtype(device, _dtype(dtype))
     settings = {
         "experiment": experiment,
@@ -203,15 +221,22 @@ def sweep_weight_decay(
     return run_tasks(tasks, finished, scheduler, workers, threads, progress)
 
 
-def _walk(path: str, threads: int, seed: int, **settings: Any) -> tuple[str, str]:
+def _walk(
+    path: str, threads: int, seed: int, carried: bytes | None = None, **settings: Any
+) -> tuple[str, str]:
     """Do one walk in a worker; the dataset stays in its file."""
     settle(threads)
     settings = _current(settings)
-    prepared = experiments.get(settings["experiment"]).prepare(
+    if carried is None:
+        experiment = experiments.get(settings["experiment"])
+    else:
+        experiment = _unpacked(carried, settings["experiment"])
+    prepare: Callable[..., experiments.PreparedExperiment] = experiment.prepare
+    prepared = prepare(
         seed,
         data=settings["data"],
         epochs=settings["epochs"],
-        dtype=_dtype(settings["dtype"]),
+        dtype=None if settings["dtype"] is None else _dtype(settings["dtype"]),
         device=settings["device"],
     )
     ds = walk(
@@ -224,6 +249,29 @@ def _walk(path: str, threads: int, seed: int, **settings: Any) -> tuple[str, str
         overwrite=True,
     )
     return ds.attrs["status"], ds.attrs["status_message"]
+
+
+def _carried(experiment: experiments.OwnExperiment) -> bytes:
+    """Pack one's own experiment for the workers, where it is not registered."""
+    try:
+        return bytes(cloudpickle.dumps(experiment))
+    # Whatever the function holds on to may refuse in its own way.
+    except Exception as error:
+        raise InputError(
+            f"the function of {experiment.name!r} cannot be carried to the workers "
+            f"({reason(error)}); let it make what it needs itself"
+        ) from None
+
+
+def _unpacked(carried: bytes, name: str) -> experiments.OwnExperiment:
+    try:
+        found: experiments.OwnExperiment = pickle.loads(carried)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"the function of {name!r} cannot be loaded by the worker ({reason(error)}); let the "
+            "workers find what it imports"
+        ) from None
+    return found
 
 
 def _train(path: str, threads: int, penalty: float, **settings: Any) -> tuple[str, str]:
@@ -278,7 +326,8 @@ def _current(settings: Mapping[str, Any]) -> dict[str, Any]:
     In format 1.0 a solver is its name, ``degrees`` are in the place of a criterion, and what was
     not yet to be chosen has its default.
     """
-    if "solver" not in settings:
+    # Only the paper's were swept in format 1.0, and always in a dtype.
+    if "solver" not in settings or settings["dtype"] is None:
         return dict(settings)
     names = [name for name in OPTIONS if name in settings]
     walks = DEFAULTS.changed(**{name: settings[name] for name in names})

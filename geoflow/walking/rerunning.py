@@ -25,7 +25,7 @@ Regularizer = Callable[[Tensor], Tensor]
 
 @dataclass
 class Run:
-    """A walk of one of geoflow's experiments, before it is walked.
+    """A walk of an experiment, before it is walked.
 
     Attributes
     ----------
@@ -62,7 +62,9 @@ class Run:
             The data are not those of the archive.
         """
         experiment = experiments.get(self.experiment)
-        prepared = experiment.prepare(**self.preparation, progress=progress)
+        # Each takes other options, and refuses those it does not take.
+        prepare: Callable[..., PreparedExperiment] = experiment.prepare
+        prepared = prepare(**self.preparation, progress=progress)
         found = prepared.problem.data_sha256
         if self.data_sha256 not in ("", found):
             raise ArchiveError(
@@ -83,9 +85,10 @@ def like(path: str | Path) -> Run:
     Raises
     ------
     ArchiveError
-        It is no trajectory, or not of a walk of one of geoflow's experiments.
+        It is no trajectory.
     InputError
-        Its solver or stopping criterion is not geoflow's own.
+        Its experiment is not registered here, or its solver or stopping criterion is not geoflow's
+        own.
     """
     with trajectory_files.open_trajectory(path) as ds:
         attributes = dict(ds.attrs)
@@ -93,15 +96,14 @@ def like(path: str | Path) -> Run:
     settings = settings_of(path, config)
     try:
         provenance = config["provenance"]
+        name = known_experiment(provenance)
         return Run(
-            experiment=known_experiment(provenance),
-            preparation={
-                "seed": provenance["seed"],
-                "data": provenance["data"],
-                "epochs": provenance["training"]["epochs"],
-                "dtype": dtypes.DTYPES[attributes["dtype"]],
-                "device": attributes["device"],
-            },
+            experiment=name,
+            preparation=experiments.get(name).preparation(
+                provenance,
+                dtype=dtypes.DTYPES[attributes["dtype"]],
+                device=attributes["device"],
+            ),
             # That of the walk, whatever it is: so that another one can be asked for.
             walk=replace(settings, theta_dtype=None)
             if settings.theta_dtype == attributes["dtype"]
@@ -139,16 +141,21 @@ def known_experiment(provenance: Mapping[str, Any]) -> str:
     Raises
     ------
     InputError
-        It is not one of geoflow's.
+        There is none, or none of that name is registered in this process.
     TypeError
         The provenance is no mapping.
     """
     if not isinstance(provenance, Mapping):
         raise TypeError("provenance is no mapping")
     name = provenance.get("experiment")
-    if name not in experiments.names():
+    if not name or not isinstance(name, str):
         raise InputError(
-            f"flow: the walk is not of one of geoflow's experiments ({name!r}); use "
+            "flow: the walk is not of one of geoflow's experiments, nor of one with a name; use "
             "geoflow.resume or geoflow.walk from Python and give the flow"
         )
-    return str(name)
+    if name not in experiments.names():
+        raise InputError(
+            f"flow: the walk is of {name!r}, which is no experiment of geoflow's; register it "
+            "first, or name its file with --problem; from Python, give the flow"
+        )
+    return name

@@ -57,7 +57,7 @@ def resume(
         The file that was given as ``archive``, whether it is there yet or not.
     flow : Flow, optional
         The flow of that walk: same data, network, loss, level and regularisation function. None:
-        it is made anew, where the walk was of an experiment of :mod:`geoflow.experiments`.
+        it is made anew, where the walk was of an experiment that is registered in this process.
     solver : Solver, optional
         Needed only where the walk had a solver that is not geoflow's own.
     t_end, stop, max_evaluations

@@ -168,7 +168,7 @@ BAD = [
     (["info", __file__], "not a readable netCDF-4 file"),
     (["spectrum", __file__], "not a readable netCDF-4 file"),
     (["predictions", __file__], "not a readable netCDF-4 file"),
-    (["spectrum", "x.nc", "--out", "no/folder/x.nc"], "the folder no/folder does not exist"),
+    (["spectrum", "x.nc", "--out", "no/folder/x.nc"], "no/folder does not exist; create it"),
     (["plot", __file__, "--out", "x"], "not a readable netCDF-4 file"),
 ]
 
@@ -299,3 +299,36 @@ def test_ctrl_c_twice_says_how_to_go_on(tmp_path, monkeypatch, capsys):
         capsys.readouterr().err
     )
     assert cli.main(["resume", str(path), "--quiet"]) == DONE
+
+
+def test_the_options_of_run_are_in_the_file_and_go_on_from_there(tmp_path):
+    path, again = tmp_path / "walk.nc", tmp_path / "again.nc"
+    options = ["--regularizer", "pseudo_huber_norm:delta=0.1", "--stop", "none", "--t-end", "0.02"]
+    options += ["--snapshot-every", "0.01", "--theta-dtype", "float32"]
+    assert cli.main(["run", "iris_ff", "--quiet", "--out", str(path), *options]) == DONE
+    assert cli.main(["run", "--like", str(path), "--out", str(again), "--quiet"]) == DONE
+    assert cli.main(["diff", str(path), str(again)]) == DONE
+    assert cli.main(["resume", str(again), "--t-end", "0.03", "--quiet"]) == DONE
+    with gf.open_trajectory(again) as ds:
+        config = json.loads(ds.attrs["config"])
+        assert ds.attrs["regularizer_name"] == "pseudo_huber_norm:delta=0.1"
+        assert (config["stop"], config["snapshot_every"]) == (None, 0.01)
+        assert ds["theta"].dtype == "float32"
+        assert np.allclose(ds["snapshot_time"], [0, 0.01, 0.02, 0.03])
+
+
+def test_the_options_of_sweep_reach_the_sweep(monkeypatch, tmp_path):
+    given = {}
+    monkeypatch.setattr(gf, "sweep", lambda *args, **options: given.update(options) or [])
+    options = ["--regularizer", "quartic_norm", "--stop", "Plateau:window=1,rtol=1e-3"]
+    options += ["--snapshot-times", "0.1,0.2", "--theta-dtype", "float32", "--reproject-every", "2"]
+    command = ["sweep", "iris_ff", "--seeds", "0", "--out", str(tmp_path), "--solver", "rk4"]
+    assert cli.main([*command, *options, "--quiet"]) == DONE
+    assert given["regularizer"] == "quartic_norm"
+    assert given["stop"] == "Plateau:window=1,rtol=1e-3"
+    assert given["snapshot_times"] == [0.1, 0.2]
+    assert (given["theta_dtype"], given["reproject_every"], given["solver"]) == (
+        "float32",
+        2.0,
+        "rk4",
+    )

@@ -185,3 +185,25 @@ def test_seeds_are_a_range_or_a_list():
     with pytest.raises(SystemExit) as failure:
         cli.main(["sweep", "iris_ff", "--seeds", "a", "--out", "x"])
     assert failure.value.code == terminal.BAD_INPUT
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"regularizer": "quartic_norm"},
+        {"regularizer": "pseudo_huber_norm:delta=0.2"},
+        {"snapshot_every": 0.1},
+        {"snapshot_times": [0.1]},
+        {"max_snapshots": 4},
+        {"theta_dtype": "float32"},
+        {"stop": None},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_a_folder_refuses_other_settings(tmp_path, monkeypatch, other):
+    monkeypatch.setattr("geoflow.sweeps.runs.run_tasks", lambda *args: [])
+    usual = {"regularizer": "pseudo_huber_norm:delta=0.1"}
+    gf.sweep("iris_ff", [0], tmp_path, **usual)
+    assert gf.sweep("iris_ff", [0, 1], tmp_path, **usual) == []
+    with pytest.raises(InputError, match=f"holds a sweep with {next(iter(other))}="):
+        gf.sweep("iris_ff", [0], tmp_path, **(usual | other))

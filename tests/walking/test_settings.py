@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import geoflow as gf
 import references
+from geoflow.cli import parser
 from geoflow.errors import InputError
 from geoflow.walking.recorder import Memory
 from geoflow.walking.settings import DEFAULTS, OPTIONS, WalkSettings
@@ -47,6 +48,20 @@ def test_every_setting_has_its_one_default_in_python(function):
     for name in vars(DEFAULTS):
         assert parameters[name].default is getattr(DEFAULTS, name), name
         assert name in OPTIONS
+
+
+@pytest.mark.parametrize(
+    "command", [["run", "iris_ff"], ["sweep", "iris_ff", "--seeds=0", "--out=x"]]
+)
+def test_every_setting_has_its_option_and_no_other_default(command):
+    given = vars(parser._parser(command).parse_args(command))
+    assert {name: given[name] for name in OPTIONS} == dict.fromkeys(OPTIONS)
+    assert {setting for setting, _ in OPTIONS.values()} == set(vars(DEFAULTS))
+    assert DEFAULTS.changed() == DEFAULTS
+    # What is not given is left to the defaults, which is all that an archive's config has.
+    own = {"solver", "stop", "t_end", "reproject_every"}
+    usual = {name: getattr(DEFAULTS, name) for name in vars(DEFAULTS) if name not in own}
+    assert {name: DEFAULTS.config[name] for name in usual} == usual
 
 
 def test_configs_written_earlier_are_read():

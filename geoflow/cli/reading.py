@@ -1,0 +1,46 @@
+"""What options of the command line are read by, and one that many commands have."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def seeds(text: str) -> list[int]:
+    """Read ``0:5``, the seeds 0 to 4, or ``0,3,7``."""
+    try:
+        if ":" in text:
+            first, end = text.split(":")
+            return list(range(int(first), int(end)))
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: use 0:5 for 0 to 4, or 0,3,7") from None
+
+
+def integers(text: str) -> list[int]:
+    """Read whole numbers with commas between them."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: use whole numbers, as in 0,5,-1") from None
+
+
+def names(text: str) -> list[str]:
+    """Read names with commas between them."""
+    return text.split(",")
+
+
+def floats(text: str) -> list[float]:
+    """Read numbers with commas between them."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: use numbers with commas between") from None
+
+
+def add_problem(p: argparse.ArgumentParser) -> None:
+    """Add the option that names a problem of one's own."""
+    p.add_argument(
+        "--problem",
+        metavar="FILE.py:FUNCTION",
+        help="an experiment of your own: FUNCTION(seed) gives it",
+    )

@@ -1,0 +1,56 @@
+"""What an experiment gives to walk: a problem, and what is known of where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from geoflow.problems.problem import Problem
+
+
+class Data(NamedTuple):
+    """Inputs (N, …) and targets (N,)."""
+
+    inputs: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class PreparedExperiment:
+    """A trained problem, and as much as is known of the network behind it.
+
+    Only the problem is needed. What is left out cannot be analysed: without ``module`` and
+    ``train`` or ``test`` there are no predictions to compare.
+
+    Attributes
+    ----------
+    problem : Problem
+        At the trained weights, ``problem.theta0``.
+    observables : mapping of str to callable
+        Functions θ → float, such as the loss on the test set.
+    provenance : mapping
+        JSON-able: name, seed, data, network and training.
+    module : torch.nn.Module, optional
+        The trained network.
+    train, test : Data, optional
+        What it was trained and is tested on.
+    loss_fn : callable, optional
+        ``loss_fn(outputs, targets)`` → scalar mean over the examples.
+    batch_size : int, optional
+        Examples that the problem evaluates at once; None: all.
+    classification : bool
+        The network's outputs are logits of classes.
+    """
+
+    problem: Problem
+    observables: Mapping[str, Callable[[Tensor], float]] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    module: nn.Module | None = None
+    train: Data | None = None
+    test: Data | None = None
+    loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None
+    batch_size: int | None = None
+    classification: bool = False
