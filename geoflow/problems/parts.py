@@ -130,16 +130,26 @@ class BatchPart(LossPart):
             The function gave something else.
         """
         named = {f"module.{n}": t for n, t in {**self.fixed, **parameters}.items()}
-        found = functional_call(self.bound, named, (self.batch,))
-        if not (isinstance(found, tuple | list) and len(found) == 2):
-            raise InputError(
-                f"batch_loss returned a {type(found).__name__}; return (sum of losses, weight)"
-            )
-        total, weight = found
-        if not (isinstance(total, Tensor) and total.shape == ()):
-            shape = tuple(total.shape) if isinstance(total, Tensor) else type(total).__name__
-            raise InputError(f"batch_loss returned a sum of {shape}; it must be a scalar tensor")
-        return total, torch.as_tensor(weight, dtype=total.dtype, device=total.device).detach()
+        return weighted(functional_call(self.bound, named, (self.batch,)))
+
+
+def weighted(found: Any) -> Weighted:
+    """Return what a user's function gives of a batch, where it is a sum and its weight.
+
+    Raises
+    ------
+    InputError
+        It is something else.
+    """
+    if not (isinstance(found, tuple | list) and len(found) == 2):
+        raise InputError(
+            f"batch_loss returned a {type(found).__name__}; return (sum of losses, weight)"
+        )
+    total, weight = found
+    if not (isinstance(total, Tensor) and total.shape == ()):
+        shape = tuple(total.shape) if isinstance(total, Tensor) else type(total).__name__
+        raise InputError(f"batch_loss returned a sum of {shape}; it must be a scalar tensor")
+    return total, torch.as_tensor(weight, dtype=total.dtype, device=total.device).detach()
 
 
 @dataclass(frozen=True)
