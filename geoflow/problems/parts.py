@@ -130,16 +130,27 @@ class BatchPart(LossPart):
             The function gave something else.
         """
         named = {f"module.{n}": t for n, t in {**self.fixed, **parameters}.items()}
-        found = functional_call(self.bound, named, (self.batch,))
-        if not (isinstance(found, tuple | list) and len(found) == 2):
-            raise InputError(
-                f"batch_loss returned a {type(found).__name__}; return (sum of losses, weight)"
-            )
-        total, weight = found
-        if not (isinstance(total, Tensor) and total.shape == ()):
-            shape = tuple(total.shape) if isinstance(total, Tensor) else type(total).__name__
-            raise InputError(f"batch_loss returned a sum of {shape}; it must be a scalar tensor")
+        total, weight = as_weighted(functional_call(self.bound, named, (self.batch,)))
         return total, torch.as_tensor(weight, dtype=total.dtype, device=total.device).detach()
+
+
+def as_weighted(found: Any) -> tuple[Tensor, Any]:
+    """Return what a user's ``batch_loss`` gave, where it is a sum and a weight.
+
+    Raises
+    ------
+    InputError
+        It is something else.
+    """
+    if not (isinstance(found, tuple | list) and len(found) == 2):
+        raise InputError(
+            f"batch_loss returned a {type(found).__name__}; return (sum of losses, weight)"
+        )
+    total, weight = found
+    if not (isinstance(total, Tensor) and total.shape == ()):
+        shape = tuple(total.shape) if isinstance(total, Tensor) else type(total).__name__
+        raise InputError(f"batch_loss returned a sum of {shape}; it must be a scalar tensor")
+    return total, weight
 
 
 @dataclass(frozen=True)
