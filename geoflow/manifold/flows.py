@@ -128,6 +128,8 @@ SCALARS: Mapping[str, Scalar] = MappingProxyType(
 )
 
 
+# Of Newton's damped iteration from a θ whose loss is far from the level.
+START_ITERATIONS = 200
 # Rounding of a projected gradient, in units of its dtype's resolution and of its norm.
 UNITS_OF_ROUNDING = 4
 
@@ -203,8 +205,8 @@ class RegularizingFlow:
         )
 
     def start(self, theta: Tensor) -> tuple[FlowState, Projection]:
-        """State at the beginning of a walk: at the re-projection of θ."""
-        return self.project(theta)
+        """State at the beginning of a walk: at the re-projection of θ, from however far."""
+        return self.project(theta, max_iterations=START_ITERATIONS)
 
     def evaluate(self, theta: Tensor) -> FlowState:
         """State at θ as it is, on the level set or not: one gradient a constraint."""

@@ -223,7 +223,8 @@ def check_gradient(function: Derivable, theta0: Tensor, name: str) -> None:
             raise InputError(
                 f"{name}: along a direction it changes by {found:.6g} and its gradient says "
                 f"{slope:.6g}, so a part of it is not in the gradient (detach, item, NumPy, "
-                "checkpointing) or it is not differentiable; compute it from θ alone"
+                "checkpointing, vector_to_parameters) or it is not differentiable; compute it from "
+                "θ alone"
             )
 
 

@@ -37,16 +37,9 @@ def value_and_gradient(
     with torch.enable_grad():
         value, weight = function(variables)
         gradients = torch.autograd.grad(
-            _derivable(value), list(variables.values()), allow_unused=True
+            _derivable(value), list(variables.values()), allow_unused=True, materialize_grads=True
         )
-    if all(gradient is None for gradient in gradients):
-        # A derivative in something else, as in a module's own parameters.
-        _derivable(value.detach())
-    found = {
-        name: torch.zeros_like(at[name]) if gradient is None else gradient
-        for name, gradient in zip(variables, gradients, strict=True)
-    }
-    return value.detach(), weight, found
+    return value.detach(), weight, dict(zip(variables, gradients, strict=True))
 
 
 def hessian_product(

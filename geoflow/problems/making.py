@@ -21,7 +21,7 @@ from geoflow.problems.parts import (
     LossPart,
     TensorSpec,
     as_arguments,
-    weighted,
+    as_weighted,
 )
 
 Made = tuple[Iterable[LossPart], Tensor, tuple[TensorSpec, ...], str]
@@ -88,7 +88,7 @@ def of_batches(
     parts = BatchParts(Bound(network.module, batch_loss), network.fixed, batches, dtype, device)
     one = data.convert(next(iter(batches)), dtype, device)
     with checks.explained(dtype):
-        checks.check_live(module, lambda live: weighted(batch_loss(live, one))[0], network)
+        checks.check_live(module, lambda own: as_weighted(batch_loss(own, one))[0], network)
     return parts, *flat(network.moving), digest
 
 

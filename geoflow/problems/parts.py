@@ -130,11 +130,12 @@ class BatchPart(LossPart):
             The function gave something else.
         """
         named = {f"module.{n}": t for n, t in {**self.fixed, **parameters}.items()}
-        return weighted(functional_call(self.bound, named, (self.batch,)))
+        total, weight = as_weighted(functional_call(self.bound, named, (self.batch,)))
+        return total, torch.as_tensor(weight, dtype=total.dtype, device=total.device).detach()
 
 
-def weighted(found: Any) -> Weighted:
-    """Return what a user's function gives of a batch, where it is a sum and its weight.
+def as_weighted(found: Any) -> tuple[Tensor, Any]:
+    """Return what a user's ``batch_loss`` gave, where it is a sum and a weight.
 
     Raises
     ------
@@ -149,7 +150,7 @@ def weighted(found: Any) -> Weighted:
     if not (isinstance(total, Tensor) and total.shape == ()):
         shape = tuple(total.shape) if isinstance(total, Tensor) else type(total).__name__
         raise InputError(f"batch_loss returned a sum of {shape}; it must be a scalar tensor")
-    return total, torch.as_tensor(weight, dtype=total.dtype, device=total.device).detach()
+    return total, weight
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,8 @@ def test_a_step_that_may_be_long_is_damped():
 def test_a_level_ten_times_off_is_reached_or_the_error_says_how_far_it_came(network, factor):
     start = float(network.problem.loss(network.problem.theta0))
     level_set = gf.LevelSet(network.problem, start * factor)
-    projection = level_set.project(network.problem.theta0, max_iterations=200)
+    flow = gf.RegularizingFlow(level_set, network.regularizer)
+    _, projection = flow.start(network.problem.theta0)
     assert projection.loss == pytest.approx(start * factor, rel=1e-6)
     bounded = gf.Problem.from_function(
         lambda t: 1 + torch.tanh(t[0]), torch.zeros(1, dtype=torch.float64)

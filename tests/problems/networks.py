@@ -15,6 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
+from user_modules import (
+    DictOutputs,
+    Encoder,
+    KeepsItsActivation,
+    LanguageModel,
+    LowRank,
+    OldFunction,
+    Recurrent,
+    ResidualBlock,
+    ReturnsItsLoss,
+    Spectral,
+    TwoInputs,
+    mlp,
+    seeded,
+)
 
 import geoflow as gf
 
@@ -50,13 +65,6 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 def integers(high: int, *shape: int, seed: int = 0) -> Tensor:
     return torch.randint(high, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def seeded(build: Callable[[], nn.Module]) -> nn.Module:
-    """Build with seeded weights, without a trace in the global generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return build()
 
 
 def cast(data: Any, like: nn.Module) -> Any:
@@ -103,10 +111,6 @@ def batched(
     return Case(module, loss, make)
 
 
-def mlp(activation: Callable[[], nn.Module], n_in: int = 4, n_out: int = 3) -> nn.Module:
-    return seeded(lambda: nn.Sequential(nn.Linear(n_in, 8), activation(), nn.Linear(8, n_out)))
-
-
 LABELS = integers(3, N, seed=2)
 X = randn(N, 4, seed=1)
 IMAGES = randn(N, 1, 6, 6, seed=3)
@@ -149,40 +153,8 @@ def convolution_with_batch_norm() -> Case:
     return supervised(seeded(build), classify, IMAGES, LABELS)
 
 
-class ResidualBlock(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.enter = nn.Conv2d(1, 4, 3, padding=1)
-        self.first, self.second = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))
-        self.norms = nn.ModuleList(nn.GroupNorm(2, 4) for _ in range(2))
-        self.leave = nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.enter(x)
-        y = functional.relu(self.norms[0](self.first(x)))
-        x = functional.relu(x + self.norms[1](self.second(y)))
-        return self.leave(x.mean(dim=(2, 3)))
-
-
 def residual_group_norm() -> Case:
     return supervised(seeded(ResidualBlock), classify, IMAGES, LABELS)
-
-
-class Encoder(nn.Module):
-    """A transformer encoder on token ids; token 0 is padding."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(11, 8, padding_idx=0)
-        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
-        self.encode = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
-        self.leave = nn.Linear(8, 3)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        padding = tokens == 0
-        hidden = self.encode(self.embed(tokens), src_key_padding_mask=padding)
-        kept = (~padding).unsqueeze(-1).to(hidden.dtype)
-        return self.leave((hidden * kept).sum(1) / kept.sum(1).clamp(min=1))
 
 
 def padded() -> Tensor:
@@ -194,23 +166,6 @@ def padded() -> Tensor:
 
 def transformer_with_padding() -> Case:
     return supervised(seeded(Encoder).eval(), classify, padded(), LABELS)
-
-
-class LanguageModel(nn.Module):
-    """Causal attention with tied embeddings: next-token logits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(11, 8)
-        self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
-        self.leave = nn.Linear(8, 11, bias=False)
-        self.leave.weight = self.embed.weight
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.embed(tokens)
-        q, k, v = (part(x).unsqueeze(1) for part in (self.query, self.key, self.value))
-        attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True).squeeze(1)
-        return self.leave(x + attended)
 
 
 def next_token(module: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Any]:
@@ -226,35 +181,12 @@ def language_model_tied() -> Case:
     return batched(seeded(LanguageModel), next_token, (padded(),))
 
 
-class Recurrent(nn.Module):
-    def __init__(self, kind: Callable[..., nn.Module]) -> None:
-        super().__init__()
-        self.cells = kind(4, 6, batch_first=True)
-        self.leave = nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.leave(self.cells(x)[0][:, -1])
-
-
 def lstm() -> Case:
     return supervised(seeded(lambda: Recurrent(nn.LSTM)), classify, randn(N, 5, 4, seed=5), LABELS)
 
 
 def gru() -> Case:
     return supervised(seeded(lambda: Recurrent(nn.GRU)), classify, randn(N, 5, 4, seed=5), LABELS)
-
-
-class LowRank(nn.Module):
-    """A frozen layer with a low-rank update (LoRA)."""
-
-    def __init__(self, layer: nn.Linear, rank: int = 2) -> None:
-        super().__init__()
-        self.layer = layer.requires_grad_(False)
-        self.down = nn.Parameter(0.3 * torch.randn(rank, layer.in_features))
-        self.up = nn.Parameter(0.3 * torch.randn(layer.out_features, rank))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x) + x @ self.down.T @ self.up.T
 
 
 def low_rank_adaptation() -> Case:
@@ -274,16 +206,6 @@ def weight_norm() -> Case:
     return supervised(seeded(build), classify, X, LABELS)
 
 
-class TwoInputs(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.left, self.right = nn.Linear(4, 8), nn.Linear(2, 8)
-        self.leave = nn.Linear(8, 3)
-
-    def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        return self.leave(torch.tanh(self.left(left) + self.right(right)))
-
-
 def several_inputs_in_a_tuple() -> Case:
     return supervised(seeded(TwoInputs), classify, (X, randn(N, 2, seed=6)), LABELS)
 
@@ -291,17 +213,6 @@ def several_inputs_in_a_tuple() -> Case:
 def several_inputs_in_a_dict() -> Case:
     inputs = {"right": randn(N, 2, seed=6), "left": X}
     return supervised(seeded(TwoInputs), classify, inputs, LABELS, batch_size=9)
-
-
-class DictOutputs(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Linear(4, 8)
-        self.classes, self.value = nn.Linear(8, 3), nn.Linear(8, 1)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        hidden = torch.tanh(self.body(x))
-        return {"logits": self.classes(hidden), "value": self.value(hidden)}
 
 
 def both_outputs(outputs: dict[str, Tensor], targets: Tensor) -> Tensor:
@@ -374,15 +285,6 @@ def bfloat16() -> Case:
     return supervised(mlp(nn.Tanh).bfloat16(), classify, X, LABELS)
 
 
-class ReturnsItsLoss(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = mlp(nn.Tanh)
-
-    def forward(self, x: Tensor, targets: Tensor) -> Tensor:
-        return classify(self.body(x), targets)
-
-
 def own_loss(module: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Any]:
     x, targets = batch
     return module(x, targets) * len(x), len(x)
@@ -390,16 +292,6 @@ def own_loss(module: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Any]
 
 def model_that_returns_its_loss() -> Case:
     return batched(ReturnsItsLoss(), own_loss, (X, LABELS))
-
-
-class KeepsItsActivation(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = mlp(nn.Tanh)
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.last = self.body(x)
-        return self.last
 
 
 def module_that_keeps_an_activation() -> Case:
@@ -412,42 +304,8 @@ def data_parallel() -> Case:
     return supervised(nn.DataParallel(mlp(nn.Tanh)), classify, X, LABELS)
 
 
-class Square(torch.autograd.Function):
-    """An autograd function of the old form, without ``setup_context``."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x * x
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return 2 * ctx.saved_tensors[0] * gradient
-
-
-class OldFunction(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.enter, self.leave = nn.Linear(4, 8), nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.leave(torch.tanh(Square.apply(self.enter(x))))
-
-
 def old_autograd_function() -> Case:
     return supervised(seeded(OldFunction), classify, X, LABELS)
-
-
-class Spectral(nn.Module):
-    """A complex buffer between real layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.enter, self.leave = nn.Linear(4, 6), nn.Linear(6, 3)
-        self.register_buffer("phase", torch.polar(torch.ones(6), torch.arange(6.0)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.leave((self.enter(x) * self.phase).imag + (self.enter(x) * self.phase).real)
 
 
 def complex_buffer() -> Case:
