@@ -6,9 +6,9 @@ import pytest
 
 import geoflow as gf
 import references
-from geoflow.errors import InputError
+from geoflow.errors import InputError, StepSizeError
 from geoflow.solvers import rkc
-from geoflow.solvers.control import Elementary
+from geoflow.solvers.control import Elementary, check_step, clip_step
 
 ERRORS = [1e-8, 0.01, 0.3, 0.9, 1.0, 2.0, 50.0]
 
@@ -42,6 +42,24 @@ def test_the_exponential_solvers_rule_is_an_elementary_one(trouble):
 def test_rkcs_control_is_that_of_its_paper_without_its_trend(error):
     assert rkc.CONTROL.accepted(error) == min(max(0.8 * error ** (-1 / 3), 0.1), 10.0)
     assert rkc.CONTROL.rejected(1 + error) == max(0.1, 0.8 * (1 + error) ** (-1 / 3))
+
+
+@pytest.mark.parametrize(
+    ("step", "clipped"),
+    [(0.3, 0.3), (0.5, 0.5), (0.6, 0.5), (0.999, 0.5), (1.0, 1.0), (1.5, 1.0), (9.0, 1.0)],
+)
+def test_a_step_ends_at_the_time_asked_for_and_leaves_no_sliver(step, clipped):
+    assert clip_step(step, 1.0) == clipped
+
+
+def test_a_step_within_the_rounding_of_the_state_is_refused_with_its_cause():
+    flow = references.sphere_linear().flow
+    state = flow.evaluate(flow.problem.theta0)
+    # The step that moves θ by one rounding of its norm.
+    rounding = float(2.0**-52 * state.flat.norm() / state.velocity.norm())
+    check_step(4.1 * rounding, state, "too far")
+    with pytest.raises(StepSizeError, match="underflow.*too far"):
+        check_step(3.9 * rounding, state, "too far")
 
 
 @pytest.mark.parametrize("solver", ["exponential", "rkc", "dopri5", "rk4"])
