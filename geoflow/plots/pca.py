@@ -191,7 +191,7 @@ def pca_plane(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
         off_plane(ds, axes[1])
         lines = axes[0].collections[0]
         figure.colorbar(lines, ax=axes, label=LABELS["time"], pad=0.02, aspect=35)
-        figure.suptitle(ds.attrs["title"], fontsize=8)
+        figure.suptitle(_title(ds, narrow), fontsize=8)
     return figure
 
 
@@ -286,9 +286,10 @@ def null_models(ds: xr.Dataset, walk: int = 0, width: float = SLIDE_INCHES) -> F
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2 if narrow else 5)
         ratio = ds["participation_ratio"]
+        between = "\n" if narrow else " "
         figure.suptitle(
-            f"{ds.attrs['title']}\nparticipation ratio {float(ratio.sel(model='walk')):.2f}, "
-            f"of random walks {float(ratio.sel(model='brownian')):.2f} "
+            f"{_title(ds, narrow)}\nparticipation ratio {float(ratio.sel(model='walk')):.2f},"
+            f"{between}of random walks {float(ratio.sel(model='brownian')):.2f} "
             f"(p = {float(ds['p_value']):.3g})",
             fontsize=8,
         )
@@ -327,6 +328,12 @@ def _timed_line(ax: Axes, x: Floats, y: Floats, time: Floats, norm: Normalize) -
 def _component_label(ds: xr.Dataset, component: int, short: bool = False) -> str:
     ratio = 100 * float(ds["explained_variance_ratio"].sel(component=component))
     return f"PC {component}{_units(ds)} ({ratio:.3g} %{'' if short else ' of variance'})"
+
+
+def _title(ds: xr.Dataset, narrow: bool) -> str:
+    """The dataset's title, on two lines where a column is too narrow for one."""
+    title: str = ds.attrs["title"]
+    return title.replace(": ", ":\n", 1) if narrow else title
 
 
 def _units(ds: xr.Dataset) -> str:

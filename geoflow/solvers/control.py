@@ -52,30 +52,6 @@ class Elementary:
         return self.safety * error ** (-1 / self.order) if error > 0 else math.inf
 
 
-@dataclass(frozen=True)
-class Predictive(Elementary):
-    """A PI control that also follows how the error changed from the step before to this one.
-
-    Gustafsson's predictive control in the form of Sommeijer, Shampine & Verwer (J. Comput. Appl.
-    Math. 88, 1998, section 2): the shorter of the elementary step and the one that foresees the
-    same change once more. Parameters as for :class:`Elementary`.
-    """
-
-    def after(self, error: float, step: float, before: tuple[float, float]) -> float:
-        """Ratio of the next step to one of size ``step``, accepted with this error.
-
-        Parameters
-        ----------
-        error, step : float
-            Of the accepted step.
-        before : tuple of float
-            Error and size of the accepted step before it.
-        """
-        wanted = self.wanted(error)
-        trend = (before[0] / error) ** (1 / self.order) * step / before[1]
-        return _clipped(min(wanted, trend * wanted), self.shrink, self.grow)
-
-
 def _clipped(ratio: float, least: float, largest: float) -> float:
     return min(max(ratio, least), largest)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 @contextmanager
 def put_off() -> Iterator[None]:
-    """Let Ctrl-C take effect only at the end of the block."""
+    """Let Ctrl-C take effect only at the end of the block, also of one that raises."""
     before = signal.getsignal(signal.SIGINT)
     # Only the main thread is ever interrupted, and only its handlers can be replaced.
     if threading.current_thread() is not threading.main_thread() or not callable(before):
@@ -23,5 +23,5 @@ def put_off() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if pressed:
-        before(*pressed[0])
+        if pressed:
+            before(*pressed[0])

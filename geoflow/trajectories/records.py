@@ -153,7 +153,8 @@ def check_observables(observables: Mapping[str, Observable], theta: Tensor) -> N
         try:
             float(function(theta.clone()))
         except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            said = (str(error) or "no message").splitlines()[0]
+            reason = f"{type(error).__name__}: {said}"
             raise InputError(
                 f"observables[{name!r}] gave no number at theta0 ({reason}); return a float"
             ) from None

@@ -82,7 +82,9 @@ def test_it_walks_and_keeps_its_level_and_goes_on_and_back(name, tmp_path):
     gf.walk(flow, archive=path, max_evaluations=60, **settings).close()
     with gf.resume(path, flow, max_evaluations=90) as ds:
         ds.load()
-    assert ds.attrs["status"] in ("max_evaluations", "stationary", "at_rest")
+    # Untrained, some come to a minimum of R with a lower loss; one's loss has R as its penalty.
+    endings = ("max_evaluations", "stationary", "negative_multiplier", "at_rest")
+    assert ds.attrs["status"] in endings
     level = flow.level_set.level
     assert np.abs(ds["level_residual"]).max() <= 1e-6 * level
     assert ds["regularizer"][-1] < ds["regularizer"][0]
@@ -90,7 +92,7 @@ def test_it_walks_and_keeps_its_level_and_goes_on_and_back(name, tmp_path):
     gf.load_into(module, ds)
     assert float(case.loss(module).detach()) == pytest.approx(float(ds["train_loss"][-1]), 1e-12)
     theta = torch.from_numpy(ds["theta"].values[-1])
-    (top,) = extreme_eigenvalues(loss_hessian(problem, theta), n_largest=1, n_smallest=0).values
+    (top,) = extreme_eigenvalues(loss_hessian(problem, theta), k=1, tol=1e-4).values
     assert np.isfinite(top)
     assert gf.validate(path) == []
 

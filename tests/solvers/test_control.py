@@ -6,9 +6,9 @@ import pytest
 
 import geoflow as gf
 import references
-from geoflow.errors import InputError
+from geoflow.errors import InputError, StepSizeError
 from geoflow.solvers import rkc
-from geoflow.solvers.control import Elementary, Predictive
+from geoflow.solvers.control import Elementary, check_step, clip_step
 
 ERRORS = [1e-8, 0.01, 0.3, 0.9, 1.0, 2.0, 50.0]
 
@@ -30,16 +30,6 @@ def test_ratios_stay_between_their_limits():
     assert control.rejected(1e12) == control.rejected(math.inf) == control.rejected(math.nan) == 0.2
 
 
-def test_the_predictive_step_shortens_where_the_error_grows_and_never_lengthens_the_elementary():
-    control = Predictive(3, safety=0.8, shrink=0.1, grow=10.0)
-    for error in ERRORS:
-        elementary = control.accepted(error)
-        assert control.after(error, 1.0, (error, 1.0)) == elementary
-        assert control.after(error, 1.0, (2 * error, 1.0)) == elementary
-        grown = control.after(error, 1.0, (error / 8, 1.0))
-        assert math.isclose(grown, max(0.1, min(elementary, 0.8 * error ** (-1 / 3) / 2)))
-
-
 @pytest.mark.parametrize("trouble", [*ERRORS, math.inf])
 def test_the_exponential_solvers_rule_is_an_elementary_one(trouble):
     control = Elementary(3, safety=0.9, shrink=0.3, grow=3.0, retry=(0.2, 0.7))
@@ -49,14 +39,27 @@ def test_the_exponential_solvers_rule_is_an_elementary_one(trouble):
 
 
 @pytest.mark.parametrize("error", [1e-10, 0.02, 0.5, 1.0])
-@pytest.mark.parametrize("before", [(0.3, 0.1), (1e-10, 0.02)])
-def test_rkcs_control_is_that_of_its_paper_to_the_bit(error, before):
-    step = 0.05
-    factor = 0.8 * error ** (-1 / 3)
-    trend = (before[0] / error) ** (1 / 3) * step / before[1]
-    expected = min(max(min(factor, trend * factor), 0.1), 10.0)
-    assert rkc.CONTROL.after(error, step, before) == expected
+def test_rkcs_control_is_that_of_its_paper_without_its_trend(error):
+    assert rkc.CONTROL.accepted(error) == min(max(0.8 * error ** (-1 / 3), 0.1), 10.0)
     assert rkc.CONTROL.rejected(1 + error) == max(0.1, 0.8 * (1 + error) ** (-1 / 3))
+
+
+@pytest.mark.parametrize(
+    ("step", "clipped"),
+    [(0.3, 0.3), (0.5, 0.5), (0.6, 0.5), (0.999, 0.5), (1.0, 1.0), (1.5, 1.0), (9.0, 1.0)],
+)
+def test_a_step_ends_at_the_time_asked_for_and_leaves_no_sliver(step, clipped):
+    assert clip_step(step, 1.0) == clipped
+
+
+def test_a_step_within_the_rounding_of_the_state_is_refused_with_its_cause():
+    flow = references.sphere_linear().flow
+    state = flow.evaluate(flow.problem.theta0)
+    # The step that moves θ by one rounding of its norm.
+    rounding = float(2.0**-52 * state.flat.norm() / state.velocity.norm())
+    check_step(4.1 * rounding, state, "too far")
+    with pytest.raises(StepSizeError, match=r"underflow at .*: too far"):
+        check_step(3.9 * rounding, state, "too far")
 
 
 @pytest.mark.parametrize("solver", ["exponential", "rkc", "dopri5", "rk4"])

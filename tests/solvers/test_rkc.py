@@ -8,6 +8,7 @@ import geoflow as gf
 import invariants
 import references
 from geoflow.solvers import RKC
+from geoflow.solvers.base import Tolerance
 from geoflow.solvers.rkc import DAMPING, _spectral_radius, advance, stages_for
 
 
@@ -117,6 +118,38 @@ def test_a_stiff_network_is_walked_to_the_end(network):
     ds = gf.walk(network, "rkc", rtol=1e-4, stop=gf.Stationary(179.0))
     assert ds.attrs["status"] == "stationary"
     invariants.check_walk(ds, network)
+
+
+@pytest.mark.parametrize("rtol", [1e-1, 1e-2])
+def test_a_loose_tolerance_does_not_throw_a_walk_off_its_slow_manifold(rtol):
+    """R = x + ½k(z − c sin 3x)², on a sphere: the slow manifold is the curve z = c sin 3x there.
+
+    On it the velocity is −∇x projected on the curve's tangent: its norm is at most 1.
+    """
+    c, k = 0.3, 1e3
+    start = torch.tensor([1.0, 0.3, c * math.sin(3.0)], dtype=torch.float64)
+    problem = gf.Problem.from_function(references.half_square, start)
+
+    def regularizer(theta):
+        x, _, z = theta
+        return x + 0.5 * k * (z - c * torch.sin(3 * x)) ** 2
+
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), regularizer)
+    ds = gf.walk(flow, "rkc", rtol=rtol, atol=1e-9, t_end=3.0, stop=None)
+    assert ds["tangent_norm"].max() < 1
+
+
+def test_a_carry_of_an_earlier_version_goes_on(network):
+    state = network.evaluate(network.problem.theta0)
+    tolerance = Tolerance.checked(1e-3, 1e-6, torch.float64)
+    solver = RKC()
+    carry = solver.step(
+        network, state, solver.init(network, state, tolerance), tolerance, 1.0
+    ).carry
+    earlier = {**carry, "previous_step": 1e-3, "previous_error": 0.5}
+    one, other = (solver.step(network, state, c, tolerance, 1.0) for c in (carry, earlier))
+    assert torch.equal(one.state.theta, other.state.theta)
+    assert one.carry.keys() == other.carry.keys() == carry.keys()
 
 
 def test_a_stationary_start_stays_where_it_is():

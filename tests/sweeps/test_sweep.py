@@ -8,7 +8,7 @@ import xarray as xr
 
 import geoflow as gf
 from geoflow import cli
-from geoflow.cli import parser, terminal
+from geoflow.cli import reading, terminal
 from geoflow.errors import ArchiveError, InputError
 
 # The package's name for the function hides the module.
@@ -180,8 +180,8 @@ def test_a_walks_option_is_refused_with_baseline(tmp_path, capsys):
 
 
 def test_seeds_are_a_range_or_a_list():
-    assert parser._seeds("0:5") == [0, 1, 2, 3, 4]
-    assert parser._seeds("7,2") == [7, 2]
+    assert reading.seeds("0:5") == [0, 1, 2, 3, 4]
+    assert reading.seeds("7,2") == [7, 2]
     with pytest.raises(SystemExit) as failure:
         cli.main(["sweep", "iris_ff", "--seeds", "a", "--out", "x"])
     assert failure.value.code == terminal.BAD_INPUT

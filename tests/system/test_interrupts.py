@@ -46,6 +46,28 @@ def test_an_error_in_the_block_leaves_the_handler_as_it_was():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def pressed_and_raises():
+    with interrupts.put_off():
+        signal.raise_signal(signal.SIGINT)
+        raise ZeroDivisionError
+
+
+def test_ctrl_c_in_a_block_that_raises_is_not_lost():
+    with pytest.raises(KeyboardInterrupt) as caught:
+        pressed_and_raises()
+    # The error is not lost either.
+    assert isinstance(caught.value.__context__, ZeroDivisionError)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_that_does_not_raise_lets_the_error_of_the_block_through():
+    done = []
+    signal.signal(signal.SIGINT, lambda *details: done.append(details))
+    with pytest.raises(ZeroDivisionError):
+        pressed_and_raises()
+    assert len(done) == 1
+
+
 def test_where_ctrl_c_is_ignored_it_stays_so():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     done = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,7 +136,7 @@ def lomb_scargle(
     columns = [
         _spectrum(
             shared or _Design(t, _background(t, x, detrend), frequency),
-            x[:, None],
+            x,
             levels,
             n_simulations,
             np.random.default_rng(seed),
@@ -143,7 +144,7 @@ def lomb_scargle(
         for x in y.T
     ]
     return Spectrum(
-        frequency, **{k: np.concatenate([c[k] for c in columns], axis=-1) for k in columns[0]}
+        frequency, **{k: np.stack([c[k] for c in columns], axis=-1) for k in columns[0]}
     )
 
 
@@ -155,36 +156,34 @@ class _Design:
         self.q = np.linalg.qr(background)[0]
         taus = red_noise.grid(times)
         self.expected = np.empty((len(taus), len(frequency)))
-        for columns, cosine, sine in self.blocks():
+        for columns, waves in self.blocks():
             for row, tau in enumerate(taus):
-                self.expected[row, columns] = sum(
-                    (u * red_noise.covariance_product(times, tau, u)).sum(axis=0)
-                    for u in (cosine, sine)
-                )
+                seen = waves * red_noise.covariance_product(times, tau, waves)
+                self.expected[row, columns] = seen.sum(axis=(0, 2))
         for row, tau in enumerate(taus):
             outside = (self.q * red_noise.covariance_product(times, tau, self.q)).sum()
             self.expected[row] /= len(times) - outside
 
-    def blocks(self) -> Iterator[tuple[slice, Floats, Floats]]:
-        """Orthonormal pairs, shape (N, some), a few frequencies at a time."""
+    def blocks(self) -> Iterator[tuple[slice, Floats]]:
+        """Sinusoids of a few frequencies at a time."""
         at_once = max(1, ENTRIES // (4 * len(self.times)))
         for start in range(0, len(self.frequency), at_once):
             columns = slice(start, start + at_once)
-            yield columns, *self.pairs(self.frequency[columns])
+            yield columns, self.waves(self.frequency[columns])
 
-    def pairs(self, frequency: Floats) -> tuple[Floats, Floats]:
-        """Orthonormal pairs that span cos and sin of each frequency beside the background."""
-        phase = 2 * np.pi * np.outer(self.times - self.times.mean(), frequency)
-        cosine, sine = (self.residual(wave) for wave in (np.cos(phase), np.sin(phase)))
-        # The longer first: at the Nyquist frequency of even samples one of them vanishes.
-        swap = (cosine**2).sum(axis=0) < (sine**2).sum(axis=0)
-        first, second = np.where(swap, sine, cosine), np.where(swap, cosine, sine)
-        first = _unit(first, len(self.times))
-        second = _unit(second - first * (first * second).sum(axis=0), len(self.times))
-        return first, second
+    def waves(self, frequency: Floats) -> Floats:
+        """Orthonormal bases of cos and sin of each frequency beside the background, (N, F, 2).
+
+        What rounding alone leaves of one is 0, as at the Nyquist frequency of even samples.
+        """
+        phase = 2 * np.pi * np.outer(frequency, self.times - self.times.mean())
+        pairs = self.residual(np.stack([np.cos(phase), np.sin(phase)], axis=-1))
+        basis, size, _ = np.linalg.svd(pairs, full_matrices=False)
+        there = size > 1e-7 * np.sqrt(len(self.times))
+        return np.moveaxis(basis * there[:, None], 1, 0)
 
     def residual(self, x: Floats) -> Floats:
-        """What the background leaves of columns."""
+        """What the background leaves of columns, shape (…, N, K)."""
         left: Floats = x - self.q @ (self.q.T @ x)
         return left
 
@@ -196,10 +195,16 @@ class _Design:
         return mixed + part * self.expected[low + 1, columns]
 
 
+def _explained(series: Floats, waves: Floats) -> Floats:
+    """Sums of squares of S series that sinusoids of F frequencies explain, shape (S, F)."""
+    explained: Floats = (np.tensordot(series, waves, (0, 0)) ** 2).sum(axis=-1)
+    return explained
+
+
 def _spectrum(
     design: _Design, x: Floats, levels: Sequence[float], count: int, rng: np.random.Generator
-) -> dict[str, Floats]:
-    residual = design.residual(x)
+) -> dict[str, Any]:
+    residual = design.residual(x[:, None])
     total = float((residual**2).sum())
     if total <= (1e3 * np.finfo(float).eps * np.abs(x).max()) ** 2 * len(x):
         raise InputError("values: a series has no variance about its background; leave it out")
@@ -208,14 +213,14 @@ def _spectrum(
     simulated = design.residual(red_noise.draw(design.times, tau, count, rng))
     refitted = red_noise.fit(design.times, simulated, design.background).position
     totals = (simulated**2).sum(axis=0)
-    n, q = len(design.frequency), len(levels)
+    n = len(design.frequency)
     power, expected, p_value = np.empty(n), np.empty(n), np.empty(n)
-    local = np.empty((q, n))
+    local = np.empty((len(levels), n))
     highest = np.zeros(count)
-    for columns, first, second in design.blocks():
-        power[columns] = ((first.T @ residual) ** 2 + (second.T @ residual) ** 2)[:, 0] / total
+    for columns, waves in design.blocks():
+        power[columns] = _explained(residual, waves)[0] / total
         expected[columns] = design.expected_at(noise.position, columns)[0]
-        ratio = ((simulated.T @ first) ** 2 + (simulated.T @ second) ** 2) / totals[:, None]
+        ratio = _explained(simulated, waves) / totals[:, None]
         ratio /= design.expected_at(refitted, columns)
         highest = np.maximum(highest, ratio.max(axis=1))
         observed = power[columns] / expected[columns]
@@ -225,16 +230,16 @@ def _spectrum(
     peak, peak_power = _peak(design, residual, total, expected, best)
     above = int((highest >= (power / expected)[best]).sum())
     return {
-        "power": power[:, None],
-        "red_noise": expected[:, None],
-        "local_p_value": p_value[:, None],
-        "local_level": local[:, :, None],
-        "global_level": (np.quantile(highest, levels)[:, None] * expected)[:, :, None],
-        "peak_frequency": np.array([peak]),
-        "peak_power": np.array([peak_power]),
-        "p_value": np.array([(1 + above) / (count + 1)]),
-        "time_constant": noise.time_constant,
-        "background": x - residual,
+        "power": power,
+        "red_noise": expected,
+        "local_p_value": p_value,
+        "local_level": local,
+        "global_level": np.outer(np.quantile(highest, levels), expected),
+        "peak_frequency": peak,
+        "peak_power": peak_power,
+        "p_value": (1 + above) / (count + 1),
+        "time_constant": tau,
+        "background": x - residual[:, 0],
     }
 
 
@@ -245,8 +250,7 @@ def _peak(
     f = design.frequency
 
     def power(frequency: float) -> float:
-        pair = design.pairs(np.array([frequency]))
-        return sum(float((u.T @ residual).item()) ** 2 for u in pair) / total
+        return _explained(residual, design.waves(np.array([frequency]))).item() / total
 
     def lowered(frequency: float) -> float:
         return -power(frequency) / float(np.interp(frequency, f, expected))
@@ -269,13 +273,6 @@ def _background(times: Floats, x: Floats, detrend: str) -> Floats:
             f"detrend='relaxation' does not fit ({fitted.status}); use 'linear' or 'mean'"
         )
     return fitted.jacobian
-
-
-def _unit(columns: Floats, n: int) -> Floats:
-    """Columns of length 1, or 0 where rounding alone is left."""
-    length = np.sqrt((columns**2).sum(axis=0))
-    scaled: Floats = columns / np.where(length > 1e-7 * np.sqrt(n), length, np.inf)
-    return scaled
 
 
 def _check(

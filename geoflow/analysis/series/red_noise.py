@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
 
 Floats = NDArray[np.float64]
 
@@ -84,7 +85,7 @@ def fit(times: Floats, series: Floats, background: Floats) -> RedNoise:
     position = np.where((best == inside) & (bend > 0), vertex, best.astype(float))
     return RedNoise(
         np.exp(np.interp(position, np.arange(len(taus)), np.log(taus))),
-        np.exp(_along_columns(position, np.log(variance))),
+        np.exp(map_coordinates(np.log(variance), [position, np.arange(len(position))], order=1)),
         position,
     )
 
@@ -93,19 +94,23 @@ def draw(times: Floats, tau: float, count: int, rng: np.random.Generator) -> Flo
     """Draw ``count`` series of unit variance at these times, shape (N, count)."""
     x = rng.standard_normal((len(times), count))
     correlation, fresh = _transition(times, tau)
-    for i, (rho, part) in enumerate(zip(correlation, fresh, strict=True), start=1):
-        x[i] = rho * x[i - 1] + part * x[i]
-    return x
+    x[1:] *= fresh[:, None]
+    return _remembered(x, correlation)
 
 
 def covariance_product(times: Floats, tau: float, vectors: Floats) -> Floats:
-    """Σ v for vectors in columns, shape (N, K), with Σᵢⱼ = exp(−|tᵢ − tⱼ|/τ); linear in N."""
-    forward, backward = vectors.copy(), vectors.copy()
-    for i, rho in enumerate(_transition(times, tau)[0]):
-        forward[i + 1] += rho * forward[i]
-    for i, rho in reversed(list(enumerate(_transition(times, tau)[0]))):
-        backward[i] += rho * backward[i + 1]
-    return forward + backward - vectors
+    """Σ v for vectors along the first axis, with Σᵢⱼ = exp(−|tᵢ − tⱼ|/τ); linear in N."""
+    correlation, _ = _transition(times, tau)
+    backward = _remembered(vectors[::-1], correlation[::-1])[::-1]
+    return _remembered(vectors, correlation) + backward - vectors
+
+
+def _remembered(x: Floats, correlation: Floats) -> Floats:
+    """Sums yᵢ = xᵢ + ρᵢ yᵢ₋₁ along the first axis."""
+    y = x.copy()
+    for i, rho in enumerate(correlation, start=1):
+        y[i] += rho * y[i - 1]
+    return y
 
 
 def _transition(times: Floats, tau: float) -> tuple[Floats, Floats]:
@@ -120,13 +125,3 @@ def _whiten(times: Floats, tau: float, columns: Floats) -> tuple[Floats, float]:
     whitened = columns.copy()
     whitened[1:] = (columns[1:] - correlation[:, None] * columns[:-1]) / fresh[:, None]
     return whitened, 2 * float(np.log(fresh).sum())
-
-
-def _along_columns(position: Floats, table: Floats) -> Floats:
-    """Each column of a table at a row between two."""
-    low = np.clip(position.astype(int), 0, len(table) - 2)
-    part = position - low
-    first = np.take_along_axis(table, low[None], axis=0)[0]
-    second = np.take_along_axis(table, low[None] + 1, axis=0)[0]
-    mixed: Floats = (1 - part) * first + part * second
-    return mixed

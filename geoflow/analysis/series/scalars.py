@@ -24,7 +24,7 @@ class Series:
 
     Attributes
     ----------
-    names, units, long_names : list of str
+    names, units : list of str
         K of each.
     values : array of float64, shape (N, K)
         The scalars.
@@ -32,19 +32,15 @@ class Series:
         What they are taken against, increasing.
     time : array of float64, shape (N,)
         Flow time of the samples.
-    against : str
-        Name of the clock.
     samples : str
         ``step`` or ``snapshot``.
     """
 
     names: list[str]
     units: list[str]
-    long_names: list[str]
     values: Floats
     clock: Floats
     time: Floats
-    against: str
     samples: str
 
 
@@ -94,11 +90,9 @@ def series(ds: xr.Dataset, scalars: Sequence[str | xr.DataArray], against: str =
     return Series(
         names,
         [str(column.attrs.get("units", "1")) for column in found],
-        [str(column.attrs.get("long_name", column.name)) for column in found],
         values,
         clock,
         np.asarray(ds["time"].values, float)[chosen],
-        against,
         samples,
     )
 
