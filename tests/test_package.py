@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 import types
@@ -67,3 +68,16 @@ assert not hasattr(gf, "nothing")
 print("there")
 """
     assert run(code).stdout == "there\n"
+
+
+def test_every_module_of_the_interface_is_on_its_page_once():
+    """All but the command line, which has a page of its own, and packages that hold no code."""
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\.\. automodule:: (\S+)", page, re.MULTILINE)
+    modules = {
+        m.name
+        for m in pkgutil.walk_packages(geoflow.__path__, "geoflow.")
+        if not m.ispkg and not m.name.startswith(("geoflow.cli.", "geoflow.__main__"))
+    }
+    assert sorted(set(listed) - {"geoflow.solvers"}) == sorted(modules)
+    assert len(listed) == len(set(listed))

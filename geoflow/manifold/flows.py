@@ -31,8 +31,10 @@ class FlowState:
 
     Attributes
     ----------
-    theta, regularizer_gradient, velocity : Tensor, shape (P,)
-        θ, ∇R and the flow's velocity −Π∇R.
+    theta : Tensor, shape (P,)
+        The point.
+    regularizer_gradient, velocity : Tensor, shape (P,)
+        ∇R and the flow's velocity −Π∇R.
     values : ndarray, shape (n,)
         L(θ) of each constraint.
     gradients : Tensor, shape (P,), or (n, P) for n > 1 constraints

@@ -25,16 +25,7 @@ from geoflow.errors import InputError
 
 def dense_hessian(problem, theta):
     """By reverse mode twice, on the flat loss: no code shared with the operators."""
-    loss = problem._parts[0].loss
-    return torch.autograd.functional.hessian(
-        lambda t: loss(
-            {
-                s.name: t[s.offset : s.offset + math.prod(s.shape)].view(s.shape)
-                for s in problem.tensors
-            }
-        )[0],
-        theta,
-    ).numpy()
+    return torch.autograd.functional.hessian(problem.loss, theta).numpy()
 
 
 def dense_tangent(flow, theta):
@@ -297,6 +288,25 @@ def test_along_a_walk(network):
         assert float(found["multiplier"][i]) == state.multiplier
     again = spectra.along(ds, network, snapshots=[0, -1], k=3, n_trace=12, n_steps=20, n_probes=3)
     assert found.equals(again)
+
+
+def test_along_a_walk_of_few_parameters_has_every_eigenvalue():
+    """The tangent space has a dimension less than θ: fewer Lanczos steps reach all of it."""
+    problem = gf.Problem.from_function(
+        lambda theta: 0.5 * torch.dot(theta, torch.arange(1.0, 6.0, dtype=theta.dtype) * theta),
+        torch.full((5,), 0.5, dtype=torch.float64),
+    )
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+    ds = gf.walk(flow, t_end=0.05)
+    found = spectra.along(ds, flow, snapshots=[-1], k=1, n_probes=2)
+    nodes, weights = found["node"].isel(snapshot=0), found["weight"].isel(snapshot=0)
+    assert nodes.sizes == {"operator": 2, "probe": 2, "lanczos": 5}
+    np.testing.assert_allclose(weights.sum("lanczos"), 1, rtol=1e-12)
+    np.testing.assert_allclose(nodes.sel(operator="hessian"), [np.arange(1, 6)] * 2, rtol=1e-10)
+    dense = np.linalg.eigvalsh(dense_tangent(flow, torch.from_numpy(ds["theta"].values[-1])))
+    tangent = nodes.sel(operator="tangent")
+    np.testing.assert_allclose(tangent[:, :4], [dense] * 2, rtol=1e-8)
+    assert np.isnan(tangent[:, 4]).all()
 
 
 def test_float32_finds_the_same(network):

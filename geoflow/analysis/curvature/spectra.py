@@ -309,6 +309,18 @@ def _check_operators(operators: Sequence[str]) -> None:
         raise InputError(f"operators={list(operators)!r}; choose from {', '.join(OPERATORS)}")
 
 
+def _as_wide(cells: list[Any], name: str) -> list[Any]:
+    """What each operator has, padded where a small one has fewer Lanczos steps than another."""
+    if name not in ("node", "weight"):
+        return cells
+    width = max(cell.shape[1] for cell in cells)
+    filling = np.nan if name == "node" else 0.0
+    return [
+        np.pad(cell, ((0, 0), (0, width - cell.shape[1])), constant_values=filling)
+        for cell in cells
+    ]
+
+
 def _dataset(
     ds: xr.Dataset,
     indices: list[int],
@@ -329,7 +341,7 @@ def _dataset(
     variables: dict[str, Any] = {}
     for name in rows[0][0][0]:
         if name != "dimension":
-            values = np.array([[cell[name] for cell in row[0]] for row in rows])
+            values = np.array([_as_wide([cell[name] for cell in row[0]], name) for row in rows])
             variables[name] = (("snapshot", "operator", *dims.get(name, ("rank",))), values)
     for position, name in enumerate(("normal_curvature", "multiplier", "n_hvp"), start=1):
         variables[name] = ("snapshot", np.array([row[position] for row in rows]))
