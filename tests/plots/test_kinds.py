@@ -37,6 +37,19 @@ def test_the_accessor_draws_what_the_function_draws():
         plot.work_precision()
 
 
+def test_the_usual_figure_is_the_overview_of_a_walk_and_the_first_of_anything_else():
+    def looks(figure):
+        return [(ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) for ax in figure.axes]
+
+    walk, comparison = drawn.walk().geoflow.plot, drawn.comparison().geoflow.plot
+    usual = walk(width=4.0)
+    assert looks(usual) == looks(walk.overview(width=4.0)) != looks(walk.stack(width=4.0))
+    assert usual.get_size_inches()[0] == 4.0
+    assert looks(comparison()) == looks(comparison.work_precision())
+    with pytest.raises(InputError, match="no dataset that geoflow draws"):
+        xr.Dataset().geoflow.plot()
+
+
 def test_plot_takes_an_analysis_and_names_of_figures(tmp_path, capsys):
     path = tmp_path / "compared.nc"
     netcdf.save_dataset(drawn.comparison(), path)
