@@ -169,7 +169,7 @@ class Experiment:
         device : torch.device or str
             Where to train and walk.
         progress : bool
-            Show a bar on standard error, where that is a terminal.
+            Show a bar on standard error, where that is a terminal or a notebook's.
 
         Raises
         ------

@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from geoflow.errors import GeoflowError, InputError
+from geoflow.system.progress import progress_bar
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -95,12 +96,12 @@ def run_tasks(
     }
     missing = {t.name: t for t in tasks if t.name not in finished}
     # disable=None: shown on a terminal only; the lines are shown anywhere.
-    bar = tqdm(
+    bar = progress_bar(
+        progress,
         total=len(tasks),
         initial=len(outcomes),
         desc="sweep",
         unit="run",
-        disable=None if progress else True,
     )
     with bar:
         for name, status, message in _results(missing, scheduler, workers, threads):

@@ -65,7 +65,7 @@ def resume(
     observables : mapping of str to callable, optional
         Needed, by the same names, where the walk had some and ``flow`` is given.
     progress : bool
-        Show the walk on standard error, where that is a terminal.
+        Show the walk on standard error, where that is a terminal or a notebook's.
     checkpoint_seconds : float
         Seconds between checkpoints.
 

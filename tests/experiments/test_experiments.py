@@ -8,7 +8,7 @@ import torch
 
 import geoflow as gf
 from geoflow.errors import DataError, InputError
-from geoflow.experiments import datasets, formats, networks, synthetic
+from geoflow.experiments import formats, networks, synthetic
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_cifar_that_cannot_be_fetched_says_what_to_do(monkeypatch):
     def offline(*args, **kwargs):
         raise ConnectionError("no route to host")
 
-    monkeypatch.setattr(datasets.pooch, "retrieve", offline)
+    monkeypatch.setattr("pooch.retrieve", offline)
     with pytest.raises(DataError, match=r"no route to host.*--data synthetic"):
         split("cifar10_conv")
 
