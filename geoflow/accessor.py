@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
@@ -13,14 +13,27 @@ if TYPE_CHECKING:
 
 
 class Plots:
-    """Figures by name: ``ds.geoflow.plot.overview()``.
+    """Figures by name: ``ds.geoflow.plot.overview()``; the usual one: ``ds.geoflow.plot()``.
 
-    A figure's hyphens are underscores here: ``ds.geoflow.plot.work_precision()``. Options are
+    The usual figure of a walk is its overview, and of anything else the first of its figures. A
+    figure's hyphens are underscores here: ``ds.geoflow.plot.work_precision()``. Options are
     those of the figure's own function in :mod:`geoflow.plots`.
     """
 
     def __init__(self, ds: xr.Dataset) -> None:
         self._ds = ds
+
+    def __call__(self, **options: Any) -> Figure:
+        """Draw the dataset's usual figure.
+
+        Raises
+        ------
+        InputError
+            The dataset is none of geoflow's.
+        """
+        from geoflow.plots import kinds
+
+        return kinds.draw(self._ds, kinds.names(self._ds)[0], **options)
 
     def __getattr__(self, name: str) -> Callable[..., Figure]:
         if name.startswith("_"):

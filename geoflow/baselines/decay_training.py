@@ -19,6 +19,7 @@ from geoflow.errors import InputError
 from geoflow.experiments import registry, training
 from geoflow.experiments.registry import Data, Experiment, Start
 from geoflow.problems.parts import outputs
+from geoflow.system.progress import progress_bar
 
 PENALTIES = (0.0, *(10.0**k for k in range(-6, 7)))
 RUNS = 15
@@ -69,7 +70,7 @@ def weight_decay(
     device : torch.device or str
         Where to train.
     progress : bool
-        Show a bar on standard error, where that is a terminal.
+        Show a bar on standard error, where that is a terminal or a notebook's.
 
     Returns
     -------
@@ -97,11 +98,11 @@ def weight_decay(
     parts = {"": n} | ({"validation_": n_fit} if n_fit < n else {})
     recorded = [*range(record_every, epochs, record_every), epochs]
     groups = _groups(starts)
-    bar = tqdm(
+    bar = progress_bar(
+        progress,
         total=len(penalties) * len(parts) * len(groups) * epochs,
         desc="weight decay",
         unit="epoch",
-        disable=None if progress else True,
     )
     curves: dict[str, list[list[Curve]]] = {}
     thetas: list[NDArray[np.generic]] = []

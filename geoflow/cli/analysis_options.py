@@ -8,14 +8,16 @@ from geoflow.analysis.curvature.spectra import DEFAULT_OPERATORS, OPERATORS
 from geoflow.analysis.series.lomb_scargle import DETREND
 from geoflow.analysis.series.scalars import CLOCKS
 from geoflow.cli import analysis_commands
-from geoflow.cli.reading import add_problem, integers, names
+from geoflow.cli.reading import add_problem, folder, integers, names
 from geoflow.plots.kinds import KINDS
 
 
 def _plot(p: argparse.ArgumentParser) -> None:
     p.set_defaults(command=analysis_commands.plot)
     p.add_argument("file", metavar="FILE.nc", help="a walk or an analysis; or a sweep's folder")
-    p.add_argument("--out", metavar="DIR", required=True, help="folder for the figures")
+    p.add_argument(
+        "--out", type=folder, metavar="DIR", required=True, help="folder for the figures"
+    )
     p.add_argument("--kind", type=names, metavar="A,B,…", help=f"of {', '.join(KINDS)}")
     p.add_argument("--size", choices=analysis_commands.WIDTHS, default="slide", help="width")
 
@@ -143,7 +145,7 @@ def _add_result_options(
     if seed_of:
         p.add_argument("--seed", type=int, default=0, help=f"{seed_of} (default 0)")
     p.add_argument("--out", metavar="OUT.nc", required=required, help="write the dataset here")
-    p.add_argument("--figures", metavar="DIR", help="draw it into this folder")
+    p.add_argument("--figures", type=folder, metavar="DIR", help="draw it into this folder")
     p.add_argument("--force", action="store_true", help="replace OUT.nc where it exists")
     p.add_argument("--quiet", action="store_true", help="no progress, no list of files written")
 

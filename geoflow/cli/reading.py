@@ -29,6 +29,13 @@ def names(text: str) -> list[str]:
     return text.split(",")
 
 
+def folder(text: str) -> str:
+    """Read the name of a folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("'' names no folder; give its name, . for the present one")
+    return text
+
+
 def floats(text: str) -> list[float]:
     """Read numbers with commas between them."""
     try:

@@ -6,7 +6,7 @@ import argparse
 
 from geoflow import solvers
 from geoflow.cli import walk_commands
-from geoflow.cli.reading import add_problem, floats, seeds
+from geoflow.cli.reading import add_problem, floats, folder, seeds
 from geoflow.comparisons.work_precision import DEFAULT_TIMES, REFERENCE_RTOL, REFERENCE_SOLVER
 from geoflow.manifold import regularizers
 from geoflow.manifold.regularizers import REGULARIZERS
@@ -26,7 +26,9 @@ def _run(p: argparse.ArgumentParser) -> None:
     p.add_argument("--like", metavar="FILE.nc", help="run again what a file holds")
     _add_walk_options(p)
     p.add_argument("--out", metavar="FILE.nc", help="write the trajectory here")
-    p.add_argument("--figures", metavar="DIR", help="write the figures of the walk here")
+    p.add_argument(
+        "--figures", type=folder, metavar="DIR", help="write the figures of the walk here"
+    )
     p.add_argument("--force", action="store_true", help="replace FILE.nc where it exists")
     p.add_argument("--quiet", action="store_true", help="no progress and no summary")
 
@@ -86,7 +88,9 @@ def _compare(p: argparse.ArgumentParser) -> None:
     p.add_argument("--reference-rtol", type=float, default=REFERENCE_RTOL, metavar="X")
     p.add_argument("--seed", type=int, default=0, help="decides everything (default 0)")
     p.add_argument("--data", help="folder of the data set's own files, or 'synthetic'")
-    p.add_argument("--figures", metavar="DIR", help="write the work–precision diagram here")
+    p.add_argument(
+        "--figures", type=folder, metavar="DIR", help="write the work–precision diagram here"
+    )
     p.add_argument("--force", action="store_true", help="replace FILE.nc where it exists")
     p.add_argument("--quiet", action="store_true", help="no notes on standard error")
 
@@ -114,6 +118,7 @@ def _sweep(p: argparse.ArgumentParser) -> None:
     _add_walk_options(p, many=True)
     p.add_argument(
         "--out",
+        type=folder,
         metavar="DIR",
         required=True,
         help="folder of the runs' files; what is there already is not done again",

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pooch
 from numpy.typing import NDArray
 
 from geoflow.errors import DataError, InputError
@@ -145,6 +144,9 @@ def _folder(data: str) -> Path:
 
 
 def _fetch_cifar10() -> Path:
+    # Where it is needed: it imports tqdm's bar in its own way, which warns in notebooks.
+    import pooch
+
     try:
         paths = pooch.retrieve(
             CIFAR_URL, known_hash=f"md5:{CIFAR_MD5}", processor=pooch.Untar(), progressbar=False

@@ -17,6 +17,7 @@ from geoflow.manifold import regularizers
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.level_set import LevelSet
 from geoflow.problems.dtypes import DTYPES
+from geoflow.problems.earlier import same_data
 from geoflow.problems.parts import OUTPUTS_AT_ONCE
 from geoflow.problems.problem import Problem
 
@@ -100,7 +101,7 @@ def rebuild(attributes: Mapping[str, Any], *, device: torch.device | str = "cpu"
     prepared = get(name).again(
         int(attributes["seed"]), provenance, dtype=DTYPES[attributes["dtype"]], device=device
     )
-    if prepared.problem.data_sha256 != attributes["data_sha256"]:
+    if not same_data(prepared.problem, attributes["data_sha256"]):
         sources = [p.get("data_source") for p in (provenance, prepared.provenance)]
         named = f" (from {sources[0]}; here {sources[1]})" if all(sources) else ""
         raise InputError(

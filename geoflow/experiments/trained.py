@@ -27,7 +27,9 @@ class Start:
     module : torch.nn.Module
         The network with its first weights.
     train, test : Data
-        The split.
+        The split, in the dtype and on the device of the walk.
+    given : Data
+        What ``train`` was before: its hash is the same for every dtype.
     shuffling : torch.Generator
         Orders the examples, epoch by epoch.
     source : str
@@ -37,6 +39,7 @@ class Start:
     module: nn.Module
     train: Data
     test: Data
+    given: Data
     shuffling: torch.Generator
     source: str
 
@@ -137,6 +140,7 @@ class Experiment:
             module=module.to(dtype=dtype, device=device),
             train=_data(split.train_inputs, split.train_targets, dtype, device),
             test=_data(split.test_inputs, split.test_targets, dtype, device),
+            given=_data(split.train_inputs, split.train_targets, torch.float64, "cpu"),
             shuffling=_generator(shuffling),
             source=split.source,
         )
@@ -169,7 +173,7 @@ class Experiment:
         device : torch.device or str
             Where to train and walk.
         progress : bool
-            Show a bar on standard error, where that is a terminal.
+            Show a bar on standard error, where that is a terminal or a notebook's.
 
         Raises
         ------
@@ -236,7 +240,7 @@ class Experiment:
         problem = Problem.from_module(
             module,
             self.loss_fn,
-            *start.train,
+            *start.given,
             batch_size=self.batch_size,
             dtype=dtype,
             device=device,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+
+from geoflow.system.progress import progress_bar
 
 LEARNING_RATE = 1e-3
 EPS = 1e-7
@@ -53,11 +54,11 @@ def train(
     generator : torch.Generator
         CPU generator that shuffles.
     progress : bool
-        Show a bar on standard error, where that is a terminal.
+        Show a bar on standard error, where that is a terminal or a notebook's.
     """
     optimizer = torch.optim.Adam(module.parameters(), lr=LEARNING_RATE, eps=EPS)
     losses = []
-    bar = tqdm(range(epochs), "train", unit="epoch", disable=None if progress else True)
+    bar = progress_bar(progress, range(epochs), "train", unit="epoch")
     for _ in bar:
         total = 0.0
         for batch in torch.randperm(len(inputs), generator=generator).split(BATCH_SIZE):

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.animation import AbstractMovieWriter, FFMpegWriter, PillowWriter
-from tqdm import tqdm
 
 from geoflow.errors import InputError
 from geoflow.plots.slices import HALO, WALK, check, colour_bar, surface, title
 from geoflow.plots.styles import LABELS, SLIDE_INCHES, new_figure, style
 from geoflow.system import files, translation
+from geoflow.system.progress import progress_bar
 
 ENDINGS = (".gif", ".mp4")
 # Pixels of both directions must be even for H.264: 7.0 × 4.0 inches at 160 dots an inch.
@@ -58,7 +58,7 @@ def animate(
     overwrite : bool
         Replace the file where it exists.
     progress : bool
-        Show a bar on standard error, where that is a terminal.
+        Show a bar on standard error, where that is a terminal or a notebook's.
 
     Raises
     ------
@@ -137,7 +137,7 @@ def _film(
     writer.setup(figure, str(path), DPI)
     try:
         shown = np.linspace(place[0], place[-1], frames)
-        for now in tqdm(shown, "film", unit="frame", disable=None if progress else True):
+        for now in progress_bar(progress, shown, "film", unit="frame"):
             passed = place < now
             for trace, head, x, y in movers:
                 here = np.interp(now, place, x), np.interp(now, place, y)

@@ -138,7 +138,8 @@ def penalties(
     """Test loss after training at each penalty, with the walks' start and end as lines."""
     values = baseline["test_loss"].isel(epoch=-1)
     centre = values.mean("run").values
-    spread = values.std("run", ddof=1).values if baseline.sizes["run"] > 1 else 0 * centre
+    # One run alone has no spread, which is not a spread of zero.
+    spread = values.std("run", ddof=1).values if baseline.sizes["run"] > 1 else None
     positions = np.arange(baseline.sizes["penalty"])
     with style():
         figure = new_figure(width, 0.42 * width)

@@ -139,7 +139,9 @@ def save_figures(
     Raises
     ------
     InputError
-        No such figure of such a dataset, or the folder cannot be made or written.
+        No such figure of such a dataset, none at all, or the folder cannot be made or written.
     """
+    if isinstance(figures, str) or (figures is not None and not figures):
+        raise InputError(f"figures={figures!r}; give a list of names, as {names(ds)}")
     chosen = names(ds) if figures is None else figures
     return save({name: draw(ds, name, width=width) for name in chosen}, folder, stem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,8 +86,10 @@ def save(figures: Mapping[str, Figure], folder: str | Path, stem: str) -> list[P
     Raises
     ------
     InputError
-        The folder cannot be made or written.
+        The folder cannot be made or written, or has no name.
     """
+    if not os.fspath(folder):
+        raise InputError("folder='' names no folder; give its name, '.' for the present one")
     folder = Path(folder)
     paths = []
     try:

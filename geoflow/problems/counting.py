@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from geoflow.errors import EvaluationLimitError, InputError
+
+# Of two threads one has the budget: shared by all problems, so that they hold no lock.
+_TAKING = threading.Lock()
 
 
 class Counted:
@@ -35,11 +39,12 @@ class Counted:
         InputError
             There is a budget already: another walk is evaluating, and the counts would mix.
         """
-        if self._limit is not None:
-            raise InputError(
-                "problem: another walk is evaluating it; make a problem for each walk at a time"
-            )
-        self._limit = self.evaluations + evaluations
+        with _TAKING:
+            if self._limit is not None:
+                raise InputError(
+                    "problem: another walk is evaluating it; make a problem for each walk at a time"
+                )
+            self._limit = self.evaluations + evaluations
         try:
             yield
         finally:

@@ -103,17 +103,24 @@ def _outputs(whole: ModulePart, chunks: list[tuple[Tree, Tree]], parameters: Par
         ModulePart(whole.module, whole.fixed, x, y, whole.loss_fn).outputs(parameters)
         for x, y in chunks
     ]
-    return data.mapped(_joined(found), lambda t: t.detach())
+    return data.mapped(joined(found), lambda t: t.detach())
 
 
-def _joined(found: list[Tree]) -> Tree:
+def joined(found: list[Tree]) -> Tree:
+    """Put chunks together again.
+
+    Raises
+    ------
+    InputError
+        There is something else than tensors in them.
+    """
     first = found[0]
     if isinstance(first, Tensor):
         return torch.cat(found)
     if isinstance(first, dict):
-        return type(first)((k, _joined([f[k] for f in found])) for k in first)
+        return type(first)((k, joined([f[k] for f in found])) for k in first)
     if isinstance(first, tuple | list):
-        return tuple(_joined([f[i] for f in found]) for i in range(len(first)))
+        return tuple(joined([f[i] for f in found]) for i in range(len(first)))
     raise InputError(
         f"module: its outputs hold a {type(first).__name__}, which cannot be joined over chunks; "
         "use batch_size=None, or Problem.from_batches"

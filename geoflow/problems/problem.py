@@ -14,18 +14,18 @@ from torch.func import vmap
 
 from geoflow.errors import InputError
 from geoflow.problems import checks, data, derivatives, making, products
-from geoflow.problems.counting import Counted
 from geoflow.problems.data import Tree
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.parts import LossPart, ModulePart, Parameters, TensorSpec, add_up
+from geoflow.problems.pickling import Picklable
 
 
-class Problem(Counted):
+class Problem(Picklable):
     """A deterministic loss L(θ) on flat θ ∈ R^P: value, gradient, Hessian-vector product.
 
     Make one with :meth:`from_module`, :meth:`from_batches` or :meth:`from_function`. What they
     promise of the loss is checked when the problem is made, by a few evaluations at ``theta0`` that
-    :attr:`counts` does not have.
+    :attr:`counts` does not have. Pickled, its counts start at zero on the other side.
 
     Attributes
     ----------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -293,6 +294,8 @@ def _train(path: str, threads: int, penalty: float, **settings: Any) -> tuple[st
 
 def _folder(out: str | Path, settings: Mapping[str, Any]) -> Path:
     """Make the folder, or check that what is in it has the same settings."""
+    if not os.fspath(out):
+        raise InputError("out='' names no folder; give its name, '.' for the present one")
     folder = Path(out).absolute()
     manifest = folder / MANIFEST
     content = {"geoflow_sweep": FORMAT, **settings}

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ import torch
 from tqdm import tqdm
 
 from geoflow.errors import GeoflowError, InputError
+from geoflow.system.progress import progress_bar
+from geoflow.system.translation import reason
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -95,12 +97,12 @@ def run_tasks(
     }
     missing = {t.name: t for t in tasks if t.name not in finished}
     # disable=None: shown on a terminal only; the lines are shown anywhere.
-    bar = tqdm(
+    bar = progress_bar(
+        progress,
         total=len(tasks),
         initial=len(outcomes),
         desc="sweep",
         unit="run",
-        disable=None if progress else True,
     )
     with bar:
         for name, status, message in _results(missing, scheduler, workers, threads):
@@ -154,10 +156,8 @@ def _end(future: Any, task: Task) -> tuple[str, str]:
         status, message = future.result()
         return status, message
     error = future.exception()
-    reason = str(error).splitlines()[0] if str(error) else "no message"
-    return "failed", reason if isinstance(
-        error, GeoflowError
-    ) else f"{type(error).__name__}: {reason}"
+    said = str(error).splitlines()[0] if str(error) else "no message"
+    return "failed", said if isinstance(error, GeoflowError) else f"{type(error).__name__}: {said}"
 
 
 def settle(n_threads: int) -> None:
@@ -191,8 +191,9 @@ def _client(
         try:
             client = Client(scheduler, set_as_default=False, timeout=SECONDS_TO_CONNECT)
         except (OSError, ValueError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"scheduler={scheduler!r} cannot be reached ({reason})") from None
+            raise InputError(
+                f"scheduler={scheduler!r} cannot be reached ({reason(error)})"
+            ) from None
         with client:
             try:
                 client.wait_for_workers(1, timeout=SECONDS_TO_CONNECT)
@@ -200,6 +201,7 @@ def _client(
                 raise InputError(f"scheduler={scheduler!r} has no workers; start some") from None
             yield client
         return
+    _check_main()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if workers is None:
         workers = max(1, (cores or 1) // threads)
@@ -212,16 +214,35 @@ def _client(
         "distributed.worker.memory.pause": False,
         "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": threads,
     }
-    with (
-        dask.config.set(quiet),
-        LocalCluster(
-            n_workers=min(workers, n_runs),
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=":0",
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
+    with dask.config.set(quiet), ExitStack() as stack:
+        try:
+            cluster = stack.enter_context(
+                LocalCluster(
+                    n_workers=min(workers, n_runs),
+                    threads_per_worker=1,
+                    processes=True,
+                    dashboard_address=":0",
+                    silence_logs=logging.CRITICAL,
+                )
+            )
+        except RuntimeError as error:
+            raise InputError(
+                f"the workers could not be started ({reason(error)}); they import the script that "
+                'calls for them: put the call under `if __name__ == "__main__":`'
+            ) from None
+        client = stack.enter_context(Client(cluster, set_as_default=False))
         client.register_plugin(IgnoreInterrupts())
         yield client
+
+
+def _check_main() -> None:
+    """End a worker that imports a script without a main guard, before it starts its own workers.
+
+    Without a word: the process that started it says what is wrong.
+    """
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        # As a process that is spawned names the script that it imports.
+        if frame.f_code.co_name == "<module>" and frame.f_globals["__name__"] == "__mp_main__":
+            raise SystemExit(1)

@@ -1,23 +1,43 @@
-"""What standard error shows of long work as it goes."""
+"""What is shown of long work as it goes: on a terminal, and in a notebook."""
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from tqdm import tqdm
+from tqdm import TqdmWarning
+
+with warnings.catch_warnings():
+    # A notebook without ipywidgets gets the line of a terminal, without being told off.
+    warnings.simplefilter("ignore", TqdmWarning)
+    from tqdm.auto import tqdm
 
 SHOWN = {"angle": "angle {:.1f}°", "regularizer": "R {:.5g}", "level_residual": "L−c {:+.1e}"}
 
 
+def progress_bar(wanted: bool, *args: Any, **options: Any) -> tqdm[Any]:
+    """Return tqdm's bar: a widget where the notebook has those, else a line on standard error.
+
+    Parameters
+    ----------
+    wanted : bool
+        Show it, where standard error is a terminal or a notebook's.
+    *args, **options
+        As :class:`tqdm.tqdm` takes them.
+    """
+    # A notebook's standard error says that it is no terminal.
+    notebook = type(sys.stderr).__module__ == "ipykernel.iostream"
+    # disable=None: shown on a terminal only.
+    return tqdm(*args, disable=(False if notebook else None) if wanted else True, **options)
+
+
 class Progress:
-    """One line on standard error: angle, R, L − c, evaluations and their rate."""
+    """The bar of a walk: angle, R, L − c, evaluations and their rate."""
 
     def __init__(self, wanted: bool) -> None:
-        # disable=None: shown on a terminal only.
-        self.bar: tqdm[Any] = tqdm(
-            desc="walk", unit="eval", disable=None if wanted else True, mininterval=0.2
-        )
+        self.bar = progress_bar(wanted, desc="walk", unit="eval", mininterval=0.2)
 
     def __enter__(self) -> None:
         self.bar.__enter__()

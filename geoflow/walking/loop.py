@@ -102,7 +102,7 @@ def walk(
         flat however long it is, and the dataset returned reads the file lazily. Should the
         process end, :func:`geoflow.resume` goes on.
     progress : bool
-        Show the walk on standard error, where that is a terminal.
+        Show the walk on standard error, where that is a terminal or a notebook's.
     max_snapshots : int
         See ``snapshot_every``.
     theta_dtype : str, optional

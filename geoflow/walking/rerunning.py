@@ -18,6 +18,7 @@ from geoflow.manifold import regularizers
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.level_set import LevelSet
 from geoflow.problems import dtypes
+from geoflow.problems.earlier import same_data
 from geoflow.walking.settings import DEFAULTS, WalkSettings
 
 Regularizer = Callable[[Tensor], Tensor]
@@ -65,11 +66,10 @@ class Run:
         # Each takes other options, and refuses those it does not take.
         prepare: Callable[..., PreparedExperiment] = experiment.prepare
         prepared = prepare(**self.preparation, progress=progress)
-        found = prepared.problem.data_sha256
-        if self.data_sha256 not in ("", found):
+        if self.data_sha256 and not same_data(prepared.problem, self.data_sha256):
             raise ArchiveError(
-                f"the data of {self.experiment} are not those of the archive: SHA-256 {found}, "
-                f"not {self.data_sha256}; name the data with --data"
+                f"the data of {self.experiment} are not those of the archive: SHA-256 "
+                f"{prepared.problem.data_sha256}, not {self.data_sha256}; name the data with --data"
             )
         return prepared
 

@@ -14,6 +14,7 @@ from geoflow.archive.saved import Saved, saved
 from geoflow.errors import ArchiveError, GeoflowError, InputError
 from geoflow.manifold.protocol import Flow
 from geoflow.problems import dtypes
+from geoflow.problems.earlier import same_data
 from geoflow.solvers import Solver
 from geoflow.trajectories import schema
 from geoflow.trajectories.records import Observable
@@ -65,7 +66,7 @@ def resume(
     observables : mapping of str to callable, optional
         Needed, by the same names, where the walk had some and ``flow`` is given.
     progress : bool
-        Show the walk on standard error, where that is a terminal.
+        Show the walk on standard error, where that is a terminal or a notebook's.
     checkpoint_seconds : float
         Seconds between checkpoints.
 
@@ -153,7 +154,12 @@ def check_flow(flow: Flow, kept: Saved) -> None:
     tensors = [[t.name, list(t.shape)] for t in problem.tensors]
     pairs = {
         "dtype": (dtypes.dtype_name(problem.dtype), attributes["dtype"]),
-        "data (SHA-256)": (problem.data_sha256, attributes["data_sha256"]),
+        "data (SHA-256)": (
+            attributes["data_sha256"]
+            if same_data(problem, attributes["data_sha256"])
+            else problem.data_sha256,
+            attributes["data_sha256"],
+        ),
         "network's tensors": (tensors, kept.tensors),
         "level": (flow.level_set.level, attributes["level"]),
         "level_rtol": (flow.level_set.level_rtol, attributes["level_rtol"]),

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 import geoflow as gf
@@ -234,6 +235,19 @@ def test_options_beside_like_change_what_they_name(walked, tmp_path):
     assert after.pop("rtol") == 1e-2
     assert after.pop("theta_dtype") == "float32"
     assert after == {k: v for k, v in before.items() if k not in ("rtol", "theta_dtype")}
+
+
+def test_the_same_data_are_walked_again_in_another_dtype(walked, tmp_path):
+    path, back = tmp_path / "single.nc", tmp_path / "double.nc"
+    arguments = ["--quiet", "--rtol", "1e-2", "--t-end", "0.01"]
+    to = ["run", "--like", str(walked), "--dtype", "float32", "--out", str(path)]
+    assert cli.main([*to, *arguments]) == DONE
+    of = ["run", "--like", str(path), "--dtype", "float64", "--out", str(back)]
+    assert cli.main([*of, *arguments]) == DONE
+    with gf.open_trajectory(walked) as a, gf.open_trajectory(path) as b:
+        assert b.attrs["dtype"] == "float32"
+        assert a.attrs["data_sha256"] == b.attrs["data_sha256"]
+        assert gf.experiments.rebuild(b.attrs).flow.problem.dtype == torch.float32
 
 
 def test_like_refuses_other_data(walked, tmp_path, capsys):

@@ -8,7 +8,10 @@ import torch
 
 import geoflow as gf
 from geoflow.errors import DataError, InputError
-from geoflow.experiments import datasets, formats, networks, synthetic
+from geoflow.experiments import formats, networks, synthetic
+from geoflow.problems import data
+from geoflow.problems.earlier import same_data
+from geoflow.walking.rerunning import like
 
 
 @pytest.mark.parametrize(
@@ -213,7 +216,7 @@ def test_cifar_that_cannot_be_fetched_says_what_to_do(monkeypatch):
     def offline(*args, **kwargs):
         raise ConnectionError("no route to host")
 
-    monkeypatch.setattr(datasets.pooch, "retrieve", offline)
+    monkeypatch.setattr("pooch.retrieve", offline)
     with pytest.raises(DataError, match=r"no route to host.*--data synthetic"):
         split("cifar10_conv")
 
@@ -242,6 +245,54 @@ def test_synthetic_images_are_seeded_and_say_that_they_are_not_cifar():
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_walk_with_the_hash_of_converted_data_goes_on(tmp_path):
+    """As archives have it that were written before the hash was that of the data as given."""
+    prepared = gf.experiments.get("iris_ff").prepare(0, epochs=2, dtype=torch.float32)
+    problem, now = prepared.problem, prepared.problem.data_sha256
+    before = data.sha256(*prepared.train)
+    assert before != now == gf.experiments.get("iris_ff").prepare(0, epochs=1).problem.data_sha256
+    problem.data_sha256 = before
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+    paths = [tmp_path / name for name in ("flow.nc", "file.nc", "other.nc")]
+    options = {"t_end": 1e-3, "stop": None, "rtol": 1e-2, "provenance": prepared.provenance}
+    for path in paths:
+        gf.walk(flow, observables=prepared.observables, archive=path, **options)
+
+    problem.data_sha256 = now
+    ends = [
+        gf.resume(paths[0], flow, t_end=2e-3, observables=prepared.observables),
+        gf.resume(paths[1], t_end=2e-3),
+    ]
+    for ds in ends:
+        assert ds.attrs["status"] == "t_end"
+        assert ds.attrs["data_sha256"] == before
+    assert np.array_equal(*(ds["theta"][-1] for ds in ends))
+    for dtype in (torch.float32, torch.float64):
+        run = like(paths[0])
+        run.preparation |= {"dtype": dtype, "epochs": 1}
+        assert run.prepare().problem.data_sha256 == now
+    other = gf.experiments.get("iris_ff").prepare(1, epochs=1, dtype=torch.float32)
+    wrong = gf.RegularizingFlow(gf.LevelSet(other.problem), gf.regularizers.squared_norm)
+    with pytest.raises(gf.ArchiveError, match=r"its data \(SHA-256\) is not that of the walk"):
+        gf.resume(paths[2], wrong, t_end=2e-3, observables=other.observables)
+
+
+@pytest.mark.parametrize("batch_size", [None, 7])
+def test_the_hash_of_converted_data_is_that_of_all_chunks(batch_size):
+    x, y = torch.linspace(0, 1, 60, dtype=torch.float64).reshape(20, 3), torch.arange(20) % 2
+    module = torch.nn.Linear(3, 2)
+    problem = gf.Problem.from_module(
+        module, torch.nn.functional.cross_entropy, x, y, batch_size, dtype=torch.float32
+    )
+    assert problem.data_sha256 == data.sha256(x, y)
+    assert same_data(problem, data.sha256(x, y))
+    assert same_data(problem, data.sha256(x.float(), y))
+    assert not same_data(problem, data.sha256(x.float() + 1e-6, y))
+    function = gf.Problem.from_function(torch.sum, x[0])
+    assert same_data(function, "")
+    assert not same_data(function, "0" * 64)
 
 
 def test_the_flow_of_a_walk_is_made_again_without_training():

@@ -37,6 +37,50 @@ def test_the_accessor_draws_what_the_function_draws():
         plot.work_precision()
 
 
+def test_the_usual_figure_is_the_overview_of_a_walk_and_the_first_of_anything_else():
+    def looks(figure):
+        return [(ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) for ax in figure.axes]
+
+    walk, comparison = drawn.walk().geoflow.plot, drawn.comparison().geoflow.plot
+    usual = walk(width=4.0)
+    assert looks(usual) == looks(walk.overview(width=4.0)) != looks(walk.stack(width=4.0))
+    assert usual.get_size_inches()[0] == 4.0
+    assert looks(comparison()) == looks(comparison.work_precision())
+    with pytest.raises(InputError, match="no dataset that geoflow draws"):
+        xr.Dataset().geoflow.plot()
+
+
+def test_no_figures_and_no_folder_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for figures in ("", "overview", []):
+        with pytest.raises(InputError, match=r"figures=.*; give a list of names, as \['overview'"):
+            kinds.save_figures(drawn.walk(), "there", "walk", figures)
+    with pytest.raises(InputError, match="folder='' names no folder"):
+        kinds.save_figures(drawn.walk(), "", "walk")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "iris_ff", "--figures"],
+        ["compare", "iris_ff", "--solvers", "rkc", "--rtols", "1e-2", "--out", "c.nc", "--figures"],
+        ["sweep", "iris_ff", "--seeds", "0", "--out"],
+        ["plot", "walk.nc", "--out"],
+        *([name, "walk.nc", "--out", "x.nc", "--figures"] for name in ("spectrum", "relaxation")),
+    ],
+)
+def test_a_folder_without_a_name_is_refused_before_anything_is_done(
+    arguments, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*arguments, ""])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {arguments[-1]}: '' names no folder" in last
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_plot_takes_an_analysis_and_names_of_figures(tmp_path, capsys):
     path = tmp_path / "compared.nc"
     netcdf.save_dataset(drawn.comparison(), path)

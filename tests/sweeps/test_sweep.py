@@ -1,6 +1,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,38 @@ def always_die(path, **arguments):
     with Path(path).with_suffix(".attempts").open("a") as file:
         file.write("x")
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+UNGUARDED = """
+import geoflow as gf
+from geoflow.errors import InputError
+
+try:
+    gf.sweep("iris_ff", [0, 1], {out!r}, workers=1, epochs=3, t_end=0.01, max_snapshots=3)
+except InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_script_without_a_main_guard_is_told_of_it_in_one_line(tmp_path):
+    script, out = tmp_path / "script.py", tmp_path / "out"
+    script.write_text(UNGUARDED.format(out=str(out)))
+    # Warnings are left out: from what workers are when they are stopped.
+    command = [sys.executable, "-W", "ignore", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stderr == ""
+    (line,) = done.stdout.splitlines()
+    assert "the workers could not be started" in line
+    assert 'put the call under `if __name__ == "__main__":`' in line
+    assert not list(out.glob("*.nc"))
+    # The same script with the guard.
+    lines = UNGUARDED.format(out=str(out)).splitlines(keepends=True)
+    guarded = "".join(lines[:4]) + 'if __name__ == "__main__":\n' + "    ".join(["", *lines[4:]])
+    script.write_text(guarded)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("", "")
+    assert len(list(out.glob("*.nc"))) == 2
 
 
 @pytest.mark.slow
@@ -165,6 +199,7 @@ def test_a_damaged_file_is_named(finished):
         ({"workers": 0}, "workers=0"),
         ({"scheduler": "nonsense://x"}, "scheduler='nonsense://x' cannot be reached"),
         ({"out": __file__}, "cannot be used"),
+        ({"out": ""}, "out='' names no folder"),
     ],
 )
 def test_bad_input(tmp_path, options, message):

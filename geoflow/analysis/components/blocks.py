@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
+
+from geoflow.system.progress import progress_bar
 
 Floats = NDArray[np.float64]
 
@@ -30,7 +31,7 @@ def column_blocks(
     points : sequence of array, shape (N_i, P)
         NumPy's or Dask's, or lazy ones of xarray, of whatever dtype.
     title, progress : str, bool
-        Of the bar on standard error, where that is a terminal and a bar is wanted.
+        Of the bar on standard error, where that is a terminal or a notebook's and a bar is wanted.
 
     Yields
     ------
@@ -39,7 +40,7 @@ def column_blocks(
     """
     spans = _spans(points)
     rows = np.cumsum([0, *(len(part) for part in points)])
-    for columns in tqdm(spans, title, unit="block", disable=None if progress else True):
+    for columns in progress_bar(progress, spans, title, unit="block"):
         block = np.empty((rows[-1], columns.stop - columns.start))
         for part, start, end in zip(points, rows[:-1], rows[1:], strict=True):
             block[start:end] = np.asarray(part[:, columns])

@@ -96,7 +96,7 @@ def fit_pca(
         parameter that hardly moves counts as much as one that moves far. Parameters that do not
         move at all stay at zero.
     progress : bool
-        Show a bar on standard error, where that is a terminal.
+        Show a bar on standard error, where that is a terminal or a notebook's.
 
     Raises
     ------

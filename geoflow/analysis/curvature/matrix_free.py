@@ -182,7 +182,8 @@ def spectral_density(
     Ubaru, Chen & Saad (2017, SIAM J. Matrix Anal. Appl. 38), algorithm 1; for networks see
     Ghorbani, Krishnan & Xiao (2019, ICML).
 
-    Each probe is a random vector of signs. Lanczos vectors are orthogonalised against all before
+    Each probe is a random direction: of few vectors of signs two may agree that the others would
+    not, with an error of zero. Lanczos vectors are orthogonalised against all before
     them, twice: otherwise converged eigenvalues come back as ghosts.
 
     Parameters
@@ -208,7 +209,7 @@ def spectral_density(
     nodes, weights = np.full((n_probes, n_steps), np.nan), np.zeros((n_probes, n_steps))
     rng = _generator(seed)
     for probe in range(n_probes):
-        diagonal, off_diagonal = _lanczos(operator, _signs(rng, operator), n_steps)
+        diagonal, off_diagonal = _lanczos(operator, _normal(rng, operator), n_steps)
         values, vectors = eigh_tridiagonal(diagonal, off_diagonal)
         nodes[probe, : len(values)] = values
         weights[probe, : len(values)] = vectors[0] ** 2 / (vectors[0] ** 2).sum()
@@ -219,7 +220,9 @@ def trace(operator: Curvature, *, n_products: int = 60, seed: int = 0) -> Estima
     """Trace by Hutch++ (Meyer, Musco, Musco & Woodruff 2021, SOSA, algorithm 1).
 
     A third of the products each for the sketch, for the part of the trace in its range, which is
-    exact, and for a Hutchinson estimate of the rest, whose spread gives the standard error. The
+    exact, and for a Hutchinson estimate of the rest, B. Probes z are Gaussian: zᵀBz has the
+    variance 2‖B‖² in the Frobenius norm, and ‖Bz‖² the mean ‖B‖², which gives the standard error
+    from the same products. The spread of a few zᵀBz would not: those of signs are often equal. The
     error is zero where the sketch holds all of R^n.
 
     Parameters
@@ -229,7 +232,7 @@ def trace(operator: Curvature, *, n_products: int = 60, seed: int = 0) -> Estima
     n_products : int
         At least 6.
     seed : int
-        Of the random signs.
+        Of the probes.
 
     Raises
     ------
@@ -241,17 +244,21 @@ def trace(operator: Curvature, *, n_products: int = 60, seed: int = 0) -> Estima
     n, third = operator.size, n_products // 3
     _check_memory(operator, 3 * min(third, n), f"n_products={n_products}")
     rng = _generator(seed)
-    sketch = torch.stack([operator(_signs(rng, operator)) for _ in range(min(third, n))], dim=1)
+    sketch = torch.stack([operator(_normal(rng, operator)) for _ in range(min(third, n))], dim=1)
     basis = torch.linalg.qr(sketch).Q
     exact = sum(float(torch.dot(q, operator(q))) for q in basis.T)
     if basis.shape[1] == n:
         return Estimate(exact, 0.0)
-    rest = []
+    rest, squares = [], []
     for _ in range(third):
-        probe = _signs(rng, operator)
+        probe = _normal(rng, operator)
         probe = probe - basis @ (basis.T @ probe)
-        rest.append(float(torch.dot(probe, operator(probe))))
-    return Estimate(exact + float(np.mean(rest)), _standard_error(np.array(rest)))
+        image = operator(probe)
+        image = image - basis @ (basis.T @ image)
+        rest.append(float(torch.dot(probe, image)))
+        squares.append(float(torch.dot(image, image)))
+    error = math.sqrt(2 * float(np.mean(squares)) / third)
+    return Estimate(exact + float(np.mean(rest)), error)
 
 
 def products_needed(
@@ -367,14 +374,10 @@ def _generator(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def _signs(rng: np.random.Generator, operator: Curvature) -> Tensor:
+def _normal(rng: np.random.Generator, operator: Curvature) -> Tensor:
     # Drawn by numpy on the CPU, so that every dtype and device has the same.
-    signs = torch.from_numpy(rng.integers(0, 2, operator.size) * 2.0 - 1.0)
-    return signs.to(dtype=operator.theta.dtype, device=operator.theta.device)
-
-
-def _standard_error(values: Floats) -> float:
-    return float(values.std(ddof=1)) / math.sqrt(len(values))
+    probe = torch.from_numpy(rng.standard_normal(operator.size))
+    return probe.to(dtype=operator.theta.dtype, device=operator.theta.device)
 
 
 def _check_memory(

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from tqdm import tqdm
 
 from geoflow.analysis.curvature.matrix_free import (
     Eigenpairs,
@@ -35,7 +34,7 @@ from geoflow.archive.pieces import Pieces, fingerprint
 from geoflow.errors import InputError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.problems.dtypes import dtype_name
-from geoflow.system.progress import duration
+from geoflow.system.progress import duration, progress_bar
 
 OPERATORS = ("hessian", "tangent", "gauss_newton")
 DEFAULT_OPERATORS = ("hessian", "tangent")
@@ -207,7 +206,7 @@ def along(
         todo = [i for i, n in zip(indices, names, strict=True) if n in pieces.missing(names)]
         if progress and todo:
             _announce(state_at(ds, flow, todo[0]), flow, operators, tensors, len(todo), cost)
-        shown = tqdm(indices, "spectra", unit="snapshot", disable=None if progress else True)
+        shown = progress_bar(progress, indices, "spectra", unit="snapshot")
         done = [
             pieces.compute(name, partial(at, index))
             for index, name in zip(shown, names, strict=True)

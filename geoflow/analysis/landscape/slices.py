@@ -17,7 +17,6 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from tqdm import tqdm
 
 from geoflow.analysis.landscape.planes import Plane, principal
 from geoflow.analysis.walked import check_loss, theta_at, walk_attributes
@@ -27,7 +26,7 @@ from geoflow.manifold.flows import RegularizingFlow
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.problem import Problem
 from geoflow.problems.protocol import ProblemLike
-from geoflow.system.progress import duration
+from geoflow.system.progress import duration, progress_bar
 from geoflow.trajectories.records import Observable
 
 Floats = NDArray[np.float64]
@@ -160,7 +159,7 @@ def on_plane(
         if progress and todo:
             _announce(functions, tensor(plane.origin), points * todo)
         beside = pieces.compute("walk", of_the_walk)
-        shown = tqdm(range(points), "slice", unit="row", disable=None if progress else True)
+        shown = progress_bar(progress, range(points), "slice", unit="row")
         rows = [pieces.compute(names[index], partial(row, index)) for index in shown]
         grid = {name: np.stack([r[name].values for r in rows]) for name in functions}
         found = _dataset(ds, plane, (alpha, beta), grid, walk | _values(beside))

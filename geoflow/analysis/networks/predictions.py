@@ -13,12 +13,12 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from geoflow.analysis.walked import snapshot_indices, walk_attributes
 from geoflow.errors import InputError
 from geoflow.problems.parts import OUTPUTS_AT_ONCE, outputs
 from geoflow.system.memory import check_memory
+from geoflow.system.progress import progress_bar
 
 Floats = NDArray[np.float64]
 
@@ -65,7 +65,7 @@ def along(
     batch_size : int
         Examples evaluated at once.
     progress : bool
-        Show a bar on standard error, where that is a terminal.
+        Show a bar on standard error, where that is a terminal or a notebook's.
 
     Returns
     -------
@@ -89,7 +89,7 @@ def along(
             "positive number"
         )
     module = copy.deepcopy(module).eval()
-    steps = tqdm(indices, "outputs", unit="snapshot", disable=None if progress else True)
+    steps = progress_bar(progress, indices, "outputs", unit="snapshot")
     found: dict[str, list[Tensor]] = {name: [] for name in inputs}
     for count, index in enumerate(steps):
         parameters = _parameters(module, ds["theta"].isel(snapshot=index).values)

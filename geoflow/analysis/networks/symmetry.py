@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csc_array
 from torch import nn
-from tqdm import tqdm
 
 from geoflow.analysis.networks.layers import HiddenLayer, Indices, Layers, layers_of
 from geoflow.analysis.networks.predictions import (
@@ -22,6 +21,7 @@ from geoflow.analysis.networks.predictions import (
     pair_coordinates,
 )
 from geoflow.analysis.walked import snapshot_indices
+from geoflow.system.progress import progress_bar
 
 Floats = NDArray[np.float64]
 
@@ -180,7 +180,7 @@ def along(
     snapshots : sequence of int, optional
         Indices along ``snapshot``. None: 25, evenly, or all where there are fewer.
     progress : bool
-        Show a bar on standard error, where that is a terminal.
+        Show a bar on standard error, where that is a terminal or a notebook's.
 
     Returns
     -------
@@ -206,7 +206,7 @@ def along(
     def theta(position: int) -> Floats:
         return np.asarray(ds["theta"].isel(snapshot=indices[position]).values, dtype=float)
 
-    rows = tqdm(range(n), "symmetries", unit="snapshot", disable=None if progress else True)
+    rows = progress_bar(progress, range(n), "symmetries", unit="snapshot")
     for i in rows:
         here = theta(i)
         # From the next one on: one is read again and again, so that two at a time are held.
