@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
 from rich.table import Table
 
@@ -22,7 +21,7 @@ from geoflow.analysis.series import periodogram as periodograms
 from geoflow.analysis.series import relaxation as relaxations
 from geoflow.archive import netcdf
 from geoflow.cli.own_problem import rebuilt_walk
-from geoflow.cli.terminal import DONE, console
+from geoflow.cli.terminal import DONE, console, or_dash
 from geoflow.errors import InputError
 from geoflow.plots.styles import COLUMN_INCHES, SLIDE_INCHES
 from geoflow.problems.parts import TensorSpec
@@ -355,10 +354,10 @@ def relaxation(args: argparse.Namespace) -> int:
             first = term == 1
             table.add_row(
                 str(name) if first else "",
-                _or_dash(one["rate"]),
-                f"{_or_dash(one['rate_low'])} to {_or_dash(one['rate_high'])}",
-                _or_dash(one["late_rate"]) if first else "",
-                _or_dash(one["predicted_rate"]) if first else "",
+                or_dash(one["rate"]),
+                f"{or_dash(one['rate_low'])} to {or_dash(one['rate_high'])}",
+                or_dash(one["late_rate"]) if first else "",
+                or_dash(one["predicted_rate"]) if first else "",
                 one["verdict"].item() if first else "",
             )
     out = console()
@@ -371,11 +370,6 @@ def relaxation(args: argparse.Namespace) -> int:
         out.print(f"rate at which the recorded velocity falls: {float(found['velocity_rate']):.4g}")
     _draw(found, args)
     return DONE
-
-
-def _or_dash(value: xr.DataArray) -> str:
-    """Write a number, or a dash where there is none."""
-    return "–" if np.isnan(value) else f"{float(value):.4g}"
 
 
 def _check_target(args: argparse.Namespace) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from typing import SupportsFloat
 
 from rich.console import Console
 from rich.text import Text
@@ -26,3 +28,8 @@ def number(value: float | int | None) -> str:
 def plain_text(value: object) -> Text:
     """Text from a file as it is: no markup, and nothing a terminal would obey."""
     return Text("".join(c if c.isprintable() else "�" for c in str(value)))
+
+
+def or_dash(value: SupportsFloat) -> str:
+    """Write a number, or a dash where there is none."""
+    return "–" if math.isnan(float(value)) else f"{float(value):.4g}"
