@@ -150,7 +150,7 @@ def test_an_archive_can_name_no_code(mine, tmp_path):
     with walk(path) as ds:
         attributes = dict(ds.attrs)
     config = json.loads(attributes["config"])
-    for name in ("os:system", "geoflow.cli:main", f"{__file__}:small", "/tmp/x.py:f"):
+    for name in ("os:system", "geoflow.cli:main", f"{__file__}:small", "/x.py:f"):
         config["provenance"]["experiment"] = name
         attributes |= {"experiment": name, "config": json.dumps(config)}
         with pytest.raises(InputError, match="is not known"):
