@@ -199,7 +199,7 @@ BAD = [
     ({"max_evaluations": 0}, "max_evaluations=0"),
     ({"snapshot_times": [1.0], "snapshot_every": 1.0}, "choose one"),
     ({"max_snapshots": 1}, "max_snapshots=1"),
-    ({"max_snapshots": 10**12}, "keep fewer snapshots"),
+    ({"max_snapshots": 10**12}, r"keep fewer \(max_snapshots\)"),
     ({"observables": {"angle": lambda t: 0.0}}, "'angle' is taken"),
     ({"observables": {"o": lambda t: None}}, r"observables\['o'\] gave no number"),
     ({"solver": TorchDiffEq("rk4"), "reproject_every": 0.1}, "reproject_every=0.1"),
