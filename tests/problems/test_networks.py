@@ -285,3 +285,24 @@ def test_chunks_of_a_weighted_loss_are_the_whole():
     for value, gradient in losses[1:]:
         assert float(value) == pytest.approx(float(losses[0][0]), rel=1e-14)
         assert torch.linalg.vector_norm(gradient - losses[0][1]) <= 1e-13 * gradient.norm()
+
+
+def test_a_network_in_float32_at_a_small_squared_error_keeps_its_level():
+    targets = X.sum(1, keepdim=True).sin()
+    module = mlp(nn.Tanh, n_out=1)
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
+    for _ in range(4000):
+        optimizer.zero_grad()
+        loss = functional.mse_loss(module(X), targets)
+        loss.backward()
+        if float(loss.detach()) < 1e-4:
+            break
+        optimizer.step()
+    problem = gf.Problem.from_module(module, functional.mse_loss, X, targets, dtype=torch.float32)
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+    ds = gf.walk(flow, max_evaluations=200)
+    assert flow.level_set.level < 1.1e-4
+    assert ds.attrs["status"] in ("max_evaluations", "stationary")
+    # What float32 resolves of such a loss, and says so; without a floor it was 4 to 142%.
+    assert np.abs(ds["level_residual"]).max() <= 1e-4 * flow.level_set.level
+    assert ds["regularizer"][-1] < ds["regularizer"][0]
