@@ -21,7 +21,7 @@ from geoflow.analysis.series import periodogram as periodograms
 from geoflow.analysis.series import relaxation as relaxations
 from geoflow.archive import netcdf
 from geoflow.cli.own_problem import rebuilt_walk
-from geoflow.cli.terminal import DONE, console, or_dash
+from geoflow.cli.terminal import DONE, console, or_dash, span
 from geoflow.errors import InputError
 from geoflow.plots.styles import COLUMN_INCHES, SLIDE_INCHES
 from geoflow.problems.parts import TensorSpec
@@ -176,14 +176,14 @@ def slice_(args: argparse.Namespace) -> int:
         )
     table = Table("", "least", "greatest", "at the walk", "at its projections")
     for name in (n for n in found.data_vars if found[n].dims == ("alpha", "beta")):
-        ends = [_range(found[f"{kind}_{name}"]) for kind in ("walk", "projected")]
+        ends = [span(found[f"{kind}_{name}"]) for kind in ("walk", "projected")]
         low, high = float(found[name].min()), float(found[name].max())
         table.add_row(str(name), f"{low:.4g}", f"{high:.4g}", *ends)
     out = console()
     out.print(table)
     off = found["off_plane_distance"]
     out.print(
-        f"level {found.attrs['level']:.6g}; the walk is {_range(off)} from the plane, over an arc "
+        f"level {found.attrs['level']:.6g}; the walk is {span(off)} from the plane, over an arc "
         f"length of {float(found['snapshot_arc_length'][-1]):.4g}"
     )
     _draw(found, args)
@@ -216,10 +216,6 @@ def _observables(names: Sequence[str] | None, rebuilt: experiments.RebuiltWalk) 
     # As a problem it is evaluated in batches.
     test = rebuilt.test_problem() if "test_loss" in names else None
     return found | ({} if test is None else {"test_loss": test})
-
-
-def _range(values: xr.DataArray) -> str:
-    return f"{float(values.min()):.4g} to {float(values.max()):.4g}"
 
 
 def animate(args: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 from rich.console import Console
 from rich.text import Text
@@ -33,3 +33,8 @@ def plain_text(value: object) -> Text:
 def or_dash(value: SupportsFloat) -> str:
     """Write a number, or a dash where there is none."""
     return "–" if math.isnan(float(value)) else f"{float(value):.4g}"
+
+
+def span(values: Any) -> str:
+    """Write the least and the greatest of an array's values."""
+    return f"{float(values.min()):.4g} to {float(values.max()):.4g}"

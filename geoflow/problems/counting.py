@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,15 +13,15 @@ from geoflow.errors import EvaluationLimitError, InputError
 _TAKING = threading.Lock()
 
 
-class Counted:
+class Counted(ABC):
     """What counts its evaluations and can be given a budget of them."""
 
     _limit: int | None = None
 
     @property
+    @abstractmethod
     def counts(self) -> dict[str, int]:
         """Evaluations so far: ``{"gradient": n, "hvp": m}``."""
-        raise NotImplementedError
 
     @property
     def evaluations(self) -> int:
