@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,13 @@ from geoflow.analysis.series import periodogram as periodograms
 from geoflow.analysis.series import relaxation as relaxations
 from geoflow.archive import netcdf
 from geoflow.cli.own_problem import rebuilt_walk
-from geoflow.cli.terminal import DONE, console, or_dash, span
+from geoflow.cli.terminal import DONE, or_dash, say, show, span
 from geoflow.errors import InputError
 from geoflow.plots.styles import COLUMN_INCHES, SLIDE_INCHES
 from geoflow.problems.parts import TensorSpec
 from geoflow.report.page import report as write_report
 from geoflow.system import files
+from geoflow.system.messages import note
 
 WIDTHS = {"column": COLUMN_INCHES, "slide": SLIDE_INCHES}
 
@@ -43,7 +43,7 @@ def plot(args: argparse.Namespace) -> int:
         width = WIDTHS[args.size]
         paths = plots.save_figures(ds, args.out, Path(args.file).stem, args.kind, width)
     for path in paths:
-        print(path)
+        say(path)
     return DONE
 
 
@@ -92,7 +92,7 @@ def spectrum(args: argparse.Namespace) -> int:
                 f"{float(cell['velocity_overlap']):.3g}",
                 f"{float(cell['normal_curvature']):.4g}",
             )
-    console().print(table)
+    show(table)
     _draw(found, args)
     return DONE
 
@@ -110,7 +110,6 @@ def principal_components(args: argparse.Namespace) -> int:
         progress=not args.quiet,
     )
     _keep(found, args)
-    out = console()
     table = Table("component", "variance", "of all", "up to here", "cosine content", "")
     ratio = found["explained_variance_ratio"].values
     floor = float(found["variance_floor"])
@@ -123,17 +122,17 @@ def principal_components(args: argparse.Namespace) -> int:
             ", ".join(f"{c:.2f}" for c in found["cosine_content"].values[:, i]),
             "" if variance > floor else "rounding",
         )
-    out.print(table)
+    show(table)
     needed = ", ".join(
         f"{int(n)} for {100 * float(share):g}%"
         for share, n in zip(found["share"], found["n_directions"], strict=True)
     )
-    out.print(
+    show(
         f"{found.sizes['point']} points; participation ratio "
         f"{float(found['participation_ratio']):.3f}; components: {needed} of the variance"
     )
     if args.null_models:
-        out.print(_null_model_table(found))
+        show(_null_model_table(found))
     _draw(found, args, paths[0])
     return DONE
 
@@ -179,10 +178,9 @@ def slice_(args: argparse.Namespace) -> int:
         ends = [span(found[f"{kind}_{name}"]) for kind in ("walk", "projected")]
         low, high = float(found[name].min()), float(found[name].max())
         table.add_row(str(name), f"{low:.4g}", f"{high:.4g}", *ends)
-    out = console()
-    out.print(table)
+    show(table)
     off = found["off_plane_distance"]
-    out.print(
+    show(
         f"level {found.attrs['level']:.6g}; the walk is {span(off)} from the plane, over an arc "
         f"length of {float(found['snapshot_arc_length'][-1]):.4g}"
     )
@@ -231,7 +229,7 @@ def animate(args: argparse.Namespace) -> int:
             progress=not args.quiet,
         )
     if not args.quiet:
-        print(f"wrote {args.out}", file=sys.stderr)
+        note(f"wrote {args.out}")
     return DONE
 
 
@@ -267,9 +265,9 @@ def compare_predictions(args: argparse.Namespace) -> int:
     table = Table("time", *columns, title="from the first of these snapshots")
     for row, time in enumerate(found["snapshot_time"].values):
         table.add_row(f"{time:.4g}", *(f"{float(c[row]):.4g}" for c in columns.values()))
-    console().print(table)
+    show(table)
     for line in _symmetry_lines(found):
-        print(line)
+        say(line)
     _draw(found, args)
     return DONE
 
@@ -322,7 +320,7 @@ def periodogram(args: argparse.Namespace) -> int:
             f"{float(one['p_value']):.3g}",
             f"{float(one['time_constant']):.3g}",
         )
-    console().print(table)
+    show(table)
     _draw(found, args)
     return DONE
 
@@ -356,14 +354,13 @@ def relaxation(args: argparse.Namespace) -> int:
                 or_dash(one["predicted_rate"]) if first else "",
                 one["verdict"].item() if first else "",
             )
-    out = console()
-    out.print(table)
+    show(table)
     window = f"{found.sizes['sample']} samples from t = {found.attrs['start']:.4g}"
     eigenvalues = ", ".join(f"{v:.4g}" for v in found["smallest_eigenvalue"].values)
-    out.print(f"{window} to {float(found['time'][-1]):.4g}, {found.attrs['final_angle']:.4g}°")
+    show(f"{window} to {float(found['time'][-1]):.4g}, {found.attrs['final_angle']:.4g}°")
     if args.eigenvalues:
-        out.print(f"smallest eigenvalues of A at the end: {eigenvalues}")
-        out.print(f"rate at which the recorded velocity falls: {float(found['velocity_rate']):.4g}")
+        show(f"smallest eigenvalues of A at the end: {eigenvalues}")
+        show(f"rate at which the recorded velocity falls: {float(found['velocity_rate']):.4g}")
     _draw(found, args)
     return DONE
 
@@ -387,11 +384,11 @@ def _draw(found: xr.Dataset, args: argparse.Namespace, file: Path | None = None)
     figures = plots.save_figures(found, args.figures, stem) if args.figures else []
     if not args.quiet:
         for path in [*([args.out] if args.out else []), *figures]:
-            print(f"wrote {path}", file=sys.stderr)
+            note(f"wrote {path}")
 
 
 def report(args: argparse.Namespace) -> int:
     """Write one self-contained page about walks and baselines."""
     write_report(args.files, args.out, overwrite=args.force)
-    print(f"wrote {args.out}", file=sys.stderr)
+    note(f"wrote {args.out}")
     return DONE

@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from geoflow.errors import GeoflowError, InputError
+from geoflow.system.messages import note
 from geoflow.system.progress import progress_bar
 from geoflow.system.translation import reason
 
@@ -112,7 +113,8 @@ def run_tasks(
             failed = sum(o.status == "failed" for o in outcomes.values())
             bar.set_postfix_str(f"{failed} failed" if failed else "", refresh=False)
             if progress:
-                tqdm.write(f"{name}: {status}: {message}", file=sys.stderr)
+                with bar.external_write_mode(sys.stderr):
+                    note(f"{name}: {status}: {message}")
     return [outcomes[t.name] for t in tasks]
 
 

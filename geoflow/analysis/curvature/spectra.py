@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -34,6 +33,7 @@ from geoflow.archive.pieces import Pieces, fingerprint
 from geoflow.errors import InputError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.problems.dtypes import dtype_name
+from geoflow.system.messages import note
 from geoflow.system.progress import duration, progress_bar
 
 OPERATORS = ("hessian", "tangent", "gauss_newton")
@@ -269,10 +269,9 @@ def _announce(
         least, most = least + n_snapshots * low, most + n_snapshots * high
         shortest += n_snapshots * low * each
         longest += n_snapshots * high * each
-    print(
+    note(
         f"spectra of {n_snapshots} snapshots: {duration(shortest)} to {duration(longest)}, for "
-        f"{least:,} to {most:,} Hessian-vector products",
-        file=sys.stderr,
+        f"{least:,} to {most:,} Hessian-vector products"
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -26,6 +25,7 @@ from geoflow.manifold.flows import RegularizingFlow
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.problem import Problem
 from geoflow.problems.protocol import ProblemLike
+from geoflow.system.messages import note
 from geoflow.system.progress import duration, progress_bar
 from geoflow.trajectories.records import Observable
 
@@ -300,10 +300,7 @@ def _announce(functions: Mapping[str, Evaluation], theta: Tensor, n: int) -> Non
     for f in functions.values():
         f(thetas)
     seconds = (time.perf_counter() - before) / len(thetas) * n
-    print(
-        f"slice: about {duration(seconds)} for {' and '.join(functions)} at {n:,} points",
-        file=sys.stderr,
-    )
+    note(f"slice: about {duration(seconds)} for {' and '.join(functions)} at {n:,} points")
 
 
 def _dataset(
