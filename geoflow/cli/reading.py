@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import argparse
 
+# Each has a file and a task of its own.
+MOST_RUNS = 100_000
+
 
 def seeds(text: str) -> list[int]:
     """Read ``0:5``, the seeds 0 to 4, or ``0,3,7``."""
     try:
         if ":" in text:
-            first, end = text.split(":")
-            return list(range(int(first), int(end)))
+            first, end = map(int, text.split(":"))
+            if end - first > MOST_RUNS:
+                raise argparse.ArgumentTypeError(
+                    f"{text!r} are {end - first} seeds; a sweep has at most {MOST_RUNS:,}"
+                )
+            return list(range(first, end))
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: use 0:5 for 0 to 4, or 0,3,7") from None

@@ -34,6 +34,7 @@ from geoflow.errors import InputError
 from geoflow.manifold import regularizers
 from geoflow.problems.dtypes import DTYPES
 from geoflow.system import files
+from geoflow.system.limits import EPOCHS
 from geoflow.system.messages import note
 from geoflow.walking.rerunning import Run, like
 from geoflow.walking.settings import OPTIONS, by_setting
@@ -256,8 +257,8 @@ def compare(args: argparse.Namespace) -> int:
 def baseline(args: argparse.Namespace) -> int:
     """Train with weight decay, over the paper's penalties."""
     files.check_target(args.out, overwrite=args.force)
-    if args.runs < 1:
-        raise InputError(f"--runs {args.runs}; use a positive number")
+    if not 1 <= args.runs <= EPOCHS:
+        raise InputError(f"--runs {args.runs}; use 1 to {EPOCHS:,}")
     ds = baselines.weight_decay(
         args.experiment,
         penalties=args.penalties or baselines.PENALTIES,

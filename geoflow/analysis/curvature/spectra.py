@@ -33,6 +33,8 @@ from geoflow.archive.pieces import Pieces, fingerprint
 from geoflow.errors import InputError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.problems.dtypes import dtype_name
+from geoflow.system.limits import EVALUATIONS, check_work
+from geoflow.system.memory import check_memory
 from geoflow.system.messages import note
 from geoflow.system.progress import duration, progress_bar
 
@@ -138,6 +140,14 @@ def along(
     _check_operators(operators)
     if n_points < 2:
         raise InputError(f"n_points={n_points}; use at least 2")
+    cost = {
+        "k": k,
+        "n_probes": n_probes,
+        "n_steps": n_steps,
+        "n_trace": n_trace,
+        "max_products": max_products,
+    }
+    _check_cost(flow, len(indices) * len(operators), n_points, cost)
     attributes = {
         "kind": "spectra",
         "title": "Curvature spectra along a walk",
@@ -148,14 +158,6 @@ def along(
         "n_trace": n_trace,
         "tensors": "" if tensors is None else " ".join(tensors),
     }
-    cost = {
-        "k": k,
-        "n_probes": n_probes,
-        "n_steps": n_steps,
-        "n_trace": n_trace,
-        "max_products": max_products,
-    }
-
     limits: dict[str, Any] = {"tol": tol, "max_products": max_products, "seed": seed}
 
     def at(index: int) -> xr.Dataset:
@@ -244,6 +246,22 @@ def overlap(operator: Curvature, eigenvectors: np.ndarray[Any, Any], state: Flow
     if norm == 0:
         return math.nan
     return float(((eigenvectors.T @ (velocity / norm)) ** 2).sum())
+
+
+def _check_cost(
+    flow: RegularizingFlow, n_spectra: int, n_points: int, cost: Mapping[str, int]
+) -> None:
+    """Refuse what would take days, or more memory than there is, even with the fewest products."""
+    products, _ = products_needed(flow.problem.n_parameters, **cost)
+    check_work(
+        n_spectra * products,
+        EVALUATIONS,
+        ", ".join(f"{name}={cost[name]}" for name in ("k", "n_probes", "n_steps", "n_trace")),
+        "Hessian-vector products",
+    )
+    # The density of each probe, its mean, its error and the abscissae.
+    needed = 8 * n_points * (cost["n_probes"] + 3 * n_spectra)
+    check_memory(needed, f"n_points={n_points}: the points of the densities", "use fewer")
 
 
 def _announce(
