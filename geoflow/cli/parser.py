@@ -21,7 +21,7 @@ from geoflow.cli.terminal import (
     no_window,
     write,
 )
-from geoflow.errors import GeoflowError, StorageError
+from geoflow.errors import ClusterError, GeoflowError, StorageError
 from geoflow.system.messages import note, open_standard_streams
 
 COMMANDS = {
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _command(sys.argv[1:] if arguments is None else arguments)
     except GeoflowError as error:
         note(f"geoflow: error: {error}")
-        return ENDED_EARLY if isinstance(error, StorageError) else BAD_INPUT
+        return ENDED_EARLY if isinstance(error, StorageError | ClusterError) else BAD_INPUT
     except ClosedPipeError:
         return CLOSED_PIPE
 
