@@ -30,6 +30,11 @@ class Saved(NamedTuple):
     tensors: list[list[Any]]
 
     @property
+    def has_ended(self) -> bool:
+        """Whether the walk came to an end of its own, neither cut short nor interrupted."""
+        return self.attributes.get("status") not in (None, "interrupted")
+
+    @property
     def config(self) -> dict[str, Any]:
         """The settings of the walk."""
         return json.loads(self.attributes["config"])
@@ -64,7 +69,7 @@ def saved(path: Path) -> Saved:
         arrays = parts.read(parts.folder_beside(path) / parts.CHECKPOINT)
         with translation.reading(path, "a walk to go on from, run again"):
             state = json.loads(arrays["state"].tobytes())
-            attributes, tensors = state["attributes"], state["tensors"]
+            attributes, tensors = dict(state["attributes"]), state["tensors"]
         return Saved(Checkpoint.unpack(arrays, state), attributes, tensors)
     if not path.is_file():
         raise ArchiveError(f"{path}: there is no such file, and no walk is streamed beside it")

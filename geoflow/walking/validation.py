@@ -14,14 +14,19 @@ import xarray as xr
 
 from geoflow.archive import netcdf, seal, trajectory_files
 from geoflow.errors import ArchiveError
+from geoflow.problems import dtypes
 from geoflow.system import translation
 from geoflow.trajectories import migrations, schema
+from geoflow.walking import configuration
 
 BLOCK_BYTES = 16 * 2**20
 NEVER_BELOW_ZERO = (
     *("arc_length", "level_distance", "gradient_norm", "tangent_norm", "angle"),
     *("step_size", "n_rejected", "n_reprojection", "n_gradient", "n_hvp", "wall_time"),
 )
+
+# By what a checkpoint counts: the variable.
+COUNTED = {"gradient": "n_gradient", "hvp": "n_hvp"}
 
 
 def validate(path: str | Path) -> list[str]:
@@ -166,21 +171,23 @@ def _layout_inconsistencies(ds: xr.Dataset) -> list[str]:
 
 
 def _attribute_inconsistencies(ds: xr.Dataset) -> list[str]:
-    found = []
+    found = configuration.defects(ds.attrs)
     try:
         datetime.fromisoformat(ds.attrs["created"])
     except ValueError:
         found.append("attribute created is not a time in ISO 8601")
-    if ds.attrs["dtype"] not in ("float32", "float64"):
-        found.append("attribute dtype is neither float32 nor float64")
-    elif ds["theta"].dtype.itemsize > np.dtype(ds.attrs["dtype"]).itemsize:
-        found.append(f"theta is {ds['theta'].dtype}, finer than the walk's {ds.attrs['dtype']}")
-    digest = ds.attrs["data_sha256"]
-    if digest and (len(digest) != 64 or set(digest) - set("0123456789abcdef")):
-        found.append("attribute data_sha256 is no SHA-256")
-    for name in ("level", "level_rtol", "rtol", "atol"):
-        if not math.isfinite(ds.attrs[name]):
-            found.append(f"attribute {name} is not finite")
+    if found:
+        return found
+    theta, config = ds["theta"].dtype, json.loads(ds.attrs["config"])
+    if "rtol" not in config:
+        return found
+    if theta.itemsize > np.dtype(ds.attrs["dtype"]).itemsize:
+        found.append(f"theta is {theta}, finer than the walk's {ds.attrs['dtype']}")
+    if theta != np.dtype(config["theta_dtype"]):
+        found.append(f"theta is {theta}, not {config['theta_dtype']} as its config has it")
+    observables = sorted(str(n) for n in ds.data_vars if str(n) not in schema.variables(ds.attrs))
+    if observables != config["observables"]:
+        found.append("the observables are not those that its config names")
     return found
 
 
@@ -190,10 +197,23 @@ def _checkpoint_defects(path: Path) -> list[str]:
             return []
         n_steps = file.dimensions["step"].size if "step" in file.dimensions else 0
         n_parameters = file.dimensions["parameter"].size if "parameter" in file.dimensions else 0
+        dtype = file.getncattr("dtype")
+        last = {n: int(file.variables[n][-1]) for n in COUNTED.values() if n in file.variables}
     try:
         checkpoint = trajectory_files.read_checkpoint(path)
     except ArchiveError as error:
         return [str(error)]
-    if checkpoint.n_steps != n_steps or checkpoint.theta.shape != (n_parameters,):
+    theta = checkpoint.theta
+    if checkpoint.n_steps != n_steps or theta.shape != (n_parameters,):
         return ["its checkpoint is that of another walk"]
-    return []
+    found = []
+    if dtypes.dtype_name(theta.dtype) != dtype:
+        found.append(f"theta of its checkpoint is {theta.dtype}, not {dtype}")
+    for name, tensor in checkpoint.tensors.items():
+        if not bool(tensor.isfinite().all()):
+            found.append(f"{name} of its checkpoint is not finite")
+    # What led to no further record may have been evaluated since.
+    for counted, recorded in COUNTED.items():
+        if checkpoint.counts[counted] < last.get(recorded, 0):
+            found.append(f"its checkpoint counts fewer evaluations than {recorded}")
+    return found
