@@ -11,6 +11,8 @@ from geoflow.archive.checkpoint import Checkpoint
 from geoflow.errors import ArchiveError, InputError
 from geoflow.system import files, translation
 
+WANTED = "a walk to go on from, run again"
+
 
 class Saved(NamedTuple):
     """What there is to go on from.
@@ -67,7 +69,7 @@ def saved(path: Path) -> Saved:
     """
     if parts.is_resumable(path):
         arrays = parts.read(parts.folder_beside(path) / parts.CHECKPOINT)
-        with translation.reading(path, "a walk to go on from, run again"):
+        with translation.reading(path, WANTED):
             state = json.loads(arrays["state"].tobytes())
             attributes, tensors = dict(state["attributes"]), state["tensors"]
         return Saved(Checkpoint.unpack(arrays, state), attributes, tensors)
@@ -76,8 +78,8 @@ def saved(path: Path) -> Saved:
     defect = seal.defect(path)
     if defect:
         raise ArchiveError(f"{path}: {defect}; run again")
-    with trajectory_files.open_trajectory(path) as ds:
+    with trajectory_files.open_trajectory(path) as ds, translation.reading(path, WANTED):
         attributes = {k: v.item() if hasattr(v, "item") else v for k, v in ds.attrs.items()}
         shapes = zip(ds["tensor_name"].values, ds["tensor_shape"].values, strict=True)
         tensors = [[str(name), json.loads(shape)] for name, shape in shapes]
-    return Saved(trajectory_files.read_checkpoint(path), attributes, tensors)
+        return Saved(trajectory_files.read_checkpoint(path, ds), attributes, tensors)

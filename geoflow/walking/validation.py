@@ -14,7 +14,6 @@ import xarray as xr
 
 from geoflow.archive import netcdf, seal, trajectory_files
 from geoflow.errors import ArchiveError
-from geoflow.problems import dtypes
 from geoflow.system import translation
 from geoflow.trajectories import migrations, schema
 from geoflow.walking import configuration
@@ -24,9 +23,6 @@ NEVER_BELOW_ZERO = (
     *("arc_length", "level_distance", "gradient_norm", "tangent_norm", "angle"),
     *("step_size", "n_rejected", "n_reprojection", "n_gradient", "n_hvp", "wall_time"),
 )
-
-# By what a checkpoint counts: the variable.
-COUNTED = {"gradient": "n_gradient", "hvp": "n_hvp"}
 
 
 def validate(path: str | Path) -> list[str]:
@@ -62,8 +58,11 @@ def validate(path: str | Path) -> list[str]:
             found += unreadable
             if not unreadable:
                 current = migrations.upgrade(ds)
-                found += schema.defects(current) or _inconsistencies(current)
-        found += _checkpoint_defects(path)
+                found += (
+                    schema.defects(current)
+                    or _attribute_inconsistencies(current)
+                    or [*_value_inconsistencies(current), *_checkpoint_defects(path, current)]
+                )
     except translation.UNREADABLE as error:
         found.append(f"it cannot be read as netCDF-4 ({translation.reason(error)})")
     return found
@@ -104,13 +103,9 @@ def _blocks(variable: xr.Variable) -> Iterator[Any]:
         yield variable.values
 
 
-def _inconsistencies(ds: xr.Dataset) -> list[str]:
+def _value_inconsistencies(ds: xr.Dataset) -> list[str]:
     """Say what in a dataset of the schema does not fit together."""
-    return [
-        *_step_inconsistencies(ds),
-        *_layout_inconsistencies(ds),
-        *_attribute_inconsistencies(ds),
-    ]
+    return [*_step_inconsistencies(ds), *_layout_inconsistencies(ds)]
 
 
 def _step_inconsistencies(ds: xr.Dataset) -> list[str]:
@@ -191,29 +186,12 @@ def _attribute_inconsistencies(ds: xr.Dataset) -> list[str]:
     return found
 
 
-def _checkpoint_defects(path: Path) -> list[str]:
+def _checkpoint_defects(path: Path, ds: xr.Dataset) -> list[str]:
     with netcdf.opened(path) as file:
         if trajectory_files.CHECKPOINT_GROUP not in file.groups:
             return []
-        n_steps = file.dimensions["step"].size if "step" in file.dimensions else 0
-        n_parameters = file.dimensions["parameter"].size if "parameter" in file.dimensions else 0
-        dtype = file.getncattr("dtype")
-        last = {n: int(file.variables[n][-1]) for n in COUNTED.values() if n in file.variables}
     try:
-        checkpoint = trajectory_files.read_checkpoint(path)
+        trajectory_files.read_checkpoint(path, ds)
     except ArchiveError as error:
-        return [str(error)]
-    theta = checkpoint.theta
-    if checkpoint.n_steps != n_steps or theta.shape != (n_parameters,):
-        return ["its checkpoint is that of another walk"]
-    found = []
-    if dtypes.dtype_name(theta.dtype) != dtype:
-        found.append(f"theta of its checkpoint is {theta.dtype}, not {dtype}")
-    for name, tensor in checkpoint.tensors.items():
-        if not bool(tensor.isfinite().all()):
-            found.append(f"{name} of its checkpoint is not finite")
-    # What led to no further record may have been evaluated since.
-    for counted, recorded in COUNTED.items():
-        if checkpoint.counts[counted] < last.get(recorded, 0):
-            found.append(f"its checkpoint counts fewer evaluations than {recorded}")
-    return found
+        return [str(error).removeprefix(f"{path}: ")]
+    return []
