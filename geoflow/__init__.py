@@ -8,7 +8,6 @@ from types import ModuleType
 
 from geoflow import accessor, baselines, experiments, solvers
 from geoflow.archive.trajectory_files import open_trajectory, save_trajectory
-from geoflow.archive.validation import validate
 from geoflow.errors import (
     ArchiveError,
     ConvergenceError,
@@ -29,6 +28,7 @@ from geoflow.trajectories.loading import load_into
 from geoflow.walking.loop import walk
 from geoflow.walking.resuming import resume
 from geoflow.walking.stopping import Plateau, Stationary
+from geoflow.walking.validation import validate
 
 __version__ = version("geoflow")
 

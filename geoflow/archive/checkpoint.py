@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geoflow.errors import ArchiveError, InputError
+from geoflow.problems.dtypes import dtype_name
 from geoflow.solvers import Carry
 
 Arrays = dict[str, NDArray[Any]]
@@ -80,6 +81,37 @@ class Checkpoint:
             "devices": devices,
             **({"state": list(others)} if others else {}),
         }
+
+    def check_fits(
+        self, n_steps: int, n_parameters: int, dtype: str, recorded: Mapping[str, int]
+    ) -> None:
+        """Refuse a checkpoint that cannot be of the walk beside which it is kept.
+
+        Parameters
+        ----------
+        n_steps, n_parameters : int
+            Of that walk.
+        dtype : str
+            In which that walk was computed.
+        recorded : mapping of str to int
+            The last of its counts of evaluations, by the names of :attr:`counts`.
+
+        Raises
+        ------
+        ArchiveError
+            Names the first thing that does not fit.
+        """
+        if self.n_steps != n_steps or self.theta.shape != (n_parameters,):
+            raise ArchiveError("its checkpoint is that of another walk")
+        if dtype_name(self.theta.dtype) != dtype:
+            raise ArchiveError(f"theta of its checkpoint is {self.theta.dtype}, not {dtype}")
+        for name, tensor in self.tensors.items():
+            if not bool(tensor.isfinite().all()):
+                raise ArchiveError(f"{name} of its checkpoint is not finite")
+        for name, n in self.counts.items():
+            # What led to no further record may have been evaluated since.
+            if n < recorded[name]:
+                raise ArchiveError(f"its checkpoint counts fewer evaluations than n_{name}")
 
     @classmethod
     def unpack(cls, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]) -> Checkpoint:

@@ -11,6 +11,8 @@ from geoflow.archive.checkpoint import Checkpoint
 from geoflow.errors import ArchiveError, InputError
 from geoflow.system import files, translation
 
+WANTED = "a walk to go on from, run again"
+
 
 class Saved(NamedTuple):
     """What there is to go on from.
@@ -28,6 +30,11 @@ class Saved(NamedTuple):
     checkpoint: Checkpoint
     attributes: dict[str, Any]
     tensors: list[list[Any]]
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the walk came to an end of its own, neither cut short nor interrupted."""
+        return self.attributes.get("status") not in (None, "interrupted")
 
     @property
     def config(self) -> dict[str, Any]:
@@ -62,17 +69,17 @@ def saved(path: Path) -> Saved:
     """
     if parts.is_resumable(path):
         arrays = parts.read(parts.folder_beside(path) / parts.CHECKPOINT)
-        with translation.reading(path, "a walk to go on from, run again"):
+        with translation.reading(path, WANTED):
             state = json.loads(arrays["state"].tobytes())
-            attributes, tensors = state["attributes"], state["tensors"]
+            attributes, tensors = dict(state["attributes"]), state["tensors"]
         return Saved(Checkpoint.unpack(arrays, state), attributes, tensors)
     if not path.is_file():
         raise ArchiveError(f"{path}: there is no such file, and no walk is streamed beside it")
     defect = seal.defect(path)
     if defect:
         raise ArchiveError(f"{path}: {defect}; run again")
-    with trajectory_files.open_trajectory(path) as ds:
+    with trajectory_files.open_trajectory(path) as ds, translation.reading(path, WANTED):
         attributes = {k: v.item() if hasattr(v, "item") else v for k, v in ds.attrs.items()}
         shapes = zip(ds["tensor_name"].values, ds["tensor_shape"].values, strict=True)
         tensors = [[str(name), json.loads(shape)] for name, shape in shapes]
-    return Saved(trajectory_files.read_checkpoint(path), attributes, tensors)
+        return Saved(trajectory_files.read_checkpoint(path, ds), attributes, tensors)

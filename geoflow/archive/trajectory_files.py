@@ -104,13 +104,20 @@ def open_trajectory(path: str | Path) -> xr.Dataset:
     return ds
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, ds: xr.Dataset) -> Checkpoint:
     """Read what a walk needs to go on from where its file ends.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    ds : xarray.Dataset
+        What :func:`open_trajectory` gives of it.
 
     Raises
     ------
     ArchiveError
-        The file holds no checkpoint, or one that cannot be used.
+        The file holds no checkpoint, or one that cannot be used, or not with this walk.
     """
     try:
         with netcdf.open_lazily(path, CHECKPOINT_GROUP) as group:
@@ -120,7 +127,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise ArchiveError(
             f"{path} holds no checkpoint to go on from; a walk with archive= keeps one"
         ) from None
-    return Checkpoint.unpack(arrays, state)
+    checkpoint = Checkpoint.unpack(arrays, state)
+    sizes, counts = ds.sizes, {name: int(ds[f"n_{name}"][-1]) for name in checkpoint.counts}
+    try:
+        checkpoint.check_fits(sizes["step"], sizes["parameter"], ds.attrs["dtype"], counts)
+    except ArchiveError as error:
+        raise ArchiveError(f"{path}: {error}; walk again") from None
+    return checkpoint
 
 
 def _checkpoint_dataset(checkpoint: Checkpoint) -> xr.Dataset:

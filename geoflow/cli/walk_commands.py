@@ -36,6 +36,7 @@ from geoflow.problems.dtypes import DTYPES
 from geoflow.system import files
 from geoflow.system.limits import EPOCHS
 from geoflow.system.messages import note
+from geoflow.walking import configuration
 from geoflow.walking.rerunning import Run, like
 from geoflow.walking.settings import OPTIONS, by_setting
 
@@ -116,10 +117,9 @@ def resume(args: argparse.Namespace) -> int:
     """Go on with a walk: an interrupted one to its end, a finished one to a further goal."""
     path = Path(args.file)
     kept = saved(path)
-    check_own(args, kept.attributes.get("experiment", ""))
-    threads = kept.config.get("threads")
-    if isinstance(threads, int) and threads > 0:
-        torch.set_num_threads(threads)
+    configuration.check(path, kept.attributes)
+    check_own(args, kept.attributes["experiment"])
+    torch.set_num_threads(kept.config.get("threads", torch.get_num_threads()))
     goals = _given(args, *(n for n in OPTIONS if hasattr(args, n)))
     ds = gf.resume(path, **by_setting(goals), progress=not args.quiet)
     if not args.quiet:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import InputError
-from geoflow.experiments.prepared import Data, PreparedExperiment
+from geoflow.experiments.prepared import Data, PreparedExperiment, check_seed
 from geoflow.experiments.problem_file import Source
 from geoflow.problems.checks import check_device_and_dtype
 from geoflow.problems.dtypes import DTYPES, dtype_name
@@ -101,8 +100,7 @@ class OwnExperiment:
         InputError
             A seed or an option that cannot be used, or something else than a problem returned.
         """
-        if seed < 0:
-            raise InputError(f"seed={seed}; use zero or a positive number")
+        check_seed(seed)
         options = self.check_options(data=data, epochs=epochs, dtype=dtype, device=device)
         if dtype is not None or device is not None:
             check_device_and_dtype(device or "cpu", dtype or torch.float64)
@@ -256,13 +254,6 @@ class OwnExperiment:
                 "problem_file": self.source.path.name,
                 "problem_sha256": self.source.sha256,
             }
-        try:
-            json.dumps(provenance)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"provenance of {self.name!r} cannot be written as JSON ({error}); give text, "
-                "numbers, lists and dicts"
-            ) from None
         return provenance
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from geoflow.errors import InputError
 from geoflow.problems.problem import Problem
 
 
@@ -54,3 +56,19 @@ class PreparedExperiment:
     loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None
     batch_size: int | None = None
     classification: bool = False
+
+
+def check_seed(seed: object) -> int:
+    """Return a seed that decides everything and that archives can hold.
+
+    Raises
+    ------
+    InputError
+        No whole number, negative, or not below 2**63.
+    """
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise InputError(f"seed={seed!r}; use a whole number")
+    number = operator.index(seed)
+    if not 0 <= number < 2**63:
+        raise InputError(f"seed={number}; use zero or a positive number below 2**63")
+    return number

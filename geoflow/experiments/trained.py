@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from geoflow.errors import InputError
 from geoflow.experiments import datasets, networks, training
-from geoflow.experiments.prepared import Data, PreparedExperiment
+from geoflow.experiments.prepared import Data, PreparedExperiment, check_seed
 from geoflow.problems.checks import check_device_and_dtype
 from geoflow.problems.parts import outputs
 from geoflow.problems.problem import Problem
@@ -129,8 +129,7 @@ class Experiment:
         InputError, DataError
             See :meth:`prepare`.
         """
-        if seed < 0:
-            raise InputError(f"seed={seed}; use zero or a positive number")
+        check_seed(seed)
         device = check_device_and_dtype(device, dtype)
         splitting, weights, shuffling = np.random.SeedSequence(seed).spawn(3)
         split = self.split(np.random.default_rng(splitting), data)

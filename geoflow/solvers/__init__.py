@@ -83,7 +83,7 @@ def from_config(config: Mapping[str, Any]) -> Solver:
         get(config["name"])
     try:
         return type(get(config["name"]))(**options)
-    except (KeyError, TypeError, InputError):
+    except (KeyError, TypeError, ValueError, OverflowError, InputError):
         raise InputError(
             f"solver={dict(config)} is none of geoflow's own; pass the instance as solver="
         ) from None

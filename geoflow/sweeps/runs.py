@@ -16,6 +16,7 @@ from geoflow import baselines, experiments
 from geoflow.archive.saved import saved
 from geoflow.archive.trajectory_files import open_trajectory
 from geoflow.errors import GeoflowError, InputError
+from geoflow.experiments.prepared import check_seed
 from geoflow.manifold import regularizers
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.level_set import LevelSet
@@ -366,9 +367,9 @@ def _walked(path: Path) -> tuple[str, str]:
 
 
 def _seeds(seeds: Sequence[int]) -> list[int]:
-    checked = [int(s) for s in seeds]
-    if not checked or min(checked) < 0 or len(set(checked)) < len(checked):
-        raise InputError(f"seeds={checked}; use at least one, none negative, each once")
+    checked = [check_seed(seed) for seed in seeds]
+    if not checked or len(set(checked)) < len(checked):
+        raise InputError(f"seeds={checked}; use at least one, each once")
     return checked
 
 

@@ -16,7 +16,7 @@ import xarray as xr
 from geoflow.manifold.protocol import Flow
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.protocol import ProblemLike
-from geoflow.trajectories import schema
+from geoflow.trajectories import schema, storable
 from geoflow.trajectories.records import Snapshot, StepRecords
 
 # What a walk's provenance says of itself in the attributes.
@@ -112,11 +112,15 @@ def attributes(
     Raises
     ------
     InputError
-        The flow records under a name that is taken.
+        The flow records under a name that is taken, or something that no file could hold.
     """
     problem = flow.problem
+    for name, scalar in flow.scalars.items():
+        storable.check_name(name, f"flow: a scalar of {type(flow).__name__}")
+        for text in scalar:
+            storable.check_text(text, f"flow: what {name!r} of {type(flow).__name__} is")
     named = {k: config["provenance"][k] for k in NAMED if k in config["provenance"]}
-    return {
+    found = {
         "geoflow_schema": schema.SCHEMA_VERSION,
         "geoflow_version": version("geoflow"),
         "Conventions": schema.CONVENTIONS,
@@ -133,7 +137,7 @@ def attributes(
         "dtype": dtype_name(problem.dtype),
         "device": str(problem.device),
         "regularizer_name": flow.regularizer_name,
-        "config": json.dumps(config, sort_keys=True),
+        "config": storable.as_json(config, "provenance, with the settings,"),
         "data_sha256": problem.data_sha256,
         "python_version": platform.python_version(),
         "torch_version": str(torch.__version__),
@@ -142,3 +146,5 @@ def attributes(
         "xarray_version": xr.__version__,
         **schema.flow_attributes(type(flow).__name__, flow.scalars),
     } | named
+    storable.check_attributes(found, [t.name for t in problem.tensors])
+    return found

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from geoflow.errors import InputError, ObservableError
 from geoflow.manifold.protocol import Flow
-from geoflow.trajectories import schema
+from geoflow.trajectories import schema, storable
 
 Observable = Callable[[Tensor], float]
 
@@ -148,8 +148,7 @@ def check_observables(observables: Mapping[str, Observable], theta: Tensor) -> N
         A name the schema uses itself, or a function that does not give a number.
     """
     for name, function in observables.items():
-        if not name.isidentifier() or not schema.is_observable(name):
-            raise InputError(f"observables: {name!r} is taken or not a name; choose another")
+        storable.check_name(name, "observables", schema.VARIABLES)
         try:
             float(function(theta.clone()))
         except Exception as error:

@@ -191,15 +191,16 @@ def variables(attributes: Mapping[str, Any]) -> dict[str, VariableSpec]:
 
 def defects(ds: xr.Dataset) -> list[str]:
     """Say what in a dataset is not as schema 1.0 has it, one line each; empty where all is."""
-    found = _attribute_defects(ds) + _variable_defects(ds)
+    found = attribute_defects(ds.attrs) + _variable_defects(ds)
     if not found:
         found = _value_defects(ds)
     return found
 
 
-def _attribute_defects(ds: xr.Dataset) -> list[str]:
+def attribute_defects(attributes: Mapping[str, Any]) -> list[str]:
+    """Say what in the global attributes is not as schema 1.0 has it, one line each."""
     found = []
-    version = ds.attrs.get("geoflow_schema")
+    version = attributes.get("geoflow_schema")
     if version != SCHEMA_VERSION:
         found.append(f"attribute geoflow_schema is {version!r}, not {SCHEMA_VERSION!r}")
     kinds: dict[type, tuple[type, ...]] = {
@@ -208,17 +209,17 @@ def _attribute_defects(ds: xr.Dataset) -> list[str]:
         float: (float, np.floating),
     }
     for name, kind in ATTRIBUTES.items():
-        if name not in ds.attrs:
+        if name not in attributes:
             found.append(f"attribute {name} is missing")
-        elif not isinstance(ds.attrs[name], kinds[kind]):
+        elif not isinstance(attributes[name], kinds[kind]) or isinstance(attributes[name], bool):
             found.append(f"attribute {name} is not of type {kind.__name__}")
     try:
-        config = json.loads(ds.attrs.get("config", "{}"))
+        config = json.loads(attributes.get("config", "{}"))
     except (ValueError, TypeError, RecursionError):
         config = None
     if not isinstance(config, dict):
         found.append("attribute config is not a JSON object")
-    status = ds.attrs.get("status", STATUSES[0])
+    status = attributes.get("status", STATUSES[0])
     if status not in STATUSES:
         found.append(f"attribute status is {str(status)[:40]!r}, not one of {', '.join(STATUSES)}")
     return found

@@ -22,6 +22,9 @@ COMPARED: Mapping[str, str] = {
     "regularizer": "the regularisation function",
 }
 
+# And those that say what ∇R is: its parts, in units of its own length.
+GRADIENT = {"tangent_norm", "multiplier", "gradient_norm"}
+
 
 def check_fit(
     flow: Flow, solver: Solver, goals: Goals, observables: Mapping[str, Observable]
@@ -47,17 +50,35 @@ def check_fit(
 
 
 def check_same(now: Mapping[str, float], then: Mapping[str, float], dtype: torch.dtype) -> None:
-    """Compare the flow's scalars where a walk is taken up with those recorded there."""
+    """Compare the flow's scalars where a walk is taken up with those recorded there.
+
+    Raises
+    ------
+    ArchiveError
+        L, ‖∇L‖, R or ∇R is another, by more than another machine makes it.
+    """
     if all(now[name] == then[name] for name in now):
         return
     rtol = math.sqrt(torch.finfo(dtype).eps)
-    for name, what in COMPARED.items():
-        if name in now and not math.isclose(now[name], then[name], rel_tol=rtol):
-            raise ArchiveError(
-                f"flow: {what} is {now[name]:.9g} where {then[name]:.9g} was recorded; go on with "
-                "the network, the loss function and the regularisation function that the walk "
-                "started with"
-            )
+    different = [
+        f"{what} is {now[name]:.9g} where {then[name]:.9g} was recorded"
+        for name, what in COMPARED.items()
+        if name in now and not math.isclose(now[name], then[name], rel_tol=rtol)
+    ]
+    if now.keys() >= GRADIENT and not different:
+        parts = [(s["tangent_norm"], s["multiplier"] * s["gradient_norm"]) for s in (now, then)]
+        if not math.dist(*parts) <= rtol * math.hypot(*parts[1]):
+            different = [
+                "the gradient of the regularisation function has parts along and normal to the "
+                "level set of {:.9g} and {:.9g} where {:.9g} and {:.9g} were recorded".format(
+                    *parts[0], *parts[1]
+                )
+            ]
+    if different:
+        raise ArchiveError(
+            f"flow: {different[0]}; go on with the network, the loss function and the "
+            "regularisation function that the walk started with"
+        )
     warnings.warn(
         "the loss differs in its last digits from that recorded, so the walk goes on but not bit "
         "for bit: another machine, number of threads or version of torch",

@@ -27,6 +27,7 @@ from geoflow.system.progress import Progress
 from geoflow.system.translation import numerics
 from geoflow.trajectories import dataset, records
 from geoflow.trajectories.records import Observable, Snapshot
+from geoflow.trajectories.storable import storable
 from geoflow.walking import ending
 from geoflow.walking.fitting import check_fit, check_same
 from geoflow.walking.memory import check_walk_memory
@@ -272,7 +273,8 @@ class Walk:
             message += (
                 f"; {n_at_floor} re-projections came as close as rounding lets them, no closer"
             )
-        return self.recorder.finish(self.checkpoint, {"status": status, "status_message": message})
+        ended = {"status": status, "status_message": storable(message)}
+        return self.recorder.finish(self.checkpoint, ended)
 
     def _judge(self, goals: Goals) -> ending.End | None:
         """Say how the walk ends here, where it does."""

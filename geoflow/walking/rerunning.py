@@ -19,6 +19,7 @@ from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.level_set import LevelSet
 from geoflow.problems import dtypes
 from geoflow.problems.earlier import same_data
+from geoflow.walking import configuration
 from geoflow.walking.settings import DEFAULTS, WalkSettings
 
 Regularizer = Callable[[Tensor], Tensor]
@@ -92,6 +93,7 @@ def like(path: str | Path) -> Run:
     """
     with trajectory_files.open_trajectory(path) as ds:
         attributes = dict(ds.attrs)
+    configuration.check(Path(path), attributes)
     config = json.loads(attributes["config"])
     settings = settings_of(path, config)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from geoflow.problems.earlier import same_data
 from geoflow.solvers import Solver
 from geoflow.trajectories import schema
 from geoflow.trajectories.records import Observable
-from geoflow.walking import rerunning
+from geoflow.walking import configuration, rerunning
 from geoflow.walking.fitting import check_fit
 from geoflow.walking.loop import Walk
 from geoflow.walking.settings import CHECKPOINT_SECONDS, WalkSettings
-from geoflow.walking.stopping import Stop
+from geoflow.walking.stopping import Goals, Record, Stop
 from geoflow.walking.stream import Stream
 
 # The goal of a walk by the status that says it was reached.
@@ -78,7 +78,8 @@ def resume(
     Raises
     ------
     InputError
-        An argument that cannot be used, or a walk that has ended and no further goal.
+        An argument that cannot be used, a goal that the walk has passed, or a walk that has ended
+        and no further goal.
     ArchiveError
         Nothing to go on from; other data, another network or another schema than the walk's;
         damage; or another process is writing there.
@@ -87,7 +88,7 @@ def resume(
     """
     path = Path(path)
     kept = saved(path)
-    check_schema(path, kept.attributes)
+    configuration.check(path, kept.attributes)
     if flow is None:
         if observables or solver:
             raise InputError("flow: observables and solver go with a flow; give it too")
@@ -119,27 +120,13 @@ def resume(
         theta_dtype = dtypes.DTYPES[str(settings.theta_dtype)]
         walk = Walk(flow, settings.make_solver(), tolerance, rule, observables, stream, theta_dtype)
         try:
+            if kept.has_ended or any(goal is not None for goal in (t_end, stop, max_evaluations)):
+                _check_further(goals, stream.records, checkpoint.counts)
             walk.restore(checkpoint)
         except GeoflowError:
             stream.give_up()
             raise
         return walk.run(goals, progress)
-
-
-def check_schema(path: Path, attributes: Mapping[str, Any]) -> None:
-    """Refuse to write on in another version of the schema.
-
-    Raises
-    ------
-    ArchiveError
-        The walk was started in another version.
-    """
-    version = attributes.get("geoflow_schema")
-    if version != schema.SCHEMA_VERSION:
-        raise ArchiveError(
-            f"{path} is in schema {version!r} and this geoflow writes {schema.SCHEMA_VERSION!r}; "
-            f"go on with the geoflow that wrote it ({attributes.get('geoflow_version')})"
-        )
 
 
 def check_flow(flow: Flow, kept: Saved) -> None:
@@ -185,7 +172,7 @@ def _short(value: object) -> str:
 def _settings(path: Path, kept: Saved, solver: Solver | None, **goals: Any) -> WalkSettings:
     """Take up the settings of a walk with the goals given, the one that ended it falling away."""
     status = kept.attributes.get("status")
-    if status not in (None, "interrupted") and all(value is None for value in goals.values()):
+    if kept.has_ended and all(value is None for value in goals.values()):
         raise InputError(
             f"the walk has ended, {status}: {kept.attributes.get('status_message')}; "
             "name a further goal (--angle, --t-end or --max-evaluations)"
@@ -196,6 +183,21 @@ def _settings(path: Path, kept: Saved, solver: Solver | None, **goals: Any) -> W
             raise InputError(f"solver: the walk's is {kept.config.get('solver')}; give the same")
         instead["solver"] = solver
     return rerunning.settings_of(path, kept.config, **instead)
+
+
+def _check_further(goals: Goals, records: Sequence[Record], counts: Mapping[str, int]) -> None:
+    """Refuse goals that would end the walk where it stands, or before."""
+    spent = counts["gradient"] + 2 * counts["hvp"]
+    if spent >= goals.max_evaluations:
+        raise InputError(
+            f"max_evaluations={goals.max_evaluations}: the walk has spent {spent} already; allow "
+            "more, from its start on"
+        )
+    end = goals.judge(records) if records else None
+    if end:
+        status, message = end
+        given = GOALS.get(status, "stop")
+        raise InputError(f"{given}: {message}, so it has ended already; name a further goal")
 
 
 def _of_experiment(path: Path, kept: Saved) -> experiments.RebuiltWalk:

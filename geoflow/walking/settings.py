@@ -284,7 +284,8 @@ def by_setting(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _whole(value: Any) -> int:
-    if int(value) != value:
+    # As far as archives count.
+    if int(value) != value or abs(value) >= 2**63:
         raise ValueError
     return int(value)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -194,6 +194,10 @@ class Goals:
         return end
 
 
+# Criteria that an archive can name.
+NAMED: Mapping[str, Callable[..., Stop]] = {c.__name__: c for c in (Stationary, Plateau)}
+
+
 def from_config(config: Mapping[str, Any]) -> Stop:
     """Make a criterion again from its name and options, as a trajectory's ``config`` has them.
 
@@ -202,11 +206,10 @@ def from_config(config: Mapping[str, Any]) -> Stop:
     InputError
         A name or options that are not those of a criterion defined here.
     """
-    known = {c.__name__: c for c in (Stationary, Plateau)}
     options = {name: value for name, value in config.items() if name != "name"}
     try:
-        return known[config["name"]](**options)
-    except (KeyError, TypeError):
+        return NAMED[config["name"]](**options)
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise InputError(
-            f"stop={dict(config)} is none of geoflow's own ({', '.join(known)}); pass stop="
+            f"stop={dict(config)} is none of geoflow's own ({', '.join(NAMED)}); pass stop="
         ) from None

@@ -296,12 +296,15 @@ class Stream:
             for number, (start, end) in enumerate(_spans(ds.sizes["step"])):
                 rows = {name: ds[name][start:end].values for name in self.records.columns}
                 parts.write(self._steps(number), rows)
-        self._write_checkpoint(trajectory_files.read_checkpoint(self.path))
+            checkpoint = trajectory_files.read_checkpoint(self.path, ds)
+        self._write_checkpoint(checkpoint)
         self.unpacked = True
 
     def _restore(self, checkpoint: Checkpoint, rule: SnapshotRule) -> None:
         """Read the records and find the snapshots again, by offering every step to the rule."""
         kept: dict[int, None] = {}
+        if checkpoint.n_steps > STEPS_PER_PART * len(list(self.folder.glob("steps-*.npz"))):
+            raise ArchiveError(f"{self.folder}: some of its {checkpoint.n_steps} steps are missing")
         for number, (start, end) in enumerate(_spans(checkpoint.n_steps)):
             rows = {n: c[: end - start] for n, c in parts.read(self._steps(number)).items()}
             self.records.extend(rows)

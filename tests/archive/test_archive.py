@@ -214,7 +214,7 @@ CONFIGS = [
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_a_config_that_lies_runs_nothing(path, ds, config, tmp_path, capsys):
     lying = tmp_path / "lying.nc"
-    checkpoint = trajectory_files.read_checkpoint(path)
+    checkpoint = trajectory_files.read_checkpoint(path, ds)
     changed = ds.assign_attrs(config=json.dumps(config))
     trajectory_files.write(changed, lying, checkpoint)
     assert cli.main(["run", "--like", str(lying)]) == terminal.BAD_INPUT

@@ -65,7 +65,7 @@ def test_extended_to_a_further_angle_a_walk_is_the_one_that_went_there_at_once(s
             archive=tmp_path / name,
         )
 
-    walk("short.nc", 115.0).close()
+    walk("short.nc", 140.0).close()
     long = walk("long.nc", 150.0)
     resumed = gf.resume(
         tmp_path / "short.nc", references.small_network(), stop=gf.Stationary(150.0)
@@ -86,7 +86,7 @@ def test_extended_in_time_or_budget_a_walk_goes_on_where_it_ended(tmp_path):
     with crashes.resume(path, max_evaluations=spent + 20, t_end=9.0) as ds:
         assert ds.attrs["status"] == "max_evaluations"
         assert spent < int(ds["n_gradient"][-1]) <= spent + 20
-    with crashes.resume(path, t_end=0.4) as ds:
+    with crashes.resume(path, t_end=5.0) as ds:
         assert ds.attrs["status"] == "t_end"
         assert json.loads(ds.attrs["config"])["max_evaluations"] == 100_000
 
@@ -131,6 +131,18 @@ def other_regularizer():
     return gf.RegularizingFlow(flow.level_set, gf.regularizers.quartic_norm)
 
 
+def other_gradient_alone():
+    """R of the same value where the walk stands, and another gradient (faults A8)."""
+    flow = references.small_network()
+    with gf.walk(flow, t_end=0.05, stop=None).load() as ds:
+        end = torch.from_numpy(ds["theta"].values[-1])
+
+    def squared_norm(theta):
+        return theta @ theta + 0.1 * (theta - end).sum()
+
+    return gf.RegularizingFlow(flow.level_set, squared_norm)
+
+
 def other_level():
     flow = references.small_network()
     return gf.RegularizingFlow(gf.LevelSet(flow.problem, 0.1), gf.regularizers.squared_norm)
@@ -144,6 +156,7 @@ def other_level():
         (other_loss, "the loss is .* was recorded"),
         (other_regularizer, "its regularizer .*'quartic_norm'"),
         (other_level, "its level "),
+        (other_gradient_alone, "the gradient of the regularisation function .* recorded"),
         (lambda: references.small_network(dtype=torch.float32), "its dtype"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -156,6 +169,47 @@ def test_a_walk_goes_on_only_with_what_it_began_with(flow, message, tmp_path):
         gf.resume(path, flow(), t_end=0.1)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["walk.nc"]
+
+
+@pytest.mark.parametrize(
+    ("goal", "message"),
+    [
+        ({"max_evaluations": 1}, r"max_evaluations=1: the walk has spent \d+ already"),
+        ({"stop": gf.Stationary(135.0)}, "stop: the angle .* so it has ended already"),
+        ({"t_end": 1e-9}, "t_end: the walk reached flow time 1e-09, so it has ended already"),
+        # Along with one that is ahead, too.
+        ({"t_end": 1e-9, "max_evaluations": 10**5}, "t_end: the walk reached"),
+    ],
+)
+def test_a_goal_that_is_passed_is_refused_and_nothing_is_touched(goal, message, tmp_path):
+    path = tmp_path / "walk.nc"
+    flow = references.small_network()
+    gf.walk(flow, stop=gf.Stationary(140.0), archive=path).close()
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=message):
+        gf.resume(path, references.small_network(), **goal)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["walk.nc"]
+
+
+def test_a_walk_cut_off_at_its_goal_only_has_its_file_written(tmp_path, monkeypatch):
+    """Goals that are passed are refused where they are given, not where they are the walk's."""
+    path = tmp_path / "walk.nc"
+
+    def full(*args):
+        raise ArchiveError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("geoflow.archive.trajectory_files.write", full)
+        with pytest.raises(ArchiveError, match="geoflow resume"):
+            crashes.walk("rk4", path, t_end=0.1)
+    reached = saved(path).checkpoint.n_steps
+    with pytest.raises(InputError, match="max_evaluations=3"):
+        crashes.resume(path, max_evaluations=3)
+    assert saved(path).checkpoint.n_steps == reached
+    with crashes.resume(path) as ds:
+        assert ds.attrs["status"] == "t_end"
+        assert ds.sizes["step"] == reached
 
 
 def test_another_version_of_the_schema_is_not_gone_on_with(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from geoflow.archive import netcdf, seal, trajectory_files
 from geoflow.errors import ArchiveError
 from geoflow.system import translation
 from geoflow.trajectories import migrations, schema
+from geoflow.walking import configuration
 
 BLOCK_BYTES = 16 * 2**20
 NEVER_BELOW_ZERO = (
@@ -57,8 +58,11 @@ def validate(path: str | Path) -> list[str]:
             found += unreadable
             if not unreadable:
                 current = migrations.upgrade(ds)
-                found += schema.defects(current) or _inconsistencies(current)
-        found += _checkpoint_defects(path)
+                found += (
+                    schema.defects(current)
+                    or _attribute_inconsistencies(current)
+                    or [*_value_inconsistencies(current), *_checkpoint_defects(path, current)]
+                )
     except translation.UNREADABLE as error:
         found.append(f"it cannot be read as netCDF-4 ({translation.reason(error)})")
     return found
@@ -99,13 +103,9 @@ def _blocks(variable: xr.Variable) -> Iterator[Any]:
         yield variable.values
 
 
-def _inconsistencies(ds: xr.Dataset) -> list[str]:
+def _value_inconsistencies(ds: xr.Dataset) -> list[str]:
     """Say what in a dataset of the schema does not fit together."""
-    return [
-        *_step_inconsistencies(ds),
-        *_layout_inconsistencies(ds),
-        *_attribute_inconsistencies(ds),
-    ]
+    return [*_step_inconsistencies(ds), *_layout_inconsistencies(ds)]
 
 
 def _step_inconsistencies(ds: xr.Dataset) -> list[str]:
@@ -166,34 +166,32 @@ def _layout_inconsistencies(ds: xr.Dataset) -> list[str]:
 
 
 def _attribute_inconsistencies(ds: xr.Dataset) -> list[str]:
-    found = []
+    found = configuration.defects(ds.attrs)
     try:
         datetime.fromisoformat(ds.attrs["created"])
     except ValueError:
         found.append("attribute created is not a time in ISO 8601")
-    if ds.attrs["dtype"] not in ("float32", "float64"):
-        found.append("attribute dtype is neither float32 nor float64")
-    elif ds["theta"].dtype.itemsize > np.dtype(ds.attrs["dtype"]).itemsize:
-        found.append(f"theta is {ds['theta'].dtype}, finer than the walk's {ds.attrs['dtype']}")
-    digest = ds.attrs["data_sha256"]
-    if digest and (len(digest) != 64 or set(digest) - set("0123456789abcdef")):
-        found.append("attribute data_sha256 is no SHA-256")
-    for name in ("level", "level_rtol", "rtol", "atol"):
-        if not math.isfinite(ds.attrs[name]):
-            found.append(f"attribute {name} is not finite")
+    if found:
+        return found
+    theta, config = ds["theta"].dtype, json.loads(ds.attrs["config"])
+    if "rtol" not in config:
+        return found
+    if theta.itemsize > np.dtype(ds.attrs["dtype"]).itemsize:
+        found.append(f"theta is {theta}, finer than the walk's {ds.attrs['dtype']}")
+    if theta != np.dtype(config["theta_dtype"]):
+        found.append(f"theta is {theta}, not {config['theta_dtype']} as its config has it")
+    observables = sorted(str(n) for n in ds.data_vars if str(n) not in schema.variables(ds.attrs))
+    if observables != config["observables"]:
+        found.append("the observables are not those that its config names")
     return found
 
 
-def _checkpoint_defects(path: Path) -> list[str]:
+def _checkpoint_defects(path: Path, ds: xr.Dataset) -> list[str]:
     with netcdf.opened(path) as file:
         if trajectory_files.CHECKPOINT_GROUP not in file.groups:
             return []
-        n_steps = file.dimensions["step"].size if "step" in file.dimensions else 0
-        n_parameters = file.dimensions["parameter"].size if "parameter" in file.dimensions else 0
     try:
-        checkpoint = trajectory_files.read_checkpoint(path)
+        trajectory_files.read_checkpoint(path, ds)
     except ArchiveError as error:
-        return [str(error)]
-    if checkpoint.n_steps != n_steps or checkpoint.theta.shape != (n_parameters,):
-        return ["its checkpoint is that of another walk"]
+        return [str(error).removeprefix(f"{path}: ")]
     return []

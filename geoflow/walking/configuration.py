@@ -1,0 +1,174 @@
+"""What an archive says of its walk: that it fits the schema's types and itself, before it is used.
+
+Files are not trusted: every command that makes a walk again, or goes on with one, asks here first,
+and so does :func:`geoflow.validate`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from geoflow import solvers
+from geoflow.errors import ArchiveError, GeoflowError, InputError
+from geoflow.problems.dtypes import DTYPES
+from geoflow.solvers import Tolerance
+from geoflow.trajectories import schema
+from geoflow.walking import stopping
+from geoflow.walking.settings import DEFAULTS, WalkSettings
+
+# No machine has more; one thread each of this many still starts.
+MOST_THREADS = 1024
+
+# What `geoflow run` says of an experiment, by its type. Others may be there.
+PROVENANCE: Mapping[str, tuple[type, ...]] = {
+    "title": (str,),
+    "experiment": (str,),
+    "seed": (int,),
+    "data": (str, type(None)),
+    "data_source": (str,),
+    "data_sha256": (str,),
+    "n_train": (int,),
+    "n_test": (int,),
+    "network": (str,),
+    "n_parameters": (int,),
+    "loss": (str,),
+    "training": (dict,),
+    "options": (dict,),
+    "problem_sha256": (str,),
+}
+
+
+def defects(attributes: Mapping[str, Any]) -> list[str]:
+    """Say what in a walk's attributes and settings cannot be used, one line each.
+
+    Parameters
+    ----------
+    attributes : mapping
+        Global attributes of a trajectory, of the types that schema 1.0 has, or of a walk that is
+        not finished, without its status.
+    """
+    attributes = {"status": "interrupted", "status_message": "", **attributes}
+    found = schema.attribute_defects(attributes)
+    if not found:
+        found = [*_attribute_defects(attributes), *_config_defects(attributes)]
+    return found
+
+
+def check(path: Path, attributes: Mapping[str, Any]) -> None:
+    """Refuse a walk whose attributes or settings cannot be used, or in another schema.
+
+    Raises
+    ------
+    ArchiveError
+        Names the first defect, or the version of geoflow to go on with.
+    """
+    version = attributes.get("geoflow_schema")
+    if version != schema.SCHEMA_VERSION:
+        raise ArchiveError(
+            f"{path} is in schema {version!r} and this geoflow writes {schema.SCHEMA_VERSION!r}; "
+            f"go on with the geoflow that wrote it ({attributes.get('geoflow_version')})"
+        )
+    found = defects(attributes)
+    if found:
+        raise ArchiveError(f"{path}: {found[0]}; `geoflow validate` says more, or walk again")
+
+
+def _attribute_defects(attributes: Mapping[str, Any]) -> Iterator[str]:
+    for name in ("level", "level_rtol", "rtol", "atol"):
+        value = attributes[name]
+        if not math.isfinite(value):
+            yield f"attribute {name} is not finite"
+        elif value < 0 and name != "level":
+            yield f"attribute {name} is negative"
+    if attributes["dtype"] not in DTYPES:
+        yield "attribute dtype is neither float32 nor float64"
+    try:
+        torch.device(attributes["device"])
+    except RuntimeError:
+        yield f"attribute device is {attributes['device'][:40]!r}, which torch does not know"
+    if attributes["seed"] < -1:
+        yield "attribute seed is negative"
+    digest = attributes["data_sha256"]
+    if digest and (len(digest) != 64 or set(digest) - set("0123456789abcdef")):
+        yield "attribute data_sha256 is no SHA-256"
+
+
+def _config_defects(attributes: Mapping[str, Any]) -> Iterator[str]:
+    config = json.loads(attributes["config"])
+    if "rtol" not in config:
+        # Of another loop than a walk's, as the paper's is; it can only be looked at.
+        return
+    missing = [n for n in ("observables", "threads", "provenance") if n not in config]
+    if missing:
+        yield f"its config has no {missing[0]!r}"
+        return
+    names = config["observables"]
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        yield "config: observables are not a list of names"
+    elif sorted(set(names)) != names:
+        yield "config: observables are not in order, each once"
+    threads = config["threads"]
+    if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
+        yield f"config: threads is {str(threads)[:40]!r}, not a number up to {MOST_THREADS}"
+    yield from _provenance_defects(config["provenance"], attributes)
+    yield from _settings_defects(config, attributes)
+
+
+def _provenance_defects(provenance: Any, attributes: Mapping[str, Any]) -> Iterator[str]:
+    if not isinstance(provenance, dict):
+        yield "config: provenance is no JSON object"
+        return
+    for name, kinds in PROVENANCE.items():
+        value = provenance.get(name)
+        if name in provenance and (not isinstance(value, kinds) or isinstance(value, bool)):
+            yield f"config: provenance has {name} = {str(value)[:40]!r}, of another type"
+    for name in ("title", "experiment", "seed"):
+        if name in provenance and provenance[name] != attributes[name]:
+            yield f"config: provenance has another {name} than the attribute"
+    training = provenance.get("training")
+    epochs = training.get("epochs", 1) if isinstance(training, dict) else 1
+    if type(epochs) is not int or epochs < 1:
+        yield f"config: provenance has {str(epochs)[:40]!r} epochs of training"
+
+
+def _settings_defects(config: Mapping[str, Any], attributes: Mapping[str, Any]) -> Iterator[str]:
+    instead: dict[str, Any] = {}
+    for name in ("solver", "stop"):
+        value = config.get(name)
+        if value is None and name == "stop":
+            continue
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            yield f"config: {name} is no JSON object with a name"
+            return
+        if not _is_ours(name, value["name"]):
+            # One of the user's own, or of a package that is not installed here.
+            instead[name] = getattr(DEFAULTS, name)
+    try:
+        settings = WalkSettings.from_config(config, **instead)
+        if attributes["dtype"] in DTYPES:
+            Tolerance.checked(settings.rtol, settings.atol, DTYPES[attributes["dtype"]])
+    except GeoflowError as error:
+        yield f"config: {error}"
+        return
+    if settings.theta_dtype is None:
+        yield "config: theta_dtype is null"
+    for name in ("rtol", "atol"):
+        if getattr(settings, name) != attributes[name]:
+            yield f"config: {name} is another than the attribute"
+    if config["solver"]["name"] != attributes["solver"]:
+        yield "config: solver is another than the attribute"
+
+
+def _is_ours(setting: str, name: str) -> bool:
+    if setting == "stop":
+        return name in stopping.NAMED
+    try:
+        return solvers.get(name) is not None
+    except InputError:
+        return False
