@@ -49,7 +49,7 @@ def plot(args: argparse.Namespace) -> int:
 
 def _open(path: Path) -> xr.Dataset:
     """Open whatever geoflow has written."""
-    if path.is_dir():
+    if files.is_folder(path):
         return gf.open_sweep(path)
     try:
         return gf.open_trajectory(path)

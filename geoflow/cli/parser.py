@@ -76,7 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: Sequence[str]) -> int:
-    args = _parser(arguments).parse_args(arguments)
+    parser = _parser(arguments)
+    for text in arguments:
+        # argparse takes these two dashes for the end of options, and leaves the option empty.
+        if text.startswith("--") and text.endswith("=--"):
+            parser.error(f"{text}: -- is no value")
+    args = parser.parse_args(arguments)
     try:
         with own_problem(args):
             return int(args.command(args))

@@ -64,6 +64,16 @@ def resolved(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether a regular file is there; what no file can be named by is none."""
+    return os.path.isfile(path)
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a folder is there; what no folder can be named by is none."""
+    return os.path.isdir(path)
+
+
 def is_regular(path: Path, *, follow: bool = True) -> bool:
     """Whether a file is there that can be replaced.
 
