@@ -79,6 +79,7 @@ def spectrum(args: argparse.Namespace) -> int:
             overwrite=args.force,
             progress=not args.quiet,
         )
+    _draw(found, args)
     table = Table("time", "operator", "largest", "smallest", "trace", "overlap", "curvature")
     for row in found["snapshot"].values:
         for operator in found["operator"].values:
@@ -93,7 +94,6 @@ def spectrum(args: argparse.Namespace) -> int:
                 f"{float(cell['normal_curvature']):.4g}",
             )
     show(table)
-    _draw(found, args)
     return DONE
 
 
@@ -110,6 +110,7 @@ def principal_components(args: argparse.Namespace) -> int:
         progress=not args.quiet,
     )
     _keep(found, args)
+    _draw(found, args, paths[0])
     table = Table("component", "variance", "of all", "up to here", "cosine content", "")
     ratio = found["explained_variance_ratio"].values
     floor = float(found["variance_floor"])
@@ -133,7 +134,6 @@ def principal_components(args: argparse.Namespace) -> int:
     )
     if args.null_models:
         show(_null_model_table(found))
-    _draw(found, args, paths[0])
     return DONE
 
 
@@ -173,6 +173,7 @@ def slice_(args: argparse.Namespace) -> int:
             overwrite=args.force,
             progress=not args.quiet,
         )
+    _draw(found, args)
     table = Table("", "least", "greatest", "at the walk", "at its projections")
     for name in (n for n in found.data_vars if found[n].dims == ("alpha", "beta")):
         ends = [span(found[f"{kind}_{name}"]) for kind in ("walk", "projected")]
@@ -184,7 +185,6 @@ def slice_(args: argparse.Namespace) -> int:
         f"level {found.attrs['level']:.6g}; the walk is {span(off)} from the plane, over an arc "
         f"length of {float(found['snapshot_arc_length'][-1]):.4g}"
     )
-    _draw(found, args)
     return DONE
 
 
@@ -253,6 +253,7 @@ def compare_predictions(args: argparse.Namespace) -> int:
         found = predictions.along(ds, rebuilt.module, inputs, **settings)
         found = found.assign(symmetry.along(ds, rebuilt.module, **settings).data_vars)
     _keep(found, args)
+    _draw(found, args)
     from_first = found.isel(snapshot_other=0)
     columns = {
         f"{head}, {part}": from_first[name].sel(set=part)
@@ -268,7 +269,6 @@ def compare_predictions(args: argparse.Namespace) -> int:
     show(table)
     for line in _symmetry_lines(found):
         say(line)
-    _draw(found, args)
     return DONE
 
 
@@ -308,6 +308,7 @@ def periodogram(args: argparse.Namespace) -> int:
             seed=args.seed,
         )
     _keep(found, args)
+    _draw(found, args)
     table = Table("scalar", "peak at", "cycles", "power", "p", "red noise: τ")
     for name in found["scalar"].values:
         one = found.sel(scalar=name)
@@ -321,7 +322,6 @@ def periodogram(args: argparse.Namespace) -> int:
             f"{float(one['time_constant']):.3g}",
         )
     show(table)
-    _draw(found, args)
     return DONE
 
 
@@ -341,6 +341,7 @@ def relaxation(args: argparse.Namespace) -> int:
             seed=args.seed,
         )
     _keep(found, args)
+    _draw(found, args)
     table = Table("scalar", "rate", "95% interval", "later half", "predicted", "verdict")
     for name in found["scalar"].values:
         for term in found["term"].values:
@@ -361,7 +362,6 @@ def relaxation(args: argparse.Namespace) -> int:
     if args.eigenvalues:
         show(f"smallest eigenvalues of A at the end: {eigenvalues}")
         show(f"rate at which the recorded velocity falls: {float(found['velocity_rate']):.4g}")
-    _draw(found, args)
     return DONE
 
 
@@ -378,7 +378,10 @@ def _keep(found: xr.Dataset, args: argparse.Namespace) -> None:
 
 
 def _draw(found: xr.Dataset, args: argparse.Namespace, file: Path | None = None) -> None:
-    """Write the figures that are asked for, and say what has been written."""
+    """Write the figures that are asked for, and say what has been written.
+
+    Before anything is shown: nobody need read it to the end.
+    """
     # The names of files start with the result's own name, where it is kept.
     stem = Path(args.out or file or args.file).stem
     figures = plots.save_figures(found, args.figures, stem) if args.figures else []

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from geoflow.errors import InputError
+from geoflow.system import files
+
 # Each has a file and a task of its own.
 MOST_RUNS = 100_000
 
@@ -37,9 +40,13 @@ def names(text: str) -> list[str]:
 
 
 def folder(text: str) -> str:
-    """Read the name of a folder."""
+    """Read the name of a folder that files can be written into, or that can be made."""
     if not text:
         raise argparse.ArgumentTypeError("'' names no folder; give its name, . for the present one")
+    try:
+        files.check_folder(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return text
 
 

@@ -59,6 +59,33 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
     return path
 
 
+def check_folder(path: str | Path) -> None:
+    """Make sure that files can be written into a folder, or that it can be made; nothing is.
+
+    Raises
+    ------
+    InputError
+        There is something else than a folder, or it cannot be written or made.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=_there(resolved(Path(path)))):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be written ({reason}); name another folder") from None
+
+
+def _there(folder: Path) -> Path:
+    """Return the folder, or the one that is there to make it in."""
+    while True:
+        try:
+            os.stat(folder)
+        except FileNotFoundError:
+            folder = folder.parent
+        else:
+            return folder
+
+
 def resolved(path: Path) -> Path:
     """Return the file that a name stands for, all links followed; it need not be there."""
     return Path(os.path.realpath(path))

@@ -168,3 +168,25 @@ def test_a_note_that_nobody_takes_is_no_error(monkeypatch):
         note("again")
     monkeypatch.setattr(sys, "stderr", None)
     note("to nobody")
+
+
+@pytest.mark.parametrize(
+    "name", ["file", "file/folder", "/proc/1/folder", "n" * 300, "/dev/null", "link"]
+)
+def test_a_folder_that_cannot_be_is_found_before_any_work(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("geoflow.walking.rerunning.Run.prepare", pytest.fail)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("file")
+    for command in (
+        ["run", "iris_ff", "--figures", name],
+        ["sweep", "iris_ff", "--seeds", "0", "--out", name],
+        ["plot", "x.nc", "--out", name],
+    ):
+        with pytest.raises(SystemExit) as end:
+            cli.main(command)
+        assert end.value.code == terminal.BAD_INPUT
+        captured = capsys.readouterr()
+        assert "cannot be written (" in captured.err
+        assert captured.err.count("\n") == 1
+    assert sorted(os.listdir(tmp_path)) == ["file", "link"]
