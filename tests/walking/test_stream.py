@@ -205,7 +205,7 @@ def test_a_snapshot_that_is_missing_is_found(path):
     with create(path) as recorder:
         recorded.take(recorder, range(4))
     (parts.folder_beside(path) / "theta-000000002.npz").unlink()
-    with pytest.raises(ArchiveError, match="the snapshot of step [23] is missing; run again"):
+    with pytest.raises(ArchiveError, match=r"the snapshot of step [23] is missing; run again"):
         reopen(path)
 
 
