@@ -10,45 +10,16 @@ import geoflow as gf
 import references
 from geoflow.errors import ConvergenceError, StepSizeError
 from geoflow.solvers import Tolerance, TorchDiffEq
+from references import Refusing, pulled, straight
 
 TOLERANCE = Tolerance(1e-4, 0.0)
-
-
-def straight(wall=math.inf, start=0.0):
-    """L = y on y = 1 and R = −x: θ moves along x at speed 1, and L is not defined from x = wall."""
-    problem = gf.Problem.from_function(
-        lambda t: t[1] + torch.where(t[0] < wall, 0.0, torch.nan),
-        torch.tensor([start, 1.0], dtype=torch.float64),
-    )
-    return gf.RegularizingFlow(gf.LevelSet(problem), lambda t: -t[0])
-
-
-def pulled(stiffness, x):
-    """L = y on y = 1 and R = ½k x²: x falls as exp(−kt)."""
-    problem = gf.Problem.from_function(lambda t: t[1], torch.tensor([x, 1.0], dtype=torch.float64))
-    return gf.RegularizingFlow(gf.LevelSet(problem), lambda t: 0.5 * stiffness * t[0] ** 2)
+REFUSED = ConvergenceError("refused", iterations=5, residual=1.0, reason="diverged")
 
 
 def begin(flow, solver, step=None):
     state = flow.evaluate(flow.problem.theta0)
     carry = solver.init(flow, state, TOLERANCE)
     return state, carry if step is None else {**carry, "step_size": step}
-
-
-class Refusing:
-    """A flow whose first re-projections fail."""
-
-    def __init__(self, flow, times):
-        self.flow, self.left = flow, times
-
-    def __getattr__(self, name):
-        return getattr(self.flow, name)
-
-    def project(self, theta, **kwargs):
-        if self.left:
-            self.left -= 1
-            raise ConvergenceError("refused", iterations=5, residual=1.0, reason="diverged")
-        return self.flow.project(theta, **kwargs)
 
 
 def test_before_a_wall_the_step_is_quartered_until_it_ends_short_of_it():
@@ -90,7 +61,7 @@ def test_a_step_may_be_as_long_as_the_tolerance_lets_it():
 
 @pytest.mark.parametrize("step", [0.5, None])
 def test_a_projection_that_fails_is_a_rejected_step(step):
-    flow, solver = Refusing(straight(), 3), TorchDiffEq("dopri5")
+    flow, solver = Refusing(straight(), 3, REFUSED), TorchDiffEq("dopri5")
     state, carry = begin(flow, solver, step)
     result = solver.step(flow, state, carry, TOLERANCE, math.inf)
     free = solver.step(straight(), state, carry, TOLERANCE, math.inf)
@@ -99,14 +70,14 @@ def test_a_projection_that_fails_is_a_rejected_step(step):
 
 
 def test_projections_that_fail_for_ever_end_with_what_they_said():
-    flow, solver = Refusing(straight(), -1), TorchDiffEq("dopri5")
+    flow, solver = Refusing(straight(), -1, REFUSED), TorchDiffEq("dopri5")
     state, carry = begin(flow, solver, 0.5)
     with pytest.raises(StepSizeError, match=r"underflow .* refused"):
         solver.step(flow, state, carry, TOLERANCE, math.inf)
 
 
 def test_a_fixed_step_is_not_cut_where_a_projection_fails():
-    flow, solver = Refusing(straight(), 1), TorchDiffEq("rk4", step_size=0.5)
+    flow, solver = Refusing(straight(), 1, REFUSED), TorchDiffEq("rk4", step_size=0.5)
     state, carry = begin(flow, solver)
     with pytest.raises(ConvergenceError, match="refused"):
         solver.step(flow, state, carry, TOLERANCE, math.inf)
@@ -183,25 +154,18 @@ def test_a_coordinate_that_is_zero_has_a_tolerance(name, start):
     assert np.allclose(ds["theta"], exact["theta"], rtol=0, atol=20e-4)
 
 
-def projected_at(flow, solver, **kwargs):
-    """Flow times of the steps, and which of them ended with a re-projection."""
-    projected, project = [], flow.project
-
-    class Watched(Refusing):
-        def project(self, theta, **kwargs):
-            projected.append(theta.clone())
-            return project(theta, **kwargs)
-
-    watched = Watched(flow, 0)
+def projected_at(flow, solver, t_end):
+    """Flow times of the steps, and how often each was re-projected."""
+    watched = Refusing(flow, 0, REFUSED)
     state, carry = begin(watched, solver)
-    times, ends = [0.0], []
-    while times[-1] < kwargs["t_end"] * (1 - 1e-12):
-        before = len(projected)
-        result = solver.step(watched, state, carry, TOLERANCE, kwargs["t_end"] - times[-1])
+    times, projected = [0.0], []
+    while times[-1] < t_end * (1 - 1e-12):
+        before = len(watched.projected)
+        result = solver.step(watched, state, carry, TOLERANCE, t_end - times[-1])
         state, carry = result.state, result.carry
         times.append(times[-1] + result.time)
-        ends.append(len(projected) - before)
-    return times, ends
+        projected.append(len(watched.projected) - before)
+    return times, projected
 
 
 def test_a_fixed_step_ends_with_the_first_one_past_each_multiple():
