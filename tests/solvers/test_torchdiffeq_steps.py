@@ -121,6 +121,8 @@ def test_after_a_rejection_the_next_step_is_that_of_the_error():
         (1.0, 0.2, 4, "rk4"),
         (0.3, 50.0, 2, "midpoint"),
         (1e-2, 1e-5, 1, "euler"),
+        # The first in which ‖θ‖/‖v‖ is the smaller of the two.
+        (10.0, 1000.0, 4, "rk4"),
     ],
 )
 def test_the_starting_step_is_that_of_hairer_norsett_and_wanner(x, stiffness, order, name):
@@ -175,12 +177,14 @@ def test_a_fixed_step_ends_with_the_first_one_past_each_multiple():
     assert projected == [1] * 5
 
 
-@pytest.mark.parametrize("n", [3, 6, 7, 12, 14])
-def test_multiples_of_the_step_are_met_whatever_their_rounding(n):
-    # n·0.1 is above, below or at the number that stands for n tenths.
-    solver = TorchDiffEq("rk4", step_size=0.1, reproject_every=n / 10)
-    times, projected = projected_at(straight(), solver, t_end=5 * n / 10)
-    assert np.allclose(times, np.arange(6) * n / 10, rtol=1e-14)
+# n·step is above, at or below the number that stands for the multiple.
+@pytest.mark.parametrize(
+    ("step", "n", "every"), [(0.1, 3, 0.3), (0.1, 5, 0.5), (0.3, 3, 0.9), (0.7, 7, 4.9)]
+)
+def test_multiples_of_the_step_are_met_whatever_their_rounding(step, n, every):
+    solver = TorchDiffEq("rk4", step_size=step, reproject_every=every)
+    times, projected = projected_at(straight(), solver, t_end=5 * every)
+    assert np.allclose(times, np.arange(6) * every, rtol=1e-14)
     assert projected == [1] * 5
 
 
