@@ -25,8 +25,11 @@ def begin(flow, solver, step=None):
 def test_before_a_wall_the_step_is_quartered_until_it_ends_short_of_it():
     flow, solver = straight(wall=0.9), TorchDiffEq("dopri5")
     state, carry = begin(flow, solver, 16.0)
+    before = flow.problem.counts["gradient"]
     result = solver.step(flow, state, carry, TOLERANCE, math.inf)
     assert (result.n_rejected, result.time) == (3, 0.25)
+    # One stage, two and five as far as the wall, and six; the start is known every time.
+    assert flow.problem.counts["gradient"] - before == 1 + 2 + 5 + 6
     assert torch.allclose(result.state.theta, torch.tensor([0.25, 1.0], dtype=torch.float64))
 
 
@@ -104,6 +107,12 @@ def test_a_step_cut_short_by_the_time_left_does_not_shorten_the_next(factor):
     result = solver.step(flow, state, {**carry, "step_size": step}, TOLERANCE, time)
     assert result.time == (time / 2 if factor == 1 / 1.5 else time)
     assert result.carry["step_size"] >= step
+
+
+def test_the_first_step_too_ends_at_the_time_that_is_left():
+    flow, solver = straight(), TorchDiffEq("dopri5")
+    state, carry = begin(flow, solver)
+    assert solver.step(flow, state, carry, Tolerance(1e-4, 1e-6), 1e-9).time == 1e-9
 
 
 def test_after_a_rejection_the_next_step_is_that_of_the_error():
