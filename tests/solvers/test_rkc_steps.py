@@ -1,6 +1,7 @@
 """Single steps of RKC: what is rejected, projected and evaluated, and the next step, exactly."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from geoflow.errors import ConvergenceError, CriticalPointError, StepSizeError
 from geoflow.solvers import RKC, Tolerance
 from geoflow.solvers.rkc import (
     CONTROL,
-    RADIUS_SAFETY,
     _attempt,
     _spectral_radius,
     _starting_step,
@@ -55,9 +55,38 @@ def test_the_radius_of_a_linear_flow_is_found_by_one_evaluation_once_it_is_known
         before = flow.problem.counts["gradient"]
         radius, vector = _spectral_radius(flow, state, carry)
         spent.append(flow.problem.counts["gradient"] - before)
-        assert radius == pytest.approx(RADIUS_SAFETY * k, rel=1e-6)
+        assert radius == pytest.approx(1.2 * k, rel=1e-6)
         carry = {"radius": radius, "vector": vector}
     assert spent == [2, 1]
+
+
+class Linear:
+    """The field Jθ, from θ = 0 on; it counts its evaluations."""
+
+    def __init__(self, matrix):
+        self.matrix, self.n = torch.tensor(matrix, dtype=torch.float64), 0
+
+    def evaluate(self, theta):
+        self.n += 1
+        return SimpleNamespace(theta=theta, velocity=self.matrix @ theta)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "evaluations", "radius"),
+    [
+        # From (1, 1) it finds 7.1, 9.95, and 10 once more to less than 5%.
+        ([[-10.0, 0.0], [0.0, -1.0]], 3, 10.0),
+        # 4 and 1 in turn, for ever.
+        ([[0.0, 4.0], [-1.0, 0.0]], 50, None),
+    ],
+)
+def test_the_power_method_ends_at_five_percent_or_fifty_evaluations(matrix, evaluations, radius):
+    field = Linear(matrix)
+    state = field.evaluate(torch.zeros(2, dtype=torch.float64))
+    start = torch.tensor([1.0, 1.0 if radius else 0.0], dtype=torch.float64)
+    found, _ = _spectral_radius(field, state, {"radius": 0.0, "vector": start})
+    assert field.n - 1 == evaluations
+    assert radius is None or found == pytest.approx(1.2 * radius, rel=1e-3)
 
 
 def test_the_power_method_goes_on_from_the_vector_it_came_to():
@@ -65,14 +94,14 @@ def test_the_power_method_goes_on_from_the_vector_it_came_to():
     result = step(flow, max_time=1e-3)
     x, _, z = result.carry["vector"]
     assert abs(x) < 1e-3 * abs(z)
-    assert result.carry["radius"] == pytest.approx(RADIUS_SAFETY * 100, rel=0.05)
+    assert result.carry["radius"] == pytest.approx(1.2 * 100, rel=0.05)
 
 
 def test_a_step_has_no_more_stages_than_are_stable_and_at_most_the_largest_number():
     flow, k = stiff(10.0), 10.0
     before = flow.problem.counts["gradient"]
-    result = step(flow, step_size=1e9, radius=RADIUS_SAFETY * k, vector=ACROSS)
-    longest = (249**2 - 1) / 1.54 / (RADIUS_SAFETY * k)
+    result = step(flow, step_size=1e9, radius=1.2 * k, vector=ACROSS)
+    longest = (249**2 - 1) / 1.54 / (1.2 * k)
     assert result.time == pytest.approx(longest, rel=1e-6)
     assert result.n_rejected == 0
     # The start, the power method's, the stages but the first, and the end, which is on the level.
@@ -180,8 +209,8 @@ def test_the_first_step_is_a_tenth_of_what_an_euler_step_of_the_inverse_radius_a
     # v = −kx changes by k times what x does: by x/1.44 over that step.
     flow, x = pulled(k, 0.5), 0.5
     state, _ = begin(flow)
-    radius, scale = RADIUS_SAFETY * k, 1e-4
-    error = x / RADIUS_SAFETY**2 / scale
+    radius, scale = 1.2 * k, 1e-4
+    error = x / 1.2**2 / scale
     expected = 0.1 / radius / math.sqrt(error)
     assert _starting_step(flow, state, radius, scale) == pytest.approx(expected, rel=1e-9)
 
@@ -201,7 +230,7 @@ def test_a_start_at_the_origin_has_a_radius_too():
     problem = gf.Problem.from_function(lambda t: 1 + t[1], torch.zeros(2, dtype=torch.float64))
     flow = gf.RegularizingFlow(gf.LevelSet(problem), lambda t: 2 * t[0] ** 2 - t[0])
     result = step(flow, tolerance=Tolerance(1e-4, 1e-6))
-    assert result.carry["radius"] == pytest.approx(RADIUS_SAFETY * 4, rel=1e-6)
+    assert result.carry["radius"] == pytest.approx(1.2 * 4, rel=1e-6)
 
 
 def test_the_controller_is_of_the_order_of_the_estimate():
