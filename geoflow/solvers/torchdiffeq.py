@@ -213,6 +213,10 @@ def _adaptive(
     options: dict[str, Any] = {"norm": field.norm}
     if finite:
         options["step_t"] = [max_time]
+    # torchdiffeq's tolerance is of each coordinate by itself: one that is 0 would have none.
+    atol = tolerance.atol
+    if not atol and not state.flat.all():
+        atol = tolerance.scale(state.flat) / math.sqrt(len(state.flat))
     attempt = clipped
     while True:
         if attempt:
@@ -224,7 +228,7 @@ def _adaptive(
                     state.flat,
                     times.to(state.flat.device),
                     rtol=tolerance.rtol,
-                    atol=tolerance.atol,
+                    atol=atol,
                     method=method,
                     options=options,
                 )
@@ -265,11 +269,11 @@ class _Field:
     def __call__(self, t: Tensor, theta: Tensor) -> Tensor:
         known = self.evaluated_at(theta)
         if known is None:
-            known = self.last = self.flow.evaluate(theta)
+            known = self.flow.evaluate(theta)
             finite = np.isfinite(as_values(known.evaluated[0])).all()
             if not finite or not math.isfinite(_norm(known.velocity)):
-                self.last = self.start
                 raise _NotFiniteError
+            self.last = known
         return known.velocity
 
     def evaluated_at(self, theta: Tensor) -> State | None:
