@@ -304,6 +304,17 @@ def test_long_walks_are_streamed_in_many_parts(tmp_path, monkeypatch):
         assert ds.sizes["step"] > 2 * 16
 
 
+def test_a_walk_that_would_not_fit_is_not_taken_up(tmp_path, monkeypatch):
+    path = tmp_path / "walk.nc"
+    crashes.walk("rk4", path, t_end=0.05).close()
+    before = path.read_bytes()
+    monkeypatch.setattr("geoflow.walking.memory.EVALUATION", 10**12)
+    with pytest.raises(InputError, match="vectors of a walk"):
+        crashes.resume(path, t_end=0.1)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["walk.nc"]
+
+
 def test_memory_does_not_grow_with_the_snapshots_kept(tmp_path):
     # The buffers of a walk hold some dozens of snapshots: 300 fill them.
     n_parameters, few, many = 50_000, 300, 1_000
