@@ -122,7 +122,8 @@ def resume(
     with stream:
         walk = Walk(flow, chosen, tolerance, rule, observables, stream, theta_dtype)
         try:
-            if kept.has_ended or any(goal is not None for goal in (t_end, stop, max_evaluations)):
+            # A walk that was cut off at its own goals only has its file to be written.
+            if kept.has_ended or any(kept.config[k] != v for k, v in goals.config.items()):
                 _check_further(goals, stream.records, checkpoint.counts)
             walk.restore(checkpoint)
         except GeoflowError:
