@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -191,6 +192,42 @@ def network(activation: nn.Module, layers: Sequence[int] = (2, 8, 7, 1)) -> gf.R
         optimizer.step()
     problem = gf.Problem.from_module(module, nn.functional.mse_loss, inputs, targets)
     return gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+
+
+def straight(wall: float = math.inf, start: float = 0.0) -> gf.RegularizingFlow:
+    """L = y on y = 1 and R = −x: θ moves along x at speed 1; L is not defined from x = wall on."""
+    return _flow(
+        lambda theta: theta[1] + torch.where(theta[0] < wall, 0.0, torch.nan),
+        lambda theta: -theta[0],
+        torch.tensor([start, 1.0], dtype=torch.float64),
+    )
+
+
+def pulled(stiffness: float, x: float) -> gf.RegularizingFlow:
+    """L = y on y = 1 and R = ½k x²: x falls as exp(−kt)."""
+    return _flow(
+        lambda theta: theta[1],
+        lambda theta: 0.5 * stiffness * theta[0] ** 2,
+        torch.tensor([x, 1.0], dtype=torch.float64),
+    )
+
+
+class Refusing:
+    """A flow of which the first re-projections fail; it counts them all."""
+
+    def __init__(self, flow: gf.RegularizingFlow, times: int, error: Exception) -> None:
+        self.flow, self.left, self.error = flow, times, error
+        self.projected: list[dict[str, object]] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.flow, name)
+
+    def project(self, theta: Tensor, **kwargs: object) -> object:
+        self.projected.append(kwargs)
+        if self.left:
+            self.left -= 1
+            raise self.error
+        return self.flow.project(theta, **kwargs)
 
 
 # Flows without a fault of their own, from smooth to stiff, and the time to follow each.

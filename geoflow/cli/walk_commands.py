@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,7 @@ def compare(args: argparse.Namespace) -> int:
         data=args.data,
         reference=args.reference,
         reference_rtol=args.reference_rtol,
+        runs=args.runs,
         note=progress,
     )
     netcdf.save_dataset(ds, args.out, overwrite=args.force)
@@ -236,22 +238,34 @@ def compare(args: argparse.Namespace) -> int:
         "|L − c|/c": "level_error",
     }
     errors = {head: name for head, name in errors.items() if name in ds}
-    table = Table("solver", "rtol", *errors, "evaluations", "s", "status")
+    head = ["solver", "rtol", *errors, "θ's worst / rtol", "worst |L − c|/c"]
+    table = Table(*head, "evaluations", "s", "status")
     for solver in ds["solver"].values:
         for rtol in ds["rtol"].values:
             cell = last.sel(solver=solver, rtol=rtol)
-            cells = [number(_plain(cell[n])) for n in errors.values()]
-            cells += [number(_plain(cell[n])) for n in ("evaluations", "wall_time")]
+            cells = [with_deviation(cell, n) for n in errors.values()]
+            # Of those flow times to which the walk came.
+            ratio = ds["theta_error"].sel(solver=solver, rtol=rtol).max() / rtol
+            cells += [number(_plain(ratio)), number(_plain(cell["level_error_worst"]))]
+            cells += [with_deviation(cell, "evaluations"), number(_plain(cell["wall_time"]))]
             table.add_row(solver, f"{rtol:g}", *cells, cell["status"].item())
     show(table)
     show(
         f"errors at t = {float(last['snapshot_time']):g}: of θ relative, of R and test loss "
-        f"absolute; the reference's own in θ: {float(last['reference_theta_error']):.1e}"
+        f"absolute; the reference's ({ds.attrs['reference_solver']}) own in θ: "
+        f"{float(last['reference_theta_error']):.1e}; mean ± deviation of {args.runs} walks"
     )
     if not args.quiet:
         for path in [args.out, *figures]:
             note(f"wrote {path}")
     return INTERRUPTED if ds.attrs["status"] == "interrupted" else DONE
+
+
+def with_deviation(cell: xr.Dataset, name: str) -> str:
+    """Write a mean, and where there are several runs and it is kept, their deviation."""
+    spread = float(cell.get(f"{name}_deviation", math.nan))
+    mean = number(_plain(cell[name]))
+    return mean if math.isnan(spread) else f"{mean} ± {spread:.2g}"
 
 
 def baseline(args: argparse.Namespace) -> int:

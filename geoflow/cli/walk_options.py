@@ -7,7 +7,7 @@ import argparse
 from geoflow import solvers
 from geoflow.cli import walk_commands
 from geoflow.cli.reading import add_problem, floats, folder, seeds
-from geoflow.comparisons.work_precision import DEFAULT_TIMES, REFERENCE_RTOL, REFERENCE_SOLVER
+from geoflow.comparisons.work_precision import DEFAULT_TIMES, JITTER
 from geoflow.manifold import regularizers
 from geoflow.manifold.regularizers import REGULARIZERS
 from geoflow.problems.dtypes import DTYPES
@@ -83,9 +83,12 @@ def _compare(p: argparse.ArgumentParser) -> None:
     help_budget = f"each walk ({DEFAULT_MAX_EVALUATIONS:,})"
     p.add_argument("--max-evaluations", type=int, metavar="N", help=help_budget)
     p.add_argument(
-        "--reference", default=REFERENCE_SOLVER, metavar="SOLVER", help="of the reference"
+        "--reference", metavar="SOLVER", help="of the reference (cvode where it is, or dopri5)"
     )
-    p.add_argument("--reference-rtol", type=float, default=REFERENCE_RTOL, metavar="X")
+    help_rtol = "of the reference (a hundredth of the tightest, at most 1e-7)"
+    p.add_argument("--reference-rtol", type=float, metavar="X", help=help_rtol)
+    help_runs = f"walks each, at tolerances over ±{JITTER:.0%}% (default 7)"
+    p.add_argument("--runs", type=int, default=7, metavar="N", help=help_runs)
     p.add_argument("--seed", type=int, default=0, help="decides everything (default 0)")
     p.add_argument("--data", help="folder of the data set's own files, or 'synthetic'")
     p.add_argument(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ TIGHTER = 0.1
 ATOL_OVER_RTOL = DEFAULTS.atol / DEFAULTS.rtol
 # What the label of a solver ends in where it walks in float32.
 FLOAT32 = ":float32"
+# Of these the deviation over the runs is kept beside the mean.
+SPREAD = ("theta_error", "evaluations")
 
 Values = dict[str, NDArray[np.float64]]
 
@@ -41,6 +44,8 @@ class Run:
         Scalars there, by name.
     spent, n_steps, n_rejected : int
         Evaluations, accepted steps and rejected attempts of the whole walk.
+    worst : float
+        Largest |L − c|/|c| over its steps, L as the walk evaluated it.
     """
 
     status: str
@@ -50,6 +55,7 @@ class Run:
     spent: int = 0
     n_steps: int = 0
     n_rejected: int = 0
+    worst: float = math.nan
 
 
 def _errors(run: Run, reference: Run, names: Sequence[str]) -> Values:
@@ -69,7 +75,7 @@ def to_dataset(
     labels: list[str],
     grid: list[float],
     times: list[float],
-    runs: Mapping[tuple[str, float], Run],
+    runs: Mapping[tuple[str, float], Sequence[Run]],
     references: Sequence[Run],
     header: Mapping[str, Any],
 ) -> xr.Dataset:
@@ -81,7 +87,7 @@ def to_dataset(
         Names of the observables and of the solvers.
     grid, times : list of float
         Tolerances and flow times.
-    runs : mapping of tuple to Run
+    runs : mapping of tuple to sequence of Run
         By label and tolerance; those that are missing were not run.
     references : sequence of Run
         The reference, and the walk that estimates its error.
@@ -100,9 +106,11 @@ def to_dataset(
         "evaluations": "gradient evaluations up to the snapshot, an HVP counting 2",
         "wall_time": "wall time up to the snapshot",
     }
+    spread = {f"{n}_deviation": f"deviation over the runs: {about[n]}" for n in SPREAD}
     dims = ("solver", "rtol", "snapshot")
     shape = (len(labels), len(grid), len(times))
-    arrays = {name: np.full(shape, np.nan) for name in about}
+    arrays = {name: np.full(shape, np.nan) for name in (*about, *spread)}
+    worst = np.full(shape[:2], np.nan)
     status = np.full(shape[:2], "not_run", dtype=object)
     message = np.full(shape[:2], "", dtype=object)
     counts = {
@@ -112,20 +120,34 @@ def to_dataset(
     }
     numbers = {name: np.zeros(shape[:2], dtype=np.int64) for name in counts}
     reference, tighter = references
-    for (label, rtol), run in runs.items():
+    for (label, rtol), several in runs.items():
         cell = labels.index(label), grid.index(rtol)
+        # The one that came least far says how it ended.
+        run = min(several, key=lambda run: (run.status != "interrupted", len(run.theta)))
         status[cell], message[cell] = run.status, run.message
-        numbers["evaluations_spent"][cell] = run.spent
-        numbers["n_steps"][cell], numbers["n_rejected"][cell] = run.n_steps, run.n_rejected
-        found = run.values | _errors(run, reference, scalars)
-        for name in about:
-            if name in found:
-                arrays[name][cell][: len(found[name])] = found[name]
+        numbers["evaluations_spent"][cell] = round(np.mean([r.spent for r in several]))
+        numbers["n_steps"][cell] = round(np.mean([r.n_steps for r in several]))
+        numbers["n_rejected"][cell] = round(np.mean([r.n_rejected for r in several]))
+        worst[cell] = max(r.worst for r in several)
+        # As far as all of them came.
+        n = len(run.theta)
+        found = [r.values | _errors(r, reference, scalars) for r in several]
+        for name in about if n else ():
+            values = np.array([one[name][:n] for one in found if name in one])
+            if len(values):
+                arrays[name][cell][: values.shape[1]] = values.mean(axis=0)
+            if name in SPREAD and len(values) > 1:
+                arrays[f"{name}_deviation"][cell][: values.shape[1]] = values.std(axis=0, ddof=1)
 
     def described(where: tuple[str, ...], values: Any, text: str, unit: str = "1") -> Any:
         return where, values, {"long_name": text, "units": unit}
 
-    variables = {n: described(dims, arrays[n], about[n], units.get(n, "1")) for n in about}
+    variables = {
+        n: described(dims, arrays[n], what, units.get(n, "1"))
+        for n, what in (about | spread).items()
+    }
+    text = "worst constraint error |L - c|/|c| over the steps of the walk"
+    variables["level_error_worst"] = described(dims[:2], worst, text)
     variables |= {n: described(dims[:2], numbers[n], counts[n]) for n in counts}
     variables["status"] = described(dims[:2], status, "how the walk ended")
     variables["status_message"] = described(dims[:2], message, "how the walk ended, in words")

@@ -1,11 +1,8 @@
 """Solvers and tolerances compared: errors at equal flow times, and what they cost.
 
 The reference is a walk at a tight tolerance in float64, on a level set kept to 10⁻¹⁰. A second
-walk at a tenth of that tolerance says how far the reference itself is off. Both are dopri5's unless
-another solver is named: on a stiff flow its stability holds it to short steps whatever the
-tolerance, so that the tighter walk costs little more than the first, and its fifth order makes the
-reference's error small. Every error is measured in float64, by the reference's own L and R, also
-that of a walk in float32.
+walk at a tenth of that tolerance says how far the reference itself is off. Every error is measured
+in float64, by the reference's own L and R, also that of a walk in float32.
 """
 
 from __future__ import annotations
@@ -17,19 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 
 from geoflow import solvers as known_solvers
 from geoflow.comparisons.dataset import (
-    ATOL_OVER_RTOL,
     FLOAT32,
     TIGHTER,
     Run,
-    Values,
     attributes,
     to_dataset,
 )
-from geoflow.errors import ConvergenceError, CriticalPointError, InputError
+from geoflow.comparisons.judging import Judge
+from geoflow.comparisons.reference import reference_for
+from geoflow.errors import InputError
 from geoflow.experiments import registry
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.level_set import LevelSet
@@ -38,16 +34,16 @@ from geoflow.problems.problem import Problem
 from geoflow.solvers import Solver, Tolerance
 from geoflow.trajectories import records
 from geoflow.trajectories.records import Observable
-from geoflow.walking.loop import walk
 from geoflow.walking.settings import WalkSettings
 
 # Names that an observable's own variables would collide with, beside those of a trajectory.
 TAKEN = {"level", "level_error", "evaluations"}
 
-REFERENCE_SOLVER, REFERENCE_RTOL = "dopri5", 1e-7
 REFERENCE_LEVEL_RTOL = 1e-10
 # What float32 resolves of the level.
 FLOAT32_LEVEL_RTOL = 1e-5
+# Of a tolerance, over which its walks are spread.
+JITTER, MOST_RUNS = 0.15, 1000
 DEFAULT_TIMES = (0.1, 0.3, 1.0)
 
 
@@ -60,8 +56,9 @@ def compare(
     max_evaluations: int | None = None,
     *,
     float32: RegularizingFlow | None = None,
-    reference: str = REFERENCE_SOLVER,
-    reference_rtol: float = REFERENCE_RTOL,
+    reference: str | None = None,
+    reference_rtol: float | None = None,
+    runs: int = 1,
     provenance: Mapping[str, Any] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> xr.Dataset:
@@ -90,10 +87,16 @@ def compare(
         own but walk's. None: walk's own, 100,000.
     float32 : RegularizingFlow, optional
         The same flow in float32, from the same start.
-    reference : str
-        Solver of the reference.
-    reference_rtol : float
+    reference : str, optional
+        Solver of the reference. None: SUNDIALS' CVODE, a method of other hands, where
+        ``geoflow[sundials]`` is installed, and dopri5 elsewhere.
+    reference_rtol : float, optional
         Tolerance of the reference; the walk that its error is estimated by has a tenth of it.
+        None: a hundredth of the tightest compared, at most 10⁻⁷.
+    runs : int
+        Walks for each solver and tolerance, at tolerances spread evenly over ±15% of it: a count
+        wobbles with rounding. Values are means over them, and ``…_deviation`` is beside those of
+        the cost and of the error in θ.
     provenance : mapping, optional
         Where the problem comes from, JSON-able, as for :func:`geoflow.walk`.
     note : callable, optional
@@ -116,7 +119,9 @@ def compare(
     """
     observables = dict(observables or {})
     chosen = _chosen(solvers, float32)
-    wanted = _wanted(chosen, rtols, reference_rtol)
+    wanted = _wanted(chosen, rtols)
+    reference, reference_rtol = reference_for(wanted, reference, reference_rtol)
+    jitters = _jitters(runs)
     ends = _checked_times(times)
     # Refused before the first walk.
     WalkSettings(max_evaluations=max_evaluations)
@@ -125,10 +130,9 @@ def compare(
     records.check_observables(observables, flow.problem.theta0)
     for name in TAKEN & set(observables):
         raise InputError(f"observables: {name!r} is taken; choose another")
-    known_solvers.get(reference)
     report = note or (lambda text: None)
 
-    judge = _Judge(flow, observables)
+    judge = Judge(flow, observables)
     level_rtol = min(flow.level_set.level_rtol, REFERENCE_LEVEL_RTOL)
     level_set = LevelSet(flow.problem, flow.level_set.level, level_rtol)
     exact = RegularizingFlow(level_set, flow.regularizer)
@@ -141,20 +145,24 @@ def compare(
         pair.append(run)
 
     grid = sorted({r for several in wanted.values() for r in several}, reverse=True)
-    runs: dict[tuple[str, float], Run] = {}
+    found: dict[tuple[str, float], list[Run]] = {}
     status = "done"
     for label, rtol in ((label, r) for label, several in wanted.items() for r in several):
         report(f"{label} at rtol {rtol:g}")
         where = float32 if label.endswith(FLOAT32) and float32 else flow
-        run = judge.walk(where, chosen[label], rtol, ends, max_evaluations)
-        runs[label, rtol] = run
-        if run.status == "interrupted":
-            status = "interrupted"
+        several = found.setdefault((label, rtol), [])
+        for jitter in jitters:
+            several.append(judge.walk(where, chosen[label], jitter * rtol, ends, max_evaluations))
+            if several[-1].status == "interrupted":
+                status = "interrupted"
+                break
+        if status == "interrupted":
             break
     config = {
         "solvers": {label: {"name": s.name, **s.options} for label, s in chosen.items()},
         "rtols": wanted,
         "times": ends,
+        "jitters": jitters,
         "max_evaluations": max_evaluations,
         "observables": sorted(observables),
         "threads": torch.get_num_threads(),
@@ -164,7 +172,7 @@ def compare(
         "reference_level_rtol": level_rtol,
         "status": status,
     }
-    return to_dataset(list(observables), list(chosen), grid, ends, runs, pair, header)
+    return to_dataset(list(observables), list(chosen), grid, ends, found, pair, header)
 
 
 def compare_experiment(
@@ -176,8 +184,9 @@ def compare_experiment(
     *,
     seed: int = 0,
     data: str | None = None,
-    reference: str = REFERENCE_SOLVER,
-    reference_rtol: float = REFERENCE_RTOL,
+    reference: str | None = None,
+    reference_rtol: float | None = None,
+    runs: int = 1,
     note: Callable[[str], None] | None = None,
 ) -> xr.Dataset:
     """Compare solvers on an experiment, with R = ‖θ‖².
@@ -189,7 +198,7 @@ def compare_experiment(
     ----------
     experiment : str
         Name of an experiment.
-    solvers, rtols, times, max_evaluations, reference, reference_rtol, note
+    solvers, rtols, times, max_evaluations, reference, reference_rtol, runs, note
         See :func:`compare`; solvers by name, each followed by ``:float32`` or not.
     seed : int
         Decides the problem.
@@ -203,9 +212,9 @@ def compare_experiment(
     """
     found = registry.get(experiment)
     # Before the training, which takes its time.
-    _wanted(_names(solvers), rtols, reference_rtol)
+    reference_for(_wanted(_names(solvers), rtols), reference, reference_rtol)
     _checked_times(times)
-    known_solvers.get(reference)
+    _jitters(runs)
     # One's own experiment need not take a dtype: that it gives float64 is checked by compare.
     prepared = found.prepare(seed, data=data)
     flow = RegularizingFlow(LevelSet(prepared.problem), squared_norm)
@@ -236,77 +245,10 @@ def compare_experiment(
         float32=single,
         reference=reference,
         reference_rtol=reference_rtol,
+        runs=runs,
         provenance=prepared.provenance,
         note=note,
     )
-
-
-class _Judge:
-    """Measures every walk by the reference's own flow and observables."""
-
-    def __init__(self, flow: RegularizingFlow, observables: Mapping[str, Observable]) -> None:
-        self.flow, self.observables = flow, observables
-
-    def walk(
-        self,
-        flow: RegularizingFlow,
-        solver: Solver,
-        rtol: float,
-        times: list[float],
-        max_evaluations: int | None,
-    ) -> Run:
-        nothing = np.empty((0, flow.problem.n_parameters))
-        before = flow.problem.evaluations
-        try:
-            ds = walk(
-                flow,
-                solver,
-                rtol=rtol,
-                atol=ATOL_OVER_RTOL * rtol,
-                t_end=times[-1],
-                stop=None,
-                max_evaluations=max_evaluations,
-                snapshot_times=times,
-            )
-        except InputError as error:
-            return Run("not_resolved", str(error), nothing, {})
-        except (ConvergenceError, CriticalPointError) as error:
-            critical = isinstance(error, CriticalPointError)
-            status = "critical_point" if critical else "projection_failed"
-            return Run(status, str(error), nothing, {}, flow.problem.evaluations - before)
-        spent = flow.problem.evaluations - before
-        at = ds.isel(step=ds["snapshot_step"].values)
-        values = self.measure(ds["theta"].values.astype(float))
-        values["evaluations"] = (at["n_gradient"] + 2 * at["n_hvp"]).values.astype(float)
-        values["wall_time"] = at["wall_time"].values
-        return Run(
-            ds.attrs["status"],
-            ds.attrs["status_message"],
-            ds["theta"].values.astype(float),
-            values,
-            spent,
-            ds.sizes["step"] - 1,
-            int(ds["n_rejected"][-1]),
-        )
-
-    def measure(self, thetas: NDArray[np.float64]) -> Values:
-        level_set = self.flow.level_set
-        rows = []
-        for row in thetas:
-            theta = torch.as_tensor(row).to(self.flow.problem.theta0)
-            state = self.flow.evaluate(theta)
-            residual = abs(level_set.residual(state.loss))
-            rows.append(
-                {
-                    "regularizer": state.regularizer,
-                    "angle": state.angle,
-                    "level_error": residual / abs(level_set.level),
-                    "level_distance": residual / state.gradient_norm,
-                }
-                | {name: float(f(theta)) for name, f in self.observables.items()}
-            )
-        names = ("regularizer", "angle", "level_error", "level_distance", *self.observables)
-        return {name: np.array([row[name] for row in rows], dtype=float) for name in names}
 
 
 def _names(labels: Sequence[str]) -> dict[str, Solver]:
@@ -332,9 +274,7 @@ def _chosen(
 def _wanted(
     chosen: Mapping[str, Solver],
     rtols: Sequence[float] | Mapping[str, Sequence[float]],
-    reference_rtol: float,
 ) -> dict[str, list[float]]:
-    Tolerance.checked(reference_rtol * TIGHTER, 0.0, torch.float64)
     if isinstance(rtols, Mapping):
         missing = set(chosen) ^ set(rtols)
         if missing:
@@ -347,12 +287,13 @@ def _wanted(
             raise InputError(f"rtols={several}; use at least one, and none twice")
         for rtol in several:
             Tolerance.checked(rtol, 0.0, torch.float64)
-            if rtol <= reference_rtol:
-                raise InputError(
-                    f"rtol={rtol} is not looser than the reference's, {reference_rtol}; "
-                    "drop it, or use a tighter reference_rtol"
-                )
     return wanted
+
+
+def _jitters(runs: int) -> list[float]:
+    if runs < 1 or runs > MOST_RUNS:
+        raise InputError(f"runs={runs}; use 1 to {MOST_RUNS}")
+    return [1.0] if runs == 1 else [float(f) for f in np.linspace(1 - JITTER, 1 + JITTER, runs)]
 
 
 def _checked_times(times: Sequence[float]) -> list[float]:

@@ -78,6 +78,9 @@ def from_config(config: Mapping[str, Any]) -> Solver:
         not installed.
     """
     options = {name: value for name, value in config.items() if name != "name"}
+    if options.get("method") in ADAPTIVE:
+        # As it was before an archive said so.
+        options.setdefault("error_norm", "coordinate")
     if config.get("name") in STIFF:
         # Outside: what it says of a package that is missing is the remedy.
         get(config["name"])

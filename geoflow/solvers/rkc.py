@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -171,10 +172,9 @@ def _attempt(
     # The embedded estimate of the paper's section 2: third order, bounded where the flow is stiff.
     local = 0.8 * (state.theta - theta) + 0.4 * step * (state.velocity + ahead.velocity)
     distance = flow.level_set.distance(*ahead.evaluated)
-    error = max(_norm(local), distance) / min(scale, _stiff_scale(state, radius))
-    if not math.isfinite(error):
-        return ahead, 1e6, 0
-    if error > 1:
+    # NumPy's maximum is NaN where either is, as beyond the edge of where L is defined.
+    error = float(np.maximum(_norm(local), distance)) / min(scale, _stiff_scale(state, radius))
+    if not error <= 1:
         return ahead, error, 0
     end, projection = flow.project(theta, evaluated=ahead.evaluated, max_displacement=2 * scale)
     return end, error, projection.iterations

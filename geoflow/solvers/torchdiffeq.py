@@ -28,6 +28,9 @@ FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "explicit_
 STAGES = {"dopri5": 7, "dopri8": 14, "bosh3": 4, "fehlberg2": 3, "adaptive_heun": 2}
 ADAMS_HISTORY = 11
 
+# The first is the one that all solvers have.
+ERROR_NORMS = ("state", "coordinate")
+
 RETRY_FACTOR = 0.25
 FAR = 1e300
 TOO_INACCURATE = "the local error stays above the tolerance"
@@ -47,6 +50,11 @@ class TorchDiffEq:
     reproject_every : float, optional
         Flow time between re-projections. None: every accepted step. ``explicit_adams`` starts
         afresh (with RK4) after each re-projection.
+    error_norm : str, optional
+        Of an adaptive method: ``"state"``, as for every other solver, has
+        ‖error‖ ≤ rtol·‖θ‖ + atol·√P; ``"coordinate"`` weighs each coordinate by its own size, as
+        torchdiffeq does by itself. None: ``"state"``. Walks archived before there was a choice
+        go on by ``"coordinate"``.
 
     Raises
     ------
@@ -62,6 +70,7 @@ class TorchDiffEq:
         *,
         step_size: float | None = None,
         reproject_every: float | None = None,
+        error_norm: str | None = None,
     ) -> None:
         if method not in ADAPTIVE and method not in FIXED:
             known = ", ".join([*ADAPTIVE, *FIXED])
@@ -71,7 +80,11 @@ class TorchDiffEq:
                 raise InputError(f"{name}={value}; use a positive flow time or None")
         if step_size is not None and method in ADAPTIVE:
             raise InputError(f"step_size={step_size}: {method} chooses its own steps; leave it out")
+        if error_norm is not None and (method in FIXED or error_norm not in ERROR_NORMS):
+            known = f"one of {', '.join(ERROR_NORMS)}" if method in ADAPTIVE else "None"
+            raise InputError(f"error_norm={error_norm!r}: {method} takes {known}")
         self.name = method
+        self.error_norm = error_norm or (ERROR_NORMS[0] if method in ADAPTIVE else None)
         self.order = ADAPTIVE.get(method) or FIXED[method]
         self.step_size = step_size
         self.reproject_every = reproject_every
@@ -80,11 +93,12 @@ class TorchDiffEq:
     @property
     def options(self) -> dict[str, Any]:
         """Constructor arguments."""
-        return {
+        found = {
             "method": self.name,
             "step_size": self.step_size,
             "reproject_every": self.reproject_every,
         }
+        return found | ({} if self.error_norm is None else {"error_norm": self.error_norm})
 
     def init(self, flow: Flow, state: State, tolerance: Tolerance) -> Carry:
         """Choose the fixed step; an adaptive method chooses its first step itself."""
@@ -102,7 +116,7 @@ class TorchDiffEq:
         max_time: float,
     ) -> StepResult:
         """Make one accepted step and, where it is due, re-project."""
-        attempt = _adaptive if self.name in ADAPTIVE else self._fixed
+        attempt = self._adaptive if self.name in ADAPTIVE else self._fixed
         step = float(carry["step_size"])
         since = float(carry["since_projection"])
         n_rejected = n_newton = 0
@@ -191,52 +205,57 @@ class TorchDiffEq:
             ) from None
         return time, theta, step
 
+    def _adaptive(
+        self,
+        method: str,
+        field: _Field,
+        state: State,
+        step: float,
+        tolerance: Tolerance,
+        max_time: float,
+        left: float,
+    ) -> tuple[float, Tensor, float]:
+        """Accept one step; returns its time, where it ended, and the next step size.
 
-def _adaptive(
-    method: str,
-    field: _Field,
-    state: State,
-    step: float,
-    tolerance: Tolerance,
-    max_time: float,
-    left: float,
-) -> tuple[float, Tensor, float]:
-    """Accept one step; returns its time, where it ended, and the next step size.
+        Its steps are single, whatever is ``left`` until the next re-projection.
+        """
+        from torchdiffeq import odeint
 
-    Its steps are single, whatever is ``left`` until the next re-projection.
-    """
-    from torchdiffeq import odeint
-
-    clipped = clip_step(step, max_time) if step else 0.0
-    finite = math.isfinite(max_time)
-    times = torch.tensor([0.0, 2 * max_time if finite else FAR], dtype=torch.float64)
-    options: dict[str, Any] = {"norm": field.norm}
-    if finite:
-        options["step_t"] = [max_time]
-    attempt = clipped
-    while True:
-        if attempt:
-            options["first_step"] = attempt
-        try:
-            with torch.no_grad():
-                odeint(
-                    field,
-                    state.flat,
-                    times.to(state.flat.device),
-                    rtol=tolerance.rtol,
-                    atol=tolerance.atol,
-                    method=method,
-                    options=options,
-                )
-        except _AcceptedError as accepted:
-            # A step cut short by max_time says little about how long a step could be.
-            whole = field.n_rejected == 0 and accepted.time >= clipped > 0
-            next_step = max(accepted.next_step, step) if whole else accepted.next_step
-            return accepted.time, accepted.theta, next_step
-        except _NotFiniteError:
-            field.n_rejected += 1
-            attempt = field.attempted * RETRY_FACTOR
-            check_step(attempt, state, TOO_INACCURATE)
+        clipped = clip_step(step, max_time) if step else 0.0
+        finite = math.isfinite(max_time)
+        times = torch.tensor([0.0, 2 * max_time if finite else FAR], dtype=torch.float64)
+        options: dict[str, Any] = {"norm": field.norm}
+        if finite:
+            options["step_t"] = [max_time]
+        # torchdiffeq's tolerance is of each coordinate: the same for all here, and where each has
+        # its own, one that is 0 would have none.
+        rtol, atol = 0.0, tolerance.scale(state.flat) / math.sqrt(len(state.flat))
+        if self.error_norm == "coordinate":
+            rtol, atol = tolerance.rtol, tolerance.atol or (0.0 if state.flat.all() else atol)
+        attempt = clipped
+        while True:
+            if attempt:
+                options["first_step"] = attempt
+            try:
+                with torch.no_grad():
+                    odeint(
+                        field,
+                        state.flat,
+                        times.to(state.flat.device),
+                        rtol=rtol,
+                        atol=atol,
+                        method=method,
+                        options=options,
+                    )
+            except _AcceptedError as accepted:
+                # A step cut short by max_time says little about how long a step could be.
+                whole = field.n_rejected == 0 and accepted.time >= clipped > 0
+                next_step = max(accepted.next_step, step) if whole else accepted.next_step
+                return accepted.time, accepted.theta, next_step
+            except _NotFiniteError:
+                field.n_rejected += 1
+                attempt = field.attempted * RETRY_FACTOR
+                check_step(attempt, state, TOO_INACCURATE)
 
 
 class _AcceptedError(Exception):
@@ -265,11 +284,11 @@ class _Field:
     def __call__(self, t: Tensor, theta: Tensor) -> Tensor:
         known = self.evaluated_at(theta)
         if known is None:
-            known = self.last = self.flow.evaluate(theta)
+            known = self.flow.evaluate(theta)
             finite = np.isfinite(as_values(known.evaluated[0])).all()
             if not finite or not math.isfinite(_norm(known.velocity)):
-                self.last = self.start
                 raise _NotFiniteError
+            self.last = known
         return known.velocity
 
     def evaluated_at(self, theta: Tensor) -> State | None:

@@ -21,6 +21,7 @@ from geoflow.trajectories.records import Observable
 from geoflow.walking import configuration, rerunning
 from geoflow.walking.fitting import check_fit
 from geoflow.walking.loop import Walk
+from geoflow.walking.memory import check_walk_memory
 from geoflow.walking.settings import CHECKPOINT_SECONDS, WalkSettings
 from geoflow.walking.stopping import Goals, Record, Stop
 from geoflow.walking.stream import Stream
@@ -106,7 +107,9 @@ def resume(
     )
     tolerance = settings.tolerance(flow.problem.dtype)
     goals, rule = settings.goals(), settings.rule()
-    check_fit(flow, settings.make_solver(), goals, observables)
+    chosen, theta_dtype = settings.make_solver(), dtypes.DTYPES[str(settings.theta_dtype)]
+    check_fit(flow, chosen, goals, observables)
+    check_walk_memory(flow, chosen, rule, theta_dtype, in_memory=False)
     header = {k: v for k, v in kept.attributes.items() if k not in ("status", "status_message")}
     stream, checkpoint = Stream.reopen(
         path,
@@ -117,10 +120,10 @@ def resume(
         rule=rule,
     )
     with stream:
-        theta_dtype = dtypes.DTYPES[str(settings.theta_dtype)]
-        walk = Walk(flow, settings.make_solver(), tolerance, rule, observables, stream, theta_dtype)
+        walk = Walk(flow, chosen, tolerance, rule, observables, stream, theta_dtype)
         try:
-            if kept.has_ended or any(goal is not None for goal in (t_end, stop, max_evaluations)):
+            # A walk that was cut off at its own goals only has its file to be written.
+            if kept.has_ended or any(kept.config[k] != v for k, v in goals.config.items()):
                 _check_further(goals, stream.records, checkpoint.counts)
             walk.restore(checkpoint)
         except GeoflowError:

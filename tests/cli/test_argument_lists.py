@@ -18,7 +18,7 @@ from geoflow.cli import parser as parsing
 from geoflow.cli.terminal import BAD_INPUT, DIFFERENT, DONE, ENDED_EARLY
 
 SEED, LISTS = 0, 400
-SECONDS = 60
+SECONDS = 100
 
 PROBLEM = """
 import torch
@@ -53,7 +53,7 @@ BASE = {
     "bench": [*OWN, "--max-evaluations", "30"],
     "compare": [
         *(*OWN, "--solvers", "rk4", "--rtols", "1e-2", "--times", "0.01", "--reference-rtol"),
-        *("1e-4", "--out", "compare.nc", "--max-evaluations", "60"),
+        *("1e-4", "--out", "compare.nc", "--max-evaluations", "60", "--runs", "1"),
     ],
     "baseline": [
         *("iris_ff", "--out", "decay.nc", "--epochs", "1", "--runs", "1", "--penalties", "0"),
@@ -207,6 +207,7 @@ def test_no_argument_list_ends_in_a_traceback(files, tmp_path, monkeypatch, comm
     monkeypatch.setattr("geoflow.sweeps.tasks.SECONDS_TO_CONNECT", 0.2)
     # Of the references of compare, which have no other limit.
     monkeypatch.setattr("geoflow.walking.stopping.DEFAULT_MAX_EVALUATIONS", 200)
+    monkeypatch.setattr("geoflow.plots.animation.DPI", 20)
     assert set(BASE) == set(parsing.COMMANDS)
     rng = random.Random(f"{SEED} {command}")
     before = os.stat("/dev/null")

@@ -10,7 +10,8 @@ import references
 from geoflow import cli, plots
 from geoflow.archive.netcdf import save_dataset
 from geoflow.cli.terminal import BAD_INPUT, DONE, INTERRUPTED
-from geoflow.comparisons import work_precision
+from geoflow.comparisons import judging
+from geoflow.comparisons.reference import reference_for
 from geoflow.comparisons.work_precision import compare
 from geoflow.errors import InputError
 from geoflow.experiments import registry
@@ -125,6 +126,41 @@ def test_solvers_of_ones_own_and_rtols_by_label(oja):
     assert config["solvers"]["every 0.1"]["reproject_every"] == 0.1
 
 
+def test_several_runs_give_mean_and_deviation(oja):
+    """By walks at the same tolerances, one by one."""
+    ds = compare(oja.flow, ["exponential"], [1e-3], TIMES, reference_rtol=1e-6, runs=3)
+    single = [
+        compare(oja.flow, ["exponential"], [rtol], TIMES, reference_rtol=1e-6)
+        for rtol in (0.85e-3, 1e-3, 1.15e-3)
+    ]
+    for name in ("theta_error", "evaluations"):
+        values = np.array([one[name].values[0, 0] for one in single])
+        assert ds[name].values[0, 0] == pytest.approx(values.mean(axis=0), rel=1e-12)
+        deviation = ds[f"{name}_deviation"].values[0, 0]
+        assert deviation == pytest.approx(values.std(axis=0, ddof=1), rel=1e-9)
+        assert np.isnan(single[0][f"{name}_deviation"]).all()
+    worst = [float(one["level_error_worst"][0, 0]) for one in single]
+    assert float(ds["level_error_worst"][0, 0]) == max(worst)
+    assert json.loads(ds.attrs["config"])["jitters"] == [0.85, 1.0, 1.15]
+
+
+def test_the_worst_level_error_is_that_over_all_steps(oja):
+    ds = compare(oja.flow, ["dopri5"], [1e-3], TIMES, reference_rtol=1e-5)
+    walked = gf.walk(
+        oja.flow, "dopri5", 1e-3, 1e-6, t_end=TIMES[-1], stop=None, snapshot_times=TIMES
+    )
+    worst = np.abs(walked["level_residual"]).max() / oja.flow.level_set.level
+    assert float(ds["level_error_worst"][0, 0]) == float(worst)
+
+
+def test_the_reference_is_tighter_than_all_that_is_compared(monkeypatch):
+    monkeypatch.setattr("geoflow.comparisons.reference._is_installed", lambda name: False)
+    assert reference_for({"rkc": [1e-2, 1e-3]}, None, None) == ("dopri5", 1e-7)
+    assert reference_for({"rkc": [1e-2], "bdf": [1e-8]}, None, None) == ("dopri5", 1e-10)
+    assert reference_for({"rkc": [1e-2]}, "bdf", 1e-6) == ("bdf", 1e-6)
+    assert reference_for({"bdf": [1e-12]}, None, None)[1] == pytest.approx(4.4e-14, rel=0.02)
+
+
 def test_the_file_explains_itself_and_is_read_without_geoflow(ds, tmp_path):
     path = tmp_path / "c.nc"
     save_dataset(ds, path)
@@ -164,11 +200,13 @@ def test_the_diagram_has_a_line_for_each_solver_and_the_floor(ds, tmp_path):
         ({"solvers": ["rkc:float32"]}, "give float32="),
         ({"rtols": [0.0]}, "rtol=0.0"),
         ({"rtols": []}, "at least one"),
-        ({"rtols": [1e-7]}, "not looser than the reference's"),
+        ({"rtols": [1e-7], "reference_rtol": 1e-7}, "not looser than the reference's"),
         ({"rtols": {"rkc": [1e-2], "x": [1e-2]}}, "'x' is not in both"),
         ({"times": [0.0, 1.0]}, "increasing flow times above 0"),
         ({"times": [1.0, 0.5]}, "increasing flow times above 0"),
         ({"max_evaluations": 0}, "max_evaluations=0"),
+        ({"runs": 0}, "runs=0; use 1 to"),
+        ({"rtols": [3e-14]}, "rtol=3e-14 is not looser than the reference's"),
         ({"reference": "newton"}, "solver='newton'"),
         ({"observables": {"level": lambda theta: 0.0}}, "'level' is taken"),
         ({"observables": {"angle": lambda theta: 0.0}}, "'angle' is taken"),
@@ -194,10 +232,13 @@ COMMAND = ["compare", "iris_ff", "--times", "0.005,0.01", "--reference-rtol", "1
 
 def test_the_command_writes_the_dataset_and_the_diagram(quick, tmp_path, capsys):
     path = tmp_path / "c.nc"
-    options = ["--solvers", "rkc,exponential:float32", "--rtols", "1e-2,1e-3", "--out", str(path)]
+    options = ["--solvers", "rkc,exponential:float32", "--rtols", "1e-2,1e-3", "--runs", "2"]
+    options += ["--out", str(path)]
     assert cli.main([*COMMAND, *options, "--figures", str(tmp_path)]) == DONE
     captured = capsys.readouterr()
     assert "exponential:float32" in captured.out
+    assert "±" in captured.out
+    assert "mean ± deviation of 2 walks" in captured.out
     assert "reference, dopri5 at rtol 1e-06" in captured.err
     assert (tmp_path / "c-work-precision.png").stat().st_size > 0
     with xr.open_dataset(path) as ds:
@@ -215,7 +256,7 @@ def test_the_command_writes_the_dataset_and_the_diagram(quick, tmp_path, capsys)
     ("options", "message"),
     [
         (["--solvers", "newton", "--rtols", "1e-2"], "solver='newton'"),
-        (["--solvers", "rkc", "--rtols", "1e-9"], "not looser"),
+        (["--solvers", "rkc", "--rtols", "1e-9", "--reference-rtol", "1e-9"], "not looser"),
         (["--solvers", "rkc", "--rtols", "1e-2", "--times", "-1"], "flow times above 0"),
     ],
 )
@@ -238,9 +279,10 @@ def test_an_interrupt_keeps_what_has_been_walked(quick, tmp_path, monkeypatch):
         walks.append(1)
         return ds.assign_attrs(status="interrupted") if len(walks) == 4 else ds
 
-    monkeypatch.setattr(work_precision, "walk", interrupted)
+    monkeypatch.setattr(judging, "walk", interrupted)
     path = tmp_path / "c.nc"
-    options = ["--solvers", "rkc", "--rtols", "1e-2,1e-3,1e-4", "--out", str(path), "--quiet"]
+    options = ["--solvers", "rkc", "--rtols", "1e-2,1e-3,1e-4", "--runs", "1", "--quiet"]
+    options += ["--out", str(path)]
     assert cli.main([*COMMAND, *options]) == INTERRUPTED
     with xr.open_dataset(path) as ds:
         assert ds["status"].values.tolist() == [["t_end", "interrupted", "not_run"]]

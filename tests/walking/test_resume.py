@@ -207,7 +207,8 @@ def test_a_walk_cut_off_at_its_goal_only_has_its_file_written(tmp_path, monkeypa
     with pytest.raises(InputError, match="max_evaluations=3"):
         crashes.resume(path, max_evaluations=3)
     assert saved(path).checkpoint.n_steps == reached
-    with crashes.resume(path) as ds:
+    # The same goal again is no new one.
+    with crashes.resume(path, t_end=0.1) as ds:
         assert ds.attrs["status"] == "t_end"
         assert ds.sizes["step"] == reached
 
@@ -302,6 +303,17 @@ def test_long_walks_are_streamed_in_many_parts(tmp_path, monkeypatch):
     with crashes.resume(tmp_path / "whole.nc", t_end=1.0) as ds:
         assert invariants.same(parted, ds)
         assert ds.sizes["step"] > 2 * 16
+
+
+def test_a_walk_that_would_not_fit_is_not_taken_up(tmp_path, monkeypatch):
+    path = tmp_path / "walk.nc"
+    crashes.walk("rk4", path, t_end=0.05).close()
+    before = path.read_bytes()
+    monkeypatch.setattr("geoflow.walking.memory.EVALUATION", 10**12)
+    with pytest.raises(InputError, match="vectors of a walk"):
+        crashes.resume(path, t_end=0.1)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["walk.nc"]
 
 
 def test_memory_does_not_grow_with_the_snapshots_kept(tmp_path):

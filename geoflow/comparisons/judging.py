@@ -1,0 +1,95 @@
+"""One walk of a comparison: walked to the flow times asked for, and measured there in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from geoflow.comparisons.dataset import ATOL_OVER_RTOL, Run, Values
+from geoflow.errors import ConvergenceError, CriticalPointError, InputError
+from geoflow.manifold.flows import RegularizingFlow
+from geoflow.solvers import Solver
+from geoflow.trajectories.records import Observable
+from geoflow.walking.loop import walk
+
+
+class Judge:
+    """Measures every walk by the reference's own flow and observables.
+
+    Parameters
+    ----------
+    flow : RegularizingFlow
+        In float64.
+    observables : mapping of str to callable
+        Functions θ → float.
+    """
+
+    def __init__(self, flow: RegularizingFlow, observables: Mapping[str, Observable]) -> None:
+        self.flow, self.observables = flow, observables
+
+    def walk(
+        self,
+        flow: RegularizingFlow,
+        solver: Solver,
+        rtol: float,
+        times: list[float],
+        max_evaluations: int | None,
+    ) -> Run:
+        """Walk to each of the times; whatever ends the walk is no error here."""
+        nothing = np.empty((0, flow.problem.n_parameters))
+        before = flow.problem.evaluations
+        try:
+            ds = walk(
+                flow,
+                solver,
+                rtol=rtol,
+                atol=ATOL_OVER_RTOL * rtol,
+                t_end=times[-1],
+                stop=None,
+                max_evaluations=max_evaluations,
+                snapshot_times=times,
+            )
+        except InputError as error:
+            return Run("not_resolved", str(error), nothing, {})
+        except (ConvergenceError, CriticalPointError) as error:
+            critical = isinstance(error, CriticalPointError)
+            status = "critical_point" if critical else "projection_failed"
+            return Run(status, str(error), nothing, {}, flow.problem.evaluations - before)
+        spent = flow.problem.evaluations - before
+        at = ds.isel(step=ds["snapshot_step"].values)
+        values = self.measure(ds["theta"].values.astype(float))
+        values["evaluations"] = (at["n_gradient"] + 2 * at["n_hvp"]).values.astype(float)
+        values["wall_time"] = at["wall_time"].values
+        return Run(
+            ds.attrs["status"],
+            ds.attrs["status_message"],
+            ds["theta"].values.astype(float),
+            values,
+            spent,
+            ds.sizes["step"] - 1,
+            int(ds["n_rejected"][-1]),
+            float(abs(ds["level_residual"]).max()) / abs(flow.level_set.level),
+        )
+
+    def measure(self, thetas: NDArray[np.float64]) -> Values:
+        """Scalars and observables at each θ of shape (S, P), by name."""
+        level_set = self.flow.level_set
+        rows = []
+        for row in thetas:
+            theta = torch.as_tensor(row).to(self.flow.problem.theta0)
+            state = self.flow.evaluate(theta)
+            residual = abs(level_set.residual(state.loss))
+            rows.append(
+                {
+                    "regularizer": state.regularizer,
+                    "angle": state.angle,
+                    "level_error": residual / abs(level_set.level),
+                    "level_distance": residual / state.gradient_norm,
+                }
+                | {name: float(f(theta)) for name, f in self.observables.items()}
+            )
+        names = ("regularizer", "angle", "level_error", "level_distance", *self.observables)
+        return {name: np.array([row[name] for row in rows], dtype=float) for name in names}

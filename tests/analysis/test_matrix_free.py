@@ -1,0 +1,236 @@
+"""Eigenvalues, densities and traces of operators that are products with vectors only."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import wasserstein_distance
+from torch import nn
+
+import geoflow as gf
+import references
+from curvatures import dense_hessian, dense_tangent, diagonal
+from geoflow.analysis import (
+    extreme_eigenvalues,
+    loss_hessian,
+    spectral_density,
+    tangent_hessian,
+    trace,
+)
+from geoflow.analysis.curvature.matrix_free import products_needed
+from geoflow.analysis.curvature.operators import Curvature, Subspace
+from geoflow.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """A network of 496 parameters, on data it does not fit perfectly."""
+    module = nn.Sequential(nn.Linear(3, 20), nn.Tanh(), nn.Linear(20, 18), nn.Tanh())
+    module.append(nn.Linear(18, 2))
+    with torch.no_grad():
+        for seed, parameter in enumerate(module.parameters()):
+            parameter.copy_(0.4 * references._normal(parameter.numel(), seed).view_as(parameter))
+    problem = gf.Problem.from_module(
+        module, nn.functional.cross_entropy, *references.small_data(60)
+    )
+    return gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest"])
+def test_eigenvalues_are_those_of_the_dense_hessians(network, which):
+    theta = network.problem.theta0
+    cases = [
+        (loss_hessian(network.problem, theta), dense_hessian(network.problem, theta)),
+        (tangent_hessian(network, network.evaluate(theta)), dense_tangent(network, theta)),
+    ]
+    for operator, matrix in cases:
+        assert operator.size == len(matrix)
+        exact = np.linalg.eigvalsh(matrix)
+        expected = exact[:4] if which == "smallest" else exact[::-1][:4]
+        pairs = extreme_eigenvalues(operator, 4, which=which)
+        assert np.abs(pairs.values - expected).max() < 1e-8
+        # The bound holds, and is tight enough to be of use.
+        assert (np.abs(pairs.values - expected) <= pairs.residuals + 1e-12).all()
+        assert pairs.residuals.max() < 1e-4
+        assert np.allclose(pairs.vectors.T @ pairs.vectors, np.eye(4), atol=1e-10)
+        image = np.stack(
+            [operator(torch.from_numpy(v.copy())).numpy() for v in pairs.vectors.T], axis=1
+        )
+        assert np.allclose(image, pairs.vectors * pairs.values, atol=1e-4)
+
+
+def test_a_larger_network_agrees_to_1e_8_too(wide):
+    theta = wide.problem.theta0
+    exact = np.linalg.eigvalsh(dense_hessian(wide.problem, theta))
+    operator = loss_hessian(wide.problem, theta)
+    top = extreme_eigenvalues(operator, 5)
+    bottom = extreme_eigenvalues(operator, 5, which="smallest")
+    assert np.abs(top.values - exact[::-1][:5]).max() < 1e-8
+    assert np.abs(bottom.values - exact[:5]).max() < 1e-8
+
+
+def test_density_matches_the_dense_spectrum_and_integrates_to_one(wide):
+    theta = wide.problem.theta0
+    assert wide.problem.n_parameters == 496
+    cases = [
+        (loss_hessian(wide.problem, theta), dense_hessian(wide.problem, theta)),
+        (tangent_hessian(wide, wide.evaluate(theta)), dense_tangent(wide, theta)),
+    ]
+    for operator, matrix in cases:
+        exact = np.linalg.eigvalsh(matrix)
+        extent = exact[-1] - exact[0]
+        found = spectral_density(operator, n_probes=8, n_steps=64)
+        assert np.allclose(found.weights.sum(axis=1), 1)
+        weights = found.weights.ravel() / len(found.weights)
+        assert wasserstein_distance(found.nodes.ravel(), exact, weights) < 0.01 * extent
+        grid = found.grid()
+        density, error = found.on(grid)
+        assert np.trapezoid(density, grid) == pytest.approx(1, abs=1e-6)
+        # The broadened density as well, as its distribution function.
+        below = np.cumsum(density) * (grid[1] - grid[0])
+        true_below = np.searchsorted(exact, grid) / len(exact)
+        assert np.trapezoid(np.abs(below - true_below), grid) < 0.01 * extent
+        assert (error >= 0).all()
+        assert error.max() > 0
+
+
+def test_the_density_of_well_spread_eigenvalues_is_right_within_its_error_bars():
+    exact = np.linspace(-1, 3, 400)
+    found = spectral_density(diagonal(exact), n_probes=16, n_steps=80, seed=3)
+    grid = np.linspace(-0.5, 2.5, 61)
+    width = 0.1
+    density, error = found.on(grid, width)
+    kernel = np.exp(-0.5 * ((grid[:, None] - exact) / width) ** 2) / np.sqrt(2 * np.pi) / width
+    # Of t statistics with 15 degrees of freedom about 6% are beyond 2; half as many again here.
+    beyond = np.abs(density - kernel.mean(axis=1)) > 2 * error + 1e-3
+    assert beyond.mean() < 0.15
+
+
+def test_lanczos_ends_where_nothing_is_left():
+    found = spectral_density(diagonal([1.0] * 50 + [4.0] * 50), n_probes=2, n_steps=20)
+    assert np.isfinite(found.nodes).sum(axis=1).tolist() == [2, 2]
+    assert np.allclose(found.nodes[:, :2], [1, 4])
+    assert np.allclose(found.weights.sum(axis=1), 1)
+    same = spectral_density(diagonal([2.0] * 30), n_probes=2)
+    grid = same.grid()
+    assert np.trapezoid(same.on(grid)[0], grid) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_trace_is_within_its_error_and_exact_where_the_rank_is_small(wide):
+    low_rank = diagonal([5.0, 3.0, -2.0] + [0.0] * 200)
+    assert trace(low_rank, n_products=30).value == pytest.approx(6, abs=1e-10)
+    assert trace(diagonal([1.0, 2.0, 4.0]), n_products=9) == pytest.approx((7, 0))
+    exact = np.trace(dense_hessian(wide.problem, wide.problem.theta0))
+    operator = loss_hessian(wide.problem, wide.problem.theta0)
+    found = [trace(operator, n_products=30, seed=s) for s in range(20)]
+    off = np.array([(t.value - exact) / t.standard_error for t in found])
+    # The error is that of one estimate, known to the spread of ‖Bz‖: mean square 1, nearly.
+    assert 0.4 < (off**2).mean() < 3
+    assert np.abs(off).max() < 5
+
+
+def coupled(n, rank):
+    """Pairs of coordinates that signs cannot see where they are opposite."""
+    blocks = np.zeros((n, n))
+    for k in range(rank):
+        blocks[2 * k : 2 * k + 2, 2 * k : 2 * k + 2] = 1.0 + 0.1 * k
+    a = torch.from_numpy(blocks)
+    identity = Subspace(n, lambda x: x, lambda v: v)
+    return Curvature("coupled", lambda v: a @ v, identity, torch.zeros(n, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("make", [lambda: coupled(12, 6), lambda: diagonal([1.0] * 6 + [0.0] * 6)])
+def test_few_probes_have_an_honest_error(make):
+    """A trace and a density of two probes, of operators on which signs coincide."""
+    operator = make()
+    exact = float(np.trace(operator.dense()))
+    found = [trace(operator, n_products=8, seed=s) for s in range(200)]
+    off = np.array([abs(t.value - exact) / t.standard_error for t in found])
+    assert min(t.standard_error for t in found) > 0
+    assert np.mean(off < 2) > 0.85
+    assert off.max() < 20
+    grid = np.linspace(-1, 4, 101)
+    for seed in range(50):
+        density, error = spectral_density(operator, n_probes=2, n_steps=12, seed=seed).on(grid, 0.2)
+        assert error.max() > 1e-3 * density.max()
+
+
+def test_the_seed_decides_everything(wide):
+    operator = loss_hessian(wide.problem, wide.problem.theta0)
+    for function in (
+        lambda s: spectral_density(operator, n_probes=2, n_steps=10, seed=s).nodes,
+        lambda s: trace(operator, n_products=6, seed=s).value,
+        lambda s: extreme_eigenvalues(operator, 2, seed=s).vectors,
+    ):
+        assert np.array_equal(function(0), function(0))
+        assert not np.array_equal(function(0), function(1))
+
+
+@pytest.mark.parametrize("n", [10, 100])
+def test_operators_with_one_eigenvalue_only(n):
+    for value in (0.0, 2.0, -3.0):
+        operator = diagonal([value] * n)
+        for which in ("largest", "smallest"):
+            pairs = extreme_eigenvalues(operator, 3, which=which)
+            assert np.allclose(pairs.values, value, atol=1e-12)
+            assert np.allclose(pairs.vectors.T @ pairs.vectors, np.eye(3), atol=1e-10)
+        assert np.nanmax(np.abs(spectral_density(operator).nodes - value)) < 1e-12
+        found = trace(operator)
+        assert abs(found.value - n * value) <= 5 * found.standard_error + 1e-9
+
+
+@pytest.mark.parametrize("n", [10, 100])
+def test_non_finite_products_are_refused(n):
+    for function in (extreme_eigenvalues, spectral_density, trace):
+        with pytest.raises(InputError, match="'diagonal' gave non-finite values"):
+            function(diagonal([math.nan] * n))
+
+
+def test_what_has_not_converged_is_not_a_number():
+    operator = diagonal(np.linspace(0, 1, 3000))
+    pairs = extreme_eigenvalues(operator, 5, max_products=20)
+    assert np.isnan(pairs.values).any()
+    assert np.array_equal(np.isnan(pairs.values), np.isnan(pairs.residuals))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda o: extreme_eigenvalues(o, 0), "k=0"),
+        (lambda o: extreme_eigenvalues(o, 4), "1 to 3"),
+        (lambda o: extreme_eigenvalues(o, 1, which="LM"), "which='LM'"),
+        (lambda o: spectral_density(o, n_probes=1), "n_probes=1"),
+        (lambda o: spectral_density(o, seed=-1), "seed=-1"),
+        (lambda o: trace(o, n_products=5), "n_products=5"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(InputError, match=message):
+        call(diagonal([1.0, 2.0, 3.0]))
+
+
+def test_too_much_memory_is_refused_before_it_is_asked_for():
+    huge = 10**9
+    operator = Curvature(
+        "huge", lambda v: v, Subspace(huge, lambda x: x, lambda v: v), torch.zeros(1)
+    )
+    with pytest.raises(InputError, match="GiB are available"):
+        spectral_density(operator, n_steps=10_000)
+
+
+def test_products_are_foreseen(network, wide):
+    cost = {"k": 3, "n_probes": 2, "n_steps": 10, "n_trace": 12, "max_products": 200}
+    for flow in (network, wide):
+        problem = flow.problem
+        operator = loss_hessian(problem, problem.theta0)
+        before = problem.counts["hvp"]
+        for which in ("largest", "smallest"):
+            extreme_eigenvalues(operator, 3, which=which, max_products=200)
+        spectral_density(operator, n_probes=2, n_steps=10)
+        trace(operator, n_products=12)
+        least, most = products_needed(operator.size, **cost)
+        assert least <= problem.counts["hvp"] - before <= most
+    # Small ones are written out: known exactly.
+    operator = diagonal([1.0, 2.0, 4.0])
+    assert products_needed(3, **cost) == (2 * 3 + 6 + 6 + 6, 2 * 3 + 6 + 6 + 6)
