@@ -45,7 +45,7 @@ OWN = ["--problem", "mine.py:small"]
 BASE = {
     "experiments": [],
     "run": [*OWN, "--max-evaluations", "40"],
-    "resume": ["copy.nc", *OWN, "--max-evaluations", "60"],
+    "resume": ["copy.nc", *OWN, "--max-evaluations", "200"],
     "validate": ["walk.nc"],
     "diff": ["walk.nc", "other.nc"],
     "info": ["walk.nc"],
