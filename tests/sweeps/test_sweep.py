@@ -190,7 +190,7 @@ def test_a_damaged_file_is_named(finished):
     [
         ({"seeds": []}, "seeds="),
         ({"seeds": [0, 0]}, "seeds="),
-        ({"seeds": [-1]}, "seeds="),
+        ({"seeds": [-1]}, "seed=-1"),
         ({"experiment": "nope"}, "experiment 'nope'"),
         ({"solver": "nope"}, "solver='nope'"),
         ({"rtol": 0.0}, "rtol=0.0"),
