@@ -23,6 +23,10 @@ class StorageError(ArchiveError):
     """The disk takes no more of a walk; what was streamed is kept, and can be resumed."""
 
 
+class ClusterError(GeoflowError):
+    """The cluster of a sweep has gone; what was done is kept, and the same call goes on."""
+
+
 class CriticalPointError(GeoflowError):
     """The loss gradient vanishes, so the level set is not a manifold there."""
 

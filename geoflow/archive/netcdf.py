@@ -16,6 +16,7 @@ import xarray as xr
 from geoflow.archive import parts
 from geoflow.errors import ArchiveError, InputError
 from geoflow.system import files, translation
+from geoflow.system.files import is_folder
 
 # zlib makes of a byte at most this many.
 LARGEST_RATIO = 1032
@@ -128,7 +129,7 @@ def expand(files: Sequence[str | Path]) -> list[Path]:
     """
     paths: list[Path] = []
     for path in map(Path, files):
-        inside = sorted(path.glob("*.nc")) if path.is_dir() else [path]
+        inside = sorted(path.glob("*.nc")) if is_folder(path) else [path]
         if not inside:
             raise ArchiveError(f"{path} has no .nc file; name a folder of a sweep, or files")
         paths += inside
@@ -151,7 +152,7 @@ def existing(path: str | Path) -> Path:
         It is not, or not yet.
     """
     path = Path(path)
-    if path.is_file():
+    if files.is_file(path):
         return path
     if parts.is_resumable(path):
         raise ArchiveError(f"{path} is not finished; `geoflow resume {path}` goes on with it")

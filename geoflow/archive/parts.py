@@ -27,7 +27,7 @@ def folder_beside(path: Path) -> Path:
 
 def is_resumable(path: Path) -> bool:
     """Whether an unfinished walk is streamed beside this file."""
-    return (folder_beside(path) / CHECKPOINT).exists()
+    return files.is_file(folder_beside(path) / CHECKPOINT)
 
 
 def write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

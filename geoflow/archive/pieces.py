@@ -30,7 +30,7 @@ def folder_beside(path: Path) -> Path:
 
 def are_kept(path: Path) -> bool:
     """Whether an unfinished analysis lies beside this file."""
-    return (folder_beside(path) / SETTINGS).exists()
+    return files.is_file(folder_beside(path) / SETTINGS)
 
 
 class Pieces:

@@ -73,7 +73,7 @@ def saved(path: Path) -> Saved:
             state = json.loads(arrays["state"].tobytes())
             attributes, tensors = dict(state["attributes"]), state["tensors"]
         return Saved(Checkpoint.unpack(arrays, state), attributes, tensors)
-    if not path.is_file():
+    if not files.is_file(path):
         raise ArchiveError(f"{path}: there is no such file, and no walk is streamed beside it")
     defect = seal.defect(path)
     if defect:

@@ -20,7 +20,7 @@ from geoflow.errors import ArchiveError, InputError
 from geoflow.experiments import training
 from geoflow.experiments.registry import Experiment
 from geoflow.problems.parts import TensorSpec
-from geoflow.system import translation
+from geoflow.system import files, translation
 
 SCHEMA_VERSION = "1.0"
 
@@ -183,7 +183,7 @@ def open_weight_decay(paths: str | Path | Sequence[str | Path]) -> xr.Dataset:
     several = [paths] if isinstance(paths, str | Path) else list(paths)
     datasets = []
     for path in several:
-        if not Path(path).is_file():
+        if not files.is_file(path):
             raise ArchiveError(f"{path} is not a file; name one of geoflow baseline")
         with translation.reading(path):
             ds = netcdf.open_lazily(Path(path))

@@ -19,6 +19,8 @@ from geoflow.errors import InputError
 from geoflow.experiments import registry, training
 from geoflow.experiments.registry import Data, Experiment, Start
 from geoflow.problems.parts import outputs
+from geoflow.system.limits import EPOCHS, check_work
+from geoflow.system.memory import check_memory
 from geoflow.system.progress import progress_bar
 
 PENALTIES = (0.0, *(10.0**k for k in range(-6, 7)))
@@ -89,8 +91,9 @@ def weight_decay(
         Data that is missing, truncated or altered.
     """
     chosen = registry.of_paper(experiment)
-    penalties, seeds = [float(p) for p in penalties], [int(s) for s in seeds]
     epochs = chosen.decay_epochs if epochs is None else epochs
+    _check_cost(chosen, len(penalties), len(seeds), epochs, dtype)
+    penalties, seeds = [float(p) for p in penalties], [int(s) for s in seeds]
     _check(penalties, seeds, epochs, validation, record_every)
     starts = [chosen.start(s, data=data, dtype=dtype, device=device) for s in seeds]
     n = len(starts[0].train.targets)
@@ -157,6 +160,17 @@ def _check(
     for name, value in (("epochs", epochs), ("record_every", record_every)):
         if value < 1:
             raise InputError(f"{name}={value}; use a positive number")
+
+
+def _check_cost(
+    experiment: Experiment, n_penalties: int, n_seeds: int, epochs: int, dtype: torch.dtype
+) -> None:
+    """Refuse trainings that memory cannot hold, or that would take days."""
+    named = f"{n_penalties:,} penalties, {n_seeds:,} seeds and epochs={epochs:,}"
+    check_work(n_penalties * n_seeds * epochs, EPOCHS, named, "epochs")
+    # Parameters, gradients, the two moments of Adam and a copy; what is left of each penalty.
+    needed = n_seeds * (5 + n_penalties) * experiment.n_parameters * dtype.itemsize
+    check_memory(needed, f"{n_penalties:,} penalties and {n_seeds:,} seeds", "use fewer")
 
 
 def _groups(starts: list[Start]) -> list[list[Start]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,13 @@ from geoflow.analysis.series import periodogram as periodograms
 from geoflow.analysis.series import relaxation as relaxations
 from geoflow.archive import netcdf
 from geoflow.cli.own_problem import rebuilt_walk
-from geoflow.cli.terminal import DONE, console, or_dash, span
+from geoflow.cli.terminal import DONE, or_dash, say, show, span
 from geoflow.errors import InputError
 from geoflow.plots.styles import COLUMN_INCHES, SLIDE_INCHES
 from geoflow.problems.parts import TensorSpec
 from geoflow.report.page import report as write_report
 from geoflow.system import files
+from geoflow.system.messages import note
 
 WIDTHS = {"column": COLUMN_INCHES, "slide": SLIDE_INCHES}
 
@@ -43,13 +43,13 @@ def plot(args: argparse.Namespace) -> int:
         width = WIDTHS[args.size]
         paths = plots.save_figures(ds, args.out, Path(args.file).stem, args.kind, width)
     for path in paths:
-        print(path)
+        say(path)
     return DONE
 
 
 def _open(path: Path) -> xr.Dataset:
     """Open whatever geoflow has written."""
-    if path.is_dir():
+    if files.is_folder(path):
         return gf.open_sweep(path)
     try:
         return gf.open_trajectory(path)
@@ -79,6 +79,7 @@ def spectrum(args: argparse.Namespace) -> int:
             overwrite=args.force,
             progress=not args.quiet,
         )
+    _draw(found, args)
     table = Table("time", "operator", "largest", "smallest", "trace", "overlap", "curvature")
     for row in found["snapshot"].values:
         for operator in found["operator"].values:
@@ -92,8 +93,7 @@ def spectrum(args: argparse.Namespace) -> int:
                 f"{float(cell['velocity_overlap']):.3g}",
                 f"{float(cell['normal_curvature']):.4g}",
             )
-    console().print(table)
-    _draw(found, args)
+    show(table)
     return DONE
 
 
@@ -110,7 +110,7 @@ def principal_components(args: argparse.Namespace) -> int:
         progress=not args.quiet,
     )
     _keep(found, args)
-    out = console()
+    _draw(found, args, paths[0])
     table = Table("component", "variance", "of all", "up to here", "cosine content", "")
     ratio = found["explained_variance_ratio"].values
     floor = float(found["variance_floor"])
@@ -123,18 +123,17 @@ def principal_components(args: argparse.Namespace) -> int:
             ", ".join(f"{c:.2f}" for c in found["cosine_content"].values[:, i]),
             "" if variance > floor else "rounding",
         )
-    out.print(table)
+    show(table)
     needed = ", ".join(
         f"{int(n)} for {100 * float(share):g}%"
         for share, n in zip(found["share"], found["n_directions"], strict=True)
     )
-    out.print(
+    show(
         f"{found.sizes['point']} points; participation ratio "
         f"{float(found['participation_ratio']):.3f}; components: {needed} of the variance"
     )
     if args.null_models:
-        out.print(_null_model_table(found))
-    _draw(found, args, paths[0])
+        show(_null_model_table(found))
     return DONE
 
 
@@ -174,19 +173,18 @@ def slice_(args: argparse.Namespace) -> int:
             overwrite=args.force,
             progress=not args.quiet,
         )
+    _draw(found, args)
     table = Table("", "least", "greatest", "at the walk", "at its projections")
     for name in (n for n in found.data_vars if found[n].dims == ("alpha", "beta")):
         ends = [span(found[f"{kind}_{name}"]) for kind in ("walk", "projected")]
         low, high = float(found[name].min()), float(found[name].max())
         table.add_row(str(name), f"{low:.4g}", f"{high:.4g}", *ends)
-    out = console()
-    out.print(table)
+    show(table)
     off = found["off_plane_distance"]
-    out.print(
+    show(
         f"level {found.attrs['level']:.6g}; the walk is {span(off)} from the plane, over an arc "
         f"length of {float(found['snapshot_arc_length'][-1]):.4g}"
     )
-    _draw(found, args)
     return DONE
 
 
@@ -231,7 +229,7 @@ def animate(args: argparse.Namespace) -> int:
             progress=not args.quiet,
         )
     if not args.quiet:
-        print(f"wrote {args.out}", file=sys.stderr)
+        note(f"wrote {args.out}")
     return DONE
 
 
@@ -255,6 +253,7 @@ def compare_predictions(args: argparse.Namespace) -> int:
         found = predictions.along(ds, rebuilt.module, inputs, **settings)
         found = found.assign(symmetry.along(ds, rebuilt.module, **settings).data_vars)
     _keep(found, args)
+    _draw(found, args)
     from_first = found.isel(snapshot_other=0)
     columns = {
         f"{head}, {part}": from_first[name].sel(set=part)
@@ -267,10 +266,9 @@ def compare_predictions(args: argparse.Namespace) -> int:
     table = Table("time", *columns, title="from the first of these snapshots")
     for row, time in enumerate(found["snapshot_time"].values):
         table.add_row(f"{time:.4g}", *(f"{float(c[row]):.4g}" for c in columns.values()))
-    console().print(table)
+    show(table)
     for line in _symmetry_lines(found):
-        print(line)
-    _draw(found, args)
+        say(line)
     return DONE
 
 
@@ -310,6 +308,7 @@ def periodogram(args: argparse.Namespace) -> int:
             seed=args.seed,
         )
     _keep(found, args)
+    _draw(found, args)
     table = Table("scalar", "peak at", "cycles", "power", "p", "red noise: τ")
     for name in found["scalar"].values:
         one = found.sel(scalar=name)
@@ -322,8 +321,7 @@ def periodogram(args: argparse.Namespace) -> int:
             f"{float(one['p_value']):.3g}",
             f"{float(one['time_constant']):.3g}",
         )
-    console().print(table)
-    _draw(found, args)
+    show(table)
     return DONE
 
 
@@ -343,6 +341,7 @@ def relaxation(args: argparse.Namespace) -> int:
             seed=args.seed,
         )
     _keep(found, args)
+    _draw(found, args)
     table = Table("scalar", "rate", "95% interval", "later half", "predicted", "verdict")
     for name in found["scalar"].values:
         for term in found["term"].values:
@@ -356,15 +355,13 @@ def relaxation(args: argparse.Namespace) -> int:
                 or_dash(one["predicted_rate"]) if first else "",
                 one["verdict"].item() if first else "",
             )
-    out = console()
-    out.print(table)
+    show(table)
     window = f"{found.sizes['sample']} samples from t = {found.attrs['start']:.4g}"
     eigenvalues = ", ".join(f"{v:.4g}" for v in found["smallest_eigenvalue"].values)
-    out.print(f"{window} to {float(found['time'][-1]):.4g}, {found.attrs['final_angle']:.4g}°")
+    show(f"{window} to {float(found['time'][-1]):.4g}, {found.attrs['final_angle']:.4g}°")
     if args.eigenvalues:
-        out.print(f"smallest eigenvalues of A at the end: {eigenvalues}")
-        out.print(f"rate at which the recorded velocity falls: {float(found['velocity_rate']):.4g}")
-    _draw(found, args)
+        show(f"smallest eigenvalues of A at the end: {eigenvalues}")
+        show(f"rate at which the recorded velocity falls: {float(found['velocity_rate']):.4g}")
     return DONE
 
 
@@ -381,17 +378,20 @@ def _keep(found: xr.Dataset, args: argparse.Namespace) -> None:
 
 
 def _draw(found: xr.Dataset, args: argparse.Namespace, file: Path | None = None) -> None:
-    """Write the figures that are asked for, and say what has been written."""
+    """Write the figures that are asked for, and say what has been written.
+
+    Before anything is shown: nobody need read it to the end.
+    """
     # The names of files start with the result's own name, where it is kept.
     stem = Path(args.out or file or args.file).stem
     figures = plots.save_figures(found, args.figures, stem) if args.figures else []
     if not args.quiet:
         for path in [*([args.out] if args.out else []), *figures]:
-            print(f"wrote {path}", file=sys.stderr)
+            note(f"wrote {path}")
 
 
 def report(args: argparse.Namespace) -> int:
     """Write one self-contained page about walks and baselines."""
     write_report(args.files, args.out, overwrite=args.force)
-    print(f"wrote {args.out}", file=sys.stderr)
+    note(f"wrote {args.out}")
     return DONE

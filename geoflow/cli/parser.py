@@ -7,12 +7,22 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import geoflow as gf
 from geoflow.cli.own_problem import own_problem
-from geoflow.cli.terminal import BAD_INPUT, DONE, ENDED_EARLY, INTERRUPTED
-from geoflow.errors import GeoflowError, StorageError
+from geoflow.cli.terminal import (
+    BAD_INPUT,
+    CLOSED_PIPE,
+    ENDED_EARLY,
+    INTERRUPTED,
+    ClosedPipeError,
+    lenient_output,
+    no_window,
+    write,
+)
+from geoflow.errors import ClusterError, GeoflowError, StorageError
+from geoflow.system.messages import note, open_standard_streams
 
 COMMANDS = {
     "experiments": "Show the experiments of the paper and what each needs.",
@@ -53,34 +63,53 @@ ANALYSES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    args = _parser(arguments).parse_args(arguments)
+    open_standard_streams()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), lenient_output(), no_window():
             warnings.showwarning = _warn
-            with own_problem(args):
-                return int(args.command(args))
+            return _command(sys.argv[1:] if arguments is None else arguments)
     except GeoflowError as error:
-        print(f"geoflow: error: {error}", file=sys.stderr)
-        return ENDED_EARLY if isinstance(error, StorageError) else BAD_INPUT
+        note(f"geoflow: error: {error}")
+        return ENDED_EARLY if isinstance(error, StorageError | ClusterError) else BAD_INPUT
+    except ClosedPipeError:
+        return CLOSED_PIPE
+
+
+def _command(arguments: Sequence[str]) -> int:
+    parser = _parser(arguments)
+    for text in arguments:
+        # argparse takes these two dashes for the end of options, and leaves the option empty.
+        if text.startswith("--") and text.endswith("=--"):
+            parser.error(f"{text}: -- is no value")
+    args = parser.parse_args(arguments)
+    try:
+        with own_problem(args):
+            return int(args.command(args))
     except KeyboardInterrupt:
         from geoflow.cli.walk_commands import hint
 
-        print(f"geoflow: interrupted{hint(args)}", file=sys.stderr)
+        note(f"geoflow: interrupted{hint(args)}")
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of a pipe has seen enough.
-        sys.stderr.close()
-        return DONE
 
 
 def _warn(message: Warning | str, *details: Any, **more: Any) -> None:
-    print(f"geoflow: warning: {message}", file=sys.stderr)
+    note(f"geoflow: warning: {message}")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Writes where all else of geoflow is written, and an error on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        note(f"geoflow: error: {message}; see {self.prog} --help")
+        raise SystemExit(BAD_INPUT)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        write(message)
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """Make a parser that knows all commands, and the options of the one that is called."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="geoflow", description="Walk along training-loss level sets of neural networks."
     )
     parser.add_argument("--version", action="version", version=f"geoflow {gf.__version__}")

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import argparse
 
+from geoflow.errors import InputError
+from geoflow.system import files
+
+# Each has a file and a task of its own.
+MOST_RUNS = 100_000
+
 
 def seeds(text: str) -> list[int]:
     """Read ``0:5``, the seeds 0 to 4, or ``0,3,7``."""
     try:
         if ":" in text:
-            first, end = text.split(":")
-            return list(range(int(first), int(end)))
+            first, end = map(int, text.split(":"))
+            if end - first > MOST_RUNS:
+                raise argparse.ArgumentTypeError(
+                    f"{text!r} are {end - first} seeds; a sweep has at most {MOST_RUNS:,}"
+                )
+            return list(range(first, end))
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: use 0:5 for 0 to 4, or 0,3,7") from None
@@ -30,9 +40,13 @@ def names(text: str) -> list[str]:
 
 
 def folder(text: str) -> str:
-    """Read the name of a folder."""
+    """Read the name of a folder that files can be written into, or that can be made."""
     if not text:
         raise argparse.ArgumentTypeError("'' names no folder; give its name, . for the present one")
+    try:
+        files.check_folder(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return text
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,10 @@ from geoflow.cli.terminal import (
     DONE,
     ENDED_EARLY,
     INTERRUPTED,
-    console,
     number,
-    plain_text,
+    say,
+    show,
+    show_json,
 )
 from geoflow.comparisons.cost import ANGLES
 from geoflow.comparisons.cost import bench as run_bench
@@ -35,6 +35,8 @@ from geoflow.errors import InputError
 from geoflow.manifold import regularizers
 from geoflow.problems.dtypes import DTYPES
 from geoflow.system import files
+from geoflow.system.limits import EPOCHS
+from geoflow.system.messages import note
 from geoflow.walking import configuration
 from geoflow.walking.rerunning import Run, like
 from geoflow.walking.settings import OPTIONS, by_setting
@@ -51,7 +53,7 @@ def list_experiments(args: argparse.Namespace) -> int:
             table.add_row(e.name, *["–"] * 4, "registered here")
             continue
         table.add_row(e.name, e.data, e.network, e.loss_name, f"{e.n_parameters:,}", e.needs)
-    console().print(table)
+    show(table)
     return DONE
 
 
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         _note_end(ds)
         for path in [args.out] * bool(args.out) + [str(f) for f in figures]:
-            print(f"wrote {path}", file=sys.stderr)
+            note(f"wrote {path}")
     return _exit_status(ds)
 
 
@@ -123,7 +125,7 @@ def resume(args: argparse.Namespace) -> int:
     ds = gf.resume(path, **by_setting(goals), progress=not args.quiet)
     if not args.quiet:
         _note_end(ds)
-        print(f"wrote {path}", file=sys.stderr)
+        note(f"wrote {path}")
     return _exit_status(ds)
 
 
@@ -131,7 +133,7 @@ def validate(args: argparse.Namespace) -> int:
     """Check a file's bytes, checksums, schema and values; one line a defect."""
     defects = gf.validate(args.file)
     for defect in defects:
-        print(f"{args.file}: {plain_text(defect)}")
+        say(f"{args.file}: {defect}")
     return BAD_INPUT if defects else DONE
 
 
@@ -142,12 +144,12 @@ def diff(args: argparse.Namespace) -> int:
     agree = all(d.agrees for d in differences)
     if args.json:
         rows = {d.name: {"agrees": d.agrees, "result": d.text} for d in differences}
-        print(json.dumps({"agree": agree, "differences": rows}, indent=2))
+        show_json({"agree": agree, "differences": rows})
     else:
         table = Table("variable", "result")
         for d in differences:
-            table.add_row(plain_text(d.name), plain_text(d.text))
-        console().print(table)
+            table.add_row(d.name, d.text)
+        show(table)
     return DONE if agree else DIFFERENT
 
 
@@ -156,29 +158,28 @@ def info(args: argparse.Namespace) -> int:
     with gf.open_trajectory(args.file) as ds:
         content = describe(ds)
     if args.json:
-        print(json.dumps(content, indent=2))
+        show_json(content)
         return DONE
-    out = console()
     header = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in content["attributes"].items():
         if name != "config":
-            header.add_row(plain_text(name), plain_text(value))
+            header.add_row(name, str(value))
     for name, size in content["sizes"].items():
         header.add_row(f"n_{name}", f"{size:,}")
-    out.print(header)
+    show(header)
     table = Table("scalar", "units", "first", "last")
     for name, row in content["scalars"].items():
         cells = (name, row["units"], number(row["first"]), number(row["last"]))
-        table.add_row(*(plain_text(cell) for cell in cells))
-    out.print(table)
+        table.add_row(*(str(cell) for cell in cells))
+    show(table)
     return DONE
 
 
 def bench(args: argparse.Namespace) -> int:
     """Count evaluations and wall time to each angle, per method, in one process."""
 
-    def note(name: str) -> None:
-        print(f"{experiment}: {name}", file=sys.stderr)
+    def progress(name: str) -> None:
+        note(f"{experiment}: {name}")
 
     report = {}
     names = [*args.experiments, *([args.own.name] if args.own else [])]
@@ -187,9 +188,9 @@ def bench(args: argparse.Namespace) -> int:
     for name in names:
         experiments.get(name)
     for experiment in names:
-        report[experiment] = run_bench(experiment, args.seed, args.max_evaluations, note)
+        report[experiment] = run_bench(experiment, args.seed, args.max_evaluations, progress)
     if args.json:
-        print(json.dumps(report, indent=2))
+        show_json(report)
         return DONE
     table = Table("experiment", "method", *(f"to {a}°" for a in ANGLES), "to the loop's R", "s")
     for experiment, methods in report.items():
@@ -199,18 +200,17 @@ def bench(args: argparse.Namespace) -> int:
             seconds = entry["wall_time"][str(ANGLES[2])]
             cells = ["not reached" if n is None else f"{n:,}" for n in counts]
             table.add_row(experiment, method, *cells, "–" if seconds is None else f"{seconds:.1f}")
-    out = console()
-    out.print(table)
-    out.print("evaluations; s: wall time to 175°; the loop's R: least ‖θ‖² of the paper's loop")
+    show(table)
+    show("evaluations; s: wall time to 175°; the loop's R: least ‖θ‖² of the paper's loop")
     return DONE
 
 
 def compare(args: argparse.Namespace) -> int:
     """Compare solvers and tolerances with a tight reference, at equal flow times."""
 
-    def note(text: str) -> None:
+    def progress(text: str) -> None:
         if not args.quiet:
-            print(f"{experiment}: {text}", file=sys.stderr)
+            note(f"{experiment}: {text}")
 
     experiment = named_experiment(args)
     files.check_target(args.out, overwrite=args.force)
@@ -225,7 +225,7 @@ def compare(args: argparse.Namespace) -> int:
         reference=args.reference,
         reference_rtol=args.reference_rtol,
         runs=args.runs,
-        note=note,
+        note=progress,
     )
     netcdf.save_dataset(ds, args.out, overwrite=args.force)
     stem = Path(args.out).stem
@@ -249,16 +249,15 @@ def compare(args: argparse.Namespace) -> int:
             cells += [number(_plain(ratio)), number(_plain(cell["level_error_worst"]))]
             cells += [with_deviation(cell, "evaluations"), number(_plain(cell["wall_time"]))]
             table.add_row(solver, f"{rtol:g}", *cells, cell["status"].item())
-    out = console()
-    out.print(table)
-    out.print(
+    show(table)
+    show(
         f"errors at t = {float(last['snapshot_time']):g}: of θ relative, of R and test loss "
         f"absolute; the reference's ({ds.attrs['reference_solver']}) own in θ: "
         f"{float(last['reference_theta_error']):.1e}; mean ± deviation of {args.runs} walks"
     )
     if not args.quiet:
         for path in [args.out, *figures]:
-            print(f"wrote {path}", file=sys.stderr)
+            note(f"wrote {path}")
     return INTERRUPTED if ds.attrs["status"] == "interrupted" else DONE
 
 
@@ -272,8 +271,8 @@ def with_deviation(cell: xr.Dataset, name: str) -> str:
 def baseline(args: argparse.Namespace) -> int:
     """Train with weight decay, over the paper's penalties."""
     files.check_target(args.out, overwrite=args.force)
-    if args.runs < 1:
-        raise InputError(f"--runs {args.runs}; use a positive number")
+    if not 1 <= args.runs <= EPOCHS:
+        raise InputError(f"--runs {args.runs}; use 1 to {EPOCHS:,}")
     ds = baselines.weight_decay(
         args.experiment,
         penalties=args.penalties or baselines.PENALTIES,
@@ -288,8 +287,8 @@ def baseline(args: argparse.Namespace) -> int:
     baselines.save_weight_decay(ds, args.out, overwrite=args.force)
     if not args.quiet:
         for by in ("test_loss", "validation_loss")[: 1 + (args.validation > 0)]:
-            print(f"best by {by}: {baselines.best_penalty(ds, by):g}", file=sys.stderr)
-        print(f"wrote {args.out}", file=sys.stderr)
+            note(f"best by {by}: {baselines.best_penalty(ds, by):g}")
+        note(f"wrote {args.out}")
     return DONE
 
 
@@ -313,17 +312,17 @@ def sweep(args: argparse.Namespace) -> int:
         outcomes = gf.sweep(experiment, args.seeds, args.out, **walk, **common)
     if not args.quiet:
         new = sum(o.new for o in outcomes)
-        print(f"{len(outcomes)} runs, {new} of them new, in {args.out}", file=sys.stderr)
+        note(f"{len(outcomes)} runs, {new} of them new, in {args.out}")
     for o in outcomes:
         if o.status == "failed":
-            print(f"geoflow: {o.name} failed: {o.message}", file=sys.stderr)
+            note(f"geoflow: {o.name} failed: {o.message}")
     ended = all(o.status in (*REACHED, "trained") for o in outcomes)
     return DONE if ended else ENDED_EARLY
 
 
 def describe(ds: xr.Dataset) -> dict[str, Any]:
     """Collect a trajectory's attributes, sizes, and the first and last value of every scalar."""
-    attributes = {str(k): v.item() if hasattr(v, "item") else v for k, v in ds.attrs.items()}
+    attributes = {str(k): v.tolist() if hasattr(v, "tolist") else v for k, v in ds.attrs.items()}
     attributes["config"] = json.loads(attributes["config"])
     scalars = {}
     for name, variable in ds.variables.items():
@@ -354,13 +353,12 @@ def hint(args: argparse.Namespace) -> str:
 def _note_end(ds: xr.Dataset) -> None:
     last = ds.isel(step=-1)
     evaluations = int(last["n_gradient"]) + 2 * int(last["n_hvp"])
-    print(
-        f"{ds.attrs['status']}: {ds.attrs['status_message']}\n"
+    note(f"{ds.attrs['status']}: {ds.attrs['status_message']}")
+    note(
         f"angle {float(ds['angle'][0]):.1f}° → {float(last['angle']):.1f}°, "
         f"R {float(ds['regularizer'][0]):.4g} → {float(last['regularizer']):.4g}, "
         f"flow time {float(last['time']):.4g}, {ds.sizes['step'] - 1} steps, "
-        f"{evaluations} evaluations, {float(last['wall_time']):.1f} s",
-        file=sys.stderr,
+        f"{evaluations} evaluations, {float(last['wall_time']):.1f} s"
     )
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from geoflow.errors import DataError, InputError
 from geoflow.experiments import formats, synthetic
+from geoflow.system import files
 
 N_IMAGES = 1000
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -138,7 +139,7 @@ def _carried_only(name: str, data: str | None) -> None:
 
 def _folder(data: str) -> Path:
     folder = Path(data)
-    if not folder.is_dir():
+    if not files.is_folder(folder):
         raise DataError(f"{folder} is not a folder; name the one that holds the data files")
     return folder
 

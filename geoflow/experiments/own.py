@@ -224,7 +224,8 @@ class OwnExperiment:
                 f"dtype={dtype_name(dtype)}: the function of {self.name!r} gives a problem in "
                 f"{dtype_name(problem.dtype)}; let it take dtype and use it"
             )
-        if device is not None and problem.device.type != torch.device(device).type:
+        wanted = check_device_and_dtype(device or problem.device, problem.dtype)
+        if problem.device.type != wanted.type:
             raise InputError(
                 f"device={device}: the function of {self.name!r} gives a problem on "
                 f"{problem.device}; let it take device and use it"

@@ -16,6 +16,7 @@ from geoflow.experiments.prepared import Data, PreparedExperiment, check_seed
 from geoflow.problems.checks import check_device_and_dtype
 from geoflow.problems.parts import outputs
 from geoflow.problems.problem import Problem
+from geoflow.system.limits import EPOCHS, check_work
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,7 @@ class Experiment:
         epochs = self.epochs if epochs is None else epochs
         if epochs < 1:
             raise InputError(f"epochs={epochs}; use a positive number")
+        check_work(epochs, EPOCHS, f"epochs={epochs}", "epochs")
         start = self.start(seed, data=data, dtype=dtype, device=device)
         history = training.train(
             start.module,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,37 @@ from geoflow.errors import InputError
 from geoflow.plots.slices import HALO, WALK, check, colour_bar, surface, title
 from geoflow.plots.styles import LABELS, SLIDE_INCHES, new_figure, style
 from geoflow.system import files, translation
+from geoflow.system.memory import check_memory
 from geoflow.system.progress import progress_bar
 
 ENDINGS = (".gif", ".mp4")
 # Pixels of both directions must be even for H.264: 7.0 × 4.0 inches at 160 dots an inch.
 DPI = 160
 HEIGHT_INCHES = 4.0
+# An hour's work or so.
+MOST_FRAMES = 10_000
 
 PACES = {
     "arc_length": ("snapshot_arc_length", LABELS["arc_length"]),
     "time": ("snapshot_time", LABELS["time"]),
 }
+
+
+class _GifWriter(PillowWriter):
+    """Spreads the durations of frames, whole hundredths of a second in a GIF, to the mean asked."""
+
+    _frames: list[Any]
+
+    def finish(self) -> None:
+        """Write the file."""
+        ends = np.round(100 * np.arange(len(self._frames) + 1) / self.fps).astype(int)
+        self._frames[0].save(
+            self.outfile,
+            save_all=True,
+            append_images=self._frames[1:],
+            duration=[10 * int(d) for d in np.diff(ends)],
+            loop=0,
+        )
 
 
 def animate(
@@ -52,7 +73,9 @@ def animate(
     frames : int
         Of the film; evenly in arc length or in flow time, the first and the last snapshot shown.
     fps : float
-        Frames a second. A GIF's are rounded to hundredths of a second for each.
+        Frames a second. A GIF shows each for whole hundredths of a second: which of two, differs
+        from frame to frame, so that the film as a whole has the rate asked for. A frame of a
+        single hundredth, as beyond 50 a second, is shown for ten by many viewers.
     pace : str
         ``"arc_length"`` or ``"time"``.
     overwrite : bool
@@ -70,6 +93,7 @@ def animate(
     check(ds)
     path = Path(path)
     writer = _writer(path, frames, fps, pace)
+    _check_cost(path, frames)
     files.check_target(path, overwrite=overwrite)
     whole = files.replacing(path, ending=path.suffix)
     with translation.writing(path), whole as temporary, style():
@@ -86,7 +110,13 @@ def _writer(path: Path, frames: int, fps: float, pace: str) -> AbstractMovieWrit
     if pace not in PACES:
         raise InputError(f"pace={pace!r}; use one of {', '.join(PACES)}")
     if path.suffix == ".gif":
-        return PillowWriter(fps=fps)  # type: ignore[arg-type]
+        if fps > 50:
+            warnings.warn(
+                f"fps={fps:g}: many viewers show frames of 1/100 s for ten times that; use 50 or "
+                "less, or name a .mp4",
+                stacklevel=3,
+            )
+        return _GifWriter(fps=fps)  # type: ignore[arg-type]
     if not FFMpegWriter.isAvailable():
         raise InputError(
             f"{path}: there is no ffmpeg here, which makes MP4 files; install it (on Debian: "
@@ -95,6 +125,16 @@ def _writer(path: Path, frames: int, fps: float, pace: str) -> AbstractMovieWrit
     # Without the version of the software and the time in the file.
     plain = ["-fflags", "+bitexact", "-flags:v", "+bitexact", "-pix_fmt", "yuv420p"]
     return FFMpegWriter(fps=fps, codec="libx264", extra_args=plain)  # type: ignore[arg-type]
+
+
+def _check_cost(path: Path, frames: int) -> None:
+    """Refuse more frames than can be held, or drawn in hours."""
+    if frames > MOST_FRAMES:
+        raise InputError(f"frames={frames:,}; use at most {MOST_FRAMES:,}")
+    if path.suffix == ".gif":
+        # Of three bytes a pixel, all until the last is drawn; the palette's come one by one.
+        size = round(SLIDE_INCHES * DPI) * round(HEIGHT_INCHES * DPI) * 3
+        check_memory(frames * size, f"frames={frames:,} of a GIF", "use fewer, or name a .mp4")
 
 
 def _film(

@@ -23,9 +23,11 @@ from geoflow.analysis import PCA
 from geoflow.analysis.components import pca
 from geoflow.archive.netcdf import existing, expand, open_lazily
 from geoflow.archive.trajectory_files import open_trajectory
+from geoflow.errors import InputError
 from geoflow.sweeps import ensemble
 from geoflow.system import translation
 from geoflow.system.files import check_target, replacing
+from geoflow.system.memory import check_memory
 
 Floats = NDArray[np.float64]
 COMPONENTS = 6
@@ -309,11 +311,14 @@ def _sort(
         if subject is not None:
             trainings.setdefault(subject, []).append(path)
             continue
-        with open_trajectory(path) as ds:
+        with translation.reading(path, "a walk to report on"), open_trajectory(path) as ds:
+            if not ds.sizes["snapshot"]:
+                raise InputError(f"{path} holds no snapshot; leave it out, or walk again with some")
+            check_memory(ds.nbytes, f"{path}: its snapshots", "give fewer walks")
             ds.load()
-        a = ds.attrs
-        solver = json.dumps(json.loads(a["config"])["solver"], sort_keys=True)
-        key = (_subject(a), solver, f"{a['rtol']:g}", f"{a['atol']:g}", a["dtype"])
+            a = ds.attrs
+            solver = json.dumps(json.loads(a["config"])["solver"], sort_keys=True)
+            key = (_subject(a), solver, f"{a['rtol']:g}", f"{a['atol']:g}", a["dtype"])
         walks.setdefault(key, []).append(ds)
     for runs in walks.values():
         runs.sort(key=lambda ds: int(ds.attrs["seed"]))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from geoflow.archive.trajectory_files import open_trajectory
 from geoflow.errors import ArchiveError, InputError
+from geoflow.system.memory import check_memory
 from geoflow.trajectories import schema
 
 Floats = NDArray[np.float64]
@@ -78,6 +79,12 @@ def resample(runs: Sequence[xr.Dataset], along: str = "time", n: int = 200) -> x
     if along not in ALONG or n < 2:
         raise InputError(f"along={along!r}, n={n}; use along='time' or 'angle', and n of 2 or more")
     _check(runs)
+    # Of each scalar, by run and joined.
+    check_memory(
+        2 * 8 * n * sum(len(ds.variables) for ds in runs),
+        f"n={n}: the points of the axis",
+        "use fewer",
+    )
     passages = [_passage(ds, along) for ds in runs]
     low = max(float(at[0]) for at, _ in passages)
     high = min(float(at[-1]) for at, _ in passages)

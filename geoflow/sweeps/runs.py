@@ -13,8 +13,9 @@ import cloudpickle
 import torch
 
 from geoflow import baselines, experiments
+from geoflow.archive.saved import saved
 from geoflow.archive.trajectory_files import open_trajectory
-from geoflow.errors import InputError
+from geoflow.errors import GeoflowError, InputError
 from geoflow.experiments.prepared import check_seed
 from geoflow.manifold import regularizers
 from geoflow.manifold.flows import RegularizingFlow
@@ -26,6 +27,7 @@ from geoflow.sweeps.tasks import Outcome, Task, run_tasks, settle
 from geoflow.system import files
 from geoflow.system.translation import reason
 from geoflow.walking.loop import walk
+from geoflow.walking.resuming import resume
 from geoflow.walking.settings import DEFAULTS, OPTIONS, WalkSettings
 from geoflow.walking.stopping import Stationary, Stop
 
@@ -64,8 +66,8 @@ def sweep(
 
     Each walk's file appears in ``out``, whole, when the walk is done. Where a file is there
     already its walk is not done again, so that the same call after an interruption does what is
-    missing. A worker that dies costs its runs one more attempt; a run that fails is reported and
-    does not stop the others.
+    missing; a walk that was cut off goes on from its last checkpoint. A worker that dies costs its
+    runs one more attempt; a run that fails is reported and does not stop the others.
 
     On the cluster that is started here a script needs the usual ``if __name__ == "__main__":``,
     since the workers are processes that import it. The function of an experiment that is
@@ -113,6 +115,8 @@ snapshot_every, max_snapshots, theta_dtype
         An argument that cannot be used, a folder with other settings, or no cluster there.
     ArchiveError
         A file of the folder that is not a walk.
+    ClusterError
+        The scheduler has gone; the same call on another goes on.
     """
     chosen = experiments.get(experiment)
     regularizers.get(regularizer)
@@ -241,16 +245,32 @@ def _walk(
         dtype=None if settings["dtype"] is None else _dtype(settings["dtype"]),
         device=settings["device"],
     )
+    flow = RegularizingFlow(LevelSet(prepared.problem), regularizers.get(settings["regularizer"]))
+    walks = WalkSettings.from_config(settings)
+    resolved = walks.resolved(prepared.problem.dtype)
+    if _is_cut_off(Path(path), resolved, settings["experiment"], seed):
+        ds = resume(path, flow, observables=prepared.observables)
+        return ds.attrs["status"], ds.attrs["status_message"]
     ds = walk(
-        RegularizingFlow(LevelSet(prepared.problem), regularizers.get(settings["regularizer"])),
-        **vars(WalkSettings.from_config(settings)),
+        flow,
+        **vars(walks),
         observables=prepared.observables,
         provenance=prepared.provenance,
         archive=path,
-        # Only of a walk that was cut off: a finished one is not done again.
+        # Only what cannot be gone on from: a finished walk is not done again.
         overwrite=True,
     )
     return ds.attrs["status"], ds.attrs["status_message"]
+
+
+def _is_cut_off(path: Path, walks: WalkSettings, experiment: str, seed: int) -> bool:
+    """Whether a walk of these settings was cut off there, and can be gone on with."""
+    try:
+        kept = saved(path)
+        same = WalkSettings.from_config(kept.config) == walks
+    except GeoflowError:
+        return False
+    return same and [kept.attributes[n] for n in ("experiment", "seed")] == [experiment, seed]
 
 
 def _carried(experiment: experiments.OwnExperiment) -> bytes:

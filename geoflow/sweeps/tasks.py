@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from geoflow.errors import GeoflowError, InputError
+from geoflow.errors import ClusterError, GeoflowError, InputError
+from geoflow.system.messages import note
 from geoflow.system.progress import progress_bar
 from geoflow.system.translation import reason
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from distributed import Client
 
 SECONDS_TO_CONNECT = 30
+# A future whose scheduler has gone, or has forgotten it.
+LOST = ("lost", "cancelled")
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ def run_tasks(
     ------
     InputError
         No cluster there, or numbers that are not positive.
+    ClusterError
+        The scheduler has gone.
     """
     outcomes = {
         t.name: Outcome(t.name, t.path, *finished[t.name], new=False)
@@ -112,7 +118,8 @@ def run_tasks(
             failed = sum(o.status == "failed" for o in outcomes.values())
             bar.set_postfix_str(f"{failed} failed" if failed else "", refresh=False)
             if progress:
-                tqdm.write(f"{name}: {status}: {message}", file=sys.stderr)
+                with bar.external_write_mode(sys.stderr):
+                    note(f"{name}: {status}: {message}")
     return [outcomes[t.name] for t in tasks]
 
 
@@ -140,12 +147,25 @@ def _results(
         try:
             submit()
             for future in completed:
+                if future.status in LOST:
+                    raise _gone(len(names) + len(waiting))
                 submit()
                 name = names.pop(future)
                 yield name, *_end(future, missing[name])
+        # CommClosedError is one.
+        except OSError:
+            raise _gone(len(names) + len(waiting)) from None
         finally:
             # On somebody else's cluster nothing of an interrupted sweep goes on.
-            client.cancel(list(names))
+            if client.status == "running":
+                client.cancel(list(names))
+
+
+def _gone(n_runs: int) -> ClusterError:
+    return ClusterError(
+        f"the scheduler has gone, with {n_runs} runs to do; what is done is kept, and the same "
+        "command does the rest"
+    )
 
 
 def _end(future: Any, task: Task) -> tuple[str, str]:
@@ -194,7 +214,7 @@ def _client(
             raise InputError(
                 f"scheduler={scheduler!r} cannot be reached ({reason(error)})"
             ) from None
-        with client:
+        with _quiet(), client:
             try:
                 client.wait_for_workers(1, timeout=SECONDS_TO_CONNECT)
             except TimeoutError:
@@ -221,7 +241,9 @@ def _client(
                     n_workers=min(workers, n_runs),
                     threads_per_worker=1,
                     processes=True,
-                    dashboard_address=":0",
+                    # Tasks are code: nobody else's machine may send any, nor see them.
+                    host=LOOPBACK,
+                    dashboard_address=f"{LOOPBACK}:0",
                     silence_logs=logging.CRITICAL,
                 )
             )
@@ -233,6 +255,19 @@ def _client(
         client = stack.enter_context(Client(cluster, set_as_default=False))
         client.register_plugin(IgnoreInterrupts())
         yield client
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what Dask logs of a scheduler that has gone: one line says that."""
+    handlers = [(h, h.level) for h in logging.getLogger("distributed").handlers]
+    for handler, _ in handlers:
+        handler.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for handler, level in handlers:
+            handler.setLevel(level)
 
 
 def _check_main() -> None:

@@ -59,9 +59,46 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
     return path
 
 
+def check_folder(path: str | Path) -> None:
+    """Make sure that files can be written into a folder, or that it can be made; nothing is.
+
+    Raises
+    ------
+    InputError
+        There is something else than a folder, or it cannot be written or made.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=_there(resolved(Path(path)))):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be written ({reason}); name another folder") from None
+
+
+def _there(folder: Path) -> Path:
+    """Return the folder, or the one that is there to make it in."""
+    while True:
+        try:
+            os.stat(folder)
+        except FileNotFoundError:
+            folder = folder.parent
+        else:
+            return folder
+
+
 def resolved(path: Path) -> Path:
     """Return the file that a name stands for, all links followed; it need not be there."""
     return Path(os.path.realpath(path))
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether a regular file is there; what no file can be named by is none."""
+    return os.path.isfile(path)
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a folder is there; what no folder can be named by is none."""
+    return os.path.isdir(path)
 
 
 def is_regular(path: Path, *, follow: bool = True) -> bool:

@@ -42,7 +42,9 @@ def check_memory(needed: int, what: str, remedy: str, device: torch.device = CPU
     available = available_memory(device)
     if available is not None and needed > available:
         where = "" if device.type == "cpu" else f" on {device}"
+        gib = min(needed, 10**300) / 2**30
+        need = f"{gib:.1f}" if gib < 1e6 else f"{gib:.2g}"
         raise InputError(
-            f"{what} need {needed / 2**30:.1f} GiB of memory and {available / 2**30:.1f} GiB are "
-            f"available{where}; {remedy}"
+            f"{what} need {need} GiB of memory and {available / 2**30:.1f} GiB are available"
+            f"{where}; {remedy}"
         )

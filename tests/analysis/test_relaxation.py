@@ -180,7 +180,7 @@ def test_figures_of_what_was_fitted_and_what_was_not(oja):
     labels = figure.axes[0].get_legend_handles_labels()[1]
     assert labels == ["walk", "fit, rate 2", "smallest eigenvalue: 2"]
     assert figure.axes[0].get_yscale() == "log"
-    refused = relaxation.along(ds, start=11.7)
+    refused = relaxation.along(ds, start=float(ds["time"][-3]))
     assert "too few points" in plots.relaxation(refused).axes[0].texts[0].get_text()
     with pytest.raises(InputError, match="no relaxation"):
         plots.relaxation(ds)

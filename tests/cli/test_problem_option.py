@@ -270,7 +270,7 @@ BAD = [
     ("mine.py:Sizes", "give a function of a seed"),
     ("mine.py:no_seed", "cannot be called with a seed alone"),
     ("mine.py:wrong", "returned a dict; return a geoflow.experiments.PreparedExperiment"),
-    ("mine.py:provenance", "cannot be written as JSON"),
+    ("mine.py:provenance", "cannot be kept as JSON"),
     ("mine.py:iris_ff", "'iris_ff' is the name of another experiment"),
     (
         "mine.py:fails",

@@ -1,4 +1,5 @@
 import os
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import references
 from geoflow import plots
 from geoflow.analysis import landscape, planes
 from geoflow.errors import ArchiveError, InputError
-from geoflow.plots import slices
+from geoflow.plots import animation, slices
+from geoflow.plots.styles import new_figure
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +99,41 @@ def test_a_film_has_its_frames_and_is_the_same_each_time(ds, tmp_path):
     assert changed is not None
     plots.animate(ds, tmp_path / "time.gif", frames=5, fps=10, pace="time")
     assert (tmp_path / "time.gif").read_bytes() != (tmp_path / "a.gif").read_bytes()
+
+
+@pytest.mark.parametrize("fps", [7.0, 20.0, 30.0, 45.0, 60.0, 100.0])
+def test_a_gif_has_the_rate_asked_for_on_the_whole(ds, tmp_path, monkeypatch, fps):
+    monkeypatch.setattr(animation, "_film", blank_film)
+    path = tmp_path / "a.gif"
+    with pytest.warns(UserWarning, match="many viewers") if fps > 50 else nullcontext():
+        plots.animate(ds, path, frames=31, fps=fps)
+    durations = []
+    with Image.open(path) as film:
+        assert film.n_frames == 31
+        for frame in range(31):
+            film.seek(frame)
+            durations.append(film.info["duration"])
+    assert abs(sum(durations) - 31_000 / fps) <= 5
+    assert all(abs(d - 1000 / fps) < 10 and d >= 10 for d in durations)
+
+
+def blank_film(ds, writer, path, frames, *rest):
+    """Frames that differ in a small figure: what Pillow does with durations is the same."""
+    figure = new_figure(0.5, 0.5)
+    writer.setup(figure, str(path), 50)
+    for frame in range(frames):
+        figure.set_facecolor((frame / frames, 0, 0))
+        writer.grab_frame()
+    writer.finish()
+
+
+def test_more_frames_than_there_is_room_or_time_for_are_refused(ds, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="frames=100,000; use at most"):
+        plots.animate(ds, tmp_path / "a.gif", frames=100_000)
+    monkeypatch.setattr("geoflow.system.memory.available_memory", lambda device: 2**30)
+    with pytest.raises(InputError, match=r"frames=1,000 of a GIF need 2.0 GiB .* name a .mp4"):
+        plots.animate(ds, tmp_path / "a.gif", frames=1000)
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.skipif(not FFMpegWriter.isAvailable(), reason="there is no ffmpeg")

@@ -16,6 +16,8 @@ from geoflow.analysis.components.path_components import (
     step_gram,
 )
 from geoflow.errors import InputError
+from geoflow.system.limits import OPERATIONS, check_work
+from geoflow.system.memory import check_memory
 
 Floats = NDArray[np.float64]
 
@@ -85,6 +87,8 @@ def brownian_path(
         An argument that cannot be used.
     """
     check_sizes(n_points, None)
+    named = f"n_points={n_points}, dimension={dimension}: the steps"
+    check_memory(3 * 8 * n_points * dimension, named, "use fewer")
     steps = _generator(seed).standard_normal((n_points - 1, dimension))
     if step_lengths is not None:
         lengths = np.asarray(step_lengths, dtype=float)
@@ -172,6 +176,7 @@ def simulate(
         An argument that cannot be used.
     """
     check_simulations(n_simulations, seed, dimension)
+    check_cost(len(gram) + 1, n_simulations, n_components)
     lengths = np.sqrt(np.diagonal(gram))
     rng = _generator(seed)
     n_steps = len(gram)
@@ -225,6 +230,22 @@ def check_simulations(n_simulations: int, seed: int, dimension: int = 1) -> None
     if dimension < 1 or n_simulations < 2:
         raise InputError(f"dimension={dimension}, n_simulations={n_simulations}; use more")
     _generator(seed)
+
+
+def check_cost(n_points: int, n_simulations: int, n_components: int) -> None:
+    """Refuse simulations of paths that memory cannot hold, or that would take hours.
+
+    Raises
+    ------
+    InputError
+        They would.
+    """
+    # Ratios and contents, in parts and joined; the statistic.
+    needed = 8 * n_simulations * (4 * n_components + 4)
+    check_memory(needed, f"n_simulations={n_simulations}: what is kept of each", "use fewer")
+    # The eigenvalues of each path.
+    named = f"n_simulations={n_simulations} of {n_points} points"
+    check_work(4 * n_simulations * n_points**3, OPERATIONS, named, "operations")
 
 
 def _generator(seed: int) -> np.random.Generator:

@@ -125,6 +125,9 @@ def fit(
     if not points or any(p.ndim != 2 for p in points) or len({p.shape[1] for p in points}) > 1:
         raise InputError("points: give arrays of shape (N, P), all of the same P")
     n, p = sum(len(part) for part in points), points[0].shape[1]
+    if n < 2:
+        there = "a single point is" if n else "no point is"
+        raise InputError(f"points: {there} there, and it takes two; walk again with more snapshots")
     if not 1 <= n_components < n:
         raise InputError(f"n_components={n_components}: {n} points have 1 to {n - 1} components")
     # A block, what is read for it and a copy; the Gram matrix, and what its eigenvectors take.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from geoflow.analysis.curvature.operators import Curvature
 from geoflow.errors import InputError
+from geoflow.system.limits import OPERATIONS, check_work
 from geoflow.system.memory import CPU, check_memory
 
 Floats = NDArray[np.float64]
@@ -153,7 +154,10 @@ def extreme_eigenvalues(
     if not 1 <= k <= n:
         raise InputError(f"k={k}; the operator has 1 to {n} eigenvalues")
     n_vectors = _krylov_size(k)
+    check_work(n * min(n, n_vectors) ** 2, OPERATIONS, f"k={k}", "operations")
     if n <= n_vectors:
+        # The matrix, its eigenvectors and what finding them takes.
+        _check_memory(operator, 4 * n, f"{k} eigenvectors")
         values, vectors = np.linalg.eigh(operator.dense())
         order = slice(None, k) if which == "smallest" else slice(None, -k - 1, -1)
         return _pairs(operator, values[order], vectors[:, order])
@@ -206,6 +210,11 @@ def spectral_density(
         raise InputError(f"n_probes={n_probes}, n_steps={n_steps}; use at least 2 and 1")
     n_steps = min(n_steps, operator.size)
     _check_memory(operator, n_steps + 2, f"n_steps={n_steps}")
+    check_memory(16 * n_probes * n_steps, f"the nodes of n_probes={n_probes}", "ask for fewer")
+    # Each vector against all before it, twice.
+    operations = 4 * operator.size * n_steps**2 * n_probes
+    named = f"n_probes={n_probes}, n_steps={n_steps}"
+    check_work(operations, OPERATIONS, named, "operations")
     nodes, weights = np.full((n_probes, n_steps), np.nan), np.zeros((n_probes, n_steps))
     rng = _generator(seed)
     for probe in range(n_probes):

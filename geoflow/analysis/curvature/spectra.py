@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -34,6 +33,9 @@ from geoflow.archive.pieces import Pieces, fingerprint
 from geoflow.errors import InputError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.problems.dtypes import dtype_name
+from geoflow.system.limits import EVALUATIONS, check_work
+from geoflow.system.memory import check_memory
+from geoflow.system.messages import note
 from geoflow.system.progress import duration, progress_bar
 
 OPERATORS = ("hessian", "tangent", "gauss_newton")
@@ -138,6 +140,14 @@ def along(
     _check_operators(operators)
     if n_points < 2:
         raise InputError(f"n_points={n_points}; use at least 2")
+    cost = {
+        "k": k,
+        "n_probes": n_probes,
+        "n_steps": n_steps,
+        "n_trace": n_trace,
+        "max_products": max_products,
+    }
+    _check_cost(flow, len(indices) * len(operators), n_points, cost)
     attributes = {
         "kind": "spectra",
         "title": "Curvature spectra along a walk",
@@ -148,14 +158,6 @@ def along(
         "n_trace": n_trace,
         "tensors": "" if tensors is None else " ".join(tensors),
     }
-    cost = {
-        "k": k,
-        "n_probes": n_probes,
-        "n_steps": n_steps,
-        "n_trace": n_trace,
-        "max_products": max_products,
-    }
-
     limits: dict[str, Any] = {"tol": tol, "max_products": max_products, "seed": seed}
 
     def at(index: int) -> xr.Dataset:
@@ -246,6 +248,22 @@ def overlap(operator: Curvature, eigenvectors: np.ndarray[Any, Any], state: Flow
     return float(((eigenvectors.T @ (velocity / norm)) ** 2).sum())
 
 
+def _check_cost(
+    flow: RegularizingFlow, n_spectra: int, n_points: int, cost: Mapping[str, int]
+) -> None:
+    """Refuse what would take days, or more memory than there is, even with the fewest products."""
+    products, _ = products_needed(flow.problem.n_parameters, **cost)
+    check_work(
+        n_spectra * products,
+        EVALUATIONS,
+        ", ".join(f"{name}={cost[name]}" for name in ("k", "n_probes", "n_steps", "n_trace")),
+        "Hessian-vector products",
+    )
+    # The density of each probe, its mean, its error and the abscissae.
+    needed = 8 * n_points * (cost["n_probes"] + 3 * n_spectra)
+    check_memory(needed, f"n_points={n_points}: the points of the densities", "use fewer")
+
+
 def _announce(
     state: FlowState,
     flow: RegularizingFlow,
@@ -269,10 +287,9 @@ def _announce(
         least, most = least + n_snapshots * low, most + n_snapshots * high
         shortest += n_snapshots * low * each
         longest += n_snapshots * high * each
-    print(
+    note(
         f"spectra of {n_snapshots} snapshots: {duration(shortest)} to {duration(longest)}, for "
-        f"{least:,} to {most:,} Hessian-vector products",
-        file=sys.stderr,
+        f"{least:,} to {most:,} Hessian-vector products"
     )
 
 

@@ -143,6 +143,10 @@ def through(ds: xr.Dataset, snapshots: Sequence[int]) -> Plane:
         Not three indices of snapshots, or three points on a line.
     """
     n = ds.sizes["snapshot"]
+    if n < 3:
+        raise InputError(
+            f"through={list(snapshots)}: ds holds {n} snapshots; walk again with three or more"
+        )
     indices = [i % n for i in snapshots if -n <= i < n]
     if len(snapshots) != 3 or len(set(indices)) != 3:
         raise InputError(

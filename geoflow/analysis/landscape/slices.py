@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -26,6 +25,9 @@ from geoflow.manifold.flows import RegularizingFlow
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.problem import Problem
 from geoflow.problems.protocol import ProblemLike
+from geoflow.system.limits import EVALUATIONS, check_work
+from geoflow.system.memory import check_memory
+from geoflow.system.messages import note
 from geoflow.system.progress import duration, progress_bar
 from geoflow.trajectories.records import Observable
 
@@ -117,6 +119,7 @@ def on_plane(
     }
     recorded = {n: ds[n].values for n in observables if n in ds and ds[n].dims == ("snapshot",)}
     recorded[LOSS] = ds["train_loss"].values[ds["snapshot_step"].values]
+    _check_cost(problem, points, len(functions))
     walk = _projected(ds, plane)
     alpha, beta = _grid(walk, plane, points, margin)
 
@@ -197,6 +200,15 @@ def _check_flow(ds: xr.Dataset, problem: ProblemLike) -> None:
     if not ds.sizes["snapshot"]:
         raise InputError("ds holds no snapshot; walk again with snapshots")
     check_loss(ds, problem, 0, float(problem.loss(theta_at(ds, problem, 0))))
+
+
+def _check_cost(problem: ProblemLike, points: int, n_functions: int) -> None:
+    """Refuse a grid that memory cannot hold, or that would take days."""
+    theta = problem.theta0
+    # The parameters of a row; the values by row, on the grid, and as they are written.
+    needed = points * theta.numel() * theta.element_size() + 4 * 8 * points**2 * n_functions
+    check_memory(needed, f"points={points}: the points of the grid", "use fewer points")
+    check_work(points**2 * n_functions, EVALUATIONS, f"points={points}", "evaluations of a loss")
 
 
 def _theta(ds: xr.Dataset, index: int) -> Floats:
@@ -300,10 +312,7 @@ def _announce(functions: Mapping[str, Evaluation], theta: Tensor, n: int) -> Non
     for f in functions.values():
         f(thetas)
     seconds = (time.perf_counter() - before) / len(thetas) * n
-    print(
-        f"slice: about {duration(seconds)} for {' and '.join(functions)} at {n:,} points",
-        file=sys.stderr,
-    )
+    note(f"slice: about {duration(seconds)} for {' and '.join(functions)} at {n:,} points")
 
 
 def _dataset(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from scipy.optimize import minimize_scalar
 
 from geoflow.analysis.series import exponentials, red_noise
 from geoflow.errors import InputError
+from geoflow.system.limits import OPERATIONS, check_work
+from geoflow.system.memory import check_memory
 
 Floats = NDArray[np.float64]
 
@@ -69,9 +72,16 @@ def frequency_grid(
     With uneven samples there is no Nyquist frequency; what lies above half the median rate may be
     asked for by ``max_frequency``.
     """
+    if max_frequency is not None and not (math.isfinite(max_frequency) and max_frequency > 0):
+        raise InputError(f"max_frequency={max_frequency:g}; use a positive number")
+    if not (math.isfinite(oversampling) and oversampling > 0):
+        raise InputError(f"oversampling={oversampling:g}; use a positive number")
     span = float(times[-1] - times[0])
     high = 0.5 / float(np.median(np.diff(times))) if max_frequency is None else max_frequency
-    count = int(np.floor((high * span - 1) * oversampling * (1 + 1e-12))) + 1
+    wanted = (high * span - 1) * oversampling * (1 + 1e-12)
+    count = math.floor(min(wanted, 1e18)) + 1
+    # The grid itself, and expected power for some tens of time constants.
+    check_memory(8 * 50 * count, f"max_frequency={high:g}: {count:.2g} frequencies", "use less")
     if count < 3:
         raise InputError(
             f"max_frequency={high:g}: hardly above one cycle over the span, {1 / span:g}; use more"
@@ -132,6 +142,7 @@ def lomb_scargle(
     y = y[:, None] if y.ndim == 1 else y
     _check(t, y, detrend, levels, n_simulations, seed)
     frequency = frequency_grid(t, oversampling=oversampling, max_frequency=max_frequency)
+    _check_cost(y.shape, len(frequency), n_simulations)
     shared = None if detrend == "relaxation" else _Design(t, _background(t, y, detrend), frequency)
     columns = [
         _spectrum(
@@ -273,6 +284,18 @@ def _background(times: Floats, x: Floats, detrend: str) -> Floats:
             f"detrend='relaxation' does not fit ({fitted.status}); use 'linear' or 'mean'"
         )
     return fitted.jacobian
+
+
+def _check_cost(shape: tuple[int, ...], n_frequencies: int, n_simulations: int) -> None:
+    """Refuse simulations that memory cannot hold, or that would take hours."""
+    n, n_series = shape
+    at_once = min(n_frequencies, max(1, ENTRIES // (4 * n)))
+    # Draws, residuals and their fits; powers of some frequencies, their squares and expectations.
+    needed = 8 * n_simulations * (8 * n + 6 * at_once)
+    check_memory(needed, f"n_simulations={n_simulations}: the simulated series", "use fewer")
+    operations = 4 * n * n_frequencies * n_simulations * n_series
+    named = f"n_simulations={n_simulations} at {n_frequencies} frequencies"
+    check_work(operations, OPERATIONS, named, "operations")
 
 
 def _check(

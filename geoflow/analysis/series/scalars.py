@@ -101,7 +101,7 @@ def _with_scores(ds: xr.Dataset, scalars: Sequence[str | xr.DataArray]) -> list[
     """Put the walk's own PCA scores in the place of the names pc1, pc2, …."""
 
     def component(scalar: str | xr.DataArray) -> int:
-        named = isinstance(scalar, str) and re.fullmatch(r"pc([1-9]\d*)", scalar)
+        named = isinstance(scalar, str) and re.fullmatch(r"pc([1-9][0-9]{0,8})", scalar)
         return int(named[1]) if named else 0
 
     asked = max(map(component, scalars), default=0)
