@@ -7,20 +7,17 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NewType
 
 import netCDF4
-import numpy as np
 import xarray as xr
 
 from geoflow.archive import parts
 from geoflow.errors import ArchiveError, InputError
 from geoflow.system import files, translation
 
-# zlib makes of a byte at most this many.
-LARGEST_RATIO = 1032
-
-LONGEST_TEXT = 2**20
+# The path of a regular file, links resolved, whose structure has been looked at.
+Checked = NewType("Checked", Path)
 
 
 class Lock:
@@ -50,17 +47,58 @@ class Lock:
 LOCK = Lock()
 
 
-def open_lazily(path: Path, group: str | None = None) -> xr.Dataset:
+def checked(path: Path) -> Checked:
+    """Look at a file's structure before the netCDF library does: the border of all that is read.
+
+    It is taken for what it is, a file whose name is resolved here and once, whatever that name
+    would mean to netCDF, and see :mod:`geoflow.archive.structure`.
+
+    Raises
+    ------
+    ValueError, OSError, …
+        It is no regular file, or cannot be read at the price of its size; see
+        :data:`geoflow.system.translation.UNREADABLE`.
+    """
+    # Imported here, as importing h5py takes a tenth of a second and few commands open a file.
+    from geoflow.archive import structure
+
+    found = files.resolved(path)
+    if not found.is_file():
+        raise ValueError("it is no regular file")
+    structure.check(found)
+    return Checked(found)
+
+
+def open_lazily(path: Checked, group: str | None = None) -> xr.Dataset:
     """Open any netCDF-4 file; every later reading of it takes the lock.
 
     Nothing is decoded as a date: a file may say of anything that it is one.
+
+    Raises
+    ------
+    ValueError
+        Its variables are longer than the file can hold, in netCDF's own view: one that ends before
+        its dimension does is filled up.
     """
+    from geoflow.archive.structure import LARGEST_RATIO
+
     with LOCK:
-        return xr.open_dataset(path, engine="netcdf4", group=group, decode_times=False, lock=LOCK)
+        store = xr.backends.NetCDF4DataStore.open(path, group=group, lock=LOCK)
+        try:
+            variables = store.ds.variables.values()
+            declared = sum(math.prod(v.shape) * getattr(v.dtype, "itemsize", 1) for v in variables)
+            if declared > LARGEST_RATIO * path.stat().st_size:
+                raise ValueError(
+                    f"its variables declare {declared:.3g} bytes, more than the file can hold"
+                )
+            return xr.open_dataset(store, decode_times=False)
+        except BaseException:
+            store.close()
+            raise
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[netCDF4.Dataset]:
+def opened(path: Checked) -> Iterator[netCDF4.Dataset]:
     """Hold the lock and a file as the netCDF library itself shows it."""
     with LOCK, netCDF4.Dataset(path) as file:
         yield file
@@ -175,7 +213,7 @@ def open_analysis(path: str | Path, kind: str | None = None) -> xr.Dataset:
     """
     path = existing(path)
     with translation.reading(path):
-        ds = open_lazily(path)
+        ds = open_lazily(checked(path))
     found = ds.attrs.get("kind")
     if not isinstance(found, str) or kind not in (None, found):
         ds.close()
@@ -183,25 +221,3 @@ def open_analysis(path: str | Path, kind: str | None = None) -> xr.Dataset:
         wanted = "a file that geoflow wrote" if kind is None else f"one of the kind {kind!r}"
         raise ArchiveError(f"{path} is {what}; give {wanted}")
     return ds
-
-
-def lies(path: Path) -> list[str]:
-    """Find what a file declares and cannot hold, before anything is read from it.
-
-    Raises
-    ------
-    OSError
-        It is no netCDF-4 file.
-    """
-    with opened(path) as file:
-        file.set_auto_maskandscale(False)
-        groups = [file, *file.groups.values()]
-        variables = [variable for group in groups for variable in group.variables.values()]
-        owners: list[Any] = [*groups, *variables]
-        for name, value in ((n, o.getncattr(n)) for o in owners for n in o.ncattrs()):
-            if (len(value) if isinstance(value, str) else np.size(value)) > LONGEST_TEXT:
-                return [f"attribute {name[:40]!r} is too long"]
-        declared = sum(math.prod(v.shape) * getattr(v.dtype, "itemsize", 1) for v in variables)
-    if declared > LARGEST_RATIO * path.stat().st_size:
-        return [f"its variables declare {declared:.3g} bytes, more than the file can hold"]
-    return []

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from geoflow import baselines, plots
 from geoflow.analysis import PCA
 from geoflow.analysis.components import pca
-from geoflow.archive.netcdf import existing, expand, open_lazily
+from geoflow.archive.netcdf import checked, existing, expand, open_lazily
 from geoflow.archive.trajectory_files import open_trajectory
 from geoflow.sweeps import ensemble
 from geoflow.system import translation
@@ -328,5 +328,5 @@ def _subject(attributes: Mapping[str, Any]) -> str:
 
 def _baseline_of(path: Path) -> str | None:
     """Subject of a baseline's file; None for any other file."""
-    with translation.reading(path), open_lazily(existing(path)) as ds:
+    with translation.reading(path), open_lazily(checked(existing(path))) as ds:
         return _subject(ds.attrs) if "geoflow_baseline" in ds.attrs else None
