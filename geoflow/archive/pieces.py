@@ -141,7 +141,7 @@ class Pieces:
     def _claim(self, path: Path) -> None:
         """Make sure the folder holds pieces of this very analysis, or none."""
         assert self._lock
-        if path.exists():
+        if files.is_regular(path, follow=False) and not path.is_symlink():
             kept = path.read_text(encoding="utf-8")
             if kept == self.settings:
                 return

@@ -103,7 +103,6 @@ class _Walk:
         self.seen: set[int] = set()
 
     def file(self, path: Path) -> None:
-        # Imported here, as few commands open a file.
         with h5py.File(path, "r") as file:
             root = h5g.open(file.id, b"/")
             self.seen.add(h5o.get_info(root).addr)
