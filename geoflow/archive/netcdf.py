@@ -11,9 +11,11 @@ from typing import Any, NewType
 
 import netCDF4
 import xarray as xr
+from xarray.backends.netCDF4_ import NetCDF4ArrayWrapper, NetCDF4DataStore
+from xarray.core.indexing import LazilyIndexedArray
 
 from geoflow.archive import parts
-from geoflow.errors import ArchiveError, InputError
+from geoflow.errors import ArchiveError, DamageError, InputError
 from geoflow.system import files, translation
 
 # The path of a regular file, links resolved, whose structure has been looked at.
@@ -47,6 +49,30 @@ class Lock:
 LOCK = Lock()
 
 
+class _Values(NetCDF4ArrayWrapper):
+    """Values of a variable, read when they are asked for; says which cannot be."""
+
+    __slots__ = ()
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return super().__getitem__(key)
+        except translation.UNREADABLE as error:
+            raise DamageError(
+                f"{self.datastore._filename}: the values of {self.variable_name[:80]!a} cannot be "
+                f"read ({translation.reason(error.__cause__ or error)})"
+            ) from error
+
+
+class _Store(NetCDF4DataStore):
+    """xarray's own, with values that say which cannot be read."""
+
+    def open_store_variable(self, name: str, var: Any) -> Any:
+        found = super().open_store_variable(name, var)
+        values = LazilyIndexedArray(_Values(name, self))
+        return xr.Variable(found.dims, values, found.attrs, found.encoding)
+
+
 def checked(path: Path) -> Checked:
     """Look at a file's structure before the netCDF library does: the border of all that is read.
 
@@ -72,18 +98,20 @@ def checked(path: Path) -> Checked:
 def open_lazily(path: Checked, group: str | None = None) -> xr.Dataset:
     """Open any netCDF-4 file; every later reading of it takes the lock.
 
-    Nothing is decoded as a date: a file may say of anything that it is one.
+    Nothing is decoded as a date: a file may say of anything that it is one. Numbers are read when
+    they are asked for, and :class:`geoflow.errors.DamageError` says which cannot be; text is read
+    at once, so that what is no text is found here.
 
     Raises
     ------
-    ValueError
-        Its variables are longer than the file can hold, in netCDF's own view: one that ends before
-        its dimension does is filled up.
+    ValueError, OSError, …
+        See :data:`geoflow.system.translation.UNREADABLE`. Its variables can be longer here than the
+        file can hold: netCDF goes by their dimensions.
     """
     from geoflow.archive.structure import LARGEST_RATIO
 
     with LOCK:
-        store = xr.backends.NetCDF4DataStore.open(path, group=group, lock=LOCK)
+        store = _Store.open(path, group=group, lock=LOCK)
         try:
             variables = store.ds.variables.values()
             declared = sum(math.prod(v.shape) * getattr(v.dtype, "itemsize", 1) for v in variables)
@@ -91,7 +119,11 @@ def open_lazily(path: Checked, group: str | None = None) -> xr.Dataset:
                 raise ValueError(
                     f"its variables declare {declared:.3g} bytes, more than the file can hold"
                 )
-            return xr.open_dataset(store, decode_times=False)
+            ds = xr.open_dataset(store, decode_times=False)
+            for variable in ds.variables.values():
+                if variable.dtype.kind not in "fiu":
+                    variable.load()
+            return ds
         except BaseException:
             store.close()
             raise

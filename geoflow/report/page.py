@@ -102,13 +102,16 @@ def report(
     out = check_target(out, overwrite=overwrite)
     paths = expand(files)
     walks, trainings = _sort(paths)
+    alone = sorted(set(trainings) - {subject for subject, *_ in walks})
     sections = []
-    for (subject, *_), runs in sorted(walks.items()):
-        paths_beside = trainings.get(subject)
-        baseline = baselines.open_weight_decay(paths_beside) if paths_beside else None
-        sections.append(_section(subject, runs, baseline))
-    for subject in sorted(set(trainings) - {subject for subject, *_ in walks}):
-        sections.append(_section(subject, [], baselines.open_weight_decay(trainings[subject])))
+    for subject, runs in [
+        *((key[0], runs) for key, runs in sorted(walks.items())),
+        *((subject, []) for subject in alone),
+    ]:
+        with translation.reading(f"one of the files of {subject!a}", "what a page can show"):
+            paths_beside = trainings.get(subject)
+            baseline = baselines.open_weight_decay(paths_beside) if paths_beside else None
+            sections.append(_section(subject, runs, baseline))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("geoflow.report"),
         autoescape=True,
@@ -309,12 +312,13 @@ def _sort(
         if subject is not None:
             trainings.setdefault(subject, []).append(path)
             continue
-        with open_trajectory(path) as ds:
-            ds.load()
-        a = ds.attrs
-        solver = json.dumps(json.loads(a["config"])["solver"], sort_keys=True)
-        key = (_subject(a), solver, f"{a['rtol']:g}", f"{a['atol']:g}", a["dtype"])
-        walks.setdefault(key, []).append(ds)
+        with translation.reading(path, "what a page can show"):
+            with open_trajectory(path) as ds:
+                ds.load()
+            a = ds.attrs
+            solver = json.dumps(json.loads(a["config"])["solver"], sort_keys=True)
+            key = (_subject(a), solver, f"{a['rtol']:g}", f"{a['atol']:g}", a["dtype"])
+            walks.setdefault(key, []).append(ds)
     for runs in walks.values():
         runs.sort(key=lambda ds: int(ds.attrs["seed"]))
     return walks, trainings
