@@ -261,7 +261,7 @@ def bytes_of(rng: Random, path: Path) -> str:
     elif what == "zeroed":
         content[place : place + 64] = bytes(len(content[place : place + 64]))
     elif what == "doubled":
-        content += content
+        content = content * 2
     elif what == "inserted":
         content[place:place] = bytes(rng.integers(0, 256, 8, dtype=np.uint8))
     else:
