@@ -19,6 +19,10 @@ class ArchiveError(GeoflowError):
     """A trajectory file that cannot be read, written or trusted."""
 
 
+class DamageError(ArchiveError, RuntimeError):
+    """Values that a file promises and that cannot be read from it."""
+
+
 class StorageError(ArchiveError):
     """The disk takes no more of a walk; what was streamed is kept, and can be resumed."""
 

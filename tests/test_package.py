@@ -33,7 +33,9 @@ def test_everything_a_package_promises_is_there(name):
 
 
 HEAVY = ("matplotlib", "scipy.stats", "scipy.integrate", "sklearn", "mlxtend", "distributed")
-PRINT_LOADED = f"import sys, geoflow; print(*[m for m in {HEAVY} if m in sys.modules])"
+# Light, but of no use before a file is opened.
+LATE = (*HEAVY, "h5py")
+PRINT_LOADED = f"import sys, geoflow; print(*[m for m in {LATE} if m in sys.modules])"
 
 
 def run(code):

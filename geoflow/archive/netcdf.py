@@ -7,21 +7,20 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NewType
 
 import netCDF4
-import numpy as np
 import xarray as xr
+from xarray.backends.netCDF4_ import NetCDF4ArrayWrapper, NetCDF4DataStore
+from xarray.core.indexing import LazilyIndexedArray
 
 from geoflow.archive import parts
-from geoflow.errors import ArchiveError, InputError
+from geoflow.errors import ArchiveError, DamageError, InputError
 from geoflow.system import files, translation
 from geoflow.system.files import is_folder
 
-# zlib makes of a byte at most this many.
-LARGEST_RATIO = 1032
-
-LONGEST_TEXT = 2**20
+# The path of a regular file, links resolved, whose structure has been looked at.
+Checked = NewType("Checked", Path)
 
 
 class Lock:
@@ -51,17 +50,88 @@ class Lock:
 LOCK = Lock()
 
 
-def open_lazily(path: Path, group: str | None = None) -> xr.Dataset:
+class _Values(NetCDF4ArrayWrapper):
+    """Values of a variable, read when they are asked for; says which cannot be."""
+
+    __slots__ = ()
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return super().__getitem__(key)
+        except translation.UNREADABLE as error:
+            raise DamageError(
+                f"{self.datastore._filename}: the values of {self.variable_name[:80]!a} cannot be "
+                f"read ({translation.reason(error.__cause__ or error)})"
+            ) from error
+
+
+class _Store(NetCDF4DataStore):
+    """xarray's own, with values that say which cannot be read."""
+
+    def open_store_variable(self, name: str, var: Any) -> Any:
+        found = super().open_store_variable(name, var)
+        values = LazilyIndexedArray(_Values(name, self))
+        return xr.Variable(found.dims, values, found.attrs, found.encoding)
+
+
+def checked(path: Path) -> Checked:
+    """Look at a file's structure before the netCDF library does: the border of all that is read.
+
+    It is taken for what it is, a file whose name is resolved here and once, whatever that name
+    would mean to netCDF, and see :mod:`geoflow.archive.structure`.
+
+    Raises
+    ------
+    ValueError, OSError, …
+        It is no regular file, or cannot be read at the price of its size; see
+        :data:`geoflow.system.translation.UNREADABLE`.
+    """
+    # Imported here, as importing h5py takes a tenth of a second and few commands open a file.
+    from geoflow.archive import structure
+
+    found = files.resolved(path)
+    if not found.is_file():
+        raise ValueError("it is no regular file")
+    structure.check(found)
+    return Checked(found)
+
+
+def open_lazily(path: Checked, group: str | None = None) -> xr.Dataset:
     """Open any netCDF-4 file; every later reading of it takes the lock.
 
-    Nothing is decoded as a date: a file may say of anything that it is one.
+    Nothing is decoded as a date: a file may say of anything that it is one. Numbers are read when
+    they are asked for, and :class:`geoflow.errors.DamageError` says which cannot be; text is read
+    at once, so that what is no text is found here.
+
+    Raises
+    ------
+    ValueError, OSError, …
+        See :data:`geoflow.system.translation.UNREADABLE`. Its variables can be longer here than the
+        file can hold: netCDF goes by their dimensions.
     """
+    from geoflow.archive.structure import LARGEST_RATIO
+
     with LOCK:
-        return xr.open_dataset(path, engine="netcdf4", group=group, decode_times=False, lock=LOCK)
+        store = _Store.open(path, group=group, lock=LOCK)
+        try:
+            variables = store.ds.variables.values()
+            declared = sum(math.prod(v.shape) * getattr(v.dtype, "itemsize", 1) for v in variables)
+            if declared > LARGEST_RATIO * path.stat().st_size:
+                raise ValueError(
+                    f"its variables declare {declared:.3g} bytes, more than the file can hold"
+                )
+            ds = xr.open_dataset(store, decode_times=False)
+            for variable in ds.variables.values():
+                if variable.dtype.kind not in "fiu":
+                    variable.load()
+            return ds
+        except BaseException:
+            store.close()
+            raise
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[netCDF4.Dataset]:
+def opened(path: Checked) -> Iterator[netCDF4.Dataset]:
     """Hold the lock and a file as the netCDF library itself shows it."""
     with LOCK, netCDF4.Dataset(path) as file:
         yield file
@@ -176,7 +246,7 @@ def open_analysis(path: str | Path, kind: str | None = None) -> xr.Dataset:
     """
     path = existing(path)
     with translation.reading(path):
-        ds = open_lazily(path)
+        ds = open_lazily(checked(path))
     found = ds.attrs.get("kind")
     if not isinstance(found, str) or kind not in (None, found):
         ds.close()
@@ -184,25 +254,3 @@ def open_analysis(path: str | Path, kind: str | None = None) -> xr.Dataset:
         wanted = "a file that geoflow wrote" if kind is None else f"one of the kind {kind!r}"
         raise ArchiveError(f"{path} is {what}; give {wanted}")
     return ds
-
-
-def lies(path: Path) -> list[str]:
-    """Find what a file declares and cannot hold, before anything is read from it.
-
-    Raises
-    ------
-    OSError
-        It is no netCDF-4 file.
-    """
-    with opened(path) as file:
-        file.set_auto_maskandscale(False)
-        groups = [file, *file.groups.values()]
-        variables = [variable for group in groups for variable in group.variables.values()]
-        owners: list[Any] = [*groups, *variables]
-        for name, value in ((n, o.getncattr(n)) for o in owners for n in o.ncattrs()):
-            if (len(value) if isinstance(value, str) else np.size(value)) > LONGEST_TEXT:
-                return [f"attribute {name[:40]!r} is too long"]
-        declared = sum(math.prod(v.shape) * getattr(v.dtype, "itemsize", 1) for v in variables)
-    if declared > LARGEST_RATIO * path.stat().st_size:
-        return [f"its variables declare {declared:.3g} bytes, more than the file can hold"]
-    return []

@@ -6,6 +6,8 @@ name once it is on the disk, so that a part that is there is complete.
 
 from __future__ import annotations
 
+import stat
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,10 +50,23 @@ def read(path: Path, names: Iterable[str] | None = None) -> dict[str, NDArray[An
     Raises
     ------
     ArchiveError
-        It is missing or damaged.
+        It is missing or damaged, lies elsewhere, or holds more than its size says.
     """
     if not path.exists():
         raise ArchiveError(f"{path} is missing; run again")
-    reading = translation.reading(path, "a whole part of a walk, run again")
-    with reading, np.load(path, allow_pickle=False) as file:
+    with translation.reading(path, "a whole part of a walk, run again"):
+        return _read(path, names)
+
+
+def _read(path: Path, names: Iterable[str] | None) -> dict[str, NDArray[Any]]:
+    status = path.lstat()
+    if path.parent.is_symlink() or not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is a link or no regular file")
+    with np.load(path, allow_pickle=False) as file:
+        # As they are written: arrays one after the other, none of them compressed.
+        entries = file.zip.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("it is compressed")
+        if sum(entry.file_size for entry in entries) > status.st_size:
+            raise ValueError("it declares more bytes than it has")
         return {name: file[name] for name in (file.files if names is None else names)}

@@ -110,8 +110,11 @@ class Pieces:
         path = self._path(name)
         if path.exists():
             # A damaged one is computed again, and written over.
-            with suppress(*translation.UNREADABLE), netcdf.open_lazily(path) as ds:
-                return ds.load().drop_encoding()
+            with suppress(*translation.UNREADABLE):
+                if path.is_symlink():
+                    raise ValueError("a piece is a file of its own")
+                with netcdf.open_lazily(netcdf.checked(path)) as ds:
+                    return ds.load().drop_encoding()
         made = function()
         with translation.writing(path), files.replacing(path, follow=False) as temporary:
             netcdf.write(made, temporary, netcdf.text_encoding(made))
@@ -138,7 +141,7 @@ class Pieces:
     def _claim(self, path: Path) -> None:
         """Make sure the folder holds pieces of this very analysis, or none."""
         assert self._lock
-        if path.exists():
+        if files.is_regular(path, follow=False) and not path.is_symlink():
             kept = path.read_text(encoding="utf-8")
             if kept == self.settings:
                 return

@@ -91,11 +91,10 @@ def open_trajectory(path: str | Path) -> xr.Dataset:
     ds = None
     try:
         with translation.reading(path):
-            found = netcdf.lies(path)
-            if not found:
-                ds = migrations.upgrade(netcdf.open_lazily(path))
-                found = schema.defects(ds)
-        if found or ds is None:
+            ds = netcdf.open_lazily(netcdf.checked(path))
+            ds = migrations.upgrade(ds)
+            found = schema.defects(ds)
+        if found:
             raise ArchiveError(f"{path} is not a trajectory: {found[0]}")
     except BaseException:
         if ds is not None:
@@ -120,7 +119,7 @@ def read_checkpoint(path: Path, ds: xr.Dataset) -> Checkpoint:
         The file holds no checkpoint, or one that cannot be used, or not with this walk.
     """
     try:
-        with netcdf.open_lazily(path, CHECKPOINT_GROUP) as group:
+        with netcdf.open_lazily(netcdf.checked(path), CHECKPOINT_GROUP) as group:
             arrays = {str(name): variable.values for name, variable in group.variables.items()}
             state = json.loads(group.attrs["state"])
     except translation.UNREADABLE:

@@ -186,7 +186,7 @@ def open_weight_decay(paths: str | Path | Sequence[str | Path]) -> xr.Dataset:
         if not files.is_file(path):
             raise ArchiveError(f"{path} is not a file; name one of geoflow baseline")
         with translation.reading(path):
-            ds = netcdf.open_lazily(Path(path))
+            ds = netcdf.open_lazily(netcdf.checked(Path(path)))
         if ds.attrs.get("geoflow_baseline") != SCHEMA_VERSION:
             ds.close()
             raise ArchiveError(f"{path} is not a weight-decay baseline of geoflow")

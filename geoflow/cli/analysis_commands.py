@@ -25,7 +25,7 @@ from geoflow.errors import InputError
 from geoflow.plots.styles import COLUMN_INCHES, SLIDE_INCHES
 from geoflow.problems.parts import TensorSpec
 from geoflow.report.page import report as write_report
-from geoflow.system import files
+from geoflow.system import files, translation
 from geoflow.system.messages import note
 
 WIDTHS = {"column": COLUMN_INCHES, "slide": SLIDE_INCHES}
@@ -39,8 +39,8 @@ PREDICTION_HEADS = {
 
 def plot(args: argparse.Namespace) -> int:
     """Write the figures of a walk, of a sweep's folder, or of an analysis."""
-    with _open(Path(args.file)) as ds:
-        width = WIDTHS[args.size]
+    width = WIDTHS[args.size]
+    with _open(Path(args.file)) as ds, translation.reading(args.file, "what can be drawn"):
         paths = plots.save_figures(ds, args.out, Path(args.file).stem, args.kind, width)
     for path in paths:
         say(path)
@@ -218,7 +218,10 @@ def _observables(names: Sequence[str] | None, rebuilt: experiments.RebuiltWalk) 
 
 def animate(args: argparse.Namespace) -> int:
     """Film a walk over its slice."""
-    with netcdf.open_analysis(args.file, "slice") as ds:
+    with (
+        netcdf.open_analysis(args.file, "slice") as ds,
+        translation.reading(args.file, "what can be drawn"),
+    ):
         plots.animate(
             ds,
             args.out,

@@ -36,7 +36,7 @@ def reference_for(
         other or is too tight for float64.
     """
     if solver is None:
-        solver = "cvode" if _is_installed("cvode") else WITHOUT_SUNDIALS
+        solver = "cvode" if solvers.is_installed("cvode") else WITHOUT_SUNDIALS
     solvers.get(solver)
     tightest = min(r for several in rtols.values() for r in several)
     if rtol is None:
@@ -50,10 +50,3 @@ def reference_for(
             "drop it, or use a tighter reference_rtol"
         )
     return solver, rtol
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        return solvers.get(name) is not None
-    except InputError:
-        return False

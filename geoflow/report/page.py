@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from geoflow import baselines, plots
 from geoflow.analysis import PCA
 from geoflow.analysis.components import pca
-from geoflow.archive.netcdf import existing, expand, open_lazily
+from geoflow.archive.netcdf import checked, existing, expand, open_lazily
 from geoflow.archive.trajectory_files import open_trajectory
 from geoflow.errors import InputError
 from geoflow.sweeps import ensemble
@@ -104,13 +104,16 @@ def report(
     out = check_target(out, overwrite=overwrite)
     paths = expand(files)
     walks, trainings = _sort(paths)
+    alone = sorted(set(trainings) - {subject for subject, *_ in walks})
     sections = []
-    for (subject, *_), runs in sorted(walks.items()):
-        paths_beside = trainings.get(subject)
-        baseline = baselines.open_weight_decay(paths_beside) if paths_beside else None
-        sections.append(_section(subject, runs, baseline))
-    for subject in sorted(set(trainings) - {subject for subject, *_ in walks}):
-        sections.append(_section(subject, [], baselines.open_weight_decay(trainings[subject])))
+    for subject, runs in [
+        *((key[0], runs) for key, runs in sorted(walks.items())),
+        *((subject, []) for subject in alone),
+    ]:
+        with translation.reading(f"one of the files of {subject!a}", "what a page can show"):
+            paths_beside = trainings.get(subject)
+            baseline = baselines.open_weight_decay(paths_beside) if paths_beside else None
+            sections.append(_section(subject, runs, baseline))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("geoflow.report"),
         autoescape=True,
@@ -311,7 +314,7 @@ def _sort(
         if subject is not None:
             trainings.setdefault(subject, []).append(path)
             continue
-        with translation.reading(path, "a walk to report on"), open_trajectory(path) as ds:
+        with translation.reading(path, "what a page can show"), open_trajectory(path) as ds:
             if not ds.sizes["snapshot"]:
                 raise InputError(f"{path} holds no snapshot; leave it out, or walk again with some")
             check_memory(ds.nbytes, f"{path}: its snapshots", "give fewer walks")
@@ -333,5 +336,5 @@ def _subject(attributes: Mapping[str, Any]) -> str:
 
 def _baseline_of(path: Path) -> str | None:
     """Subject of a baseline's file; None for any other file."""
-    with translation.reading(path), open_lazily(existing(path)) as ds:
+    with translation.reading(path), open_lazily(checked(existing(path))) as ds:
         return _subject(ds.attrs) if "geoflow_baseline" in ds.attrs else None

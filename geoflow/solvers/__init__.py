@@ -27,6 +27,7 @@ __all__ = [
     "check_needs",
     "from_config",
     "get",
+    "is_installed",
     "names",
     "vectors_of",
 ]
@@ -66,6 +67,14 @@ def get(name: str, reproject_every: float | None = None) -> Solver:
             )
         return STIFF[name]()
     raise InputError(f"solver={name!r} is not known; use one of {', '.join(names())}")
+
+
+def is_installed(name: str) -> bool:
+    """Whether :func:`get` returns a solver of this name here: cvode needs a package of its own."""
+    try:
+        return get(name) is not None
+    except InputError:
+        return False
 
 
 def from_config(config: Mapping[str, Any]) -> Solver:

@@ -322,11 +322,11 @@ def _folder(out: str | Path, settings: Mapping[str, Any]) -> Path:
     content = {"geoflow_sweep": FORMAT, **settings}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not manifest.exists():
+        if not files.is_regular(manifest):
             with files.replacing(manifest, follow=False) as temporary:
                 temporary.write_text(json.dumps(content, indent=2) + "\n")
         there = json.loads(manifest.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"out={folder} cannot be used ({reason}); choose another") from None
     if not isinstance(there, dict):

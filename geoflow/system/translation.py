@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from geoflow.errors import ArchiveError, GeoflowError, NumericalError
+from geoflow.errors import ArchiveError, DamageError, GeoflowError, NumericalError
 
 # What libraries raise where a file is not what it says it is, or cannot be read at all.
 UNREADABLE = (
@@ -44,6 +44,8 @@ NOT_FINITE = re.compile(r"\b(nans?|infs?|infinit\w+|(non-?)?finite|domain error)
 
 def reason(error: BaseException) -> str:
     """Return what the system or a library says of an error, as one short line."""
+    if isinstance(error, DamageError) and error.__cause__:
+        return reason(error.__cause__)
     said = error.strerror if isinstance(error, OSError) else None
     return (said or str(error) or type(error).__name__).splitlines()[0][:200]
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from geoflow.errors import InputError
 from geoflow.problems.modules import parameters_by_name
+from geoflow.system.translation import reason
 
 
 def load_into(module: nn.Module, ds: xr.Dataset, snapshot: int = -1) -> None:
@@ -30,7 +31,8 @@ def load_into(module: nn.Module, ds: xr.Dataset, snapshot: int = -1) -> None:
     Raises
     ------
     InputError
-        There is no such snapshot, or the network has no parameters of these names and shapes.
+        There is no such snapshot, the network has no parameters of these names and shapes, or the
+        trajectory does not say what theta is made of.
     """
     n = ds.sizes.get("snapshot", 0)
     if not -n <= snapshot < n:
@@ -39,8 +41,14 @@ def load_into(module: nn.Module, ds: xr.Dataset, snapshot: int = -1) -> None:
     own = parameters_by_name(module)
     pairs, offset = [], 0
     for name, text in zip(ds["tensor_name"].values, ds["tensor_shape"].values, strict=True):
-        shape = tuple(json.loads(text))
-        size = int(torch.Size(shape).numel())
+        try:
+            shape = tuple(json.loads(text))
+            size = int(torch.Size(shape).numel())
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise InputError(
+                f"ds: tensor_shape of {str(name)!a} is not a JSON list of lengths "
+                f"({reason(error)}); see gf.validate of its file"
+            ) from None
         parameter = own.get(str(name))
         if parameter is None or tuple(parameter.shape) != shape:
             found = (
@@ -50,8 +58,13 @@ def load_into(module: nn.Module, ds: xr.Dataset, snapshot: int = -1) -> None:
                 f"module: the walk moved {name} of shape {shape}, and the module {found}; give the "
                 "network that was walked"
             )
-        pairs.append((parameter, theta[offset : offset + size].reshape(shape)))
+        pairs.append((parameter, slice(offset, offset + size)))
         offset += size
+    if offset != len(theta):
+        raise InputError(
+            f"ds: its tensors hold {offset} parameters, theta {len(theta)}; see gf.validate of its "
+            "file"
+        )
     with torch.no_grad():
-        for parameter, value in pairs:
-            parameter.copy_(value)
+        for parameter, part in pairs:
+            parameter.copy_(theta[part].reshape(parameter.shape))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from geoflow import solvers
-from geoflow.errors import ArchiveError, GeoflowError, InputError
+from geoflow.errors import ArchiveError, GeoflowError
 from geoflow.problems.dtypes import DTYPES
 from geoflow.solvers import Tolerance
 from geoflow.trajectories import schema
@@ -166,9 +166,4 @@ def _settings_defects(config: Mapping[str, Any], attributes: Mapping[str, Any]) 
 
 
 def _is_ours(setting: str, name: str) -> bool:
-    if setting == "stop":
-        return name in stopping.NAMED
-    try:
-        return solvers.get(name) is not None
-    except InputError:
-        return False
+    return name in stopping.NAMED if setting == "stop" else solvers.is_installed(name)

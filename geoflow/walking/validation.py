@@ -48,12 +48,10 @@ def validate(path: str | Path) -> list[str]:
         return [broken]
     found = [broken] if broken else []
     try:
-        lies = netcdf.lies(path)
-        if lies:
-            return found + lies
+        file = netcdf.checked(path)
         if broken:
-            found += _unguarded(path)
-        with netcdf.open_lazily(path) as ds:
+            found += _unguarded(file)
+        with netcdf.open_lazily(file) as ds:
             unreadable = _unreadable(ds)
             found += unreadable
             if not unreadable:
@@ -61,14 +59,14 @@ def validate(path: str | Path) -> list[str]:
                 found += (
                     schema.defects(current)
                     or _attribute_inconsistencies(current)
-                    or [*_value_inconsistencies(current), *_checkpoint_defects(path, current)]
+                    or [*_value_inconsistencies(current), *_checkpoint_defects(file, current)]
                 )
     except translation.UNREADABLE as error:
         found.append(f"it cannot be read as netCDF-4 ({translation.reason(error)})")
     return found
 
 
-def _unguarded(path: Path) -> list[str]:
+def _unguarded(path: netcdf.Checked) -> list[str]:
     """Name the variables that carry no checksum."""
     with netcdf.opened(path) as file:
         return [
@@ -186,7 +184,7 @@ def _attribute_inconsistencies(ds: xr.Dataset) -> list[str]:
     return found
 
 
-def _checkpoint_defects(path: Path, ds: xr.Dataset) -> list[str]:
+def _checkpoint_defects(path: netcdf.Checked, ds: xr.Dataset) -> list[str]:
     with netcdf.opened(path) as file:
         if trajectory_files.CHECKPOINT_GROUP not in file.groups:
             return []

@@ -154,7 +154,7 @@ def test_the_worst_level_error_is_that_over_all_steps(oja):
 
 
 def test_the_reference_is_tighter_than_all_that_is_compared(monkeypatch):
-    monkeypatch.setattr("geoflow.comparisons.reference._is_installed", lambda name: False)
+    monkeypatch.setattr("geoflow.solvers.is_installed", lambda name: False)
     assert reference_for({"rkc": [1e-2, 1e-3]}, None, None) == ("dopri5", 1e-7)
     assert reference_for({"rkc": [1e-2], "bdf": [1e-8]}, None, None) == ("dopri5", 1e-10)
     assert reference_for({"rkc": [1e-2]}, "bdf", 1e-6) == ("bdf", 1e-6)

@@ -107,3 +107,13 @@ def test_at_times_and_every_name_the_next_time_and_keep_it_exactly():
 def test_bad_input(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.parametrize("interval", [0.1, 0.3, 1 / 3, 1.0])
+def test_the_next_multiple_is_the_one_after_whatever_the_division_rounds_to(interval):
+    rule = Every(interval)
+    for n in range(200):
+        assert rule.next_time(n * interval) == (n + 1) * interval
+        assert rule.next_time(math.nextafter(n * interval, math.inf)) == (n + 1) * interval
+        if n:
+            assert rule.next_time(math.nextafter(n * interval, 0)) == n * interval

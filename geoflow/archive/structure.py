@@ -1,0 +1,258 @@
+"""What an HDF5 file is made of, held against its size before any other library opens it.
+
+A file says of itself where its values lie and how many they are. A netCDF reader believes it: it
+opens the other files that are named, goes round a circle of groups, and reserves what is declared.
+So each file is walked once, with bounds, by the low-level functions of h5py. They follow no link,
+open no other file and read no value, text of variable length apart.
+
+What passes is what the netCDF library writes without plugins. Nothing of it costs more than its own
+size says:
+
+- a variable holds at most the bytes stored for it, or 1,032 times as many where they are deflated
+  (zlib makes no more of a byte), and ``ALLOWANCE`` where nothing is stored;
+- what is stored of all variables together is within the file;
+- texts of variable length, which are never compressed, are together no longer than the file;
+- a dimension without values may have any length, as nothing is read of it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from h5py import h5a, h5d, h5g, h5l, h5o, h5s, h5t, h5z
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+CLASSIC = b"CDF"
+
+# zlib makes of a byte at most this many.
+LARGEST_RATIO = 1032
+
+# Bytes of a variable that has never been written to.
+ALLOWANCE = 2**16
+
+LONGEST_TEXT = 2**20
+
+# Objects and attributes, and groups within groups; geoflow writes some 200, and one group.
+MOST_ENTRIES = 2**16
+DEEPEST = 8
+
+# Of a variable whose texts have no common length; geoflow writes none.
+MOST_TEXTS = 2**17
+
+# Bytes that such texts may take while they are looked at.
+TEXT_BLOCK = 2**26
+
+# Pure dimensions are data sets without values; netCDF says so in their names.
+NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable."
+
+# netCDF's types for numbers; netCDF stores them in no other way.
+NUMBERS = [
+    getattr(h5t, name + order)
+    for name in (
+        *("IEEE_F32", "IEEE_F64", "STD_I8", "STD_I16", "STD_I32", "STD_I64"),
+        *("STD_U8", "STD_U16", "STD_U32", "STD_U64"),
+    )
+    for order in ("LE", "BE")
+]
+
+# Of a variable; HDF5 has no more.
+MOST_DIMENSIONS = 32
+
+
+class Unsound(ValueError):
+    """A file that would cost more than its size says, or read from another."""
+
+
+def check(path: Path) -> None:
+    """Walk a regular file's structure once, with bounds.
+
+    Raises
+    ------
+    Unsound
+        It is no HDF5 file, or holds what a file of geoflow does not.
+    OSError, ValueError, RuntimeError, KeyError, TypeError
+        HDF5 cannot read its structure; see :data:`geoflow.system.translation.UNREADABLE`.
+    """
+    with open(path, "rb") as file:
+        start = file.read(len(SIGNATURE))
+        size = file.seek(0, os.SEEK_END)
+    if start.startswith(CLASSIC):
+        raise Unsound("it is in netCDF's classic format; nccopy -k netCDF-4 makes a new one of it")
+    if start != SIGNATURE:
+        raise Unsound("it does not start as an HDF5 file does")
+    _Walk(size).file(path)
+
+
+class _Walk:
+    """One walk through a file: what has been met so far.
+
+    Parameters
+    ----------
+    size : int
+        Bytes of the file.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.stored = self.text = self.entries = 0
+        self.seen: set[int] = set()
+
+    def file(self, path: Path) -> None:
+        with h5py.File(path, "r") as file:
+            root = h5g.open(file.id, b"/")
+            self.seen.add(h5o.get_info(root).addr)
+            self.group(root, "", 0)
+
+    def group(self, group: Any, name: str, depth: int) -> None:
+        if depth > DEEPEST:
+            raise Unsound(f"its groups lie more than {DEEPEST} deep")
+        self.attributes(group, name)
+        self.count(group.get_num_objs())
+        for link in list(group):
+            shown = _shown(link)
+            if group.links.get_info(link).type != h5l.TYPE_HARD:
+                raise Unsound(f"{shown} is a soft or an external link")
+            info = h5o.get_info(group, link)
+            if info.addr in self.seen:
+                raise Unsound(f"{shown} is there under two names")
+            self.seen.add(info.addr)
+            if info.type == h5o.TYPE_GROUP:
+                self.group(h5g.open(group, link), shown, depth + 1)
+            elif info.type == h5o.TYPE_DATASET:
+                self.variable(h5d.open(group, link), shown)
+            else:
+                raise Unsound(f"{shown} is a type of its own")
+
+    def count(self, more: int) -> None:
+        self.entries += more
+        if self.entries > MOST_ENTRIES:
+            raise Unsound(f"it holds more than {MOST_ENTRIES:,} objects and attributes")
+
+    def attributes(self, owner: Any, name: str, *, is_variable: bool = False) -> None:
+        number = h5a.get_num_attrs(owner)
+        self.count(number)
+        for i in range(number):
+            attribute = h5a.open(owner, index=i)
+            shown = f"attribute {_shown(attribute.name)}{name and f' of {name}'}"
+            if attribute.get_storage_size() > LONGEST_TEXT:
+                raise Unsound(f"{shown} is too long")
+            kind = attribute.get_type()
+            if _is_text(kind):
+                if kind.is_variable_str():
+                    self.texts(attribute, shown)
+            elif not (_is_number(kind) or (is_variable and _is_tie(attribute, kind))):
+                raise Unsound(f"{shown} holds neither numbers nor text")
+
+    def variable(self, variable: Any, name: str) -> None:
+        plan = variable.get_create_plist()
+        # Before its shape, for which HDF5 would open the files that it is made up from.
+        if plan.get_layout() == h5d.VIRTUAL:
+            raise Unsound(f"{name} is a virtual data set, made up from others")
+        if plan.get_external_count():
+            raise Unsound(f"the values of {name} lie in another file")
+        self.attributes(variable, name, is_variable=True)
+        deflated = self.filters(plan, name)
+        kind, shape = variable.get_type(), variable.shape
+        if shape is None:
+            raise Unsound(f"{name} has no shape")
+        if len(shape) > MOST_DIMENSIONS:
+            raise Unsound(f"{name} has {len(shape)} dimensions")
+        number, size = math.prod(shape), kind.get_size()
+        texts = _is_text(kind) and kind.is_variable_str()
+        if not (texts or _is_number(kind) or (_is_text(kind) and size == 1)):
+            raise Unsound(f"{name} holds neither numbers nor text")
+        stored = variable.get_storage_size()
+        self.stored += stored
+        if self.stored > self.size:
+            raise Unsound(f"its variables take {self.stored:.3g} bytes, more than the file has")
+        if not stored and _is_pure_dimension(variable):
+            return
+        if stored and plan.get_layout() == h5d.CHUNKED:
+            number = max(number, math.prod(plan.get_chunk()))
+        if number * size > stored * (LARGEST_RATIO if deflated else 1) + ALLOWANCE:
+            raise Unsound(f"{name} declares {number * size:.3g} bytes, more than the file can hold")
+        if texts:
+            if number > MOST_TEXTS:
+                raise Unsound(f"{name} holds more than {MOST_TEXTS:,} texts")
+            self.long_texts(variable, math.prod(shape), name)
+
+    def filters(self, plan: Any, name: str) -> bool:
+        """Whether values are deflated; refuses filters that netCDF has only by plugins."""
+        known = (h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32)
+        found = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
+        for number in found:
+            # Twice deflated, a byte becomes a million.
+            if number not in known or found.count(number) > 1:
+                raise Unsound(f"{name} has the filter {number}, which geoflow does not write")
+        return h5z.FILTER_DEFLATE in found
+
+    def texts(self, attribute: Any, name: str) -> None:
+        """Read an attribute's texts of variable length, where as many as these can be."""
+        if attribute.shape is None:
+            return
+        number = math.prod(attribute.shape)
+        if number > 1 and number * self.size > max(TEXT_BLOCK, 4 * self.size):
+            raise Unsound(f"{name} is a list of {number:,} texts, too long for the file")
+        found = np.empty(attribute.shape, dtype=attribute.dtype)
+        attribute.read(found)
+        if sum(map(len, found.flat)) > LONGEST_TEXT:
+            raise Unsound(f"{name} is too long")
+
+    def long_texts(self, variable: Any, number: int, name: str) -> None:
+        """Add up a variable's texts of variable length, some of them at a time."""
+        space = variable.get_space()
+        block = min(max(TEXT_BLOCK // self.size, 1), 1024)
+        for start in range(0, number, block):
+            places = np.arange(start, min(start + block, number))
+            if variable.shape:
+                space.select_elements(np.stack(np.unravel_index(places, variable.shape), axis=1))
+            found = np.empty(len(places), dtype=variable.dtype)
+            variable.read(h5s.create_simple(found.shape), space, found)
+            self.text += sum(map(len, found))
+            if self.text > self.size:
+                raise Unsound(f"{name} holds more text than the file")
+
+
+def _is_text(kind: Any) -> bool:
+    return hasattr(kind, "is_variable_str")
+
+
+def _is_number(kind: Any) -> bool:
+    size = kind.get_size()
+    return any(kind.equal(number) for number in NUMBERS if number.get_size() == size)
+
+
+def _is_tie(attribute: Any, kind: Any) -> bool:
+    """Whether an attribute ties a variable's dimensions to their data sets, as HDF5 does."""
+    if attribute.name == b"DIMENSION_LIST" and kind.get_class() == h5t.VLEN:
+        tied = kind.get_super().get_class() == h5t.REFERENCE
+        return tied and math.prod(attribute.shape or ()) <= MOST_DIMENSIONS
+    if attribute.name == b"REFERENCE_LIST" and kind.get_class() == h5t.COMPOUND:
+        members = [kind.get_member_class(i) for i in range(kind.get_nmembers())]
+        return members == [h5t.REFERENCE, h5t.INTEGER]
+    return False
+
+
+def _is_pure_dimension(variable: Any) -> bool:
+    """Whether netCDF takes a data set for a dimension, and never for a variable."""
+    texts = {}
+    for name in (b"CLASS", b"NAME"):
+        if not h5a.exists(variable, name):
+            return False
+        attribute = h5a.open(variable, name)
+        if not _is_text(attribute.get_type()) or attribute.shape != ():
+            return False
+        found = np.empty((), dtype=attribute.dtype)
+        attribute.read(found)
+        texts[name] = found.item()
+    return texts[b"CLASS"] == b"DIMENSION_SCALE" and texts[b"NAME"].startswith(NO_VARIABLE)
+
+
+def _shown(name: bytes) -> str:
+    """Return a name from a file, as a terminal may show it."""
+    return ascii(name[:80].decode("utf-8", "replace"))

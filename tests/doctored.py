@@ -1,0 +1,275 @@
+"""Files that lie: what HDF5 can hold and geoflow never writes, and a watch over what is opened."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import netCDF4
+import numpy as np
+
+OPENED = 0x20  # IN_OPEN of inotify(7)
+
+
+@contextmanager
+def watched(folder: Path) -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether a file of a folder has been opened, by any library."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    watch = libc.inotify_init1(os.O_NONBLOCK)
+    assert libc.inotify_add_watch(watch, os.fsencode(folder), OPENED) > 0
+
+    def opened() -> bool:
+        try:
+            return bool(os.read(watch, 4096))
+        except BlockingIOError:
+            return False
+
+    try:
+        yield opened
+    finally:
+        os.close(watch)
+
+
+def _like(file: h5py.File, name: str, make: Callable[[h5py.Dataset], h5py.Dataset]) -> None:
+    """Put another data set in a variable's place, with its attributes and dimensions."""
+    old = file.pop(name)
+    file[f"{name}_before"] = old
+    new = make(old)
+    for key in ("units", "long_name", "coordinates"):
+        new.attrs[key] = old.attrs[key]
+    for i, dimension in enumerate(old.dims):
+        new.dims[i].attach_scale(dimension[0])
+    del file[f"{name}_before"]
+
+
+def _in(change: Callable[[h5py.File, Path], None]) -> Callable[[Path, Path], None]:
+    """Change a file by h5py, where another folder holds what is not its own."""
+
+    def doctored(path: Path, foreign: Path) -> None:
+        with h5py.File(path, "r+") as file:
+            change(file, foreign)
+
+    return doctored
+
+
+def external_storage(file: h5py.File, foreign: Path) -> None:
+    def make(old: h5py.Dataset) -> h5py.Dataset:
+        (foreign / "raw").write_bytes(old[:].tobytes())
+        storage = [(str(foreign / "raw"), 0, old.nbytes)]
+        return file.create_dataset("theta", old.shape, old.dtype, external=storage)
+
+    _like(file, "theta", make)
+
+
+def virtual(file: h5py.File, foreign: Path) -> None:
+    def make(old: h5py.Dataset) -> h5py.Dataset:
+        with h5py.File(foreign / "other.nc", "w") as other:
+            other["theta"] = old[:]
+        layout = h5py.VirtualLayout(old.shape, old.dtype)
+        layout[:] = h5py.VirtualSource(foreign / "other.nc", "theta", old.shape)
+        return file.create_virtual_dataset("theta", layout)
+
+    _like(file, "theta", make)
+
+
+def virtual_without_end(file: h5py.File, foreign: Path) -> None:
+    """As many rows as the other file has: HDF5 asks it for them as soon as the shape is asked."""
+    with h5py.File(foreign / "other.nc", "w") as other:
+        other.create_dataset("x", data=np.ones(3), maxshape=(None,))
+    layout = h5py.VirtualLayout((3,), "f8", maxshape=(None,))
+    source = h5py.VirtualSource(foreign / "other.nc", "x", (3,), maxshape=(None,))
+    layout[0 : h5py.h5s.UNLIMITED : 1] = source[0 : h5py.h5s.UNLIMITED : 1]
+    file.create_virtual_dataset("x", layout)
+
+
+def external_link(file: h5py.File, foreign: Path) -> None:
+    with h5py.File(foreign / "other.nc", "w") as other:
+        other["x"] = np.ones(3)
+    file["x"] = h5py.ExternalLink(foreign / "other.nc", "x")
+
+
+def external_link_for_theta(file: h5py.File, foreign: Path) -> None:
+    with h5py.File(foreign / "other.nc", "w") as other:
+        file.copy("theta", other)
+    del file["theta"]
+    file["theta"] = h5py.ExternalLink(foreign / "other.nc", "theta")
+
+
+def soft_link(file: h5py.File, foreign: Path) -> None:
+    file["x"] = h5py.SoftLink("/theta")
+
+
+def circle(file: h5py.File, foreign: Path) -> None:
+    file["checkpoint/again"] = file["/"]
+
+
+def two_circles(file: h5py.File, foreign: Path) -> None:
+    """Without a bound, twice as many groups at each depth."""
+    a, b = file.create_group("a"), file.create_group("b")
+    a["b"], a["a"], b["a"], b["b"] = b, a, a, b
+
+
+def two_names(file: h5py.File, foreign: Path) -> None:
+    file["x"] = file["theta"]
+
+
+def deep(file: h5py.File, foreign: Path) -> None:
+    file.create_group("/".join("g" * 20))
+
+
+def _variable(name: str = "x", **how: object) -> Callable[[h5py.File, Path], None]:
+    return lambda file, foreign: file.create_dataset(name, **how)
+
+
+def _attribute(value: object) -> Callable[[h5py.File, Path], None]:
+    return lambda file, foreign: file["theta"].attrs.__setitem__("x", value)
+
+
+def unknown_filter(file: h5py.File, foreign: Path) -> None:
+    # As a plugin would have it, which HDF5 would look for and load.
+    file.create_dataset(
+        *("x", (4,), "f8"), chunks=(4,), compression=31_999, allow_unknown_filter=True
+    )
+
+
+def deflated_twice(file: h5py.File, foreign: Path) -> None:
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_chunk((2**20,))
+    plan.set_deflate(9)
+    plan.set_deflate(9)
+    space = h5py.h5s.create_simple((2**20,))
+    made = h5py.h5d.create(file.id, b"x", h5py.h5t.IEEE_F64LE, space, plan)
+    made.write(h5py.h5s.ALL, h5py.h5s.ALL, np.zeros(2**20))
+
+
+def one_chunk_of_many(file: h5py.File, foreign: Path) -> None:
+    made = file.create_dataset("x", (2**40,), "f8", chunks=(2**10,))
+    made[:10] = 1.0
+
+
+def a_long_chunk(file: h5py.File, foreign: Path) -> None:
+    """One value, and to read it a chunk of 512 MiB is reserved."""
+    plan = {"maxshape": (None,), "chunks": (2**26,), "compression": 9, "shuffle": True}
+    made = file.create_dataset("x", (1,), "f8", **plan)
+    # As long a chunk, of nothing: a byte of it claims some 1,000,000.
+    made.id.write_direct_chunk((0,), b"\0" * 64)
+
+
+def many_texts_of_one(path: Path, foreign: Path) -> None:
+    """1,000 texts of variable length, all of them the same megabyte of the file."""
+    with h5py.File(path, "r+") as file:
+        text = np.array(["x" * 2**20] + ["y"] * 999, dtype=object)
+        made = file.create_dataset("x", data=text, dtype=h5py.string_dtype())
+        start = made.id.get_offset()
+    content = bytearray(path.read_bytes())
+    content[start : start + 16_000] = 1000 * content[start : start + 16]
+    path.write_bytes(content)
+
+
+def many_texts_of_one_in_an_attribute(path: Path, foreign: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        texts = np.array(["x" * 2**20] + ["y"] * 999, dtype=object)
+        file["theta"].attrs.create("x", texts, dtype=h5py.string_dtype())
+
+
+def longer_dimension(file: h5py.File, foreign: Path) -> None:
+    """Ten values on a dimension of 10¹¹: netCDF takes the dimension's word for it."""
+    scale = file.create_dataset("long", (10**11,), ">f4")
+    scale.make_scale(f"This is a netCDF dimension but not a netCDF variable.{10**11:10d}")
+    scale.attrs["_Netcdf4Dimid"] = np.int32(99)
+    file["x"] = np.ones(10)
+    file["x"].dims[0].attach_scale(scale)
+
+
+def later_start(path: Path, foreign: Path) -> None:
+    """HDF5 finds a file at byte 512 too, behind what looks like another."""
+    # Without the last byte of its seal, which would tell.
+    path.write_bytes(b"\0" * 512 + path.read_bytes()[:-1])
+
+
+def classic(path: Path, foreign: Path) -> None:
+    with netCDF4.Dataset(path, "w", format="NETCDF3_64BIT_DATA") as file:
+        file.createDimension("step", 3)
+        file.createVariable("time", "f8", ("step",))[:] = range(3)
+
+
+def no_file(path: Path, kind: str) -> None:
+    """Put what is no regular file in a file's place."""
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as end:
+            end.bind(str(path))
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "nothing":
+        path.symlink_to(path.with_name("nothing"))
+    else:
+        raise ValueError(kind)
+
+
+NO_FILES = ("pipe", "socket", "folder", "device", "nothing")
+
+
+# What a file is changed by, and what is said of it.
+STRUCTURES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
+    "external storage": (_in(external_storage), "'theta' lie in another file"),
+    "virtual": (_in(virtual), "'theta' is a virtual data set"),
+    "virtual, without end": (_in(virtual_without_end), "'x' is a virtual data set"),
+    "external link": (_in(external_link), "'x' is a soft or an external link"),
+    "external link for theta": (_in(external_link_for_theta), "'theta' is a soft or an external"),
+    "soft link": (_in(soft_link), "'x' is a soft or an external link"),
+    "circle": (_in(circle), "'again' is there under two names"),
+    "two circles": (_in(two_circles), "is there under two names"),
+    "two names": (_in(two_names), "is there under two names"),
+    "deep": (_in(deep), "groups lie more than 8 deep"),
+    "lzf": (_in(_variable(data=np.ones(4), compression="lzf")), "'x' has the filter 32000"),
+    "scale-offset": (_in(_variable(data=np.ones(4, int), scaleoffset=0)), "'x' has the filter 6"),
+    "unknown filter": (_in(unknown_filter), "'x' has the filter 31999"),
+    "deflated twice": (_in(deflated_twice), "'x' has the filter 1"),
+    "never written": (_in(_variable(shape=(2**40,), dtype="f8")), "'x' declares 8.8e+12 bytes"),
+    "never written, in chunks": (
+        _in(_variable(shape=(2**40,), dtype="f8", chunks=(2**20,), compression=1)),
+        "'x' declares 8.8e+12 bytes",
+    ),
+    "one chunk of many": (_in(one_chunk_of_many), "'x' declares 8.8e+12 bytes"),
+    "a long chunk": (_in(a_long_chunk), "'x' declares 5.37e+08 bytes"),
+    "many texts of one": (many_texts_of_one, "'x' holds more text than the file"),
+    "many texts of one, in an attribute": (
+        many_texts_of_one_in_an_attribute,
+        "attribute 'x' of 'theta' is a list of 1,000 texts, too long",
+    ),
+    "longer dimension": (_in(longer_dimension), "its variables declare 8e+11 bytes"),
+    "long attribute": (_in(_attribute(np.zeros(2**18))), "attribute 'x' of 'theta' is too long"),
+    "long text": (_in(_attribute("x" * 2**21)), "attribute 'x' of 'theta' is too long"),
+    "boolean attribute": (_in(_attribute(True)), "holds neither numbers nor text"),
+    "compound": (
+        _in(_variable(data=np.zeros(3, [("a", "f8"), ("b", "i4")]))),
+        "'x' holds neither numbers nor text",
+    ),
+    "complex": (_in(_variable(data=np.zeros(3, complex))), "'x' holds neither numbers nor text"),
+    "half precision": (_in(_variable(data=np.zeros(3, "f2"))), "'x' holds neither"),
+    "opaque": (_in(_variable(data=np.zeros(3, "V8"))), "'x' holds neither numbers nor text"),
+    "enumeration": (_in(_variable(data=np.zeros(3, bool))), "'x' holds neither numbers nor text"),
+    "references": (
+        _in(_variable(shape=(3,), dtype=h5py.ref_dtype)),
+        "'x' holds neither numbers nor text",
+    ),
+    "variable length": (
+        _in(_variable(shape=(3,), dtype=h5py.vlen_dtype("f8"))),
+        "'x' holds neither numbers nor text",
+    ),
+    "texts of a length": (_in(_variable(data=np.zeros(3, "S9"))), "'x' holds neither numbers"),
+    "no shape": (_in(lambda f, _: f.__setitem__("x", h5py.Empty("f8"))), "'x' has no shape"),
+    "a type": (_in(lambda f, _: f.__setitem__("x", np.dtype("f8"))), "'x' is a type of its own"),
+    "later start": (later_start, "does not start as an HDF5 file does"),
+    "classic": (classic, "netCDF's classic format"),
+}
