@@ -6,6 +6,7 @@ name once it is on the disk, so that a part that is there is complete.
 
 from __future__ import annotations
 
+import os
 import stat
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -29,7 +30,8 @@ def folder_beside(path: Path) -> Path:
 
 def is_resumable(path: Path) -> bool:
     """Whether an unfinished walk is streamed beside this file."""
-    return files.is_file(folder_beside(path) / CHECKPOINT)
+    # Whatever it is: what is no file is said to be none where it is read.
+    return os.path.lexists(folder_beside(path) / CHECKPOINT)
 
 
 def write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
