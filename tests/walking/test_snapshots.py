@@ -117,3 +117,11 @@ def test_the_next_multiple_is_the_one_after_whatever_the_division_rounds_to(inte
         assert rule.next_time(math.nextafter(n * interval, math.inf)) == (n + 1) * interval
         if n:
             assert rule.next_time(math.nextafter(n * interval, 0)) == n * interval
+
+
+def test_where_nothing_moves_thinned_keeps_what_there_is_room_for():
+    rule = Thinned(4)
+    offers = [rule.offer(step, float(step), 0.0) for step in range(6)]
+    assert offers == [(True, [])] * 3 + [(False, [])] * 3
+    # And goes on where something does again.
+    assert rule.offer(6, 6.0, 1.0)[0]
