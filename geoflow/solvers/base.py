@@ -16,6 +16,9 @@ from geoflow.manifold.protocol import Flow, State
 # Numbers, strings and tensors only, so that a checkpoint can hold it.
 Carry = dict[str, float | int | str | Tensor]
 
+# ``state.flat`` inside a step, by the flow time since its start; not re-projected.
+Interpolant = Callable[[float], Tensor]
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -68,6 +71,10 @@ class StepResult:
         Attempts rejected before this one.
     n_reprojection : int
         Newton corrections, those of rejected attempts included.
+    interpolant : callable, optional
+        What lies between its ends, of the order of the method or one less; it is asked before the
+        next step is made, and costs no evaluation. Without, a walk looks into a step by making
+        shorter ones.
     """
 
     state: State
@@ -76,6 +83,7 @@ class StepResult:
     error_estimate: float
     n_rejected: int
     n_reprojection: int
+    interpolant: Interpolant | None = None
 
 
 # Vectors that a solver is taken to hold which does not say.

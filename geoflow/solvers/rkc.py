@@ -22,6 +22,7 @@ from geoflow.errors import ConvergenceError, CriticalPointError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.solvers.base import REGULARIZER, Carry, StepResult, Tolerance
 from geoflow.solvers.control import Elementary, check_step, clip_step
+from geoflow.solvers.interpolation import hermite
 
 DAMPING = 2 / 13
 MAX_STAGES = 250
@@ -157,6 +158,8 @@ class RKC:
             error_estimate=error,
             n_rejected=n_rejected,
             n_reprojection=n_newton,
+            # The paper's own choice (section 4).
+            interpolant=hermite(state, end, step),
         )
 
 
