@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import NDArray
 
 from geoflow.manifold.protocol import Flow
 from geoflow.problems.dtypes import dtype_name
@@ -88,6 +89,11 @@ def assemble(
         name: (spec.dims, arrays[name], {"long_name": spec.long_name, "units": spec.units})
         for name, spec in schema.variables(attributes).items()
     }
+    if "event" in variables:
+        names = schema.event_names(attributes)
+        # As CF has it for what may be several at once.
+        flags = {"flag_masks": 2 ** np.arange(len(names)), "flag_meanings": " ".join(names)}
+        variables["event"][2].update(flags)
     kept, computed = str(arrays["theta"].dtype), dtype_name(problem.dtype)
     if kept != computed:
         variables["theta"][2]["comment"] = f"computed in {computed}, rounded to {kept}"
@@ -97,6 +103,14 @@ def assemble(
     coordinates = schema.STEP_COORDINATES | schema.SNAPSHOT_COORDINATES | schema.TENSOR_COORDINATES
     ds = xr.Dataset(variables, attrs=dict(attributes))
     return ds.set_coords(list(coordinates))
+
+
+def at_snapshots(ds: xr.Dataset, name: str) -> NDArray[np.float64]:
+    """Values of a scalar of the steps at the snapshots, shape (snapshot,).
+
+    As recorded where a step ends at the snapshot; between the steps interpolated linearly in time.
+    """
+    return np.interp(ds["snapshot_time"].values, ds["time"].values, ds[name].values.astype(float))
 
 
 def attributes(
@@ -115,9 +129,10 @@ def attributes(
         The flow records under a name that is taken.
     """
     problem = flow.problem
+    events = [event["name"] for event in config.get("events", [])]
     named = {k: config["provenance"][k] for k in NAMED if k in config["provenance"]}
     return {
-        "geoflow_schema": schema.SCHEMA_VERSION,
+        "geoflow_schema": schema.version_of(config),
         "geoflow_version": version("geoflow"),
         "Conventions": schema.CONVENTIONS,
         "title": "Walk along a training-loss level set",
@@ -141,4 +156,5 @@ def attributes(
         "numpy_version": np.__version__,
         "xarray_version": xr.__version__,
         **schema.flow_attributes(type(flow).__name__, flow.scalars),
+        **({schema.EVENTS: json.dumps(events)} if events else {}),
     } | named

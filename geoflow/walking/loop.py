@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time as clock
 from collections.abc import Mapping, Sequence
@@ -28,13 +29,19 @@ from geoflow.system.translation import numerics
 from geoflow.trajectories import dataset, records
 from geoflow.trajectories.records import Observable, Snapshot
 from geoflow.walking import ending
+from geoflow.walking.crossings import Seeker
+from geoflow.walking.events import Event
 from geoflow.walking.fitting import check_fit, check_same
+from geoflow.walking.inside import Inside
 from geoflow.walking.memory import check_walk_memory
 from geoflow.walking.recorder import Memory, Recorder
 from geoflow.walking.settings import CHECKPOINT_SECONDS, DEFAULTS, WalkSettings
-from geoflow.walking.snapshots import SnapshotRule
+from geoflow.walking.snapshots import SnapshotRule, between
 from geoflow.walking.stopping import Goals, Stop
 from geoflow.walking.stream import Stream
+
+# A point to record, and what the walk knows of it beside its flow.
+Row = tuple[State, Mapping[str, Any]]
 
 # What has been covered where a walk starts.
 START: Mapping[str, Any] = {
@@ -61,6 +68,7 @@ def walk(
     archive: str | Path | None = None,
     progress: bool = False,
     *,
+    events: Sequence[Event] = (),
     max_snapshots: int = DEFAULTS.max_snapshots,
     theta_dtype: str | None = DEFAULTS.theta_dtype,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
@@ -84,14 +92,16 @@ def walk(
         Flow time at which the walk ends.
     stop : Stop, optional
         A further criterion; the default ends the walk at an angle of 175° between ∇R and ∇L.
-        Its name with its options is one too, ``"Plateau:window=2"``.
+        That and an :class:`Event <geoflow.walking.events.Event>` end it inside a step. Its name
+        with its options is one too, ``"Plateau:window=2"``.
     max_evaluations : int, optional
         Budget in gradient evaluations, a Hessian-vector product counting 2. Never exceeded.
         None: 100,000.
     reproject_every : float, optional
         Flow time between re-projections for torchdiffeq's solvers. None: every accepted step.
     snapshot_times : sequence of float, optional
-        Keep θ at exactly these flow times.
+        Keep θ at exactly these flow times. The steps are what they are without them: θ between
+        their ends comes from the solver's interpolant, re-projected.
     snapshot_every : float, optional
         Keep θ at the multiples of this flow time. With neither, at most ``max_snapshots``
         accepted steps are kept, evenly in arc length, the first and the last among them.
@@ -103,6 +113,9 @@ def walk(
         process end, :func:`geoflow.resume` goes on.
     progress : bool
         Show the walk on standard error, where that is a terminal or a notebook's.
+    events : sequence of Event
+        What to record on the way: the scalars, θ and observables where each occurs, beside those
+        of the steps, which they change in nothing.
     max_snapshots : int
         See ``snapshot_every``.
     theta_dtype : str, optional
@@ -121,8 +134,8 @@ def walk(
     Returns
     -------
     xarray.Dataset
-        Schema 1.0. Its ``status`` says how the walk ended: ``stationary``, ``t_end``,
-        ``plateau``, ``max_evaluations``; ``step_size_underflow``, ``projection_failed``,
+        Schema 1.0, or 1.1 with snapshots between the steps or events. Its ``status`` says how the
+        walk ended: ``stationary``, ``event``, ``t_end``, ``plateau``, ``max_evaluations``; ``step_size_underflow``, ``projection_failed``,
         ``critical_point`` or ``numerical_failure`` where it could not go on; ``interrupted``
         after Ctrl-C.
 
@@ -138,11 +151,12 @@ def walk(
     observables = dict(observables or {})
     settings = WalkSettings(
         *(solver, rtol, atol, t_end, stop, max_evaluations),
-        *(reproject_every, snapshot_times, snapshot_every, max_snapshots, theta_dtype),
+        *(reproject_every, snapshot_times, snapshot_every, max_snapshots, theta_dtype, events),
     ).resolved(flow.problem.dtype)
     if checkpoint_seconds < 0:
         raise InputError(f"checkpoint_seconds={checkpoint_seconds}; use zero or more")
-    check_fit(flow, settings.make_solver(), settings.goals(), observables)
+    goals, rule, recorded = settings.goals(), settings.rule(), settings.recorded()
+    check_fit(flow, settings.make_solver(), goals, observables, recorded)
     if recorder is not None and archive is not None:
         raise InputError(f"recorder and archive={str(archive)!r} are both given; choose one")
     records.check_observables(observables, flow.problem.theta0)
@@ -158,15 +172,14 @@ def walk(
     header = dataset.attributes(
         flow, solver=chosen.name, rtol=settings.rtol, atol=settings.atol, config=config
     )
-    goals, rule = settings.goals(), settings.rule()
-
     in_memory = recorder is None and target is None
     kept_dtype = dtypes.DTYPES[str(settings.theta_dtype)]
     check_walk_memory(flow, chosen, rule, kept_dtype, in_memory=in_memory)
 
     def walk_with(recorder: Recorder) -> xr.Dataset:
         tolerance = settings.tolerance(flow.problem.dtype)
-        walk = Walk(flow, chosen, tolerance, rule, observables, recorder, kept_dtype)
+        seeker = Seeker(flow, observables, recorded, goals.crossing)
+        walk = Walk(flow, chosen, tolerance, rule, observables, recorder, kept_dtype, seeker)
         return walk.run(goals, progress)
 
     if recorder is not None:
@@ -195,6 +208,8 @@ class Walk:
         Takes the records.
     theta_dtype : torch.dtype
         In which θ is kept.
+    seeker : Seeker
+        Looks for events in the steps.
     """
 
     def __init__(
@@ -206,10 +221,11 @@ class Walk:
         observables: Mapping[str, Observable],
         recorder: Recorder,
         theta_dtype: torch.dtype,
+        seeker: Seeker,
     ) -> None:
         self.flow, self.solver, self.tolerance = flow, solver, tolerance
         self.rule, self.observables = rule, observables
-        self.recorder, self.theta_dtype = recorder, theta_dtype
+        self.recorder, self.theta_dtype, self.seeker = recorder, theta_dtype, seeker
         self.start = flow.problem.theta0
         self.state: State | None = None
         self.carry: Carry | None = None
@@ -219,6 +235,8 @@ class Walk:
         self.counts0 = flow.problem.counts
         self.n_at_floor0 = flow.level_set.n_at_floor
         self.clock0 = clock.perf_counter()
+        # Of a walk that has ended inside a step: the start of that step.
+        self.goes_on_from: Checkpoint | None = None
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a checkpoint; the recorder and the rule have been restored before."""
@@ -237,6 +255,8 @@ class Walk:
     @property
     def checkpoint(self) -> Checkpoint:
         """What is needed to go on from here."""
+        if self.goes_on_from:
+            return self.goes_on_from
         tensors = self._state().tensors
         return Checkpoint(self.recorder.n_steps, tensors, self.carry, self.counts)
 
@@ -249,9 +269,8 @@ class Walk:
                 self._prepare()
                 end = self._judge(goals)
                 while end is None:
-                    self._step(goals.t_end)
+                    end = self._step(goals) or self._judge(goals)
                     shown.show(self.last)
-                    end = self._judge(goals)
             except KeyboardInterrupt:
                 if self.state is None:
                     raise
@@ -304,50 +323,109 @@ class Walk:
         """Come to the level set and record the start, where that is still to be done."""
         if self.state is None:
             state, projection = self.flow.start(self.start)
-            self._accept(state, None, {**START, "n_reprojection": projection.iterations})
+            start = {**START, "n_reprojection": projection.iterations}
+            self._accept([(state, start)], [[]], None)
         if self.carry is None:
             with numerics():
                 carry = self.solver.init(self.flow, self._state(), self.tolerance)
             self.carry, self.counts = carry, self._counts()
 
-    def _step(self, t_end: float) -> None:
+    def _step(self, goals: Goals) -> ending.End | None:
+        """Make a step, and record what lies in it; say how the walk ends, where it does inside."""
         state, last = self._state(), self.last
         assert self.carry is not None, "a walk is prepared before its first step"
-        target = min(self.rule.next_time(last["time"]), t_end)
-        left = target - last["time"]
+        left = goals.t_end - last["time"]
         with numerics():
             result = self.solver.step(self.flow, state, self.carry, self.tolerance, left)
-        chord = float(torch.linalg.vector_norm(result.state.theta - state.theta))
-        progress = {
+            inside = Inside(self.flow, state, result, self._shorter)
+            found, end = self.seeker.look(inside)
             # The sum may round past or short of the time asked for; the step ended exactly there.
-            "time": target if result.time >= left else last["time"] + result.time,
-            "arc_length": last["arc_length"] + chord,
-            "step_size": result.time,
+            whole = goals.t_end if result.time >= left else last["time"] + result.time
+            times = [whole if f.time == result.time else last["time"] + f.time for f in found]
+            kept = self._between(inside, times)
+        progress = {
             "error_estimate": result.error_estimate,
             "n_rejected": last["n_rejected"] + result.n_rejected,
-            "n_reprojection": last["n_reprojection"] + result.n_reprojection,
+            "n_reprojection": last["n_reprojection"] + result.n_reprojection + inside.n_newton,
         }
-        self._accept(result.state, result.carry, progress)
+        rows: list[Row] = []
+        before = last
+        for point, time in zip(found, times, strict=True):
+            chord = float(torch.linalg.vector_norm(point.state.theta - state.theta))
+            arc_length = max(last["arc_length"] + chord, before["arc_length"])
+            size = result.time if len(found) == 1 else time - before["time"]
+            before = {"time": time, "arc_length": arc_length, "step_size": size, **progress}
+            rows.append((point.state, before | {"event": point.events}))
+        inside_it = found[-1].time < result.time
+        self._accept(rows, kept, None if inside_it else result.carry)
+        return end
 
-    def _accept(self, state: State, carry: Carry | None, advance: Mapping[str, Any]) -> None:
-        """Record an accepted step, whole or not at all."""
-        counts = self._counts()
-        record = records.step_record(
-            self.flow,
-            state,
-            **advance,
-            counts=counts,
-            wall_time=clock.perf_counter() - self.clock0,
-        )
-        step = self.recorder.n_steps
-        keep, dropped = self.rule.offer(step, record["time"], record["arc_length"])
-        snapshot = self._snapshot(state, step, record) if keep else None
+    def _shorter(self, time: float) -> tuple[State, int]:
+        """Steps from where the walk stands to a flow time within the step that it has made."""
+        state, carry, done, n_newton = self._state(), self.carry, 0.0, 0
+        while done < time:
+            assert carry is not None, "a walk is prepared before its first step"
+            result = self.solver.step(self.flow, state, carry, self.tolerance, time - done)
+            state, carry, n_newton = result.state, result.carry, n_newton + result.n_reprojection
+            done = time if result.time >= time - done else done + result.time
+        return state, n_newton
+
+    def _between(self, inside: Inside, times: Sequence[float]) -> list[list[Snapshot]]:
+        """Snapshots in a step that lie between its records, by the record that they come before."""
+        begin, step = self.last["time"], self.recorder.n_steps
+        spans = list(itertools.pairwise([begin, *times]))
+        wanted = [between(self.rule, *span) for span in spans]
+        flats = inside.flats([time - begin for some in wanted for time in some])
+        n = self.flow.problem.n_parameters
+        return [
+            [
+                Snapshot(
+                    step + i, t, next(flats)[:n], self.observables, self.theta_dtype, between=k
+                )
+                for k, t in enumerate(some)
+            ]
+            for i, some in enumerate(wanted)
+        ]
+
+    def _accept(
+        self, rows: Sequence[Row], between: Sequence[list[Snapshot]], carry: Carry | None
+    ) -> None:
+        """Record an accepted step and what lies in it, whole or not at all.
+
+        Parameters
+        ----------
+        rows : sequence of (State, mapping)
+            Points to record, with what the walk knows of them, in order of time.
+        between : sequence of list of Snapshot
+            Snapshots that come before each.
+        carry : dict, optional
+            The solver's, at the last of the points. None: the walk starts there, or ends there
+            inside a step, and goes on from the start of that step.
+        """
+        counts, step = self._counts(), self.recorder.n_steps
+        inside = self.carry is not None and carry is None
+        wall_time = clock.perf_counter() - self.clock0
+        made = []
+        for i, ((state, advance), kept) in enumerate(zip(rows, between, strict=True)):
+            record = records.step_record(
+                self.flow, state, **advance, counts=counts, wall_time=wall_time
+            )
+            keep, dropped = bool(record["event"]), []
+            if not (keep or inside):
+                keep, dropped = self.rule.offer(step + i, record["time"], record["arc_length"])
+            own = [self._snapshot(state, step + i, record)] if keep else []
+            made.append((record, dropped, kept + own))
         with interrupts.put_off():
-            self.recorder.record(record, dropped)
-            if snapshot:
-                self.recorder.keep(snapshot)
-            self.state, self.carry, self.last, self.counts = state, carry, record, counts
-            self.recorder.accepted(self.checkpoint)
+            if inside:
+                self.goes_on_from = self.checkpoint
+            for record, dropped, snapshots in made:
+                self.recorder.record(record, dropped)
+                for snapshot in snapshots:
+                    self.recorder.keep(snapshot)
+            self.state, self.last = rows[-1][0], made[-1][0]
+            if not inside:
+                self.carry, self.counts = carry, counts
+                self.recorder.accepted(self.checkpoint)
 
     def _snapshot(self, state: State, step: int, record: Mapping[str, float]) -> Snapshot:
         return Snapshot(step, record["time"], state.theta, self.observables, self.theta_dtype)

@@ -135,7 +135,7 @@ def check_schema(path: Path, attributes: Mapping[str, Any]) -> None:
         The walk was started in another version.
     """
     version = attributes.get("geoflow_schema")
-    if version != schema.SCHEMA_VERSION:
+    if version not in (schema.SCHEMA_VERSION, schema.LATER_VERSION):
         raise ArchiveError(
             f"{path} is in schema {version!r} and this geoflow writes {schema.SCHEMA_VERSION!r}; "
             f"go on with the geoflow that wrote it ({attributes.get('geoflow_version')})"

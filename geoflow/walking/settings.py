@@ -17,7 +17,8 @@ from geoflow.errors import ArchiveError, InputError
 from geoflow.problems.dtypes import DTYPES, dtype_name
 from geoflow.solvers import Solver, Tolerance
 from geoflow.system.naming import named
-from geoflow.walking import stopping
+from geoflow.walking import events, stopping
+from geoflow.walking.events import Event
 from geoflow.walking.snapshots import SnapshotRule, rule_for
 from geoflow.walking.stopping import DEFAULT_MAX_EVALUATIONS, Goals, Stationary, Stop
 
@@ -83,7 +84,12 @@ class WalkSettings:
     t_end: float | None = _setting(None, Option("end at this flow time", "T"))
     stop: Stop | str | Json | None = _setting(
         Stationary(),
-        Option("end at Stationary:degrees=X, Plateau:window=T,rtol=X or none", "NAME:…", str),
+        Option(
+            "end at Stationary:degrees=X, Plateau:window=T,rtol=X, "
+            "Event:function=SCALAR,value=X or none",
+            "NAME:…",
+            str,
+        ),
         Option(
             f"end at this angle between ∇R and ∇L ({Stationary().degrees:g})",
             "DEGREES",
@@ -111,6 +117,7 @@ class WalkSettings:
     theta_dtype: str | None = _setting(
         None, Option("float32: keep θ in half the space", "DTYPE", str)
     )
+    events: Sequence[Event | Json] = _setting(())
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol", "t_end", "reproject_every", "snapshot_every"):
@@ -123,6 +130,7 @@ class WalkSettings:
         self.make_solver()
         self.goals()
         self.rule()
+        self.recorded()
         self.tolerance(torch.float64)
 
     def _convert(self, name: str, convert: Callable[[Any], Any], what: str) -> None:
@@ -156,13 +164,19 @@ class WalkSettings:
         """Return what ends the walk."""
         stop = self.stop
         if isinstance(stop, str):
-            name, options = named(stop)
+            name, options = named(stop, words=("function", "name"))
             stop = None if stop == "none" else {"name": name, **options}
         if isinstance(stop, Mapping):
             stop = stopping.from_config(stop)
         if not (stop is None or (callable(stop) and hasattr(stop, "options"))):
-            raise InputError(f"stop={stop!r} is none; use Stationary(…), Plateau(…) or None")
+            raise InputError(
+                f"stop={stop!r} is none; use Stationary(…), Plateau(…), Event(…) or None"
+            )
         return Goals.checked(self.t_end, stop, self.max_evaluations)
+
+    def recorded(self) -> tuple[Event, ...]:
+        """Return the events that are recorded and do not end the walk."""
+        return events.from_config(self.events)
 
     def rule(self) -> SnapshotRule:
         """Return a rule, at its start, for where θ is kept."""
@@ -232,6 +246,7 @@ class WalkSettings:
             "snapshot_every": self.snapshot_every,
             "max_snapshots": self.max_snapshots,
             "theta_dtype": self.theta_dtype,
+            **({"events": [e.options for e in found]} if (found := self.recorded()) else {}),
         }
 
     @classmethod
@@ -247,6 +262,8 @@ class WalkSettings:
             none.
         """
         names = [f.name for f in fields(cls) if f.name not in ("reproject_every", *instead)]
+        # Only walks with events have any.
+        config = {"events": [], **config}
         missing = [name for name in names if name not in config]
         if missing:
             raise ArchiveError(f"its config has no {missing[0]!r}; walk again")
@@ -260,7 +277,7 @@ class WalkSettings:
 
     def __repr__(self) -> str:
         usual = DEFAULTS.config
-        different = [f"{k}={v!r}" for k, v in self.config.items() if v != usual[k]]
+        different = [f"{k}={v!r}" for k, v in self.config.items() if v != usual.get(k)]
         return f"WalkSettings({', '.join(different)})"
 
 
