@@ -194,6 +194,8 @@ def _checkpoint_defects(path: Path) -> list[str]:
         checkpoint = trajectory_files.read_checkpoint(path)
     except ArchiveError as error:
         return [str(error)]
-    if checkpoint.n_steps != n_steps or checkpoint.theta.shape != (n_parameters,):
+    # Of a walk that ended inside a step it stands at the start of that step.
+    inside = range(1, n_steps + 1) if n_steps else (0,)
+    if checkpoint.n_steps not in inside or checkpoint.theta.shape != (n_parameters,):
         return ["its checkpoint is that of another walk"]
     return []

@@ -53,6 +53,7 @@ class BDF:
 
     name = "bdf"
     order = MAX_ORDER
+    dense = True
     needs: tuple[str, ...] = (REGULARIZER, ONE_CONSTRAINT)
 
     def __init__(self, *, pairs: int = 40) -> None:

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from geoflow.errors import InputError, StepSizeError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
-from geoflow.solvers.base import ONE_CONSTRAINT, REGULARIZER, Carry, Interpolant, StepResult, Tolerance
+from geoflow.solvers.base import (
+    ONE_CONSTRAINT,
+    REGULARIZER,
+    Carry,
+    Interpolant,
+    StepResult,
+    Tolerance,
+)
 
 # Rate at which L − c decays along the normal.
 KAPPA = 30.0
@@ -26,9 +33,9 @@ class CVODE:
 
     It integrates dθ/dt = −Π∇R − κ(L − c)g/(g·g) in all of R^P, κ = 30, so that θ is drawn to the
     level set but lies on it to the tolerance only: the level residual of a step is what CVODE
-    leaves. Where a walk ends at a time asked for it is re-projected, and so are snapshots and events
-    within a step, which are had from CVODE's own interpolant; CVODE itself goes on from where it
-    was. ‖θ‖ in the error allowed is that at CVODE's start.
+    leaves. Where a walk ends at a time asked for it is re-projected, and so are snapshots and
+    events within a step, had from CVODE's own interpolant; CVODE itself goes on from where it was.
+    ‖θ‖ in the error allowed is that at CVODE's start.
 
     CVODE keeps its history to itself. So a walk that is resumed starts CVODE afresh from the
     checkpoint, at order 1: it meets the same tolerance, but **it does not become the same bits** as
@@ -38,8 +45,7 @@ class CVODE:
     ----------
     internal_steps : int
         Steps of CVODE that make one of the walk. Each step of the walk costs an evaluation for
-        what is recorded of it. With more than one, a snapshot or event within a step starts CVODE
-        afresh.
+        what is recorded of it. With more than one, an event within a step starts CVODE afresh.
 
     Raises
     ------
@@ -58,6 +64,7 @@ class CVODE:
         if not (isinstance(internal_steps, int) and internal_steps >= 1):
             raise InputError(f"internal_steps={internal_steps!r}; use a positive whole number")
         self.internal_steps = internal_steps
+        self.dense = internal_steps == 1
         self._serials = itertools.count(1)
         self._running: _Running | None = None
 
@@ -116,12 +123,15 @@ class CVODE:
             error_estimate=math.nan,
             n_rejected=0,
             n_reprojection=n_newton,
-            interpolant=self._interpolant(running, begin, flow) if self.internal_steps == 1 else None,
+            interpolant=self._interpolant(running, begin, flow),
         )
 
-    @staticmethod
-    def _interpolant(running: _Running, begin: float, flow: RegularizingFlow) -> Interpolant:
-        """CVODE's own, of its last step."""
+    def _interpolant(
+        self, running: _Running, begin: float, flow: RegularizingFlow
+    ) -> Interpolant | None:
+        """CVODE's own, which it has of its last step."""
+        if not self.dense:
+            return None
         return lambda time: torch.from_numpy(running.inside(begin + time)).to(flow.problem.device)
 
 

@@ -85,6 +85,7 @@ class Exponential:
 
     name = "exponential"
     order = 3
+    dense = True
     needs: tuple[str, ...] = (LINEARIZATION, REGULARIZER, ONE_CONSTRAINT)
     # The Krylov space; the normal, the predictor's state, the correction and their temporaries.
     vectors = MAX_VECTORS + 1 + 12

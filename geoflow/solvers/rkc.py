@@ -96,6 +96,7 @@ class RKC:
 
     name = "rkc"
     order = 2
+    dense = True
     needs: tuple[str, ...] = (REGULARIZER,)
     # The power method's, three stages, their sum, and velocities of two of them.
     vectors = 7

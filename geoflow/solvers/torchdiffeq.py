@@ -30,8 +30,8 @@ FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "explicit_
 STAGES = {"dopri5": 7, "dopri8": 14, "bosh3": 4, "fehlberg2": 3, "adaptive_heun": 2}
 ADAMS_HISTORY = 11
 
-# Whose interpolant takes all stages, which are kept for it; and the order of the others'.
-WITH_STAGES, HERMITE_ORDER = "dopri5", 3
+# Whose interpolant takes all stages, which are kept for it.
+WITH_STAGES = "dopri5"
 
 RETRY_FACTOR = 0.25
 FAR = 1e300
@@ -80,6 +80,8 @@ class TorchDiffEq:
         self.order = ADAPTIVE.get(method) or FIXED[method]
         self.step_size = step_size
         self.reproject_every = reproject_every
+        # Of dopri8 a cubic would fall far short, and a fixed step is cut at no cost.
+        self.dense = method in ADAPTIVE and self.order <= ADAPTIVE[WITH_STAGES]
         self.vectors = self._vectors()
 
     @property
@@ -141,17 +143,18 @@ class TorchDiffEq:
             error_estimate=field.error_ratio,
             n_rejected=n_rejected,
             n_reprojection=n_newton,
-            interpolant=self._interpolant(field, state, end, time, step),
+            interpolant=self._interpolant(field, state, end, time),
         )
 
     def _interpolant(
-        self, field: _Field, start: State, end: State, time: float, step: float
+        self, field: _Field, start: State, end: State, time: float
     ) -> Interpolant | None:
-        """A cubic; dopri5's own of order 4; none where an order is missing."""
+        """A cubic, or dopri5's own of order 4."""
+        if not self.dense:
+            return None
         if self.name == WITH_STAGES:
             return moved_end(_dormand_prince(start, field.stages, time), end.flat, time)
-        several = self.name in FIXED and time > step * (1 + 1e-9)
-        return None if several or self.order > HERMITE_ORDER + 1 else hermite(start, end, time)
+        return hermite(start, end, time)
 
     def _vectors(self) -> int:
         if self.name in ADAPTIVE:

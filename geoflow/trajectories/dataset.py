@@ -120,6 +120,7 @@ def attributes(
     rtol: float,
     atol: float,
     config: Mapping[str, Any],
+    dense: bool = False,
 ) -> dict[str, Any]:
     """Global attributes of a walk, all but its status.
 
@@ -132,7 +133,7 @@ def attributes(
     events = [event["name"] for event in config.get("events", [])]
     named = {k: config["provenance"][k] for k in NAMED if k in config["provenance"]}
     return {
-        "geoflow_schema": schema.version_of(config),
+        "geoflow_schema": schema.version_of(config, dense=dense),
         "geoflow_version": version("geoflow"),
         "Conventions": schema.CONVENTIONS,
         "title": "Walk along a training-loss level set",

@@ -141,10 +141,13 @@ STATUSES = (
 FLOW, FLOW_SCALARS = "flow", "flow_scalars"
 
 
-def version_of(config: Mapping[str, Any]) -> str:
-    """Version of the schema that a walk with these settings is written in: the oldest that does."""
-    between = config.get("snapshot_times") or config.get("snapshot_every") or config.get("events")
-    return LATER_VERSION if between else SCHEMA_VERSION
+def version_of(config: Mapping[str, Any], *, dense: bool) -> str:
+    """Version of the schema that a walk is written in: the oldest that does for its settings.
+
+    ``dense`` says whether its solver has interpolants, so that snapshots may lie within steps.
+    """
+    within = dense and (config.get("snapshot_times") or config.get("snapshot_every"))
+    return LATER_VERSION if within or config.get("events") else SCHEMA_VERSION
 
 
 def is_observable(name: str) -> bool:

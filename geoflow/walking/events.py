@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from geoflow.errors import InputError
 from geoflow.manifold.protocol import Flow, State
@@ -75,7 +74,7 @@ class Event:
     ) -> None:
         if not (callable(function) or (isinstance(function, str) and function)):
             raise InputError(
-                f"function={function!r}; use a function of θ, or the name of an observable or scalar"
+                f"function={function!r}; use a function of θ, or an observable's or scalar's name"
             )
         if direction not in (-1, 0, 1):
             raise InputError(f"direction={direction!r}; use 1 (rising), -1 (falling) or 0 (both)")
@@ -250,17 +249,22 @@ def from_config(events: Sequence[Event | Mapping[str, Any]]) -> tuple[Event, ...
     made = []
     for event in events:
         if isinstance(event, Mapping):
-            try:
-                event = Event(**event)
-            except TypeError:
-                raise InputError(
-                    f"events: {event.get('name')!r} is of a function of one's own; pass events="
-                ) from None
-        if not isinstance(event, Event):
+            made.append(_again(event))
+        elif isinstance(event, Event):
+            made.append(event)
+        else:
             raise InputError(f"events={event!r} is none; use Event(…)")
-        made.append(event)
     names = [event.name for event in made]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"events: two are called {name!r}; give each a name=")
     return tuple(made)
+
+
+def _again(options: Mapping[str, Any]) -> Event:
+    try:
+        return Event(**options)
+    except TypeError:
+        raise InputError(
+            f"events: {options.get('name')!r} is of a function of one's own; pass events="
+        ) from None

@@ -15,8 +15,7 @@ from geoflow.solvers import StepResult
 # A shorter step from the same start, which ends at the flow time asked for.
 Shorter = Callable[[float], tuple[Any, int]]
 
-# So many points of a step are re-projected each by itself; of more, only as many as show that the
-# others lie on the level set too.
+# So many points of a step are worth evaluating each by itself.
 FEW = 3
 # Where the curve is looked at, as parts of the step, until so many in a row lie where they should.
 LOOKED_AT = (1 / 2, 3 / 4, 1 / 4, 7 / 8, 1 / 8, 5 / 8, 3 / 8, 15 / 16, 1 / 16)
@@ -80,7 +79,7 @@ class Inside:
         ConvergenceError, CriticalPointError
             Re-projection fails.
         """
-        on_curve = len(times) > FEW and self._follows()
+        on_curve = bool(times) and self._follows()
         for time in times:
             yield self._curve(time) if on_curve else self._reproject(time)[0].flat
 

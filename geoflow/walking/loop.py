@@ -22,7 +22,7 @@ from geoflow.errors import (
 )
 from geoflow.manifold.protocol import Flow, State, flatten
 from geoflow.problems import dtypes
-from geoflow.solvers import Carry, Solver, Tolerance
+from geoflow.solvers import Carry, Solver, Tolerance, is_dense
 from geoflow.system import interrupts
 from geoflow.system.progress import Progress
 from geoflow.system.translation import numerics
@@ -30,9 +30,9 @@ from geoflow.trajectories import dataset, records
 from geoflow.trajectories.records import Observable, Snapshot
 from geoflow.walking import ending
 from geoflow.walking.crossings import Seeker
-from geoflow.walking.events import Event
+from geoflow.walking.events import Event, from_config
 from geoflow.walking.fitting import check_fit, check_same
-from geoflow.walking.inside import Inside
+from geoflow.walking.inside import FEW, Inside
 from geoflow.walking.memory import check_walk_memory
 from geoflow.walking.recorder import Memory, Recorder
 from geoflow.walking.settings import CHECKPOINT_SECONDS, DEFAULTS, WalkSettings
@@ -100,8 +100,8 @@ def walk(
     reproject_every : float, optional
         Flow time between re-projections for torchdiffeq's solvers. None: every accepted step.
     snapshot_times : sequence of float, optional
-        Keep θ at exactly these flow times. The steps are what they are without them: θ between
-        their ends comes from the solver's interpolant, re-projected.
+        Keep θ at exactly these flow times. A dense solver makes the same steps without them: θ
+        between their ends comes from its interpolant, re-projected.
     snapshot_every : float, optional
         Keep θ at the multiples of this flow time. With neither, at most ``max_snapshots``
         accepted steps are kept, evenly in arc length, the first and the last among them.
@@ -135,9 +135,9 @@ def walk(
     -------
     xarray.Dataset
         Schema 1.0, or 1.1 with snapshots between the steps or events. Its ``status`` says how the
-        walk ended: ``stationary``, ``event``, ``t_end``, ``plateau``, ``max_evaluations``; ``step_size_underflow``, ``projection_failed``,
-        ``critical_point`` or ``numerical_failure`` where it could not go on; ``interrupted``
-        after Ctrl-C.
+        walk ended: ``stationary``, ``event``, ``t_end``, ``plateau``, ``max_evaluations``;
+        ``step_size_underflow``, ``projection_failed``, ``critical_point`` or
+        ``numerical_failure`` where it could not go on; ``interrupted`` after Ctrl-C.
 
     Raises
     ------
@@ -151,11 +151,11 @@ def walk(
     observables = dict(observables or {})
     settings = WalkSettings(
         *(solver, rtol, atol, t_end, stop, max_evaluations),
-        *(reproject_every, snapshot_times, snapshot_every, max_snapshots, theta_dtype, events),
+        *(reproject_every, snapshot_times, snapshot_every, max_snapshots, theta_dtype),
     ).resolved(flow.problem.dtype)
     if checkpoint_seconds < 0:
         raise InputError(f"checkpoint_seconds={checkpoint_seconds}; use zero or more")
-    goals, rule, recorded = settings.goals(), settings.rule(), settings.recorded()
+    goals, rule, recorded = settings.goals(), settings.rule(), from_config(events)
     check_fit(flow, settings.make_solver(), goals, observables, recorded)
     if recorder is not None and archive is not None:
         raise InputError(f"recorder and archive={str(archive)!r} are both given; choose one")
@@ -165,12 +165,18 @@ def walk(
     config = {
         **settings.config,
         "observables": sorted(observables),
+        **({"events": [event.options for event in recorded]} if recorded else {}),
         "threads": torch.get_num_threads(),
         "provenance": dict(provenance or {}),
     }
     chosen = settings.make_solver()
     header = dataset.attributes(
-        flow, solver=chosen.name, rtol=settings.rtol, atol=settings.atol, config=config
+        flow,
+        solver=chosen.name,
+        rtol=settings.rtol,
+        atol=settings.atol,
+        config=config,
+        dense=is_dense(chosen),
     )
     in_memory = recorder is None and target is None
     kept_dtype = dtypes.DTYPES[str(settings.theta_dtype)]
@@ -260,8 +266,19 @@ class Walk:
         tensors = self._state().tensors
         return Checkpoint(self.recorder.n_steps, tensors, self.carry, self.counts)
 
-    def run(self, goals: Goals, progress: bool) -> xr.Dataset:
-        """Walk to an end, and return the trajectory."""
+    def run(self, goals: Goals, progress: bool, n_records: int = 0) -> xr.Dataset:
+        """Walk to an end, and return the trajectory.
+
+        Parameters
+        ----------
+        goals : Goals
+            What ends it.
+        progress : bool
+            Show it.
+        n_records : int
+            As many as there are in its archive: a failure or Ctrl-C before so many is raised, and
+            ends nothing.
+        """
         budget = goals.max_evaluations - self.counts["gradient"] - 2 * self.counts["hvp"]
         shown = Progress(progress)
         with shown, self.flow.problem.budget(max(budget, 0)):
@@ -272,7 +289,7 @@ class Walk:
                     end = self._step(goals) or self._judge(goals)
                     shown.show(self.last)
             except KeyboardInterrupt:
-                if self.state is None:
+                if self.state is None or self.recorder.n_steps < n_records:
                     raise
                 end = "interrupted", "interrupted by the user"
             except StorageError:
@@ -281,8 +298,8 @@ class Walk:
             except Exception as error:
                 # Nothing is lost where nothing was walked.
                 unusable = isinstance(error, InputError) and self.recorder.n_steps == 1
-                if self.state is None or unusable:
-                    raise _before_the_start(error, goals) from error
+                if self.state is None or unusable or self.recorder.n_steps < n_records:
+                    raise _before_the_start(error, goals, n_records > 0) from error
                 end = ending.of_error(error, goals.max_evaluations)
         self._keep_last()
         status, message = end
@@ -334,15 +351,17 @@ class Walk:
         """Make a step, and record what lies in it; say how the walk ends, where it does inside."""
         state, last = self._state(), self.last
         assert self.carry is not None, "a walk is prepared before its first step"
-        left = goals.t_end - last["time"]
+        # Where a step has no interpolant, it ends at the time of a snapshot.
+        snapshot = math.inf if is_dense(self.solver) else self.rule.next_time(last["time"])
+        target = min(snapshot, goals.t_end)
+        left = target - last["time"]
         with numerics():
             result = self.solver.step(self.flow, state, self.carry, self.tolerance, left)
-            inside = Inside(self.flow, state, result, self._shorter)
-            found, end = self.seeker.look(inside)
             # The sum may round past or short of the time asked for; the step ended exactly there.
-            whole = goals.t_end if result.time >= left else last["time"] + result.time
-            times = [whole if f.time == result.time else last["time"] + f.time for f in found]
-            kept = self._between(inside, times)
+            whole = target if result.time >= left else last["time"] + result.time
+            inside = Inside(self.flow, state, result, self._shorter)
+            points, end = self._points(inside, whole)
+            kept = self._between(inside, list(points))
         progress = {
             "error_estimate": result.error_estimate,
             "n_rejected": last["n_rejected"] + result.n_rejected,
@@ -350,15 +369,34 @@ class Walk:
         }
         rows: list[Row] = []
         before = last
-        for point, time in zip(found, times, strict=True):
-            chord = float(torch.linalg.vector_norm(point.state.theta - state.theta))
+        for time, (reached, events) in points.items():
+            chord = float(torch.linalg.vector_norm(reached.theta - state.theta))
             arc_length = max(last["arc_length"] + chord, before["arc_length"])
-            size = result.time if len(found) == 1 else time - before["time"]
+            size = result.time if time == whole and not rows else time - before["time"]
             before = {"time": time, "arc_length": arc_length, "step_size": size, **progress}
-            rows.append((point.state, before | {"event": point.events}))
-        inside_it = found[-1].time < result.time
-        self._accept(rows, kept, None if inside_it else result.carry)
+            rows.append((reached, {**before, "event": events}))
+        self._accept(rows, kept, None if max(points) < whole else result.carry)
         return end
+
+    def _points(
+        self, inside: Inside, whole: float
+    ) -> tuple[dict[float, tuple[State, int]], ending.End | None]:
+        """What to record of a step, by flow time: state and events; and how the walk ends in it.
+
+        A few snapshots are records of their own, since their gradients are evaluated anyhow.
+        """
+        begin = self.last["time"]
+        found, end = self.seeker.look(inside)
+        points = {}
+        for point in found:
+            time = begin + point.time
+            time = time if begin < time < whole and point.time < inside.duration else whole
+            points[time] = point.state, point.events
+        wanted = between(self.rule, begin, max(points))
+        if len(wanted) <= FEW:
+            for time in wanted:
+                points.setdefault(time, (inside.state(time - begin), 0))
+        return dict(sorted(points.items())), end
 
     def _shorter(self, time: float) -> tuple[State, int]:
         """Steps from where the walk stands to a flow time within the step that it has made."""
@@ -410,7 +448,7 @@ class Walk:
             record = records.step_record(
                 self.flow, state, **advance, counts=counts, wall_time=wall_time
             )
-            keep, dropped = bool(record["event"]), []
+            keep, dropped = bool(record["event"]), list[int]()
             if not (keep or inside):
                 keep, dropped = self.rule.offer(step + i, record["time"], record["arc_length"])
             own = [self._snapshot(state, step + i, record)] if keep else []
@@ -439,10 +477,10 @@ class Walk:
         return {name: counts[name] - self.counts0[name] for name in counts}
 
 
-def _before_the_start(error: Exception, goals: Goals) -> Exception:
+def _before_the_start(error: Exception, goals: Goals, walked: bool) -> Exception:
     if isinstance(error, EvaluationLimitError):
         return InputError(
-            f"max_evaluations={goals.max_evaluations} are spent before the level set is reached; "
-            "allow more"
+            f"max_evaluations={goals.max_evaluations} are spent before "
+            f"{'a further step is made' if walked else 'the level set is reached'}; allow more"
         )
     return error

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
 from geoflow import experiments
+from geoflow.archive import trajectory_files
 from geoflow.archive.saved import Saved, saved
-from geoflow.errors import ArchiveError, GeoflowError, InputError
+from geoflow.errors import ArchiveError, InputError
 from geoflow.manifold.protocol import Flow
 from geoflow.problems import dtypes
 from geoflow.problems.earlier import same_data
-from geoflow.solvers import Solver
+from geoflow.solvers import Solver, is_dense
 from geoflow.trajectories import schema
 from geoflow.trajectories.records import Observable
 from geoflow.walking import rerunning
+from geoflow.walking.crossings import Seeker
+from geoflow.walking.events import Event, from_config
 from geoflow.walking.fitting import check_fit
 from geoflow.walking.loop import Walk
 from geoflow.walking.settings import CHECKPOINT_SECONDS, WalkSettings
-from geoflow.walking.stopping import Stop
+from geoflow.walking.stopping import Goals, Stop
 from geoflow.walking.stream import Stream
 
 # The goal of a walk by the status that says it was reached.
 GOALS = {
     "stationary": "stop",
+    "event": "stop",
     "plateau": "stop",
     "t_end": "t_end",
     "max_evaluations": "max_evaluations",
@@ -45,12 +49,14 @@ def resume(
     observables: Mapping[str, Observable] | None = None,
     progress: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    events: Sequence[Event] | None = None,
 ) -> xr.Dataset:
     """Go on with the walk of an archive, and return the whole trajectory.
 
     A walk that was cut short goes on from its last checkpoint, and becomes what it would have
     been, bit for bit, ``wall_time`` and ``created`` aside. A walk that has ended goes on to the
-    goals given here; the goal that ended it falls away.
+    goals given here; the goal that ended it falls away. One that ended inside a step makes that
+    step again, whole: it becomes what it would have been without that goal.
 
     Parameters
     ----------
@@ -69,6 +75,8 @@ def resume(
         Show the walk on standard error, where that is a terminal or a notebook's.
     checkpoint_seconds : float
         Seconds between checkpoints.
+    events : sequence of Event, optional
+        Needed, the same as before, only where one is of a function of one's own.
 
     Returns
     -------
@@ -78,7 +86,8 @@ def resume(
     Raises
     ------
     InputError
-        An argument that cannot be used, or a walk that has ended and no further goal.
+        An argument that cannot be used, or a walk that has ended and no further goal, or one that
+        it has passed.
     ArchiveError
         Nothing to go on from; other data, another network or another schema than the walk's;
         damage; or another process is writing there.
@@ -89,8 +98,8 @@ def resume(
     kept = saved(path)
     check_schema(path, kept.attributes)
     if flow is None:
-        if observables or solver:
-            raise InputError("flow: observables and solver go with a flow; give it too")
+        if observables or solver or events:
+            raise InputError("flow: observables, events and solver go with a flow; give it too")
         rebuilt = _of_experiment(path, kept)
         flow, observables = rebuilt.flow, rebuilt.observables
     observables = dict(observables or {})
@@ -100,30 +109,64 @@ def resume(
         raise InputError(
             f"observables: the walk has {names}, given are {sorted(observables)}; give the same"
         )
-    settings = _settings(
-        path, kept, solver, t_end=t_end, stop=stop, max_evaluations=max_evaluations
-    )
+    given = {"t_end": t_end, "stop": stop, "max_evaluations": max_evaluations}
+    settings = _settings(path, kept, solver, **given)
     tolerance = settings.tolerance(flow.problem.dtype)
-    goals, rule = settings.goals(), settings.rule()
-    check_fit(flow, settings.make_solver(), goals, observables)
+    goals, rule, recorded = settings.goals(), settings.rule(), _events(kept, events)
+    check_fit(flow, settings.make_solver(), goals, observables, recorded)
+    n_records = check_further(path, kept, goals)
+    chosen = settings.make_solver()
     header = {k: v for k, v in kept.attributes.items() if k not in ("status", "status_message")}
+    config = kept.config | settings.config
     stream, checkpoint = Stream.reopen(
         path,
         flow.problem,
-        {**header, "config": json.dumps(kept.config | settings.config, sort_keys=True)},
+        {
+            **header,
+            "geoflow_schema": schema.version_of(config, dense=is_dense(chosen)),
+            "config": json.dumps(config, sort_keys=True),
+        },
         look_back=goals.look_back,
         interval=checkpoint_seconds,
         rule=rule,
     )
     with stream:
         theta_dtype = dtypes.DTYPES[str(settings.theta_dtype)]
-        walk = Walk(flow, settings.make_solver(), tolerance, rule, observables, stream, theta_dtype)
+        seeker = Seeker(flow, observables, recorded, goals.crossing)
+        walk = Walk(flow, chosen, tolerance, rule, observables, stream, theta_dtype, seeker)
         try:
             walk.restore(checkpoint)
-        except GeoflowError:
-            stream.give_up()
+            return walk.run(goals, progress, n_records)
+        except BaseException:
+            # What the archive holds stays there, where no more than that was walked.
+            if stream.n_steps <= n_records:
+                stream.give_up()
             raise
-        return walk.run(goals, progress)
+
+
+def check_further(path: Path, kept: Saved, goals: Goals) -> int:
+    """Refuse goals that a walk which has ended has passed; return how many records it has.
+
+    Raises
+    ------
+    InputError
+        Names the goal.
+    """
+    if "status" not in kept.attributes:
+        return 0
+    with trajectory_files.open_trajectory(path) as ds:
+        last = {str(n): float(v[-1]) for n, v in ds.variables.items() if v.dims == ("step",)}
+        n_records = ds.sizes["step"]
+    reached = goals.judge([last]) if kept.attributes["status"] != "interrupted" else None
+    if reached:
+        goal = "t_end" if reached[0] == "t_end" else "stop"
+        raise InputError(f"{goal}: passed where the walk ended: {reached[1]}; name a further goal")
+    spent = int(last["n_gradient"] + 2 * last["n_hvp"])
+    if spent >= goals.max_evaluations:
+        raise InputError(
+            f"max_evaluations={goals.max_evaluations}: the walk has taken {spent}; allow more"
+        )
+    return n_records
 
 
 def check_schema(path: Path, attributes: Mapping[str, Any]) -> None:
@@ -182,7 +225,12 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
-def _settings(path: Path, kept: Saved, solver: Solver | None, **goals: Any) -> WalkSettings:
+def _settings(
+    path: Path,
+    kept: Saved,
+    solver: Solver | None,
+    **goals: Any,
+) -> WalkSettings:
     """Take up the settings of a walk with the goals given, the one that ended it falling away."""
     status = kept.attributes.get("status")
     if status not in (None, "interrupted") and all(value is None for value in goals.values()):
@@ -196,6 +244,14 @@ def _settings(path: Path, kept: Saved, solver: Solver | None, **goals: Any) -> W
             raise InputError(f"solver: the walk's is {kept.config.get('solver')}; give the same")
         instead["solver"] = solver
     return rerunning.settings_of(path, kept.config, **instead)
+
+
+def _events(kept: Saved, given: Sequence[Event] | None) -> tuple[Event, ...]:
+    """The events of a walk, made again where they are of names, and given again where not."""
+    there = kept.config.get("events", [])
+    if given is not None and [event.options for event in from_config(given)] != there:
+        raise InputError(f"events: the walk's are {there}; give the same")
+    return from_config(there if given is None else given)
 
 
 def _of_experiment(path: Path, kept: Saved) -> experiments.RebuiltWalk:

@@ -17,8 +17,7 @@ from geoflow.errors import ArchiveError, InputError
 from geoflow.problems.dtypes import DTYPES, dtype_name
 from geoflow.solvers import Solver, Tolerance
 from geoflow.system.naming import named
-from geoflow.walking import events, stopping
-from geoflow.walking.events import Event
+from geoflow.walking import stopping
 from geoflow.walking.snapshots import SnapshotRule, rule_for
 from geoflow.walking.stopping import DEFAULT_MAX_EVALUATIONS, Goals, Stationary, Stop
 
@@ -117,7 +116,6 @@ class WalkSettings:
     theta_dtype: str | None = _setting(
         None, Option("float32: keep θ in half the space", "DTYPE", str)
     )
-    events: Sequence[Event | Json] = _setting(())
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol", "t_end", "reproject_every", "snapshot_every"):
@@ -130,7 +128,6 @@ class WalkSettings:
         self.make_solver()
         self.goals()
         self.rule()
-        self.recorded()
         self.tolerance(torch.float64)
 
     def _convert(self, name: str, convert: Callable[[Any], Any], what: str) -> None:
@@ -173,10 +170,6 @@ class WalkSettings:
                 f"stop={stop!r} is none; use Stationary(…), Plateau(…), Event(…) or None"
             )
         return Goals.checked(self.t_end, stop, self.max_evaluations)
-
-    def recorded(self) -> tuple[Event, ...]:
-        """Return the events that are recorded and do not end the walk."""
-        return events.from_config(self.events)
 
     def rule(self) -> SnapshotRule:
         """Return a rule, at its start, for where θ is kept."""
@@ -246,7 +239,6 @@ class WalkSettings:
             "snapshot_every": self.snapshot_every,
             "max_snapshots": self.max_snapshots,
             "theta_dtype": self.theta_dtype,
-            **({"events": [e.options for e in found]} if (found := self.recorded()) else {}),
         }
 
     @classmethod
@@ -262,8 +254,6 @@ class WalkSettings:
             none.
         """
         names = [f.name for f in fields(cls) if f.name not in ("reproject_every", *instead)]
-        # Only walks with events have any.
-        config = {"events": [], **config}
         missing = [name for name in names if name not in config]
         if missing:
             raise ArchiveError(f"its config has no {missing[0]!r}; walk again")
@@ -277,7 +267,7 @@ class WalkSettings:
 
     def __repr__(self) -> str:
         usual = DEFAULTS.config
-        different = [f"{k}={v!r}" for k, v in self.config.items() if v != usual.get(k)]
+        different = [f"{k}={v!r}" for k, v in self.config.items() if v != usual[k]]
         return f"WalkSettings({', '.join(different)})"
 
 
