@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,12 +38,15 @@ class Checkpoint:
         The solver's; None before :meth:`geoflow.solvers.Solver.init`.
     counts : dict
         Evaluations so far, those of ``init`` included.
+    levels : sequence of float
+        Of a walk that looks for events: what crosses zero, of each, as the last step left it.
     """
 
     n_steps: int
     tensors: Mapping[str, Tensor]
     carry: Carry | None
     counts: dict[str, int]
+    levels: Sequence[float] = ()
 
     @property
     def theta(self) -> Tensor:
@@ -79,6 +82,7 @@ class Checkpoint:
             "carry": None if self.carry is None else plain,
             "devices": devices,
             **({"state": list(others)} if others else {}),
+            **({"levels": list(self.levels)} if self.levels else {}),
         }
 
     @classmethod
@@ -102,6 +106,7 @@ class Checkpoint:
                 tensors={"theta": _tensor(arrays["theta"]), **others},
                 carry=None if plain is None else {**plain, **carried},
                 counts={name: int(state["counts"][name]) for name in ("gradient", "hvp")},
+                levels=[float(level) for level in state.get("levels", [])],
             )
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise ArchiveError(f"the checkpoint cannot be used ({error!r}); run again") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -44,22 +45,19 @@ class Seeker:
         self.flow, self.observables = flow, observables
         self.sought: list[Crossing] = [*events, *([stop] if stop else [])]
         self.n_recorded = len(events)
-        self._latest: tuple[State, list[float]] | None = None
 
-    def _levels(self, state: State) -> list[float]:
-        """What crosses zero, of each; the end of a step is the start of the next."""
-        if self._latest is None or self._latest[0] is not state:
-            point = Point(self.flow, state, self.observables)
-            self._latest = state, [crossing.level(point) for crossing in self.sought]
-        return self._latest[1]
-
-    def look(self, inside: Inside) -> tuple[list[Found], End | None]:
+    def look(
+        self, inside: Inside, before: Sequence[float]
+    ) -> tuple[list[Found], End | None, list[float]]:
         """Find what is in a step.
 
         Parameters
         ----------
         inside : Inside
             The step.
+        before : sequence of float
+            What crosses zero, of each, at its start: as the step before left it. Of those that are
+            missing, as this step begins.
 
         Returns
         -------
@@ -67,33 +65,32 @@ class Seeker:
             In order of time. The last one is the step's end, or where the walk ends in it.
         tuple, optional
             Status and message of a walk that ends there.
+        list of float
+            What crosses zero, of each, at the end of the step.
         """
         duration = inside.duration
-        before, after = (self._levels(state) for state in inside.ends.values())
+        new = self.sought[len(before) :]
+        before = [*before, *(self._level(inside, crossing, 0.0) for crossing in new)]
+        after = [self._level(inside, crossing, duration) for crossing in self.sought]
         masks: dict[float, int] = {duration: 0}
         last, end = duration, None
         for number, crossing in enumerate(self.sought):
             levels = before[number], after[number]
             if crossing.crosses(*levels):
-                time, level = self._locate(inside, crossing, levels)
+                time, level = locate(
+                    functools.partial(self._level, inside, crossing),
+                    duration,
+                    levels,
+                    crossing.tolerance(*levels),
+                    crossing.within,
+                )
                 if number < self.n_recorded:
                     masks[time] = masks.get(time, 0) | 1 << number
                 else:
                     last, end = time, crossing.message(level)
         times = sorted({last, *(time for time in masks if time <= last)})
-        return [Found(time, inside.state(time), masks.get(time, 0)) for time in times], end
+        found = [Found(time, inside.state(time), masks.get(time, 0)) for time in times]
+        return found, end, after
 
-    def _locate(
-        self, inside: Inside, crossing: Crossing, levels: tuple[float, float]
-    ) -> tuple[float, float]:
-        def level(state: State) -> float:
-            return crossing.level(Point(self.flow, state, self.observables))
-
-        return locate(
-            level,
-            inside.state,
-            inside.duration,
-            levels,
-            crossing.tolerance(*levels),
-            crossing.within,
-        )
+    def _level(self, inside: Inside, crossing: Crossing, time: float) -> float:
+        return crossing.level(Point(self.flow, self.observables, inside, time))

@@ -7,19 +7,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from geoflow.errors import InputError
-from geoflow.manifold.protocol import Flow, State
+from geoflow.manifold.protocol import Flow
 from geoflow.trajectories.records import Observable
+from geoflow.walking.inside import Inside
 
 # An event is known to this part of its step: of its flow time, or of the function's change.
 LOCATED = 1e-3
 MAX_TRIALS = 60
 # Beyond the crossing, in units of the tolerance: so that a trial seldom falls short of it.
 AIM = 0.3
-# Of differences of a function along the flow, over ‖θ‖: their error is then least.
-DIFFERENCE = torch.finfo(torch.float64).eps ** (1 / 3)
+# Flow time of a difference by which a rate is known, as a part of the step.
+DIFFERENCE = 1e-3
 
 
 class Event:
@@ -41,9 +42,10 @@ class Event:
     value : float
         What it crosses.
     rate : bool
-        The function's rate of change along the flow takes its place, a central difference: with
-        ``value`` 0 an extremum, by ``direction`` 1 a minimum and by −1 a maximum. Not for a scalar
-        of the flow.
+        The function's rate of change along the walk takes its place, by differences within the
+        step: with ``value`` 0 an extremum, by ``direction`` 1 a minimum and by −1 a maximum. Not
+        for a scalar of the flow. What the error of a loose tolerance makes of a function has
+        extrema too.
     name : str, optional
         What it is called in the dataset; None: the function's name, with ``_rate`` for a rate.
 
@@ -139,7 +141,7 @@ class Event:
         elif self.function in at.observables:
             function = at.observables[self.function]
         else:
-            return float(at.flow.values(at.state)[self.function]) - self.value
+            return at.scalar(self.function) - self.value
         return (at.rate(function) if self.rate else at.value(function)) - self.value
 
     def crosses(self, before: float, after: float) -> bool:
@@ -158,32 +160,35 @@ class Event:
 
 @dataclass(frozen=True)
 class Point:
-    """A state of a walk, and what can be asked of it."""
+    """A point of a walk, inside a step or at an end of it, and what can be asked of it."""
 
     flow: Flow
-    state: State
     observables: Mapping[str, Observable]
+    inside: Inside
+    time: float
+
+    def scalar(self, name: str) -> float:
+        """One of the flow's scalars."""
+        return float(self.flow.values(self.inside.state(self.time))[name])
 
     def value(self, function: Observable) -> float:
         """Value of a function of θ, which never gets the walk's own to write into."""
-        return float(function(self.state.theta.clone()))
+        return float(function(self._theta(self.time, checked=True)))
 
     def rate(self, function: Observable) -> float:
-        """Rate of change of a function of θ along the flow."""
-        theta = self.state.theta
-        velocity = self.state.velocity[: theta.numel()]
-        speed = float(torch.linalg.vector_norm(velocity))
-        if speed == 0:
-            return 0.0
-        size = max(float(torch.linalg.vector_norm(theta)), 1.0)
-        time = DIFFERENCE * size / speed
-        ahead, behind = (float(function(theta + sign * time * velocity)) for sign in (1, -1))
-        return (ahead - behind) / (2 * time)
+        """Rate of change of a function of θ along the walk, as far as the step goes."""
+        apart = DIFFERENCE * self.inside.duration
+        begin, end = max(self.time - apart, 0.0), min(self.time + apart, self.inside.duration)
+        behind, ahead = (float(function(self._theta(time))) for time in (begin, end))
+        return (ahead - behind) / (end - begin)
+
+    def _theta(self, time: float, *, checked: bool = False) -> Tensor:
+        flat = self.inside.state(time).flat if checked else self.inside.flat(time)
+        return flat[: self.flow.problem.n_parameters].clone()
 
 
 def locate(
-    level: Callable[[State], float],
-    state_at: Callable[[float], State],
+    level: Callable[[float], float],
     duration: float,
     levels: tuple[float, float],
     tolerance: float,
@@ -197,9 +202,7 @@ def locate(
     Parameters
     ----------
     level : callable
-        The function, of a state.
-    state_at : callable
-        State at a flow time after the start of the step.
+        The function, of a flow time after the start of the step.
     duration : float
         Flow time of the step.
     levels : tuple of float
@@ -226,7 +229,7 @@ def locate(
         if abs(found) <= tolerance or high - low <= within * duration:
             break
         time = low + (high - low) * (below / (below - above) if above > 0 else 0.5)
-        now = level(state_at(time))
+        now = level(time)
         if sign * now >= 0:
             high, found, above = time, now, sign * now - aim
             below, stayed = (below / 2 if stayed == 1 else below), 1

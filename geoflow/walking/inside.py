@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,11 +18,9 @@ Shorter = Callable[[float], tuple[Any, int]]
 
 # So many points of a step are worth evaluating each by itself.
 FEW = 3
-# Where the curve is looked at, as parts of the step, until so many in a row lie where they should.
-LOOKED_AT = (1 / 2, 3 / 4, 1 / 4, 7 / 8, 1 / 8, 5 / 8, 3 / 8, 15 / 16, 1 / 16)
-IN_A_ROW = 2
-# Least distance of two times where a correction is known, as a part of the step.
-APART = 0.05
+# A curve of more is looked at so often at least, and is right where it lies as near the level set
+# as this, over its tolerance.
+LOOKED_AT, CLOSE = 3, 0.2
 
 
 class Inside:
@@ -66,70 +65,105 @@ class Inside:
             Re-projection fails.
         """
         if time not in self.known:
-            self.known[time] = self._reproject(time)[0]
+            self.known[time] = self._reproject(time)
         return self.known[time]
 
     def flats(self, times: Sequence[float]) -> Iterator[Tensor]:
         """``state.flat`` on the level set at increasing flow times, to within its tolerance.
 
-        Many cost hardly more gradients than a few: some six for each step.
+        Many cost hardly more gradients than a few: some ten for a step.
 
         Raises
         ------
         ConvergenceError, CriticalPointError
             Re-projection fails.
         """
-        on_curve = bool(times) and self._follows()
+        on_curve = bool(times) and self._follows(times)
         for time in times:
-            yield self._curve(time) if on_curve else self._reproject(time)[0].flat
+            yield self._curve(time) if on_curve else self._reproject(time).flat
 
-    def _follows(self) -> bool:
-        """Correct the curve until it keeps to the level set of itself; whether it does."""
-        in_a_row = 0
-        for part in LOOKED_AT if self.interpolant else ():
-            # A point that needs no correction is one where the curve was right before.
-            in_a_row = 0 if self._reproject(part * self.duration)[1] else in_a_row + 1
-            if in_a_row == IN_A_ROW:
-                return True
-        return False
+    def flat(self, time: float) -> Tensor:
+        """``state.flat`` at a flow time after the start, near the level set: no evaluation."""
+        if time in self.known:
+            return self.known[time].flat
+        return self._curve(time) if self.interpolant else self.state(time).flat
 
-    def _reproject(self, time: float) -> tuple[State, int]:
-        """State on the level set at a time, and the corrections that took."""
+    def _follows(self, times: Sequence[float]) -> bool:
+        """Correct the curve until it keeps to the level set of itself; whether it does.
+
+        It is looked at in the middles of ever smaller parts, one gradient or two for each.
+        """
+        parts, n_looked = [(0.0, self.duration)], 0
+        while parts and self.interpolant:
+            begin, end = parts.pop()
+            wanted = bisect.bisect_right(times, end) > bisect.bisect_left(times, begin)
+            if not wanted:
+                continue
+            n_looked += 1
+            if n_looked > len(times):
+                # No cheaper than each by itself.
+                return False
+            middle = (begin + end) / 2
+            state, projection = self.flow.project(self._curve(middle))
+            self.n_newton += projection.iterations
+            # Free of charge from where its last iteration ended.
+            step = self._newton(state, CLOSE * self.flow.level_set.tolerance)
+            self._correct(middle, state.flat if step is None else state.flat + step)
+            if projection.iterations or step is not None or n_looked < LOOKED_AT:
+                parts += [(middle, end), (begin, middle)]
+        return not parts
+
+    def _reproject(self, time: float) -> State:
+        """State on the level set at a time."""
         if self.interpolant is None:
             state, iterations = self.shorter(time)
         else:
             state, projection = self.flow.project(self._curve(time))
             iterations = projection.iterations
-            # Through nodes that lie close together a polynomial carries their rounding far.
-            apart = min(abs(time - node) for node in self.corrections) >= APART * self.duration
-            if iterations and apart:
-                self.corrections[time] = state.flat - self.interpolant(time)
+            self._correct(time, state.flat)
         self.n_newton += iterations
-        return state, iterations
+        return state
+
+    def _correct(self, time: float, flat: Tensor) -> None:
+        assert self.interpolant is not None, "a step without one is made again"
+        self.corrections[time] = flat - self.interpolant(time)
 
     def _curve(self, time: float) -> Tensor:
-        """The interpolant with what re-projection is known to add."""
+        """The interpolant with what re-projection is known to add nearby."""
         assert self.interpolant is not None, "a step without one is made again"
         if not self.corrections:
-            self.corrections = {t: self._at_end(state) for t, state in self.ends.items()}
+            for end, state in self.ends.items():
+                self.corrections[end] = self._newton(state, self.flow.level_set.tolerance)
         flat = self.interpolant(time)
-        nodes = np.array(list(self.corrections))
-        for i, correction in enumerate(self.corrections.values()):
+        nodes = self._around(time)
+        for node in nodes:
+            correction = self.corrections[node]
             if correction is not None:
-                others = np.delete(nodes, i)
-                weight = float(np.prod((time - others) / (nodes[i] - others)))
+                others = np.array([other for other in nodes if other != node])
+                weight = float(np.prod((time - others) / (node - others)))
                 flat.add_(correction, alpha=weight)
         return flat
 
-    def _at_end(self, state: State) -> Tensor | None:
-        """What one Newton step adds at an end; None for nothing, where that is on the level set."""
-        level_set = self.flow.level_set
+    def _around(self, time: float) -> list[float]:
+        """Where corrections are known: two times on each side, apart as the inner two are.
+
+        Through two that lie closer together a polynomial would carry their rounding far.
+        """
+        known = sorted(self.corrections)
+        right = min(max(bisect.bisect_left(known, time), 1), len(known) - 1)
+        left = right - 1
+        apart = (known[right] - known[left]) / 2
+        before = bisect.bisect_right(known, known[left] - apart) - 1
+        after = bisect.bisect_left(known, known[right] + apart)
+        return [known[i] for i in (before, left, right, after) if 0 <= i < len(known)]
+
+    def _newton(self, state: State, tolerance: float) -> Tensor | None:
+        """Newton's step to the level set; None for nothing, where the state is close enough."""
         loss, gradient = state.evaluated
-        residual = level_set.residual(loss)
-        if abs(residual) <= level_set.tolerance:
+        residual = self.flow.level_set.residual(loss)
+        if abs(residual) <= tolerance:
             return None
-        square = float(torch.dot(gradient, gradient))
+        step = torch.zeros_like(state.flat)
         # Of a state that holds more than θ, θ alone is moved.
-        added = torch.zeros_like(state.flat)
-        added[: gradient.numel()] = gradient * (-residual / square)
-        return added
+        step[: gradient.numel()] = gradient * (-residual / float(torch.dot(gradient, gradient)))
+        return step

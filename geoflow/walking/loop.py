@@ -243,9 +243,17 @@ class Walk:
         self.clock0 = clock.perf_counter()
         # Of a walk that has ended inside a step: the start of that step.
         self.goes_on_from: Checkpoint | None = None
+        # What the seeker found at the end of the last step.
+        self.levels: list[float] = []
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to a checkpoint; the recorder and the rule have been restored before."""
+    def restore(self, checkpoint: Checkpoint, *, same_stop: bool) -> None:
+        """Go back to a checkpoint; the recorder and the rule have been restored before.
+
+        With another stop than before, where that stood at the checkpoint is of no use.
+        """
+        self.levels = list(checkpoint.levels)
+        if not same_stop:
+            del self.levels[self.seeker.n_recorded :]
         problem = self.flow.problem
         tensors = {n: t.to(problem.device) for n, t in checkpoint.tensors.items()}
         self.carry, self.counts = checkpoint.carry, dict(checkpoint.counts)
@@ -264,7 +272,7 @@ class Walk:
         if self.goes_on_from:
             return self.goes_on_from
         tensors = self._state().tensors
-        return Checkpoint(self.recorder.n_steps, tensors, self.carry, self.counts)
+        return Checkpoint(self.recorder.n_steps, tensors, self.carry, self.counts, self.levels)
 
     def run(self, goals: Goals, progress: bool, n_records: int = 0) -> xr.Dataset:
         """Walk to an end, and return the trajectory.
@@ -341,7 +349,7 @@ class Walk:
         if self.state is None:
             state, projection = self.flow.start(self.start)
             start = {**START, "n_reprojection": projection.iterations}
-            self._accept([(state, start)], [[]], None)
+            self._accept([(state, start)], [[]], None, [])
         if self.carry is None:
             with numerics():
                 carry = self.solver.init(self.flow, self._state(), self.tolerance)
@@ -360,7 +368,7 @@ class Walk:
             # The sum may round past or short of the time asked for; the step ended exactly there.
             whole = target if result.time >= left else last["time"] + result.time
             inside = Inside(self.flow, state, result, self._shorter)
-            points, end = self._points(inside, whole)
+            points, end, levels = self._points(inside, whole)
             kept = self._between(inside, list(points))
         progress = {
             "error_estimate": result.error_estimate,
@@ -375,18 +383,18 @@ class Walk:
             size = result.time if time == whole and not rows else time - before["time"]
             before = {"time": time, "arc_length": arc_length, "step_size": size, **progress}
             rows.append((reached, {**before, "event": events}))
-        self._accept(rows, kept, None if max(points) < whole else result.carry)
+        self._accept(rows, kept, None if max(points) < whole else result.carry, levels)
         return end
 
     def _points(
         self, inside: Inside, whole: float
-    ) -> tuple[dict[float, tuple[State, int]], ending.End | None]:
-        """What to record of a step, by flow time: state and events; and how the walk ends in it.
+    ) -> tuple[dict[float, tuple[State, int]], ending.End | None, list[float]]:
+        """What to record of a step, by flow time: state and events; and what the seeker says.
 
         A few snapshots are records of their own, since their gradients are evaluated anyhow.
         """
         begin = self.last["time"]
-        found, end = self.seeker.look(inside)
+        found, end, levels = self.seeker.look(inside, self.levels)
         points = {}
         for point in found:
             time = begin + point.time
@@ -396,7 +404,7 @@ class Walk:
         if len(wanted) <= FEW:
             for time in wanted:
                 points.setdefault(time, (inside.state(time - begin), 0))
-        return dict(sorted(points.items())), end
+        return dict(sorted(points.items())), end, levels
 
     def _shorter(self, time: float) -> tuple[State, int]:
         """Steps from where the walk stands to a flow time within the step that it has made."""
@@ -426,7 +434,11 @@ class Walk:
         ]
 
     def _accept(
-        self, rows: Sequence[Row], between: Sequence[list[Snapshot]], carry: Carry | None
+        self,
+        rows: Sequence[Row],
+        between: Sequence[list[Snapshot]],
+        carry: Carry | None,
+        levels: list[float],
     ) -> None:
         """Record an accepted step and what lies in it, whole or not at all.
 
@@ -439,6 +451,8 @@ class Walk:
         carry : dict, optional
             The solver's, at the last of the points. None: the walk starts there, or ends there
             inside a step, and goes on from the start of that step.
+        levels : list of float
+            What the seeker has found at the end of the step.
         """
         counts, step = self._counts(), self.recorder.n_steps
         inside = self.carry is not None and carry is None
@@ -462,7 +476,7 @@ class Walk:
                     self.recorder.keep(snapshot)
             self.state, self.last = rows[-1][0], made[-1][0]
             if not inside:
-                self.carry, self.counts = carry, counts
+                self.carry, self.counts, self.levels = carry, counts, levels
                 self.recorder.accepted(self.checkpoint)
 
     def _snapshot(self, state: State, step: int, record: Mapping[str, float]) -> Snapshot:

@@ -135,7 +135,8 @@ def resume(
         seeker = Seeker(flow, observables, recorded, goals.crossing)
         walk = Walk(flow, chosen, tolerance, rule, observables, stream, theta_dtype, seeker)
         try:
-            walk.restore(checkpoint)
+            same_stop = settings.config["stop"] == kept.config.get("stop")
+            walk.restore(checkpoint, same_stop=same_stop)
             return walk.run(goals, progress, n_records)
         except BaseException:
             # What the archive holds stays there, where no more than that was walked.
@@ -157,7 +158,8 @@ def check_further(path: Path, kept: Saved, goals: Goals) -> int:
     with trajectory_files.open_trajectory(path) as ds:
         last = {str(n): float(v[-1]) for n, v in ds.variables.items() if v.dims == ("step",)}
         n_records = ds.sizes["step"]
-    reached = goals.judge([last]) if kept.attributes["status"] != "interrupted" else None
+    at_a_goal = GOALS.get(kept.attributes["status"]) in ("stop", "t_end")
+    reached = goals.judge([last]) if at_a_goal else None
     if reached:
         goal = "t_end" if reached[0] == "t_end" else "stop"
         raise InputError(f"{goal}: passed where the walk ended: {reached[1]}; name a further goal")

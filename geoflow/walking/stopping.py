@@ -115,7 +115,7 @@ class Stationary:
 
     def level(self, at: Point) -> float:
         """Of the angle a function that grows all but linearly in time as the angle nears 180°."""
-        return _flattened(float(at.flow.values(at.state)["angle"])) - _flattened(self.degrees)
+        return _flattened(at.scalar("angle")) - _flattened(self.degrees)
 
     def crosses(self, before: float, after: float) -> bool:
         """Whether the angle is reached in a step."""
