@@ -110,7 +110,9 @@ def at_snapshots(ds: xr.Dataset, name: str) -> NDArray[np.float64]:
 
     As recorded where a step ends at the snapshot; between the steps interpolated linearly in time.
     """
-    return np.interp(ds["snapshot_time"].values, ds["time"].values, ds[name].values.astype(float))
+    at, steps = ds["snapshot_time"].values, ds["snapshot_step"].values
+    time, values = ds["time"].values, ds[name].values.astype(float)
+    return np.where(at == time[steps], values[steps], np.interp(at, time, values))
 
 
 def attributes(

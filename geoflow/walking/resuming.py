@@ -23,8 +23,8 @@ from geoflow.walking import rerunning
 from geoflow.walking.crossings import Seeker
 from geoflow.walking.events import Event, from_config
 from geoflow.walking.fitting import check_fit
-from geoflow.walking.loop import Walk
 from geoflow.walking.settings import CHECKPOINT_SECONDS, WalkSettings
+from geoflow.walking.steps import Walk
 from geoflow.walking.stopping import Goals, Stop
 from geoflow.walking.stream import Stream
 

@@ -27,6 +27,7 @@ from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.problem import Problem
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system.progress import duration, progress_bar
+from geoflow.trajectories.dataset import at_snapshots
 from geoflow.trajectories.records import Observable
 
 Floats = NDArray[np.float64]
@@ -116,7 +117,7 @@ def on_plane(
         for name, f in {LOSS: problem, **observables}.items()
     }
     recorded = {n: ds[n].values for n in observables if n in ds and ds[n].dims == ("snapshot",)}
-    recorded[LOSS] = ds["train_loss"].values[ds["snapshot_step"].values]
+    recorded[LOSS] = at_snapshots(ds, "train_loss")
     walk = _projected(ds, plane)
     alpha, beta = _grid(walk, plane, points, margin)
 
@@ -344,7 +345,7 @@ def _dataset(
         "direction": described("direction", list(plane.names), "direction of the plane"),
         "snapshot_arc_length": described(
             "snapshot",
-            ds["arc_length"].values[ds["snapshot_step"].values],
+            at_snapshots(ds, "arc_length"),
             "arc length in θ at the snapshot",
         ),
     }
