@@ -102,15 +102,19 @@ class Event:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Constructor arguments, JSON-able; of a function of one's own the name only."""
+        """Constructor arguments but ``name``, JSON-able; of a function of one's own its name."""
         named = isinstance(self.function, str)
         return {
             **({"function": self.function} if named else {"function_of_ones_own": self._usual}),
             "direction": self.direction,
             "value": self.value,
             "rate": self.rate,
-            "name": self.name,
         }
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """As ``config`` of archives has it among the events of a walk."""
+        return {"name": self.name, **self.options}
 
     def check(self, scalars: Collection[str], observables: Collection[str]) -> None:
         """Refuse a name that means nothing in a walk.

@@ -141,7 +141,7 @@ def walk(
     config = {
         **settings.config,
         "observables": sorted(observables),
-        **({"events": [event.options for event in recorded]} if recorded else {}),
+        **({"events": [event.config for event in recorded]} if recorded else {}),
         "threads": torch.get_num_threads(),
         "provenance": dict(provenance or {}),
     }

@@ -251,7 +251,7 @@ def _settings(
 def _events(kept: Saved, given: Sequence[Event] | None) -> tuple[Event, ...]:
     """The events of a walk, made again where they are of names, and given again where not."""
     there = kept.config.get("events", [])
-    if given is not None and [event.options for event in from_config(given)] != there:
+    if given is not None and [event.config for event in from_config(given)] != there:
         raise InputError(f"events: the walk's are {there}; give the same")
     return from_config(there if given is None else given)
 

@@ -161,7 +161,7 @@ class WalkSettings:
         """Return what ends the walk."""
         stop = self.stop
         if isinstance(stop, str):
-            name, options = named(stop, words=("function", "name"))
+            name, options = named(stop, words=("function",))
             stop = None if stop == "none" else {"name": name, **options}
         if isinstance(stop, Mapping):
             stop = stopping.from_config(stop)
