@@ -150,9 +150,9 @@ def test_a_function_of_ones_own_is_given_again(tmp_path):
     event = gf.Event(off_axis, -1, rate=True)
     kept(path, events=[event], t_end=0.1).close()
     again = {"observables": {"distance": off_axis}, "t_end": time_of(-start)}
-    with pytest.raises(InputError, match="off_axis_rate.* pass events="):
+    with pytest.raises(InputError, match=r"off_axis_rate.* pass events="):
         gf.resume(path, flow, **again)
-    with pytest.raises(InputError, match="events: the walk's are .* give the same"):
+    with pytest.raises(InputError, match=r"events: the walk's are .* give the same"):
         gf.resume(path, flow, events=[gf.Event(off_axis)], **again)
     with gf.resume(path, flow, events=[event], **again) as ds:
         assert np.count_nonzero(ds["event"]) == 1
