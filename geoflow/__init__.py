@@ -25,6 +25,8 @@ from geoflow.sweeps.ensemble import open_sweep
 from geoflow.sweeps.runs import sweep, sweep_weight_decay
 from geoflow.trajectories.difference import diff
 from geoflow.trajectories.loading import load_into
+from geoflow.walking.events import Event
+from geoflow.walking.interpolating import interpolate
 from geoflow.walking.loop import walk
 from geoflow.walking.resuming import resume
 from geoflow.walking.stopping import Plateau, Stationary
@@ -37,6 +39,7 @@ __all__ = [
     "ConvergenceError",
     "CriticalPointError",
     "DataError",
+    "Event",
     "FlowState",
     "GeoflowError",
     "InputError",
@@ -52,6 +55,7 @@ __all__ = [
     "baselines",
     "diff",
     "experiments",
+    "interpolate",
     "load_into",
     "open_sweep",
     "open_trajectory",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,12 +39,15 @@ class Checkpoint:
         The solver's; None before :meth:`geoflow.solvers.Solver.init`.
     counts : dict
         Evaluations so far, those of ``init`` included.
+    levels : sequence of float
+        Of a walk that looks for events: what crosses zero, of each, as the last step left it.
     """
 
     n_steps: int
     tensors: Mapping[str, Tensor]
     carry: Carry | None
     counts: dict[str, int]
+    levels: Sequence[float] = ()
 
     @property
     def theta(self) -> Tensor:
@@ -80,10 +83,11 @@ class Checkpoint:
             "carry": None if self.carry is None else plain,
             "devices": devices,
             **({"state": list(others)} if others else {}),
+            **({"levels": list(self.levels)} if self.levels else {}),
         }
 
     def check_fits(
-        self, n_steps: int, n_parameters: int, dtype: str, recorded: Mapping[str, int]
+        self, n_steps: int, n_parameters: int, dtype: str, recorded: Mapping[str, NDArray[Any]]
     ) -> None:
         """Refuse a checkpoint that cannot be of the walk beside which it is kept.
 
@@ -93,15 +97,16 @@ class Checkpoint:
             Of that walk.
         dtype : str
             In which that walk was computed.
-        recorded : mapping of str to int
-            The last of its counts of evaluations, by the names of :attr:`counts`.
+        recorded : mapping of str to ndarray, shape (step,)
+            Its counts of evaluations at each step, by the names of :attr:`counts`.
 
         Raises
         ------
         ArchiveError
             Names the first thing that does not fit.
         """
-        if self.n_steps != n_steps or self.theta.shape != (n_parameters,):
+        # Of a walk that ended inside a step it stands at the start of that step.
+        if not 0 < self.n_steps <= n_steps or self.theta.shape != (n_parameters,):
             raise ArchiveError("its checkpoint is that of another walk")
         if dtype_name(self.theta.dtype) != dtype:
             raise ArchiveError(f"theta of its checkpoint is {self.theta.dtype}, not {dtype}")
@@ -110,7 +115,7 @@ class Checkpoint:
                 raise ArchiveError(f"{name} of its checkpoint is not finite")
         for name, n in self.counts.items():
             # What led to no further record may have been evaluated since.
-            if n < recorded[name]:
+            if n < recorded[name][self.n_steps - 1]:
                 raise ArchiveError(f"its checkpoint counts fewer evaluations than n_{name}")
 
     @classmethod
@@ -134,6 +139,7 @@ class Checkpoint:
                 tensors={"theta": _tensor(arrays["theta"]), **others},
                 carry=None if plain is None else {**plain, **carried},
                 counts={name: int(state["counts"][name]) for name in ("gradient", "hvp")},
+                levels=[float(level) for level in state.get("levels", [])],
             )
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise ArchiveError(f"the checkpoint cannot be used ({error!r}); run again") from None

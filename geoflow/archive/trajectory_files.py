@@ -127,7 +127,7 @@ def read_checkpoint(path: Path, ds: xr.Dataset) -> Checkpoint:
             f"{path} holds no checkpoint to go on from; a walk with archive= keeps one"
         ) from None
     checkpoint = Checkpoint.unpack(arrays, state)
-    sizes, counts = ds.sizes, {name: int(ds[f"n_{name}"][-1]) for name in checkpoint.counts}
+    sizes, counts = ds.sizes, {name: ds[f"n_{name}"].values for name in checkpoint.counts}
     try:
         checkpoint.check_fits(sizes["step"], sizes["parameter"], ds.attrs["dtype"], counts)
     except ArchiveError as error:

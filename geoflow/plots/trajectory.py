@@ -21,6 +21,7 @@ from geoflow.plots.styles import (
     new_figure,
     style,
 )
+from geoflow.trajectories.dataset import at_snapshots
 
 
 def line(ds: xr.Dataset, name: str, ax: Axes, x: str = "time", **kwargs: Any) -> Axes:
@@ -49,7 +50,7 @@ def line(ds: xr.Dataset, name: str, ax: Axes, x: str = "time", **kwargs: Any) ->
     values = ds[name].values * (100 if name.endswith("accuracy") else 1)
     steps = np.arange(ds.sizes["step"]) if x == "step" else ds[x].values
     if ds[name].dims == ("snapshot",):
-        steps = steps[ds["snapshot_step"].values]
+        steps = ds["snapshot_step"].values if x == "step" else at_snapshots(ds, x)
         few = len(steps) <= 40
         kwargs = {"marker": "o" if few else None, "markersize": 2.5} | kwargs
     ax.plot(steps, values, **kwargs)

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from geoflow.errors import InputError
-from geoflow.solvers.base import Carry, Solver, StepResult, Tolerance, check_needs, vectors_of
+from geoflow.solvers.base import (
+    Carry,
+    Solver,
+    StepResult,
+    Tolerance,
+    check_needs,
+    is_dense,
+    vectors_of,
+)
 from geoflow.solvers.bdf import BDF
 from geoflow.solvers.cvode import CVODE
 from geoflow.solvers.exponential import Exponential
@@ -27,6 +35,7 @@ __all__ = [
     "check_needs",
     "from_config",
     "get",
+    "is_dense",
     "is_installed",
     "names",
     "vectors_of",

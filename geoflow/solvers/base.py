@@ -16,6 +16,9 @@ from geoflow.manifold.protocol import Flow, State
 # Numbers, strings and tensors only, so that a checkpoint can hold it.
 Carry = dict[str, float | int | str | Tensor]
 
+# ``state.flat`` inside a step, by the flow time since its start; not re-projected.
+Interpolant = Callable[[float], Tensor]
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -68,6 +71,9 @@ class StepResult:
         Attempts rejected before this one.
     n_reprojection : int
         Newton corrections, those of rejected attempts included.
+    interpolant : callable, optional
+        What lies between its ends, of the order of the method or one less; it is asked before the
+        next step is made, and costs no evaluation. A solver that is ``dense`` gives one.
     """
 
     state: State
@@ -76,6 +82,7 @@ class StepResult:
     error_estimate: float
     n_rejected: int
     n_reprojection: int
+    interpolant: Interpolant | None = None
 
 
 # Vectors that a solver is taken to hold which does not say.
@@ -113,10 +120,14 @@ class Solver(Protocol):
         The most vectors of the state's size that it holds at a time, its carry and temporaries
         included, beside the state it starts from and what one evaluation and one re-projection
         take; by it the memory of a walk is estimated. Where it is left out, ``DEFAULT_VECTORS``.
+    dense : bool
+        Whether its steps have an interpolant. Where it is false or left out, steps end at each
+        snapshot's time, and an event is located by shorter steps.
     """
 
     name: str
     order: int
+    dense: bool
     needs: tuple[str, ...]
     vectors: int
 
@@ -149,6 +160,11 @@ class Solver(Protocol):
 def vectors_of(solver: Solver) -> int:
     """The most vectors that a solver holds, by what it says of itself."""
     return int(getattr(solver, "vectors", DEFAULT_VECTORS))
+
+
+def is_dense(solver: Solver) -> bool:
+    """Whether a solver's steps have an interpolant, by what it says of itself."""
+    return bool(getattr(solver, "dense", False))
 
 
 def check_needs(solver: Solver, flow: Flow) -> None:

@@ -53,6 +53,7 @@ class BDF:
 
     name = "bdf"
     order = MAX_ORDER
+    dense = True
     needs: tuple[str, ...] = (REGULARIZER, ONE_CONSTRAINT)
 
     def __init__(self, *, pairs: int = 40) -> None:
@@ -95,7 +96,7 @@ class BDF:
         if state.tangent_norm <= rounding * float(
             torch.linalg.vector_norm(state.regularizer_gradient)
         ):
-            return StepResult(state, dict(carry), step, 0.0, 0, 0)
+            return StepResult(state, dict(carry), step, 0.0, 0, 0, lambda time: state.theta.clone())
         history = _history(carry)
         pairs = SecantPairs.unpack(carry, min(self.pairs, state.theta.numel()))
         allowed = tolerance.scale(state.theta)
@@ -125,6 +126,7 @@ class BDF:
             # A step cut short by max_time says little about how long a step could be.
             following = max(following, wanted)
         extended = history.extended(corrected.state.theta, step, following)
+        passed = history.through(corrected.state.theta, step, order)
         return StepResult(
             state=corrected.state,
             carry={
@@ -140,6 +142,7 @@ class BDF:
             error_estimate=error,
             n_rejected=n_rejected,
             n_reprojection=n_corrections,
+            interpolant=lambda time: passed.at(step - time, order + 1),
         )
 
     def interpolate(self, carry: Carry, age: float) -> Tensor:

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from geoflow.errors import InputError, StepSizeError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
-from geoflow.solvers.base import ONE_CONSTRAINT, REGULARIZER, Carry, StepResult, Tolerance
+from geoflow.solvers.base import (
+    ONE_CONSTRAINT,
+    REGULARIZER,
+    Carry,
+    Interpolant,
+    StepResult,
+    Tolerance,
+)
 
 # Rate at which L − c decays along the normal.
 KAPPA = 30.0
@@ -26,8 +33,9 @@ class CVODE:
 
     It integrates dθ/dt = −Π∇R − κ(L − c)g/(g·g) in all of R^P, κ = 30, so that θ is drawn to the
     level set but lies on it to the tolerance only: the level residual of a step is what CVODE
-    leaves. Where a step ends at the time asked for, as at a snapshot, it is re-projected;
-    CVODE itself goes on from where it was. ‖θ‖ in the error allowed is that at CVODE's start.
+    leaves. Where a walk ends at a time asked for it is re-projected, and so are snapshots and
+    events within a step, had from CVODE's own interpolant; CVODE itself goes on from where it was.
+    ‖θ‖ in the error allowed is that at CVODE's start.
 
     CVODE keeps its history to itself. So a walk that is resumed starts CVODE afresh from the
     checkpoint, at order 1: it meets the same tolerance, but **it does not become the same bits** as
@@ -37,7 +45,7 @@ class CVODE:
     ----------
     internal_steps : int
         Steps of CVODE that make one of the walk. Each step of the walk costs an evaluation for
-        what is recorded of it.
+        what is recorded of it. With more than one, an event within a step starts CVODE afresh.
 
     Raises
     ------
@@ -56,6 +64,7 @@ class CVODE:
         if not (isinstance(internal_steps, int) and internal_steps >= 1):
             raise InputError(f"internal_steps={internal_steps!r}; use a positive whole number")
         self.internal_steps = internal_steps
+        self.dense = internal_steps == 1
         self._serials = itertools.count(1)
         self._running: _Running | None = None
 
@@ -114,7 +123,16 @@ class CVODE:
             error_estimate=math.nan,
             n_rejected=0,
             n_reprojection=n_newton,
+            interpolant=self._interpolant(running, begin, flow),
         )
+
+    def _interpolant(
+        self, running: _Running, begin: float, flow: RegularizingFlow
+    ) -> Interpolant | None:
+        """CVODE's own, which it has of its last step."""
+        if not self.dense:
+            return None
+        return lambda time: torch.from_numpy(running.inside(begin + time)).to(flow.problem.device)
 
 
 @dataclass
@@ -174,6 +192,13 @@ class _Running:
         self.time = float(result.t)
         self.n_steps += 1
         return np.array(result.y, dtype=np.float64)
+
+    def inside(self, time: float) -> NDArray[np.float64]:
+        """θ at a time within the last step, by the polynomial that CVODE holds; no evaluation."""
+        theta = np.array(self.solver.step(time, "normal", None).y, dtype=np.float64)
+        # Its next step begins where the last one ended, once that has been asked for.
+        self.solver.step(self.time, "normal", None)
+        return theta
 
 
 def _stabilised(flow: RegularizingFlow, theta: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ the first normal, too small to shift θ̂ along the first tangent space beyond t
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,7 @@ from geoflow.solvers.base import (
     ONE_CONSTRAINT,
     REGULARIZER,
     Carry,
+    Interpolant,
     StepResult,
     Tolerance,
 )
@@ -82,6 +85,7 @@ class Exponential:
 
     name = "exponential"
     order = 3
+    dense = True
     needs: tuple[str, ...] = (LINEARIZATION, REGULARIZER, ONE_CONSTRAINT)
     # The Krylov space; the normal, the predictor's state, the correction and their temporaries.
     vectors = MAX_VECTORS + 1 + 12
@@ -138,7 +142,17 @@ class Exponential:
             error_estimate=error,
             n_rejected=n_rejected,
             n_reprojection=attempts.n_newton,
+            interpolant=attempts.interpolant(step, end),
         )
+
+
+@dataclass(frozen=True)
+class _Correction:
+    """D: its coefficients in the Krylov space and beside it, the unit vector there, and A."""
+
+    unit: Tensor
+    split: Vector
+    matrix: Vector
 
 
 class _Attempts:
@@ -152,6 +166,7 @@ class _Attempts:
         self.space = KrylovSpace(flow.linearization(state), state.velocity, radius)
         self.radius = 0.0
         self.n_newton = 0
+        self.correction: _Correction
 
     def resolve(self, step: float) -> float:
         """Grow the space until it resolves a step; return the step it can resolve."""
@@ -200,12 +215,49 @@ class _Attempts:
             loss_matrix = bordered(space.loss_matrix[:-1, :-1], column)
             column[-1] = space.radius
             matrix = bordered(space.matrix[:-1, :-1], column)
-        z = apply(lambda a: 2 * step * phi3(-step * a), matrix, np.append(inside, size))
+        split = np.append(inside, size)
+        self.correction = _Correction(unit, split, matrix)
+        z = self.corrected(step, step)
         self.radius = float(np.linalg.eigvalsh(matrix)[-1])
         corrected = float(np.linalg.norm(z))
         move = space.combine(z[:-1]).add_(unit, alpha=z[-1])
         end = self._retract(predictor, move, float(z @ loss_matrix @ z), 10 * corrected + length)
         return end, corrected / self.allowed
+
+    def corrected(self, time: float, step: float) -> Vector:
+        """Coefficients of 2t³/h² φ₃(−tA) D, what D (t/h)² has added by a time within the step."""
+        size = 2 * time * (time / step) ** 2
+        split, matrix = self.correction.split, self.correction.matrix
+        return apply(lambda a: size * phi3(-time * a), matrix, split)
+
+    def interpolant(self, step: float, end: FlowState) -> Interpolant:
+        """θ within the step that was accepted, of third order however stiff the flow.
+
+        The step's own φ-functions at a part of its time, and the quadric's shift along the normal;
+        what re-projection added to that at the end grows as the cube of the distance.
+        """
+
+        def flat(time: float) -> tuple[Tensor, float]:
+            y, z = self.predict(time), self.corrected(time, step)
+            moved = y.copy()
+            moved[: len(z) - 1] += z[:-1]
+            shift = self.space.combine(moved).add_(self.correction.unit, alpha=z[-1])
+            distance = _norm(shift)
+            curvature = float(moved @ self.space.loss_matrix @ moved)
+            shift.add_(self.state.gradient, alpha=-curvature / 2 / self.state.gradient_norm**2)
+            return shift.add_(self.state.theta), distance
+
+        @functools.cache
+        def left_at_end() -> tuple[Tensor, float]:
+            at_end, furthest = flat(step)
+            return end.theta - at_end, furthest
+
+        def at(time: float) -> Tensor:
+            left, furthest = left_at_end()
+            theta, distance = flat(time)
+            return theta.add_(left, alpha=(distance / furthest) ** 3 if furthest else 0.0)
+
+        return at
 
     def _velocity(self) -> Vector:
         velocity = np.zeros(len(self.space) + 1)

@@ -23,6 +23,7 @@ from geoflow.errors import ConvergenceError, CriticalPointError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.solvers.base import REGULARIZER, Carry, StepResult, Tolerance
 from geoflow.solvers.control import Elementary, check_step, clip_step
+from geoflow.solvers.interpolation import hermite
 
 DAMPING = 2 / 13
 MAX_STAGES = 250
@@ -96,6 +97,7 @@ class RKC:
 
     name = "rkc"
     order = 2
+    dense = True
     needs: tuple[str, ...] = (REGULARIZER,)
     # The power method's, three stages, their sum, and velocities of two of them.
     vectors = 7
@@ -158,6 +160,8 @@ class RKC:
             error_estimate=error,
             n_rejected=n_rejected,
             n_reprojection=n_newton,
+            # The paper's own choice (section 4).
+            interpolant=hermite(state, end, step),
         )
 
 

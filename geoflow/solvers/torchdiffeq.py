@@ -9,6 +9,7 @@ derivative it caches is dropped with the call, since re-projection moves the sta
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ from torch import Tensor
 from geoflow.errors import ConvergenceError, InputError, StepSizeError
 from geoflow.manifold.level_set import as_values
 from geoflow.manifold.protocol import Flow, State
-from geoflow.solvers.base import Carry, StepResult, Tolerance
+from geoflow.solvers.base import Carry, Interpolant, StepResult, Tolerance
 from geoflow.solvers.control import check_step, clip_step
+from geoflow.solvers.interpolation import hermite, moved_end
 
 ADAPTIVE = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}
 FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "explicit_adams": 4}
@@ -30,6 +32,8 @@ ADAMS_HISTORY = 11
 
 # The first is the one that all solvers have.
 ERROR_NORMS = ("state", "coordinate")
+# Whose interpolant takes all stages, which are kept for it.
+WITH_STAGES = "dopri5"
 
 RETRY_FACTOR = 0.25
 FAR = 1e300
@@ -88,6 +92,8 @@ class TorchDiffEq:
         self.order = ADAPTIVE.get(method) or FIXED[method]
         self.step_size = step_size
         self.reproject_every = reproject_every
+        # Of dopri8 a cubic would fall far short, and a fixed step is cut at no cost.
+        self.dense = method in ADAPTIVE and self.order <= ADAPTIVE[WITH_STAGES]
         self.vectors = self._vectors()
 
     @property
@@ -121,7 +127,7 @@ class TorchDiffEq:
         since = float(carry["since_projection"])
         n_rejected = n_newton = 0
         while True:
-            field = _Field(flow, state)
+            field = _Field(flow, state, keeps_stages=self.name == WITH_STAGES)
             time, theta, next_step = attempt(
                 self.name, field, state, step, tolerance, max_time, self._left(since)
             )
@@ -150,12 +156,24 @@ class TorchDiffEq:
             error_estimate=field.error_ratio,
             n_rejected=n_rejected,
             n_reprojection=n_newton,
+            interpolant=self._interpolant(field, state, end, time),
         )
+
+    def _interpolant(
+        self, field: _Field, start: State, end: State, time: float
+    ) -> Interpolant | None:
+        """A cubic, or dopri5's own of order 4."""
+        if not self.dense:
+            return None
+        if self.name == WITH_STAGES:
+            return moved_end(_dormand_prince(start, field.stages, time), end.flat, time)
+        return hermite(start, end, time)
 
     def _vectors(self) -> int:
         if self.name in ADAPTIVE:
             # Beside its stages their products with weights, or what the interpolant takes.
-            return STAGES[self.name] + max(STAGES[self.name] + 2, 8)
+            n = STAGES[self.name]
+            return n + max(n + 2, 8) + (n if self.name == WITH_STAGES else 0)
         if self.name == "euler":
             return 2
         history = self.name == "explicit_adams" and self.reproject_every is not None
@@ -273,13 +291,14 @@ class _NotFiniteError(Exception):
 class _Field:
     """The velocity as torchdiffeq calls it; never evaluates the same θ twice."""
 
-    def __init__(self, flow: Flow, state: State) -> None:
-        self.flow = flow
+    def __init__(self, flow: Flow, state: State, *, keeps_stages: bool) -> None:
+        self.flow, self.keeps_stages = flow, keeps_stages
         self.start = state
         self.last = state
         self.n_rejected = 0
         self.error_ratio = math.nan
         self.attempted = 0.0
+        self.stages: list[Tensor] = []
 
     def __call__(self, t: Tensor, theta: Tensor) -> Tensor:
         known = self.evaluated_at(theta)
@@ -289,6 +308,8 @@ class _Field:
             if not finite or not math.isfinite(_norm(known.velocity)):
                 raise _NotFiniteError
             self.last = known
+        if self.keeps_stages:
+            self.stages.append(known.velocity)
         return known.velocity
 
     def evaluated_at(self, theta: Tensor) -> State | None:
@@ -306,11 +327,26 @@ class _Field:
         if float(t0) > 0:
             raise _AcceptedError(float(t0), theta, float(dt))
         self.attempted = float(dt)
+        self.stages = [self.start.velocity]
         if self.n_rejected:
             check_step(self.attempted, self.start, TOO_INACCURATE)
 
     def callback_reject_step(self, t0: Tensor, theta: Tensor, dt: Tensor) -> None:
         self.n_rejected += 1
+
+
+def _dormand_prince(start: State, stages: Sequence[Tensor], duration: float) -> Interpolant:
+    """Interpolant of order 4 from the stages of a dopri5 step (Shampine, Math. Comp. 46, 1986)."""
+    from scipy.integrate import RK45
+
+    def at(time: float) -> Tensor:
+        weights = time * RK45.P @ (time / duration) ** np.arange(RK45.P.shape[1])
+        theta = start.flat.clone()
+        for weight, stage in zip(weights, stages, strict=True):
+            theta.add_(stage, alpha=float(weight))
+        return theta
+
+    return at
 
 
 def _starting_step(flow: Flow, state: State, tolerance: Tolerance, order: int) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import NDArray
 
 from geoflow.manifold.protocol import Flow
 from geoflow.problems.dtypes import dtype_name
@@ -88,6 +89,11 @@ def assemble(
         name: (spec.dims, arrays[name], {"long_name": spec.long_name, "units": spec.units})
         for name, spec in schema.variables(attributes).items()
     }
+    if "event" in variables:
+        names = schema.event_names(attributes)
+        # As CF has it for what may be several at once.
+        flags = {"flag_masks": 2 ** np.arange(len(names)), "flag_meanings": " ".join(names)}
+        variables["event"][2].update(flags)
     kept, computed = str(arrays["theta"].dtype), dtype_name(problem.dtype)
     if kept != computed:
         variables["theta"][2]["comment"] = f"computed in {computed}, rounded to {kept}"
@@ -99,6 +105,16 @@ def assemble(
     return ds.set_coords(list(coordinates))
 
 
+def at_snapshots(ds: xr.Dataset, name: str) -> NDArray[np.float64]:
+    """Values of a scalar of the steps at the snapshots, shape (snapshot,).
+
+    As recorded where a step ends at the snapshot; between the steps interpolated linearly in time.
+    """
+    at, steps = ds["snapshot_time"].values, ds["snapshot_step"].values
+    time, values = ds["time"].values, ds[name].values.astype(float)
+    return np.where(at == time[steps], values[steps], np.interp(at, time, values))
+
+
 def attributes(
     flow: Flow,
     *,
@@ -106,6 +122,7 @@ def attributes(
     rtol: float,
     atol: float,
     config: Mapping[str, Any],
+    dense: bool = False,
 ) -> dict[str, Any]:
     """Global attributes of a walk, all but its status.
 
@@ -119,9 +136,10 @@ def attributes(
         storable.check_name(name, f"flow: a scalar of {type(flow).__name__}")
         for text in scalar:
             storable.check_text(text, f"flow: what {name!r} of {type(flow).__name__} is")
+    events = [event["name"] for event in config.get("events", [])]
     named = {k: config["provenance"][k] for k in NAMED if k in config["provenance"]}
     found = {
-        "geoflow_schema": schema.SCHEMA_VERSION,
+        "geoflow_schema": schema.version_of(config, dense=dense),
         "geoflow_version": version("geoflow"),
         "Conventions": schema.CONVENTIONS,
         "title": "Walk along a training-loss level set",
@@ -145,6 +163,7 @@ def attributes(
         "numpy_version": np.__version__,
         "xarray_version": xr.__version__,
         **schema.flow_attributes(type(flow).__name__, flow.scalars),
+        **({schema.EVENTS: json.dumps(events)} if events else {}),
     } | named
     storable.check_attributes(found, [t.name for t in problem.tensors])
     return found

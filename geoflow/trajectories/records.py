@@ -73,7 +73,11 @@ class StepRecords(Sequence[Mapping[str, float]]):
 
 
 class Snapshot:
-    """θ and the observables at one accepted step; ``dtype`` is that in which θ is kept."""
+    """θ and the observables at the end of one accepted step, or within it.
+
+    ``between`` counts those within a step from 0 on; it is None for that at its end. ``dtype`` is
+    that in which θ is kept.
+    """
 
     def __init__(
         self,
@@ -82,8 +86,10 @@ class Snapshot:
         theta: Tensor,
         observables: Mapping[str, Observable],
         dtype: torch.dtype | None = None,
+        *,
+        between: int | None = None,
     ) -> None:
-        self.step = step
+        self.step, self.between = step, between
         self.time = time
         self.theta = theta.detach().to("cpu", dtype or theta.dtype, copy=True).numpy()
         self.values = {name: _value(name, f, theta) for name, f in observables.items()}
@@ -123,8 +129,12 @@ def step_record(
     n_reprojection: int,
     counts: Mapping[str, int],
     wall_time: float,
+    event: int = 0,
 ) -> dict[str, float]:
-    """Build the record of one accepted step: the flow's scalars, and those of the walk."""
+    """Build the record of one accepted step: the flow's scalars, and those of the walk.
+
+    That of an ``event`` within a step has its number.
+    """
     return {
         **flow.values(state),
         "time": time,
@@ -136,6 +146,7 @@ def step_record(
         "n_gradient": counts["gradient"],
         "n_hvp": counts["hvp"],
         "wall_time": wall_time,
+        "event": event,
     }
 
 

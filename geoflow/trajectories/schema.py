@@ -8,12 +8,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from geoflow.errors import ArchiveError, InputError
 from geoflow.manifold.flows import SCALARS
 from geoflow.manifold.protocol import Scalar
 
 SCHEMA_VERSION = "1.0"
+# Of walks with snapshots between their steps or with recorded events, which a reader of 1.0 would
+# not understand; all others are written as 1.0 still.
+LATER_VERSION = "1.1"
 CONVENTIONS = "CF-1.11"
 
 
@@ -49,6 +53,10 @@ PROGRESS_VARIABLES = {
     "n_hvp": VariableSpec("i8", ("step",), "1", "Hessian-vector products so far"),
     "wall_time": VariableSpec("f8", ("step",), "s", "wall time so far"),
 }
+
+# Only in walks that record events: their names, as a JSON list, and which one a row is.
+EVENTS = "events"
+EVENT = VariableSpec("i8", ("step",), "1", "events recorded here; 0: none")
 
 # Of a walk of a RegularizingFlow, as nearly all are; see step_variables for the others.
 STEP_VARIABLES = {**_scalars(SCALARS), **PROGRESS_VARIABLES}
@@ -118,6 +126,7 @@ STATUSES = (
     "projection_failed",
     "critical_point",
     "numerical_failure",
+    "event",
     "at_rest",
     "negative_multiplier",
     "level_not_kept",
@@ -130,6 +139,15 @@ STATUSES = (
 # Only in walks of another flow than RegularizingFlow: its name, and its scalars as a JSON object
 # of name → [long_name, units].
 FLOW, FLOW_SCALARS = "flow", "flow_scalars"
+
+
+def version_of(config: Mapping[str, Any], *, dense: bool) -> str:
+    """Version of the schema that a walk is written in: the oldest that does for its settings.
+
+    ``dense`` says whether its solver has interpolants, so that snapshots may lie within steps.
+    """
+    within = dense and (config.get("snapshot_times") or config.get("snapshot_every"))
+    return LATER_VERSION if within or config.get("events") else SCHEMA_VERSION
 
 
 def is_observable(name: str) -> bool:
@@ -164,9 +182,10 @@ def step_variables(attributes: Mapping[str, Any]) -> dict[str, VariableSpec]:
     ArchiveError
         The attributes do not say what the flow recorded.
     """
+    events = {"event": EVENT} if event_names(attributes) else {}
     text = attributes.get(FLOW_SCALARS)
     if text is None:
-        return STEP_VARIABLES
+        return {**STEP_VARIABLES, **events}
     try:
         scalars = {
             str(name): Scalar(str(long_name), str(units))
@@ -175,7 +194,24 @@ def step_variables(attributes: Mapping[str, Any]) -> dict[str, VariableSpec]:
         flow_attributes("", scalars)
     except (ValueError, TypeError, AttributeError, RecursionError, InputError):
         raise ArchiveError(f"attribute {FLOW_SCALARS} cannot be used; run again") from None
-    return {**_scalars(scalars), **PROGRESS_VARIABLES}
+    return {**_scalars(scalars), **PROGRESS_VARIABLES, **events}
+
+
+def event_names(attributes: Mapping[str, Any]) -> list[str]:
+    """Names of the events that a walk records, in the order of their numbers.
+
+    Raises
+    ------
+    ArchiveError
+        The attribute cannot be used.
+    """
+    try:
+        names = json.loads(attributes.get(EVENTS, "[]"))
+        if all(isinstance(name, str) and name.isidentifier() for name in names):
+            return list(names)
+    except (ValueError, TypeError, RecursionError):
+        pass
+    raise ArchiveError(f"attribute {EVENTS} cannot be used; run again")
 
 
 def variables(attributes: Mapping[str, Any]) -> dict[str, VariableSpec]:
@@ -201,7 +237,7 @@ def attribute_defects(attributes: Mapping[str, Any]) -> list[str]:
     """Say what in the global attributes is not as schema 1.0 has it, one line each."""
     found = []
     version = attributes.get("geoflow_schema")
-    if version != SCHEMA_VERSION:
+    if version not in (SCHEMA_VERSION, LATER_VERSION):
         found.append(f"attribute geoflow_schema is {version!r}, not {SCHEMA_VERSION!r}")
     kinds: dict[type, tuple[type, ...]] = {
         str: (str,),
@@ -267,8 +303,21 @@ def _value_defects(ds: xr.Dataset) -> list[str]:
     steps = ds["snapshot_step"].values
     if len(steps) and (steps.min() < 0 or steps.max() >= ds.sizes["step"]):
         found.append("snapshot_step names a step that is not there")
-    elif not np.array_equal(ds["snapshot_time"].values, time[steps]):
-        found.append("snapshot_time differs from the time of its step")
-    if (np.diff(steps) <= 0).any():
+    else:
+        found += _misplaced(ds["snapshot_time"].values, steps, time, ds.attrs["geoflow_schema"])
+    if ds.attrs["geoflow_schema"] == SCHEMA_VERSION and (np.diff(steps) <= 0).any():
         found.append("snapshot_step does not increase")
     return found
+
+
+def _misplaced(
+    at: NDArray[np.float64], steps: NDArray[np.int64], time: NDArray[np.float64], version: str
+) -> list[str]:
+    """Say which snapshots do not lie where their step is."""
+    if version == SCHEMA_VERSION:
+        if not np.array_equal(at, time[steps]):
+            return ["snapshot_time differs from the time of its step"]
+        return []
+    begin = np.where(steps > 0, time[steps - 1], -np.inf)
+    found = [] if ((begin < at) & (at <= time[steps])).all() else ["a snapshot is outside its step"]
+    return found + ["snapshot_time does not increase"] * bool((np.diff(at) <= 0).any())

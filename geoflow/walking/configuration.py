@@ -69,7 +69,7 @@ def check(path: Path, attributes: Mapping[str, Any]) -> None:
         Names the first defect, or the version of geoflow to go on with.
     """
     version = attributes.get("geoflow_schema")
-    if version != schema.SCHEMA_VERSION:
+    if version not in (schema.SCHEMA_VERSION, schema.LATER_VERSION):
         raise ArchiveError(
             f"{path} is in schema {version!r} and this geoflow writes {schema.SCHEMA_VERSION!r}; "
             f"go on with the geoflow that wrote it ({attributes.get('geoflow_version')})"
@@ -146,7 +146,7 @@ def _settings_defects(config: Mapping[str, Any], attributes: Mapping[str, Any]) 
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
             yield f"config: {name} is no JSON object with a name"
             return
-        if not _is_ours(name, value["name"]):
+        if not _is_ours(name, value["name"]) or "function_of_ones_own" in value:
             # One of the user's own, or of a package that is not installed here.
             instead[name] = getattr(DEFAULTS, name)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -12,6 +12,7 @@ from geoflow.errors import ArchiveError, InputError
 from geoflow.manifold.protocol import Flow
 from geoflow.solvers import Solver, check_needs
 from geoflow.trajectories.records import Observable
+from geoflow.walking.events import Event
 from geoflow.walking.stopping import Goals
 
 # What another machine changes in the last digits only; differences of nearly equal numbers, as
@@ -27,14 +28,18 @@ GRADIENT = {"tangent_norm", "multiplier", "gradient_norm"}
 
 
 def check_fit(
-    flow: Flow, solver: Solver, goals: Goals, observables: Mapping[str, Observable]
+    flow: Flow,
+    solver: Solver,
+    goals: Goals,
+    observables: Mapping[str, Observable],
+    events: Sequence[Event] = (),
 ) -> None:
     """Refuse, before the first evaluation, what cannot be walked together.
 
     Raises
     ------
     InputError
-        Several constraints; or a solver, a stop or observables that do not fit the flow.
+        Several constraints; or a solver, a stop, events or observables that do not fit the flow.
     """
     n = flow.level_set.n_constraints
     if n > 1:
@@ -43,7 +48,11 @@ def check_fit(
             "it with flow.evaluate and flow.project"
         )
     check_needs(solver, flow)
-    goals.check_scalars(flow.scalars)
+    goals.check_scalars(flow.scalars, observables)
+    for event in events:
+        event.check(flow.scalars, observables)
+    if events and "event" in observables:
+        raise InputError("observables: 'event' is taken in a walk with events; choose another name")
     for name in observables:
         if name in flow.scalars:
             raise InputError(f"observables: {name!r} is taken by the flow; choose another name")

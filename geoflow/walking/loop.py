@@ -1,9 +1,7 @@
-"""The only loop: step, record, keep θ, stop."""
+"""The way into a walk: its arguments checked, its recorder chosen."""
 
 from __future__ import annotations
 
-import math
-import time as clock
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,40 +9,24 @@ from typing import Any
 import torch
 import xarray as xr
 
-from geoflow.archive.checkpoint import Checkpoint
 from geoflow.archive.saved import check_target
 from geoflow.errors import (
-    EvaluationLimitError,
     InputError,
-    ObservableError,
-    StorageError,
 )
-from geoflow.manifold.protocol import Flow, State, flatten
+from geoflow.manifold.protocol import Flow
 from geoflow.problems import dtypes
-from geoflow.solvers import Carry, Solver, Tolerance
-from geoflow.system import interrupts
-from geoflow.system.progress import Progress
-from geoflow.system.translation import numerics
+from geoflow.solvers import Solver, is_dense
 from geoflow.trajectories import dataset, records
-from geoflow.trajectories.records import Observable, Snapshot
-from geoflow.trajectories.storable import storable
-from geoflow.walking import ending
-from geoflow.walking.fitting import check_fit, check_same
+from geoflow.trajectories.records import Observable
+from geoflow.walking.crossings import Seeker
+from geoflow.walking.events import Event, from_config
+from geoflow.walking.fitting import check_fit
 from geoflow.walking.memory import check_walk_memory
 from geoflow.walking.recorder import Memory, Recorder
 from geoflow.walking.settings import CHECKPOINT_SECONDS, DEFAULTS, WalkSettings
-from geoflow.walking.snapshots import SnapshotRule
-from geoflow.walking.stopping import Goals, Stop
+from geoflow.walking.steps import Walk
+from geoflow.walking.stopping import Stop
 from geoflow.walking.stream import Stream
-
-# What has been covered where a walk starts.
-START: Mapping[str, Any] = {
-    "time": 0.0,
-    "arc_length": 0.0,
-    "step_size": 0.0,
-    "error_estimate": math.nan,
-    "n_rejected": 0,
-}
 
 
 def walk(
@@ -62,6 +44,7 @@ def walk(
     archive: str | Path | None = None,
     progress: bool = False,
     *,
+    events: Sequence[Event] = (),
     max_snapshots: int = DEFAULTS.max_snapshots,
     theta_dtype: str | None = DEFAULTS.theta_dtype,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
@@ -85,14 +68,16 @@ def walk(
         Flow time at which the walk ends.
     stop : Stop, optional
         A further criterion; the default ends the walk at an angle of 175° between ∇R and ∇L.
-        Its name with its options is one too, ``"Plateau:window=2"``.
+        That and an :class:`Event <geoflow.walking.events.Event>` end it inside a step. Its name
+        with its options is one too, ``"Plateau:window=2"``.
     max_evaluations : int, optional
         Budget in gradient evaluations, a Hessian-vector product counting 2. Never exceeded.
         None: 100,000.
     reproject_every : float, optional
         Flow time between re-projections for torchdiffeq's solvers. None: every accepted step.
     snapshot_times : sequence of float, optional
-        Keep θ at exactly these flow times.
+        Keep θ at exactly these flow times. A dense solver makes the same steps without them: θ
+        between their ends comes from its interpolant, re-projected.
     snapshot_every : float, optional
         Keep θ at the multiples of this flow time. With neither, at most ``max_snapshots``
         accepted steps are kept, evenly in arc length, the first and the last among them.
@@ -104,6 +89,9 @@ def walk(
         process end, :func:`geoflow.resume` goes on.
     progress : bool
         Show the walk on standard error, where that is a terminal or a notebook's.
+    events : sequence of Event
+        What to record on the way: the scalars, θ and observables where each occurs, beside those
+        of the steps, which they change in nothing.
     max_snapshots : int
         See ``snapshot_every``.
     theta_dtype : str, optional
@@ -122,10 +110,10 @@ def walk(
     Returns
     -------
     xarray.Dataset
-        Schema 1.0. Its ``status`` says how the walk ended: ``stationary``, ``t_end``,
-        ``plateau``, ``max_evaluations``; ``step_size_underflow``, ``projection_failed``,
-        ``critical_point`` or ``numerical_failure`` where it could not go on; ``interrupted``
-        after Ctrl-C.
+        Schema 1.0, or 1.1 with snapshots between the steps or events. Its ``status`` says how the
+        walk ended: ``stationary``, ``event``, ``t_end``, ``plateau``, ``max_evaluations``;
+        ``step_size_underflow``, ``projection_failed``, ``critical_point`` or
+        ``numerical_failure`` where it could not go on; ``interrupted`` after Ctrl-C.
 
     Raises
     ------
@@ -143,7 +131,8 @@ def walk(
     ).resolved(flow.problem.dtype)
     if checkpoint_seconds < 0:
         raise InputError(f"checkpoint_seconds={checkpoint_seconds}; use zero or more")
-    check_fit(flow, settings.make_solver(), settings.goals(), observables)
+    goals, rule, recorded = settings.goals(), settings.rule(), from_config(events)
+    check_fit(flow, settings.make_solver(), goals, observables, recorded)
     if recorder is not None and archive is not None:
         raise InputError(f"recorder and archive={str(archive)!r} are both given; choose one")
     records.check_observables(observables, flow.problem.theta0)
@@ -152,22 +141,27 @@ def walk(
     config = {
         **settings.config,
         "observables": sorted(observables),
+        **({"events": [event.config for event in recorded]} if recorded else {}),
         "threads": torch.get_num_threads(),
         "provenance": dict(provenance or {}),
     }
     chosen = settings.make_solver()
     header = dataset.attributes(
-        flow, solver=chosen.name, rtol=settings.rtol, atol=settings.atol, config=config
+        flow,
+        solver=chosen.name,
+        rtol=settings.rtol,
+        atol=settings.atol,
+        config=config,
+        dense=is_dense(chosen),
     )
-    goals, rule = settings.goals(), settings.rule()
-
     in_memory = recorder is None and target is None
     kept_dtype = dtypes.DTYPES[str(settings.theta_dtype)]
     check_walk_memory(flow, chosen, rule, kept_dtype, in_memory=in_memory)
 
     def walk_with(recorder: Recorder) -> xr.Dataset:
         tolerance = settings.tolerance(flow.problem.dtype)
-        walk = Walk(flow, chosen, tolerance, rule, observables, recorder, kept_dtype)
+        seeker = Seeker(flow, observables, recorded, goals.crossing)
+        walk = Walk(flow, chosen, tolerance, rule, observables, recorder, kept_dtype, seeker)
         return walk.run(goals, progress)
 
     if recorder is not None:
@@ -183,190 +177,3 @@ def walk(
         overwrite=overwrite,
     ) as stream:
         return walk_with(stream)
-
-
-class Walk:
-    """What changes along one walk, from its start or from a checkpoint.
-
-    Parameters
-    ----------
-    flow, solver, tolerance, rule, observables
-        What to walk, how, and what to keep; see :func:`walk`.
-    recorder : Recorder
-        Takes the records.
-    theta_dtype : torch.dtype
-        In which θ is kept.
-    """
-
-    def __init__(
-        self,
-        flow: Flow,
-        solver: Solver,
-        tolerance: Tolerance,
-        rule: SnapshotRule,
-        observables: Mapping[str, Observable],
-        recorder: Recorder,
-        theta_dtype: torch.dtype,
-    ) -> None:
-        self.flow, self.solver, self.tolerance = flow, solver, tolerance
-        self.rule, self.observables = rule, observables
-        self.recorder, self.theta_dtype = recorder, theta_dtype
-        self.start = flow.problem.theta0
-        self.state: State | None = None
-        self.carry: Carry | None = None
-        # The latest record, and the evaluations up to where the walk could go on from.
-        self.last: Mapping[str, Any] = {}
-        self.counts = dict.fromkeys(flow.problem.counts, 0)
-        self.counts0 = flow.problem.counts
-        self.n_at_floor0 = flow.level_set.n_at_floor
-        self.clock0 = clock.perf_counter()
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to a checkpoint; the recorder and the rule have been restored before."""
-        problem = self.flow.problem
-        tensors = {n: t.to(problem.device) for n, t in checkpoint.tensors.items()}
-        self.carry, self.counts = checkpoint.carry, dict(checkpoint.counts)
-        if checkpoint.n_steps:
-            self.state = self.flow.evaluate(flatten(tensors))
-            self.last = self.recorder.records[-1]
-            check_same(self.flow.values(self.state), self.last, problem.dtype)
-            self.clock0 -= self.last["wall_time"]
-        else:
-            self.start = tensors["theta"]
-        self.counts0 = {n: k - self.counts[n] for n, k in problem.counts.items()}
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """What is needed to go on from here."""
-        tensors = self._state().tensors
-        return Checkpoint(self.recorder.n_steps, tensors, self.carry, self.counts)
-
-    def run(self, goals: Goals, progress: bool) -> xr.Dataset:
-        """Walk to an end, and return the trajectory."""
-        budget = goals.max_evaluations - self.counts["gradient"] - 2 * self.counts["hvp"]
-        shown = Progress(progress)
-        with shown, self.flow.problem.budget(max(budget, 0)):
-            try:
-                self._prepare()
-                end = self._judge(goals)
-                while end is None:
-                    self._step(goals.t_end)
-                    shown.show(self.last)
-                    end = self._judge(goals)
-            except KeyboardInterrupt:
-                if self.state is None:
-                    raise
-                end = "interrupted", "interrupted by the user"
-            except StorageError:
-                # What was streamed is kept, and nothing more can be.
-                raise
-            except Exception as error:
-                # Nothing is lost where nothing was walked.
-                unusable = isinstance(error, InputError) and self.recorder.n_steps == 1
-                if self.state is None or unusable:
-                    raise _before_the_start(error, goals) from error
-                end = ending.of_error(error, goals.max_evaluations)
-        self._keep_last()
-        status, message = end
-        n_at_floor = self.flow.level_set.n_at_floor - self.n_at_floor0
-        if n_at_floor:
-            message += (
-                f"; {n_at_floor} re-projections came as close as rounding lets them, no closer"
-            )
-        ended = {"status": status, "status_message": storable(message)}
-        return self.recorder.finish(self.checkpoint, ended)
-
-    def _judge(self, goals: Goals) -> ending.End | None:
-        """Say how the walk ends here, where it does."""
-        end = goals.judge(self.recorder.records)
-        if end is None and self.flow.at_rest(self._state()):
-            end = ending.of_rest(self.last.get("angle"), self.last.get("multiplier"))
-        # A step costs an evaluation at least; one of a solver that makes none is no progress.
-        if end is None and self.recorder.n_steps > goals.max_evaluations:
-            end = (
-                "max_steps",
-                f"{goals.max_evaluations} steps were made, as many as evaluations allowed",
-            )
-        return end
-
-    def _keep_last(self) -> None:
-        """Keep θ where the walk ends, where the rule has it so."""
-        step = self.recorder.n_steps - 1
-        if not self.rule.keeps_last or self.recorder.last_kept == step:
-            return
-        try:
-            snapshot = self._snapshot(self._state(), step, self.last)
-        except ObservableError:
-            nothing = dict.fromkeys(self.observables, records.unknown)
-            theta = self._state().theta
-            snapshot = Snapshot(step, self.last["time"], theta, nothing, self.theta_dtype)
-        self.recorder.keep(snapshot)
-
-    def _prepare(self) -> None:
-        """Come to the level set and record the start, where that is still to be done."""
-        if self.state is None:
-            state, projection = self.flow.start(self.start)
-            self._accept(state, None, {**START, "n_reprojection": projection.iterations})
-        if self.carry is None:
-            with numerics():
-                carry = self.solver.init(self.flow, self._state(), self.tolerance)
-            self.carry, self.counts = carry, self._counts()
-
-    def _step(self, t_end: float) -> None:
-        state, last = self._state(), self.last
-        assert self.carry is not None, "a walk is prepared before its first step"
-        target = min(self.rule.next_time(last["time"]), t_end)
-        left = target - last["time"]
-        with numerics():
-            result = self.solver.step(self.flow, state, self.carry, self.tolerance, left)
-        chord = float(torch.linalg.vector_norm(result.state.theta - state.theta))
-        progress = {
-            # The sum may round past or short of the time asked for; the step ended exactly there.
-            "time": target if result.time >= left else last["time"] + result.time,
-            "arc_length": last["arc_length"] + chord,
-            "step_size": result.time,
-            "error_estimate": result.error_estimate,
-            "n_rejected": last["n_rejected"] + result.n_rejected,
-            "n_reprojection": last["n_reprojection"] + result.n_reprojection,
-        }
-        self._accept(result.state, result.carry, progress)
-
-    def _accept(self, state: State, carry: Carry | None, advance: Mapping[str, Any]) -> None:
-        """Record an accepted step, whole or not at all."""
-        counts = self._counts()
-        record = records.step_record(
-            self.flow,
-            state,
-            **advance,
-            counts=counts,
-            wall_time=clock.perf_counter() - self.clock0,
-        )
-        step = self.recorder.n_steps
-        keep, dropped = self.rule.offer(step, record["time"], record["arc_length"])
-        snapshot = self._snapshot(state, step, record) if keep else None
-        with interrupts.put_off():
-            self.recorder.record(record, dropped)
-            if snapshot:
-                self.recorder.keep(snapshot)
-            self.state, self.carry, self.last, self.counts = state, carry, record, counts
-            self.recorder.accepted(self.checkpoint)
-
-    def _snapshot(self, state: State, step: int, record: Mapping[str, float]) -> Snapshot:
-        return Snapshot(step, record["time"], state.theta, self.observables, self.theta_dtype)
-
-    def _state(self) -> State:
-        assert self.state is not None, "a walk has a state from its first record on"
-        return self.state
-
-    def _counts(self) -> dict[str, int]:
-        counts = self.flow.problem.counts
-        return {name: counts[name] - self.counts0[name] for name in counts}
-
-
-def _before_the_start(error: Exception, goals: Goals) -> Exception:
-    if isinstance(error, EvaluationLimitError):
-        return InputError(
-            f"max_evaluations={goals.max_evaluations} are spent before the level set is reached; "
-            "allow more"
-        )
-    return error

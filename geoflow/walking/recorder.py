@@ -29,13 +29,13 @@ class Recorder(Protocol):
 
     @property
     def last_kept(self) -> int:
-        """The step whose θ was kept last; −1 for none."""
+        """The step at whose end θ was kept last; −1 for none, or where it was within a step."""
 
     def record(self, record: Mapping[str, float], dropped: Sequence[int]) -> None:
         """Add an accepted step; the θ of the ``dropped`` ones is no longer wanted."""
 
     def keep(self, snapshot: Snapshot) -> None:
-        """Keep θ at the step recorded last."""
+        """Keep θ at the end of the step recorded last, or within it."""
 
     def accepted(self, checkpoint: Checkpoint) -> None:
         """Take note that the walk could go on from here: called after every accepted step."""
@@ -58,7 +58,8 @@ class Memory:
     @property
     def last_kept(self) -> int:
         """The step whose θ was kept last; −1 for none."""
-        return self.snapshots[-1].step if self.snapshots else -1
+        last = self.snapshots[-1] if self.snapshots else None
+        return last.step if last and last.between is None else -1
 
     def record(self, record: Mapping[str, float], dropped: Sequence[int]) -> None:
         """Add an accepted step."""

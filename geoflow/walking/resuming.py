@@ -10,25 +10,29 @@ from typing import Any
 import xarray as xr
 
 from geoflow import experiments
+from geoflow.archive import trajectory_files
 from geoflow.archive.saved import Saved, saved
-from geoflow.errors import ArchiveError, GeoflowError, InputError
+from geoflow.errors import ArchiveError, InputError
 from geoflow.manifold.protocol import Flow
 from geoflow.problems import dtypes
 from geoflow.problems.earlier import same_data
-from geoflow.solvers import Solver
+from geoflow.solvers import Solver, is_dense
 from geoflow.trajectories import schema
 from geoflow.trajectories.records import Observable
 from geoflow.walking import configuration, rerunning
+from geoflow.walking.crossings import Seeker
+from geoflow.walking.events import Event, from_config
 from geoflow.walking.fitting import check_fit
-from geoflow.walking.loop import Walk
 from geoflow.walking.memory import check_walk_memory
 from geoflow.walking.settings import CHECKPOINT_SECONDS, WalkSettings
+from geoflow.walking.steps import Walk
 from geoflow.walking.stopping import Goals, Record, Stop
 from geoflow.walking.stream import Stream
 
 # The goal of a walk by the status that says it was reached.
 GOALS = {
     "stationary": "stop",
+    "event": "stop",
     "plateau": "stop",
     "t_end": "t_end",
     "max_evaluations": "max_evaluations",
@@ -46,12 +50,14 @@ def resume(
     observables: Mapping[str, Observable] | None = None,
     progress: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    events: Sequence[Event] | None = None,
 ) -> xr.Dataset:
     """Go on with the walk of an archive, and return the whole trajectory.
 
     A walk that was cut short goes on from its last checkpoint, and becomes what it would have
     been, bit for bit, ``wall_time`` and ``created`` aside. A walk that has ended goes on to the
-    goals given here; the goal that ended it falls away.
+    goals given here; the goal that ended it falls away. One that ended inside a step makes that
+    step again, whole: it becomes what it would have been without that goal.
 
     Parameters
     ----------
@@ -70,6 +76,8 @@ def resume(
         Show the walk on standard error, where that is a terminal or a notebook's.
     checkpoint_seconds : float
         Seconds between checkpoints.
+    events : sequence of Event, optional
+        Needed, the same as before, only where one is of a function of one's own.
 
     Returns
     -------
@@ -91,8 +99,8 @@ def resume(
     kept = saved(path)
     configuration.check(path, kept.attributes)
     if flow is None:
-        if observables or solver:
-            raise InputError("flow: observables and solver go with a flow; give it too")
+        if observables or solver or events:
+            raise InputError("flow: observables, events and solver go with a flow; give it too")
         rebuilt = _of_experiment(path, kept)
         flow, observables = rebuilt.flow, rebuilt.observables
     observables = dict(observables or {})
@@ -102,34 +110,62 @@ def resume(
         raise InputError(
             f"observables: the walk has {names}, given are {sorted(observables)}; give the same"
         )
-    settings = _settings(
-        path, kept, solver, t_end=t_end, stop=stop, max_evaluations=max_evaluations
-    )
+    given = {"t_end": t_end, "stop": stop, "max_evaluations": max_evaluations}
+    settings = _settings(path, kept, solver, **given)
     tolerance = settings.tolerance(flow.problem.dtype)
-    goals, rule = settings.goals(), settings.rule()
+    goals, rule, recorded = settings.goals(), settings.rule(), _events(kept, events)
     chosen, theta_dtype = settings.make_solver(), dtypes.DTYPES[str(settings.theta_dtype)]
-    check_fit(flow, chosen, goals, observables)
+    check_fit(flow, chosen, goals, observables, recorded)
     check_walk_memory(flow, chosen, rule, theta_dtype, in_memory=False)
+    n_records = check_further(kept, path, goals)
     header = {k: v for k, v in kept.attributes.items() if k not in ("status", "status_message")}
+    config = kept.config | settings.config
     stream, checkpoint = Stream.reopen(
         path,
         flow.problem,
-        {**header, "config": json.dumps(kept.config | settings.config, sort_keys=True)},
+        {
+            **header,
+            "geoflow_schema": schema.version_of(config, dense=is_dense(chosen)),
+            "config": json.dumps(config, sort_keys=True),
+        },
         look_back=goals.look_back,
         interval=checkpoint_seconds,
         rule=rule,
     )
     with stream:
-        walk = Walk(flow, chosen, tolerance, rule, observables, stream, theta_dtype)
+        seeker = Seeker(flow, observables, recorded, goals.crossing)
+        walk = Walk(flow, chosen, tolerance, rule, observables, stream, theta_dtype, seeker)
         try:
             # A walk that was cut off at its own goals only has its file to be written.
             if kept.has_ended or any(kept.config[k] != v for k, v in goals.config.items()):
-                _check_further(goals, stream.records, checkpoint.counts)
-            walk.restore(checkpoint)
-        except GeoflowError:
-            stream.give_up()
+                _refuse_passed(goals, stream.records, checkpoint.counts)
+            same_stop = settings.config["stop"] == kept.config.get("stop")
+            walk.restore(checkpoint, same_stop=same_stop)
+            return walk.run(goals, progress, n_records)
+        except BaseException:
+            # What the archive holds stays there, where no more than that was walked.
+            if stream.n_steps <= n_records:
+                stream.give_up()
             raise
-        return walk.run(goals, progress)
+
+
+def check_further(kept: Saved, path: Path, goals: Goals) -> int:
+    """Refuse goals that a walk which has an archive has passed; return how many records it has.
+
+    Raises
+    ------
+    InputError
+        Names the goal.
+    """
+    if "status" not in kept.attributes:
+        return 0
+    with trajectory_files.open_trajectory(path) as ds:
+        last = {str(n): float(v[-1]) for n, v in ds.variables.items() if v.dims == ("step",)}
+        n_records = ds.sizes["step"]
+    if kept.has_ended:
+        counts = {name: int(last[f"n_{name}"]) for name in ("gradient", "hvp")}
+        _refuse_passed(goals, [last], counts)
+    return n_records
 
 
 def check_flow(flow: Flow, kept: Saved) -> None:
@@ -172,7 +208,12 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
-def _settings(path: Path, kept: Saved, solver: Solver | None, **goals: Any) -> WalkSettings:
+def _settings(
+    path: Path,
+    kept: Saved,
+    solver: Solver | None,
+    **goals: Any,
+) -> WalkSettings:
     """Take up the settings of a walk with the goals given, the one that ended it falling away."""
     status = kept.attributes.get("status")
     if kept.has_ended and all(value is None for value in goals.values()):
@@ -188,7 +229,7 @@ def _settings(path: Path, kept: Saved, solver: Solver | None, **goals: Any) -> W
     return rerunning.settings_of(path, kept.config, **instead)
 
 
-def _check_further(goals: Goals, records: Sequence[Record], counts: Mapping[str, int]) -> None:
+def _refuse_passed(goals: Goals, records: Sequence[Record], counts: Mapping[str, int]) -> None:
     """Refuse goals that would end the walk where it stands, or before."""
     spent = counts["gradient"] + 2 * counts["hvp"]
     if spent >= goals.max_evaluations:
@@ -201,6 +242,14 @@ def _check_further(goals: Goals, records: Sequence[Record], counts: Mapping[str,
         status, message = end
         given = GOALS.get(status, "stop")
         raise InputError(f"{given}: {message}, so it has ended already; name a further goal")
+
+
+def _events(kept: Saved, given: Sequence[Event] | None) -> tuple[Event, ...]:
+    """The events of a walk, made again where they are of names, and given again where not."""
+    there = kept.config.get("events", [])
+    if given is not None and [event.config for event in from_config(given)] != there:
+        raise InputError(f"events: the walk's are {there}; give the same")
+    return from_config(there if given is None else given)
 
 
 def _of_experiment(path: Path, kept: Saved) -> experiments.RebuiltWalk:

@@ -83,7 +83,12 @@ class WalkSettings:
     t_end: float | None = _setting(None, Option("end at this flow time", "T"))
     stop: Stop | str | Json | None = _setting(
         Stationary(),
-        Option("end at Stationary:degrees=X, Plateau:window=T,rtol=X or none", "NAME:…", str),
+        Option(
+            "end at Stationary:degrees=X, Plateau:window=T,rtol=X, "
+            "Event:function=SCALAR,value=X or none",
+            "NAME:…",
+            str,
+        ),
         Option(
             f"end at this angle between ∇R and ∇L ({Stationary().degrees:g})",
             "DEGREES",
@@ -156,12 +161,14 @@ class WalkSettings:
         """Return what ends the walk."""
         stop = self.stop
         if isinstance(stop, str):
-            name, options = named(stop)
+            name, options = named(stop, words=("function",))
             stop = None if stop == "none" else {"name": name, **options}
         if isinstance(stop, Mapping):
             stop = stopping.from_config(stop)
         if not (stop is None or (callable(stop) and hasattr(stop, "options"))):
-            raise InputError(f"stop={stop!r} is none; use Stationary(…), Plateau(…) or None")
+            raise InputError(
+                f"stop={stop!r} is none; use Stationary(…), Plateau(…), Event(…) or None"
+            )
         return Goals.checked(self.t_end, stop, self.max_evaluations)
 
     def rule(self) -> SnapshotRule:

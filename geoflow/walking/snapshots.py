@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from typing import Protocol
@@ -17,7 +18,10 @@ class SnapshotRule(Protocol):
     """
 
     def next_time(self, time: float) -> float:
-        """Return the next flow time after ``time`` a step must end at; inf for none."""
+        """Return the next flow time after ``time`` at which θ is kept; inf for none.
+
+        It lies between the steps, where none happens to end at it.
+        """
 
     def offer(self, step: int, time: float, arc_length: float) -> tuple[bool, list[int]]:
         """Judge an accepted step: keep its θ, and which kept steps to drop for it."""
@@ -25,6 +29,14 @@ class SnapshotRule(Protocol):
     @property
     def keeps_last(self) -> bool:
         """Whether the last step of a walk is kept whatever the rule says of it."""
+
+
+def between(rule: SnapshotRule, before: float, time: float) -> list[float]:
+    """Flow times within a step at which a rule keeps θ, its ends left out."""
+    found = []
+    while (before := rule.next_time(before)) < time:
+        found.append(before)
+    return found
 
 
 class AtTimes:
@@ -43,7 +55,8 @@ class AtTimes:
 
     def next_time(self, time: float) -> float:
         """Return the first wanted time after ``time``."""
-        return next((t for t in self.times if t > time), math.inf)
+        index = bisect.bisect_right(self.times, time)
+        return self.times[index] if index < len(self.times) else math.inf
 
     def offer(self, step: int, time: float, arc_length: float) -> tuple[bool, list[int]]:
         """Keep the steps that end at a wanted time."""
@@ -94,7 +107,7 @@ class Thinned:
         self.kept: list[tuple[int, float]] = []
 
     def next_time(self, time: float) -> float:
-        """No step need end at any particular time."""
+        """No time is wanted of itself."""
         return math.inf
 
     def offer(self, step: int, time: float, arc_length: float) -> tuple[bool, list[int]]:

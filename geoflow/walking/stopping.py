@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from geoflow.errors import InputError
-from geoflow.walking.ending import below_the_level
+from geoflow.walking.ending import End, below_the_level
+from geoflow.walking.events import Event, Point
 
 DEFAULT_MAX_EVALUATIONS = 100_000
+
+# How far beyond its angle a walk may end, in degrees.
+ANGLE_LOCATED = 0.01
 
 # The scalars of one accepted step, by their names in the dataset.
 Record = Mapping[str, float]
@@ -39,8 +43,30 @@ class Stop(Protocol):
         """Constructor arguments, JSON-able."""
 
 
+class Crossing(Protocol):
+    """What a walk looks into its steps for: where a function of its points crosses zero."""
+
+    def level(self, at: Point) -> float:
+        """The function."""
+
+    def crosses(self, before: float, after: float) -> bool:
+        """Whether a step from one level to another has the crossing in it."""
+
+    def tolerance(self, before: float, after: float) -> float:
+        """How far behind the crossing the function may be."""
+
+    @property
+    def within(self) -> float:
+        """How far behind the crossing the time may be, as a part of the step."""
+
+    def message(self, level: float) -> End:
+        """Status and message of a walk that ends there."""
+
+
 class Stationary:
     """The angle between ∇R and ∇L has come to ``degrees``: close to a KKT point.
+
+    The walk ends at that angle, from above to within 0.01°, inside the step that passes it.
 
     Tested on the relative KKT residual ‖Π∇R‖/‖∇R‖ = sin(angle), with λ > 0. A walk that comes as
     close to 0°, with λ < 0, ends too, with the status ``negative_multiplier``.
@@ -83,7 +109,36 @@ class Stationary:
             return below_the_level(
                 f"the angle between ∇R and ∇L fell to {last['angle']:.3f}°, with λ < 0"
             )
-        return "stationary", f"the angle between ∇R and ∇L reached {last['angle']:.3f}°"
+        return _reached(last["angle"])
+
+    within = 1e-9
+
+    def level(self, at: Point) -> float:
+        """Of the angle a function that grows all but linearly in time as the angle nears 180°."""
+        return _flattened(at.scalar("angle")) - _flattened(self.degrees)
+
+    def crosses(self, before: float, after: float) -> bool:
+        """Whether the angle is reached in a step."""
+        return before < 0 <= after
+
+    def tolerance(self, before: float, after: float) -> float:
+        """0.01°."""
+        furthest = min(self.degrees + ANGLE_LOCATED, (self.degrees + 180) / 2)
+        return _flattened(furthest) - _flattened(self.degrees)
+
+    def message(self, level: float) -> End:
+        """Status and message."""
+        flattened = level + _flattened(self.degrees)
+        return _reached(180 - 2 * math.degrees(math.atan(math.exp(-flattened))))
+
+
+def _reached(angle: float) -> End:
+    return "stationary", f"the angle between ∇R and ∇L reached {angle:.3f}°"
+
+
+def _flattened(degrees: float) -> float:
+    """−log tan((180° − angle)/2), which rises with the angle from −∞ to ∞."""
+    return -math.log(max(math.tan(math.radians(180 - degrees) / 2), 1e-300))
 
 
 class Plateau:
@@ -156,7 +211,7 @@ class Goals:
             raise InputError(f"max_evaluations={max_evaluations}; use a positive number")
         return cls(t_end, stop, int(max_evaluations))
 
-    def check_scalars(self, scalars: Collection[str]) -> None:
+    def check_scalars(self, scalars: Collection[str], observables: Collection[str] = ()) -> None:
         """Refuse a stop that looks at what the flow does not record.
 
         Raises
@@ -164,12 +219,19 @@ class Goals:
         InputError
             Names what is missing.
         """
+        if isinstance(self.stop, Event):
+            self.stop.check(scalars, observables)
         missing = [name for name in getattr(self.stop, "scalars", ()) if name not in scalars]
         if missing:
             raise InputError(
                 f"stop={type(self.stop).__name__} looks at {', '.join(missing)}, which the flow "
                 "does not record; pass stop=None and t_end, or a criterion of your own"
             )
+
+    @property
+    def crossing(self) -> Crossing | None:
+        """The stop, where it ends a walk inside a step."""
+        return self.stop if isinstance(self.stop, Stationary | Event) else None
 
     @property
     def look_back(self) -> float:
@@ -195,7 +257,7 @@ class Goals:
 
 
 # Criteria that an archive can name.
-NAMED: Mapping[str, Callable[..., Stop]] = {c.__name__: c for c in (Stationary, Plateau)}
+NAMED: Mapping[str, Callable[..., Stop]] = {c.__name__: c for c in (Stationary, Plateau, Event)}
 
 
 def from_config(config: Mapping[str, Any]) -> Stop:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import math
 import time as clock
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -33,11 +34,13 @@ from geoflow.problems.protocol import ProblemLike
 from geoflow.system import files, interrupts, translation
 from geoflow.trajectories.dataset import assemble
 from geoflow.trajectories.records import Snapshot, StepRecords
-from geoflow.walking.snapshots import SnapshotRule
+from geoflow.walking.snapshots import SnapshotRule, between
 
 STEPS_PER_PART = 65_536
 SNAPSHOTS_PER_PART = 64
 PENDING_BYTES = 16 * 2**20
+# In the key of a snapshot within a step, between the step and its number there.
+BETWEEN = "."
 
 
 class Stream:
@@ -85,10 +88,10 @@ class Stream:
         self.theta_dtype: str = config["theta_dtype"]
         self.records = StepRecords(header)
         self.n_steps = self.n_saved = 0
-        # By step: flow time and observables of each snapshot; its θ, or the part that has it.
-        self.kept: dict[int, NDArray[np.float64]] = {}
-        self.pending: dict[int, NDArray[Any]] = {}
-        self.where: dict[int, Path] = {}
+        # By key: flow time and observables of each snapshot; its θ, or the part that has it.
+        self.kept: dict[str, NDArray[np.float64]] = {}
+        self.pending: dict[str, NDArray[Any]] = {}
+        self.where: dict[str, Path] = {}
         self.saved_at = clock.monotonic()
         self.unpacked = False
 
@@ -165,26 +168,28 @@ class Stream:
     @property
     def last_kept(self) -> int:
         """The step whose θ was kept last; −1 for none."""
-        return next(reversed(self.kept), -1)
+        last = next(reversed(self.kept), "-1")
+        return -1 if BETWEEN in last else int(last)
 
     def record(self, record: Mapping[str, float], dropped: Sequence[int]) -> None:
         """Add an accepted step; the θ of the ``dropped`` ones is no longer wanted."""
         self.records.append(record)
         self.n_steps += 1
         for step in dropped:
-            del self.kept[step]
-            self.pending.pop(step, None)
+            del self.kept[_key(step)]
+            self.pending.pop(_key(step), None)
 
     def keep(self, snapshot: Snapshot) -> None:
         """Keep θ at the step recorded last."""
         scalars = [snapshot.time, *(snapshot.values[name] for name in self.observables)]
-        self.kept[snapshot.step] = np.array(scalars)
-        self.pending[snapshot.step] = snapshot.theta
+        key = _key(snapshot.step, snapshot.between)
+        self.kept[key] = np.array(scalars)
+        self.pending[key] = snapshot.theta
 
     def accepted(self, checkpoint: Checkpoint) -> None:
         """Save where a checkpoint is due, or where much waits for one."""
         due = clock.monotonic() - self.saved_at >= self.interval
-        full = self.n_steps % STEPS_PER_PART == 0
+        full = self.n_steps // STEPS_PER_PART > self.n_saved // STEPS_PER_PART
         waiting = len(self.pending) * self.problem.n_parameters * 8
         if due or full or waiting >= PENDING_BYTES:
             self.save(checkpoint)
@@ -208,10 +213,11 @@ class Stream:
 
     def _write(self, checkpoint: Checkpoint) -> None:
         self._save_snapshots()
-        if self.n_steps > self.n_saved:
-            number = (self.n_steps - 1) // STEPS_PER_PART
-            n = self.n_steps - number * STEPS_PER_PART
-            parts.write(self._steps(number), self.records.arrays(len(self.records) - n))
+        n_forgotten = self.n_steps - len(self.records)
+        for number, (start, end) in enumerate(_spans(self.n_steps)):
+            if end > self.n_saved:
+                rows = self.records.arrays(start - n_forgotten)
+                parts.write(self._steps(number), {n: c[: end - start] for n, c in rows.items()})
         self._write_checkpoint(checkpoint)
         self._remove_dropped()
 
@@ -252,19 +258,22 @@ class Stream:
 
     def _save_snapshots(self) -> None:
         while group := list(self.pending)[:SNAPSHOTS_PER_PART]:
-            part = self.folder / f"theta-{group[0]:09d}.npz"
-            arrays = {f"{step}": self.pending[step] for step in group}
-            arrays["scalars"] = np.stack([self.kept[step] for step in group])
+            step, between, index = group[0].partition(BETWEEN)
+            # By their names the parts are in the order of the walk.
+            number = f"{BETWEEN}{int(index):09d}" if between else ""
+            part = self.folder / f"theta-{int(step):09d}{number}.npz"
+            arrays = {key: self.pending[key] for key in group}
+            arrays["scalars"] = np.stack([self.kept[key] for key in group])
             parts.write(part, arrays)
-            for step in group:
-                self.where[step] = part
-                del self.pending[step]
+            for key in group:
+                self.where[key] = part
+                del self.pending[key]
 
     def _remove_dropped(self) -> None:
         """Remove the parts none of whose snapshots is kept, now that no checkpoint needs them."""
         if len(self.where) > len(self.kept):
             before = set(self.where.values())
-            self.where = {step: self.where[step] for step in self.kept}
+            self.where = {key: self.where[key] for key in self.kept}
             for part in before - set(self.where.values()):
                 part.unlink()
 
@@ -287,9 +296,9 @@ class Stream:
         self.lock.clear()
         names = ("snapshot_time", *self.observables)
         with trajectory_files.open_trajectory(self.path) as ds:
-            for i, step in enumerate(ds["snapshot_step"].values):
-                self.kept[int(step)] = np.array([float(ds[name][i]) for name in names])
-                self.pending[int(step)] = ds["theta"][i].values
+            for i, key in enumerate(_keys(ds)):
+                self.kept[key] = np.array([float(ds[name][i]) for name in names])
+                self.pending[key] = ds["theta"][i].values
                 if len(self.pending) == SNAPSHOTS_PER_PART:
                     self._save_snapshots()
             self._save_snapshots()
@@ -302,7 +311,8 @@ class Stream:
 
     def _restore(self, checkpoint: Checkpoint, rule: SnapshotRule) -> None:
         """Read the records and find the snapshots again, by offering every step to the rule."""
-        kept: dict[int, None] = {}
+        kept: dict[str, None] = {}
+        before = -math.inf
         if checkpoint.n_steps > STEPS_PER_PART * len(list(self.folder.glob("steps-*.npz"))):
             raise ArchiveError(f"{self.folder}: some of its {checkpoint.n_steps} steps are missing")
         for number, (start, end) in enumerate(_spans(checkpoint.n_steps)):
@@ -312,26 +322,32 @@ class Stream:
             if self.n_steps < end:
                 raise ArchiveError(f"{self._steps(number)} is too short; run again")
             self._forget()
-            for i, (time, arc) in enumerate(zip(rows["time"], rows["arc_length"], strict=True)):
-                keep, dropped = rule.offer(start + i, float(time), float(arc))
-                for step in dropped:
-                    del kept[step]
+            events = rows.get("event", np.zeros(len(rows["time"])))
+            columns = zip(rows["time"], rows["arc_length"], events, strict=True)
+            for step, (time, arc, event) in enumerate(columns, start):
+                if step:
+                    within = between(rule, before, time)
+                    kept |= dict.fromkeys(_key(step, k) for k in range(len(within)))
+                keep, dropped = (True, []) if event else rule.offer(step, float(time), float(arc))
+                for gone in dropped:
+                    del kept[_key(gone)]
                 if keep:
-                    kept[start + i] = None
+                    kept[_key(step)] = None
+                before = float(time)
         self._find_snapshots(kept)
         wanted = {part.name for part in self.where.values()}
         wanted |= {self._steps(i).name for i in range(len(_spans(self.n_steps)))}
         self.lock.clear(keep=[parts.CHECKPOINT, *wanted])
 
-    def _find_snapshots(self, kept: Mapping[int, None]) -> None:
+    def _find_snapshots(self, kept: Mapping[str, None]) -> None:
         self.kept, self.where = {}, {}
         for part in sorted(self.folder.glob("theta-*.npz")):
             # All of it, to find damage now and not when the walk has come to its end.
             thetas = parts.read(part)
             scalars = thetas.pop("scalars")
-            for name, row in zip(thetas, scalars, strict=True):
-                if int(name) in kept:
-                    self.kept[int(name)], self.where[int(name)] = row, part
+            for key, row in zip(thetas, scalars, strict=True):
+                if key in kept:
+                    self.kept[key], self.where[key] = row, part
         if list(self.kept) != list(kept):
             lost = next(iter(kept.keys() - self.kept.keys()), None)
             raise ArchiveError(f"{self.folder}: the snapshot of step {lost} is missing; run again")
@@ -353,12 +369,13 @@ class Stream:
         names = ("snapshot_time", *self.observables)
         scalars = np.array(list(self.kept.values()), dtype=float).reshape(-1, len(names))
         arrays |= dict(zip(names, scalars.T, strict=True))
-        arrays["snapshot_step"] = np.array(list(self.kept), dtype=np.int64)
+        steps = [int(key.partition(BETWEEN)[0]) for key in self.kept]
+        arrays["snapshot_step"] = np.array(steps, dtype=np.int64)
         n, dtype = self.problem.n_parameters, np.dtype(self.theta_dtype)
-        groups = [(part, list(steps)) for part, steps in groupby(self.where, self.where.get)]
+        groups = [(part, list(keys)) for part, keys in groupby(self.where, self.where.get)]
         blocks = [
-            da.from_delayed(delayed(_thetas)(part, steps), (len(steps), n), dtype)
-            for part, steps in groups
+            da.from_delayed(delayed(_thetas)(part, keys), (len(keys), n), dtype)
+            for part, keys in groups
         ]
         arrays["theta"] = da.concatenate(blocks) if blocks else np.empty((0, n), dtype)
         return assemble(self.problem, arrays, self.observables, {**self.header, **end})
@@ -374,7 +391,22 @@ def _rows(part: Path, name: str, n: int) -> NDArray[Any]:
     return parts.read(part, [name])[name][:n]
 
 
-def _thetas(part: Path, steps: Sequence[int]) -> NDArray[Any]:
-    names = [str(step) for step in steps]
-    thetas = parts.read(part, names)
-    return np.stack([thetas[name] for name in names])
+def _thetas(part: Path, keys: Sequence[str]) -> NDArray[Any]:
+    thetas = parts.read(part, keys)
+    return np.stack([thetas[key] for key in keys])
+
+
+def _key(step: int, index: int | None = None) -> str:
+    """Key of the snapshot at the end of a step, or of one within it."""
+    return f"{step}" if index is None else f"{step}{BETWEEN}{index}"
+
+
+def _keys(ds: xr.Dataset) -> list[str]:
+    """Keys of a trajectory's snapshots."""
+    at, steps = ds["snapshot_time"].values, ds["snapshot_step"].values
+    index: dict[int, int] = {}
+    found = []
+    for time, step, end in zip(at, steps, ds["time"].values[steps], strict=True):
+        index[step] = index.get(step, -1) + 1
+        found.append(_key(step, None if time == end else index[step]))
+    return found

@@ -19,6 +19,7 @@ from geoflow.analysis.components.path_components import cosine_content
 from geoflow.analysis.components.principal import KIND, PCA, fit
 from geoflow.archive.trajectory_files import open_trajectory
 from geoflow.errors import InputError
+from geoflow.trajectories.dataset import at_snapshots
 
 Floats = NDArray[np.float64]
 
@@ -167,9 +168,7 @@ def _dataset(
         "seed": np.repeat(seeds, lengths),
         "snapshot_time": np.concatenate([ds["snapshot_time"].values for ds in walks]),
         "snapshot_step": np.concatenate([ds["snapshot_step"].values for ds in walks]),
-        "arc_length": np.concatenate(
-            [ds["arc_length"].values[ds["snapshot_step"].values] for ds in walks]
-        ),
+        "arc_length": np.concatenate([at_snapshots(ds, "arc_length") for ds in walks]),
     }
     coordinates = {
         "component": described("component", np.arange(1, k + 1), "principal component"),

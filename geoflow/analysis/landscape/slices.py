@@ -29,6 +29,7 @@ from geoflow.system.limits import EVALUATIONS, check_work
 from geoflow.system.memory import check_memory
 from geoflow.system.messages import note
 from geoflow.system.progress import duration, progress_bar
+from geoflow.trajectories.dataset import at_snapshots
 from geoflow.trajectories.records import Observable
 
 Floats = NDArray[np.float64]
@@ -118,7 +119,7 @@ def on_plane(
         for name, f in {LOSS: problem, **observables}.items()
     }
     recorded = {n: ds[n].values for n in observables if n in ds and ds[n].dims == ("snapshot",)}
-    recorded[LOSS] = ds["train_loss"].values[ds["snapshot_step"].values]
+    recorded[LOSS] = at_snapshots(ds, "train_loss")
     _check_cost(problem, points, len(functions))
     walk = _projected(ds, plane)
     alpha, beta = _grid(walk, plane, points, margin)
@@ -353,7 +354,7 @@ def _dataset(
         "direction": described("direction", list(plane.names), "direction of the plane"),
         "snapshot_arc_length": described(
             "snapshot",
-            ds["arc_length"].values[ds["snapshot_step"].values],
+            at_snapshots(ds, "arc_length"),
             "arc length in θ at the snapshot",
         ),
     }

@@ -19,6 +19,7 @@ from geoflow.errors import InputError
 from geoflow.problems.parts import OUTPUTS_AT_ONCE, outputs
 from geoflow.system.memory import check_memory
 from geoflow.system.progress import progress_bar
+from geoflow.trajectories.dataset import at_snapshots
 
 Floats = NDArray[np.float64]
 
@@ -110,7 +111,7 @@ def along(
             matrices.setdefault(variable, []).append(matrix)
     pair = ("snapshot", other("snapshot"))
     variables: dict[str, Any] = {n: (("set", *pair), np.stack(m)) for n, m in matrices.items()}
-    arc = ds["arc_length"].values[ds["snapshot_step"].values[indices]]
+    arc = at_snapshots(ds, "arc_length")[indices]
     variables["parameter_distance"] = (pair, parameter_distances(ds, indices))
     variables["arc_length_difference"] = (pair, np.abs(arc[:, None] - arc))
     return xr.Dataset(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from geoflow.analysis.components import pca
 from geoflow.errors import InputError
+from geoflow.trajectories import dataset as trajectory
 
 Floats = NDArray[np.float64]
 
@@ -76,12 +77,14 @@ def series(ds: xr.Dataset, scalars: Sequence[str | xr.DataArray], against: str =
         raise InputError(f"scalars: {twice[0]!r} is given twice; give it once")
     at_snapshots = any(column.dims == ("snapshot",) for column in found)
     samples = "snapshot" if at_snapshots else "step"
-    chosen = ds["snapshot_step"].values if at_snapshots else slice(None)
-    values = np.stack(
-        [np.asarray(c.values if c.dims == (samples,) else c.values[chosen], float) for c in found],
-        axis=1,
-    )
-    clock = np.asarray(ds[against].values, float)[chosen]
+
+    def sampled(column: xr.DataArray) -> Floats:
+        if column.dims == (samples,):
+            return np.asarray(column.values, float)
+        return trajectory.at_snapshots(ds, str(column.name))
+
+    values = np.stack([sampled(column) for column in found], axis=1)
+    clock = sampled(ds[against])
     if not np.isfinite(values).all():
         bad = names[int((~np.isfinite(values)).any(axis=0).argmax())]
         raise InputError(f"{bad} has non-finite values; leave it out")
@@ -92,7 +95,7 @@ def series(ds: xr.Dataset, scalars: Sequence[str | xr.DataArray], against: str =
         [str(column.attrs.get("units", "1")) for column in found],
         values,
         clock,
-        np.asarray(ds["time"].values, float)[chosen],
+        sampled(ds["time"]),
         samples,
     )
 

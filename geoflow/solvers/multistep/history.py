@@ -103,6 +103,12 @@ class History:
         values, _ = lagrange(-self.ages[:n], -age)
         return torch.from_numpy(values).to(self.points) @ self.points[:n]
 
+    def through(self, point: Tensor, step: float, order: int) -> History:
+        """The points that a formula of this order has gone through, the new one first."""
+        n = min(order + 1, len(self))
+        ages = np.concatenate([[0.0], self.ages[:n] + step])
+        return History(torch.cat([point[None], self.points[:n]]), ages)
+
     def errors(self, orders: Sequence[int], point: Tensor, step: float) -> dict[int, float]:
         """Local error, in units of θ, that each order would have made in a step to ``point``."""
         found = {}

@@ -1,0 +1,277 @@
+"""Events along a walk: a function of θ crosses a value, located between the steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from geoflow.errors import InputError
+from geoflow.manifold.protocol import Flow
+from geoflow.trajectories.records import Observable
+from geoflow.walking.inside import Inside
+
+# An event is known to this part of its step: of its flow time, or of the function's change.
+LOCATED = 1e-3
+MAX_TRIALS = 60
+# Beyond the crossing, in units of the tolerance: so that a trial seldom falls short of it.
+AIM = 0.3
+# Flow time of a difference by which a rate is known, as a part of the step.
+DIFFERENCE = 1e-3
+
+
+class Event:
+    """A function of θ crosses a value along a walk; given as ``stop``, the walk ends there.
+
+    It is seen where the function less ``value`` has another sign at the end of a step than at its
+    start, and is then located inside the step by the solver's interpolant, re-projected: to 10⁻³ of
+    the step's flow time or of the function's change over it, and never before the crossing. What
+    crosses and returns within one step is not seen.
+
+    Parameters
+    ----------
+    function : callable or str
+        θ, shape (P,), → float; or the name of one of the walk's observables, or of a scalar of its
+        flow: ``"angle"``, ``"regularizer"``, ``"multiplier"``, … A function of one's own cannot be
+        kept in an archive, and is given again where the walk is resumed.
+    direction : int
+        1: only where it rises, −1: only where it falls, 0: both.
+    value : float
+        What it crosses.
+    rate : bool
+        The function's rate of change along the walk takes its place, by differences within the
+        step: with ``value`` 0 an extremum, by ``direction`` 1 a minimum and by −1 a maximum. Not
+        for a scalar of the flow. What the error of a loose tolerance makes of a function has
+        extrema too.
+    name : str, optional
+        What it is called in the dataset; None: the function's name, with ``_rate`` for a rate.
+
+    Raises
+    ------
+    InputError
+        An argument that cannot be used.
+
+    Examples
+    --------
+    >>> gf.Event("regularizer", value=10.0)
+    Event('regularizer', value=10.0)
+    >>> gf.Event("test_loss", 1, rate=True)
+    Event('test_loss', direction=1, rate=True)
+    """
+
+    within = LOCATED
+    look_back = 0.0
+
+    def __init__(
+        self,
+        function: Observable | str,
+        direction: int = 0,
+        *,
+        value: float = 0.0,
+        rate: bool = False,
+        name: str | None = None,
+    ) -> None:
+        if not (callable(function) or (isinstance(function, str) and function)):
+            raise InputError(
+                f"function={function!r}; use a function of θ, or an observable's or scalar's name"
+            )
+        if direction not in (-1, 0, 1):
+            raise InputError(f"direction={direction!r}; use 1 (rising), -1 (falling) or 0 (both)")
+        if isinstance(value, (bool, str)) or not math.isfinite(value):
+            raise InputError(f"value={value!r}; use a finite number")
+        if rate not in (True, False):
+            raise InputError(f"rate={rate!r}; use True or False")
+        self.function, self.direction = function, int(direction)
+        self.value, self.rate = float(value), bool(rate)
+        called = function if isinstance(function, str) else getattr(function, "__name__", "")
+        usual = called + "_rate" * self.rate
+        self.name = (usual if usual.isidentifier() else "event") if name is None else name
+        if not (isinstance(self.name, str) and self.name.isidentifier()):
+            raise InputError(f"name={name!r}; use letters, digits and underscores")
+        self._usual = usual
+
+    def __repr__(self) -> str:
+        shown = [repr(self.function) if isinstance(self.function, str) else self._usual]
+        shown += [f"direction={self.direction}"] * (self.direction != 0)
+        shown += [f"value={self.value:g}"] * (self.value != 0) + ["rate=True"] * self.rate
+        shown += [f"name={self.name!r}"] * (self.name != self._usual)
+        return f"Event({', '.join(shown)})"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Constructor arguments but ``name``, JSON-able; of a function of one's own its name."""
+        named = isinstance(self.function, str)
+        return {
+            **({"function": self.function} if named else {"function_of_ones_own": self._usual}),
+            "direction": self.direction,
+            "value": self.value,
+            "rate": self.rate,
+        }
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """As ``config`` of archives has it among the events of a walk."""
+        return {"name": self.name, **self.options}
+
+    def check(self, scalars: Collection[str], observables: Collection[str]) -> None:
+        """Refuse a name that means nothing in a walk.
+
+        Raises
+        ------
+        InputError
+            There is no such observable and no such scalar, or a scalar of which no rate is known.
+        """
+        if not isinstance(self.function, str) or self.function in observables:
+            return
+        if self.function not in scalars:
+            known = ", ".join([*observables, *scalars])
+            raise InputError(f"event: the walk has no {self.function!r}; use one of {known}")
+        if self.rate:
+            raise InputError(
+                f"event: {self.function!r} is a scalar of the flow, whose rate is not known; use "
+                "that of an observable or of a function of θ"
+            )
+
+    def __call__(self, records: object) -> None:
+        """As a stop, it ends no walk at the end of a step: the walk looks into its steps for it."""
+
+    def level(self, at: Point) -> float:
+        """The function, or its rate, less ``value``."""
+        if not isinstance(self.function, str):
+            function: Observable = self.function
+        elif self.function in at.observables:
+            function = at.observables[self.function]
+        else:
+            return at.scalar(self.function) - self.value
+        return (at.rate(function) if self.rate else at.value(function)) - self.value
+
+    def crosses(self, before: float, after: float) -> bool:
+        """Whether a step from one level to another has the event in it."""
+        rises = before < 0 <= after and self.direction >= 0
+        return rises or (before > 0 >= after and self.direction <= 0)
+
+    def tolerance(self, before: float, after: float) -> float:
+        """How far behind the crossing the function may be where the event is located."""
+        return LOCATED * abs(after - before)
+
+    def message(self, level: float) -> tuple[str, str]:
+        """Status and message of a walk that ends with the event."""
+        return "event", f"{self.name} came to {self.value + level:.6g}"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a walk, inside a step or at an end of it, and what can be asked of it."""
+
+    flow: Flow
+    observables: Mapping[str, Observable]
+    inside: Inside
+    time: float
+
+    def scalar(self, name: str) -> float:
+        """One of the flow's scalars."""
+        return float(self.flow.values(self.inside.state(self.time))[name])
+
+    def value(self, function: Observable) -> float:
+        """Value of a function of θ, which never gets the walk's own to write into."""
+        return float(function(self._theta(self.time, checked=True)))
+
+    def rate(self, function: Observable) -> float:
+        """Rate of change of a function of θ along the walk, as far as the step goes."""
+        apart = DIFFERENCE * self.inside.duration
+        begin, end = max(self.time - apart, 0.0), min(self.time + apart, self.inside.duration)
+        behind, ahead = (float(function(self._theta(time))) for time in (begin, end))
+        return (ahead - behind) / (end - begin)
+
+    def _theta(self, time: float, *, checked: bool = False) -> Tensor:
+        flat = self.inside.state(time).flat if checked else self.inside.flat(time)
+        return flat[: self.flow.problem.n_parameters].clone()
+
+
+def locate(
+    level: Callable[[float], float],
+    duration: float,
+    levels: tuple[float, float],
+    tolerance: float,
+    within: float,
+) -> tuple[float, float]:
+    """Find where in a step a function crosses zero.
+
+    Regula falsi, after Dowell & Jarratt's Illinois rule, aimed a little beyond the crossing: what
+    is returned never lies before it.
+
+    Parameters
+    ----------
+    level : callable
+        The function, of a flow time after the start of the step.
+    duration : float
+        Flow time of the step.
+    levels : tuple of float
+        The function at its start and at its end, of opposite signs.
+    tolerance : float
+        What the function may be where it is located, beyond the crossing.
+    within : float
+        Part of the step by which it may be late.
+
+    Returns
+    -------
+    time : float
+        Flow time after the start.
+    level : float
+        The function there.
+    """
+    low, high = 0.0, duration
+    sign = 1.0 if levels[0] < 0 else -1.0
+    aim = AIM * tolerance
+    # Weights of the ends: an end that stays for a second time counts half.
+    below, above = (sign * at_end - aim for at_end in levels)
+    found, stayed = levels[1], 0
+    for _ in range(MAX_TRIALS):
+        if abs(found) <= tolerance or high - low <= within * duration:
+            break
+        time = low + (high - low) * (below / (below - above) if above > 0 else 0.5)
+        now = level(time)
+        if sign * now >= 0:
+            high, found, above = time, now, sign * now - aim
+            below, stayed = (below / 2 if stayed == 1 else below), 1
+        else:
+            low, below = time, sign * now - aim
+            above, stayed = (above / 2 if stayed == -1 else above), -1
+    return high, found
+
+
+def from_config(events: Sequence[Event | Mapping[str, Any]]) -> tuple[Event, ...]:
+    """Return events, those made again of which there are the options only.
+
+    Raises
+    ------
+    InputError
+        What is no event, two of one name, or one of a function of one's own that has to be given.
+    """
+    if isinstance(events, str | Event | Mapping) or not isinstance(events, Sequence):
+        raise InputError(f"events={events!r} is no list; use [Event(…), …]")
+    made = []
+    for event in events:
+        if isinstance(event, Mapping):
+            made.append(_again(event))
+        elif isinstance(event, Event):
+            made.append(event)
+        else:
+            raise InputError(f"events={event!r} is none; use Event(…)")
+    names = [event.name for event in made]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"events: two are called {name!r}; give each a name=")
+    return tuple(made)
+
+
+def _again(options: Mapping[str, Any]) -> Event:
+    try:
+        return Event(**options)
+    except TypeError:
+        raise InputError(
+            f"events: {options.get('name')!r} is of a function of one's own; pass events="
+        ) from None

@@ -1,0 +1,146 @@
+"""θ of a walk at any flow time, from its snapshots."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from geoflow import solvers
+from geoflow.errors import InputError
+from geoflow.manifold.protocol import Flow, State
+from geoflow.problems.dtypes import DTYPES
+from geoflow.problems.earlier import same_data
+from geoflow.solvers import Solver, Tolerance
+from geoflow.system.translation import numerics
+from geoflow.walking.inside import Inside
+
+# What rounding in the dtype of the snapshots does to a loss, over its level: a hundred units.
+UNITS_OF_ROUNDING = 100
+
+
+def interpolate(
+    ds: xr.Dataset, times: ArrayLike, flow: Flow, *, solver: Solver | None = None
+) -> xr.DataArray:
+    """θ at flow times between the snapshots, to the accuracy of the walk.
+
+    From the snapshot before each of them the flow is integrated anew, by the solver and to the
+    tolerance of the walk: whatever lies between the snapshots, the error is the walk's own. It
+    costs the steps from there, which ``flow.problem.counts`` have; times between the same two
+    snapshots share them.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        A trajectory, as :func:`geoflow.walk` returns it.
+    times : array_like of float
+        Flow times, increasing, from the first snapshot to the end of the walk.
+    flow : Flow
+        That of the walk.
+    solver : Solver, optional
+        Needed only where the walk had a solver that is not geoflow's own.
+
+    Returns
+    -------
+    xarray.DataArray, shape (time, parameter)
+        ``theta``, in the dtype of the walk, with ``time`` as a coordinate. At the time of a
+        snapshot it is that of the snapshot.
+
+    Raises
+    ------
+    InputError
+        Times that are not there or do not increase, another flow than the walk's, one with a state
+        beyond θ, or snapshots whose dtype does not resolve the walk's tolerance.
+    StepSizeError, ConvergenceError, CriticalPointError
+        A step fails.
+    """
+    at = np.atleast_1d(np.asarray(times, dtype=float))
+    there, tolerance = ds["snapshot_time"].values, _tolerance(ds, flow)
+    end = float(ds["time"][-1])
+    if at.ndim != 1 or not at.size or not (np.diff(at) > 0).all():
+        raise InputError(f"times={at.tolist()[:5]}; use increasing flow times")
+    if not (there.size and there[0] <= at[0] and at[-1] <= end):
+        known = f"{there[0]:g} to {end:g}" if there.size else "none, for want of snapshots"
+        raise InputError(f"times={at[0]:g} to {at[-1]:g}; the walk has {known}")
+    config = json.loads(ds.attrs["config"])
+    chosen = solver or solvers.from_config(config["solver"])
+    solvers.check_needs(chosen, flow)
+    found = np.empty((at.size, ds.sizes["parameter"]), ds.attrs["dtype"])
+    before = np.searchsorted(there, at, side="right") - 1
+    for index in np.unique(before):
+        rows = np.flatnonzero(before == index)
+        start = torch.from_numpy(ds["theta"][int(index)].values)
+        wanted = at[rows] - there[index]
+        with numerics():
+            for row, theta in zip(rows, _from(flow, chosen, tolerance, start, wanted), strict=True):
+                found[row] = theta.cpu().numpy()
+    return xr.DataArray(
+        found,
+        {"time": ("time", at, {"long_name": "flow time", "units": "1"})},
+        ("time", "parameter"),
+        "theta",
+        {"long_name": "parameters, flat", "units": "1"},
+    )
+
+
+def _from(
+    flow: Flow, solver: Solver, tolerance: Tolerance, theta: Tensor, times: NDArray[np.float64]
+) -> Iterator[Tensor]:
+    """θ at increasing flow times after a snapshot."""
+    theta = theta.to(flow.problem.theta0)
+    left = list(times)
+    if left[0] == 0:
+        yield theta
+        del left[0]
+    if not left:
+        return
+    state, _ = flow.start(theta)
+    if state.flat.numel() != theta.numel():
+        raise InputError("flow: its state holds more than θ, which snapshots do not; resume a walk")
+    carry, now = solver.init(flow, state, tolerance), 0.0
+    while left:
+        target = left[-1] if solvers.is_dense(solver) else left[0]
+        result = solver.step(flow, state, carry, tolerance, target - now)
+        whole = target if result.time >= target - now else now + result.time
+        inside = Inside(flow, state, result, _no_shorter)
+        passed = [time for time in left if time < whole]
+        yield from inside.flats([time - now for time in passed])
+        del left[: len(passed)]
+        if left and left[0] == whole:
+            yield result.state.flat
+            del left[0]
+        state, carry, now = result.state, result.carry, whole
+
+
+def _no_shorter(time: float) -> tuple[State, int]:
+    raise AssertionError("a step without an interpolant ends at the time asked for")
+
+
+def _tolerance(ds: xr.Dataset, flow: Flow) -> Tolerance:
+    """The walk's, after making sure that the flow is its own and its snapshots are good enough.
+
+    Raises
+    ------
+    InputError
+        They are not.
+    """
+    problem, level = flow.problem, flow.level_set.level
+    kept = DTYPES[str(ds["theta"].dtype)]
+    rounding = UNITS_OF_ROUNDING * torch.finfo(kept).eps
+    if ds.attrs["rtol"] < rounding:
+        raise InputError(
+            f"ds: its snapshots are kept in {kept}, which does not resolve the walk's rtol of "
+            f"{ds.attrs['rtol']:g}; walk again without theta_dtype"
+        )
+    alike = ds.sizes["parameter"] == problem.n_parameters
+    alike &= math.isclose(level, ds.attrs["level"], rel_tol=1e-9)
+    alike &= flow.regularizer_name == ds.attrs["regularizer_name"]
+    if not (alike and same_data(problem, ds.attrs["data_sha256"])):
+        raise InputError("flow: its data, parameters, level or R are not those of ds; give its own")
+    return Tolerance.checked(ds.attrs["rtol"], ds.attrs["atol"], problem.dtype)

@@ -1,0 +1,306 @@
+"""Where a walk ends inside a step, and what it records there."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import geoflow as gf
+import invariants
+import references
+from geoflow.errors import ArchiveError, InputError
+from geoflow.walking.events import locate
+from geoflow.walking.inside import Inside
+
+
+def sphere():
+    """A flow on a sphere, with the exact times at which R and the distance from its axis come."""
+    reference = references.sphere_linear(seed=2)
+    start = reference.flow.problem.theta0
+    a = references._normal(6, 3)
+    radius, speed = float(start.norm()), float(a.norm())
+    rapidity = math.atanh(float(torch.dot(start, a)) / radius / speed)
+
+    def time_of(value):
+        """When R = a·θ comes to a value."""
+        return (rapidity - math.atanh(value / radius / speed)) * radius / speed
+
+    def off_axis(theta):
+        return float((theta - torch.dot(theta, a) / speed**2 * a).norm())
+
+    return reference.flow, time_of, off_axis, float(torch.dot(start, a))
+
+
+@pytest.mark.parametrize("solver", ["exponential", "bdf", "rkc", "dopri5", "dopri8", "rk4"])
+@pytest.mark.parametrize("degrees", [135.0, 150.0])
+def test_a_walk_ends_at_its_angle_on_the_level_set(solver, degrees):
+    ds = gf.walk(
+        references.small_network(),
+        solver,
+        rtol=1e-4,
+        stop=gf.Stationary(degrees),
+        max_snapshots=500,
+    )
+    assert ds.attrs["status"] == "stationary"
+    angle = ds["angle"].values
+    assert degrees <= angle[-1] <= degrees + 0.01
+    assert (angle[:-1] < degrees).all()
+    assert f"reached {angle[-1]:.3f}°" in ds.attrs["status_message"]
+    invariants.check_walk(ds, references.small_network())
+    assert np.isclose(ds["step_size"].sum(), ds["time"][-1], rtol=1e-12)
+
+
+@pytest.mark.parametrize(("solver", "rtol"), [("exponential", 1e-3), ("bdf", 1e-5)])
+@pytest.mark.parametrize("degrees", [140.0, 150.0, 160.0, 175.0])
+def test_an_angle_is_found_for_five_evaluations_more(solver, rtol, degrees):
+    ds = gf.walk(references.small_network(), solver, rtol=rtol, stop=gf.Stationary(degrees))
+    # The same steps, the last of them whole.
+    steps = ds.sizes["step"]
+    whole = gf.walk(references.small_network(), solver, rtol=rtol, stop=None, t_end=10.0)
+    assert np.array_equal(whole["time"][: steps - 1], ds["time"][:-1])
+    assert whole["time"][steps - 1] >= ds["time"][-1]
+    assert 0 <= int(ds["n_gradient"][-1] - whole["n_gradient"][steps - 1]) <= 5
+
+
+@pytest.mark.parametrize("solver", ["exponential", "bdf", "dopri5"])
+def test_a_value_of_r_is_come_to_at_its_time(solver):
+    flow, time_of, _, start = sphere()
+    value = start - 2.0
+    ds = gf.walk(flow, solver, rtol=1e-7, atol=0.0, stop=gf.Event("regularizer", value=value))
+    assert ds.attrs["status"] == "event"
+    assert ds.attrs["status_message"].startswith("regularizer came to ")
+    r, time = ds["regularizer"].values, ds["time"].values
+    fall = r[-2] - value + 0.3 * (r[-3] - r[-2])
+    assert value - 1e-2 * fall <= r[-1] <= value
+    assert (r[:-1] > value).all()
+    # The walk's own error, as it has been where it comes to.
+    assert math.isclose(time[-1], time_of(r[-1]), rel_tol=1e-5)
+
+
+def test_an_extremum_is_recorded_and_the_steps_are_the_same():
+    flow, time_of, off_axis, start = sphere()
+    assert start > 0
+    settings = {"rtol": 1e-6, "atol": 0.0, "stop": None, "t_end": time_of(-start)}
+    plain = gf.walk(flow, **settings)
+    events = [
+        gf.Event(off_axis, -1, rate=True, name="furthest"),
+        gf.Event(off_axis, 1, rate=True, name="nearest"),
+        gf.Event(lambda theta: float(theta.norm()), value=0.0, name="never"),
+        gf.Event("distance", value=off_axis(flow.problem.theta0) * 1.05, name="twice"),
+    ]
+    ds = gf.walk(flow, events=events, observables={"distance": off_axis}, **settings)
+    mask = ds["event"].values
+    assert ds["event"].attrs["flag_meanings"] == "furthest nearest never twice"
+    assert ds["event"].attrs["flag_masks"].tolist() == [1, 2, 4, 8]
+    (furthest,) = np.flatnonzero(mask == 1)
+    assert not (mask & (2 | 4)).any()
+    # Furthest from the axis at the equator, R = 0; there a function is flat, and so is its error.
+    longest = plain["step_size"].values.max()
+    assert abs(float(ds["time"][furthest]) - time_of(0.0)) <= 1e-2 * longest
+    up, down = np.flatnonzero(mask & 8)
+    assert up < furthest < down
+    distances = ds["distance"].values[np.isin(ds["snapshot_step"].values, [up, down])]
+    assert np.allclose(distances, off_axis(flow.problem.theta0) * 1.05, rtol=1e-3)
+    # What is recorded beside the steps changes none of them.
+    steps = ds.isel(step=mask == 0)
+    for name in ("time", "regularizer", "error_estimate"):
+        assert np.array_equal(steps[name], plain[name], equal_nan=True)
+    assert np.array_equal(ds["theta"][-1], plain["theta"][-1])
+    assert np.abs(ds["level_residual"]).max() <= flow.level_set.tolerance
+
+
+@pytest.mark.parametrize(("direction", "found"), [(0, 2), (1, 1), (-1, 1)])
+def test_a_crossing_is_seen_in_its_direction(direction, found):
+    flow, time_of, off_axis, start = sphere()
+    event = gf.Event(off_axis, direction, value=off_axis(flow.problem.theta0) * 1.1)
+    ds = gf.walk(flow, rtol=1e-5, stop=None, t_end=time_of(-start), events=[event])
+    assert np.count_nonzero(ds["event"]) == found
+    assert gf.Event("angle", direction).direction == direction
+
+
+def kept(path, **kwargs):
+    flow, time_of, off_axis, start = sphere()
+    events = [
+        gf.Event("distance", -1, rate=True, name="furthest"),
+        gf.Event("regularizer", value=0.5 * start),
+    ]
+    settings = {"rtol": 1e-5, "t_end": time_of(-start), "stop": None, "events": events}
+    return gf.walk(flow, observables={"distance": off_axis}, archive=path, **settings | kwargs)
+
+
+@pytest.mark.parametrize("budget", [20, 30, 45, 60, 75])
+def test_resumed_a_walk_has_the_events_of_one_that_went_on(tmp_path, budget):
+    whole = kept(tmp_path / "whole.nc", max_evaluations=10_000).load()
+    assert np.count_nonzero(whole["event"]) == 2
+    kept(tmp_path / "cut.nc", max_evaluations=budget).close()
+    flow, _, off_axis, _ = sphere()
+    with gf.resume(
+        tmp_path / "cut.nc", flow, max_evaluations=10_000, observables={"distance": off_axis}
+    ) as resumed:
+        assert invariants.same(resumed, whole)
+    assert gf.validate(tmp_path / "cut.nc") == []
+    assert whole.attrs["geoflow_schema"] == "1.1"
+
+
+def test_a_function_of_ones_own_is_given_again(tmp_path):
+    flow, time_of, off_axis, start = sphere()
+    path = tmp_path / "walk.nc"
+    event = gf.Event(off_axis, -1, rate=True)
+    kept(path, events=[event], t_end=0.1).close()
+    again = {"observables": {"distance": off_axis}, "t_end": time_of(-start)}
+    with pytest.raises(InputError, match=r"off_axis_rate.* pass events="):
+        gf.resume(path, flow, **again)
+    with pytest.raises(InputError, match=r"events: the walk's are .* give the same"):
+        gf.resume(path, flow, events=[gf.Event(off_axis)], **again)
+    with gf.resume(path, flow, events=[event], **again) as ds:
+        assert np.count_nonzero(ds["event"]) == 1
+    stop = tmp_path / "stop.nc"
+    kept(stop, events=[], stop=gf.Event(off_axis, -1, rate=True), max_evaluations=20).close()
+    with pytest.raises(InputError, match="pass stop="):
+        gf.resume(stop, flow, observables=again["observables"], max_evaluations=10_000)
+
+
+@pytest.mark.parametrize("solver", ["exponential", "bdf", "dopri5"])
+def test_extended_from_inside_a_step_a_walk_is_the_one_that_went_there_at_once(solver, tmp_path):
+    def walk(name, degrees):
+        return gf.walk(
+            references.small_network(),
+            solver,
+            rtol=1e-4,
+            stop=gf.Stationary(degrees),
+            max_snapshots=8,
+            archive=tmp_path / name,
+        )
+
+    with walk("short.nc", 135.0) as short:
+        ended = short.load()
+    assert gf.validate(tmp_path / "short.nc") == []
+    config = json.loads(ended.attrs["config"])
+    assert config["stop"] == {"name": "Stationary", "degrees": 135.0}
+    resumed = gf.resume(
+        tmp_path / "short.nc", references.small_network(), stop=gf.Stationary(150.0)
+    )
+    with resumed, walk("long.nc", 150.0) as long:
+        assert invariants.same(resumed, long)
+        # Another step in the place of the one that was cut short.
+        assert long["time"][ended.sizes["step"] - 1] > ended["time"][-1]
+
+
+@pytest.mark.parametrize(
+    "goal", [{"stop": gf.Stationary(135.0)}, {"t_end": 1e-3}, {"max_evaluations": 3}]
+)
+def test_a_goal_that_is_passed_is_refused_and_the_archive_stays(tmp_path, goal):
+    path = tmp_path / "walk.nc"
+    gf.walk(references.small_network(), stop=gf.Stationary(140.0), archive=path).close()
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=next(iter(goal))):
+        gf.resume(path, references.small_network(), **goal)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["walk.nc"]
+
+
+def test_interrupted_while_the_last_step_is_made_again_the_archive_stays(tmp_path, monkeypatch):
+    path = tmp_path / "walk.nc"
+    gf.walk(references.small_network(), stop=gf.Stationary(140.0), archive=path).close()
+    before = path.read_bytes()
+
+    def interrupted(self, *args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gf.solvers.Exponential, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        gf.resume(path, references.small_network(), stop=gf.Stationary(150.0))
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["walk.nc"]
+
+
+def test_a_budget_too_small_to_go_on_is_refused(tmp_path):
+    path = tmp_path / "walk.nc"
+    ds = gf.walk(references.small_network(), stop=gf.Stationary(140.0), archive=path)
+    spent = int(ds["n_gradient"][-1])
+    ds.close()
+    before = path.read_bytes()
+    with gf.resume(
+        path, references.small_network(), stop=gf.Stationary(150.0), max_evaluations=spent + 1
+    ) as further:
+        assert further.attrs["status"] == "max_evaluations"
+    assert path.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("function", "most"),
+    [(lambda t: t - 0.3, 4), (lambda t: t**9 - 1e-3, 20), (lambda t: 1.0 if t > 0.7 else -1.0, 16)],
+)
+def test_a_crossing_is_located_from_behind(function, most):
+    trials = []
+
+    def level(time):
+        trials.append(time)
+        return function(time)
+
+    time, found = locate(level, 1.0, (function(0.0), function(1.0)), 1e-4, 1e-3)
+    assert found >= 0
+    assert found <= 1e-4 or function(time - 1e-3) <= 0
+    assert len(trials) <= most
+    # The other way round it is the same.
+    mirrored = locate(lambda t: -function(t), 1.0, (-function(0.0), -function(1.0)), 1e-4, 1e-3)
+    assert mirrored == (time, -found)
+
+
+def test_a_scalar_is_no_observable_of_the_flow_and_the_walk_says_so(network):
+    for kwargs in ({"stop": gf.Event("nothing")}, {"events": [gf.Event("nothing")]}):
+        with pytest.raises(InputError, match="the walk has no 'nothing'; use one of train_loss"):
+            gf.walk(network, **kwargs)
+    with pytest.raises(InputError, match="'angle' is a scalar of the flow"):
+        gf.walk(network, stop=gf.Event("angle", rate=True))
+    with pytest.raises(InputError, match="'event' is taken"):
+        gf.walk(network, events=[gf.Event("angle")], observables={"event": lambda t: 0.0})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: gf.Event(3), "function=3"),
+        (lambda: gf.Event(""), "function=''"),
+        (lambda: gf.Event("angle", 2), "direction=2"),
+        (lambda: gf.Event("angle", value=math.nan), "value=nan"),
+        (lambda: gf.Event("angle", value="3"), "value='3'"),
+        (lambda: gf.Event("angle", rate="yes"), "rate='yes'"),
+        (lambda: gf.Event("angle", name="two words"), "name='two words'"),
+        (lambda: gf.walk(None, events=gf.Event("angle")), "is no list"),
+        (lambda: gf.walk(None, events=[gf.Stationary()]), "use Event"),
+        (lambda: gf.walk(None, events=2 * [gf.Event("angle")]), "two are called 'angle'"),
+    ],
+)
+def test_bad_input(make, message, network, monkeypatch):
+    walk = gf.walk
+    monkeypatch.setattr(gf, "walk", lambda _, **kwargs: walk(network, **kwargs))
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_on_the_command_line_an_event_is_a_name_with_options():
+    written = gf.walk(references.small_network(), stop="Event:function=regularizer,value=100")
+    assert written.attrs["status"] == "event"
+    assert 99 < written["regularizer"].values[-1] <= 100
+    config = json.loads(written.attrs["config"])["stop"]
+    assert config == {"name": "Event", **gf.Event("regularizer", value=100).options}
+
+
+def test_an_attribute_of_events_that_cannot_be_used_is_refused():
+    with pytest.raises(ArchiveError, match="attribute events cannot be used"):
+        gf.trajectories.schema.event_names({"events": "[1]"})
+
+
+def test_a_state_inside_is_evaluated_once(network):
+    state, _ = network.start(network.problem.theta0)
+    solver, tolerance = gf.solvers.get("exponential"), gf.solvers.Tolerance(1e-3, 1e-6)
+    result = solver.step(network, state, solver.init(network, state, tolerance), tolerance, 1.0)
+    inside = Inside(network, state, result, None)
+    first = inside.state(0.4 * result.time)
+    with network.problem.budget(0):
+        assert inside.state(0.4 * result.time) is first
+        assert inside.state(0.0) is state
+        assert inside.state(result.time) is result.state
