@@ -37,6 +37,9 @@ def record(names: Iterable[str], step: int) -> dict[str, float]:
     return {name: step + 1000 * i for i, name in enumerate(names)} | {
         "time": step,
         "arc_length": step,
+        # As many as its checkpoint counts.
+        "n_gradient": step,
+        "n_hvp": 0,
     }
 
 

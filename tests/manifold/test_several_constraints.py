@@ -15,7 +15,9 @@ from geoflow.errors import (
     EvaluationLimitError,
     InputError,
 )
+from geoflow.manifold.level_set import _Iterate
 from geoflow.manifold.linearization import TangentHessian
+from geoflow.manifold.normals import normal_space
 from geoflow.solvers import RKC, Tolerance, TorchDiffEq
 
 
@@ -376,3 +378,24 @@ def test_they_show_themselves_in_a_line(circle):
         assert "\n" not in text
         assert "tensor(" not in text
         assert len(text) < 400
+
+
+@pytest.mark.parametrize(("sine", "independent"), [(3e-8, False), (1e-5, True)])
+def test_gradients_that_rounding_alone_tells_apart_are_dependent(sine, independent):
+    # sin² = 9e-16 is what rounding leaves of equal gradients, and no angle to divide by.
+    gradients = torch.tensor([[1.0, 0.0, 0.0], [1.0, sine, 0.0]], dtype=torch.float64)
+    if independent:
+        assert normal_space(gradients).norms == pytest.approx([1.0, 1.0])
+    else:
+        with pytest.raises(CriticalPointError, match="linearly dependent to rounding"):
+            normal_space(gradients)
+
+
+def test_of_several_residuals_the_largest_is_that_relative_to_its_level():
+    at = _Iterate(
+        torch.zeros(3),
+        torch.tensor([3.0, 90.0], dtype=torch.float64),
+        torch.eye(3, dtype=torch.float64)[:2],
+        np.array([1.0, 100.0]),
+    )
+    assert at.size == 2.0
