@@ -399,3 +399,9 @@ def test_of_several_residuals_the_largest_is_that_relative_to_its_level():
         np.array([1.0, 100.0]),
     )
     assert at.size == 2.0
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_gradient_of_zero_has_no_normal(n):
+    with pytest.raises(CriticalPointError):
+        normal_space(torch.zeros(n, 3, dtype=torch.float64))
