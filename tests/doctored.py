@@ -126,8 +126,8 @@ def _variable(name: str = "x", **how: object) -> Callable[[h5py.File, Path], Non
     return lambda file, foreign: file.create_dataset(name, **how)
 
 
-def _attribute(value: object) -> Callable[[h5py.File, Path], None]:
-    return lambda file, foreign: file["theta"].attrs.__setitem__("x", value)
+def _attribute(value: object, name: str = "x") -> Callable[[h5py.File, Path], None]:
+    return lambda file, foreign: file["theta"].attrs.__setitem__(name, value)
 
 
 def unknown_filter(file: h5py.File, foreign: Path) -> None:
@@ -250,6 +250,23 @@ STRUCTURES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "longer dimension": (_in(longer_dimension), "its variables declare 8e+11 bytes"),
     "long attribute": (_in(_attribute(np.zeros(2**18))), "attribute 'x' of 'theta' is too long"),
     "long text": (_in(_attribute("x" * 2**21)), "attribute 'x' of 'theta' is too long"),
+    # The netCDF library takes these for what they should be, and crashes.
+    "dimensions, as text": (
+        _in(_attribute("x" * 40, "_Netcdf4Coordinates")),
+        "attribute '_Netcdf4Coordinates' of 'theta' is not as netCDF writes it",
+    ),
+    "dimensions, too many": (
+        _in(_attribute(np.arange(40, dtype="i4"), "_Netcdf4Coordinates")),
+        "attribute '_Netcdf4Coordinates' of 'theta' is not as netCDF writes it",
+    ),
+    "dimensions, negative": (
+        _in(_attribute(np.array([0, -7], "i4"), "_Netcdf4Coordinates")),
+        "attribute '_Netcdf4Coordinates' of 'theta' is not as netCDF writes it",
+    ),
+    "dimension, as a list": (
+        _in(_attribute(np.arange(40, dtype="i4"), "_Netcdf4Dimid")),
+        "attribute '_Netcdf4Dimid' of 'theta' is not as netCDF writes it",
+    ),
     "boolean attribute": (_in(_attribute(True)), "holds neither numbers nor text"),
     "compound": (
         _in(_variable(data=np.zeros(3, [("a", "f8"), ("b", "i4")]))),

@@ -64,6 +64,12 @@ NUMBERS = [
 MOST_DIMENSIONS = 32
 
 
+# Attributes of netCDF's own, which its library reads without a look at their size: numbers of
+# dimensions, one each or one for each dimension of the variable.
+EACH, ONE = b"_Netcdf4Coordinates", b"_Netcdf4Dimid"
+OWN = (EACH, ONE)
+
+
 class Unsound(ValueError):
     """A file that would cost more than its size says, or read from another."""
 
@@ -133,7 +139,8 @@ class _Walk:
         if self.entries > MOST_ENTRIES:
             raise Unsound(f"it holds more than {MOST_ENTRIES:,} objects and attributes")
 
-    def attributes(self, owner: Any, name: str, *, is_variable: bool = False) -> None:
+    def attributes(self, owner: Any, name: str, rank: int | None = None) -> None:
+        """Look at the attributes of a group, or of a variable of so many dimensions."""
         number = h5a.get_num_attrs(owner)
         self.count(number)
         for i in range(number):
@@ -145,8 +152,10 @@ class _Walk:
             if _is_text(kind):
                 if kind.is_variable_str():
                     self.texts(attribute, shown)
-            elif not (_is_number(kind) or (is_variable and _is_tie(attribute, kind))):
+            elif not (_is_number(kind) or (rank is not None and _is_tie(attribute, kind))):
                 raise Unsound(f"{shown} holds neither numbers nor text")
+            if attribute.name in OWN and not _is_own(attribute, kind, rank or 0):
+                raise Unsound(f"{shown} is not as netCDF writes it")
 
     def variable(self, variable: Any, name: str) -> None:
         plan = variable.get_create_plist()
@@ -155,11 +164,11 @@ class _Walk:
             raise Unsound(f"{name} is a virtual data set, made up from others")
         if plan.get_external_count():
             raise Unsound(f"the values of {name} lie in another file")
-        self.attributes(variable, name, is_variable=True)
-        deflated = self.filters(plan, name)
         kind, shape = variable.get_type(), variable.shape
         if shape is None:
             raise Unsound(f"{name} has no shape")
+        self.attributes(variable, name, len(shape))
+        deflated = self.filters(plan, name)
         if len(shape) > MOST_DIMENSIONS:
             raise Unsound(f"{name} has {len(shape)} dimensions")
         number, size = math.prod(shape), kind.get_size()
@@ -225,6 +234,18 @@ def _is_text(kind: Any) -> bool:
 def _is_number(kind: Any) -> bool:
     size = kind.get_size()
     return any(kind.equal(number) for number in NUMBERS if number.get_size() == size)
+
+
+def _is_own(attribute: Any, kind: Any, rank: int) -> bool:
+    """Whether an attribute of netCDF's own is what its library takes it for."""
+    number = rank if attribute.name == EACH else 1
+    if kind.get_class() != h5t.INTEGER or attribute.shape is None:
+        return False
+    if math.prod(attribute.shape) != number or len(attribute.shape) > 1:
+        return False
+    found = np.empty(attribute.shape, dtype=np.int64)
+    attribute.read(found, mtype=h5t.py_create(found.dtype))
+    return bool((found >= 0).all() and (found < MOST_ENTRIES).all())
 
 
 def _is_tie(attribute: Any, kind: Any) -> bool:
