@@ -267,6 +267,18 @@ STRUCTURES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
         _in(_attribute(np.arange(40, dtype="i4"), "_Netcdf4Dimid")),
         "attribute '_Netcdf4Dimid' of 'theta' is not as netCDF writes it",
     ),
+    "name, as numbers": (
+        _in(_attribute(np.full(40, np.nan), "NAME")),
+        "attribute 'NAME' of 'theta' is not as netCDF writes it",
+    ),
+    "name, too long": (
+        _in(_attribute(np.bytes_("x" * 4000), "NAME")),
+        "attribute 'NAME' of 'theta' is not as netCDF writes it",
+    ),
+    "class, as a number": (
+        _in(_attribute(1.0, "CLASS")),
+        "attribute 'CLASS' of 'theta' is not as netCDF writes it",
+    ),
     "boolean attribute": (_in(_attribute(True)), "holds neither numbers nor text"),
     "compound": (
         _in(_variable(data=np.zeros(3, [("a", "f8"), ("b", "i4")]))),

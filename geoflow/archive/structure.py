@@ -65,9 +65,10 @@ MOST_DIMENSIONS = 32
 
 
 # Attributes of netCDF's own, which its library reads without a look at their size: numbers of
-# dimensions, one each or one for each dimension of the variable.
-EACH, ONE = b"_Netcdf4Coordinates", b"_Netcdf4Dimid"
-OWN = (EACH, ONE)
+# dimensions, one for each dimension of the variable or one alone; and short texts.
+EACH, ALONE = b"_Netcdf4Coordinates", (b"_Netcdf4Dimid", b"_nc3_strict")
+SHORT = (b"NAME", b"CLASS")
+LONGEST_NAME = 256
 
 
 class Unsound(ValueError):
@@ -154,7 +155,7 @@ class _Walk:
                     self.texts(attribute, shown)
             elif not (_is_number(kind) or (rank is not None and _is_tie(attribute, kind))):
                 raise Unsound(f"{shown} holds neither numbers nor text")
-            if attribute.name in OWN and not _is_own(attribute, kind, rank or 0):
+            if not _is_as_written(attribute, kind, rank or 0):
                 raise Unsound(f"{shown} is not as netCDF writes it")
 
     def variable(self, variable: Any, name: str) -> None:
@@ -236,14 +237,19 @@ def _is_number(kind: Any) -> bool:
     return any(kind.equal(number) for number in NUMBERS if number.get_size() == size)
 
 
-def _is_own(attribute: Any, kind: Any, rank: int) -> bool:
-    """Whether an attribute of netCDF's own is what its library takes it for."""
-    number = rank if attribute.name == EACH else 1
-    if kind.get_class() != h5t.INTEGER or attribute.shape is None:
+def _is_as_written(attribute: Any, kind: Any, rank: int) -> bool:
+    """Whether an attribute of netCDF's own is what its library takes it for; others are."""
+    if attribute.name in SHORT:
+        fixed = _is_text(kind) and not kind.is_variable_str()
+        return fixed and attribute.shape == () and kind.get_size() <= LONGEST_NAME
+    if attribute.name != EACH and attribute.name not in ALONE:
+        return True
+    shape = attribute.shape
+    if kind.get_class() != h5t.INTEGER or shape is None or len(shape) > 1:
         return False
-    if math.prod(attribute.shape) != number or len(attribute.shape) > 1:
+    if math.prod(shape) != (rank if attribute.name == EACH else 1):
         return False
-    found = np.empty(attribute.shape, dtype=np.int64)
+    found = np.empty(shape, dtype=np.int64)
     attribute.read(found, mtype=h5t.py_create(found.dtype))
     return bool((found >= 0).all() and (found < MOST_ENTRIES).all())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import xarray as xr
 
@@ -12,6 +13,7 @@ from geoflow import experiments
 from geoflow.errors import InputError
 from geoflow.experiments.own import from_file
 from geoflow.experiments.registry import registered
+from geoflow.walking import configuration
 
 
 @contextmanager
@@ -66,8 +68,11 @@ def rebuilt_walk(ds: xr.Dataset, args: argparse.Namespace) -> experiments.Rebuil
 
     Raises
     ------
+    ArchiveError
+        Its settings cannot be used.
     InputError
         See :func:`check_own` and :func:`geoflow.experiments.rebuild`.
     """
+    configuration.check(Path(args.file), ds.attrs)
     check_own(args, ds.attrs["experiment"])
     return experiments.rebuild(ds.attrs, device=args.device)

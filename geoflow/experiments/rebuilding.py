@@ -97,10 +97,14 @@ def rebuild(attributes: Mapping[str, Any], *, device: torch.device | str = "cpu"
             "the walk is of no experiment, so its loss is not known here; make its flow in Python"
         )
     regularizer = regularizers.get(attributes["regularizer_name"])
-    provenance = json.loads(attributes["config"])["provenance"]
-    prepared = get(name).again(
-        int(attributes["seed"]), provenance, dtype=DTYPES[attributes["dtype"]], device=device
-    )
+    try:
+        provenance = dict(json.loads(attributes["config"])["provenance"])
+        seed, dtype = int(attributes["seed"]), DTYPES[attributes["dtype"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"attributes do not say what the walk is of ({error!r}); make its flow in Python"
+        ) from None
+    prepared = get(name).again(seed, provenance, dtype=dtype, device=device)
     if not same_data(prepared.problem, attributes["data_sha256"]):
         sources = [p.get("data_source") for p in (provenance, prepared.provenance)]
         named = f" (from {sources[0]}; here {sources[1]})" if all(sources) else ""

@@ -131,6 +131,9 @@ def _provenance_defects(provenance: Any, attributes: Mapping[str, Any]) -> Itera
     for name in ("title", "experiment", "seed"):
         if name in provenance and provenance[name] != attributes[name]:
             yield f"config: provenance has another {name} than the attribute"
+    options = provenance.get("options")
+    if isinstance(options, dict) and str(options.get("dtype", "float64")) not in DTYPES:
+        yield f"config: provenance has the dtype {str(options['dtype'])[:40]!r} among its options"
     training = provenance.get("training")
     epochs = training.get("epochs", 1) if isinstance(training, dict) else 1
     if type(epochs) is not int or epochs < 1:
