@@ -70,3 +70,7 @@ class ObservableError(GeoflowError):
 
 class EvaluationLimitError(GeoflowError):
     """The budget of evaluations is spent (see :meth:`geoflow.Problem.budget`)."""
+
+
+class RankError(InputError):
+    """Points span fewer dimensions than components are asked for."""

@@ -23,14 +23,14 @@ from geoflow.analysis import PCA
 from geoflow.analysis.components import pca
 from geoflow.archive.netcdf import checked, existing, expand, open_lazily
 from geoflow.archive.trajectory_files import open_trajectory
-from geoflow.errors import InputError
+from geoflow.errors import InputError, RankError
 from geoflow.sweeps import ensemble
 from geoflow.system import translation
 from geoflow.system.files import check_target, replacing
 from geoflow.system.memory import check_memory
 
 Floats = NDArray[np.float64]
-COMPONENTS = 6
+COMPONENTS, DRAWN = 6, 3
 
 
 @dataclass(frozen=True)
@@ -245,9 +245,21 @@ def _run_table(walks: Sequence[xr.Dataset]) -> Table:
     return Table("runs", "The walks, one by one.", head, rows)
 
 
+def _components(walks: Sequence[xr.Dataset], most: int) -> xr.Dataset | None:
+    """As many principal components as the points span, at most so many; None where too few."""
+    for n in range(most, DRAWN - 1, -1):
+        try:
+            return pca.along(walks, n, standardise=True)
+        except RankError:
+            continue
+    return None
+
+
 def _pca_parts(walks: Sequence[xr.Dataset], baseline: xr.Dataset | None) -> list[Picture | Table]:
     n = sum(ds.sizes["snapshot"] for ds in walks)
-    found = pca.along(walks, min(COMPONENTS, n - 1, walks[0].sizes["parameter"]), standardise=True)
+    found = _components(walks, min(COMPONENTS, n - 1, walks[0].sizes["parameter"]))
+    if found is None:
+        return []
     fitted = PCA.of(found)
     ends = {"mean end": np.mean([ds["theta"][-1].values for ds in walks], axis=0)}
     if baseline is not None:

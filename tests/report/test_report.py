@@ -194,3 +194,18 @@ def test_the_command_and_its_errors(files, tmp_path, capsys):
     with pytest.raises(ArchiveError, match="is not a trajectory"):
         report.report([tmp_path / "x.nc"], tmp_path / "b.html")
     assert not (tmp_path / "b.html").exists()
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_walks_in_few_dimensions_have_the_components_there_are(rank, tmp_path):
+    """With less than three there is nothing to draw."""
+    with gf.walk(small_network(), stop=None, t_end=0.3, max_snapshots=12) as ds:
+        rng = np.random.default_rng(0)
+        rows, columns = ds["theta"].shape
+        flat = rng.normal(size=(rows, rank)) @ rng.normal(size=(rank, columns))
+        gf.save_trajectory(ds.assign(theta=ds["theta"].copy(data=flat)), tmp_path / "flat.nc")
+    arguments = ["report", str(tmp_path / "flat.nc"), "--out", str(tmp_path / "page.html")]
+    assert cli.main(arguments) == terminal.DONE
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert ("Variance explained." in page) == (rank >= 3)
+    assert (f"<td>{rank}</td>" in page) or rank < 3

@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from geoflow.analysis.components.blocks import block_bytes, column_blocks
-from geoflow.errors import InputError
+from geoflow.errors import InputError, RankError
 from geoflow.system.memory import check_memory
 
 Floats = NDArray[np.float64]
@@ -161,7 +161,7 @@ def fit(
     lost = n * np.finfo(float).eps * eigenvalues[0]
     if eigenvalues[n_components - 1] <= lost:
         rank = int((eigenvalues > lost).sum())
-        raise InputError(f"n_components={n_components}: the points span {rank} dimensions only")
+        raise RankError(f"n_components={n_components}: the points span {rank} dimensions only")
     signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(n - 1)])
     singular = np.sqrt(np.maximum(eigenvalues, 0))
     scores = vectors * (signs * singular)
