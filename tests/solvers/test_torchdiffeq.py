@@ -159,3 +159,12 @@ def test_archives_of_before_go_on_by_the_size_of_each_coordinate():
 def test_an_error_norm_that_is_none_is_refused(method, norm):
     with pytest.raises(InputError, match=f"error_norm='{norm}': {method} takes"):
         TorchDiffEq(method, error_norm=norm)
+
+
+def test_what_was_evaluated_at_a_steps_end_is_not_evaluated_again():
+    """dopri5's last stage is the next step's first, also where no re-projection is due."""
+    solver = TorchDiffEq("dopri5", reproject_every=100.0)
+    ds = gf.walk(references.oja().flow, solver, rtol=1e-9, t_end=1.0, stop=None)
+    whole = np.diff(ds["n_rejected"])[1:] == 0
+    assert whole.sum() > 5
+    assert set(np.diff(ds["n_gradient"])[1:][whole]) == {6}
