@@ -147,7 +147,7 @@ def by_turns(file, good):
         ["pca", file, "--components", "3"],
         ["periodogram", file, "--simulations", "19"],
         ["relaxation", file],
-        ["resume", file, *own, "--max-evaluations", "40"],
+        ["resume", file, *own, "--t-end", "0.51"],
         ["predictions", file, *own, "--snapshots", "0,-1"],
         ["diff", other, file, "--json"],
         ["plot", str(folder), "--out", out],
