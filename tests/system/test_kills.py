@@ -167,7 +167,7 @@ def test_a_command_killed_at_any_instant_is_finished_by_the_same_command(name, b
     assert status in (DONE, ENDED_EARLY)
     expected = output(name, whole)
     rng = random.Random(name)
-    for instant in range(N_INSTANTS if name != "sweep" else 8):
+    for instant in range(N_INSTANTS):
         folder = prepared(name, before, tmp_path / f"{instant}")
         process = start(COMMANDS[name], folder)
         time.sleep(rng.uniform(0, seconds))
