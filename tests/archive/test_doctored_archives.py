@@ -274,6 +274,8 @@ def test_what_geoflow_wrote_is_taken_by_every_command(good, tmp_path):
     shutil.copyfile(good / "walk.nc", walk)
     for arguments in [*always(str(walk)), *by_turns(walk, good)]:
         assert check(arguments) != BAD_INPUT, arguments
+        # No walk, beside the one whose folder the next command reads.
+        (tmp_path / "out.nc").unlink(missing_ok=True)
     for kind in dict.fromkeys(KINDS):
         file = good / f"{kind}.nc"
         assert check(["plot", str(file), "--out", str(tmp_path / "out")]) == DONE, kind
