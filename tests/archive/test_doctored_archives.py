@@ -104,7 +104,7 @@ def good(tmp_path_factory):
         done = cli.main([command, *arguments, "--out", str(folder / f"{kind}.nc"), *quiet])
         assert done == DONE
 
-    walked = ["--solver", "rkc", "--rtol", "1e-4", "--t-end", "0.5", "--max-snapshots", "10"]
+    walked = ["--solver", "rkc", "--rtol", "1e-6", "--t-end", "0.5", "--max-snapshots", "16"]
     make("run", "walk", *own, *walked)
     make("run", "other", *own, "--seed", "1", *walked)
     analyses(folder)
