@@ -23,7 +23,7 @@ demo: $(VENV)/.installed ## walk the level set of a real network; figures in run
 
 # One thread a process: the tests run in as many processes as there are processors.
 test: $(VENV)/.installed-dev ## run the tests (TESTS=all: the slow ones too)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical $(if $(filter all,$(TESTS)),,-m "not slow")
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist worksteal $(if $(filter all,$(TESTS)),,-m "not slow")
 
 test-all: ## run the tests, the slow ones too
 	$(MAKE) test TESTS=all

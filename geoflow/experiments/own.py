@@ -21,6 +21,7 @@ from geoflow.problems.checks import check_device_and_dtype
 from geoflow.problems.dtypes import DTYPES, dtype_name
 from geoflow.problems.problem import Problem
 from geoflow.problems.protocol import check_problem
+from geoflow.trajectories import storable
 
 Function = Callable[..., PreparedExperiment | Problem]
 
@@ -255,6 +256,7 @@ class OwnExperiment:
                 "problem_file": self.source.path.name,
                 "problem_sha256": self.source.sha256,
             }
+        storable.as_json(provenance, f"provenance of {self.name!r}")
         return provenance
 
 

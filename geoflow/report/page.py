@@ -24,6 +24,7 @@ from geoflow.analysis.components import pca
 from geoflow.archive.netcdf import checked, existing, expand, open_lazily
 from geoflow.archive.trajectory_files import open_trajectory
 from geoflow.errors import InputError, RankError
+from geoflow.plots.styles import style
 from geoflow.sweeps import ensemble
 from geoflow.system import translation
 from geoflow.system.files import check_target, replacing
@@ -309,8 +310,9 @@ def _marks(best: dict[str, float]) -> dict[str, str]:
 
 def _picture(name: str, figure: Figure, alt: str, caption: str) -> Picture:
     buffer = io.BytesIO()
-    # Without its date, so that the same files give the same figure.
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    # Without its date, and by the style's salt, so that the same files give the same figure.
+    with style():
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     data = base64.b64encode(buffer.getvalue()).decode()
     return Picture(name, f"data:image/svg+xml;base64,{data}", alt, caption)
 

@@ -238,10 +238,12 @@ def _refuse_passed(goals: Goals, records: Sequence[Record], counts: Mapping[str,
             "more, from its start on"
         )
     end = goals.judge(records) if records else None
-    if end:
+    # Another end than at a goal comes again where the walk is taken up.
+    if end and end[0] in GOALS:
         status, message = end
-        given = GOALS.get(status, "stop")
-        raise InputError(f"{given}: {message}, so it has ended already; name a further goal")
+        raise InputError(
+            f"{GOALS[status]}: {message}, so it has ended already; name a further goal"
+        )
 
 
 def _events(kept: Saved, given: Sequence[Event] | None) -> tuple[Event, ...]:

@@ -1,6 +1,7 @@
 import re
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -209,3 +210,13 @@ def test_walks_in_few_dimensions_have_the_components_there_are(rank, tmp_path):
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert ("Variance explained." in page) == (rank >= 3)
     assert (f"<td>{rank}</td>" in page) or rank < 3
+
+
+def test_the_same_files_give_the_same_page_in_another_process(files, tmp_path):
+    """Names within a figure are drawn at random otherwise, anew by each process."""
+    walk = sorted(files.glob("*.nc"))[0]
+    pages = [tmp_path / "a.html", tmp_path / "b.html"]
+    for page in pages:
+        program = [sys.executable, "-m", "geoflow", "report", str(walk), "--out", str(page)]
+        subprocess.run(program, check=True, capture_output=True)
+    assert pages[0].read_bytes() == pages[1].read_bytes()
