@@ -26,6 +26,8 @@ import h5py
 import numpy as np
 from h5py import h5a, h5d, h5g, h5l, h5o, h5s, h5t, h5z
 
+from geoflow.trajectories.storable import LONGEST_TEXT
+
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 CLASSIC = b"CDF"
 
@@ -34,8 +36,6 @@ LARGEST_RATIO = 1032
 
 # Bytes of a variable that has never been written to.
 ALLOWANCE = 2**16
-
-LONGEST_TEXT = 2**20
 
 # Objects and attributes, and groups within groups; geoflow writes some 200, and one group.
 MOST_ENTRIES = 2**16
