@@ -248,7 +248,11 @@ def _walk(
     flow = RegularizingFlow(LevelSet(prepared.problem), regularizers.get(settings["regularizer"]))
     walks = WalkSettings.from_config(settings)
     resolved = walks.resolved(prepared.problem.dtype)
-    if _is_cut_off(Path(path), resolved, settings["experiment"], seed):
+    if _is_there(Path(path), resolved, settings["experiment"], seed):
+        # A worker may die when its walk has been written, and before it could say so.
+        end = _walked(Path(path)) if files.is_regular(Path(path)) else ("interrupted", "")
+        if end[0] != "interrupted":
+            return end
         ds = resume(path, flow, observables=prepared.observables)
         return ds.attrs["status"], ds.attrs["status_message"]
     ds = walk(
@@ -263,8 +267,8 @@ def _walk(
     return ds.attrs["status"], ds.attrs["status_message"]
 
 
-def _is_cut_off(path: Path, walks: WalkSettings, experiment: str, seed: int) -> bool:
-    """Whether a walk of these settings was cut off there, and can be gone on with."""
+def _is_there(path: Path, walks: WalkSettings, experiment: str, seed: int) -> bool:
+    """Whether a walk of these settings, finished or cut off, is kept there."""
     try:
         kept = saved(path)
         same = WalkSettings.from_config(kept.config) == walks

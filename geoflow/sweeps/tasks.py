@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from distributed import Client
 
 SECONDS_TO_CONNECT = 30
-# A future whose scheduler has gone, or has forgotten it.
-LOST = ("lost", "cancelled")
 LOOPBACK = "127.0.0.1"
 
 
@@ -147,11 +145,20 @@ def _results(
         try:
             submit()
             for future in completed:
-                if future.status in LOST:
+                # Its scheduler has gone, or has forgotten it.
+                if future.status == "cancelled":
                     raise _gone(len(names) + len(waiting))
+                # Its worker has died with the answer: another finds the file and says it again.
+                if future.status == "lost":
+                    completed.add(future)
+                    continue
+                name = names[future]
+                end = _end(future, missing[name])
+                # With the answer here, before the next run can take its worker's life.
+                del names[future]
+                future.release()
                 submit()
-                name = names.pop(future)
-                yield name, *_end(future, missing[name])
+                yield name, *end
         # CommClosedError is one.
         except OSError:
             raise _gone(len(names) + len(waiting)) from None
