@@ -250,3 +250,21 @@ def check_deterministic(first: Any, second: Any) -> None:
             "loss: two evaluations at theta0 differ, so L(θ) is random or stateful; "
             "remove the randomness (for a module, call module.eval())"
         )
+
+
+def check_repeatable(first: Tensor, second: Tensor) -> None:
+    """Refuse a gradient that differs from one evaluation to the next.
+
+    Some of PyTorch's operations on GPUs add in whatever order their threads come.
+
+    Raises
+    ------
+    InputError
+        Two evaluations differ.
+    """
+    if not torch.equal(first, second):
+        raise InputError(
+            f"loss: two evaluations of its gradient at theta0 differ, by up to "
+            f"{float((first - second).abs().max()):.1e}; call torch.use_deterministic_algorithms("
+            "True), which names the operation if there is no other form of it"
+        )

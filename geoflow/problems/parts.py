@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from geoflow.errors import InputError
-from geoflow.problems import data
+from geoflow.problems import arithmetic, data
 from geoflow.problems.data import Tree
 
 Parameters = dict[str, Tensor]
@@ -247,5 +247,6 @@ def outputs(
     parts = []
     for start in range(0, n, batch_size):
         arguments, keywords = as_arguments(data.chunk(inputs, start, batch_size))
-        parts.append(functional_call(module, held, arguments, keywords).detach())
+        with arithmetic.exact():
+            parts.append(functional_call(module, held, arguments, keywords).detach())
     return torch.cat(parts)

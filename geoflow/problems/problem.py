@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from geoflow.errors import InputError
-from geoflow.problems import checks, data, derivatives, making, products
+from geoflow.problems import arithmetic, checks, data, derivatives, making, products
 from geoflow.problems.data import Tree
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.parts import LossPart, ModulePart, Parameters, TensorSpec, add_up
@@ -54,6 +54,8 @@ class Problem(Picklable):
         checks.check_deterministic(self.loss(theta0), self.loss(theta0))
         with self._uncounted():
             checks.check_gradient(self.value_and_gradient, theta0, "loss")
+            first, second = (self.value_and_gradient(theta0)[1] for _ in range(2))
+            checks.check_repeatable(first, second)
 
     @classmethod
     def from_module(
@@ -380,7 +382,8 @@ class Problem(Picklable):
         self, contributions: Iterable[tuple[tuple[Tensor, ...], Tensor]]
     ) -> tuple[Tensor, ...]:
         """Σ sums / Σ weights, in the dtype of θ."""
-        sums, weight = add_up(contributions)
+        with arithmetic.exact():
+            sums, weight = add_up(contributions)
         return tuple((total / weight).to(self.dtype) for total in sums)
 
     def _of_outputs(self) -> list[ModulePart]:

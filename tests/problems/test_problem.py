@@ -324,3 +324,47 @@ def test_losses_at_many_points_are_those_at_each():
         assert problem.counts == counts
         with pytest.raises(InputError, match=r"give \(N, P\)"):
             problem.losses(problem.theta0)
+
+
+def test_no_precision_of_float32_is_given_away():
+    """PyTorch may be told to multiply in bfloat16: an evaluation does not, and leaves it told."""
+    inputs = torch.randn(64, 300, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(300 * 200, generator=torch.Generator().manual_seed(1)) / 20
+    seen = []
+
+    def loss(theta):
+        seen.append(torch.get_float32_matmul_precision())
+        return torch.tanh(inputs @ theta.view(300, 200)).square().mean()
+
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        problem = gf.Problem.from_function(loss, weight)
+        seen.clear()
+        problem.value_and_gradient(weight)
+        problem.loss(weight)
+        assert seen == ["highest", "highest"]
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_a_gradient_that_is_not_the_same_twice_is_refused():
+    class Wavering(torch.autograd.Function):
+        """As an operation that adds in any order: its gradient differs in the last digits."""
+
+        calls = 0
+
+        @staticmethod
+        def forward(ctx, theta):
+            ctx.save_for_backward(theta)
+            return theta.square().sum()
+
+        @staticmethod
+        def backward(ctx, grad):
+            Wavering.calls += 1
+            (theta,) = ctx.saved_tensors
+            return grad * 2 * theta * (1 + 1e-15 * Wavering.calls)
+
+    with pytest.raises(InputError, match="two evaluations of its gradient"):
+        gf.Problem.from_function(Wavering.apply, torch.arange(1.0, 6.0, dtype=torch.float64))
