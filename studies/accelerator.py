@@ -17,9 +17,8 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from deep_networks import make, train
+from deep_networks import entropy, make, train
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import geoflow as gf
 
@@ -56,11 +55,9 @@ def row(name: str, module: nn.Module, data: tuple[Tensor, Tensor], dtype, device
     parameters = [p for p in module.parameters() if p.requires_grad]
 
     def bare() -> None:
-        torch.autograd.grad(F.cross_entropy(module(inputs), targets), parameters)
+        torch.autograd.grad(entropy(module(inputs), targets), parameters)
 
-    problem = gf.Problem.from_module(
-        module, F.cross_entropy, inputs, targets, dtype=dtype, device=device
-    )
+    problem = gf.Problem.from_module(module, entropy, inputs, targets, dtype=dtype, device=device)
     flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
     theta = problem.theta0
     # Plain PyTorch convolves float32 numbers in TensorFloat-32 on such devices.

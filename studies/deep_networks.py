@@ -104,9 +104,9 @@ class GPT(nn.Module):
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 256, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Bytes (N, T) → logits (N, 256, T)."""
+        """Bytes (N, T) → logits (N, T, 256)."""
         x = self.token(tokens) + self.place.weight[: tokens.shape[1]]
-        return self.head(self.norm(self.layers(x))).transpose(1, 2)
+        return self.head(self.norm(self.layers(x)))
 
 
 def images(n: int) -> tuple[Tensor, Tensor]:
@@ -125,6 +125,14 @@ def text(n: int, length: int = 128) -> tuple[Tensor, Tensor]:
     return pieces[:, :-1].contiguous(), pieces[:, 1:].contiguous()
 
 
+def entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross-entropy over all that is predicted, classes last.
+
+    With classes in the second place, as PyTorch has it, GPUs add the losses of a text in any order.
+    """
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction=reduction)
+
+
 def make(name: str, n: int) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     """Return an untrained network and its data."""
     torch.manual_seed(SEED)
@@ -139,7 +147,7 @@ def train(module: nn.Module, inputs: Tensor, targets: Tensor) -> None:
         total = 0.0
         for s in torch.randperm(len(inputs)).split(CHUNK):
             optimizer.zero_grad()
-            loss = F.cross_entropy(module(inputs[s]), targets[s])
+            loss = entropy(module(inputs[s]), targets[s])
             loss.backward()
             optimizer.step()
             total += float(loss.detach()) * len(s)
@@ -155,7 +163,7 @@ def measure(name: str, n: int, device: str, degrees: float) -> str:
     trained = time.perf_counter() - start
     problem = gf.Problem.from_module(
         module,
-        F.cross_entropy,
+        entropy,
         inputs,
         targets,
         batch_size=None if len(inputs) <= CHUNK else CHUNK,

@@ -42,7 +42,7 @@ class TangentHessian:
     def tangent(self, v: Tensor) -> Tensor:
         """Π v."""
         if self.normal.ndim == 1:
-            return torch.sub(v, self.normal, alpha=float(torch.dot(self.normal, v)))
+            return torch.addcmul(v, self.normal, torch.dot(self.normal, v), value=-1)
         return v - (self.normal @ v) @ self.normal
 
     def __call__(self, unit: Tensor) -> tuple[Tensor, Tensor]:

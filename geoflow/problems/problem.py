@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from geoflow.errors import InputError
-from geoflow.problems import arithmetic, checks, data, derivatives, making, products
+from geoflow.problems import arithmetic, capture, checks, data, derivatives, making, products
 from geoflow.problems.data import Tree
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.parts import LossPart, ModulePart, Parameters, TensorSpec, add_up
@@ -51,6 +51,9 @@ class Problem(Picklable):
         self._n_gradient = 0
         self._n_hvp = 0
         self._products = products.HessianProducts()
+        # Batches may be made anew for each evaluation, and functions may close over anything.
+        fixed = isinstance(parts, tuple) and isinstance(parts[0], ModulePart)
+        self._captured = capture.Captured() if fixed and capture.pays(theta0) else None
         checks.check_deterministic(self.loss(theta0), self.loss(theta0))
         with self._uncounted():
             checks.check_gradient(self.value_and_gradient, theta0, "loss")
@@ -261,23 +264,9 @@ class Problem(Picklable):
         checks.check_like(theta, self.theta0)
         self._check_budget(1)
         self._n_gradient += 1
-        # A user's loss may write into what it is given: never the caller's θ.
-        given = theta.detach().clone()
-        parameters = self.unflatten(given)
-
-        def contribution(part: LossPart) -> tuple[tuple[Tensor, Tensor], Tensor]:
-            value, weight, gradient = derivatives.value_and_gradient(
-                part.sum_and_weight, parameters
-            )
-            return (value, _flatten(gradient)), weight
-
-        value, gradient = self._mean(contribution(part) for part in self._parts)
-        if given._version:
-            raise InputError(
-                "loss: it writes into its parameters while it is evaluated; remove what does "
-                "(an embedding's max_norm, an in-place operation)"
-            )
-        return value, gradient
+        if self._captured is None:
+            return self._evaluated(theta)
+        return self._captured(self._evaluated, theta)
 
     def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
         """∇²L(θ) v, shape (P,): one Hessian-vector product.
@@ -342,6 +331,26 @@ class Problem(Picklable):
             s.name: theta.narrow(0, s.offset, math.prod(s.shape)).view(s.shape)
             for s in self.tensors
         }
+
+    def _evaluated(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """L and ∇L; not counted."""
+        # A user's loss may write into what it is given: never the caller's θ.
+        given = theta.detach().clone()
+        parameters = self.unflatten(given)
+
+        def contribution(part: LossPart) -> tuple[tuple[Tensor, Tensor], Tensor]:
+            value, weight, gradient = derivatives.value_and_gradient(
+                part.sum_and_weight, parameters
+            )
+            return (value, _flatten(gradient)), weight
+
+        value, gradient = self._mean(contribution(part) for part in self._parts)
+        if given._version:
+            raise InputError(
+                "loss: it writes into its parameters while it is evaluated; remove what does "
+                "(an embedding's max_norm, an in-place operation)"
+            )
+        return value, gradient
 
     def _derived(self, theta: Tensor, v: Tensor) -> Tensor:
         """∇²L v by PyTorch's second derivatives."""

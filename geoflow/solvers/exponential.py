@@ -205,8 +205,7 @@ class _Attempts:
             self.state, space.combine(y), float(y @ space.loss_matrix @ y), 2 * length, self._rtol()
         )
         linear = space.combine(self._velocity() - space.matrix @ y)
-        inside, outside = space.split(space.operator.tangent(predictor.velocity) - linear)
-        size = _norm(outside)
+        inside, outside, size = space.split(space.operator.tangent(predictor.velocity) - linear)
         unit = outside / (size or 1.0)
         if step * size / 3 > CORRECTION_RESOLVED * self.allowed:
             matrix, loss_matrix = space.beside(unit)
@@ -283,9 +282,9 @@ class _Attempts:
         Newton's method starts where L(θ) + g·move + moveᵀ∇²L move/2, the last from ``curvature``,
         predicts the level set, and fails where it moves the point further than ``furthest``.
         """
-        residual = self.flow.level_set.residual(state.loss)
-        residual += float(torch.dot(state.gradient, move)) + curvature / 2
-        start = state.theta + move - state.gradient * (residual / state.gradient_norm**2)
+        known = self.flow.level_set.residual(state.loss) + curvature / 2
+        residual = torch.dot(state.gradient, move) + known
+        start = (state.theta + move).sub_(state.gradient * (residual / state.gradient_norm**2))
         try:
             end, projection = self.flow.project(
                 start, max_displacement=furthest, max_iterations=NEWTON_ITERATIONS, rtol=rtol

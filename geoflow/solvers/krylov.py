@@ -82,60 +82,67 @@ class KrylovSpace:
     def add(self) -> None:
         """Evaluate the last vector's image, which gives the next vector: one gradient."""
         n = len(self) + 1
-        image, loss_image = self._images(self._vectors[n - 1])
-        column, loss_column = self.column(n, image), self.column(n, loss_image)
-        rest = self._orthogonal(image, column)
-        beta = float(torch.linalg.vector_norm(rest))
+        known = self._vectors[:n]
+        image, loss_image = self.operator(known[-1])
+        projected = known @ image
+        rest = self._orthogonal(known, image, projected)
+        column, loss_column, (size, beta, coupling) = _numbers(
+            projected,
+            known @ loss_image,
+            torch.stack([_norm(image), _norm(rest), torch.dot(rest, loss_image)]),
+        )
+        _check_finite(size)
+        if beta < CANCELLED * size:
+            # Once more where much has cancelled: what is left has its digits from rounding.
+            rest = self._orthogonal(known, rest, known @ rest)
+            ((beta, coupling),) = _numbers(torch.stack([_norm(rest), torch.dot(rest, loss_image)]))
         if beta <= INVARIANT * float(np.linalg.norm(column)):
             beta = 0.0
         if n == len(self._vectors):
             self._vectors = torch.cat([self._vectors, torch.empty_like(self._vectors)])
         # Where the space is invariant, zero stands for a vector.
-        following = torch.mul(rest, 1 / beta if beta else 0.0, out=self._vectors[n])
+        scale = 1 / beta if beta else 0.0
+        torch.mul(rest, scale, out=self._vectors[n])
         self.radius = max(self.radius, float(column[-1]), beta)
         guess = np.zeros(n + 1)
         guess[-2:] = beta, self.radius
         self.matrix = bordered(bordered(self.matrix[:-1, :-1], column), guess)
         # Of the loss alone, coupled to the vectors before the last by ∇²R only.
         guess = np.zeros(n + 1)
-        guess[-2:] = float(torch.dot(following, loss_image)), loss_column[-1]
+        guess[-2:] = coupling * scale, loss_column[-1]
         self.loss_matrix = bordered(bordered(self.loss_matrix[:-1, :-1], loss_column), guess)
-
-    def column(self, n: int, v: Tensor) -> Vector:
-        """First ``n`` coefficients of Vᵀ v."""
-        return _numpy(self._vectors[:n] @ v)
 
     def combine(self, coefficients: Vector) -> Tensor:
         """V y, of as many vectors as there are coefficients."""
         vectors = self._vectors[: len(coefficients)]
-        return torch.from_numpy(coefficients).to(vectors) @ vectors
+        given = torch.from_numpy(coefficients).to(vectors.device, vectors.dtype, non_blocking=True)
+        return given @ vectors
 
-    def split(self, v: Tensor) -> tuple[Vector, Tensor]:
-        """Coefficients of v in the m evaluated vectors, and what is orthogonal to them."""
-        coefficients = self.column(len(self), v)
-        return coefficients, self._orthogonal(v, coefficients)
+    def split(self, v: Tensor) -> tuple[Vector, Tensor, float]:
+        """Coefficients of v in the m evaluated vectors, what is orthogonal to them, its norm."""
+        known = self._vectors[: len(self)]
+        projected = known @ v
+        rest = self._orthogonal(known, v, projected)
+        coefficients, (size, left) = _numbers(projected, torch.stack([_norm(v), _norm(rest)]))
+        if left < CANCELLED * size:
+            rest = self._orthogonal(known, rest, known @ rest)
+            left = float(_norm(rest))
+        return coefficients, rest, left
 
     def beside(self, unit: Tensor) -> tuple[Vector, Vector]:
         """VᵀAV and Vᵀ∇²L V of the m evaluated vectors and a unit one beside them: one gradient."""
+        known = self._vectors[: len(self)]
+        images = self.operator(unit)
+        found = _numbers(*(t for image in images for t in (known @ image, torch.dot(unit, image))))
+        _check_finite(*(c for column in found for c in column))
         blocks = self.matrix[:-1, :-1], self.loss_matrix[:-1, :-1]
         matrix, loss_matrix = (
-            bordered(block, np.append(self.column(len(self), image), float(torch.dot(unit, image))))
-            for block, image in zip(blocks, self._images(unit), strict=True)
+            bordered(block, np.append(*found[2 * i : 2 * i + 2])) for i, block in enumerate(blocks)
         )
         return matrix, loss_matrix
 
-    def _images(self, unit: Tensor) -> tuple[Tensor, Tensor]:
-        image, loss_image = self.operator(unit)
-        if not torch.isfinite(image).all():
-            raise StepSizeError("a Hessian product is not finite; choose another level")
-        return image, loss_image
-
-    def _orthogonal(self, v: Tensor, coefficients: Vector) -> Tensor:
-        rest = v - self.combine(coefficients)
-        # Once more where much has cancelled: what is left has its digits from rounding.
-        if torch.linalg.vector_norm(rest) < CANCELLED * torch.linalg.vector_norm(v):
-            rest = rest - self.combine(self.column(len(coefficients), rest))
-        return self.operator.tangent(rest)
+    def _orthogonal(self, known: Tensor, v: Tensor, coefficients: Tensor) -> Tensor:
+        return self.operator.tangent(v - coefficients @ known)
 
 
 def apply(function: Callable[[Vector], Vector], matrix: Vector, coefficients: Vector) -> Vector:
@@ -154,5 +161,16 @@ def bordered(matrix: Vector, column: Vector) -> Vector:
     return grown
 
 
-def _numpy(v: Tensor) -> Vector:
-    return v.to("cpu", torch.float64).numpy()
+def _norm(v: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(v)
+
+
+def _numbers(*found: Tensor) -> list[Vector]:
+    """What a device has found, in one transfer: each of them waits for all that it has to do."""
+    whole = torch.cat([t.reshape(-1) for t in found]).to("cpu", torch.float64).numpy()
+    return np.split(whole, np.cumsum([t.numel() for t in found])[:-1])
+
+
+def _check_finite(*numbers: float) -> None:
+    if not np.isfinite(numbers).all():
+        raise StepSizeError("a Hessian product is not finite; choose another level")

@@ -52,8 +52,9 @@ def test_what_is_left_of_a_vector_is_orthogonal_to_the_space_however_little_it_i
     generator = torch.Generator().manual_seed(0)
     inside = torch.randn(10, generator=generator, dtype=torch.float64) @ vectors_of(space)
     other = torch.randn(inside.numel(), generator=generator, dtype=torch.float64)
-    _, left = space.split(inside + outside * other)
-    left = left / torch.linalg.vector_norm(left)
+    _, left, size = space.split(inside + outside * other)
+    assert size == float(torch.linalg.vector_norm(left))
+    left = left / size
     assert float((vectors_of(space) @ left).abs().max()) <= 1e-12
     assert abs(float(space.operator.normal @ left)) <= 1e-12
 

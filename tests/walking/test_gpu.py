@@ -1,5 +1,7 @@
 """On a GPU: what the CPU gives, and the same at every run. Skipped where there is none."""
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -56,6 +58,40 @@ def test_convolutions_have_the_digits_of_their_dtype_and_the_same_ones_each_time
     assert torch.equal(first, second)
     expected = exact.value_and_gradient(theta.double().cpu())[1]
     assert (first.double().cpu() - expected).norm() < allowed * expected.norm()
+
+
+def test_an_evaluation_is_recorded_and_replayed_to_the_bit():
+    problem = convolutional(torch.float32, "cuda")
+    assert problem._captured.recorded
+    generator = torch.Generator().manual_seed(2)
+    found = []
+    for _ in range(3):
+        theta = problem.theta0 + 0.1 * torch.randn(problem.n_parameters, generator=generator).to(
+            "cuda"
+        )
+        value, gradient = problem.value_and_gradient(theta)
+        found.append((theta, value, gradient))
+    # What was found stays as it was while more is evaluated.
+    for theta, value, gradient in found:
+        expected = problem._evaluated(theta)
+        assert torch.equal(value, expected[0])
+        assert torch.equal(gradient, expected[1])
+    assert torch.equal(pickle.loads(pickle.dumps(problem)).value_and_gradient(theta)[1], gradient)
+
+
+def test_a_loss_that_looks_at_a_number_is_evaluated_anew_each_time():
+    def loss(outputs, targets):
+        entropy = nn.functional.cross_entropy(outputs, targets)
+        return entropy if float(outputs.detach().max()) > 0 else 2 * entropy
+
+    problem = gf.Problem.from_module(
+        references.small_module(), loss, *references.small_data(), device="cuda"
+    )
+    assert not problem._captured.recorded
+    exact = gf.Problem.from_module(references.small_module(), loss, *references.small_data())
+    gradient = problem.value_and_gradient(problem.theta0)[1]
+    assert torch.allclose(gradient.cpu(), exact.value_and_gradient(exact.theta0)[1], rtol=1e-10)
+    assert torch.ones(3, device="cuda").sum() == 3
 
 
 @pytest.mark.parametrize("solver", ["exponential", "bdf", "rkc", "dopri5"])
