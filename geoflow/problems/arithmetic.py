@@ -7,38 +7,43 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch.utils import deterministic
 
 # PyTorch's settings are those of the whole process: the first of several threads makes them, and
 # the last gives them back.
 _LOCK = threading.Lock()
-_inside = 0
-_given_back = ExitStack()
+_inside: dict[str, int] = {}
+_given_back: dict[str, ExitStack] = {}
 
 
 @contextmanager
-def exact() -> Iterator[None]:
-    """Evaluate in full precision and in one order.
+def exact(device: torch.device) -> Iterator[None]:
+    """Evaluate in full precision, and in one order.
 
-    PyTorch lets cuDNN convolve float32 numbers in TensorFloat-32, of 10 bits, and choose algorithms
-    that add in any order; ``torch.set_float32_matmul_precision`` lets products of matrices do the
-    like, on CPUs too. A level kept to 10⁻⁶ wants neither.
+    PyTorch lets cuDNN convolve float32 numbers in TensorFloat-32, of 10 bits, and
+    ``torch.set_float32_matmul_precision`` lets products of matrices do the like, on CPUs too; on
+    GPUs some operations add in whatever order their threads come. A level kept to 10⁻⁶ and a walk
+    that resumes to the bit want neither.
     """
-    global _inside
     with _LOCK:
-        _inside += 1
-        if _inside == 1:
-            _given_back.enter_context(_settings())
+        n = _inside.get(device.type, 0)
+        if not n:
+            stack = _given_back[device.type] = ExitStack()
+            stack.enter_context(_full_precision())
+            if device.type == "cuda":
+                stack.enter_context(_one_order())
+        _inside[device.type] = n + 1
     try:
         yield
     finally:
         with _LOCK:
-            _inside -= 1
-            if not _inside:
-                _given_back.close()
+            _inside[device.type] -= 1
+            if not _inside[device.type]:
+                _given_back[device.type].close()
 
 
 @contextmanager
-def _settings() -> Iterator[None]:
+def _full_precision() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     cudnn = torch.backends.cudnn
@@ -47,3 +52,19 @@ def _settings() -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def _one_order() -> Iterator[None]:
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    # An operation that knows no such order may be of no effect on L: two evaluations tell.
+    torch.use_deterministic_algorithms(True, warn_only=warns or not enabled)
+    # Of every new tensor, for nothing.
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warns)
+        deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]

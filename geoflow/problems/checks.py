@@ -248,14 +248,16 @@ def check_deterministic(first: Any, second: Any) -> None:
     if not torch.equal(first, second):
         raise InputError(
             "loss: two evaluations at theta0 differ, so L(θ) is random or stateful; "
-            "remove the randomness (for a module, call module.eval())"
+            "remove the randomness (for a module, call module.eval()), on a GPU also operations "
+            "that add in any order (cross_entropy of more than two dimensions: flatten them)"
         )
 
 
 def check_repeatable(first: Tensor, second: Tensor) -> None:
     """Refuse a gradient that differs from one evaluation to the next.
 
-    Some of PyTorch's operations on GPUs add in whatever order their threads come.
+    Some of PyTorch's operations on GPUs add in whatever order their threads come, and have no
+    other form.
 
     Raises
     ------
@@ -264,7 +266,7 @@ def check_repeatable(first: Tensor, second: Tensor) -> None:
     """
     if not torch.equal(first, second):
         raise InputError(
-            f"loss: two evaluations of its gradient at theta0 differ, by up to "
-            f"{float((first - second).abs().max()):.1e}; call torch.use_deterministic_algorithms("
-            "True), which names the operation if there is no other form of it"
+            "loss: two evaluations of its gradient at theta0 differ, by up to "
+            f"{float((first - second).abs().max()):.1e}; torch.use_deterministic_algorithms(True) "
+            "names the operation: write it another way"
         )

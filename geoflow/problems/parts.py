@@ -244,9 +244,10 @@ def outputs(
     """
     n = data.length(inputs)
     held = {name: tensor.detach() for name, tensor in parameters.items()}
+    device = next(t.device for _, t in data.leaves(inputs, ""))
     parts = []
     for start in range(0, n, batch_size):
         arguments, keywords = as_arguments(data.chunk(inputs, start, batch_size))
-        with arithmetic.exact():
+        with arithmetic.exact(device):
             parts.append(functional_call(module, held, arguments, keywords).detach())
     return torch.cat(parts)

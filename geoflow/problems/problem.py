@@ -391,7 +391,7 @@ class Problem(Picklable):
         self, contributions: Iterable[tuple[tuple[Tensor, ...], Tensor]]
     ) -> tuple[Tensor, ...]:
         """Σ sums / Σ weights, in the dtype of θ."""
-        with arithmetic.exact():
+        with arithmetic.exact(self.device):
             sums, weight = add_up(contributions)
         return tuple((total / weight).to(self.dtype) for total in sums)
 

@@ -3,10 +3,12 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils import deterministic
 
 import geoflow as gf
 import references
 from geoflow.errors import EvaluationLimitError, InputError
+from geoflow.problems import arithmetic
 
 
 class Counting(nn.Module):
@@ -347,6 +349,23 @@ def test_no_precision_of_float32_is_given_away():
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_on_a_gpu_sums_are_made_in_one_order_and_what_was_set_is_given_back():
+    def settings():
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            deterministic.fill_uninitialized_memory,
+            torch.backends.cudnn.allow_tf32,
+        )
+
+    before = settings()
+    with arithmetic.exact(torch.device("cuda")), arithmetic.exact(torch.device("cuda")):
+        assert settings() == (True, False, False)
+    assert settings() == before
+    with arithmetic.exact(torch.device("cpu")):
+        assert settings() == (*before[:2], False)
+    assert settings() == before
 
 
 def test_a_gradient_that_is_not_the_same_twice_is_refused():

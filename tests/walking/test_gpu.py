@@ -60,6 +60,23 @@ def test_convolutions_have_the_digits_of_their_dtype_and_the_same_ones_each_time
     assert (first.double().cpu() - expected).norm() < allowed * expected.norm()
 
 
+def test_an_embedding_adds_its_gradient_in_one_order():
+    """PyTorch's adds it in any order, unless it is told not to."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 50, (8192,), generator=generator)
+    module = nn.Sequential(nn.Embedding(50, 16), nn.Tanh(), nn.Linear(16, 3))
+    problem = gf.Problem.from_module(
+        module,
+        nn.functional.cross_entropy,
+        tokens,
+        tokens % 3,
+        dtype=torch.float32,
+        device="cuda",
+    )
+    gradients = [problem.value_and_gradient(problem.theta0)[1] for _ in range(10)]
+    assert all(torch.equal(g, gradients[0]) for g in gradients)
+
+
 def test_an_evaluation_is_recorded_and_replayed_to_the_bit():
     problem = convolutional(torch.float32, "cuda")
     assert problem._captured.recorded
