@@ -2,7 +2,8 @@
 
 python studies/work_precision.py [EXPERIMENT…]
 
-Beside CVODE (the extra `sundials`). Writes the tables of docs/accuracy.md and, into runs/, each comparison with its diagram.
+Beside CVODE (the extra `sundials`). Writes the tables of docs/accuracy.md and, into runs/, each
+comparison with its diagram.
 """
 
 import sys
@@ -30,8 +31,8 @@ RTOLS = {
         "dopri5": [1e-4],
     },
 }
-# By a method that none of those compared is; it needs scikit-sundae. The rtol of dopri5, which does
-# without, would take some 60,000 evaluations on iris_ff for its two walks.
+# A method that none of those compared is. dopri5, which compare takes where SUNDIALS is not
+# installed, would take some 60,000 evaluations on iris_ff for its two walks.
 REFERENCE = ("cvode", 1e-8)
 TIMES = (0.1, 0.3, 1.0)
 MAX_EVALUATIONS = 8_000
