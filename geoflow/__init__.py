@@ -20,6 +20,7 @@ from geoflow.errors import (
 from geoflow.manifold import regularizers
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.manifold.level_set import LevelSet, Projection
+from geoflow.problems.distributed import DistributedProblem
 from geoflow.problems.problem import Problem
 from geoflow.sweeps.ensemble import open_sweep
 from geoflow.sweeps.runs import sweep, sweep_weight_decay
@@ -39,6 +40,7 @@ __all__ = [
     "ConvergenceError",
     "CriticalPointError",
     "DataError",
+    "DistributedProblem",
     "Event",
     "FlowState",
     "GeoflowError",

@@ -31,6 +31,14 @@ class ClusterError(GeoflowError):
     """The cluster of a sweep has gone; what was done is kept, and the same call goes on."""
 
 
+class ProcessLostError(GeoflowError):
+    """Another process of a walk over several has ended; the walk up to there is kept."""
+
+
+class DivergenceError(GeoflowError):
+    """The processes of one walk are no longer at the same θ."""
+
+
 class CriticalPointError(GeoflowError):
     """The loss gradient vanishes, so the level set is not a manifold there."""
 

@@ -33,8 +33,8 @@ class Saved(NamedTuple):
 
     @property
     def has_ended(self) -> bool:
-        """Whether the walk came to an end of its own, neither cut short nor interrupted."""
-        return self.attributes.get("status") not in (None, "interrupted")
+        """Whether the walk came to an end of its own, and was not cut short."""
+        return self.attributes.get("status") not in (None, "interrupted", "process_lost")
 
     @property
     def config(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import geoflow as gf
 from geoflow.cli.own_problem import own_problem
+from geoflow.cli.processes import check_number
 from geoflow.cli.terminal import (
     BAD_INPUT,
     CLOSED_PIPE,
@@ -82,6 +83,7 @@ def _command(arguments: Sequence[str]) -> int:
         if text.startswith("--") and text.endswith("=--"):
             parser.error(f"{text}: -- is no value")
     args = parser.parse_args(arguments)
+    check_number(args)
     try:
         with own_problem(args):
             return int(args.command(args))

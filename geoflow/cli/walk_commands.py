@@ -15,7 +15,8 @@ from rich.table import Table
 import geoflow as gf
 from geoflow import baselines, experiments
 from geoflow.archive import netcdf, parts, pieces
-from geoflow.archive.saved import check_target, saved
+from geoflow.archive.saved import Saved, check_target, saved
+from geoflow.cli import processes
 from geoflow.cli.own_problem import check_own, named_experiment
 from geoflow.cli.terminal import (
     BAD_INPUT,
@@ -62,9 +63,14 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         check_target(args.out, overwrite=args.force)
     settings = _settings(args)
+    with processes.joined(args, settings.preparation.get("device", "cpu")) as own:
+        return _run(own, settings)
+
+
+def _run(args: argparse.Namespace, settings: Run) -> int:
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    prepared = settings.prepare(progress=not args.quiet)
+    prepared = processes.divided(settings.prepare(progress=not args.quiet))
     ds = gf.walk(
         settings.flow(prepared),
         **vars(settings.walk),
@@ -116,13 +122,30 @@ def _settings(args: argparse.Namespace) -> Run:
 
 def resume(args: argparse.Namespace) -> int:
     """Go on with a walk: an interrupted one to its end, a finished one to a further goal."""
+    device = _checked(args).attributes["device"]
+    with processes.joined(args, device) as own:
+        return _resume(own)
+
+
+def _checked(args: argparse.Namespace) -> Saved:
+    """What is kept of a walk, where it can be gone on with from here."""
     path = Path(args.file)
     kept = saved(path)
     configuration.check(path, kept.attributes)
     check_own(args, kept.attributes["experiment"])
+    return kept
+
+
+def _resume(args: argparse.Namespace) -> int:
+    path, kept = Path(args.file), _checked(args)
     torch.set_num_threads(kept.config.get("threads", torch.get_num_threads()))
     goals = _given(args, *(n for n in OPTIONS if hasattr(args, n)))
-    ds = gf.resume(path, **by_setting(goals), progress=not args.quiet)
+    several: dict[str, Any] = {}
+    if processes.number() > 1:
+        rebuilt = experiments.rebuild(kept.attributes, device=kept.attributes["device"])
+        flow = processes.divided_flow(rebuilt.flow)
+        several = {"flow": flow, "observables": rebuilt.observables}
+    ds = gf.resume(path, **several, **by_setting(goals), progress=not args.quiet)
     if not args.quiet:
         _note_end(ds)
         note(f"wrote {path}")

@@ -132,6 +132,8 @@ STATUSES = (
     "level_not_kept",
     "observable_failed",
     "evaluation_failed",
+    "process_lost",
+    "processes_diverged",
     "interrupted",
 )
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from geoflow.errors import (
     ConvergenceError,
     CriticalPointError,
+    DivergenceError,
     EvaluationLimitError,
     NumericalError,
     ObservableError,
+    ProcessLostError,
     StepSizeError,
 )
 
@@ -19,6 +21,8 @@ STATUS: dict[type[Exception], str] = {
     CriticalPointError: "critical_point",
     NumericalError: "numerical_failure",
     ObservableError: "observable_failed",
+    ProcessLostError: "process_lost",
+    DivergenceError: "processes_diverged",
 }
 
 

@@ -90,6 +90,6 @@ def check_same(now: Mapping[str, float], then: Mapping[str, float], dtype: torch
         )
     warnings.warn(
         "the loss differs in its last digits from that recorded, so the walk goes on but not bit "
-        "for bit: another machine, number of threads or version of torch",
+        "for bit: another machine, number of threads or of processes, or version of torch",
         stacklevel=3,
     )

@@ -143,6 +143,7 @@ def walk(
         "observables": sorted(observables),
         **({"events": [event.config for event in recorded]} if recorded else {}),
         "threads": torch.get_num_threads(),
+        **({"processes": n} if (n := getattr(flow.problem, "n_processes", 1)) > 1 else {}),
         "provenance": dict(provenance or {}),
     }
     chosen = settings.make_solver()
