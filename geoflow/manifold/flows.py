@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from geoflow.manifold.level_set import (
 from geoflow.manifold.linearization import TangentHessian
 from geoflow.manifold.normals import Numbers, normal_space
 from geoflow.manifold.protocol import Scalar
+from geoflow.manifold.regularizers.bound import ThetaFunction
+from geoflow.manifold.regularizers.named import bound, name_of
 from geoflow.problems import checks
 
 
@@ -145,26 +148,33 @@ class RegularizingFlow:
     ----------
     level_set : LevelSet
         M, with its problem or problems.
-    regularizer : callable
-        R: Tensor (P,) → scalar Tensor, differentiable by autograd.
+    regularizer : callable, Regularizer or ProblemLike
+        R: Tensor (P,) → scalar Tensor, differentiable by autograd; one of
+        :mod:`geoflow.regularizers <geoflow.manifold.regularizers>`, with its options; or a problem
+        of the same parameters, whose loss is R.
 
     Raises
     ------
     InputError
-        R is not a finite scalar at ``theta0``, or its gradient there is not that of its values.
+        R is not a finite scalar at ``theta0``, its gradient there is not that of its values, or it
+        does not fit the problem.
     """
 
-    def __init__(self, level_set: LevelSet, regularizer: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, level_set: LevelSet, regularizer: Any) -> None:
         self.level_set = level_set
         self.problem = level_set.problem
         self.regularizer = regularizer
-        value = regularizer(self.problem.theta0.clone())
-        if not isinstance(value, Tensor) or value.shape != () or not torch.isfinite(value):
-            shown = value.tolist() if isinstance(value, Tensor) else value
-            raise InputError(
-                f"regularizer gave {shown} at theta0; it must return a finite scalar tensor"
+        self._bound = bound(regularizer, self.problem)
+        if isinstance(self._bound, ThetaFunction):
+            value = self._bound.function(self.problem.theta0.clone())
+            if not isinstance(value, Tensor) or value.shape != () or not torch.isfinite(value):
+                shown = value.tolist() if isinstance(value, Tensor) else value
+                raise InputError(
+                    f"regularizer gave {shown} at theta0; it must return a finite scalar tensor"
+                )
+            checks.check_gradient(
+                self._bound.value_and_gradient, self.problem.theta0, "regularizer"
             )
-        checks.check_gradient(self._value_and_gradient, self.problem.theta0, "regularizer")
 
     def __repr__(self) -> str:
         return f"RegularizingFlow(down {self.regularizer_name} on {self.level_set!r})"
@@ -177,17 +187,17 @@ class RegularizingFlow:
     @property
     def regularizer_name(self) -> str:
         """Name of R in archives."""
-        return getattr(self.regularizer, "__name__", type(self.regularizer).__name__)
+        return name_of(self.regularizer)
 
     def state(self, theta: Tensor, loss: Tensor | Numbers | float, gradient: Tensor) -> FlowState:
-        """Complete L and ∇L at θ to a state; costs R and ∇R, no evaluation of L.
+        """Complete L and ∇L at θ to a state; costs R and ∇R.
 
         Raises
         ------
         CriticalPointError
             The gradients of several constraints are dependent to rounding.
         """
-        r_value, r_gradient = self._value_and_gradient(theta)
+        r_value, r_gradient = self._bound.value_and_gradient(theta)
         normals = normal_space(gradient)
         normal = normals.split(r_gradient)
         velocity = normal.part - r_gradient
@@ -258,39 +268,12 @@ class RegularizingFlow:
         """A = Π(∇²R + Σ λᵢ∇²Lᵢ)Π, to which −∂velocity/∂θ comes down on the tangent space."""
         return TangentHessian(self, state)
 
-    def regularizer_hessian(self, theta: Tensor) -> Callable[[Tensor], Tensor]:
+    def regularizer_hessian(
+        self, theta: Tensor, gradient: Tensor | None = None
+    ) -> Callable[[Tensor], Tensor]:
         """∇²R(θ), as a function of a vector (P,) that returns its product (P,).
 
-        Reverse over reverse, ∇²R being symmetric: ∇R is evaluated once for all products. Costs no
-        evaluation of L.
+        Of a function of θ alone exact, by autograd, at no evaluation; of one that evaluates
+        problems by differences of ∇R, which ``gradient`` is at θ, where it is known.
         """
-        variable = theta.detach().requires_grad_()
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(
-                self.regularizer(variable), variable, create_graph=True
-            )
-
-        def product(v: Tensor) -> Tensor:
-            if not gradient.requires_grad:
-                return torch.zeros_like(v)
-            found = torch.autograd.grad(
-                gradient, variable, v, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-            return found[0]
-
-        return product
-
-    def _value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """R and ∇R; a user's R never gets the walk's own θ to write into."""
-        variable = theta.detach().clone().requires_grad_()
-        with torch.enable_grad():
-            value = self.regularizer(variable)
-            if not value.requires_grad:
-                raise InputError(
-                    "regularizer: it has no derivative in θ, so something in it leaves the graph "
-                    "(detach, item, NumPy), or it is constant; compute it from its argument alone"
-                )
-            (gradient,) = torch.autograd.grad(
-                value, variable, allow_unused=True, materialize_grads=True
-            )
-        return value.detach(), gradient
+        return self._bound.hessian(theta, gradient)

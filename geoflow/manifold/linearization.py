@@ -35,7 +35,7 @@ class TangentHessian:
             # Orthonormal rows: of the wide matrix of gradients, whose normals the state has found
             # to be independent.
             self.normal = torch.linalg.qr(state.gradients.T)[0].T.contiguous()
-        self.regularizer_hessian = flow.regularizer_hessian(state.theta)
+        self.regularizer_hessian = flow.regularizer_hessian(state.theta, state.regularizer_gradient)
         size = max(float(torch.linalg.vector_norm(state.theta)), 1.0)
         self.difference = torch.finfo(state.theta.dtype).eps ** (4 / 9) * size
 
