@@ -130,7 +130,7 @@ def regularizer(build: Callable[..., Make]) -> NamedRegularizer:
     def chosen(given: Mapping[str, Any]) -> Regularizer:
         options = _options(build.__name__, given, defaults)
         make = build(**{n: v for n, v in options.items() if n != "sign"})
-        return Regularizer(_text(build.__name__, options, defaults), make, options["sign"])
+        return Regularizer(suffix(build.__name__, options, defaults), make, options["sign"])
 
     @functools.wraps(build)
     def function(theta: Tensor | None = None, /, **options: Any) -> Any:
@@ -207,12 +207,12 @@ def get(name: str) -> Any:
 
 
 def _one(name: str) -> Any:
-    base, options = named(name, words=WORDS)
-    if base in UNNAMED:
+    if (base := name.partition(":")[0]) in UNNAMED:
         raise InputError(
             f"flow: R is {UNNAMED[base]} ({name}), which an archive does not hold; make the flow "
             "in Python and give it"
         )
+    base, options = named(name, words=WORDS)
     if base not in REGULARIZERS:
         raise InputError(
             f"flow: the regularisation function {name!r} is not one of geoflow's own "
@@ -278,7 +278,7 @@ def _options(name: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -
     if options["sign"] not in (1, -1):
         raise InputError(f"regularizer {name!r}: sign={given['sign']!r}; use 1 or -1")
     if "tensors" in options:
-        options["tensors"] = _patterns(name, options["tensors"])
+        options["tensors"] = checked_patterns(name, options["tensors"])
     return options
 
 
@@ -292,7 +292,14 @@ def _number(name: str, option: str, value: Any, default: Any) -> Any:
     return int(value) if whole else float(value)
 
 
-def _patterns(name: str, given: Any) -> tuple[str, ...] | None:
+def checked_patterns(name: str, given: Any) -> tuple[str, ...] | None:
+    """Return patterns of names that a text can hold, as :func:`get` reads them.
+
+    Raises
+    ------
+    InputError
+        No texts, or with a sign in them that the text of the options has.
+    """
     if given is None:
         return None
     patterns = (given,) if isinstance(given, str) else tuple(given)
@@ -308,10 +315,11 @@ def _patterns(name: str, given: Any) -> tuple[str, ...] | None:
     return patterns
 
 
-def _text(name: str, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
-    different = {k: v for k, v in options.items() if v != defaults[k]}
+def suffix(name: str, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """Name with those options that are not the defaults, as archives have it."""
+    different = {k: v for k, v in options.items() if k not in defaults or v != defaults[k]}
     listed = ",".join(
-        f"{k}={BETWEEN_PATTERNS.join(v) if isinstance(v, tuple) else repr(v)}"
+        f"{k}={BETWEEN_PATTERNS.join(v) if isinstance(v, tuple) else v}"
         for k, v in different.items()
     )
     return f"{name}:{listed}" if listed else name

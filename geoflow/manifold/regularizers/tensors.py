@@ -53,10 +53,16 @@ def entries(function: Callable[[Tensor], Tensor], patterns: Patterns) -> Make:
     def make(problem: ProblemLike | None) -> ThetaFunction:
         if patterns is None:
             return ThetaFunction(function)
-        slices = [slice(*_span(t)) for t in matching(known(problem), patterns)]
-        return ThetaFunction(lambda theta: function(torch.cat([theta[s] for s in slices])))
+        chosen = of_entries(known(problem), patterns)
+        return ThetaFunction(lambda theta: function(chosen(theta)))
 
     return make
+
+
+def of_entries(problem: ProblemLike, patterns: Patterns) -> Callable[[Tensor], Tensor]:
+    """Return what takes the entries of some tensors out of θ, as a vector (n,)."""
+    slices = [slice(*_span(t)) for t in matching(problem, patterns)]
+    return lambda theta: torch.cat([theta[s] for s in slices])
 
 
 def each(function: Callable[[Tensor], Tensor], patterns: Patterns, *, matrices: bool) -> Make:
