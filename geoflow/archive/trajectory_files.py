@@ -127,9 +127,11 @@ def read_checkpoint(path: Path, ds: xr.Dataset) -> Checkpoint:
             f"{path} holds no checkpoint to go on from; a walk with archive= keeps one"
         ) from None
     checkpoint = Checkpoint.unpack(arrays, state)
-    sizes, counts = ds.sizes, {name: ds[f"n_{name}"].values for name in checkpoint.counts}
     try:
+        sizes, counts = ds.sizes, {name: ds[f"n_{name}"].values for name in checkpoint.counts}
         checkpoint.check_fits(sizes["step"], sizes["parameter"], ds.attrs["dtype"], counts)
+    except KeyError as error:
+        raise ArchiveError(f"{path}: its checkpoint counts {error}, which it does not") from None
     except ArchiveError as error:
         raise ArchiveError(f"{path}: {error}; walk again") from None
     return checkpoint

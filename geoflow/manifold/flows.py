@@ -26,6 +26,7 @@ from geoflow.manifold.protocol import Scalar
 from geoflow.manifold.regularizers.bound import ThetaFunction
 from geoflow.manifold.regularizers.named import bound, name_of
 from geoflow.problems import checks
+from geoflow.problems.protocol import ProblemLike
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,13 @@ class RegularizingFlow:
     def regularizer_name(self) -> str:
         """Name of R in archives."""
         return name_of(self.regularizer)
+
+    @property
+    def regularizer_problems(self) -> tuple[ProblemLike, ...]:
+        """Problems that R evaluates and the level set does not: they are counted apart."""
+        of_level_set = (self.problem, *getattr(self.problem, "problems", ()))
+        found = self._bound.problems
+        return tuple(p for p in found if not any(p is other for other in of_level_set))
 
     def state(self, theta: Tensor, loss: Tensor | Numbers | float, gradient: Tensor) -> FlowState:
         """Complete L and ∇L at θ to a state; costs R and ∇R.

@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from geoflow.manifold.protocol import Flow
+from geoflow.manifold.protocol import Flow, apart_from
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.protocol import ProblemLike
 from geoflow.trajectories import schema, storable
@@ -138,8 +138,10 @@ def attributes(
             storable.check_text(text, f"flow: what {name!r} of {type(flow).__name__} is")
     events = [event["name"] for event in config.get("events", [])]
     named = {k: config["provenance"][k] for k in NAMED if k in config["provenance"]}
+    apart = [p.data_sha256 for p in apart_from(flow)]
+    later = {schema.REGULARIZER_DATA: " ".join(apart)} if apart else {}
     found = {
-        "geoflow_schema": schema.version_of(config, dense=dense),
+        "geoflow_schema": schema.version_of(config, later, dense=dense),
         "geoflow_version": version("geoflow"),
         "Conventions": schema.CONVENTIONS,
         "title": "Walk along a training-loss level set",
@@ -164,6 +166,7 @@ def attributes(
         "xarray_version": xr.__version__,
         **schema.flow_attributes(type(flow).__name__, flow.scalars),
         **({schema.EVENTS: json.dumps(events)} if events else {}),
+        **later,
     } | named
     storable.check_attributes(found, [t.name for t in problem.tensors])
     return found

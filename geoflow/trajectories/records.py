@@ -145,6 +145,7 @@ def step_record(
         "n_reprojection": n_reprojection,
         "n_gradient": counts["gradient"],
         "n_hvp": counts["hvp"],
+        "n_regularizer_gradient": counts.get("regularizer_gradient", 0),
         "wall_time": wall_time,
         "event": event,
     }
@@ -159,7 +160,7 @@ def check_observables(observables: Mapping[str, Observable], theta: Tensor) -> N
         A name the schema uses itself, or a function that does not give a number.
     """
     for name, function in observables.items():
-        storable.check_name(name, "observables", schema.VARIABLES)
+        storable.check_name(name, "observables", {**schema.VARIABLES, **schema.APART})
         try:
             float(function(theta.clone()))
         except Exception as error:

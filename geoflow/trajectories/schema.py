@@ -18,6 +18,9 @@ SCHEMA_VERSION = "1.0"
 # Of walks with snapshots between their steps or with recorded events, which a reader of 1.0 would
 # not understand; all others are written as 1.0 still.
 LATER_VERSION = "1.1"
+# Of walks whose R counts its evaluations apart.
+LATEST_VERSION = "1.2"
+LATER_VERSIONS = (LATER_VERSION, LATEST_VERSION)
 CONVENTIONS = "CF-1.11"
 
 
@@ -57,6 +60,14 @@ PROGRESS_VARIABLES = {
 # Only in walks that record events: their names, as a JSON list, and which one a row is.
 EVENTS = "events"
 EVENT = VariableSpec("i8", ("step",), "1", "events recorded here; 0: none")
+
+# Only in walks whose R evaluates problems of its own: SHA-256 of their data, and what they cost.
+REGULARIZER_DATA = "regularizer_data_sha256"
+APART = {
+    "n_regularizer_gradient": VariableSpec(
+        "i8", ("step",), "1", "gradient evaluations of the regularisation function so far"
+    )
+}
 
 # Of a walk of a RegularizingFlow, as nearly all are; see step_variables for the others.
 STEP_VARIABLES = {**_scalars(SCALARS), **PROGRESS_VARIABLES}
@@ -141,18 +152,20 @@ STATUSES = (
 FLOW, FLOW_SCALARS = "flow", "flow_scalars"
 
 
-def version_of(config: Mapping[str, Any], *, dense: bool) -> str:
+def version_of(config: Mapping[str, Any], attributes: Mapping[str, Any], *, dense: bool) -> str:
     """Version of the schema that a walk is written in: the oldest that does for its settings.
 
     ``dense`` says whether its solver has interpolants, so that snapshots may lie within steps.
     """
+    if REGULARIZER_DATA in attributes:
+        return LATEST_VERSION
     within = dense and (config.get("snapshot_times") or config.get("snapshot_every"))
     return LATER_VERSION if within or config.get("events") else SCHEMA_VERSION
 
 
 def is_observable(name: str) -> bool:
     """Whether a variable of a trajectory is an observable, not one of the schema's own."""
-    return name not in VARIABLES
+    return name not in VARIABLES and name not in APART
 
 
 def flow_attributes(name: str, scalars: Mapping[str, Scalar]) -> dict[str, str]:
@@ -165,7 +178,7 @@ def flow_attributes(name: str, scalars: Mapping[str, Scalar]) -> dict[str, str]:
     """
     if scalars == SCALARS:
         return {}
-    others = {n: s for n, s in VARIABLES.items() if n not in SCALARS}
+    others = {n: s for n, s in {**VARIABLES, **APART}.items() if n not in SCALARS}
     for scalar in scalars:
         if scalar in others or not scalar.isidentifier():
             raise InputError(
@@ -182,10 +195,12 @@ def step_variables(attributes: Mapping[str, Any]) -> dict[str, VariableSpec]:
     ArchiveError
         The attributes do not say what the flow recorded.
     """
-    events = {"event": EVENT} if event_names(attributes) else {}
+    more = {"event": EVENT} if event_names(attributes) else {}
+    if REGULARIZER_DATA in attributes:
+        more |= APART
     text = attributes.get(FLOW_SCALARS)
     if text is None:
-        return {**STEP_VARIABLES, **events}
+        return {**STEP_VARIABLES, **more}
     try:
         scalars = {
             str(name): Scalar(str(long_name), str(units))
@@ -194,7 +209,7 @@ def step_variables(attributes: Mapping[str, Any]) -> dict[str, VariableSpec]:
         flow_attributes("", scalars)
     except (ValueError, TypeError, AttributeError, RecursionError, InputError):
         raise ArchiveError(f"attribute {FLOW_SCALARS} cannot be used; run again") from None
-    return {**_scalars(scalars), **PROGRESS_VARIABLES, **events}
+    return {**_scalars(scalars), **PROGRESS_VARIABLES, **more}
 
 
 def event_names(attributes: Mapping[str, Any]) -> list[str]:
@@ -237,7 +252,7 @@ def attribute_defects(attributes: Mapping[str, Any]) -> list[str]:
     """Say what in the global attributes is not as schema 1.0 has it, one line each."""
     found = []
     version = attributes.get("geoflow_schema")
-    if version not in (SCHEMA_VERSION, LATER_VERSION):
+    if version not in (SCHEMA_VERSION, *LATER_VERSIONS):
         found.append(f"attribute geoflow_schema is {version!r}, not {SCHEMA_VERSION!r}")
     kinds: dict[type, tuple[type, ...]] = {
         str: (str,),
@@ -297,7 +312,8 @@ def _value_defects(ds: xr.Dataset) -> list[str]:
     time = ds["time"].values
     if not (np.isfinite(time).all() and (np.diff(time) > 0).all()):
         found.append("time does not increase at every step")
-    for name in ("arc_length", "wall_time", "n_rejected", "n_reprojection", "n_gradient", "n_hvp"):
+    rising = ("arc_length", "wall_time", "n_rejected", "n_reprojection", "n_gradient", "n_hvp")
+    for name in (*rising, *(n for n in APART if n in ds)):
         if not (np.diff(ds[name].values) >= 0).all():
             found.append(f"{name} falls, though it counts up")
     steps = ds["snapshot_step"].values

@@ -246,6 +246,11 @@ def bound(one: Any, problem: ProblemLike) -> BoundRegularizer:
                     f"regularizer: its theta0 has {what} {here} and that of the level set {there}; "
                     "make both problems of the same parameters"
                 )
+        if one.loss(one.theta0).ndim:
+            raise InputError(
+                "regularizer: it is several problems, which have no one loss; give a weighted_sum "
+                "of them"
+            )
         return Loss(one)
     if callable(one):
         return ThetaFunction(one)
