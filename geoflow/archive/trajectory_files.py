@@ -166,6 +166,9 @@ def _storage(variable: xr.Variable) -> dict[str, Any]:
     if not (variable.size and variable.ndim):
         return {"_FillValue": None}
     n = variable.shape[-1]
+    if variable.dims == ("step", "constraint"):
+        rows = min(len(variable), max(STEP_CHUNK // n, 1))
+        return {"_FillValue": None, "fletcher32": True, "chunksizes": (rows, n), **COMPRESSED}
     if variable.dims[-1] in SCALAR_DIMENSIONS:
         filters, length = COMPRESSED, min(n, STEP_CHUNK)
     else:

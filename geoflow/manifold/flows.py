@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from geoflow.manifold.level_set import (
     only,
 )
 from geoflow.manifold.linearization import TangentHessian
-from geoflow.manifold.normals import Numbers, normal_space
+from geoflow.manifold.normals import NormalSpace, Numbers, normal_space
 from geoflow.manifold.protocol import Scalar
 from geoflow.manifold.regularizers.bound import ThetaFunction
 from geoflow.manifold.regularizers.named import bound, name_of
@@ -56,6 +57,8 @@ class FlowState:
         several constraints, between ∇R and its part in the normal space, that part turned round
         where all λᵢ > 0: 180 at a KKT point of min R s.t. Lᵢ ≤ cᵢ; below 90 where a multiplier is
         not positive, so that R falls to first order by leaving that constraint inwards.
+    normals : NormalSpace
+        The span of the gradients.
     """
 
     theta: Tensor
@@ -68,6 +71,7 @@ class FlowState:
     multipliers: Numbers
     tangent_norm: float
     angle: float
+    normals: NormalSpace = field(repr=False, compare=False)
 
     def __repr__(self) -> str:
         values = ", ".join(f"{value:.9g}" for value in self.values)
@@ -134,6 +138,19 @@ SCALARS: Mapping[str, Scalar] = MappingProxyType(
 )
 
 
+SCALARS_OF_SEVERAL: Mapping[str, Scalar] = MappingProxyType(
+    {
+        "train_loss": Scalar("mean of the constraints' losses", "1"),
+        "level_residual": Scalar("residual of the constraint furthest from its level", "1"),
+        "level_distance": Scalar("first-order distance from the level set", "1"),
+        "regularizer": SCALARS["regularizer"],
+        "multiplier": Scalar("norm of the normal part of grad R over gradient_norm", "1"),
+        "angle": Scalar("angle between grad R and its normal part turned round", "degree"),
+        "gradient_norm": Scalar("smallest norm of a constraint's gradient", "1"),
+        "tangent_norm": SCALARS["tangent_norm"],
+    }
+)
+
 # Of Newton's damped iteration from a θ whose loss is far from the level.
 START_ITERATIONS = 200
 # Rounding of a projected gradient, in units of its dtype's resolution and of its norm.
@@ -182,8 +199,8 @@ class RegularizingFlow:
 
     @property
     def scalars(self) -> Mapping[str, Scalar]:
-        """What a walk records of it, on a level set of a single constraint."""
-        return SCALARS
+        """What a walk records of it at every step, beside :meth:`constraint_values`."""
+        return SCALARS if self.level_set.n_constraints == 1 else SCALARS_OF_SEVERAL
 
     @property
     def regularizer_name(self) -> str:
@@ -222,6 +239,7 @@ class RegularizingFlow:
             tangent_norm=tangent_norm,
             # atan2, not arccos: near 180° float32 resolves an arccos to 0.02° only.
             angle=math.degrees(math.atan2(tangent_norm, normal.component)),
+            normals=normals,
         )
 
     def start(self, theta: Tensor) -> tuple[FlowState, Projection]:
@@ -260,6 +278,8 @@ class RegularizingFlow:
 
     def values(self, state: FlowState) -> dict[str, float]:
         """The :attr:`scalars` of a state."""
+        if len(state.values) > 1:
+            return self._values_of_several(state)
         residual = self.level_set.residual(state.loss)
         return {
             "train_loss": state.loss,
@@ -270,6 +290,29 @@ class RegularizingFlow:
             "angle": state.angle,
             "gradient_norm": state.gradient_norm,
             "tangent_norm": state.tangent_norm,
+        }
+
+    def _values_of_several(self, state: FlowState) -> dict[str, float]:
+        residuals = self.level_set.residuals(state.values)
+        smallest = float(state.gradient_norms.min())
+        # Its length, whatever the signs of the multipliers: the constraints are equations.
+        part = float(torch.linalg.vector_norm(state.regularizer_gradient + state.velocity))
+        return {
+            "train_loss": float(state.values.mean()),
+            "level_residual": float(residuals[np.argmax(abs(residuals) / self.level_set.scales)]),
+            "level_distance": state.normals.distance(residuals),
+            "regularizer": state.regularizer,
+            "multiplier": part / smallest,
+            "angle": math.degrees(math.atan2(state.tangent_norm, -part)),
+            "gradient_norm": smallest,
+            "tangent_norm": state.tangent_norm,
+        }
+
+    def constraint_values(self, state: FlowState) -> dict[str, Numbers]:
+        """What a walk records of each of several constraints: arrays of shape (n,)."""
+        return {
+            "constraint_residual": self.level_set.residuals(state.values),
+            "constraint_multiplier": state.multipliers,
         }
 
     def linearization(self, state: FlowState) -> TangentHessian:

@@ -125,7 +125,12 @@ class KrylovSpace:
         return matrix, loss_matrix
 
     def _images(self, unit: Tensor) -> tuple[Tensor, Tensor]:
-        image, loss_image = self.operator(unit)
+        if len(self.operator.state.values) == 1:
+            image, loss_image = self.operator(unit)
+        else:
+            # The quadrics of several constraints are not one matrix; nothing is made of them.
+            image = self.operator.image(unit)
+            loss_image = torch.zeros_like(image)
         if not torch.isfinite(image).all():
             raise StepSizeError("a Hessian product is not finite; choose another level")
         return image, loss_image

@@ -142,6 +142,7 @@ def walk(
     config = {
         **settings.config,
         "observables": sorted(observables),
+        **_of_level_set(flow),
         **({"events": [event.config for event in recorded]} if recorded else {}),
         "threads": torch.get_num_threads(),
         "provenance": dict(provenance or {}),
@@ -178,3 +179,13 @@ def walk(
         overwrite=overwrite,
     ) as stream:
         return walk_with(stream)
+
+
+def _of_level_set(flow: Flow) -> dict[str, Any]:
+    """What ``config`` has of a level set beside ``level`` and ``level_rtol``: what is not usual."""
+    level_set = flow.level_set
+    division = getattr(flow.problem, "division", "")
+    return {
+        **({"level_atol": level_set.level_atol} if level_set.level_atol else {}),
+        **({"constraints": division} if division else {}),
+    }

@@ -178,6 +178,7 @@ def check_flow(flow: Flow, kept: Saved) -> None:
         Other data, another network, level or regularisation function; says which.
     """
     problem, attributes = flow.problem, kept.attributes
+    kept_levels = schema.levels(attributes) or [attributes["level"]]
     tensors = [[t.name, list(t.shape)] for t in problem.tensors]
     pairs = {
         "dtype": (dtypes.dtype_name(problem.dtype), attributes["dtype"]),
@@ -188,7 +189,8 @@ def check_flow(flow: Flow, kept: Saved) -> None:
             attributes["data_sha256"],
         ),
         "network's tensors": (tensors, kept.tensors),
-        "level": (flow.level_set.level, attributes["level"]),
+        "level": (flow.level_set.levels.tolist(), kept_levels),
+        "level_atol": (flow.level_set.level_atol, kept.config.get("level_atol", 0.0)),
         "level_rtol": (flow.level_set.level_rtol, attributes["level_rtol"]),
         "regularizer": (flow.regularizer_name, attributes["regularizer_name"]),
         "regularizer's data (SHA-256)": (
