@@ -17,6 +17,8 @@ from geoflow.solvers import Carry
 Arrays = dict[str, NDArray[Any]]
 
 CARRIED = "carry_"
+# The last only where R counts its evaluations apart.
+COUNTED = ("gradient", "hvp", "regularizer_gradient")
 # Before the names of the tensors that a flow's state holds beside theta.
 STATE = "state_"
 
@@ -138,7 +140,11 @@ class Checkpoint:
                 n_steps=int(state["n_steps"]),
                 tensors={"theta": _tensor(arrays["theta"]), **others},
                 carry=None if plain is None else {**plain, **carried},
-                counts={name: int(state["counts"][name]) for name in ("gradient", "hvp")},
+                counts={
+                    name: int(state["counts"][name])
+                    for name in COUNTED
+                    if name in state["counts"] or name in COUNTED[:2]
+                },
                 levels=[float(level) for level in state.get("levels", [])],
             )
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

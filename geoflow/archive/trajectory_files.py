@@ -127,9 +127,11 @@ def read_checkpoint(path: Path, ds: xr.Dataset) -> Checkpoint:
             f"{path} holds no checkpoint to go on from; a walk with archive= keeps one"
         ) from None
     checkpoint = Checkpoint.unpack(arrays, state)
-    sizes, counts = ds.sizes, {name: ds[f"n_{name}"].values for name in checkpoint.counts}
     try:
+        sizes, counts = ds.sizes, {name: ds[f"n_{name}"].values for name in checkpoint.counts}
         checkpoint.check_fits(sizes["step"], sizes["parameter"], ds.attrs["dtype"], counts)
+    except KeyError as error:
+        raise ArchiveError(f"{path}: its checkpoint counts {error}, which it does not") from None
     except ArchiveError as error:
         raise ArchiveError(f"{path}: {error}; walk again") from None
     return checkpoint
@@ -164,6 +166,9 @@ def _storage(variable: xr.Variable) -> dict[str, Any]:
     if not (variable.size and variable.ndim):
         return {"_FillValue": None}
     n = variable.shape[-1]
+    if variable.dims == ("step", "constraint"):
+        rows = min(len(variable), max(STEP_CHUNK // n, 1))
+        return {"_FillValue": None, "fletcher32": True, "chunksizes": (rows, n), **COMPRESSED}
     if variable.dims[-1] in SCALAR_DIMENSIONS:
         filters, length = COMPRESSED, min(n, STEP_CHUNK)
     else:

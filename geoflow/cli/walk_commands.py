@@ -375,13 +375,15 @@ def hint(args: argparse.Namespace) -> str:
 
 def _note_end(ds: xr.Dataset) -> None:
     last = ds.isel(step=-1)
-    evaluations = int(last["n_gradient"]) + 2 * int(last["n_hvp"])
+    evaluations = f"{int(last['n_gradient']) + 2 * int(last['n_hvp'])} evaluations"
+    if "n_regularizer_gradient" in ds:
+        evaluations += f" and {int(last['n_regularizer_gradient'])} of R"
     note(f"{ds.attrs['status']}: {ds.attrs['status_message']}")
     note(
         f"angle {float(ds['angle'][0]):.1f}° → {float(last['angle']):.1f}°, "
         f"R {float(ds['regularizer'][0]):.4g} → {float(last['regularizer']):.4g}, "
         f"flow time {float(last['time']):.4g}, {ds.sizes['step'] - 1} steps, "
-        f"{evaluations} evaluations, {float(last['wall_time']):.1f} s"
+        f"{evaluations}, {float(last['wall_time']):.1f} s"
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,9 +22,12 @@ from geoflow.manifold.level_set import (
     only,
 )
 from geoflow.manifold.linearization import TangentHessian
-from geoflow.manifold.normals import Numbers, normal_space
+from geoflow.manifold.normals import NormalSpace, Numbers, normal_space
 from geoflow.manifold.protocol import Scalar
+from geoflow.manifold.regularizers.bound import ThetaFunction
+from geoflow.manifold.regularizers.named import bound, name_of
 from geoflow.problems import checks
+from geoflow.problems.protocol import ProblemLike
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class FlowState:
         several constraints, between ∇R and its part in the normal space, that part turned round
         where all λᵢ > 0: 180 at a KKT point of min R s.t. Lᵢ ≤ cᵢ; below 90 where a multiplier is
         not positive, so that R falls to first order by leaving that constraint inwards.
+    normals : NormalSpace
+        The span of the gradients.
     """
 
     theta: Tensor
@@ -64,6 +71,7 @@ class FlowState:
     multipliers: Numbers
     tangent_norm: float
     angle: float
+    normals: NormalSpace = field(repr=False, compare=False)
 
     def __repr__(self) -> str:
         values = ", ".join(f"{value:.9g}" for value in self.values)
@@ -130,6 +138,19 @@ SCALARS: Mapping[str, Scalar] = MappingProxyType(
 )
 
 
+SCALARS_OF_SEVERAL: Mapping[str, Scalar] = MappingProxyType(
+    {
+        "train_loss": Scalar("mean of the constraints' losses", "1"),
+        "level_residual": Scalar("residual of the constraint furthest from its level", "1"),
+        "level_distance": Scalar("first-order distance from the level set", "1"),
+        "regularizer": SCALARS["regularizer"],
+        "multiplier": Scalar("norm of the normal part of grad R over gradient_norm", "1"),
+        "angle": Scalar("angle between grad R and its normal part turned round", "degree"),
+        "gradient_norm": Scalar("smallest norm of a constraint's gradient", "1"),
+        "tangent_norm": SCALARS["tangent_norm"],
+    }
+)
+
 # Of Newton's damped iteration from a θ whose loss is far from the level.
 START_ITERATIONS = 200
 # Rounding of a projected gradient, in units of its dtype's resolution and of its norm.
@@ -145,49 +166,63 @@ class RegularizingFlow:
     ----------
     level_set : LevelSet
         M, with its problem or problems.
-    regularizer : callable
-        R: Tensor (P,) → scalar Tensor, differentiable by autograd.
+    regularizer : callable, Regularizer or ProblemLike
+        R: Tensor (P,) → scalar Tensor, differentiable by autograd; one of
+        :mod:`geoflow.regularizers <geoflow.manifold.regularizers>`, with its options; or a problem
+        of the same parameters, whose loss is R.
 
     Raises
     ------
     InputError
-        R is not a finite scalar at ``theta0``, or its gradient there is not that of its values.
+        R is not a finite scalar at ``theta0``, its gradient there is not that of its values, or it
+        does not fit the problem.
     """
 
-    def __init__(self, level_set: LevelSet, regularizer: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, level_set: LevelSet, regularizer: Any) -> None:
         self.level_set = level_set
         self.problem = level_set.problem
         self.regularizer = regularizer
-        value = regularizer(self.problem.theta0.clone())
-        if not isinstance(value, Tensor) or value.shape != () or not torch.isfinite(value):
-            shown = value.tolist() if isinstance(value, Tensor) else value
-            raise InputError(
-                f"regularizer gave {shown} at theta0; it must return a finite scalar tensor"
+        self._bound = bound(regularizer, self.problem)
+        if isinstance(self._bound, ThetaFunction):
+            value = self._bound.function(self.problem.theta0.clone())
+            if not isinstance(value, Tensor) or value.shape != () or not torch.isfinite(value):
+                shown = value.tolist() if isinstance(value, Tensor) else value
+                raise InputError(
+                    f"regularizer gave {shown} at theta0; it must return a finite scalar tensor"
+                )
+            checks.check_gradient(
+                self._bound.value_and_gradient, self.problem.theta0, "regularizer"
             )
-        checks.check_gradient(self._value_and_gradient, self.problem.theta0, "regularizer")
 
     def __repr__(self) -> str:
         return f"RegularizingFlow(down {self.regularizer_name} on {self.level_set!r})"
 
     @property
     def scalars(self) -> Mapping[str, Scalar]:
-        """What a walk records of it, on a level set of a single constraint."""
-        return SCALARS
+        """What a walk records of it at every step, beside :meth:`constraint_values`."""
+        return SCALARS if self.level_set.n_constraints == 1 else SCALARS_OF_SEVERAL
 
     @property
     def regularizer_name(self) -> str:
         """Name of R in archives."""
-        return getattr(self.regularizer, "__name__", type(self.regularizer).__name__)
+        return name_of(self.regularizer)
+
+    @property
+    def regularizer_problems(self) -> tuple[ProblemLike, ...]:
+        """Problems that R evaluates and the level set does not: they are counted apart."""
+        of_level_set = (self.problem, *getattr(self.problem, "problems", ()))
+        found = self._bound.problems
+        return tuple(p for p in found if not any(p is other for other in of_level_set))
 
     def state(self, theta: Tensor, loss: Tensor | Numbers | float, gradient: Tensor) -> FlowState:
-        """Complete L and ∇L at θ to a state; costs R and ∇R, no evaluation of L.
+        """Complete L and ∇L at θ to a state; costs R and ∇R.
 
         Raises
         ------
         CriticalPointError
             The gradients of several constraints are dependent to rounding.
         """
-        r_value, r_gradient = self._value_and_gradient(theta)
+        r_value, r_gradient = self._bound.value_and_gradient(theta)
         normals = normal_space(gradient)
         normal = normals.split(r_gradient)
         velocity = normal.part - r_gradient
@@ -204,6 +239,7 @@ class RegularizingFlow:
             tangent_norm=tangent_norm,
             # atan2, not arccos: near 180° float32 resolves an arccos to 0.02° only.
             angle=math.degrees(math.atan2(tangent_norm, normal.component)),
+            normals=normals,
         )
 
     def start(self, theta: Tensor) -> tuple[FlowState, Projection]:
@@ -242,6 +278,8 @@ class RegularizingFlow:
 
     def values(self, state: FlowState) -> dict[str, float]:
         """The :attr:`scalars` of a state."""
+        if len(state.values) > 1:
+            return self._values_of_several(state)
         residual = self.level_set.residual(state.loss)
         return {
             "train_loss": state.loss,
@@ -254,43 +292,39 @@ class RegularizingFlow:
             "tangent_norm": state.tangent_norm,
         }
 
+    def _values_of_several(self, state: FlowState) -> dict[str, float]:
+        residuals = self.level_set.residuals(state.values)
+        smallest = float(state.gradient_norms.min())
+        # Its length, whatever the signs of the multipliers: the constraints are equations.
+        part = float(torch.linalg.vector_norm(state.regularizer_gradient + state.velocity))
+        return {
+            "train_loss": float(state.values.mean()),
+            "level_residual": float(residuals[np.argmax(abs(residuals) / self.level_set.scales)]),
+            "level_distance": state.normals.distance(residuals),
+            "regularizer": state.regularizer,
+            "multiplier": part / smallest,
+            "angle": math.degrees(math.atan2(state.tangent_norm, -part)),
+            "gradient_norm": smallest,
+            "tangent_norm": state.tangent_norm,
+        }
+
+    def constraint_values(self, state: FlowState) -> dict[str, Numbers]:
+        """What a walk records of each of several constraints: arrays of shape (n,)."""
+        return {
+            "constraint_residual": self.level_set.residuals(state.values),
+            "constraint_multiplier": state.multipliers,
+        }
+
     def linearization(self, state: FlowState) -> TangentHessian:
         """A = Π(∇²R + Σ λᵢ∇²Lᵢ)Π, to which −∂velocity/∂θ comes down on the tangent space."""
         return TangentHessian(self, state)
 
-    def regularizer_hessian(self, theta: Tensor) -> Callable[[Tensor], Tensor]:
+    def regularizer_hessian(
+        self, theta: Tensor, gradient: Tensor | None = None
+    ) -> Callable[[Tensor], Tensor]:
         """∇²R(θ), as a function of a vector (P,) that returns its product (P,).
 
-        Reverse over reverse, ∇²R being symmetric: ∇R is evaluated once for all products. Costs no
-        evaluation of L.
+        Of a function of θ alone exact, by autograd, at no evaluation; of one that evaluates
+        problems by differences of ∇R, which ``gradient`` is at θ, where it is known.
         """
-        variable = theta.detach().requires_grad_()
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(
-                self.regularizer(variable), variable, create_graph=True
-            )
-
-        def product(v: Tensor) -> Tensor:
-            if not gradient.requires_grad:
-                return torch.zeros_like(v)
-            found = torch.autograd.grad(
-                gradient, variable, v, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-            return found[0]
-
-        return product
-
-    def _value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """R and ∇R; a user's R never gets the walk's own θ to write into."""
-        variable = theta.detach().clone().requires_grad_()
-        with torch.enable_grad():
-            value = self.regularizer(variable)
-            if not value.requires_grad:
-                raise InputError(
-                    "regularizer: it has no derivative in θ, so something in it leaves the graph "
-                    "(detach, item, NumPy), or it is constant; compute it from its argument alone"
-                )
-            (gradient,) = torch.autograd.grad(
-                value, variable, allow_unused=True, materialize_grads=True
-            )
-        return value.detach(), gradient
+        return self._bound.hessian(theta, gradient)

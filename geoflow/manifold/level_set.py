@@ -86,15 +86,15 @@ class LevelSet:
         Gives L and ∇L; several give n constraints on the same θ. θ0 is that of the first.
     level : float or sequence of float, optional
         c, in units of the loss. None, for all or in place of one: the loss at θ0.
-    level_rtol : float
-        A point is on M where |L(θ) − c| ≤ ``level_rtol``·|c| for each constraint.
+    level_rtol, level_atol : float
+        A point is on M where |L(θ) − c| ≤ ``level_rtol``·|c| + ``level_atol`` for each constraint.
 
     Attributes
     ----------
     problem : ProblemLike
         What was given; several as one whose values have the shape (n,), gradients (n, P).
-    levels : ndarray, shape (n,)
-        The c of each constraint.
+    levels, tolerances : ndarray, shape (n,)
+        The c of each constraint, and the largest |L(θ) − c| of a point on M.
     n_at_floor : int
         Re-projections so far that rounding ended above the tolerance.
 
@@ -102,7 +102,8 @@ class LevelSet:
     ------
     InputError
         What is no problem, or several that do not fit; a level that is zero or not finite; or a
-        ``level_rtol`` that is not positive or below what the problem's dtype resolves.
+        ``level_rtol`` that is not positive or below what the problem's dtype resolves; or a
+        negative ``level_atol``.
     """
 
     def __init__(
@@ -110,10 +111,11 @@ class LevelSet:
         problem: ProblemLike | Sequence[ProblemLike],
         level: float | Sequence[float | None] | None = None,
         level_rtol: float = 1e-6,
+        level_atol: float = 0.0,
     ) -> None:
         self.problem: ProblemLike = _as_one(problem)
         self.levels = _levels(self.problem, level)
-        self.level_rtol = float(level_rtol)
+        self.level_rtol, self.level_atol = float(level_rtol), float(level_atol)
         self.n_at_floor = 0
         for c in self.levels:
             if not math.isfinite(c) or c == 0:
@@ -127,6 +129,11 @@ class LevelSet:
                 f"level_rtol={level_rtol} is below what {self.problem.dtype} resolves; "
                 f"use at least {resolution:.1e}"
             )
+        if not 0 <= self.level_atol < math.inf:
+            raise InputError(f"level_atol={level_atol}; use zero or a positive number")
+        # What residuals are relative to.
+        self.scales = abs(self.levels) + self.level_atol / self.level_rtol
+        self.tolerances = self.level_rtol * self.scales
 
     def __repr__(self) -> str:
         levels = ", ".join(f"{c:.9g}" for c in self.levels)
@@ -145,7 +152,7 @@ class LevelSet:
     @property
     def tolerance(self) -> float:
         """Largest |L(θ) − c| of a point on M, in units of the loss, of a single constraint."""
-        return self.level_rtol * abs(self.level)
+        return float(only(self.tolerances, "tolerances"))
 
     def residual(self, loss: Tensor | float) -> float:
         """L − c, in units of the loss, of a single constraint."""
@@ -231,12 +238,12 @@ class LevelSet:
             ∇L vanishes to rounding, or those of several constraints are dependent.
         """
         start, stalls, fraction = theta, 0, 1.0
-        tolerances = (self.level_rtol if rtol is None else rtol) * abs(self.levels)
+        tolerances = (self.level_rtol if rtol is None else rtol) * self.scales
         evaluation = evaluated or self.problem.value_and_gradient(theta)
         base: _Iterate | None = None
         best: _Iterate | None = None
         for iteration in range(max_iterations + 1):
-            now = _Iterate(theta, *evaluation, self.levels)
+            now = _Iterate(theta, *evaluation, self.levels, self.scales)
             if (abs(now.residuals) <= tolerances).all():
                 return Projection(theta, now.values, now.gradients, iteration)
             stalls = stalls + 1 if best and not now.size <= STALL_RATIO * best.size else 0
@@ -297,17 +304,18 @@ class LevelSet:
             "iterations": "did not converge",
             "floor": "is held up by rounding",
         }[reason]
-        worst = int(np.argmax(abs(residuals) / abs(self.levels)))
+        worst = int(np.argmax(abs(residuals) / self.scales))
         residual, level = float(residuals[worst]), float(self.levels[worst])
+        allowed = float(self.tolerances[worst])
         remedy = (
-            "use float64, or a larger level_rtol"
+            "use float64, or a larger level_rtol or level_atol"
             if reason == "floor"
             else "take smaller steps, or choose a level the loss can reach"
         )
         which = f" of constraint {worst}" if self.n_constraints > 1 else ""
         return ConvergenceError(
             f"re-projection onto L = {level:.6g}{which} {what} after {iterations} iterations "
-            f"(L − c = {residual:.3e}, tolerance {self.level_rtol * abs(level):.1e}); {remedy}",
+            f"(L − c = {residual:.3e}, tolerance {allowed:.1e}); {remedy}",
             iterations=iterations,
             residual=residual,
             reason=reason,
@@ -318,13 +326,18 @@ class _Iterate:
     """A point of Newton's iteration, and what follows from L and ∇L there."""
 
     def __init__(
-        self, theta: Tensor, loss: Tensor | float, gradients: Tensor, levels: Numbers
+        self,
+        theta: Tensor,
+        loss: Tensor | float,
+        gradients: Tensor,
+        levels: Numbers,
+        scales: Numbers,
     ) -> None:
         self.theta, self.gradients = theta, gradients
         self.values = as_values(loss)
         self.residuals = self.values - levels
         # The largest relative to its level, by which each constraint counts the same.
-        self.size = float(np.max(abs(self.residuals) / abs(levels)))
+        self.size = float(np.max(abs(self.residuals) / scales))
 
     @cached_property
     def normals(self) -> NormalSpace:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from geoflow.problems.several import weighted_gradient
 
 if TYPE_CHECKING:
     from geoflow.manifold.flows import FlowState, RegularizingFlow
@@ -32,10 +35,8 @@ class TangentHessian:
         if len(state.values) == 1:
             self.normal = state.gradient / state.gradient_norm
         else:
-            # Orthonormal rows: of the wide matrix of gradients, whose normals the state has found
-            # to be independent.
-            self.normal = torch.linalg.qr(state.gradients.T)[0].T.contiguous()
-        self.regularizer_hessian = flow.regularizer_hessian(state.theta)
+            self.normal = state.normals.orthonormal
+        self.regularizer_hessian = flow.regularizer_hessian(state.theta, state.regularizer_gradient)
         size = max(float(torch.linalg.vector_norm(state.theta)), 1.0)
         self.difference = torch.finfo(state.theta.dtype).eps ** (4 / 9) * size
 
@@ -44,6 +45,25 @@ class TangentHessian:
         if self.normal.ndim == 1:
             return torch.addcmul(v, self.normal, torch.dot(self.normal, v), value=-1)
         return v - (self.normal @ v) @ self.normal
+
+    def image(self, unit: Tensor) -> Tensor:
+        """A times a unit tangent vector, shape (P,): one gradient a constraint.
+
+        Of several constraints Σ λᵢ∇²Lᵢ is not taken apart, which problems that evaluate their
+        losses together do in one backward pass.
+        """
+        state, problem = self.state, self.flow.problem
+        if len(state.values) == 1:
+            return self(unit)[0]
+        ahead = weighted_gradient(problem, state.theta + self.difference * unit, state.multipliers)
+        curved = (ahead - self.pull).div_(self.difference)
+        return self.tangent(curved.add_(self.regularizer_hessian(unit)))
+
+    @cached_property
+    def pull(self) -> Tensor:
+        """Σ λᵢ∇Lᵢ at the state, evaluated as :meth:`image` does it beside it."""
+        multipliers = torch.from_numpy(np.array(self.state.multipliers))
+        return multipliers.to(self.state.gradients) @ self.state.gradients
 
     def __call__(self, unit: Tensor) -> tuple[Tensor, Tensor]:
         """A times a unit tangent vector, and ∇²L times it: one gradient a constraint.

@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
+from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
 from geoflow.errors import CriticalPointError
@@ -45,6 +47,10 @@ class NormalSpace(Protocol):
     def norms(self) -> Numbers:
         """Norms of the gradients, shape (n,)."""
 
+    @property
+    def orthonormal(self) -> Tensor:
+        """An orthonormal basis, shape (n, P)."""
+
     def split(self, v: Tensor) -> Split:
         """Part of v, shape (P,), in the space."""
 
@@ -76,6 +82,11 @@ class Normal:
     def norms(self) -> Numbers:
         """‖g‖, shape (1,)."""
         return np.array([math.sqrt(float(self.square))])
+
+    @property
+    def orthonormal(self) -> Tensor:
+        """The unit normal, shape (1, P)."""
+        return (self.gradient / self._norm())[None]
 
     def split(self, v: Tensor) -> Split:
         """Part g (g·v)/(g·g), multiplier −(v·g)/(g·g).
@@ -137,15 +148,30 @@ class Normals:
             independent = False
         if not independent:
             raise CriticalPointError(
-                f"the gradients of the {len(gram)} constraints are linearly dependent to rounding: "
-                "the level set is not a manifold there; start elsewhere, choose other levels, or "
-                "leave one out"
+                f"the gradients of the {len(gram)} constraints are linearly dependent to rounding"
+                f"{_rank(scaled, smallest)}: the level set is not a manifold there; start "
+                "elsewhere, choose other levels, or leave one out"
             )
+
+    @cached_property
+    def orthonormal(self) -> Tensor:
+        """An orthonormal basis, shape (n, P): of the Cholesky factor, by which twice is enough.
+
+        (Yamamoto, Nakatsukasa, Yanagisawa & Fukaya 2015, Electronic Transactions on Numerical
+        Analysis 44.)
+        """
+        first = torch.from_numpy(self.norms[:, None] * self.factor).to(self.gradients)
+        rows = torch.linalg.solve_triangular(first, self.gradients, upper=False)
+        second = torch.linalg.cholesky(rows @ rows.T)
+        return torch.linalg.solve_triangular(second, rows, upper=False)
 
     def split(self, v: Tensor) -> Split:
         """Part Nᵀ G⁻¹ N v, multipliers −G⁻¹ N v."""
-        multipliers = -self._solve(_numpy(self.gradients @ v))
-        part = self._combine(-multipliers)
+        found = self._solve(_numpy(self.gradients @ v))
+        # The Gram matrix has the square of the normals' condition: what it leaves is taken once
+        # more.
+        found = found + self._solve(_numpy(self.gradients @ (v - self._combine(found))))
+        multipliers, part = -found, self._combine(found)
         length = float(torch.linalg.vector_norm(part))
         return Split(part, multipliers, -length if (multipliers > 0).all() else length)
 
@@ -155,11 +181,17 @@ class Normals:
 
     def distance(self, residuals: Numbers) -> float:
         """√(rᵀ G⁻¹ r)."""
-        return float(np.linalg.norm(np.linalg.solve(self.factor, residuals / self.norms)))
+        return float(np.linalg.norm(self._half(residuals)))
 
     def _solve(self, right: Numbers) -> Numbers:
-        half = np.linalg.solve(self.factor, right / self.norms)
-        return np.linalg.solve(self.factor.T, half) / self.norms
+        half = self._half(right)
+        found: Numbers = solve_triangular(self.factor, half, trans=1, lower=True) / self.norms
+        return found
+
+    def _half(self, right: Numbers) -> Numbers:
+        scaled = right / self.norms
+        half: Numbers = solve_triangular(self.factor, scaled, lower=True, check_finite=False)
+        return half
 
     def _combine(self, coefficients: Numbers) -> Tensor:
         return torch.from_numpy(coefficients).to(self.gradients) @ self.gradients
@@ -168,6 +200,16 @@ class Normals:
 def normal_space(gradients: Tensor) -> NormalSpace:
     """Return the normal space of one gradient (P,) or of several, (n, P)."""
     return Normal(gradients) if gradients.ndim == 1 else Normals(gradients)
+
+
+def _rank(gram: Numbers, smallest: float) -> str:
+    """Say how many are independent, and which the others are, by pivoting in Cholesky's method."""
+    if not np.isfinite(gram).all():
+        return " (one is zero or not finite)"
+    _, pivots, rank, _ = dpstrf(gram, tol=smallest)
+    others = sorted(int(i) - 1 for i in pivots[rank:])
+    shown = ", ".join(map(str, others[:5])) + ", …" * (len(others) > 5)
+    return f" (rank {rank}: beside the others adds nothing the constraint {shown})"
 
 
 def _numpy(tensor: Tensor) -> Numbers:

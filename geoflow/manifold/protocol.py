@@ -95,6 +95,15 @@ class Flow(Protocol):
         """The :attr:`scalars` of a state."""
 
 
+def apart_from(flow: Flow) -> tuple[ProblemLike, ...]:
+    """Problems that what a flow descends evaluates beside that of its level set.
+
+    Their evaluations are counted apart. A flow of one's own has none, unless it says so by an
+    attribute ``regularizer_problems``.
+    """
+    return tuple(getattr(flow, "regularizer_problems", ()))
+
+
 def flatten(tensors: Mapping[str, Tensor]) -> Tensor:
     """The tensors of a state as one vector, shape (N,); a single one as it is."""
     if len(tensors) == 1:

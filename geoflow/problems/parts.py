@@ -101,6 +101,31 @@ class ModulePart(LossPart):
         return value, torch.full_like(value.detach(), self.weight)
 
 
+def module_parts(problem: Any, purpose: str) -> list[ModulePart]:
+    """Parts of a problem whose network and data are known, as those of ``from_module`` are.
+
+    Parameters
+    ----------
+    problem : ProblemLike
+        The problem.
+    purpose : str
+        What needs them, for the message.
+
+    Raises
+    ------
+    InputError
+        The problem is another.
+    """
+    parts = getattr(problem, "_parts", None)
+    found = [p for p in parts if isinstance(p, ModulePart)] if isinstance(parts, tuple) else []
+    if not found:
+        raise InputError(
+            f"problem: its loss is not that of outputs it knows, and {purpose} needs a network's "
+            "outputs; make it with Problem.from_module"
+        )
+    return found
+
+
 class Bound(nn.Module):
     """A module and a function of it, as one module whose parameters can be replaced."""
 

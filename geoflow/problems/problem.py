@@ -16,7 +16,14 @@ from geoflow.errors import InputError
 from geoflow.problems import arithmetic, capture, checks, data, derivatives, making, products
 from geoflow.problems.data import Tree
 from geoflow.problems.dtypes import dtype_name
-from geoflow.problems.parts import LossPart, ModulePart, Parameters, TensorSpec, add_up
+from geoflow.problems.parts import (
+    LossPart,
+    ModulePart,
+    Parameters,
+    TensorSpec,
+    add_up,
+    module_parts,
+)
 from geoflow.problems.pickling import Picklable
 
 
@@ -185,7 +192,8 @@ class Problem(Picklable):
             The problem is not of :meth:`from_module`, so its outputs are not known.
         """
         parameters = self.unflatten(self.theta0)
-        found = [part.outputs(parameters) for part in self._of_outputs()]
+        parts = module_parts(self, "their number")
+        found = [part.outputs(parameters) for part in parts]
         return sum(t.numel() for o in found for _, t in data.leaves(o, ""))
 
     @property
@@ -310,7 +318,7 @@ class Problem(Picklable):
         EvaluationLimitError
             A :meth:`budget` is spent.
         """
-        self._of_outputs()
+        module_parts(self, "the Gauss–Newton matrix")
 
         def product(part: LossPart, at: Parameters, along: Parameters) -> tuple[Parameters, Tensor]:
             assert isinstance(part, ModulePart)
@@ -394,16 +402,6 @@ class Problem(Picklable):
         with arithmetic.exact(self.device):
             sums, weight = add_up(contributions)
         return tuple((total / weight).to(self.dtype) for total in sums)
-
-    def _of_outputs(self) -> list[ModulePart]:
-        parts = list(self._parts) if isinstance(self._parts, tuple) else []
-        of_outputs = [p for p in parts if isinstance(p, ModulePart)]
-        if not of_outputs:
-            raise InputError(
-                "problem: its loss is not that of outputs it knows, and the Gauss–Newton matrix "
-                "needs a network's outputs; make it with Problem.from_module"
-            )
-        return of_outputs
 
 
 def _flatten(tensors: Mapping[str, Tensor]) -> Tensor:

@@ -5,13 +5,28 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from geoflow.errors import InputError
 from geoflow.problems.counting import Counted
 from geoflow.problems.parts import Parameters, TensorSpec
 from geoflow.problems.protocol import ProblemLike, check_problem
+
+
+def weighted_gradient(problem: ProblemLike, theta: Tensor, weights: NDArray[np.float64]) -> Tensor:
+    """∇Σ wᵢLᵢ at θ, shape (P,), of a problem of n ≥ 2 losses: one evaluation of them all.
+
+    By one backward pass, where the problem has a method ``weighted_gradient`` that makes it.
+    """
+    method = getattr(problem, "weighted_gradient", None)
+    coefficients = torch.from_numpy(np.array(weights)).to(theta)
+    if method is not None:
+        found: Tensor = method(theta, coefficients)
+        return found
+    return coefficients @ problem.value_and_gradient(theta)[1]
 
 
 class Problems(Counted):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from geoflow.errors import ConvergenceError, CriticalPointError, InputError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
-from geoflow.solvers.base import ONE_CONSTRAINT, REGULARIZER, Carry, StepResult, Tolerance
+from geoflow.solvers.base import REGULARIZER, Carry, StepResult, Tolerance
 from geoflow.solvers.control import check_step, clip_step
 from geoflow.solvers.multistep.corrector import Corrected, correct
 from geoflow.solvers.multistep.history import MAX_ORDER, History
@@ -54,7 +54,7 @@ class BDF:
     name = "bdf"
     order = MAX_ORDER
     dense = True
-    needs: tuple[str, ...] = (REGULARIZER, ONE_CONSTRAINT)
+    needs: tuple[str, ...] = (REGULARIZER,)
 
     def __init__(self, *, pairs: int = 40) -> None:
         if not (isinstance(pairs, int) and pairs >= 1):

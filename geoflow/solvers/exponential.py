@@ -41,7 +41,6 @@ from geoflow.errors import ConvergenceError, CriticalPointError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.solvers.base import (
     LINEARIZATION,
-    ONE_CONSTRAINT,
     REGULARIZER,
     Carry,
     Interpolant,
@@ -86,7 +85,7 @@ class Exponential:
     name = "exponential"
     order = 3
     dense = True
-    needs: tuple[str, ...] = (LINEARIZATION, REGULARIZER, ONE_CONSTRAINT)
+    needs: tuple[str, ...] = (LINEARIZATION, REGULARIZER)
     # The Krylov space; the normal, the predictor's state, the correction and their temporaries.
     vectors = MAX_VECTORS + 1 + 12
 
@@ -163,6 +162,7 @@ class _Attempts:
     ) -> None:
         self.flow, self.state = flow, state
         self.allowed = tolerance.scale(state.theta)
+        self.single = len(state.values) == 1
         self.space = KrylovSpace(flow.linearization(state), state.velocity, radius)
         self.radius = 0.0
         self.n_newton = 0
@@ -233,7 +233,8 @@ class _Attempts:
         """θ within the step that was accepted, of third order however stiff the flow.
 
         The step's own φ-functions at a part of its time, and the quadric's shift along the normal;
-        what re-projection added to that at the end grows as the cube of the distance.
+        what re-projection added to that at the end grows as the cube of the distance. Of several
+        constraints no quadric is known, and it grows as the square.
         """
 
         def flat(time: float) -> tuple[Tensor, float]:
@@ -243,7 +244,8 @@ class _Attempts:
             shift = self.space.combine(moved).add_(self.correction.unit, alpha=z[-1])
             distance = _norm(shift)
             curvature = float(moved @ self.space.loss_matrix @ moved)
-            shift.add_(self.state.gradient, alpha=-curvature / 2 / self.state.gradient_norm**2)
+            if self.single:
+                shift.add_(self.state.gradient, alpha=-curvature / 2 / self.state.gradient_norm**2)
             return shift.add_(self.state.theta), distance
 
         @functools.cache
@@ -254,7 +256,8 @@ class _Attempts:
         def at(time: float) -> Tensor:
             left, furthest = left_at_end()
             theta, distance = flat(time)
-            return theta.add_(left, alpha=(distance / furthest) ** 3 if furthest else 0.0)
+            power = 3 if self.single else 2
+            return theta.add_(left, alpha=(distance / furthest) ** power if furthest else 0.0)
 
         return at
 
@@ -266,7 +269,8 @@ class _Attempts:
     def _rtol(self) -> float:
         """How close to the level set the predictor is to be, relative to the level."""
         level_set = self.flow.level_set
-        wanted = PREDICTOR_DISTANCE * self.allowed * self.state.gradient_norm / abs(level_set.level)
+        steepest = float((self.state.gradient_norms / level_set.scales).min())
+        wanted = PREDICTOR_DISTANCE * self.allowed * steepest
         return max(min(wanted, PREDICTOR_LEVEL_RTOL), level_set.level_rtol)
 
     def _retract(
@@ -280,11 +284,30 @@ class _Attempts:
         """Move from a state, then along its normal onto the level set.
 
         Newton's method starts where L(θ) + g·move + moveᵀ∇²L move/2, the last from ``curvature``,
-        predicts the level set, and fails where it moves the point further than ``furthest``.
+        predicts the level set, and fails where it moves the point further than ``furthest``. Of
+        several constraints the residuals there are evaluated, and taken away along the normals of
+        the state: what is left for Newton's corrections is too small to shift the point.
         """
+        if not self.single:
+            start = state.theta + move
+            evaluated = self.flow.problem.value_and_gradient(start)
+            residuals = self.flow.level_set.residuals(evaluated[0])
+            if not np.isfinite(residuals).all():
+                raise ConvergenceError(
+                    "a loss is not finite at a trial point",
+                    iterations=0,
+                    residual=float(residuals[0]),
+                    reason="diverged",
+                )
+            start = start - state.normals.step(residuals)
+            return self._project(start, furthest, rtol)
         known = self.flow.level_set.residual(state.loss) + curvature / 2
         residual = torch.dot(state.gradient, move) + known
         start = (state.theta + move).sub_(state.gradient * (residual / state.gradient_norm**2))
+        return self._project(start, furthest, rtol)
+
+    def _project(self, start: Tensor, furthest: float, rtol: float | None) -> FlowState:
+        """Newton's method along the normals, its iterations counted."""
         try:
             end, projection = self.flow.project(
                 start, max_displacement=furthest, max_iterations=NEWTON_ITERATIONS, rtol=rtol

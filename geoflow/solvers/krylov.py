@@ -83,7 +83,7 @@ class KrylovSpace:
         """Evaluate the last vector's image, which gives the next vector: one gradient."""
         n = len(self) + 1
         known = self._vectors[:n]
-        image, loss_image = self.operator(known[-1])
+        image, loss_image = self._images(known[-1])
         projected = known @ image
         rest = self._orthogonal(known, image, projected)
         column, loss_column, (size, beta, coupling) = _numbers(
@@ -132,7 +132,7 @@ class KrylovSpace:
     def beside(self, unit: Tensor) -> tuple[Vector, Vector]:
         """VᵀAV and Vᵀ∇²L V of the m evaluated vectors and a unit one beside them: one gradient."""
         known = self._vectors[: len(self)]
-        images = self.operator(unit)
+        images = self._images(unit)
         found = _numbers(*(t for image in images for t in (known @ image, torch.dot(unit, image))))
         _check_finite(*(c for column in found for c in column))
         blocks = self.matrix[:-1, :-1], self.loss_matrix[:-1, :-1]
@@ -140,6 +140,13 @@ class KrylovSpace:
             bordered(block, np.append(*found[2 * i : 2 * i + 2])) for i, block in enumerate(blocks)
         )
         return matrix, loss_matrix
+
+    def _images(self, unit: Tensor) -> tuple[Tensor, Tensor]:
+        if len(self.operator.state.values) == 1:
+            return self.operator(unit)
+        # The quadrics of several constraints are not one matrix; nothing is made of them.
+        image = self.operator.image(unit)
+        return image, torch.zeros_like(image)
 
     def _orthogonal(self, known: Tensor, v: Tensor, coefficients: Tensor) -> Tensor:
         return self.operator.tangent(v - coefficients @ known)

@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from geoflow.manifold.protocol import Flow
+from geoflow.manifold.protocol import Flow, apart_from
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.protocol import ProblemLike
 from geoflow.trajectories import schema, storable
@@ -85,6 +85,9 @@ def assemble(
         "tensor_offset": np.array([t.offset for t in problem.tensors], dtype=np.int64),
         "tensor_shape": np.array(shapes, dtype=object),
     }
+    levels = schema.levels(attributes)
+    if levels:
+        arrays = {**arrays, **_by_constraint(arrays, levels)}
     variables: dict[str, Any] = {
         name: (spec.dims, arrays[name], {"long_name": spec.long_name, "units": spec.units})
         for name, spec in schema.variables(attributes).items()
@@ -101,8 +104,20 @@ def assemble(
         text = name.replace("_", " ")
         variables[name] = (("snapshot",), arrays[name], {"long_name": text, "units": "1"})
     coordinates = schema.STEP_COORDINATES | schema.SNAPSHOT_COORDINATES | schema.TENSOR_COORDINATES
+    if levels:
+        coordinates = coordinates | schema.CONSTRAINT_COORDINATES
     ds = xr.Dataset(variables, attrs=dict(attributes))
     return ds.set_coords(list(coordinates))
+
+
+def _by_constraint(arrays: Mapping[str, Any], levels: Sequence[float]) -> dict[str, Any]:
+    """Columns put together, as schema 1.2 has what is recorded of each constraint."""
+    found: dict[str, Any] = {"constraint_level": np.array(levels)}
+    for name in schema.CONSTRAINTS:
+        columns = [arrays[column] for column in schema.column_names(name, len(levels))]
+        # NumPy's function of Dask's arrays is Dask's.
+        found[name] = np.stack(columns, axis=1)
+    return found
 
 
 def at_snapshots(ds: xr.Dataset, name: str) -> NDArray[np.float64]:
@@ -138,8 +153,12 @@ def attributes(
             storable.check_text(text, f"flow: what {name!r} of {type(flow).__name__} is")
     events = [event["name"] for event in config.get("events", [])]
     named = {k: config["provenance"][k] for k in NAMED if k in config["provenance"]}
+    apart = [p.data_sha256 for p in apart_from(flow)]
+    later = {schema.REGULARIZER_DATA: " ".join(apart)} if apart else {}
+    if flow.level_set.n_constraints > 1:
+        later[schema.LEVELS] = json.dumps(flow.level_set.levels.tolist())
     found = {
-        "geoflow_schema": schema.version_of(config, dense=dense),
+        "geoflow_schema": schema.version_of(config, later, dense=dense),
         "geoflow_version": version("geoflow"),
         "Conventions": schema.CONVENTIONS,
         "title": "Walk along a training-loss level set",
@@ -147,7 +166,8 @@ def attributes(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "experiment": "",
         "seed": -1,
-        "level": flow.level_set.level,
+        # Of several constraints their mean; what each has is beside it.
+        "level": float(flow.level_set.levels.mean()),
         "level_rtol": flow.level_set.level_rtol,
         "solver": solver,
         "rtol": rtol,
@@ -164,6 +184,7 @@ def attributes(
         "xarray_version": xr.__version__,
         **schema.flow_attributes(type(flow).__name__, flow.scalars),
         **({schema.EVENTS: json.dumps(events)} if events else {}),
+        **later,
     } | named
     storable.check_attributes(found, [t.name for t in problem.tensors])
     return found

@@ -16,6 +16,14 @@ from geoflow.errors import InputError, ObservableError
 from geoflow.manifold.protocol import Flow
 from geoflow.trajectories import schema, storable
 
+# Names of the schema's own, in whatever walk.
+TAKEN = {
+    **schema.VARIABLES,
+    **schema.APART,
+    **schema.CONSTRAINTS,
+    **schema.CONSTRAINT_COORDINATES,
+}
+
 Observable = Callable[[Tensor], float]
 
 
@@ -30,7 +38,7 @@ class StepRecords(Sequence[Mapping[str, float]]):
     """
 
     def __init__(self, attributes: Mapping[str, Any] | None = None) -> None:
-        specs = schema.STEP_COORDINATES | schema.step_variables(attributes or {})
+        specs = schema.columns(attributes or {})
         self.columns = {n: array("q" if s.dtype == "i8" else "d") for n, s in specs.items()}
 
     @classmethod
@@ -137,6 +145,7 @@ def step_record(
     """
     return {
         **flow.values(state),
+        **_of_constraints(flow, state),
         "time": time,
         "arc_length": arc_length,
         "step_size": step_size,
@@ -145,9 +154,21 @@ def step_record(
         "n_reprojection": n_reprojection,
         "n_gradient": counts["gradient"],
         "n_hvp": counts["hvp"],
+        "n_regularizer_gradient": counts.get("regularizer_gradient", 0),
         "wall_time": wall_time,
         "event": event,
     }
+
+
+def _of_constraints(flow: Flow, state: Any) -> dict[str, float]:
+    """Columns of what is recorded of each of several constraints."""
+    n = flow.level_set.n_constraints
+    if n == 1:
+        return {}
+    found: dict[str, float] = {}
+    for name, values in flow.constraint_values(state).items():  # type: ignore[attr-defined]
+        found |= zip(schema.column_names(name, n), map(float, values), strict=True)
+    return found
 
 
 def check_observables(observables: Mapping[str, Observable], theta: Tensor) -> None:
@@ -159,7 +180,7 @@ def check_observables(observables: Mapping[str, Observable], theta: Tensor) -> N
         A name the schema uses itself, or a function that does not give a number.
     """
     for name, function in observables.items():
-        storable.check_name(name, "observables", schema.VARIABLES)
+        storable.check_name(name, "observables", TAKEN)
         try:
             float(function(theta.clone()))
         except Exception as error:

@@ -18,6 +18,9 @@ SCHEMA_VERSION = "1.0"
 # Of walks with snapshots between their steps or with recorded events, which a reader of 1.0 would
 # not understand; all others are written as 1.0 still.
 LATER_VERSION = "1.1"
+# Of walks on several constraints, and of those whose R counts its evaluations apart.
+LATEST_VERSION = "1.2"
+LATER_VERSIONS = (LATER_VERSION, LATEST_VERSION)
 CONVENTIONS = "CF-1.11"
 
 
@@ -57,6 +60,30 @@ PROGRESS_VARIABLES = {
 # Only in walks that record events: their names, as a JSON list, and which one a row is.
 EVENTS = "events"
 EVENT = VariableSpec("i8", ("step",), "1", "events recorded here; 0: none")
+
+# Only in walks whose R evaluates problems of its own: SHA-256 of their data, and what they cost.
+REGULARIZER_DATA = "regularizer_data_sha256"
+APART = {
+    "n_regularizer_gradient": VariableSpec(
+        "i8", ("step",), "1", "gradient evaluations of the regularisation function so far"
+    )
+}
+
+# Only in walks on several constraints: the level of each, as a JSON list.
+LEVELS = "constraint_levels"
+CONSTRAINTS = {
+    "constraint_residual": VariableSpec(
+        "f8", ("step", "constraint"), "1", "loss of the constraint less its level"
+    ),
+    "constraint_multiplier": VariableSpec(
+        "f8", ("step", "constraint"), "1", "Lagrange multiplier of the constraint"
+    ),
+}
+CONSTRAINT_COORDINATES = {
+    "constraint_level": VariableSpec("f8", ("constraint",), "1", "level of the constraint")
+}
+# No more are believed of a file.
+MOST_CONSTRAINTS = 100_000
 
 # Of a walk of a RegularizingFlow, as nearly all are; see step_variables for the others.
 STEP_VARIABLES = {**_scalars(SCALARS), **PROGRESS_VARIABLES}
@@ -143,18 +170,20 @@ STATUSES = (
 FLOW, FLOW_SCALARS = "flow", "flow_scalars"
 
 
-def version_of(config: Mapping[str, Any], *, dense: bool) -> str:
+def version_of(config: Mapping[str, Any], attributes: Mapping[str, Any], *, dense: bool) -> str:
     """Version of the schema that a walk is written in: the oldest that does for its settings.
 
     ``dense`` says whether its solver has interpolants, so that snapshots may lie within steps.
     """
+    if REGULARIZER_DATA in attributes or LEVELS in attributes:
+        return LATEST_VERSION
     within = dense and (config.get("snapshot_times") or config.get("snapshot_every"))
     return LATER_VERSION if within or config.get("events") else SCHEMA_VERSION
 
 
 def is_observable(name: str) -> bool:
     """Whether a variable of a trajectory is an observable, not one of the schema's own."""
-    return name not in VARIABLES
+    return all(name not in known for known in (VARIABLES, APART, CONSTRAINTS))
 
 
 def flow_attributes(name: str, scalars: Mapping[str, Scalar]) -> dict[str, str]:
@@ -167,7 +196,8 @@ def flow_attributes(name: str, scalars: Mapping[str, Scalar]) -> dict[str, str]:
     """
     if scalars == SCALARS:
         return {}
-    others = {n: s for n, s in VARIABLES.items() if n not in SCALARS}
+    known = {**VARIABLES, **APART, **CONSTRAINTS, **CONSTRAINT_COORDINATES}
+    others = {n: s for n, s in known.items() if n not in SCALARS}
     for scalar in scalars:
         if scalar in others or not scalar.isidentifier():
             raise InputError(
@@ -184,10 +214,14 @@ def step_variables(attributes: Mapping[str, Any]) -> dict[str, VariableSpec]:
     ArchiveError
         The attributes do not say what the flow recorded.
     """
-    events = {"event": EVENT} if event_names(attributes) else {}
+    more = {"event": EVENT} if event_names(attributes) else {}
+    if REGULARIZER_DATA in attributes:
+        more |= APART
+    if LEVELS in attributes:
+        more |= CONSTRAINTS
     text = attributes.get(FLOW_SCALARS)
     if text is None:
-        return {**STEP_VARIABLES, **events}
+        return {**STEP_VARIABLES, **more}
     try:
         scalars = {
             str(name): Scalar(str(long_name), str(units))
@@ -196,7 +230,47 @@ def step_variables(attributes: Mapping[str, Any]) -> dict[str, VariableSpec]:
         flow_attributes("", scalars)
     except (ValueError, TypeError, AttributeError, RecursionError, InputError):
         raise ArchiveError(f"attribute {FLOW_SCALARS} cannot be used; run again") from None
-    return {**_scalars(scalars), **PROGRESS_VARIABLES, **events}
+    return {**_scalars(scalars), **PROGRESS_VARIABLES, **more}
+
+
+def levels(attributes: Mapping[str, Any]) -> list[float]:
+    """Levels of the constraints of a walk on several of them; none of a walk on one.
+
+    Raises
+    ------
+    ArchiveError
+        The attribute cannot be used.
+    """
+    try:
+        found = json.loads(attributes.get(LEVELS, "[]"))
+        usable = isinstance(found, list) and len(found) <= MOST_CONSTRAINTS
+        usable = usable and all(type(c) in (int, float) and np.isfinite(c) for c in found)
+        if usable and (len(found) > 1) == (LEVELS in attributes):
+            return [float(level) for level in found]
+    except (ValueError, TypeError, RecursionError, OverflowError):
+        pass
+    raise ArchiveError(f"attribute {LEVELS} cannot be used; run again")
+
+
+def columns(attributes: Mapping[str, Any]) -> dict[str, VariableSpec]:
+    """Variables by step as columns of numbers: one for each constraint of those that have them.
+
+    Raises
+    ------
+    ArchiveError
+        See :func:`step_variables`.
+    """
+    found: dict[str, VariableSpec] = {}
+    n = len(levels(attributes))
+    for name, spec in (STEP_COORDINATES | step_variables(attributes)).items():
+        several = spec.dims == ("step", "constraint")
+        found |= dict.fromkeys(column_names(name, n) if several else [name], spec)
+    return found
+
+
+def column_names(name: str, n: int) -> list[str]:
+    """Names of the columns of a variable by step and constraint."""
+    return [f"{name}_{i}" for i in range(n)]
 
 
 def event_names(attributes: Mapping[str, Any]) -> list[str]:
@@ -224,7 +298,8 @@ def variables(attributes: Mapping[str, Any]) -> dict[str, VariableSpec]:
     ArchiveError
         See :func:`step_variables`.
     """
-    return _with_steps(step_variables(attributes))
+    of_each = CONSTRAINT_COORDINATES if levels(attributes) else {}
+    return _with_steps(step_variables(attributes)) | of_each
 
 
 def defects(ds: xr.Dataset) -> list[str]:
@@ -239,7 +314,7 @@ def attribute_defects(attributes: Mapping[str, Any]) -> list[str]:
     """Say what in the global attributes is not as schema 1.0 has it, one line each."""
     found = []
     version = attributes.get("geoflow_schema")
-    if version not in (SCHEMA_VERSION, LATER_VERSION):
+    if version not in (SCHEMA_VERSION, *LATER_VERSIONS):
         found.append(f"attribute geoflow_schema is {version!r}, not {SCHEMA_VERSION!r}")
     kinds: dict[type, tuple[type, ...]] = {
         str: (str,),
@@ -296,10 +371,16 @@ def _value_defects(ds: xr.Dataset) -> list[str]:
     found = []
     if not ds.sizes["step"]:
         return ["there is no step"]
+    if (n := len(levels(ds.attrs))) and (
+        ds.sizes["constraint"] != n
+        or not np.array_equal(ds["constraint_level"].values, levels(ds.attrs))
+    ):
+        return ["constraint_level is not what the attribute constraint_levels has"]
     time = ds["time"].values
     if not (np.isfinite(time).all() and (np.diff(time) > 0).all()):
         found.append("time does not increase at every step")
-    for name in ("arc_length", "wall_time", "n_rejected", "n_reprojection", "n_gradient", "n_hvp"):
+    rising = ("arc_length", "wall_time", "n_rejected", "n_reprojection", "n_gradient", "n_hvp")
+    for name in (*rising, *(n for n in APART if n in ds)):
         if not (np.diff(ds[name].values) >= 0).all():
             found.append(f"{name} falls, though it counts up")
     steps = ds["snapshot_step"].values

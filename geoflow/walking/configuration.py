@@ -69,7 +69,7 @@ def check(path: Path, attributes: Mapping[str, Any]) -> None:
         Names the first defect, or the version of geoflow to go on with.
     """
     version = attributes.get("geoflow_schema")
-    if version not in (schema.SCHEMA_VERSION, schema.LATER_VERSION):
+    if version not in (schema.SCHEMA_VERSION, *schema.LATER_VERSIONS):
         raise ArchiveError(
             f"{path} is in schema {version!r} and this geoflow writes {schema.SCHEMA_VERSION!r}; "
             f"go on with the geoflow that wrote it ({attributes.get('geoflow_version')})"

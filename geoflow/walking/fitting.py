@@ -39,13 +39,14 @@ def check_fit(
     Raises
     ------
     InputError
-        Several constraints; or a solver, a stop, events or observables that do not fit the flow.
+        Several constraints of which the flow records nothing; or a solver, a stop, events or
+        observables that do not fit the flow.
     """
     n = flow.level_set.n_constraints
-    if n > 1:
+    if n > 1 and not hasattr(flow, "constraint_values"):
         raise InputError(
-            f"flow: its level set has {n} constraints, and a trajectory records one; step along "
-            "it with flow.evaluate and flow.project"
+            f"flow: its level set has {n} constraints, of which {type(flow).__name__} records "
+            "nothing; give it a method constraint_values, as RegularizingFlow has one"
         )
     check_needs(solver, flow)
     goals.check_scalars(flow.scalars, observables)

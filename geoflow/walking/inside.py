@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geoflow.manifold.normals import normal_space
 from geoflow.manifold.protocol import Flow, State
 from geoflow.solvers import StepResult
 
@@ -107,7 +108,7 @@ class Inside:
             state, projection = self.flow.project(self._curve(middle))
             self.n_newton += projection.iterations
             # Free of charge from where its last iteration ended.
-            step = self._newton(state, CLOSE * self.flow.level_set.tolerance)
+            step = self._newton(state, CLOSE)
             self._correct(middle, state.flat if step is None else state.flat + step)
             if projection.iterations or step is not None or n_looked < LOOKED_AT:
                 parts += [(middle, end), (begin, middle)]
@@ -133,7 +134,7 @@ class Inside:
         assert self.interpolant is not None, "a step without one is made again"
         if not self.corrections:
             for end, state in self.ends.items():
-                self.corrections[end] = self._newton(state, self.flow.level_set.tolerance)
+                self.corrections[end] = self._newton(state, 1.0)
         flat = self.interpolant(time)
         nodes = self._around(time)
         for node in nodes:
@@ -157,13 +158,14 @@ class Inside:
         after = bisect.bisect_left(known, known[right] + apart)
         return [known[i] for i in (before, left, right, after) if 0 <= i < len(known)]
 
-    def _newton(self, state: State, tolerance: float) -> Tensor | None:
-        """Newton's step to the level set; None for nothing, where the state is close enough."""
-        loss, gradient = state.evaluated
-        residual = self.flow.level_set.residual(loss)
-        if abs(residual) <= tolerance:
+    def _newton(self, state: State, close: float) -> Tensor | None:
+        """Newton's step to the level set; None where a state is ``close`` tolerances from it."""
+        loss, gradients = state.evaluated
+        level_set = self.flow.level_set
+        residuals = level_set.residuals(loss)
+        if (abs(residuals) <= close * level_set.tolerances).all():
             return None
         step = torch.zeros_like(state.flat)
         # Of a state that holds more than θ, θ alone is moved.
-        step[: gradient.numel()] = gradient * (-residual / float(torch.dot(gradient, gradient)))
+        step[: gradients.shape[-1]] = -normal_space(gradients).step(residuals)
         return step

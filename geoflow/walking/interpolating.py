@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,6 +18,7 @@ from geoflow.problems.dtypes import DTYPES
 from geoflow.problems.earlier import same_data
 from geoflow.solvers import Solver, Tolerance
 from geoflow.system.translation import numerics
+from geoflow.trajectories import schema
 from geoflow.walking.inside import Inside
 
 # What rounding in the dtype of the snapshots does to a loss, over its level: a hundred units.
@@ -130,7 +130,8 @@ def _tolerance(ds: xr.Dataset, flow: Flow) -> Tolerance:
     InputError
         They are not.
     """
-    problem, level = flow.problem, flow.level_set.level
+    problem, levels = flow.problem, flow.level_set.levels
+    then = schema.levels(ds.attrs) or [ds.attrs["level"]]
     kept = DTYPES[str(ds["theta"].dtype)]
     rounding = UNITS_OF_ROUNDING * torch.finfo(kept).eps
     if ds.attrs["rtol"] < rounding:
@@ -139,7 +140,7 @@ def _tolerance(ds: xr.Dataset, flow: Flow) -> Tolerance:
             f"{ds.attrs['rtol']:g}; walk again without theta_dtype"
         )
     alike = ds.sizes["parameter"] == problem.n_parameters
-    alike &= math.isclose(level, ds.attrs["level"], rel_tol=1e-9)
+    alike &= len(levels) == len(then) and np.allclose(levels, then, rtol=1e-9, atol=0)
     alike &= flow.regularizer_name == ds.attrs["regularizer_name"]
     if not (alike and same_data(problem, ds.attrs["data_sha256"])):
         raise InputError("flow: its data, parameters, level or R are not those of ds; give its own")

@@ -71,8 +71,8 @@ def walk(
         That and an :class:`Event <geoflow.walking.events.Event>` end it inside a step. Its name
         with its options is one too, ``"Plateau:window=2"``.
     max_evaluations : int, optional
-        Budget in gradient evaluations, a Hessian-vector product counting 2. Never exceeded.
-        None: 100,000.
+        Budget in gradient evaluations, a Hessian-vector product counting 2. Never exceeded. Where R
+        is the loss of another problem that has as many again for itself. None: 100,000.
     reproject_every : float, optional
         Flow time between re-projections for torchdiffeq's solvers. None: every accepted step.
     snapshot_times : sequence of float, optional
@@ -110,7 +110,8 @@ def walk(
     Returns
     -------
     xarray.Dataset
-        Schema 1.0, or 1.1 with snapshots between the steps or events. Its ``status`` says how the
+        Schema 1.0, or 1.1 with snapshots between the steps or events, or 1.2 where R counts its
+        evaluations apart. Its ``status`` says how the
         walk ended: ``stationary``, ``event``, ``t_end``, ``plateau``, ``max_evaluations``;
         ``step_size_underflow``, ``projection_failed``, ``critical_point`` or
         ``numerical_failure`` where it could not go on; ``interrupted`` after Ctrl-C.
@@ -141,6 +142,7 @@ def walk(
     config = {
         **settings.config,
         "observables": sorted(observables),
+        **_of_level_set(flow),
         **({"events": [event.config for event in recorded]} if recorded else {}),
         "threads": torch.get_num_threads(),
         **({"processes": n} if (n := getattr(flow.problem, "n_processes", 1)) > 1 else {}),
@@ -178,3 +180,13 @@ def walk(
         overwrite=overwrite,
     ) as stream:
         return walk_with(stream)
+
+
+def _of_level_set(flow: Flow) -> dict[str, Any]:
+    """What ``config`` has of a level set beside ``level`` and ``level_rtol``: what is not usual."""
+    level_set = flow.level_set
+    division = getattr(flow.problem, "division", "")
+    return {
+        **({"level_atol": level_set.level_atol} if level_set.level_atol else {}),
+        **({"constraints": division} if division else {}),
+    }

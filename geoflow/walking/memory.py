@@ -21,7 +21,10 @@ def vector_bytes(flow: Flow, solver: Solver) -> int:
     are not in it, which a ``batch_size`` bounds, nor the records, some 150 bytes a step.
     """
     theta = flow.problem.theta0
-    return (STATE + EVALUATION + vectors_of(solver)) * theta.numel() * theta.element_size()
+    # The gradients of several constraints: at two states, in an evaluation, and orthonormal.
+    several = 4 * (flow.level_set.n_constraints - 1)
+    vectors = STATE + EVALUATION + vectors_of(solver) + several
+    return vectors * theta.numel() * theta.element_size()
 
 
 def snapshot_bytes(flow: Flow, rule: SnapshotRule, dtype: torch.dtype) -> int:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from geoflow import experiments
 from geoflow.archive import trajectory_files
 from geoflow.errors import ArchiveError, GeoflowError, InputError
@@ -21,8 +19,6 @@ from geoflow.problems import dtypes
 from geoflow.problems.earlier import same_data
 from geoflow.walking import configuration
 from geoflow.walking.settings import DEFAULTS, WalkSettings
-
-Regularizer = Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -37,8 +33,8 @@ class Run:
         Keyword arguments of :meth:`geoflow.experiments.Experiment.prepare`.
     walk : WalkSettings
         How it is walked.
-    regularizer : callable
-        R.
+    regularizer : callable or Regularizer
+        R, as :func:`geoflow.regularizers.get` gives it.
     level_rtol : float
         See :class:`geoflow.LevelSet`.
     threads : int, optional
@@ -50,7 +46,7 @@ class Run:
     experiment: str
     preparation: dict[str, Any] = field(default_factory=dict)
     walk: WalkSettings = DEFAULTS
-    regularizer: Regularizer = field(default_factory=lambda: regularizers.get(regularizers.DEFAULT))
+    regularizer: Any = field(default_factory=lambda: regularizers.get(regularizers.DEFAULT))
     level_rtol: float = 1e-6
     threads: int | None = None
     data_sha256: str = ""

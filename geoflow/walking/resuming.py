@@ -13,13 +13,14 @@ from geoflow import experiments
 from geoflow.archive import trajectory_files
 from geoflow.archive.saved import Saved, saved
 from geoflow.errors import ArchiveError, InputError
-from geoflow.manifold.protocol import Flow
+from geoflow.manifold.protocol import Flow, apart_from
 from geoflow.problems import dtypes
 from geoflow.problems.earlier import same_data
 from geoflow.solvers import Solver, is_dense
 from geoflow.trajectories import schema
 from geoflow.trajectories.records import Observable
 from geoflow.walking import configuration, rerunning
+from geoflow.walking.counting import spent
 from geoflow.walking.crossings import Seeker
 from geoflow.walking.events import Event, from_config
 from geoflow.walking.fitting import check_fit
@@ -125,7 +126,7 @@ def resume(
         flow.problem,
         {
             **header,
-            "geoflow_schema": schema.version_of(config, dense=is_dense(chosen)),
+            "geoflow_schema": schema.version_of(config, header, dense=is_dense(chosen)),
             "config": json.dumps(config, sort_keys=True),
         },
         look_back=goals.look_back,
@@ -163,7 +164,7 @@ def check_further(kept: Saved, path: Path, goals: Goals) -> int:
         last = {str(n): float(v[-1]) for n, v in ds.variables.items() if v.dims == ("step",)}
         n_records = ds.sizes["step"]
     if kept.has_ended:
-        counts = {name: int(last[f"n_{name}"]) for name in ("gradient", "hvp")}
+        counts = {name: int(last[f"n_{name}"]) for name in kept.checkpoint.counts}
         _refuse_passed(goals, [last], counts)
     return n_records
 
@@ -177,6 +178,7 @@ def check_flow(flow: Flow, kept: Saved) -> None:
         Other data, another network, level or regularisation function; says which.
     """
     problem, attributes = flow.problem, kept.attributes
+    kept_levels = schema.levels(attributes) or [attributes["level"]]
     tensors = [[t.name, list(t.shape)] for t in problem.tensors]
     pairs = {
         "dtype": (dtypes.dtype_name(problem.dtype), attributes["dtype"]),
@@ -187,9 +189,14 @@ def check_flow(flow: Flow, kept: Saved) -> None:
             attributes["data_sha256"],
         ),
         "network's tensors": (tensors, kept.tensors),
-        "level": (flow.level_set.level, attributes["level"]),
+        "level": (flow.level_set.levels.tolist(), kept_levels),
+        "level_atol": (flow.level_set.level_atol, kept.config.get("level_atol", 0.0)),
         "level_rtol": (flow.level_set.level_rtol, attributes["level_rtol"]),
         "regularizer": (flow.regularizer_name, attributes["regularizer_name"]),
+        "regularizer's data (SHA-256)": (
+            " ".join(p.data_sha256 for p in apart_from(flow)),
+            attributes.get(schema.REGULARIZER_DATA, ""),
+        ),
         "kind": (
             schema.flow_attributes(type(flow).__name__, flow.scalars),
             {n: attributes[n] for n in (schema.FLOW, schema.FLOW_SCALARS) if n in attributes},
@@ -231,10 +238,10 @@ def _settings(
 
 def _refuse_passed(goals: Goals, records: Sequence[Record], counts: Mapping[str, int]) -> None:
     """Refuse goals that would end the walk where it stands, or before."""
-    spent = counts["gradient"] + 2 * counts["hvp"]
-    if spent >= goals.max_evaluations:
+    cost = max(spent(counts).values())
+    if cost >= goals.max_evaluations:
         raise InputError(
-            f"max_evaluations={goals.max_evaluations}: the walk has spent {spent} already; allow "
+            f"max_evaluations={goals.max_evaluations}: the walk has spent {cost} already; allow "
             "more, from its start on"
         )
     end = goals.judge(records) if records else None

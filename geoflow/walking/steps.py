@@ -22,6 +22,7 @@ from geoflow.trajectories import records
 from geoflow.trajectories.records import Observable, Snapshot
 from geoflow.trajectories.storable import storable
 from geoflow.walking import ending
+from geoflow.walking.counting import budgets, counts_of
 from geoflow.walking.crossings import Seeker
 from geoflow.walking.fitting import check_same
 from geoflow.walking.inside import FEW, Inside
@@ -76,8 +77,8 @@ class Walk:
         self.carry: Carry | None = None
         # The latest record, and the evaluations up to where the walk could go on from.
         self.last: Mapping[str, Any] = {}
-        self.counts = dict.fromkeys(flow.problem.counts, 0)
-        self.counts0 = flow.problem.counts
+        self.counts0 = counts_of(flow)
+        self.counts = dict.fromkeys(self.counts0, 0)
         self.n_at_floor0 = flow.level_set.n_at_floor
         self.clock0 = clock.perf_counter()
         # Of a walk that has ended inside a step: the start of that step.
@@ -95,7 +96,7 @@ class Walk:
             del self.levels[self.seeker.n_recorded :]
         problem = self.flow.problem
         tensors = {n: t.to(problem.device) for n, t in checkpoint.tensors.items()}
-        self.carry, self.counts = checkpoint.carry, dict(checkpoint.counts)
+        self.carry, self.counts = checkpoint.carry, self.counts | checkpoint.counts
         if checkpoint.n_steps:
             self.state = self.flow.evaluate(flatten(tensors))
             self.last = self.recorder.records[-1]
@@ -103,7 +104,7 @@ class Walk:
             self.clock0 -= self.last["wall_time"]
         else:
             self.start = tensors["theta"]
-        self.counts0 = {n: k - self.counts[n] for n, k in problem.counts.items()}
+        self.counts0 = {n: k - self.counts[n] for n, k in counts_of(self.flow).items()}
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -126,9 +127,8 @@ class Walk:
             As many as there are in its archive: a failure or Ctrl-C before so many is raised, and
             ends nothing.
         """
-        budget = goals.max_evaluations - self.counts["gradient"] - 2 * self.counts["hvp"]
         shown = Progress(progress)
-        with shown, self.flow.problem.budget(max(budget, 0)):
+        with shown, budgets(self.flow, self.counts, goals.max_evaluations):
             try:
                 self._prepare()
                 end = self._judge(goals)
@@ -327,7 +327,7 @@ class Walk:
         return self.state
 
     def _counts(self) -> dict[str, int]:
-        counts = self.flow.problem.counts
+        counts = counts_of(self.flow)
         return {name: counts[name] - self.counts0[name] for name in counts}
 
 

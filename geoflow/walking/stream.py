@@ -17,7 +17,7 @@ import bisect
 import json
 import math
 import time as clock
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from geoflow.archive.saved import check_target, saved
 from geoflow.errors import ArchiveError, StorageError
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import files, interrupts, translation
+from geoflow.trajectories import schema
 from geoflow.trajectories.dataset import assemble
 from geoflow.trajectories.records import Snapshot, StepRecords
 from geoflow.walking.snapshots import SnapshotRule, between
@@ -303,7 +304,7 @@ class Stream:
                     self._save_snapshots()
             self._save_snapshots()
             for number, (start, end) in enumerate(_spans(ds.sizes["step"])):
-                rows = {name: ds[name][start:end].values for name in self.records.columns}
+                rows = _columns(ds, self.records.columns, start, end)
                 parts.write(self._steps(number), rows)
             checkpoint = trajectory_files.read_checkpoint(self.path, ds)
         self._write_checkpoint(checkpoint)
@@ -394,6 +395,23 @@ def _rows(part: Path, name: str, n: int) -> NDArray[Any]:
 def _thetas(part: Path, keys: Sequence[str]) -> NDArray[Any]:
     thetas = parts.read(part, keys)
     return np.stack([thetas[key] for key in keys])
+
+
+def _columns(ds: xr.Dataset, names: Iterable[str], start: int, end: int) -> dict[str, NDArray[Any]]:
+    """Columns of the records; those of a variable by step and constraint taken apart."""
+    several = {
+        column: values
+        for name in schema.CONSTRAINTS
+        if name in ds
+        for values in [ds[name][start:end].values]
+        for column in schema.column_names(name, values.shape[1])
+    }
+    return {
+        name: several[name][:, int(name.rpartition("_")[2])]
+        if name in several
+        else ds[name][start:end].values
+        for name in names
+    }
 
 
 def _key(step: int, index: int | None = None) -> str:

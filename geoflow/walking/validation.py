@@ -22,6 +22,7 @@ BLOCK_BYTES = 16 * 2**20
 NEVER_BELOW_ZERO = (
     *("arc_length", "level_distance", "gradient_norm", "tangent_norm", "angle"),
     *("step_size", "n_rejected", "n_reprojection", "n_gradient", "n_hvp", "wall_time"),
+    "n_regularizer_gradient",
 )
 
 

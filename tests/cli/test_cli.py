@@ -317,7 +317,8 @@ def test_ctrl_c_twice_says_how_to_go_on(tmp_path, monkeypatch, capsys):
 
 def test_the_options_of_run_are_in_the_file_and_go_on_from_there(tmp_path):
     path, again = tmp_path / "walk.nc", tmp_path / "again.nc"
-    options = ["--regularizer", "pseudo_huber_norm:delta=0.1", "--stop", "none", "--t-end", "0.02"]
+    name = "1.0*squared_norm:tensors=*.bias + 0.5*pseudo_huber_norm:delta=0.1"
+    options = ["--regularizer", name, "--stop", "none", "--t-end", "0.02"]
     options += ["--snapshot-every", "0.01", "--theta-dtype", "float32"]
     assert cli.main(["run", "iris_ff", "--quiet", "--out", str(path), *options]) == DONE
     assert cli.main(["run", "--like", str(path), "--out", str(again), "--quiet"]) == DONE
@@ -325,7 +326,7 @@ def test_the_options_of_run_are_in_the_file_and_go_on_from_there(tmp_path):
     assert cli.main(["resume", str(again), "--t-end", "0.03", "--quiet"]) == DONE
     with gf.open_trajectory(again) as ds:
         config = json.loads(ds.attrs["config"])
-        assert ds.attrs["regularizer_name"] == "pseudo_huber_norm:delta=0.1"
+        assert ds.attrs["regularizer_name"] == name
         assert (config["stop"], config["snapshot_every"]) == (None, 0.01)
         assert ds["theta"].dtype == "float32"
         assert np.allclose(ds["snapshot_time"], [0, 0.01, 0.02, 0.03])

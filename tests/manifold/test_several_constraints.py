@@ -397,6 +397,7 @@ def test_of_several_residuals_the_largest_is_that_relative_to_its_level():
         torch.tensor([3.0, 90.0], dtype=torch.float64),
         torch.eye(3, dtype=torch.float64)[:2],
         np.array([1.0, 100.0]),
+        np.array([1.0, 100.0]),
     )
     assert at.size == 2.0
 

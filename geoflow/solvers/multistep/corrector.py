@@ -28,6 +28,7 @@ from torch import Tensor
 
 from geoflow.errors import ConvergenceError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.manifold.level_set import as_values
 from geoflow.solvers.multistep.history import Formula
 from geoflow.solvers.multistep.secant import LEAST_CURVATURE, SecantPairs
 
@@ -94,23 +95,24 @@ def correct(
     before: FlowState | None = None
     for iteration in range(MAX_ITERATIONS):
         state = _evaluate(flow, theta)
-        residual = level_set.residual(state.loss)
-        g = state.gradient
+        residuals = level_set.residuals(state.values)
+        g = torch.atleast_2d(state.gradients)
         force = torch.add(theta - shift, state.regularizer_gradient, alpha=c)
-        multiplier = -float(torch.dot(force, g)) / state.gradient_norm**2
+        multipliers = torch.from_numpy(np.array(state.normals.split(force).multipliers)).to(g)
         if before is not None:
-            _learn(space, pairs, before, state, multiplier, c)
-        force = torch.add(force, g, alpha=multiplier)
+            _learn(space, pairs, before, state, multipliers, c)
+        force = force + multipliers @ g
         # What remains to be done: in the space of the corrections so far, and by the pairs.
-        move, rest = space.solve(force, g / state.gradient_norm)
-        both = pairs.inverse(torch.stack([rest, g]), c, BULK)
-        along, normal = both
-        normal = normal / float(torch.dot(g, normal))
-        move = move - along + float(torch.dot(g, along)) * normal
+        norms = torch.from_numpy(np.array(state.gradient_norms)).to(g)
+        normals = g / norms[:, None]
+        move, rest = space.solve(force, normals)
+        along, *images = pairs.inverse(torch.cat([rest[None], normals]), c, BULK)
+        oblique = _Oblique(normals, torch.stack(images))
+        move = move - along + oblique.carrying(normals @ along)
         size = float(torch.linalg.vector_norm(move))
-        onto = residual * normal
+        onto = oblique.carrying(torch.from_numpy(residuals).to(g) / norms)
         small = size <= negligible and float(torch.linalg.vector_norm(onto)) <= negligible
-        if small and abs(residual) <= level_set.tolerance:
+        if small and (abs(residuals) <= level_set.tolerances).all():
             return Corrected(state, iteration)
         if not math.isfinite(size) or (len(sizes) > 2 and size > DIVERGED * min(sizes)):
             break
@@ -123,9 +125,43 @@ def correct(
     raise ConvergenceError(
         "Newton's iteration for an implicit step does not converge",
         iterations=len(sizes),
-        residual=residual,
+        residual=float(residuals[np.argmax(abs(residuals) / level_set.scales)]),
         reason="iterations",
     )
+
+
+class _Oblique:
+    """The normals' images under the inverse of I + cA: along them the level is come to.
+
+    Parameters
+    ----------
+    normals, images : Tensor, shape (n, P)
+        Unit normals, and their images.
+    """
+
+    def __init__(self, normals: Tensor, images: Tensor) -> None:
+        self.images = images
+        self.products = (normals @ images.T).to("cpu", torch.float64).numpy()
+
+    def carrying(self, components: Tensor) -> Tensor:
+        """Combine the images so that the result has these components along the normals.
+
+        Raises
+        ------
+        ConvergenceError
+            The images do not span the normal space.
+        """
+        try:
+            right = components.to("cpu", torch.float64).numpy()
+            found = np.linalg.solve(self.products, right)
+        except np.linalg.LinAlgError:
+            raise ConvergenceError(
+                "the normals of the constraints cannot be told apart in an implicit step",
+                iterations=0,
+                residual=math.nan,
+                reason="iterations",
+            ) from None
+        return torch.from_numpy(found).to(self.images) @ self.images
 
 
 class _Space:
@@ -140,23 +176,26 @@ class _Space:
         self.vectors[self.n], self.images[self.n] = vector, image
         self.n += 1
 
-    def solve(self, force: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
+    def solve(self, force: Tensor, normals: Tensor) -> tuple[Tensor, Tensor]:
         """Tangent move in the space after which no force is left along it, and what is left."""
         n = self.n
         if not n:
             return torch.zeros_like(force), force
         vectors, images = self.vectors[:n], self.images[:n]
         products = (vectors @ images.T).to("cpu", torch.float64).numpy()
-        forces = (vectors @ torch.stack([force, normal], 1)).to("cpu", torch.float64).numpy()
-        system = np.zeros((n + 1, n + 1))
+        inner = vectors @ torch.cat([force[None], normals]).T
+        forces = inner.to("cpu", torch.float64).numpy()
+        size = n + len(normals)
+        system = np.zeros((size, size))
         system[:n, :n] = (products + products.T) / 2
-        system[:n, n] = system[n, :n] = forces[:, 1]
-        right = np.append(-forces[:, 0], 0.0)
+        system[:n, n:] = forces[:, 1:]
+        system[n:, :n] = forces[:, 1:].T
+        right = np.append(-forces[:, 0], np.zeros(len(normals)))
         # Corrections that all but repeat one another are left out of it.
         found = np.linalg.lstsq(system, right, rcond=1e-8)[0][:n]
         coefficients = torch.from_numpy(found).to(force)
         left = force + coefficients @ images
-        left = left - normal * float(torch.dot(left, normal))
+        left = left - normals.T @ (normals @ left)
         return coefficients @ vectors, left
 
 
@@ -165,7 +204,7 @@ def _learn(
     pairs: SecantPairs,
     before: FlowState,
     after: FlowState,
-    multiplier: float,
+    multipliers: Tensor,
     c: float,
 ) -> None:
     """Take the last correction and its image into the space, and among the pairs."""
@@ -176,7 +215,8 @@ def _learn(
     if size <= floor:
         return
     image = after.regularizer_gradient - before.regularizer_gradient
-    image = torch.add(image, after.gradient - before.gradient, alpha=multiplier / c)
+    change = torch.atleast_2d(after.gradients - before.gradients)
+    image = image + (multipliers / c) @ change
     s, image = s / size, image / size
     space.add(s, torch.add(s, image, alpha=c))
     if 1 + c * float(torch.dot(s, image)) > LEAST_CURVATURE:
@@ -192,12 +232,14 @@ def _evaluate(flow: RegularizingFlow, theta: Tensor) -> FlowState:
         L or ∇L is not finite, or ∇L is zero: the point is too far off.
     """
     loss, gradient = flow.problem.value_and_gradient(theta)
-    size = float(torch.linalg.vector_norm(gradient))
-    if math.isfinite(float(loss)) and 0 < size < math.inf:
+    sizes = torch.linalg.vector_norm(gradient, dim=-1)
+    smallest, largest, values = float(sizes.min()), float(sizes.max()), as_values(loss)
+    if np.isfinite(values).all() and smallest > 0 and largest < math.inf:
         return flow.state(theta, loss, gradient)
     raise ConvergenceError(
-        f"the loss is {float(loss):.3g} and the norm of its gradient {size:.3g} at a trial point",
+        f"the loss is {values.max():.3g} and the norm of its gradient {largest:.3g} at a trial "
+        "point",
         iterations=0,
-        residual=flow.level_set.residual(loss),
+        residual=float(flow.level_set.residuals(loss)[0]),
         reason="diverged",
     )

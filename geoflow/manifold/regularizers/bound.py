@@ -1,0 +1,197 @@
+"""Regularisation functions at work: value, gradient and products with the Hessian, of flat θ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from geoflow.errors import InputError
+from geoflow.problems.protocol import ProblemLike
+
+Product = Callable[[Tensor], Tensor]
+GradientOf = Callable[[Tensor], Tensor]
+
+# A difference of gradients is taken over a step of this power of their rounding: with the error of
+# the formula, which is linear in the step, below 1e-6 of what it finds.
+STEP_POWER = 4 / 9
+
+
+class BoundRegularizer(Protocol):
+    """A regularisation function R made for the parameters of one problem.
+
+    A :class:`geoflow.RegularizingFlow` makes one of whatever it is given as R; any class with these
+    attributes and methods can be given to it too.
+    """
+
+    @property
+    def problems(self) -> Sequence[ProblemLike]:
+        """What it evaluates, whose counts are its cost; none for a function of θ alone."""
+
+    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """R(θ), a scalar tensor, and ∇R(θ), shape (P,)."""
+
+    def hessian(self, theta: Tensor, gradient: Tensor | None = None) -> Product:
+        """∇²R(θ), as a function of a vector (P,) that returns its product (P,).
+
+        Parameters
+        ----------
+        theta : Tensor, shape (P,)
+            The point.
+        gradient : Tensor, shape (P,), optional
+            ∇R there, where it is known: may save its evaluation.
+        """
+
+
+class ThetaFunction:
+    """A function of θ alone, differentiated by autograd: exact to rounding.
+
+    Parameters
+    ----------
+    function : callable
+        Tensor (P,) → scalar Tensor, differentiable twice by autograd.
+    """
+
+    problems: Sequence[ProblemLike] = ()
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.function = function
+
+    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """R and ∇R; a user's R never gets the walk's own θ to write into.
+
+        Raises
+        ------
+        InputError
+            R has no derivative in θ.
+        """
+        variable = theta.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            value = self.function(variable)
+            if not value.requires_grad:
+                raise InputError(
+                    "regularizer: it has no derivative in θ, so something in it leaves the graph "
+                    "(detach, item, NumPy), or it is constant; compute it from its argument alone"
+                )
+            (gradient,) = torch.autograd.grad(
+                value, variable, allow_unused=True, materialize_grads=True
+            )
+        return value.detach(), gradient
+
+    def hessian(self, theta: Tensor, gradient: Tensor | None = None) -> Product:
+        """∇²R(θ): reverse over reverse, ∇²R being symmetric, with ∇R evaluated once for all."""
+        variable = theta.detach().requires_grad_()
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(self.function(variable), variable, create_graph=True)
+
+        def product(v: Tensor) -> Tensor:
+            if not slope.requires_grad:
+                return torch.zeros_like(v)
+            found = torch.autograd.grad(
+                slope, variable, v, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            return found[0]
+
+        return product
+
+
+class Loss:
+    """The loss of a problem as R; products with ∇²R are differences of its gradients.
+
+    A difference costs one gradient, as those of the level set's own loss do.
+
+    Parameters
+    ----------
+    problem : ProblemLike
+        Its loss is R.
+    """
+
+    def __init__(self, problem: ProblemLike) -> None:
+        self.problem = problem
+
+    @property
+    def problems(self) -> Sequence[ProblemLike]:
+        """The problem."""
+        return (self.problem,)
+
+    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Its loss and gradient: one evaluation."""
+        return self.problem.value_and_gradient(theta)
+
+    def hessian(self, theta: Tensor, gradient: Tensor | None = None) -> Product:
+        """∇²R(θ) by differences: one gradient a product, and one where ∇R is not given."""
+        return differences(lambda at: self.value_and_gradient(at)[1], theta, gradient)
+
+
+class Weighted:
+    """A sum of regularisation functions with weights.
+
+    Parameters
+    ----------
+    terms : sequence of (float, BoundRegularizer)
+        The weight and the function of each.
+    """
+
+    def __init__(self, terms: Sequence[tuple[float, BoundRegularizer]]) -> None:
+        self.terms = terms
+
+    @property
+    def problems(self) -> Sequence[ProblemLike]:
+        """Those of all terms, each once."""
+        found: list[ProblemLike] = []
+        for _, term in self.terms:
+            found += [p for p in term.problems if not any(p is other for other in found)]
+        return found
+
+    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ wᵢRᵢ and Σ wᵢ∇Rᵢ."""
+        value, gradient = theta.new_zeros(()), torch.zeros_like(theta)
+        for weight, term in self.terms:
+            more, slope = term.value_and_gradient(theta)
+            value, gradient = value + weight * more, gradient.add(slope, alpha=weight)
+        return value, gradient
+
+    def hessian(self, theta: Tensor, gradient: Tensor | None = None) -> Product:
+        """Σ wᵢ∇²Rᵢ."""
+        # Of a single term its gradient is known too.
+        known = None if gradient is None or len(self.terms) > 1 else gradient / self.terms[0][0]
+        products = [(weight, term.hessian(theta, known)) for weight, term in self.terms]
+
+        def product(v: Tensor) -> Tensor:
+            total = torch.zeros_like(v)
+            for weight, one in products:
+                total.add_(one(v), alpha=weight)
+            return total
+
+        return product
+
+
+def differences(
+    gradient_of: GradientOf, theta: Tensor, gradient: Tensor | None, rounding: float = 0.0
+) -> Product:
+    """Products with a Hessian by differences of gradients, one a product.
+
+    Parameters
+    ----------
+    gradient_of : callable
+        θ (P,) → ∇R (P,).
+    theta : Tensor, shape (P,)
+        Where.
+    gradient : Tensor, shape (P,), optional
+        ∇R there; None: evaluated here.
+    rounding : float
+        Relative error of the gradients; 0 for the resolution of θ's dtype.
+    """
+    start = gradient_of(theta) if gradient is None else gradient
+    size = max(float(torch.linalg.vector_norm(theta)), 1.0)
+    step = (rounding or torch.finfo(theta.dtype).eps) ** STEP_POWER * size
+
+    def product(v: Tensor) -> Tensor:
+        norm = float(torch.linalg.vector_norm(v))
+        if norm == 0:
+            return torch.zeros_like(v)
+        return (gradient_of(theta + v * (step / norm)) - start) * (norm / step)
+
+    return product

@@ -1,0 +1,235 @@
+"""Functions of the gradient and the Hessian of the loss: they evaluate the problem they are of.
+
+Their evaluations are the problem's own: those of the level set's loss count and spend with the
+walk's. None needs third derivatives of PyTorch: where the gradient of R has one, it is a second
+difference of gradients of the loss along a vector v, over a step that perturbs entries by
+eps^(1/4),
+
+    ∇(vᵀ∇²L v) = (∇L(θ + εv) − 2∇L(θ) + ∇L(θ − εv))/ε²,
+
+with a relative error of about √eps, 10⁻⁸ in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geoflow.errors import ConvergenceError, InputError
+from geoflow.manifold.regularizers.bound import BoundRegularizer, Product, differences
+from geoflow.manifold.regularizers.named import Make, regularizer
+from geoflow.problems.protocol import ProblemLike
+
+# Hessian-vector products after which the top eigenvalue is given up.
+MAX_PRODUCTS = 300
+
+
+@regularizer
+def gradient_norm() -> Make:
+    """R(θ) = ‖∇L(θ)‖², as Barrett & Dherin (2021, ICLR) have it; ∇R = 2∇²L ∇L, exactly.
+
+    One gradient and one Hessian-vector product an evaluation; products with ∇²R are differences of
+    ∇R, as many again each.
+
+    Parameters
+    ----------
+    theta, sign
+        See :func:`squared_norm <geoflow.manifold.regularizers.norms.squared_norm>`.
+    """
+    return _of_loss(_GradientNorm)
+
+
+@regularizer
+def sharpness(*, rtol: float = 1e-6, seed: int = 0) -> Make:
+    """R(θ) = λ_max(∇²L(θ)), the largest eigenvalue, called sharpness by Cohen et al. (2021, ICLR).
+
+    By Lanczos' process from a fixed vector, so that R is a function of θ and not of the points
+    before. ∇R = ∇(vᵀ∇²L v) for its unit eigenvector v (Magnus 1985, Econometric Theory 1), by three
+    gradients. Where the two largest eigenvalues meet, R has a kink. An evaluation costs as many
+    Hessian-vector products as the process takes, and three gradients; products with ∇²R are
+    differences of ∇R, as many again each.
+
+    Parameters
+    ----------
+    theta, sign
+        See :func:`squared_norm <geoflow.manifold.regularizers.norms.squared_norm>`.
+    rtol : float
+        Of the process: ‖∇²L v − λv‖ over |λ|. The eigenvalue's error is of its square.
+    seed : int
+        Of the vector it starts from.
+    """
+    if not 0 < rtol < 1:
+        raise InputError(f"rtol={rtol}; use a number such as 1e-6")
+    _check_seed(seed)
+    return _of_loss(lambda problem: _Sharpness(problem, rtol, seed))
+
+
+@regularizer
+def hessian_trace(*, probes: int = 8, seed: int = 0) -> Make:
+    """R(θ) = (1/m) Σ zᵀ∇²L(θ)z over m fixed vectors z of signs: tr ∇²L by Hutchinson's estimator.
+
+    Hutchinson (1990, Communications in Statistics 19). With the vectors fixed R is a function of θ,
+    whose expectation over seeds is the trace. zᵀ∇²L z is a difference of the same gradients as its
+    own gradient is. An evaluation costs 2m + 1 gradients, and a product with ∇²R as many.
+
+    Parameters
+    ----------
+    theta, sign
+        See :func:`squared_norm <geoflow.manifold.regularizers.norms.squared_norm>`.
+    probes : int
+        m.
+    seed : int
+        Of the vectors.
+    """
+    if probes < 1:
+        raise InputError(f"probes={probes}; use a positive whole number")
+    _check_seed(seed)
+    return _of_loss(lambda problem: _HessianTrace(problem, probes, seed))
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed={seed}; use zero or a positive number below 2**63")
+
+
+class _OfLoss:
+    """R of a problem's gradients, with products with ∇²R by differences of ∇R."""
+
+    # Relative error of ∇R, as a power of the dtype's resolution.
+    rounding = 0.5
+
+    def __init__(self, problem: ProblemLike) -> None:
+        self.problem = problem
+
+    @property
+    def problems(self) -> Sequence[ProblemLike]:
+        """The problem."""
+        return (self.problem,)
+
+    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """R and ∇R."""
+        raise NotImplementedError
+
+    def hessian(self, theta: Tensor, gradient: Tensor | None = None) -> Product:
+        """∇²R(θ) by differences of ∇R."""
+        rounding = torch.finfo(theta.dtype).eps ** self.rounding
+        return differences(lambda at: self.value_and_gradient(at)[1], theta, gradient, rounding)
+
+
+class _GradientNorm(_OfLoss):
+    """‖∇L‖²."""
+
+    rounding = 1.0
+
+    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        _, gradient = self.problem.value_and_gradient(theta)
+        return torch.dot(gradient, gradient), 2 * self.problem.hvp(theta, gradient)
+
+
+class _Sharpness(_OfLoss):
+    """λ_max(∇²L)."""
+
+    def __init__(self, problem: ProblemLike, rtol: float, seed: int) -> None:
+        super().__init__(problem)
+        self.rtol, self.seed = rtol, seed
+
+    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        value, vector = self._top(theta)
+        return theta.new_tensor(value), self._slope(theta, vector)
+
+    def _slope(self, theta: Tensor, vector: Tensor) -> Tensor:
+        _, middle = self.problem.value_and_gradient(theta)
+        return _second_difference(self.problem, theta, vector, middle)[1]
+
+    def _top(self, theta: Tensor) -> tuple[float, Tensor]:
+        """Largest eigenvalue of ∇²L and its unit eigenvector, by Lanczos' process.
+
+        Raises
+        ------
+        ConvergenceError
+            It does not come to ``rtol``.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        start = torch.randn(theta.shape, generator=generator, dtype=torch.float64).to(theta)
+        basis = [start / torch.linalg.vector_norm(start)]
+        limit = min(MAX_PRODUCTS, theta.numel())
+        diagonal: list[float] = []
+        beside: list[float] = []
+        while True:
+            image = self.problem.hvp(theta, basis[-1])
+            diagonal.append(float(torch.dot(image, basis[-1])))
+            known = torch.stack(basis)
+            # Twice, since the largest eigenvalues converge first and bring back what was removed.
+            for _ in range(2):
+                image = image - (known @ image) @ known
+            beta = float(torch.linalg.vector_norm(image))
+            tridiagonal = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
+            if not math.isfinite(beta) or not np.isfinite(tridiagonal).all():
+                break
+            values, vectors = np.linalg.eigh(tridiagonal)
+            residual, top = beta * abs(float(vectors[-1, -1])), float(values[-1])
+            if residual <= self.rtol * abs(top) or len(basis) == theta.numel():
+                vector = torch.from_numpy(vectors[:, -1].copy()).to(theta) @ known
+                return top, vector / torch.linalg.vector_norm(vector)
+            if len(basis) == limit:
+                break
+            beside.append(beta)
+            basis.append(image / beta)
+        raise ConvergenceError(
+            f"the largest eigenvalue of the Hessian does not come to rtol={self.rtol:g} within "
+            f"{limit} products; use a larger rtol for sharpness",
+            iterations=len(basis),
+            residual=beta,
+            reason="iterations",
+        )
+
+
+class _HessianTrace(_OfLoss):
+    """Hutchinson's estimate of tr ∇²L."""
+
+    def __init__(self, problem: ProblemLike, probes: int, seed: int) -> None:
+        super().__init__(problem)
+        generator = torch.Generator().manual_seed(seed)
+        shape = (probes, problem.n_parameters)
+        signs = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8)
+        self.signs = signs.to(problem.device)
+
+    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        _, middle = self.problem.value_and_gradient(theta)
+        value, gradient = theta.new_zeros(()), torch.zeros_like(theta)
+        for signs in self.signs:
+            found = _second_difference(self.problem, theta, 2 * signs.to(theta) - 1, middle)
+            value, gradient = value + found[0], gradient.add_(found[1])
+        return value / len(self.signs), gradient / len(self.signs)
+
+
+def _second_difference(
+    problem: ProblemLike, theta: Tensor, vector: Tensor, middle: Tensor
+) -> tuple[Tensor, Tensor]:
+    """vᵀ∇²L v and its gradient in θ, from ∇L on both sides: two evaluations."""
+    step = torch.finfo(theta.dtype).eps ** (1 / 4)
+    _, ahead = problem.value_and_gradient(theta + step * vector)
+    _, behind = problem.value_and_gradient(theta - step * vector)
+    value = torch.dot(vector, ahead - behind) / (2 * step)
+    return value, (ahead - 2 * middle + behind) / step**2
+
+
+def _of_loss(make: Callable[[ProblemLike], BoundRegularizer]) -> Make:
+    def made(problem: ProblemLike | None) -> BoundRegularizer:
+        if problem is None:
+            raise InputError(
+                "regularizer: it is of the derivatives of a loss, which θ alone does not have; "
+                "give it to a RegularizingFlow, which knows the problem"
+            )
+        if problem.loss(problem.theta0).ndim:
+            raise InputError(
+                "regularizer: it is of the derivatives of one loss, and the level set has several "
+                "constraints; make it of the one you mean, as sharpness().bind(problem)"
+            )
+        return make(problem)
+
+    return made

@@ -1,0 +1,117 @@
+"""Which of a problem's parameter tensors a regularisation function takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from geoflow.errors import InputError
+from geoflow.manifold.regularizers.bound import ThetaFunction
+from geoflow.manifold.regularizers.named import Make
+from geoflow.problems.parts import TensorSpec
+from geoflow.problems.protocol import ProblemLike
+
+Patterns = str | Sequence[str] | None
+
+
+def matching(problem: ProblemLike, patterns: Patterns) -> list[TensorSpec]:
+    """Parameter tensors whose names match a pattern, in flat order; all for None.
+
+    Raises
+    ------
+    InputError
+        A pattern that matches none.
+    """
+    if patterns is None:
+        return list(problem.tensors)
+    names = [t.name for t in problem.tensors]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            known = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+            raise InputError(
+                f"regularizer: tensors={pattern!r} is the name of no parameter tensor; there are "
+                f"{known}"
+            )
+    return [t for t in problem.tensors if any(fnmatchcase(t.name, p) for p in patterns)]
+
+
+def entries(function: Callable[[Tensor], Tensor], patterns: Patterns) -> Make:
+    """Make a function of the entries of some tensors, of flat θ where it is of all.
+
+    Parameters
+    ----------
+    function : callable
+        Tensor (n,) → scalar Tensor.
+    patterns : sequence of str, optional
+        Of the names of the tensors. None: all.
+    """
+
+    def make(problem: ProblemLike | None) -> ThetaFunction:
+        if patterns is None:
+            return ThetaFunction(function)
+        chosen = of_entries(known(problem), patterns)
+        return ThetaFunction(lambda theta: function(chosen(theta)))
+
+    return make
+
+
+def of_entries(problem: ProblemLike, patterns: Patterns) -> Callable[[Tensor], Tensor]:
+    """Return what takes the entries of some tensors out of θ, as a vector (n,)."""
+    slices = [slice(*_span(t)) for t in matching(problem, patterns)]
+    return lambda theta: torch.cat([theta[s] for s in slices])
+
+
+def each(function: Callable[[Tensor], Tensor], patterns: Patterns, *, matrices: bool) -> Make:
+    """Make a sum of a function of each of some tensors.
+
+    Parameters
+    ----------
+    function : callable
+        Tensor of a parameter's shape → scalar Tensor.
+    patterns : sequence of str, optional
+        Of the names of the tensors. None: all.
+    matrices : bool
+        Leave out those of less than two dimensions, as biases are.
+    """
+
+    def make(problem: ProblemLike | None) -> ThetaFunction:
+        chosen = matching(known(problem), patterns)
+        if matrices:
+            chosen = [t for t in chosen if len(t.shape) > 1]
+            if not chosen:
+                raise InputError(
+                    "regularizer: none of its tensors has rows, as a layer's weight has; name "
+                    "others by tensors="
+                )
+
+        def total(theta: Tensor) -> Tensor:
+            parts = [function(theta[slice(*_span(t))].view(t.shape)) for t in chosen]
+            return torch.stack(parts).sum()
+
+        return ThetaFunction(total)
+
+    return make
+
+
+def known(problem: ProblemLike | None) -> ProblemLike:
+    """Return the problem, where there is one.
+
+    Raises
+    ------
+    InputError
+        R is asked for at a θ alone.
+    """
+    if problem is None:
+        raise InputError(
+            "regularizer: it takes tensors by their names, which θ alone does not have; give it to "
+            "a RegularizingFlow, which knows the problem"
+        )
+    return problem
+
+
+def _span(tensor: TensorSpec) -> tuple[int, int]:
+    return tensor.offset, tensor.offset + math.prod(tensor.shape)

@@ -1,0 +1,55 @@
+"""What a walk spends: evaluations of the level set's loss, and apart from them those of R."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+from geoflow.manifold.protocol import Flow, apart_from
+from geoflow.problems.protocol import ProblemLike
+
+# By the name of its record, n_regularizer_gradient.
+APART = "regularizer_gradient"
+
+
+def counts_of(flow: Flow) -> dict[str, int]:
+    """Evaluations so far, by the names of their records without ``n_``.
+
+    ``gradient`` and ``hvp`` of the level set's loss; where R evaluates other problems,
+    ``regularizer_gradient`` of these, a Hessian-vector product counting 2.
+    """
+    apart = apart_from(flow)
+    counts = dict(flow.problem.counts)
+    return counts | ({APART: sum(p.evaluations for p in apart)} if apart else {})
+
+
+def spent(counts: Mapping[str, int]) -> dict[str, int]:
+    """Cost in gradient evaluations by what has a budget: the loss, and R where it counts apart."""
+    found = {"gradient": counts["gradient"] + 2 * counts["hvp"]}
+    return found | ({APART: counts[APART]} if APART in counts else {})
+
+
+@contextmanager
+def budgets(flow: Flow, counts: Mapping[str, int], max_evaluations: int) -> Iterator[None]:
+    """Allow the loss what is left of a walk's budget, and the problems of R as much again.
+
+    Parameters
+    ----------
+    flow : Flow
+        What is walked.
+    counts : dict
+        Spent before.
+    max_evaluations : int
+        The budget of each.
+    """
+    before = spent(counts)
+    apart = apart_from(flow)
+    given: list[tuple[ProblemLike, str]] = [
+        (flow.problem, "gradient"),
+        *((p, APART) for p in apart),
+    ]
+    with ExitStack() as stack:
+        for problem, name in given:
+            left = max_evaluations - before.get(name, 0)
+            stack.enter_context(problem.budget(max(left, 0)))
+        yield
