@@ -7,6 +7,7 @@ from importlib.metadata import version
 from types import ModuleType
 
 from geoflow import accessor, baselines, experiments, solvers
+from geoflow.archive.path_files import open_path
 from geoflow.archive.trajectory_files import open_trajectory, save_trajectory
 from geoflow.errors import (
     ArchiveError,
@@ -57,6 +58,7 @@ __all__ = [
     "experiments",
     "interpolate",
     "load_into",
+    "open_path",
     "open_sweep",
     "open_trajectory",
     "regularizers",
