@@ -21,6 +21,7 @@ from geoflow.errors import (
 from geoflow.manifold import regularizers
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.manifold.level_set import LevelSet, Projection
+from geoflow.paths.following import regularization_path
 from geoflow.problems.problem import Problem
 from geoflow.sweeps.ensemble import open_sweep
 from geoflow.sweeps.runs import sweep, sweep_weight_decay
@@ -61,6 +62,7 @@ __all__ = [
     "open_path",
     "open_sweep",
     "open_trajectory",
+    "regularization_path",
     "regularizers",
     "resume",
     "save_trajectory",

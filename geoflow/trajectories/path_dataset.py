@@ -76,21 +76,18 @@ def to_dataset(
 def attributes(
     flow: RegularizingFlow,
     *,
-    solver: str,
-    rtol: float,
-    atol: float,
     degrees: float,
     config: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Global attributes of a path, all but its status: those of a walk, and its own.
+    """Global attributes of a path, all but its status: those of a walk, but its solver's, and more.
 
     Raises
     ------
     InputError
         Something that no file could hold.
     """
-    of_walk = dataset.attributes(flow, solver=solver, rtol=rtol, atol=atol, config=config)
-    del of_walk["geoflow_schema"]
+    of_walk = dataset.attributes(flow, solver="", rtol=0.0, atol=0.0, config=config)
+    of_walk = {n: v for n, v in of_walk.items() if n not in path_schema.OF_SOLVER}
     own = {
         path_schema.PATH: path_schema.VERSION,
         "kind": path_schema.KIND,

@@ -24,6 +24,8 @@ KIND = "path"
 PATH = "geoflow_path"
 
 OF_FLOW = ("multiplier", "regularizer", "train_loss", "level_residual", "level_distance", "angle")
+# Of a walk's attributes those that a path has not.
+OF_SOLVER = ("geoflow_schema", "solver", "rtol", "atol")
 COUNTS = ("n_gradient", "n_hvp")
 
 
@@ -67,7 +69,7 @@ VARIABLES = {
 ATTRIBUTES = {
     PATH: str,
     "kind": str,
-    **{n: kind for n, kind in schema.ATTRIBUTES.items() if n != "geoflow_schema"},
+    **{n: kind for n, kind in schema.ATTRIBUTES.items() if n not in OF_SOLVER},
     "degrees": float,
 }
 

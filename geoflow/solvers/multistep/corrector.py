@@ -93,7 +93,7 @@ def correct(
     negligible = min(NEGLIGIBLE * allowed, CEILING * size_theta)
     before: FlowState | None = None
     for iteration in range(MAX_ITERATIONS):
-        state = _evaluate(flow, theta)
+        state = evaluate(flow, theta)
         residual = level_set.residual(state.loss)
         g = state.gradient
         force = torch.add(theta - shift, state.regularizer_gradient, alpha=c)
@@ -183,7 +183,7 @@ def _learn(
         pairs.add(s, image)
 
 
-def _evaluate(flow: RegularizingFlow, theta: Tensor) -> FlowState:
+def evaluate(flow: RegularizingFlow, theta: Tensor) -> FlowState:
     """State at θ, finite.
 
     Raises
