@@ -24,7 +24,7 @@ from geoflow.walking.loop import walk
 from geoflow.walking.stopping import Stationary
 
 # Evaluations after which the corrector gives way to a level halfway, and that to the flow.
-PATIENCE = 60
+PATIENCE = 200
 # A level is halved so often, in log c, before the path is taken to end.
 MAX_HALVINGS = 8
 # The flow comes to this angle at reasonable cost; what is wanted beyond is left to the corrector.

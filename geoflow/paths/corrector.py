@@ -23,25 +23,32 @@ from torch import Tensor
 from geoflow.errors import ConvergenceError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.manifold.linearization import TangentHessian
-from geoflow.paths.tangent_solver import LossCurvature, solve
+from geoflow.paths.tangent_solver import LossCurvature, Solved, oblique_normal, solve
 from geoflow.solvers.multistep.corrector import evaluate
 
-# Farther from its level than this, in log L, a point is brought there along the normal alone.
+# Farther from its level than this, in log L, a point is moved there, not relaxed there.
 NEAR = 0.1
-# A relaxation is solved to this part of Π∇R, or until it promises this part of what is wanted.
-FORCING, GOAL = 0.3, 0.75
-# Flow time of the first relaxation, and by how much one of which the linear model was right is
-# lengthened and one that failed shortened.
+# Change of log L that a move makes, the first and the most; its growth from one to the next.
+FIRST_REACH, FURTHEST, FARTHER = math.log(2.0), math.log(4.0), 1.2
+# ‖Π∇R‖/‖∇R‖ that the linear model of a move may foretell; and that after it is good, or too much.
+FORETOLD, GOOD, TOO_MUCH = 0.3, 0.36, 0.6
+# Flow time over which a move keeps to the KKT points.
+MOVE_TIME = 0.2
+# A relaxation is solved to this part of Π∇R, or until it promises this part of what is wanted. It
+# is made where Π∇R is above that other part of it.
+FORCING, GOAL, AIM = 0.3, 0.75, 0.9
+# Flow time of the first relaxation. It grows where the linear model was right, and shrinks where
+# it was wrong; one that is more than so far wrong is made again, shorter.
 FIRST_TIME, GROW, SHRINK = 0.05, 2.0, 0.3
-RIGHT, WRONG = 0.3, 1.0
-# Where the model was ten times better than that, it is lengthened by more.
-GROW_FAST = 10.0
-# Change of log L that a move may make, the first and the most.
-FIRST_REACH, FURTHEST = math.log(2.0), math.log(4.0)
+RIGHT, USABLE = 0.3, 0.8
+# Longer than this a step is all but Newton's: where the model is ten times better, grow faster.
+NEWTON, GROW_FAST = 1.0, 10.0
 # By how much the loss may change in a relaxation, in log L.
 DRIFT = 0.3
+# Beyond this ‖Π∇R‖/‖∇R‖, λ says nothing.
+LOST = 0.9
 # Shorter than this no step is worth an evaluation.
-SHORTEST = 1e-9
+SHORTEST = 1e-6
 
 
 @dataclass
@@ -121,27 +128,146 @@ def correct(
     CriticalPointError
         ∇L vanishes.
     """
-    spent0, count = flow.problem.evaluations, 0
-    while not is_kkt(flow, state, limit):
-        if flow.problem.evaluations - spent0 >= patience or memory.time < SHORTEST:
-            break
-        count += 1
-        away = _away(state.loss, flow.level_set.level)
-        if abs(away) > min(NEAR, 1.5 * memory.reach):
-            state = _move(flow, state, memory)
+    correction, spent0 = _Correction(flow, state, memory, limit), flow.problem.evaluations
+    while not is_kkt(flow, correction.state, limit):
+        spent = flow.problem.evaluations - spent0
+        if spent >= patience or min(memory.time, memory.reach) < SHORTEST:
+            memory.time, memory.reach = FIRST_TIME, FIRST_REACH
+            raise ConvergenceError(
+                f"no KKT point on L = {flow.level_set.level:.6g} is reached from L = "
+                f"{state.loss:.6g} within {spent} evaluations",
+                iterations=correction.count,
+                residual=flow.level_set.residual(correction.state.loss),
+                reason="kkt",
+            )
+        correction.make()
+    return Corrected(correction.state, correction.count)
+
+
+class _Correction:
+    """The state of a correction on its way."""
+
+    def __init__(
+        self, flow: RegularizingFlow, state: FlowState, memory: Memory, limit: float
+    ) -> None:
+        self.flow, self.state, self.memory, self.limit = flow, state, memory, limit
+        self.count = 0
+        # Whether the last move from here failed; and dθ/dL from here, where it is known.
+        self.stuck = False
+        self.tangent: Tensor | None = None
+
+    def make(self) -> None:
+        """Make one move or relaxation, and come to where it led if that is any better."""
+        self.count += 1
+        state, memory = self.state, self.memory
+        away = _away(state.loss, self.flow.level_set.level)
+        if abs(away) <= NEAR * min(1.0, 1.5 * memory.reach):
+            self._relax(onto_level=True)
+        elif residual_of(state) >= TOO_MUCH or (self.stuck and residual_of(state) > 2 * self.limit):
+            self._relax(onto_level=False)
         else:
-            state = _relax(flow, state, memory, limit)
-        if memory.reach < SHORTEST:
-            break
-    else:
-        return Corrected(state, count)
-    memory.time, memory.reach = FIRST_TIME, FIRST_REACH
-    raise ConvergenceError(
-        f"no KKT point on L = {flow.level_set.level:.6g} is reached from L = {state.loss:.6g}",
-        iterations=count,
-        residual=flow.level_set.residual(state.loss),
-        reason="kkt",
-    )
+            self._move(away)
+
+    def _come_to(self, state: FlowState) -> None:
+        self.state, self.stuck, self.tangent = state, False, None
+
+    def _move(self, away: float) -> None:
+        """Towards the level, along the path as its linear model has it."""
+        state, memory = self.state, self.memory
+        part = math.copysign(min(abs(away), memory.reach), away)
+        # Linear in log L, in which a loss is less curved than it is itself.
+        change = -part * abs(state.loss)
+        if self.tangent is None:
+            self.tangent = self._tangent(change)
+        reached = _tried(self.flow, state.theta + change * self.tangent)
+        fits = (
+            reached is not None
+            and reached.multiplier > 0
+            and residual_of(reached) <= TOO_MUCH
+            and abs(_away(reached.loss, state.loss) + part) < FIRST_REACH
+        )
+        if reached is None or not fits:
+            memory.reach = min(memory.reach, abs(part)) / 2
+            self.stuck = True
+            return
+        if residual_of(reached) < GOOD:
+            memory.reach = min(FARTHER * memory.reach, FURTHEST)
+        self._come_to(reached)
+
+    def _tangent(self, change: float) -> Tensor:
+        """Return about dθ/dL along the path: along the normal, and what restores Π∇R = 0.
+
+        Solved no better than a change of L by ``change`` needs.
+        """
+        state = self.state
+        operator = TangentHessian(self.flow, state)
+        size = 1 / state.gradient_norm
+        image, of_loss = operator(operator.normal)
+        if bool(torch.isfinite(of_loss).all()):
+            self.memory.curvature.add(operator.normal, of_loss)
+        norm = float(torch.linalg.vector_norm(state.regularizer_gradient))
+        allowed = FORETOLD * norm / (abs(change) * size)
+        if float(torch.linalg.vector_norm(image)) <= allowed:
+            return operator.normal * size
+
+        def enough(x: Tensor, left: Tensor) -> bool:
+            return float(torch.linalg.vector_norm(left)) <= allowed
+
+        solved = solve(operator, self.memory.curvature, -image, shift=1 / MOVE_TIME, enough=enough)
+        return (operator.normal + solved.solution) * size
+
+    def _relax(self, *, onto_level: bool) -> None:
+        """Towards the KKT point, and onto the level: some products and one evaluation."""
+        flow, state, memory = self.flow, self.state, self.memory
+        operator = TangentHessian(flow, state)
+        time, residual = memory.time, residual_of(state)
+        along = left = torch.zeros_like(state.theta)
+        relaxed = residual > AIM * self.limit
+        if relaxed:
+            solved = self._solved(operator)
+            if solved.indefinite and not bool(solved.solution.any()):
+                memory.time *= SHRINK
+                return
+            along, left = solved.solution, solved.residual
+        step = along
+        if onto_level:
+            normal = oblique_normal(operator, memory.curvature, 1 / time)
+            step = torch.sub(along, normal, alpha=flow.level_set.residual(state.loss))
+        reached = _tried(flow, state.theta + step)
+        if reached is None or abs(_away(reached.loss, state.loss)) > DRIFT:
+            memory.time *= SHRINK
+            return
+        _learn(memory.curvature, state, reached)
+        if not relaxed:
+            self._come_to(reached)
+            return
+        # What the linear model has foretold is x/τ less the residual, and −velocity is Π∇R.
+        wrong = reached.velocity - along / time - left
+        error = float(torch.linalg.vector_norm(wrong)) / state.tangent_norm
+        after = residual_of(reached)
+        lost = after > max(LOST, residual)
+        if lost or not (error <= USABLE or after < AIM * residual):
+            memory.time *= SHRINK
+            return
+        if error < RIGHT:
+            fast = error < RIGHT / 10 and time > NEWTON
+            memory.time *= GROW_FAST if fast else GROW
+        elif error > 1:
+            memory.time *= SHRINK
+        self._come_to(reached)
+
+    def _solved(self, operator: TangentHessian) -> Solved:
+        state, time = self.state, self.memory.time
+        residual = residual_of(state)
+        forcing = min(FORCING, math.sqrt(residual)) * state.tangent_norm
+        wanted = GOAL * self.limit * state.tangent_norm / residual
+
+        def enough(x: Tensor, left: Tensor) -> bool:
+            if float(torch.linalg.vector_norm(left)) <= forcing:
+                return True
+            return float(torch.linalg.vector_norm(x / time + left)) <= wanted
+
+        return solve(operator, self.memory.curvature, state.velocity, shift=1 / time, enough=enough)
 
 
 def _away(loss: float, level: float) -> float:
@@ -149,68 +275,14 @@ def _away(loss: float, level: float) -> float:
     return math.log(loss / level) if loss / level > 0 else (loss - level) / abs(level)
 
 
-def _move(flow: RegularizingFlow, state: FlowState, memory: Memory) -> FlowState:
-    """Towards the level, along the normal: one evaluation."""
-    away = _away(state.loss, flow.level_set.level)
-    part = math.copysign(min(abs(away), memory.reach), away)
-    # Linear in log L, in which a loss is less curved than it is itself.
-    change = -part * abs(state.loss)
-    step = state.gradient * (change / state.gradient_norm**2)
-    reached = _tried(flow, state.theta + step)
-    if reached is None or abs(_away(reached.loss, state.loss) + part) > max(abs(part), 0.1):
-        memory.reach = abs(part) / 2
-        return state
-    memory.reach = min(max(memory.reach, 1.2 * abs(part)), FURTHEST)
-    return reached
-
-
-def _relax(flow: RegularizingFlow, state: FlowState, memory: Memory, limit: float) -> FlowState:
-    """Towards the KKT point and onto the level at once: some products and one evaluation."""
-    operator = TangentHessian(flow, state)
-    norm = float(torch.linalg.vector_norm(state.regularizer_gradient))
-    residual = residual_of(state)
-    along = left = torch.zeros_like(state.theta)
-    relaxed = residual > limit
-    if relaxed:
-        forcing = min(FORCING, math.sqrt(residual))
-        wanted = GOAL * limit * norm
-
-        def enough(x: Tensor, left: Tensor) -> bool:
-            # What the linear model leaves of Π∇R itself is x/τ less the residual.
-            return float(torch.linalg.vector_norm(left)) <= forcing * state.tangent_norm or (
-                float(torch.linalg.vector_norm(x / memory.time + left)) <= wanted
-            )
-
-        solved = solve(
-            operator, memory.curvature, state.velocity, shift=1 / memory.time, enough=enough
-        )
-        if solved.indefinite and not bool(solved.solution.any()):
-            memory.time *= SHRINK
-            return state
-        along, left = solved.solution, solved.residual
-    onto = state.gradient * (flow.level_set.residual(state.loss) / state.gradient_norm**2)
-    reached = _tried(flow, state.theta + along - onto)
-    if not relaxed:
-        if reached is None:
-            raise ConvergenceError(
-                "the loss is not finite beside the level",
-                iterations=0,
-                residual=math.nan,
-                reason="diverged",
-            )
-        return reached
-    worse = reached is None or residual_of(reached) > residual
-    if reached is None or worse or abs(_away(reached.loss, state.loss)) > DRIFT:
-        memory.time *= SHRINK
-        return state
-    # What the linear model had foretold: −velocity is Π∇R.
-    foretold = along / memory.time + left
-    error = float(torch.linalg.vector_norm(reached.velocity - foretold)) / state.tangent_norm
-    if error < RIGHT:
-        memory.time *= GROW_FAST if error < RIGHT / 10 else GROW
-    elif error > WRONG:
-        memory.time *= SHRINK
-    return reached
+def _learn(curvature: LossCurvature, before: FlowState, after: FlowState) -> None:
+    """Take in what two gradients say of ∇²L in between."""
+    s = after.theta - before.theta
+    size = float(torch.linalg.vector_norm(s))
+    # Below it the gradients differ by little but their rounding.
+    floor = torch.finfo(s.dtype).eps ** 0.7 * float(torch.linalg.vector_norm(after.theta))
+    if size > floor:
+        curvature.add(s / size, (after.gradient - before.gradient) / size)
 
 
 def _tried(flow: RegularizingFlow, theta: Tensor) -> FlowState | None:

@@ -94,7 +94,7 @@ def solve(
     """
     state = operator.state
     base = bulk_of(operator, right) + shift
-    normal = _oblique_normal(state, curvature, base)
+    normal = _oblique(state, curvature, base)
     x, residual = torch.zeros_like(right), right
     z = _precondition(residual, state, curvature, base, normal)
     direction, size = z, float(torch.dot(residual, z))
@@ -129,8 +129,13 @@ def bulk_of(operator: TangentHessian, along: Tensor) -> float:
     return max(abs(bend) / float(torch.dot(along, along)), torch.finfo(along.dtype).tiny ** 0.25)
 
 
-def _oblique_normal(state: FlowState, curvature: LossCurvature, base: float) -> Tensor:
-    """B⁻¹g/(g·B⁻¹g), along which B⁻¹v is brought back to the tangent space."""
+def oblique_normal(operator: TangentHessian, curvature: LossCurvature, shift: float) -> Tensor:
+    """B⁻¹g/(g·B⁻¹g) with B about ∇²R + λ∇²L + σ, shape (P,): about dθ/dL along the path."""
+    base = bulk_of(operator, operator.normal) + shift
+    return _oblique(operator.state, curvature, base)
+
+
+def _oblique(state: FlowState, curvature: LossCurvature, base: float) -> Tensor:
     image = curvature.inverse(state.gradient[None], state.multiplier, base)[0]
     return image / float(torch.dot(state.gradient, image))
 
