@@ -7,6 +7,7 @@ from importlib.metadata import version
 from types import ModuleType
 
 from geoflow import accessor, baselines, experiments, solvers
+from geoflow.archive.path_files import open_path
 from geoflow.archive.trajectory_files import open_trajectory, save_trajectory
 from geoflow.errors import (
     ArchiveError,
@@ -20,6 +21,7 @@ from geoflow.errors import (
 from geoflow.manifold import regularizers
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.manifold.level_set import LevelSet, Projection
+from geoflow.paths.following import regularization_path
 from geoflow.problems.distributed import DistributedProblem
 from geoflow.problems.problem import Problem
 from geoflow.sweeps.ensemble import open_sweep
@@ -59,8 +61,10 @@ __all__ = [
     "experiments",
     "interpolate",
     "load_into",
+    "open_path",
     "open_sweep",
     "open_trajectory",
+    "regularization_path",
     "regularizers",
     "resume",
     "save_trajectory",

@@ -53,8 +53,9 @@ class ConvergenceError(GeoflowError):
     residual : float
         L − c at the last point evaluated, in units of the loss.
     reason : str
-        ``"diverged"``, ``"displacement"``, ``"iterations"`` or, where rounding holds up the
-        iteration above the tolerance, ``"floor"``.
+        ``"diverged"``, ``"displacement"``, ``"iterations"``, ``"kkt"`` where it is no re-projection
+        that failed but the way to a KKT point, or, where rounding holds up the iteration above the
+        tolerance, ``"floor"``.
     """
 
     def __init__(self, message: str, *, iterations: int, residual: float, reason: str) -> None:

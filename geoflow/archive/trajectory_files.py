@@ -21,7 +21,7 @@ CHECKPOINT_GROUP = "checkpoint"
 # of writing it, and pieces of this many values can be read along both axes.
 THETA_CHUNK = 16_384
 STEP_CHUNK = 65_536
-SCALAR_DIMENSIONS = ("step", "snapshot", "tensor")
+SCALAR_DIMENSIONS = ("step", "snapshot", "level", "tensor")
 COMPRESSED = {"zlib": True, "complevel": 1, "shuffle": True}
 
 
@@ -70,7 +70,7 @@ def write(
         groups[CHECKPOINT_GROUP] = _checkpoint_dataset(checkpoint)
     with translation.writing(path), files.replacing(path, folder=folder) as temporary:
         for group, content in groups.items():
-            netcdf.write(content, temporary, _encoding(content), group)
+            netcdf.write(content, temporary, encoding(content), group)
         seal.append(temporary)
 
 
@@ -153,7 +153,8 @@ def _checkpoint_dataset(checkpoint: Checkpoint) -> xr.Dataset:
     return xr.Dataset(variables, attrs={"title": "What the walk needs to go on", "state": text})
 
 
-def _encoding(ds: xr.Dataset) -> dict[str, dict[str, Any]]:
+def encoding(ds: xr.Dataset) -> dict[str, dict[str, Any]]:
+    """How the variables of a trajectory or a path are stored, each with a checksum."""
     return {str(name): _storage(variable) for name, variable in ds.variables.items()}
 
 

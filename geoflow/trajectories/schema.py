@@ -316,12 +316,22 @@ def attribute_defects(attributes: Mapping[str, Any]) -> list[str]:
     version = attributes.get("geoflow_schema")
     if version not in (SCHEMA_VERSION, *LATER_VERSIONS):
         found.append(f"attribute geoflow_schema is {version!r}, not {SCHEMA_VERSION!r}")
+    found += type_defects(attributes, ATTRIBUTES)
+    status = attributes.get("status", STATUSES[0])
+    if status not in STATUSES:
+        found.append(f"attribute status is {str(status)[:40]!r}, not one of {', '.join(STATUSES)}")
+    return found
+
+
+def type_defects(attributes: Mapping[str, Any], wanted: Mapping[str, type]) -> list[str]:
+    """Say which attributes are missing or of another type, one line each."""
+    found = []
     kinds: dict[type, tuple[type, ...]] = {
         str: (str,),
         int: (int, np.integer),
         float: (float, np.floating),
     }
-    for name, kind in ATTRIBUTES.items():
+    for name, kind in wanted.items():
         if name not in attributes:
             found.append(f"attribute {name} is missing")
         elif not isinstance(attributes[name], kinds[kind]) or isinstance(attributes[name], bool):
@@ -332,20 +342,24 @@ def attribute_defects(attributes: Mapping[str, Any]) -> list[str]:
         config = None
     if not isinstance(config, dict):
         found.append("attribute config is not a JSON object")
-    status = attributes.get("status", STATUSES[0])
-    if status not in STATUSES:
-        found.append(f"attribute status is {str(status)[:40]!r}, not one of {', '.join(STATUSES)}")
     return found
 
 
 def _variable_defects(ds: xr.Dataset) -> list[str]:
-    found = []
     try:
         known = variables(ds.attrs)
     except ArchiveError as error:
         return [str(error)]
-    observables = {str(n): OBSERVABLE for n in ds.variables if str(n) not in known}
-    for name, spec in (known | observables).items():
+    return variable_defects(ds, known, OBSERVABLE)
+
+
+def variable_defects(
+    ds: xr.Dataset, known: Mapping[str, VariableSpec], observable: VariableSpec
+) -> list[str]:
+    """Say which variables are not as they are known, one line each; others are observables."""
+    found = []
+    observables = {str(n): observable for n in ds.variables if str(n) not in known}
+    for name, spec in (dict(known) | observables).items():
         if name not in ds.variables:
             found.append(f"variable {name} is missing")
             continue
@@ -360,7 +374,7 @@ def _variable_defects(ds: xr.Dataset) -> list[str]:
         if not code.startswith(spec.dtype):
             found.append(f"variable {shown} has dtype {variable.dtype}, not {spec.dtype}")
         units = variable.attrs.get("units")
-        if units != spec.units and not (spec is OBSERVABLE and isinstance(units, str)):
+        if units != spec.units and not (spec is observable and isinstance(units, str)):
             found.append(f"variable {shown} has units {str(units)[:40]!r}")
         if not isinstance(long_name := variable.attrs.get("long_name"), str) or not long_name:
             found.append(f"variable {shown} has no long_name")

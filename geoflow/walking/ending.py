@@ -7,6 +7,7 @@ from geoflow.errors import (
     CriticalPointError,
     DivergenceError,
     EvaluationLimitError,
+    InputError,
     NumericalError,
     ObservableError,
     ProcessLostError,
@@ -45,6 +46,15 @@ def of_error(error: Exception, max_evaluations: int) -> End:
         return status, str(error)
     said = (str(error) or "no message").splitlines()[0]
     return "evaluation_failed", f"an evaluation raised {type(error).__name__}: {said}"
+
+
+def before_the_start(
+    error: Exception, max_evaluations: int, where: str = "the level set is reached"
+) -> Exception:
+    """What to raise where an error came before there was anything to keep."""
+    if isinstance(error, EvaluationLimitError):
+        return InputError(f"max_evaluations={max_evaluations} are spent before {where}; allow more")
+    return error
 
 
 def of_rest(angle: float | None, multiplier: float | None) -> End:

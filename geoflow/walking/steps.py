@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 from geoflow.archive.checkpoint import Checkpoint
-from geoflow.errors import EvaluationLimitError, InputError, ObservableError, StorageError
+from geoflow.errors import InputError, ObservableError, StorageError
 from geoflow.manifold.protocol import Flow, State, flatten
 from geoflow.solvers import Carry, Solver, Tolerance, is_dense
 from geoflow.system import interrupts
@@ -146,7 +146,8 @@ class Walk:
                 # Nothing is lost where nothing was walked.
                 unusable = isinstance(error, InputError) and self.recorder.n_steps == 1
                 if self.state is None or unusable or self.recorder.n_steps < n_records:
-                    raise _before_the_start(error, goals, n_records > 0) from error
+                    where = "a further step is made" if n_records else "the level set is reached"
+                    raise ending.before_the_start(error, goals.max_evaluations, where) from error
                 end = ending.of_error(error, goals.max_evaluations)
         self._keep_last()
         status, message = end
@@ -329,12 +330,3 @@ class Walk:
     def _counts(self) -> dict[str, int]:
         counts = counts_of(self.flow)
         return {name: counts[name] - self.counts0[name] for name in counts}
-
-
-def _before_the_start(error: Exception, goals: Goals, walked: bool) -> Exception:
-    if isinstance(error, EvaluationLimitError):
-        return InputError(
-            f"max_evaluations={goals.max_evaluations} are spent before "
-            f"{'a further step is made' if walked else 'the level set is reached'}; allow more"
-        )
-    return error

@@ -94,7 +94,7 @@ def correct(
     negligible = min(NEGLIGIBLE * allowed, CEILING * size_theta)
     before: FlowState | None = None
     for iteration in range(MAX_ITERATIONS):
-        state = _evaluate(flow, theta)
+        state = evaluate(flow, theta)
         residuals = level_set.residuals(state.values)
         g = torch.atleast_2d(state.gradients)
         force = torch.add(theta - shift, state.regularizer_gradient, alpha=c)
@@ -223,7 +223,7 @@ def _learn(
         pairs.add(s, image)
 
 
-def _evaluate(flow: RegularizingFlow, theta: Tensor) -> FlowState:
+def evaluate(flow: RegularizingFlow, theta: Tensor) -> FlowState:
     """State at θ, finite.
 
     Raises

@@ -1,0 +1,1 @@
+"""Regularisation paths: the KKT point of min R on L = c, followed while c changes."""

@@ -1,0 +1,293 @@
+"""From one level to a KKT point on another: moves along the normal, and relaxations.
+
+What is solved is the bordered system of
+
+    ∇R + λ∇L = 0,    L = c,
+
+for θ and λ. In the tangent space it reads A d = −Π∇R, with A = Π(∇²R + λ∇²L)Π; along the normal
+Newton's step reaches L = c. Far from its solution the linear model of Π∇R holds for a small part
+of that d only: the outliers of A, 10³ to 10⁴ times the rest, are made up of normals that turn on
+the way. So what is solved is (A + 1/τ) d = −Π∇R, a step of flow time τ by the linearly implicit
+Euler method, which becomes Newton's as τ grows: pseudo-transient continuation (Kelley & Keyes,
+SIAM J. Numer. Anal. 35, 1998).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from geoflow.errors import ConvergenceError
+from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.manifold.linearization import TangentHessian
+from geoflow.paths.tangent_solver import LossCurvature, Solved, oblique_normal, solve
+from geoflow.solvers.multistep.corrector import evaluate
+
+# Farther from its level than this, in log L, a point is moved there, not relaxed there.
+NEAR = 0.1
+# Change of log L that a move makes, the first and the most; its growth from one to the next.
+FIRST_REACH, FURTHEST, FARTHER = math.log(2.0), math.log(4.0), 1.2
+# ‖Π∇R‖/‖∇R‖ that the linear model of a move may foretell; and that after it is good, or too much.
+FORETOLD, GOOD, TOO_MUCH = 0.3, 0.36, 0.6
+# Flow time over which a move keeps to the KKT points.
+MOVE_TIME = 0.2
+# A relaxation is solved to this part of Π∇R, or until it promises this part of what is wanted. It
+# is made where Π∇R is above that other part of it.
+FORCING, GOAL, AIM = 0.3, 0.75, 0.9
+# Flow time of the first relaxation. It grows where the linear model was right, and shrinks where
+# it was wrong; one that is more than so far wrong is made again, shorter.
+FIRST_TIME, GROW, SHRINK = 0.05, 2.0, 0.3
+RIGHT, USABLE = 0.3, 0.8
+# Longer than this a step is all but Newton's: where the model is ten times better, grow faster.
+NEWTON, GROW_FAST = 1.0, 10.0
+# By how much the loss may change in a relaxation, in log L.
+DRIFT = 0.3
+# Beyond this ‖Π∇R‖/‖∇R‖, λ says nothing.
+LOST = 0.9
+# Shorter than this no step is worth an evaluation.
+SHORTEST = 1e-6
+
+
+@dataclass
+class Memory:
+    """What one level has taught for the next.
+
+    Attributes
+    ----------
+    curvature : LossCurvature
+        Of ∇²L.
+    time : float
+        τ, flow time of the next relaxation.
+    reach : float
+        Change of log L that one move may make.
+    """
+
+    curvature: LossCurvature
+    time: float = FIRST_TIME
+    reach: float = FIRST_REACH
+
+    @classmethod
+    def unknown(cls, n_parameters: int) -> Memory:
+        """Nothing is known yet."""
+        return cls(LossCurvature.unknown(n_parameters))
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """A KKT point on its level.
+
+    Attributes
+    ----------
+    state : FlowState
+        There.
+    n_corrections : int
+        Moves and relaxations made.
+    """
+
+    state: FlowState
+    n_corrections: int
+
+
+def is_kkt(flow: RegularizingFlow, state: FlowState, limit: float) -> bool:
+    """Whether a state is on its level with λ > 0 and ‖Π∇R‖ ≤ ``limit``·‖∇R‖."""
+    on_level = abs(flow.level_set.residual(state.loss)) <= flow.level_set.tolerance
+    return on_level and state.multiplier > 0 and residual_of(state) <= limit
+
+
+def residual_of(state: FlowState) -> float:
+    """‖Π∇R‖/‖∇R‖."""
+    norm = float(torch.linalg.vector_norm(state.regularizer_gradient))
+    return state.tangent_norm / norm if norm else math.inf
+
+
+def correct(
+    flow: RegularizingFlow, state: FlowState, memory: Memory, limit: float, patience: int
+) -> Corrected:
+    """Come from a state, on another level, to a KKT point on the level of ``flow``.
+
+    Parameters
+    ----------
+    flow : RegularizingFlow
+        Evaluates; its level is where to come to.
+    state : FlowState
+        Where to start.
+    memory : Memory
+        What is known; takes in what is learned.
+    limit : float
+        ‖Π∇R‖/‖∇R‖ to come to.
+    patience : int
+        Evaluations after which it is given up.
+
+    Raises
+    ------
+    ConvergenceError
+        It does not converge.
+    CriticalPointError
+        ∇L vanishes.
+    """
+    correction, spent0 = _Correction(flow, state, memory, limit), flow.problem.evaluations
+    while not is_kkt(flow, correction.state, limit):
+        spent = flow.problem.evaluations - spent0
+        if spent >= patience or min(memory.time, memory.reach) < SHORTEST:
+            memory.time, memory.reach = FIRST_TIME, FIRST_REACH
+            raise ConvergenceError(
+                f"no KKT point on L = {flow.level_set.level:.6g} is reached from L = "
+                f"{state.loss:.6g} within {spent} evaluations",
+                iterations=correction.count,
+                residual=flow.level_set.residual(correction.state.loss),
+                reason="kkt",
+            )
+        correction.make()
+    return Corrected(correction.state, correction.count)
+
+
+class _Correction:
+    """The state of a correction on its way."""
+
+    def __init__(
+        self, flow: RegularizingFlow, state: FlowState, memory: Memory, limit: float
+    ) -> None:
+        self.flow, self.state, self.memory, self.limit = flow, state, memory, limit
+        self.count = 0
+        # Whether the last move from here failed; and dθ/dL from here, where it is known.
+        self.stuck = False
+        self.tangent: Tensor | None = None
+
+    def make(self) -> None:
+        """Make one move or relaxation, and come to where it led if that is any better."""
+        self.count += 1
+        state, memory = self.state, self.memory
+        away = _away(state.loss, self.flow.level_set.level)
+        if abs(away) <= NEAR * min(1.0, 1.5 * memory.reach):
+            self._relax(onto_level=True)
+        elif residual_of(state) >= TOO_MUCH or (self.stuck and residual_of(state) > 2 * self.limit):
+            self._relax(onto_level=False)
+        else:
+            self._move(away)
+
+    def _come_to(self, state: FlowState) -> None:
+        self.state, self.stuck, self.tangent = state, False, None
+
+    def _move(self, away: float) -> None:
+        """Towards the level, along the path as its linear model has it."""
+        state, memory = self.state, self.memory
+        part = math.copysign(min(abs(away), memory.reach), away)
+        # Linear in log L, in which a loss is less curved than it is itself.
+        change = -part * abs(state.loss)
+        if self.tangent is None:
+            self.tangent = self._tangent(change)
+        reached = _tried(self.flow, state.theta + change * self.tangent)
+        fits = (
+            reached is not None
+            and reached.multiplier > 0
+            and residual_of(reached) <= TOO_MUCH
+            and abs(_away(reached.loss, state.loss) + part) < FIRST_REACH
+        )
+        if reached is None or not fits:
+            memory.reach = min(memory.reach, abs(part)) / 2
+            self.stuck = True
+            return
+        if residual_of(reached) < GOOD:
+            memory.reach = min(FARTHER * memory.reach, FURTHEST)
+        self._come_to(reached)
+
+    def _tangent(self, change: float) -> Tensor:
+        """Return about dθ/dL along the path: along the normal, and what restores Π∇R = 0.
+
+        Solved no better than a change of L by ``change`` needs.
+        """
+        state = self.state
+        operator = TangentHessian(self.flow, state)
+        size = 1 / state.gradient_norm
+        image, of_loss = operator(operator.normal)
+        if bool(torch.isfinite(of_loss).all()):
+            self.memory.curvature.add(operator.normal, of_loss)
+        norm = float(torch.linalg.vector_norm(state.regularizer_gradient))
+        allowed = FORETOLD * norm / (abs(change) * size)
+        if float(torch.linalg.vector_norm(image)) <= allowed:
+            return operator.normal * size
+
+        def enough(x: Tensor, left: Tensor) -> bool:
+            return float(torch.linalg.vector_norm(left)) <= allowed
+
+        solved = solve(operator, self.memory.curvature, -image, shift=1 / MOVE_TIME, enough=enough)
+        return (operator.normal + solved.solution) * size
+
+    def _relax(self, *, onto_level: bool) -> None:
+        """Towards the KKT point, and onto the level: some products and one evaluation."""
+        flow, state, memory = self.flow, self.state, self.memory
+        operator = TangentHessian(flow, state)
+        time, residual = memory.time, residual_of(state)
+        along = left = torch.zeros_like(state.theta)
+        relaxed = residual > AIM * self.limit
+        if relaxed:
+            solved = self._solved(operator)
+            if solved.indefinite and not bool(solved.solution.any()):
+                memory.time *= SHRINK
+                return
+            along, left = solved.solution, solved.residual
+        step = along
+        if onto_level:
+            normal = oblique_normal(operator, memory.curvature, 1 / time)
+            step = torch.sub(along, normal, alpha=flow.level_set.residual(state.loss))
+        reached = _tried(flow, state.theta + step)
+        if reached is None or abs(_away(reached.loss, state.loss)) > DRIFT:
+            memory.time *= SHRINK
+            return
+        _learn(memory.curvature, state, reached)
+        if not relaxed:
+            self._come_to(reached)
+            return
+        # What the linear model has foretold is x/τ less the residual, and −velocity is Π∇R.
+        wrong = reached.velocity - along / time - left
+        error = float(torch.linalg.vector_norm(wrong)) / state.tangent_norm
+        after = residual_of(reached)
+        lost = after > max(LOST, residual)
+        if lost or not (error <= USABLE or after < AIM * residual):
+            memory.time *= SHRINK
+            return
+        if error < RIGHT:
+            fast = error < RIGHT / 10 and time > NEWTON
+            memory.time *= GROW_FAST if fast else GROW
+        elif error > 1:
+            memory.time *= SHRINK
+        self._come_to(reached)
+
+    def _solved(self, operator: TangentHessian) -> Solved:
+        state, time = self.state, self.memory.time
+        residual = residual_of(state)
+        forcing = min(FORCING, math.sqrt(residual)) * state.tangent_norm
+        wanted = GOAL * self.limit * state.tangent_norm / residual
+
+        def enough(x: Tensor, left: Tensor) -> bool:
+            if float(torch.linalg.vector_norm(left)) <= forcing:
+                return True
+            return float(torch.linalg.vector_norm(x / time + left)) <= wanted
+
+        return solve(operator, self.memory.curvature, state.velocity, shift=1 / time, enough=enough)
+
+
+def _away(loss: float, level: float) -> float:
+    """How far a loss is above its level: in log L, or relative to the level where L ≤ 0."""
+    return math.log(loss / level) if loss / level > 0 else (loss - level) / abs(level)
+
+
+def _learn(curvature: LossCurvature, before: FlowState, after: FlowState) -> None:
+    """Take in what two gradients say of ∇²L in between."""
+    s = after.theta - before.theta
+    size = float(torch.linalg.vector_norm(s))
+    # Below it the gradients differ by little but their rounding.
+    floor = torch.finfo(s.dtype).eps ** 0.7 * float(torch.linalg.vector_norm(after.theta))
+    if size > floor:
+        curvature.add(s / size, (after.gradient - before.gradient) / size)
+
+
+def _tried(flow: RegularizingFlow, theta: Tensor) -> FlowState | None:
+    """State at a point, or None where the loss is not finite."""
+    try:
+        return evaluate(flow, theta)
+    except ConvergenceError:
+        return None

@@ -1,0 +1,147 @@
+"""Linear systems in the tangent space: conjugate gradients on A + σ, A = Π(∇²R + λ∇²L)Π.
+
+The preconditioner is made of pairs of vectors and their images under ∇²L, in which neither λ nor
+the level occurs: what one level has taught serves at the next, where λ is another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geoflow.manifold.flows import FlowState
+from geoflow.manifold.linearization import TangentHessian
+from geoflow.solvers.multistep.secant import SecantPairs
+
+PAIRS = 40
+# Products at most in one solution.
+MAX_PRODUCTS = 30
+
+
+class LossCurvature:
+    """What is known of ∇²L, as a preconditioner of ∇²R + λ∇²L + σ for whatever λ and σ.
+
+    Parameters
+    ----------
+    pairs : SecantPairs
+        Unit vectors and their images under ∇²L.
+    """
+
+    def __init__(self, pairs: SecantPairs) -> None:
+        self.pairs = pairs
+
+    @classmethod
+    def unknown(cls, n_parameters: int) -> LossCurvature:
+        """Nothing is known yet."""
+        return cls(SecantPairs(min(PAIRS, n_parameters), [], np.zeros((0, 0))))
+
+    def add(self, unit: Tensor, image: Tensor) -> None:
+        """Take in a unit vector and its image under ∇²L."""
+        self.pairs.add(unit, image)
+
+    def inverse(self, vectors: Tensor, multiplier: float, base: float) -> Tensor:
+        """Apply about (``base`` + λ∇²L)⁻¹ to the rows of ``vectors``, shape (n, P)."""
+        return self.pairs.inverse(vectors, max(multiplier, 0.0) / base, 0.0) / base
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A solution, as far as it was wanted.
+
+    Attributes
+    ----------
+    solution, residual : Tensor, shape (P,)
+        x and b − (A + σ)x, both tangent.
+    n_products : int
+        Products with A: a gradient each.
+    indefinite : bool
+        A direction of no positive curvature ended the iteration.
+    """
+
+    solution: Tensor
+    residual: Tensor
+    n_products: int
+    indefinite: bool
+
+
+def solve(
+    operator: TangentHessian,
+    curvature: LossCurvature,
+    right: Tensor,
+    *,
+    shift: float,
+    enough: Callable[[Tensor, Tensor], bool],
+) -> Solved:
+    """Solve (A + σ)x = b by conjugate gradients in the tangent space.
+
+    Parameters
+    ----------
+    operator : TangentHessian
+        A.
+    curvature : LossCurvature
+        Preconditions; takes in the products at the end, since it must not change in between.
+    right : Tensor, shape (P,)
+        b, tangent and not zero.
+    shift : float
+        σ.
+    enough : callable
+        Told x and the residual, whether that is close enough.
+    """
+    state = operator.state
+    base = bulk_of(operator, right) + shift
+    normal = _oblique(state, curvature, base)
+    x, residual = torch.zeros_like(right), right
+    z = _precondition(residual, state, curvature, base, normal)
+    direction, size = z, float(torch.dot(residual, z))
+    learned: list[tuple[Tensor, Tensor]] = []
+    indefinite = False
+    while len(learned) < MAX_PRODUCTS and size > 0:
+        length = float(torch.linalg.vector_norm(direction))
+        unit = direction / length
+        image, of_loss = operator(unit)
+        learned.append((unit, of_loss))
+        image = torch.add(image, unit, alpha=shift) * length
+        bend = float(torch.dot(direction, image))
+        if not (math.isfinite(bend) and bend > 0):
+            indefinite = True
+            break
+        x = torch.add(x, direction, alpha=size / bend)
+        residual = torch.sub(residual, image, alpha=size / bend)
+        if enough(x, residual):
+            break
+        z = _precondition(residual, state, curvature, base, normal)
+        following = float(torch.dot(residual, z))
+        direction, size = torch.add(z, direction, alpha=following / size), following
+    for unit, of_loss in learned:
+        if bool(torch.isfinite(of_loss).all()):
+            curvature.add(unit, of_loss)
+    return Solved(x, residual, len(learned), indefinite)
+
+
+def bulk_of(operator: TangentHessian, along: Tensor) -> float:
+    """The curvature of R along a vector, positive: what A is where no pair tells."""
+    bend = float(torch.dot(along, operator.regularizer_hessian(along)))
+    return max(abs(bend) / float(torch.dot(along, along)), torch.finfo(along.dtype).tiny ** 0.25)
+
+
+def oblique_normal(operator: TangentHessian, curvature: LossCurvature, shift: float) -> Tensor:
+    """B⁻¹g/(g·B⁻¹g) with B about ∇²R + λ∇²L + σ, shape (P,): about dθ/dL along the path."""
+    base = bulk_of(operator, operator.normal) + shift
+    return _oblique(operator.state, curvature, base)
+
+
+def _oblique(state: FlowState, curvature: LossCurvature, base: float) -> Tensor:
+    image = curvature.inverse(state.gradient[None], state.multiplier, base)[0]
+    return image / float(torch.dot(state.gradient, image))
+
+
+def _precondition(
+    v: Tensor, state: FlowState, curvature: LossCurvature, base: float, normal: Tensor
+) -> Tensor:
+    image = curvature.inverse(v[None], state.multiplier, base)[0]
+    return torch.sub(image, normal, alpha=float(torch.dot(state.gradient, image)))

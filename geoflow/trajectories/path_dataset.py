@@ -1,0 +1,99 @@
+"""From the points of a regularisation path to an xarray dataset in its schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from geoflow.manifold.flows import RegularizingFlow
+from geoflow.problems.protocol import ProblemLike
+from geoflow.trajectories import dataset, path_schema, schema
+
+
+class PathPoint(NamedTuple):
+    """A point of a path.
+
+    Attributes
+    ----------
+    values : mapping
+        By the names of the schema and of the observables, one number or text each.
+    theta : ndarray, shape (P,)
+        The parameters.
+    """
+
+    values: Mapping[str, Any]
+    theta: NDArray[Any]
+
+
+def to_dataset(
+    problem: ProblemLike,
+    points: Sequence[PathPoint],
+    observables: Sequence[str],
+    attributes: Mapping[str, Any],
+) -> xr.Dataset:
+    """Assemble the dataset of a path that has a point at least.
+
+    Parameters
+    ----------
+    problem : ProblemLike
+        Gives the layout of θ.
+    points : sequence of PathPoint
+        In the order of the path.
+    observables : sequence of str
+        Their names.
+    attributes : mapping
+        Global attributes.
+    """
+    eigenvalues = "smallest_eigenvalue" in points[0].values
+    specs = path_schema.variables(eigenvalues=eigenvalues)
+    arrays: dict[str, Any] = {
+        "theta": np.stack([point.theta for point in points]),
+        "tensor_name": np.array([t.name for t in problem.tensors], dtype=object),
+        "tensor_offset": np.array([t.offset for t in problem.tensors], dtype=np.int64),
+        "tensor_shape": np.array([json.dumps(list(t.shape)) for t in problem.tensors], object),
+    }
+    for name, spec in specs.items():
+        if name not in arrays:
+            column = [point.values[name] for point in points]
+            arrays[name] = np.array(column, dtype=object if spec.dtype == "U" else spec.dtype)
+    variables: dict[str, Any] = {
+        name: (spec.dims, arrays[name], {"long_name": spec.long_name, "units": spec.units})
+        for name, spec in specs.items()
+    }
+    for name in observables:
+        values = np.array([point.values[name] for point in points], dtype=float)
+        variables[name] = (("level",), values, {"long_name": name.replace("_", " "), "units": "1"})
+    ds = xr.Dataset(variables, attrs=dict(attributes))
+    return ds.set_coords(["level", *schema.TENSOR_COORDINATES])
+
+
+def attributes(
+    flow: RegularizingFlow,
+    *,
+    degrees: float,
+    config: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Global attributes of a path, all but its status: those of a walk, but its solver's, and more.
+
+    Raises
+    ------
+    InputError
+        Something that no file could hold.
+    """
+    of_walk = dataset.attributes(flow, solver="", rtol=0.0, atol=0.0, config=config)
+    of_walk = {n: v for n, v in of_walk.items() if n not in path_schema.OF_SOLVER}
+    own = {
+        path_schema.PATH: path_schema.VERSION,
+        "kind": path_schema.KIND,
+        "history": f"followed by geoflow {version('geoflow')}",
+        "degrees": degrees,
+    }
+    if "title" not in config["provenance"]:
+        own["title"] = "Regularisation path along the level of the training loss"
+    return of_walk | own

@@ -1,0 +1,158 @@
+"""Schema 1.0 of a regularisation path: its variables and attributes, and their check.
+
+A path is one walk after another, the level set changing in between; its points have the names and
+units that those of a trajectory have, over the dimension ``level``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from geoflow.errors import ArchiveError
+from geoflow.trajectories import schema
+from geoflow.trajectories.schema import VariableSpec
+
+VERSION = "1.0"
+# The dataset's attribute ``kind``.
+KIND = "path"
+# The attribute that has the version.
+PATH = "geoflow_path"
+
+OF_FLOW = ("multiplier", "regularizer", "train_loss", "level_residual", "level_distance", "angle")
+# Of a walk's attributes those that a path has not.
+OF_SOLVER = ("geoflow_schema", "solver", "rtol", "atol")
+COUNTS = ("n_gradient", "n_hvp")
+
+
+def _over_levels(name: str) -> VariableSpec:
+    return schema.STEP_VARIABLES[name]._replace(dims=("level",))
+
+
+LEVEL = {"level": VariableSpec("f8", ("level",), "1", "loss that the level set keeps")}
+
+LEVEL_VARIABLES = {
+    "penalty": VariableSpec("f8", ("level",), "1", "penalty 1/lambda, weight of R beside the loss"),
+    **{name: _over_levels(name) for name in OF_FLOW},
+    "kkt_residual": VariableSpec(
+        "f8",
+        ("level",),
+        "1",
+        "norm of the tangential part of the regularizer's gradient over its norm",
+    ),
+    "method": VariableSpec("U", ("level",), "1", "how the point was reached: walk or corrector"),
+    "n_between": VariableSpec("i8", ("level",), "1", "levels gone through on the way to this one"),
+    "n_correction": VariableSpec("i8", ("level",), "1", "corrections made on the way to this one"),
+    **{name: _over_levels(name) for name in (*COUNTS, "wall_time")},
+}
+
+# Only where it was asked for.
+SMALLEST_EIGENVALUE = VariableSpec(
+    "f8", ("level",), "1", "smallest eigenvalue of the Hessian on the level set"
+)
+
+THETA = VariableSpec("f", ("level", "parameter"), "1", "parameters, flat")
+OBSERVABLE = VariableSpec("f8", ("level",), "1", "")
+
+VARIABLES = {
+    **LEVEL,
+    **LEVEL_VARIABLES,
+    **schema.TENSOR_COORDINATES,
+    "theta": THETA,
+    "smallest_eigenvalue": SMALLEST_EIGENVALUE,
+}
+
+ATTRIBUTES = {
+    PATH: str,
+    "kind": str,
+    **{n: kind for n, kind in schema.ATTRIBUTES.items() if n not in OF_SOLVER},
+    "degrees": float,
+}
+
+METHODS = ("walk", "corrector")
+
+STATUSES = (
+    "complete",
+    "fold",
+    "max_evaluations",
+    "projection_failed",
+    "not_converged",
+    "critical_point",
+    "negative_multiplier",
+    "numerical_failure",
+    "step_size_underflow",
+    "level_not_kept",
+    "observable_failed",
+    "evaluation_failed",
+    "interrupted",
+)
+
+
+def is_path(ds: xr.Dataset) -> bool:
+    """Whether a dataset is a regularisation path."""
+    return PATH in ds.attrs
+
+
+def is_observable(name: str) -> bool:
+    """Whether a variable of a path is an observable, not one of the schema's own."""
+    return name not in VARIABLES
+
+
+def variables(*, eigenvalues: bool) -> dict[str, VariableSpec]:
+    """All variables of a path but its observables."""
+    left_out = () if eigenvalues else ("smallest_eigenvalue",)
+    return {n: spec for n, spec in VARIABLES.items() if n not in left_out}
+
+
+def defects(ds: xr.Dataset) -> list[str]:
+    """Say what in a dataset is not as the schema has it, one line each; empty where all is."""
+    known = variables(eigenvalues="smallest_eigenvalue" in ds.variables)
+    found = attribute_defects(ds.attrs) + schema.variable_defects(ds, known, OBSERVABLE)
+    return found or _value_defects(ds)
+
+
+def attribute_defects(attributes: Mapping[str, Any]) -> list[str]:
+    """Say what in the global attributes is not as the schema has it, one line each."""
+    found = []
+    if attributes.get(PATH) != VERSION or attributes.get("kind") != KIND:
+        found.append(f"attribute {PATH} is {attributes.get(PATH)!r}, not {VERSION!r}")
+    found += schema.type_defects(attributes, ATTRIBUTES)
+    status = attributes.get("status", STATUSES[0])
+    if status not in STATUSES:
+        found.append(f"attribute status is {str(status)[:40]!r}, not one of {', '.join(STATUSES)}")
+    return found
+
+
+def _value_defects(ds: xr.Dataset) -> list[str]:
+    if not ds.sizes["level"]:
+        return ["there is no point"]
+    found = []
+    for name in ("wall_time", *COUNTS):
+        if not (np.diff(ds[name].values) >= 0).all():
+            found.append(f"{name} falls, though it counts up")
+    unknown = set(map(str, ds["method"].values)) - set(METHODS)
+    if unknown:
+        found.append(f"method is {min(unknown)[:40]!a}, not one of {', '.join(METHODS)}")
+    return found
+
+
+def kkt_limit(degrees: float) -> float:
+    """The largest ‖Π∇R‖/‖∇R‖ of a point at this angle between ∇R and ∇L or above it."""
+    return math.sin(math.radians(180 - degrees))
+
+
+def check(ds: xr.Dataset) -> None:
+    """Refuse what is no path.
+
+    Raises
+    ------
+    ArchiveError
+        Names the first defect.
+    """
+    found = defects(ds)
+    if found:
+        raise ArchiveError(f"ds is no regularisation path: {found[0]}")

@@ -1,0 +1,166 @@
+"""Paths against closed forms and an independent optimiser."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+import geoflow as gf
+
+TIGHT = 179.999999
+
+
+def _ridge(seed=0, n=40, p=12):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, p)) * np.logspace(0, -1.5, p)
+    y = x @ rng.standard_normal(p) + 0.5 * rng.standard_normal(n)
+    inputs, targets = torch.from_numpy(x), torch.from_numpy(y)
+
+    def loss(theta):
+        return ((inputs @ theta - targets) ** 2).mean()
+
+    def solution(penalty):
+        return np.linalg.solve(x.T @ x / n + penalty * np.eye(p), x.T @ y / n)
+
+    return loss, solution, np.linalg.lstsq(x, y)[0]
+
+
+def _flow(loss, theta0, level=None, regularizer=gf.regularizers.squared_norm):
+    problem = gf.Problem.from_function(loss, torch.as_tensor(theta0))
+    return gf.RegularizingFlow(gf.LevelSet(problem, level), regularizer)
+
+
+@pytest.mark.parametrize("order", ["up", "down", "both"])
+def test_ridge_regression_has_its_closed_form_at_each_penalty(order):
+    loss, solution, least_squares = _ridge()
+    least = float(loss(torch.from_numpy(least_squares)))
+    levels = least + np.geomspace(0.02, 0.7, 9) * (float(loss(torch.zeros(12).double())) - least)
+    ordered = {"up": levels, "down": levels[::-1], "both": np.roll(levels, -4)}[order]
+    flow = _flow(loss, least_squares * 1.05 + 0.01, level=float(ordered[0]))
+    ds = gf.regularization_path(flow, ordered, degrees=TIGHT)
+    assert ds.attrs["status"] == "complete"
+    np.testing.assert_array_equal(ds["level"], ordered)
+    for theta, penalty in zip(ds["theta"].values, ds["penalty"].values, strict=True):
+        exact = solution(penalty)
+        assert np.linalg.norm(theta - exact) <= 1e-6 * np.linalg.norm(exact)
+    np.testing.assert_allclose(ds["train_loss"], ordered, rtol=1e-6)
+    np.testing.assert_allclose(ds["penalty"] * ds["multiplier"], 1)
+    # Along ridge regression's path the loss grows with the penalty.
+    by_level = ds["penalty"].values[np.argsort(ordered)]
+    assert (np.diff(by_level) > 0).all()
+
+
+def test_logistic_regression_is_what_another_optimiser_finds():
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((60, 7))
+    labels = (x @ rng.standard_normal(7) + rng.standard_normal(60) > 0).astype(float)
+    inputs, targets = torch.from_numpy(x), torch.from_numpy(labels)
+
+    def loss(theta):
+        logits = inputs @ theta[:-1] + theta[-1]
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits, targets)
+
+    flow = _flow(loss, 2.0 * rng.standard_normal(8), level=0.45)
+    ds = gf.regularization_path(flow, [0.45, 0.5, 0.55, 0.6, 0.65], degrees=TIGHT)
+    assert ds.attrs["status"] == "complete"
+    for theta, penalty in zip(ds["theta"].values, ds["penalty"].values, strict=True):
+
+        def penalised(values, penalty=penalty):
+            variable = torch.from_numpy(values).requires_grad_()
+            value = loss(variable) + penalty * torch.dot(variable, variable)
+            value.backward()
+            return float(value.detach()), variable.grad.numpy()
+
+        exact = minimize(penalised, np.zeros(8), jac=True, method="BFGS", options={"gtol": 1e-10}).x
+        assert np.linalg.norm(theta - exact) <= 1e-6 * np.linalg.norm(exact)
+
+
+def test_points_keep_the_kkt_residual_that_is_stated():
+    loss, _, least_squares = _ridge(seed=2)
+    flow = _flow(loss, least_squares + 0.1)
+    level = flow.level_set.level
+    ds = gf.regularization_path(flow, [1.5 * level, 2 * level], degrees=170.0)
+    np.testing.assert_array_equal(ds["level"], [level, 1.5 * level, 2 * level])
+    assert (ds["kkt_residual"] <= math.sin(math.radians(10))).all()
+    assert (ds["angle"] >= 170).all()
+    for point, theta in zip(ds["level"].values, ds["theta"].values, strict=True):
+        at = gf.RegularizingFlow(gf.LevelSet(flow.problem, float(point)), flow.regularizer)
+        state = at.evaluate(torch.from_numpy(theta))
+        assert state.angle == pytest.approx(float(ds["angle"].sel(level=point)))
+        assert state.regularizer == pytest.approx(float(ds["regularizer"].sel(level=point)))
+
+
+def test_evaluations_are_counted_and_never_exceed_the_budget():
+    loss, _, least_squares = _ridge()
+    flow = _flow(loss, least_squares + 0.1)
+    level, before = flow.level_set.level, flow.problem.evaluations
+    levels = level * np.linspace(1.2, 3, 8)
+    whole = gf.regularization_path(flow, levels)
+    spent = flow.problem.evaluations - before
+    assert int(whole["n_gradient"][-1]) == spent
+    first = int(whole["n_gradient"][0])
+    budget = (first + spent) // 2
+    cut = gf.regularization_path(_flow(loss, least_squares + 0.1), levels, max_evaluations=budget)
+    assert cut.attrs["status"] == "max_evaluations"
+    assert 0 < cut.sizes["level"] < whole.sizes["level"]
+    assert int(cut["n_gradient"][-1]) <= budget
+    n = cut.sizes["level"]
+    np.testing.assert_array_equal(cut["theta"], whole["theta"][:n])
+    with pytest.raises(gf.InputError, match="max_evaluations=3 are spent before the first point"):
+        gf.regularization_path(_flow(loss, least_squares + 0.1), levels, max_evaluations=3)
+
+
+def test_smallest_eigenvalue_is_that_of_the_hessian_on_the_level_set():
+    loss, _, least_squares = _ridge()
+    flow = _flow(loss, least_squares + 0.1)
+    ds = gf.regularization_path(flow, [2 * flow.level_set.level], smallest_eigenvalue=True)
+    hessian = torch.func.hessian(loss)(torch.zeros(12).double()).numpy()
+    for i in range(2):
+        theta = torch.from_numpy(ds["theta"][i].values)
+        normal = flow.problem.value_and_gradient(theta)[1].numpy()
+        basis = np.linalg.svd(normal[None])[2][1:]
+        tangent = basis @ (2 * np.eye(12) + float(ds["multiplier"][i]) * hessian) @ basis.T
+        least = np.linalg.eigvalsh(tangent)[0]
+        assert float(ds["smallest_eigenvalue"][i]) == pytest.approx(least, rel=1e-6)
+
+
+def test_a_path_written_is_the_path_returned(tmp_path):
+    loss, _, least_squares = _ridge()
+    flow = _flow(loss, least_squares + 0.1)
+    level = flow.level_set.level
+    observables = {"largest": lambda theta: float(theta.abs().max())}
+    in_memory = gf.regularization_path(flow, [2 * level], observables=observables)
+    archive = tmp_path / "path.nc"
+    written = gf.regularization_path(
+        _flow(loss, least_squares + 0.1), [2 * level], observables=observables, archive=archive
+    )
+    with gf.open_path(archive) as ds:
+        assert all(difference.agrees for difference in gf.diff(written, ds))
+        compared = [d for d in gf.diff(in_memory, ds) if not d.name.startswith("attribute")]
+        assert all(difference.agrees for difference in compared)
+        assert all(ds[n].attrs["long_name"] and "units" in ds[n].attrs for n in ds.variables)
+    with pytest.raises(gf.InputError, match="exists"):
+        gf.regularization_path(flow, [2 * level], archive=archive)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"levels": []}, "levels="),
+        ({"levels": [1.0, 1.0]}, "each once"),
+        ({"levels": [math.nan]}, "levels="),
+        ({"levels": "1,2"}, "levels="),
+        ({"levels": [2.0], "degrees": 180.0}, "degrees=180.0"),
+        ({"levels": [2.0], "degrees": 180 - 1e-13}, "degrees="),
+        ({"levels": [2.0], "max_evaluations": 0}, "max_evaluations=0"),
+        ({"levels": [2.0], "observables": {"penalty": float}}, "'penalty' is taken"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    loss, _, least_squares = _ridge()
+    with pytest.raises(gf.InputError, match=message):
+        gf.regularization_path(_flow(loss, least_squares + 0.1), **arguments)
