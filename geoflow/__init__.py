@@ -20,6 +20,7 @@ from geoflow.errors import (
 from geoflow.manifold import regularizers
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.manifold.level_set import LevelSet, Projection
+from geoflow.problems.grouped import by_class, each_example
 from geoflow.problems.problem import Problem
 from geoflow.sweeps.ensemble import open_sweep
 from geoflow.sweeps.runs import sweep, sweep_weight_decay
@@ -53,7 +54,9 @@ __all__ = [
     "__version__",
     "accessor",
     "baselines",
+    "by_class",
     "diff",
+    "each_example",
     "experiments",
     "interpolate",
     "load_into",
