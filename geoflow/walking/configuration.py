@@ -17,6 +17,7 @@ import torch
 from geoflow import solvers
 from geoflow.errors import ArchiveError, GeoflowError
 from geoflow.problems.dtypes import DTYPES
+from geoflow.problems.grouped import DIVISIONS
 from geoflow.solvers import Tolerance
 from geoflow.trajectories import schema
 from geoflow.walking import stopping
@@ -116,6 +117,11 @@ def _config_defects(attributes: Mapping[str, Any]) -> Iterator[str]:
     threads = config["threads"]
     if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
         yield f"config: threads is {str(threads)[:40]!r}, not a number up to {MOST_THREADS}"
+    division, atol = config.get("constraints", ""), config.get("level_atol", 0.0)
+    if division != "" and division not in list(DIVISIONS):
+        yield f"config: constraints are {str(division)[:40]!r}, not one of {', '.join(DIVISIONS)}"
+    if isinstance(atol, bool) or not isinstance(atol, int | float) or not 0 <= atol < math.inf:
+        yield f"config: level_atol is {str(atol)[:40]!r}, not a number from 0 on"
     yield from _provenance_defects(config["provenance"], attributes)
     yield from _settings_defects(config, attributes)
 
