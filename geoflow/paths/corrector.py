@@ -23,7 +23,7 @@ from torch import Tensor
 from geoflow.errors import ConvergenceError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.manifold.linearization import TangentHessian
-from geoflow.paths.tangent_solver import LossCurvature, Solved, oblique_normal, solve
+from geoflow.paths.tangent_solver import LossCurvature, Solved, bulk_of, oblique_normal, solve
 from geoflow.solvers.multistep.corrector import evaluate
 
 # Farther from its level than this, in log L, a point is moved there, not relaxed there.
@@ -37,6 +37,7 @@ MOVE_TIME = 0.2
 # A relaxation is solved to this part of Π∇R, or until it promises this part of what is wanted. It
 # is made where Π∇R is above that other part of it.
 FORCING, GOAL, AIM = 0.3, 0.75, 0.9
+NEED = 0.75
 # Flow time of the first relaxation. It grows where the linear model was right, and shrinks where
 # it was wrong; one that is more than so far wrong is made again, shorter.
 FIRST_TIME, GROW, SHRINK = 0.05, 2.0, 0.3
@@ -220,13 +221,13 @@ class _Correction:
         """Towards the KKT point, and onto the level: some products and one evaluation."""
         flow, state, memory = self.flow, self.state, self.memory
         operator = TangentHessian(flow, state)
-        time, residual = memory.time, residual_of(state)
+        time, residual = self._time(operator), residual_of(state)
         along = left = torch.zeros_like(state.theta)
         relaxed = residual > AIM * self.limit
         if relaxed:
-            solved = self._solved(operator)
+            solved = self._solved(operator, time)
             if solved.indefinite and not bool(solved.solution.any()):
-                memory.time *= SHRINK
+                memory.time = SHRINK * time
                 return
             along, left = solved.solution, solved.residual
         step = along
@@ -235,7 +236,7 @@ class _Correction:
             step = torch.sub(along, normal, alpha=flow.level_set.residual(state.loss))
         reached = _tried(flow, state.theta + step)
         if reached is None or abs(_away(reached.loss, state.loss)) > DRIFT:
-            memory.time *= SHRINK
+            memory.time = SHRINK * time
             return
         _learn(memory.curvature, state, reached)
         if not relaxed:
@@ -247,18 +248,24 @@ class _Correction:
         after = residual_of(reached)
         lost = after > max(LOST, residual)
         if lost or not (error <= USABLE or after < AIM * residual):
-            memory.time *= SHRINK
+            memory.time = SHRINK * time
             return
         if error < RIGHT:
             fast = error < RIGHT / 10 and time > NEWTON
-            memory.time *= GROW_FAST if fast else GROW
+            memory.time = max(memory.time, time * (GROW_FAST if fast else GROW))
         elif error > 1:
-            memory.time *= SHRINK
+            memory.time = SHRINK * time
         self._come_to(reached)
 
-    def _solved(self, operator: TangentHessian) -> Solved:
-        state, time = self.state, self.memory.time
-        residual = residual_of(state)
+    def _time(self, operator: TangentHessian) -> float:
+        """τ: no longer than it takes where A is as R alone is, which takes the longest."""
+        needed = residual_of(self.state) / (NEED * self.limit) - 1
+        if needed <= 0:
+            return self.memory.time
+        return min(self.memory.time, needed / bulk_of(operator, self.state.velocity))
+
+    def _solved(self, operator: TangentHessian, time: float) -> Solved:
+        state, residual = self.state, residual_of(self.state)
         forcing = min(FORCING, math.sqrt(residual)) * state.tangent_norm
         wanted = GOAL * self.limit * state.tangent_norm / residual
 
