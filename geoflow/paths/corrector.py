@@ -15,16 +15,29 @@ SIAM J. Numer. Anal. 35, 1998).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from geoflow.errors import ConvergenceError
+from geoflow.errors import ArchiveError, ConvergenceError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.manifold.linearization import TangentHessian
-from geoflow.paths.tangent_solver import LossCurvature, Solved, bulk_of, oblique_normal, solve
+from geoflow.paths.tangent_solver import (
+    PAIRS,
+    LossCurvature,
+    Solved,
+    bulk_of,
+    oblique_normal,
+    solve,
+)
+from geoflow.solvers.base import Carry
 from geoflow.solvers.multistep.corrector import evaluate
+from geoflow.solvers.multistep.secant import SecantPairs
 
 # Farther from its level than this, in log L, a point is moved there, not relaxed there.
 NEAR = 0.1
@@ -33,11 +46,10 @@ FIRST_REACH, FURTHEST, FARTHER = math.log(2.0), math.log(4.0), 1.2
 # ‖Π∇R‖/‖∇R‖ that the linear model of a move may foretell; and that after it is good, or too much.
 FORETOLD, GOOD, TOO_MUCH = 0.3, 0.36, 0.6
 # Flow time over which a move keeps to the KKT points.
-MOVE_TIME = 0.2
-# A relaxation is solved to this part of Π∇R, or until it promises this part of what is wanted. It
-# is made where Π∇R is above that other part of it.
-FORCING, GOAL, AIM = 0.3, 0.75, 0.9
-NEED = 0.75
+MOVE_TIME = 0.05
+# A relaxation is solved to this part of Π∇R, or until it promises this part of what is wanted: it
+# is made where Π∇R is above that.
+FORCING, AIM = 0.3, 0.9
 # Flow time of the first relaxation. It grows where the linear model was right, and shrinks where
 # it was wrong; one that is more than so far wrong is made again, shorter.
 FIRST_TIME, GROW, SHRINK = 0.05, 2.0, 0.3
@@ -74,6 +86,34 @@ class Memory:
     def unknown(cls, n_parameters: int) -> Memory:
         """Nothing is known yet."""
         return cls(LossCurvature.unknown(n_parameters))
+
+    def pack(self) -> dict[str, NDArray[Any]]:
+        """As arrays, from which :meth:`unpack` makes it again."""
+        carry = self.curvature.pairs.pack()
+        arrays = {name: torch.as_tensor(value).cpu().numpy() for name, value in carry.items()}
+        return {**arrays, "time": np.array(self.time), "reach": np.array(self.reach)}
+
+    @classmethod
+    def unpack(cls, arrays: Mapping[str, NDArray[Any]], like: Tensor) -> Memory:
+        """Make it again, on the device of ``like``.
+
+        Raises
+        ------
+        ArchiveError
+            The arrays are not those of a path of as many parameters.
+        """
+        try:
+            carry: Carry = {
+                name: torch.from_numpy(array.copy()).to(like.device)
+                for name, array in arrays.items()
+                if name not in ("time", "reach")
+            }
+            pairs = SecantPairs.unpack(carry, min(PAIRS, like.numel()))
+            if any(block.shape[1:] != like.shape for block in pairs.blocks):
+                raise ValueError("vectors of another length")
+            return cls(LossCurvature(pairs), float(arrays["time"]), float(arrays["reach"]))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ArchiveError(f"what a path goes on with cannot be used ({error!r})") from None
 
 
 @dataclass(frozen=True)
@@ -259,7 +299,7 @@ class _Correction:
 
     def _time(self, operator: TangentHessian) -> float:
         """τ: no longer than it takes where A is as R alone is, which takes the longest."""
-        needed = residual_of(self.state) / (NEED * self.limit) - 1
+        needed = residual_of(self.state) / (AIM * self.limit) - 1
         if needed <= 0:
             return self.memory.time
         return min(self.memory.time, needed / bulk_of(operator, self.state.velocity))
@@ -267,7 +307,7 @@ class _Correction:
     def _solved(self, operator: TangentHessian, time: float) -> Solved:
         state, residual = self.state, residual_of(self.state)
         forcing = min(FORCING, math.sqrt(residual)) * state.tangent_norm
-        wanted = GOAL * self.limit * state.tangent_norm / residual
+        wanted = AIM * self.limit * state.tangent_norm / residual
 
         def enough(x: Tensor, left: Tensor) -> bool:
             if float(torch.linalg.vector_norm(left)) <= forcing:
