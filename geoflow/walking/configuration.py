@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,21 @@ def defects(attributes: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def path_defects(attributes: Mapping[str, Any]) -> list[str]:
+    """Say what in a regularisation path's attributes and settings cannot be used, one line each.
+
+    Parameters
+    ----------
+    attributes : mapping
+        Of the types that the schema of paths has.
+    """
+    found = list(_value_defects(attributes, ("level", "level_rtol")))
+    config = json.loads(attributes["config"])
+    if not isinstance(config.get("provenance"), dict):
+        return [*found, "config: provenance is no JSON object"]
+    return [*found, *_provenance_defects(config["provenance"], attributes)]
+
+
 def check(path: Path, attributes: Mapping[str, Any]) -> None:
     """Refuse a walk whose attributes or settings cannot be used, or in another schema.
 
@@ -81,7 +96,11 @@ def check(path: Path, attributes: Mapping[str, Any]) -> None:
 
 
 def _attribute_defects(attributes: Mapping[str, Any]) -> Iterator[str]:
-    for name in ("level", "level_rtol", "rtol", "atol"):
+    return _value_defects(attributes, ("level", "level_rtol", "rtol", "atol"))
+
+
+def _value_defects(attributes: Mapping[str, Any], numbers: Sequence[str]) -> Iterator[str]:
+    for name in numbers:
         value = attributes[name]
         if not math.isfinite(value):
             yield f"attribute {name} is not finite"
