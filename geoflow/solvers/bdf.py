@@ -45,22 +45,26 @@ class BDF:
     pairs : int
         Pairs of vectors that the curvature is known by, each as much memory as one θ in float64.
         More save evaluations, up to a hundred or so.
+    max_order : int
+        Highest order taken, from 1 to 5.
 
     Raises
     ------
     InputError
-        ``pairs`` is not positive.
+        ``pairs`` is not positive, or ``max_order`` not from 1 to 5.
     """
 
     name = "bdf"
-    order = MAX_ORDER
     dense = True
     needs: tuple[str, ...] = (REGULARIZER, ONE_CONSTRAINT)
 
-    def __init__(self, *, pairs: int = 80) -> None:
+    def __init__(self, *, pairs: int = 80, max_order: int = MAX_ORDER) -> None:
         if not (isinstance(pairs, int) and pairs >= 1):
             raise InputError(f"pairs={pairs!r}; use a positive whole number such as 80")
+        if not (isinstance(max_order, int) and 1 <= max_order <= MAX_ORDER):
+            raise InputError(f"max_order={max_order!r}; use a whole number from 1 to {MAX_ORDER}")
         self.pairs = pairs
+        self.order = max_order
         # Pairs in single precision and their copy; the history and the next one; the corrections
         # of a step and their images; states and what goes between them.
         self.vectors = 2 * pairs + 2 * (MAX_ORDER + 1) + 2 * MAX_ITERATIONS + 16
@@ -68,7 +72,7 @@ class BDF:
     @property
     def options(self) -> dict[str, Any]:
         """Constructor arguments."""
-        return {"pairs": self.pairs}
+        return {"pairs": self.pairs, "max_order": self.order}
 
     def init(self, flow: RegularizingFlow, state: FlowState, tolerance: Tolerance) -> Carry:
         """Start at order 1, with a step about as long as the error allowed."""
@@ -125,7 +129,9 @@ class BDF:
             if n_rejected > PATIENCE:
                 order = max(order - 1, 1)
             check_step(step, state, cause)
-        chosen, following = _following(history, corrected, carry, order, step, error, allowed)
+        chosen, following = _following(
+            history, corrected, carry, order, step, error, allowed, self.order
+        )
         if step == asked < wanted and following >= step:
             # A step cut short by max_time says little about how long a step could be.
             following = max(following, wanted)
@@ -177,11 +183,13 @@ def _following(
     step: float,
     error: float,
     allowed: float,
+    max_order: int,
 ) -> tuple[int, float]:
     """Order and size of the next step: those that promise the longest."""
     factors = {order: max(error, 1e-10) ** (-1 / (order + 1))}
     theta = corrected.state.theta
-    for other, size in history.errors((order - 1, order + 1), theta, step).items():
+    others = [other for other in (order - 1, order + 1) if other <= max_order]
+    for other, size in history.errors(others, theta, step).items():
         factors[other] = max(size / allowed, 1e-10) ** (-1 / (other + 1))
     chosen = order
     if int(carry["n_since_order"]) >= order or len(history) <= order:
