@@ -436,3 +436,13 @@ def test_iris_to_five_and_to_six_digits_in_the_evaluations_promised():
         off = np.linalg.norm(ds["theta"].values - reference, axis=1)
         assert (off / np.linalg.norm(reference, axis=1)).max() <= wanted
         assert int(ds["n_gradient"][-1]) <= most
+
+
+@pytest.mark.slow
+def test_mnist_is_walked_in_steps_as_long_as_corrections_are_worth():
+    problem = gf.experiments.get("mnist_ff").prepare(seed=0).problem
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+    ds = gf.walk(flow, "bdf", rtol=1e-3, atol=0.0, t_end=0.3, stop=None)
+    invariants.check_walk(ds, flow)
+    # With three corrections a step, or with longer and longer ones, it takes 250.
+    assert int(ds["n_gradient"][-1]) <= 190
