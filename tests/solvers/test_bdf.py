@@ -430,7 +430,7 @@ def test_iris_to_five_and_to_six_digits_in_the_evaluations_promised():
     fine = gf.RegularizingFlow(gf.LevelSet(problem, level.level, 1e-11), flow.regularizer)
     settings = {"t_end": 1.0, "stop": None, "snapshot_times": [0.1, 0.3, 1.0], "atol": 0.0}
     reference = gf.walk(fine, "bdf", rtol=1e-9, **settings)["theta"].values
-    for rtol, wanted, most in ((3e-6, 1e-5, 320), (5e-7, 2e-6, 400), (3e-8, 2e-7, 550)):
+    for rtol, wanted, most in ((2e-6, 1e-5, 300), (3e-7, 2e-6, 350), (3e-8, 2e-7, 500)):
         ds = gf.walk(flow, "bdf", rtol=rtol, **settings)
         invariants.check_walk(ds, flow)
         off = np.linalg.norm(ds["theta"].values - reference, axis=1)
