@@ -25,6 +25,14 @@ SOLVERS = {
     "exponential": (lambda: Exponential(), (1e-3, 1e-4, 1e-5)),
 }
 EXPERIMENTS = ("iris_ff", "mpg_ff", "mnist_ff")
+# Not measured so far.
+LEFT_OUT = {
+    ("mpg_ff", "cvode"): (1e-4, 1e-5),
+    ("mpg_ff", "exponential"): (1e-3, 1e-4, 1e-5),
+    ("mnist_ff", "bdf"): (1e-9,),
+    ("mnist_ff", "cvode"): (1e-4, 1e-5),
+    ("mnist_ff", "exponential"): (1e-3, 1e-4, 1e-5),
+}
 TIMES = (0.1, 0.3, 1.0)
 REFERENCE_RTOL, REFERENCE_LEVEL_RTOL = 1e-10, 1e-11
 MAX_EVALUATIONS = 4_000
@@ -58,6 +66,12 @@ def error(thetas, reference):
     return float((off / np.linalg.norm(reference, axis=1)).max())
 
 
+def spread(values, mean, deviation):
+    """Mean ± deviation, or a single value."""
+    shown = f"{np.mean(values):{mean}}"
+    return f"{shown} ± {np.std(values):{deviation}}" if len(values) > 1 else shown
+
+
 def section(name, runs):
     """Measure one experiment, and write its table."""
     problem = gf.experiments.get(name).prepare(seed=0).problem
@@ -72,14 +86,14 @@ def section(name, runs):
         "",
         f"Reference: bdf, rtol {REFERENCE_RTOL:g}, {cost:,} evaluations; its distance from CVODE "
         f"at {REFERENCE_RTOL:g} ({check_cost:,} evaluations) is {error(check, reference):.1e}. "
-        f"Mean ± deviation over {runs} runs.",
+        + (f"Mean ± deviation over {runs} runs." if runs > 1 else "A single run of each."),
         "",
         "| solver | rtol | error in θ | error / rtol | \\|L − c\\|/c, worst | evaluations |",
         "|---|---|---|---|---|---|",
     ]
     factors = np.linspace(1 - JITTER, 1 + JITTER, runs) if runs > 1 else np.ones(1)
     for solver, (make, rtols) in SOLVERS.items():
-        for rtol in rtols:
+        for rtol in (r for r in rtols if r not in LEFT_OUT.get((name, solver), ())):
             rows = []
             for factor in factors:
                 thetas, cost, level = walk(flow, make(), rtol * factor, MAX_EVALUATIONS)
@@ -92,9 +106,9 @@ def section(name, runs):
                 continue
             errors, costs, levels, used = map(np.array, zip(*rows, strict=True))
             lines.append(
-                f"| {solver} | {rtol:g} | {np.mean(errors):.1e} ± {np.std(errors):.0e} "
+                f"| {solver} | {rtol:g} | {spread(errors, '.1e', '.0e')} "
                 f"| {np.mean(errors / used):.2g} | {levels.max():.0e} "
-                f"| {np.mean(costs):,.0f} ± {np.std(costs):,.0f} |"
+                f"| {spread(costs, ',.0f', ',.0f')} |"
             )
     return [*lines, ""]
 

@@ -17,7 +17,7 @@ from geoflow.errors import ConvergenceError, CriticalPointError, InputError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.solvers.base import REGULARIZER, Carry, StepResult, Tolerance
 from geoflow.solvers.control import check_step, clip_step
-from geoflow.solvers.multistep.corrector import Corrected, correct
+from geoflow.solvers.multistep.corrector import MAX_ITERATIONS, Corrected, correct
 from geoflow.solvers.multistep.history import MAX_ORDER, History
 from geoflow.solvers.multistep.secant import SecantPairs
 
@@ -27,10 +27,11 @@ GROW_AT_START, GROW = 3.0, 1.5
 START_STEPS, START_ORDER = 10, 2
 # A higher order has to promise this much more.
 RAISE = 0.9
-# The next step after an implicit equation that could not be solved, and after one that took more
-# than so many corrections: shortened, not lengthened.
-UNSOLVED = 0.4
-SLOW, SLOWER, FAST = 5, 0.9, 3
+# The next step after an implicit equation that could not be solved, and the most that it may grow
+# after one that took more than so many corrections. What a correction costs is spent best by steps
+# of eight to twelve; near to where the equation can be solved no more they grow slowly.
+UNSOLVED = 0.5
+GROW_BY_CORRECTIONS = ((12, 0.9), (8, 1.0), (5, 1.1))
 # Rejections in a row after which the order is lowered too.
 PATIENCE = 2
 ROUNDING = "the local error stays above the tolerance"
@@ -43,31 +44,35 @@ class BDF:
     ----------
     pairs : int
         Pairs of vectors that the curvature is known by, each as much memory as one θ in float64.
-        More save evaluations, up to some dozens.
+        More save evaluations, up to a hundred or so.
+    max_order : int
+        Highest order taken, from 1 to 5.
 
     Raises
     ------
     InputError
-        ``pairs`` is not positive.
+        ``pairs`` is not positive, or ``max_order`` not from 1 to 5.
     """
 
     name = "bdf"
-    order = MAX_ORDER
     dense = True
     needs: tuple[str, ...] = (REGULARIZER,)
 
-    def __init__(self, *, pairs: int = 40) -> None:
+    def __init__(self, *, pairs: int = 80, max_order: int = MAX_ORDER) -> None:
         if not (isinstance(pairs, int) and pairs >= 1):
-            raise InputError(f"pairs={pairs!r}; use a positive whole number such as 40")
+            raise InputError(f"pairs={pairs!r}; use a positive whole number such as 80")
+        if not (isinstance(max_order, int) and 1 <= max_order <= MAX_ORDER):
+            raise InputError(f"max_order={max_order!r}; use a whole number from 1 to {MAX_ORDER}")
         self.pairs = pairs
+        self.order = max_order
         # Pairs in single precision and their copy; the history and the next one; the corrections
         # of a step and their images; states and what goes between them.
-        self.vectors = 2 * pairs + 2 * (MAX_ORDER + 1) + 2 * 11 + 16
+        self.vectors = 2 * pairs + 2 * (MAX_ORDER + 1) + 2 * MAX_ITERATIONS + 16
 
     @property
     def options(self) -> dict[str, Any]:
         """Constructor arguments."""
-        return {"pairs": self.pairs}
+        return {"pairs": self.pairs, "max_order": self.order}
 
     def init(self, flow: RegularizingFlow, state: FlowState, tolerance: Tolerance) -> Carry:
         """Start at order 1, with a step about as long as the error allowed."""
@@ -98,7 +103,8 @@ class BDF:
         ):
             return StepResult(state, dict(carry), step, 0.0, 0, 0, lambda time: state.theta.clone())
         history = _history(carry)
-        pairs = SecantPairs.unpack(carry, min(self.pairs, state.theta.numel()))
+        n_pairs = min(self.pairs, state.theta.numel())
+        pairs = SecantPairs.unpack(carry, n_pairs)
         allowed = tolerance.scale(state.theta)
         order, since = int(carry["order"]), int(carry["n_since_order"])
         n_rejected = n_corrections = 0
@@ -116,12 +122,16 @@ class BDF:
             except (ConvergenceError, CriticalPointError) as failure:
                 n_corrections += getattr(failure, "iterations", 0)
                 factor, cause = UNSOLVED, str(failure)
+                # So far off it has learned a curvature that misleads a shorter step.
+                pairs = SecantPairs.unpack(carry, n_pairs)
             n_rejected += 1
             step *= factor
             if n_rejected > PATIENCE:
                 order = max(order - 1, 1)
             check_step(step, state, cause)
-        chosen, following = _following(history, corrected, carry, order, step, error, allowed)
+        chosen, following = _following(
+            history, corrected, carry, order, step, error, allowed, self.order
+        )
         if step == asked < wanted and following >= step:
             # A step cut short by max_time says little about how long a step could be.
             following = max(following, wanted)
@@ -173,19 +183,20 @@ def _following(
     step: float,
     error: float,
     allowed: float,
+    max_order: int,
 ) -> tuple[int, float]:
     """Order and size of the next step: those that promise the longest."""
     factors = {order: max(error, 1e-10) ** (-1 / (order + 1))}
     theta = corrected.state.theta
-    for other, size in history.errors((order - 1, order + 1), theta, step).items():
+    others = [other for other in (order - 1, order + 1) if other <= max_order]
+    for other, size in history.errors(others, theta, step).items():
         factors[other] = max(size / allowed, 1e-10) ** (-1 / (other + 1))
     chosen = order
     if int(carry["n_since_order"]) >= order or len(history) <= order:
         chosen = max(factors, key=lambda o: factors[o] * (RAISE if o > order else 1))
     starting = order <= START_ORDER and int(carry["n_steps"]) < START_STEPS
     factor = min(SAFETY * factors[chosen], GROW_AT_START if starting else GROW)
-    if corrected.iterations > SLOW:
-        factor = min(factor, SLOWER)
-    elif corrected.iterations > FAST:
-        factor = min(factor, 1.0)
+    for corrections, most in GROW_BY_CORRECTIONS:
+        if corrected.iterations > corrections:
+            factor = min(factor, most)
     return chosen, step * max(factor, SHRINK)

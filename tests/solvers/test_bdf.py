@@ -1,5 +1,7 @@
 """The multistep solver: orders, exact solutions, tolerances, resuming, and where Newton fails."""
 
+import itertools
+import json
 import math
 
 import numpy as np
@@ -11,7 +13,8 @@ import geoflow as gf
 import invariants
 import references
 from geoflow.errors import ConvergenceError, EvaluationLimitError, InputError
-from geoflow.solvers import BDF, Tolerance
+from geoflow.solvers import BDF, Tolerance, bdf
+from geoflow.solvers.multistep import corrector
 from geoflow.solvers.multistep.corrector import correct
 from geoflow.solvers.multistep.history import History, lagrange
 from geoflow.solvers.multistep.secant import BLOCK, SecantPairs
@@ -44,9 +47,41 @@ def fixed_order(reference, order, step):
 @pytest.mark.parametrize("make", [references.sphere_linear, references.oja])
 def test_each_order_is_the_one_it_says(make, order):
     # Short enough for the leading term, long enough for its error not to be that of Newton.
-    steps = [1 / n for n in ((32, 48, 64) if order == 5 else (64, 96, 128))]
+    counts = (64, 96, 128)
+    if order == 5:
+        counts = (24, 32, 48, 64) if make is references.sphere_linear else (40, 48, 64, 96)
+    steps = [1 / n for n in counts]
     errors = [fixed_order(make(), order, h) for h in steps]
-    assert abs(references.order_of_convergence(steps, errors) - order) <= 0.25
+    assert abs(references.order_of_convergence(steps, errors) - order) <= 0.2
+
+
+@pytest.mark.parametrize(
+    ("order", "rtols"),
+    [
+        (1, (3e-4, 1e-4, 3e-5)),
+        (2, (1e-5, 1e-6, 1e-7)),
+        (3, (1e-6, 1e-7, 1e-8, 1e-9)),
+        (4, (1e-7, 1e-8, 1e-9, 1e-10)),
+        (5, (1e-10, 3e-11, 1e-11, 3e-12, 1e-12)),
+    ],
+)
+def test_with_steps_by_the_error_the_highest_order_is_that_of_convergence(order, rtols):
+    reference, errors, steps = references.oja(), [], []
+    for rtol in rtols:
+        ds = gf.walk(
+            tight(reference.flow),
+            BDF(max_order=order),
+            rtol=rtol,
+            atol=0.0,
+            t_end=1.0,
+            stop=None,
+            max_snapshots=2,
+        )
+        end = torch.from_numpy(ds["theta"].values[-1])
+        errors.append(float((end - reference.exact(1.0)).norm()))
+        # Once the order has been found.
+        steps.append(1 / int((ds["time"] > 0.3).sum()))
+    assert abs(references.order_of_convergence(steps, errors) - order) <= 0.2
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
@@ -330,10 +365,59 @@ def test_pairs_are_a_positive_whole_number(pairs):
         BDF(pairs=pairs)
 
 
+@pytest.mark.parametrize("order", [0, 6, 2.0, "high"])
+def test_the_highest_order_is_one_of_its_formulas(order):
+    with pytest.raises(InputError, match="max_order="):
+        BDF(max_order=order)
+
+
+def test_no_correction_is_longer_than_the_first(network, monkeypatch):
+    evaluated = []
+    evaluate = corrector._evaluate
+
+    def recording(flow, theta):
+        evaluated[-1].append(theta)
+        return evaluate(flow, theta)
+
+    def correcting(*args):
+        evaluated.append([])
+        return correct(*args)
+
+    monkeypatch.setattr(corrector, "_evaluate", recording)
+    monkeypatch.setattr(bdf, "correct", correcting)
+    list(steps_of(network, 25, rtol=1e-2))
+    moves = [[float((b - a).norm()) for a, b in itertools.pairwise(c)] for c in evaluated]
+    assert max(len(m) for m in moves) > 6
+    # With what each takes along the normal.
+    assert all(max(m) <= 1.5 * m[0] for m in moves if m)
+
+
+def test_what_was_learned_where_newton_fails_is_not_kept(network, monkeypatch):
+    state, carry, result = list(steps_of(network, 12))[-1]
+    seen = []
+
+    def failing(flow, formula, pairs, allowed):
+        seen.append(len(pairs))
+        if len(seen) == 1:
+            pairs.add(vector(50, 0), vector(50, 1))
+            raise ConvergenceError("no", iterations=3, residual=1.0, reason="iterations")
+        return correct(flow, formula, pairs, allowed)
+
+    monkeypatch.setattr(bdf, "correct", failing)
+    again = BDF().step(network, state, carry, Tolerance(1e-6, 0.0), math.inf)
+    assert seen[1] == seen[0]
+    assert again.n_rejected == 1
+    assert again.time == result.time / 2
+
+
 def test_its_settings_are_in_the_archive_and_make_it_again(network):
-    ds = gf.walk(network, BDF(pairs=17), t_end=0.01, stop=None)
+    ds = gf.walk(network, BDF(pairs=17, max_order=2), t_end=0.01, stop=None)
     assert '"pairs": 17' in ds.attrs["config"]
-    assert gf.solvers.from_config({"name": "bdf", "pairs": 17}).pairs == 17
+    made = gf.solvers.from_config(json.loads(ds.attrs["config"])["solver"])
+    assert made.options == {"pairs": 17, "max_order": 2}
+    assert made.order == 2
+    # As archives have it that are older than the highest order.
+    assert gf.solvers.from_config({"name": "bdf", "pairs": 17}).order == 5
     with pytest.raises(InputError, match="re-projects at every step"):
         gf.walk(network, "bdf", reproject_every=0.1)
 
@@ -346,9 +430,19 @@ def test_iris_to_five_and_to_six_digits_in_the_evaluations_promised():
     fine = gf.RegularizingFlow(gf.LevelSet(problem, level.level, 1e-11), flow.regularizer)
     settings = {"t_end": 1.0, "stop": None, "snapshot_times": [0.1, 0.3, 1.0], "atol": 0.0}
     reference = gf.walk(fine, "bdf", rtol=1e-9, **settings)["theta"].values
-    for rtol, wanted, most in ((3e-6, 1e-5, 320), (5e-7, 2e-6, 400), (3e-8, 2e-7, 550)):
+    for rtol, wanted, most in ((2e-6, 1e-5, 300), (3e-7, 2e-6, 350), (3e-8, 2e-7, 500)):
         ds = gf.walk(flow, "bdf", rtol=rtol, **settings)
         invariants.check_walk(ds, flow)
         off = np.linalg.norm(ds["theta"].values - reference, axis=1)
         assert (off / np.linalg.norm(reference, axis=1)).max() <= wanted
         assert int(ds["n_gradient"][-1]) <= most
+
+
+@pytest.mark.slow
+def test_mnist_is_walked_in_steps_as_long_as_corrections_are_worth():
+    problem = gf.experiments.get("mnist_ff").prepare(seed=0).problem
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+    ds = gf.walk(flow, "bdf", rtol=1e-3, atol=0.0, t_end=0.3, stop=None)
+    invariants.check_walk(ds, flow)
+    # With three corrections a step, or with longer and longer ones, it takes 250.
+    assert int(ds["n_gradient"][-1]) <= 190

@@ -13,6 +13,10 @@ exactly (Galerkin, as conjugate gradients do, by Anderson's mixing of type I); o
 of the steps before serve as preconditioner. So what an inexact Newton iteration spends on products
 goes into points nearer and nearer to the solution, the last of which is the state a walk needs.
 
+Far from the solution A changes from one correction to the next, and the images taken early are no
+longer those of the system: it may become all but singular there. No correction is therefore longer
+than the first, as in a trust region.
+
 The normal is not split off but kept as the second row of the system: a move along it changes G
 too, and its image is learned with the others.
 """
@@ -32,13 +36,13 @@ from geoflow.manifold.level_set import as_values
 from geoflow.solvers.multistep.history import Formula
 from geoflow.solvers.multistep.secant import LEAST_CURVATURE, SecantPairs
 
-MAX_ITERATIONS = 12
+MAX_ITERATIONS = 20
 # Correction still to be made, in units of the error allowed, that is left out.
 NEGLIGIBLE = 0.1
 # At most this part of ‖θ‖ whatever is allowed: what is left in stiff directions, where a little of
 # θ is much of velocity, would lead the extrapolation of the next steps astray.
 CEILING = 1e-5
-# The iteration is given up where its corrections have grown so much.
+# The iteration is given up where it asks for a correction so much longer than the shortest.
 DIVERGED = 30.0
 # Corrections along the normal alone, at the end.
 NORMAL_ITERATIONS = 6
@@ -81,7 +85,7 @@ def correct(
     Raises
     ------
     ConvergenceError
-        The iteration comes to no end; what it has learned makes the next one shorter.
+        The iteration comes to no end.
     CriticalPointError
         ∇L vanishes.
     """
@@ -116,6 +120,9 @@ def correct(
             return Corrected(state, iteration)
         if not math.isfinite(size) or (len(sizes) > 2 and size > DIVERGED * min(sizes)):
             break
+        if sizes and size > sizes[0]:
+            # Far from the images known: to go on a little is to learn what is missing.
+            move, size = move * (sizes[0] / size), sizes[0]
         sizes.append(size)
         theta = theta + move - onto
         if small:
