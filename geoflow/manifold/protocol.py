@@ -46,7 +46,9 @@ class State(Protocol):
 class Flow(Protocol):
     """A vector field on a level set that can be walked along.
 
-    :class:`geoflow.RegularizingFlow` is one. Any class with these attributes and methods serves.
+    :class:`geoflow.RegularizingFlow` is one. Any class with these attributes and methods serves. To
+    be walked along on several constraints it has a method ``constraint_values`` too, that of
+    RegularizingFlow.
     """
 
     @property

@@ -24,7 +24,8 @@ of D outside them, whose image is evaluated.
 
 **Retraction.** Newton's method along the normal starts from the osculating quadric, whose curvature
 the Krylov space knows: that saves gradients, and it keeps Newton's corrections, which are not along
-the first normal, too small to shift θ̂ along the first tangent space beyond third order.
+the first normal, too small to shift θ̂ along the first tangent space beyond third order. Of several
+constraints no single quadric is known: the residuals at the end of the move are evaluated.
 """
 
 from __future__ import annotations

@@ -110,8 +110,8 @@ def walk(
     Returns
     -------
     xarray.Dataset
-        Schema 1.0, or 1.1 with snapshots between the steps or events, or 1.2 where R counts its
-        evaluations apart. Its ``status`` says how the
+        Schema 1.0, or 1.1 with snapshots between the steps or events, or 1.2 on several
+        constraints and where R counts its evaluations apart. Its ``status`` says how the
         walk ended: ``stationary``, ``event``, ``t_end``, ``plateau``, ``max_evaluations``;
         ``step_size_underflow``, ``projection_failed``, ``critical_point`` or
         ``numerical_failure`` where it could not go on; ``interrupted`` after Ctrl-C.

@@ -83,7 +83,7 @@ def resume(
     Returns
     -------
     xarray.Dataset
-        Schema 1.0.
+        As :func:`geoflow.walk` returns it.
 
     Raises
     ------

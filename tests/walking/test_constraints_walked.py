@@ -3,6 +3,7 @@
 import json
 import math
 
+import netCDF4
 import numpy as np
 import pytest
 import torch
@@ -216,6 +217,30 @@ def test_constraints_on_the_command_line(tmp_path):
     assert cli.main(["validate", str(path)]) == 0
     with gf.open_trajectory(again) as ds:
         assert ds.sizes["constraint"] == 3
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [
+        ("constraint_levels", "[1.0, 2.0]", "constraint_level is not what the attribute"),
+        ("constraint_levels", "[1.0]", "attribute constraint_levels cannot be used"),
+        ("constraint_levels", '["a", "b"]', "attribute constraint_levels cannot be used"),
+        ("constraints", "by_sign", "config: constraints are 'by_sign'"),
+        ("level_atol", -1.0, "config: level_atol is '-1.0'"),
+    ],
+)
+def test_a_file_that_was_tampered_with_is_seen(tmp_path, attribute, value, message):
+    flow = gf.RegularizingFlow(
+        gf.LevelSet(gf.by_class(references.small_network().problem)), R.squared_norm
+    )
+    path = tmp_path / "walk.nc"
+    gf.walk(flow, "dopri5", t_end=0.01, stop=None, archive=path).close()
+    with netCDF4.Dataset(path, "a") as file:
+        if attribute == "constraint_levels":
+            file.setncattr(attribute, value)
+        else:
+            file.config = json.dumps({**json.loads(file.config), attribute: value})
+    assert any(message in defect for defect in gf.validate(path))
 
 
 def test_several_problems_of_ones_own_are_resumed_with_their_flow_and_not_without(tmp_path):

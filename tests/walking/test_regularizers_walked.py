@@ -150,6 +150,30 @@ def test_each_has_the_budget_and_keeps_to_it(tmp_path, held_out):
         assert np.array_equal(ds[name], one[name])
 
 
+class Twice:
+    """A function of one's own that evaluates its problem twice."""
+
+    def __init__(self, problem):
+        self.problems = (problem,)
+
+    def value_and_gradient(self, theta):
+        self.problems[0].value_and_gradient(theta)
+        return self.problems[0].value_and_gradient(theta)
+
+    def hessian(self, theta, gradient=None):
+        return lambda v: self.problems[0].hvp(theta, v)
+
+
+def test_the_budget_of_r_ends_a_walk_too(held_out):
+    flow = gf.RegularizingFlow(references.small_network().level_set, Twice(held_out))
+    before = flow.problem.evaluations, held_out.evaluations
+    ds = gf.walk(flow, max_evaluations=60)
+    assert (ds.attrs["regularizer_name"], ds.attrs["status"]) == ("Twice", "max_evaluations")
+    spent = flow.problem.evaluations - before[0], held_out.evaluations - before[1]
+    assert 58 < spent[1] <= 60
+    assert spent[0] < spent[1]
+
+
 def test_a_walk_that_was_cut_off_goes_on_bit_for_bit(tmp_path, held_out, monkeypatch):
     flow = gf.RegularizingFlow(references.small_network().level_set, held_out)
     whole = gf.walk(flow, t_end=0.3, stop=None, archive=tmp_path / "whole.nc")
