@@ -135,9 +135,8 @@ def test_values_that_do_not_fit_are_named(written, tmp_path, name, index, value,
     file.write_bytes(written.read_bytes())
     with netCDF4.Dataset(file, "a") as ds:
         ds.variables[name][index] = value
-    found = gf.validate(file)
-    assert found[0] == seal.MISSING or "seal" in found[0] or "bytes" in found[0]
-    file.write_bytes(file.read_bytes()[: -seal.LENGTH] if False else file.read_bytes())
+    seal.append(file)
+    assert any(line.startswith(defect) for line in gf.validate(file))
 
 
 def test_a_walk_is_no_path_and_a_path_no_walk(written, tmp_path):
