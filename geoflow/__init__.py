@@ -21,6 +21,7 @@ from geoflow.errors import (
 from geoflow.manifold import regularizers
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.manifold.level_set import LevelSet, Projection
+from geoflow.paths.choosing import best_on_path
 from geoflow.paths.following import regularization_path
 from geoflow.problems.problem import Problem
 from geoflow.sweeps.ensemble import open_sweep
@@ -55,6 +56,7 @@ __all__ = [
     "__version__",
     "accessor",
     "baselines",
+    "best_on_path",
     "diff",
     "experiments",
     "interpolate",
