@@ -7,9 +7,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from geoflow.errors import (
+    BranchError,
     ConvergenceError,
     CriticalPointError,
     EvaluationLimitError,
@@ -29,6 +31,10 @@ PATIENCE = 200
 MAX_HALVINGS = 8
 # The flow comes to this angle at reasonable cost; what is wanted beyond is left to the corrector.
 FLOW_DEGREES = 175.0
+
+# A point that is farther than this part of ‖θ‖ from the one before may lie on another branch: a
+# level in between shows whether the path leads there.
+FAR = 0.5
 
 FAILURES = (ConvergenceError, CriticalPointError, NumericalError)
 
@@ -132,18 +138,24 @@ class Continuation:
         ------
         ConvergenceError, CriticalPointError, NumericalError
             No point is reached there.
+        BranchError
+            The path folds on the way there, or λ changes its sign.
         """
         goal, at, between, corrections, method = level, before, 0, 0, "corrector"
         halvings = 0
         while at.level != level:
             try:
                 found = self._step(goal, at)
-            except FAILURES:
+                if halvings < MAX_HALVINGS:
+                    _check_near(at, found)
+            except (*FAILURES, _FarError):
                 halvings += 1
                 if halvings > MAX_HALVINGS:
                     raise
                 goal = halfway(at.level, goal)
                 continue
+            if halvings == MAX_HALVINGS:
+                _check_no_fold(at, found)
             corrections += found.n_corrections
             method = found.method if found.method == "walk" else method
             at = found
@@ -170,6 +182,11 @@ class Continuation:
             raise KeyboardInterrupt
         if status == "max_evaluations":
             raise EvaluationLimitError(ended.attrs["status_message"])
+        if status == "negative_multiplier":
+            raise BranchError(
+                f"on L = {level:.6g} R falls towards a lower loss (λ < 0): the path ends before it",
+                status=status,
+            )
         if status not in ("stationary", "at_rest"):
             raise ConvergenceError(
                 f"the walk on L = {level:.6g} ended: {ended.attrs['status_message']}",
@@ -191,6 +208,41 @@ class Continuation:
     def budget(self) -> AbstractContextManager[None]:
         """Allow as many evaluations as are left."""
         return self.flow.problem.budget(self.left)
+
+
+class _FarError(Exception):
+    """A point is far from the one before."""
+
+
+def _check_near(before: Reached, after: Reached) -> None:
+    """Refuse a point that may lie on another branch than the one before.
+
+    Raises
+    ------
+    _FarError
+        It is far from that.
+    """
+    old, new = before.state.theta, after.state.theta
+    if float(torch.linalg.vector_norm(new - old)) > FAR * float(torch.linalg.vector_norm(old)):
+        raise _FarError
+
+
+def _check_no_fold(before: Reached, after: Reached) -> None:
+    """Refuse a point to which the path does not lead, however near the levels.
+
+    Raises
+    ------
+    BranchError
+        It is on another branch.
+    """
+    try:
+        _check_near(before, after)
+    except _FarError:
+        raise BranchError(
+            f"the path folds between L = {before.level:.6g} and L = {after.level:.6g}: beyond, the "
+            "flow leads to another branch",
+            status="fold",
+        ) from None
 
 
 def halfway(a: float, b: float) -> float:

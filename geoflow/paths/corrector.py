@@ -49,7 +49,7 @@ FORETOLD, GOOD, TOO_MUCH = 0.3, 0.36, 0.6
 MOVE_TIME = 0.05
 # A relaxation is solved to this part of Π∇R, or until it promises this part of what is wanted: it
 # is made where Π∇R is above that.
-FORCING, AIM = 0.3, 0.9
+FORCING, AIM = 0.5, 0.9
 # Flow time of the first relaxation. It grows where the linear model was right, and shrinks where
 # it was wrong; one that is more than so far wrong is made again, shorter.
 FIRST_TIME, GROW, SHRINK = 0.05, 2.0, 0.3
