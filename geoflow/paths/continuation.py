@@ -19,7 +19,7 @@ from geoflow.errors import (
 )
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.manifold.level_set import LevelSet
-from geoflow.paths.corrector import Corrected, Memory, correct, is_kkt
+from geoflow.paths.corrector import Corrected, Learned, correct, is_kkt
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system.translation import numerics
 from geoflow.walking.loop import walk
@@ -64,8 +64,8 @@ class Reached:
     n_corrections: int = 0
 
     @property
-    def level(self) -> float:
-        """Its c."""
+    def c(self) -> float:
+        """The level."""
         return self.flow.level_set.level
 
 
@@ -101,7 +101,7 @@ class Continuation:
 
     Attributes
     ----------
-    memory : Memory
+    memory : Learned
         What the levels so far have taught.
     left : int
         Evaluations that may still be made.
@@ -109,7 +109,7 @@ class Continuation:
 
     def __init__(self, flow: RegularizingFlow, limit: float, degrees: float) -> None:
         self.flow, self.limit, self.degrees = flow, limit, degrees
-        self.memory = Memory.unknown(flow.problem.n_parameters)
+        self.memory = Learned.unknown(flow.problem.n_parameters)
         self._end = 0
 
     @property
@@ -143,7 +143,7 @@ class Continuation:
         """
         goal, at, between, corrections, method = level, before, 0, 0, "corrector"
         halvings = 0
-        while at.level != level:
+        while at.c != level:
             try:
                 found = self._step(goal, at)
                 if halvings < MAX_HALVINGS:
@@ -152,7 +152,7 @@ class Continuation:
                 halvings += 1
                 if halvings > MAX_HALVINGS:
                     raise
-                goal = halfway(at.level, goal)
+                goal = halfway(at.c, goal)
                 continue
             if halvings == MAX_HALVINGS:
                 _check_no_fold(at, found)
@@ -239,7 +239,7 @@ def _check_no_fold(before: Reached, after: Reached) -> None:
         _check_near(before, after)
     except _FarError:
         raise BranchError(
-            f"the path folds between L = {before.level:.6g} and L = {after.level:.6g}: beyond, the "
+            f"the path folds between L = {before.c:.6g} and L = {after.c:.6g}: beyond, the "
             "flow leads to another branch",
             status="fold",
         ) from None

@@ -207,3 +207,15 @@ def test_a_level_that_is_never_reached_ends_the_path():
     ds = gf.regularization_path(flow, [1.5 * least, 0.5 * least])
     assert ds.attrs["status"] in ("projection_failed", "not_converged", "critical_point")
     np.testing.assert_array_equal(ds["level"], [flow.level_set.level, 1.5 * least])
+
+
+@pytest.mark.slow
+def test_iris_takes_at_most_150_evaluations_after_its_first_walk():
+    prepared = gf.experiments.get("iris_ff").prepare(seed=0)
+    flow = gf.RegularizingFlow(gf.LevelSet(prepared.problem), gf.regularizers.squared_norm)
+    levels = flow.level_set.level * 1.5 ** np.arange(1, 7)
+    ds = gf.regularization_path(flow, levels, observables=prepared.observables)
+    assert ds.attrs["status"] == "complete"
+    assert (ds["method"][1:] == "corrector").all()
+    assert int(ds["n_gradient"][-1] - ds["n_gradient"][0]) <= 150
+    assert (np.diff(ds["regularizer"]) < 0).all()
