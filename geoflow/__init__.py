@@ -21,6 +21,7 @@ from geoflow.errors import (
 from geoflow.manifold import regularizers
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.manifold.level_set import LevelSet, Projection
+from geoflow.paths.choosing import best_on_path
 from geoflow.paths.following import regularization_path
 from geoflow.problems.distributed import DistributedProblem
 from geoflow.problems.grouped import by_class, each_example
@@ -58,6 +59,7 @@ __all__ = [
     "__version__",
     "accessor",
     "baselines",
+    "best_on_path",
     "by_class",
     "diff",
     "each_example",

@@ -65,6 +65,20 @@ class ConvergenceError(GeoflowError):
         self.reason = reason
 
 
+class BranchError(GeoflowError):
+    """A branch of a regularisation path goes no further.
+
+    Attributes
+    ----------
+    status : str
+        The path's: ``"fold"`` or ``"negative_multiplier"``.
+    """
+
+    def __init__(self, message: str, *, status: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class StepSizeError(GeoflowError):
     """No step size above the rounding of the state meets the tolerance."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import xarray as xr
 
 from geoflow.archive import netcdf, seal
-from geoflow.archive.trajectory_files import encoding
+from geoflow.archive.trajectory_files import encoding, open_trajectory
 from geoflow.errors import ArchiveError
 from geoflow.system import files, translation
 from geoflow.trajectories import path_schema
@@ -53,3 +53,17 @@ def open_path(path: str | Path) -> xr.Dataset:
         ds.close()
         raise ArchiveError(f"{path} is not a regularisation path: {found[0]}")
     return ds
+
+
+def open_walk_or_path(path: str | Path) -> xr.Dataset:
+    """Open the file of a walk or of a regularisation path, whichever it is.
+
+    Raises
+    ------
+    ArchiveError
+        There is no such file, or it is neither.
+    """
+    path = netcdf.existing(path)
+    with translation.reading(path), netcdf.open_lazily(netcdf.checked(path)) as ds:
+        found = path_schema.is_path(ds)
+    return open_path(path) if found else open_trajectory(path)

@@ -15,6 +15,7 @@ from rich.table import Table
 import geoflow as gf
 from geoflow import baselines, experiments
 from geoflow.archive import netcdf, parts, pieces
+from geoflow.archive.path_files import open_walk_or_path
 from geoflow.archive.saved import Saved, check_target, saved
 from geoflow.cli import processes
 from geoflow.cli.own_problem import check_own, named_experiment
@@ -163,8 +164,8 @@ def validate(args: argparse.Namespace) -> int:
 
 
 def diff(args: argparse.Namespace) -> int:
-    """Compare two trajectories, variable by variable."""
-    with gf.open_trajectory(args.a) as a, gf.open_trajectory(args.b) as b:
+    """Compare two trajectories, or two paths, variable by variable."""
+    with open_walk_or_path(args.a) as a, open_walk_or_path(args.b) as b:
         differences = gf.diff(a, b, rtol=args.rtol, atol=args.atol)
     agree = all(d.agrees for d in differences)
     if args.json:
@@ -180,7 +181,7 @@ def diff(args: argparse.Namespace) -> int:
 
 def info(args: argparse.Namespace) -> int:
     """Show provenance, status, first and last values of every scalar."""
-    with gf.open_trajectory(args.file) as ds:
+    with open_walk_or_path(args.file) as ds:
         content = describe(ds)
     if args.json:
         show_json(content)
@@ -351,7 +352,8 @@ def describe(ds: xr.Dataset) -> dict[str, Any]:
     attributes["config"] = json.loads(attributes["config"])
     scalars = {}
     for name, variable in ds.variables.items():
-        if variable.dims in (("step",), ("snapshot",)) and variable.size:
+        alone = variable.dims in (("step",), ("snapshot",), ("level",))
+        if alone and variable.size and variable.dtype.kind in "fi":
             first, last = (_plain(variable.values[i]) for i in (0, -1))
             scalars[str(name)] = {"units": variable.attrs["units"], "first": first, "last": last}
     sizes = {str(k): int(v) for k, v in ds.sizes.items()}

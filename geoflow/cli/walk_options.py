@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from geoflow import solvers
-from geoflow.cli import walk_commands
+from geoflow.cli import path_commands, walk_commands
 from geoflow.cli.reading import add_problem, floats, folder, seeds
 from geoflow.comparisons.work_precision import DEFAULT_TIMES, JITTER
 from geoflow.manifold import regularizers
@@ -13,7 +13,7 @@ from geoflow.manifold.regularizers import REGULARIZERS
 from geoflow.problems.dtypes import DTYPES
 from geoflow.problems.grouped import DIVISIONS
 from geoflow.walking.settings import DEFAULTS, OPTIONS
-from geoflow.walking.stopping import DEFAULT_MAX_EVALUATIONS
+from geoflow.walking.stopping import DEFAULT_MAX_EVALUATIONS, Stationary
 
 
 def _experiments(p: argparse.ArgumentParser) -> None:
@@ -137,6 +137,39 @@ def _sweep(p: argparse.ArgumentParser) -> None:
     p.add_argument("--quiet", action="store_true", help="no progress and no summary")
 
 
+def _path(p: argparse.ArgumentParser) -> None:
+    p.set_defaults(command=path_commands.path)
+    p.add_argument("experiment", metavar="EXPERIMENT", nargs="?", help="see: geoflow experiments")
+    add_problem(p)
+    p.add_argument("--levels", type=floats, metavar="A,B,…", help="of the loss, in this order")
+    p.add_argument("--levels-to", type=float, metavar="C", help="from the trained network's to C")
+    p.add_argument("--points", type=int, metavar="N", help="so many, evenly in log c (10)")
+    p.add_argument("--seed", type=int, default=0, help="decides everything (default 0)")
+    help_regularizer = f"R, of {', '.join(REGULARIZERS)} ({regularizers.DEFAULT})"
+    p.add_argument("--regularizer", metavar="NAME[:option=value,…]", help=help_regularizer)
+    usual = Stationary().degrees
+    p.add_argument(
+        *("--degrees", "--angle"),
+        type=float,
+        default=usual,
+        metavar="DEGREES",
+        help=f"angle between ∇R and ∇L of each point, at the least ({usual:g})",
+    )
+    help_budget = f"budget in gradients, from the start on ({DEFAULT_MAX_EVALUATIONS:,})"
+    p.add_argument("--max-evaluations", type=int, metavar="N", help=help_budget)
+    p.add_argument(
+        "--eigenvalues", action="store_true", help="the smallest eigenvalue of A at each point"
+    )
+    p.add_argument("--out", metavar="FILE.nc", required=True, help="write the path here")
+    p.add_argument("--figures", type=folder, metavar="DIR", help="write its figures here")
+    p.add_argument("--dtype", choices=DTYPES, help="of the computation (float64)")
+    p.add_argument("--device", help="of the computation (cpu)")
+    p.add_argument("--data", help="folder of the data set's own files, or 'synthetic'")
+    p.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    p.add_argument("--force", action="store_true", help="replace FILE.nc where it exists")
+    p.add_argument("--quiet", action="store_true", help="no progress and no notes")
+
+
 def _add_walk_options(p: argparse.ArgumentParser, many: bool = False) -> None:
     # No defaults here: what is not given is left to --like, or to walk's own defaults.
     if many:
@@ -179,4 +212,5 @@ ADD = {
     "compare": _compare,
     "baseline": _baseline,
     "sweep": _sweep,
+    "path": _path,
 }

@@ -7,9 +7,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from geoflow.errors import (
+    BranchError,
     ConvergenceError,
     CriticalPointError,
     EvaluationLimitError,
@@ -17,7 +19,7 @@ from geoflow.errors import (
 )
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.manifold.level_set import LevelSet
-from geoflow.paths.corrector import Corrected, Memory, correct, is_kkt
+from geoflow.paths.corrector import Corrected, Learned, correct, is_kkt
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system.translation import numerics
 from geoflow.walking.loop import walk
@@ -29,6 +31,10 @@ PATIENCE = 200
 MAX_HALVINGS = 8
 # The flow comes to this angle at reasonable cost; what is wanted beyond is left to the corrector.
 FLOW_DEGREES = 175.0
+
+# A point that is farther than this part of ‖θ‖ from the one before may lie on another branch: a
+# level in between shows whether the path leads there.
+FAR = 0.5
 
 FAILURES = (ConvergenceError, CriticalPointError, NumericalError)
 
@@ -58,8 +64,8 @@ class Reached:
     n_corrections: int = 0
 
     @property
-    def level(self) -> float:
-        """Its c."""
+    def c(self) -> float:
+        """The level."""
         return self.flow.level_set.level
 
 
@@ -95,7 +101,7 @@ class Continuation:
 
     Attributes
     ----------
-    memory : Memory
+    memory : Learned
         What the levels so far have taught.
     left : int
         Evaluations that may still be made.
@@ -103,7 +109,7 @@ class Continuation:
 
     def __init__(self, flow: RegularizingFlow, limit: float, degrees: float) -> None:
         self.flow, self.limit, self.degrees = flow, limit, degrees
-        self.memory = Memory.unknown(flow.problem.n_parameters)
+        self.memory = Learned.unknown(flow.problem.n_parameters)
         self._end = 0
 
     @property
@@ -132,18 +138,24 @@ class Continuation:
         ------
         ConvergenceError, CriticalPointError, NumericalError
             No point is reached there.
+        BranchError
+            The path folds on the way there, or λ changes its sign.
         """
         goal, at, between, corrections, method = level, before, 0, 0, "corrector"
         halvings = 0
-        while at.level != level:
+        while at.c != level:
             try:
                 found = self._step(goal, at)
-            except FAILURES:
+                if halvings < MAX_HALVINGS:
+                    _check_near(at, found)
+            except (*FAILURES, _FarError):
                 halvings += 1
                 if halvings > MAX_HALVINGS:
                     raise
-                goal = halfway(at.level, goal)
+                goal = halfway(at.c, goal)
                 continue
+            if halvings == MAX_HALVINGS:
+                _check_no_fold(at, found)
             corrections += found.n_corrections
             method = found.method if found.method == "walk" else method
             at = found
@@ -170,6 +182,11 @@ class Continuation:
             raise KeyboardInterrupt
         if status == "max_evaluations":
             raise EvaluationLimitError(ended.attrs["status_message"])
+        if status == "negative_multiplier":
+            raise BranchError(
+                f"on L = {level:.6g} R falls towards a lower loss (λ < 0): the path ends before it",
+                status=status,
+            )
         if status not in ("stationary", "at_rest"):
             raise ConvergenceError(
                 f"the walk on L = {level:.6g} ended: {ended.attrs['status_message']}",
@@ -191,6 +208,41 @@ class Continuation:
     def budget(self) -> AbstractContextManager[None]:
         """Allow as many evaluations as are left."""
         return self.flow.problem.budget(self.left)
+
+
+class _FarError(Exception):
+    """A point is far from the one before."""
+
+
+def _check_near(before: Reached, after: Reached) -> None:
+    """Refuse a point that may lie on another branch than the one before.
+
+    Raises
+    ------
+    _FarError
+        It is far from that.
+    """
+    old, new = before.state.theta, after.state.theta
+    if float(torch.linalg.vector_norm(new - old)) > FAR * float(torch.linalg.vector_norm(old)):
+        raise _FarError
+
+
+def _check_no_fold(before: Reached, after: Reached) -> None:
+    """Refuse a point to which the path does not lead, however near the levels.
+
+    Raises
+    ------
+    BranchError
+        It is on another branch.
+    """
+    try:
+        _check_near(before, after)
+    except _FarError:
+        raise BranchError(
+            f"the path folds between L = {before.c:.6g} and L = {after.c:.6g}: beyond, the "
+            "flow leads to another branch",
+            status="fold",
+        ) from None
 
 
 def halfway(a: float, b: float) -> float:

@@ -49,7 +49,7 @@ FORETOLD, GOOD, TOO_MUCH = 0.3, 0.36, 0.6
 MOVE_TIME = 0.05
 # A relaxation is solved to this part of Π∇R, or until it promises this part of what is wanted: it
 # is made where Π∇R is above that.
-FORCING, AIM = 0.3, 0.9
+FORCING, AIM = 0.5, 0.9
 # Flow time of the first relaxation. It grows where the linear model was right, and shrinks where
 # it was wrong; one that is more than so far wrong is made again, shorter.
 FIRST_TIME, GROW, SHRINK = 0.05, 2.0, 0.3
@@ -65,7 +65,7 @@ SHORTEST = 1e-6
 
 
 @dataclass
-class Memory:
+class Learned:
     """What one level has taught for the next.
 
     Attributes
@@ -83,7 +83,7 @@ class Memory:
     reach: float = FIRST_REACH
 
     @classmethod
-    def unknown(cls, n_parameters: int) -> Memory:
+    def unknown(cls, n_parameters: int) -> Learned:
         """Nothing is known yet."""
         return cls(LossCurvature.unknown(n_parameters))
 
@@ -94,7 +94,7 @@ class Memory:
         return {**arrays, "time": np.array(self.time), "reach": np.array(self.reach)}
 
     @classmethod
-    def unpack(cls, arrays: Mapping[str, NDArray[Any]], like: Tensor) -> Memory:
+    def unpack(cls, arrays: Mapping[str, NDArray[Any]], like: Tensor) -> Learned:
         """Make it again, on the device of ``like``.
 
         Raises
@@ -145,7 +145,7 @@ def residual_of(state: FlowState) -> float:
 
 
 def correct(
-    flow: RegularizingFlow, state: FlowState, memory: Memory, limit: float, patience: int
+    flow: RegularizingFlow, state: FlowState, memory: Learned, limit: float, patience: int
 ) -> Corrected:
     """Come from a state, on another level, to a KKT point on the level of ``flow``.
 
@@ -155,7 +155,7 @@ def correct(
         Evaluates; its level is where to come to.
     state : FlowState
         Where to start.
-    memory : Memory
+    memory : Learned
         What is known; takes in what is learned.
     limit : float
         ‖Π∇R‖/‖∇R‖ to come to.
@@ -189,7 +189,7 @@ class _Correction:
     """The state of a correction on its way."""
 
     def __init__(
-        self, flow: RegularizingFlow, state: FlowState, memory: Memory, limit: float
+        self, flow: RegularizingFlow, state: FlowState, memory: Learned, limit: float
     ) -> None:
         self.flow, self.state, self.memory, self.limit = flow, state, memory, limit
         self.count = 0

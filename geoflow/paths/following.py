@@ -12,7 +12,7 @@ import xarray as xr
 
 from geoflow.archive import path_files
 from geoflow.archive.pieces import Pieces
-from geoflow.errors import ArchiveError, ConvergenceError, InputError, StorageError
+from geoflow.errors import ArchiveError, BranchError, ConvergenceError, InputError, StorageError
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.paths.continuation import Continuation
 from geoflow.paths.recording import Recording
@@ -199,6 +199,8 @@ def _check_names(observables: Mapping[str, Observable], flow: RegularizingFlow) 
 
 
 def _end_of(error: Exception, budget: int) -> ending.End:
+    if isinstance(error, BranchError):
+        return error.status, str(error)
     if isinstance(error, ConvergenceError) and error.reason == "kkt":
         return "not_converged", str(error)
     return ending.of_error(error, budget)

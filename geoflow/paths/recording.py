@@ -13,7 +13,7 @@ from geoflow.archive.pieces import Pieces
 from geoflow.errors import ArchiveError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.paths.continuation import Continuation, Reached, at_level
-from geoflow.paths.corrector import Memory, residual_of
+from geoflow.paths.corrector import Learned, residual_of
 from geoflow.trajectories import path_dataset, path_schema
 from geoflow.trajectories.path_dataset import PathPoint
 from geoflow.trajectories.records import Observable, Snapshot
@@ -112,7 +112,7 @@ class Recording:
         state, flow, problem = reached.state, reached.flow, self.flow.problem
         of_flow = flow.values(state)
         values: dict[str, Any] = {
-            "level": reached.level,
+            "level": reached.c,
             "penalty": 1 / state.multiplier,
             **{name: of_flow[name] for name in path_schema.OF_FLOW},
             "kkt_residual": residual_of(state),
@@ -149,7 +149,7 @@ class Recording:
             [f"point-{number + 1:06d}"]
         ):
             kept = self.pieces.kept(f"memory-{number:06d}")
-            self.continuation.memory = Memory.unpack(kept, like)
+            self.continuation.memory = Learned.unpack(kept, like)
         return Reached(
             state, flow, values["method"], int(values["n_between"]), int(values["n_correction"])
         )

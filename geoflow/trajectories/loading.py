@@ -11,10 +11,11 @@ from torch import nn
 from geoflow.errors import InputError
 from geoflow.problems.modules import parameters_by_name
 from geoflow.system.translation import reason
+from geoflow.trajectories import path_schema
 
 
 def load_into(module: nn.Module, ds: xr.Dataset, snapshot: int = -1) -> None:
-    """Set a network's parameters to those of a snapshot of a walk, all of them or none.
+    """Set a network's parameters to those of a point of a walk or path, all of them or none.
 
     Parameters
     ----------
@@ -24,9 +25,9 @@ def load_into(module: nn.Module, ds: xr.Dataset, snapshot: int = -1) -> None:
         as it is; tied parameters stay tied; wrappers of ``torch.compile`` and ``DataParallel`` are
         seen through.
     ds : xarray.Dataset
-        A trajectory in schema 1.0.
+        A trajectory in schema 1.0, or a regularisation path.
     snapshot : int
-        Which, counted from the end where negative.
+        Which snapshot, or which point of a path; counted from the end where negative.
 
     Raises
     ------
@@ -34,10 +35,11 @@ def load_into(module: nn.Module, ds: xr.Dataset, snapshot: int = -1) -> None:
         There is no such snapshot, the network has no parameters of these names and shapes, or the
         trajectory does not say what theta is made of.
     """
-    n = ds.sizes.get("snapshot", 0)
+    along = "level" if path_schema.is_path(ds) else "snapshot"
+    n = ds.sizes.get(along, 0)
     if not -n <= snapshot < n:
-        raise InputError(f"snapshot={snapshot}: the trajectory has {n}; count from 0, or from −1")
-    theta = torch.from_numpy(ds["theta"].isel(snapshot=snapshot).values)
+        raise InputError(f"snapshot={snapshot}: there are {n}; count from 0, or from −1")
+    theta = torch.from_numpy(ds["theta"].isel({along: snapshot}).values)
     own = parameters_by_name(module)
     pairs, offset = [], 0
     for name, text in zip(ds["tensor_name"].values, ds["tensor_shape"].values, strict=True):

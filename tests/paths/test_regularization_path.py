@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def _ridge(seed=0, n=40, p=12):
 
 
 def _flow(loss, theta0, level=None, regularizer=gf.regularizers.squared_norm):
-    problem = gf.Problem.from_function(loss, torch.as_tensor(theta0))
+    problem = gf.Problem.from_function(loss, torch.as_tensor(theta0, dtype=torch.float64))
     return gf.RegularizingFlow(gf.LevelSet(problem, level), regularizer)
 
 
@@ -164,3 +165,57 @@ def test_bad_arguments_are_named(arguments, message):
     loss, _, least_squares = _ridge()
     with pytest.raises(gf.InputError, match=message):
         gf.regularization_path(_flow(loss, least_squares + 0.1), **arguments)
+
+
+def _folding(theta):
+    """On y = c a cubic in x: its minimum and its maximum meet at c = 1.5; another lies near −2."""
+    x, y = theta
+    return x**4 / 8 + x**3 / 3 - (1.5 - y) * x - 5 * y
+
+
+def _minimum(level):
+    """The greatest root of x³/2 + x² = 1.5 − c."""
+    return max(np.roots([0.5, 1.0, 0.0, level - 1.5]).real)
+
+
+def test_a_fold_ends_the_path_and_the_points_before_it_are_kept():
+    flow = _flow(lambda theta: theta[1], [1.0, 0.5], regularizer=_folding)
+    ds = gf.regularization_path(flow, [0.8, 1.2, 1.4, 1.6, 1.8], degrees=TIGHT)
+    assert ds.attrs["status"] == "fold"
+    np.testing.assert_array_equal(ds["level"], [0.5, 0.8, 1.2, 1.4])
+    for level, theta in zip(ds["level"].values, ds["theta"].values, strict=True):
+        np.testing.assert_allclose(theta, [_minimum(level), level], rtol=1e-6)
+    between = re.search(r"between L = (\S+) and L = (\S+):", ds.attrs["status_message"])
+    low, high = map(float, between.groups())
+    assert 1.4 <= low <= 1.5 <= high * (1 + 1e-3) < 1.6
+    assert high / low - 1 < 0.01
+
+
+def test_where_the_multiplier_vanishes_the_path_ends():
+    # The loss of θ = 0, the minimum of R, is 4.5: beyond it R falls towards a lower loss.
+    centre = torch.tensor([1.0, 2.0, 2.0], dtype=torch.float64)
+    flow = _flow(lambda theta: ((theta - centre) ** 2).sum() / 2, [1.0, 1.0, 1.0], level=1.0)
+    ds = gf.regularization_path(flow, [2.0, 4.0, 5.0])
+    assert ds.attrs["status"] == "negative_multiplier"
+    np.testing.assert_array_equal(ds["level"], [1.0, 2.0, 4.0])
+
+
+def test_a_level_that_is_never_reached_ends_the_path():
+    loss, _, least_squares = _ridge()
+    least = float(loss(torch.from_numpy(least_squares)))
+    flow = _flow(loss, least_squares + 0.1)
+    ds = gf.regularization_path(flow, [1.5 * least, 0.5 * least])
+    assert ds.attrs["status"] in ("projection_failed", "not_converged", "critical_point")
+    np.testing.assert_array_equal(ds["level"], [flow.level_set.level, 1.5 * least])
+
+
+@pytest.mark.slow
+def test_iris_takes_at_most_150_evaluations_after_its_first_walk():
+    prepared = gf.experiments.get("iris_ff").prepare(seed=0)
+    flow = gf.RegularizingFlow(gf.LevelSet(prepared.problem), gf.regularizers.squared_norm)
+    levels = flow.level_set.level * 1.5 ** np.arange(1, 7)
+    ds = gf.regularization_path(flow, levels, observables=prepared.observables)
+    assert ds.attrs["status"] == "complete"
+    assert (ds["method"][1:] == "corrector").all()
+    assert int(ds["n_gradient"][-1] - ds["n_gradient"][0]) <= 150
+    assert (np.diff(ds["regularizer"]) < 0).all()

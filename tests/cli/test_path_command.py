@@ -1,0 +1,135 @@
+"""``geoflow path``, and what reads its file."""
+
+import json
+
+import numpy as np
+import pytest
+
+import geoflow as gf
+from geoflow import cli
+from geoflow.cli.terminal import BAD_INPUT, DIFFERENT, DONE, ENDED_EARLY, INTERRUPTED
+
+FILE = '''
+import torch
+import geoflow as gf
+
+def quadratic(seed):
+    """A loss with a minimum of 0.5, and 0.5 + 1.1 at the origin."""
+    scales = torch.linspace(0.1, 1.0, 4, dtype=torch.float64)
+    def loss(theta):
+        return 0.5 + (scales * (theta - 1) ** 2).sum() / 2
+    return gf.Problem.from_function(loss, torch.full((4,), 1.0 + 0.2 + seed, dtype=torch.float64))
+'''
+LEVELS = "0.6,0.7,0.9"
+
+
+@pytest.fixture
+def problem(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(FILE)
+    monkeypatch.chdir(tmp_path)
+    return "mine.py:quadratic"
+
+
+def _path(problem, *more, out="path.nc"):
+    return cli.main(["path", "--problem", problem, "--out", out, *more])
+
+
+def test_a_path_is_written_shown_and_read(problem, capsys):
+    assert _path(problem, "--levels", LEVELS) == DONE
+    shown = capsys.readouterr()
+    assert "penalty" in shown.out
+    assert "complete: all 3 levels were reached" in shown.err
+    assert "wrote path.nc" in shown.err
+    with gf.open_path("path.nc") as ds:
+        np.testing.assert_allclose(ds["level"][1:], [0.6, 0.7, 0.9])
+        assert ds.attrs["seed"] == 0
+    assert cli.main(["validate", "path.nc"]) == DONE
+    assert cli.main(["info", "path.nc", "--json"]) == DONE
+    content = json.loads(capsys.readouterr().out)
+    assert content["attributes"]["status"] == "complete"
+    assert content["scalars"]["level"]["last"] == 0.9
+    assert cli.main(["diff", "path.nc", "path.nc"]) == DONE
+    assert _path(problem, "--levels", "0.6,0.7", out="other.nc") == DONE
+    assert cli.main(["diff", "path.nc", "other.nc"]) == DIFFERENT
+
+
+def test_json_has_a_row_a_point(problem, capsys):
+    more = ("--levels", LEVELS, "--eigenvalues", "--json", "--quiet", "--degrees", "179")
+    assert _path(problem, *more) == DONE
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    content = json.loads(shown.out)
+    assert content["status"] == "complete"
+    assert [point["level"] for point in content["points"]][1:] == [0.6, 0.7, 0.9]
+    assert all(point["angle"] >= 179 for point in content["points"])
+    assert all(point["smallest_eigenvalue"] > 2 for point in content["points"])
+
+
+def test_levels_are_spaced_evenly_in_their_logarithm(problem):
+    assert _path(problem, "--levels-to", "1.2", "--points", "4", "--quiet") == DONE
+    with gf.open_path("path.nc") as ds:
+        level = ds["level"].values
+    assert len(level) == 4
+    assert level[-1] == 1.2
+    np.testing.assert_allclose(np.diff(np.log(level)), np.log(1.2 / level[0]) / 3)
+
+
+def test_a_path_that_ends_early_says_so_and_is_kept(problem, capsys):
+    assert _path(problem, "--levels", "0.6,0.7,5.0") == ENDED_EARLY
+    assert "negative_multiplier" in capsys.readouterr().err
+    with gf.open_path("path.nc") as ds:
+        np.testing.assert_allclose(ds["level"][1:], [0.6, 0.7])
+
+
+def test_a_file_is_replaced_only_when_that_is_asked_for(problem, capsys):
+    assert _path(problem, "--levels", "0.6", "--quiet") == DONE
+    assert _path(problem, "--levels", "0.7", "--quiet") == BAD_INPUT
+    assert "path.nc exists" in capsys.readouterr().err
+    assert _path(problem, "--levels", "0.7", "--quiet", "--force") == DONE
+    with gf.open_path("path.nc") as ds:
+        assert float(ds["level"][-1]) == 0.7
+
+
+def test_ctrl_c_keeps_the_points_and_says_how_to_go_on(problem, capsys, monkeypatch):
+    from geoflow.paths import recording
+
+    reach = recording.Continuation.to
+
+    def interrupted(self, level, before):
+        if level > 0.65:
+            raise KeyboardInterrupt
+        return reach(self, level, before)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recording.Continuation, "to", interrupted)
+        assert _path(problem, "--levels", LEVELS) == INTERRUPTED
+    assert "the same command goes on" in capsys.readouterr().err
+    assert _path(problem, "--levels", LEVELS, "--quiet") == DONE
+    assert _path(problem, "--levels", LEVELS, "--quiet", out="whole.nc") == DONE
+    assert cli.main(["diff", "path.nc", "whole.nc"]) == DONE
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ((), "name either --levels"),
+        (("--levels", "0.6", "--levels-to", "0.7"), "name either --levels"),
+        (("--levels", "0.6", "--points", "3"), "--points 3 goes with --levels-to"),
+        (("--levels-to", "-1"), "--levels-to -1.0"),
+        (("--levels-to", "0.9", "--points", "1"), "--points 1"),
+        (("--levels", "0.6,x"), "--levels"),
+        (("--levels", "0.6,0.6"), "each once"),
+        (("--levels", "0.6", "--degrees", "190"), "degrees=190"),
+        (("--levels", "0.6", "--regularizer", "nothing"), "'nothing'"),
+        (("--levels", "0.6", "--max-evaluations", "2"), "max_evaluations=2"),
+    ],
+)
+def test_bad_input_is_one_line_with_status_2(problem, capsys, more, message):
+    try:
+        status = _path(problem, *more)
+    except SystemExit as ended:
+        status = ended.code
+    assert status == BAD_INPUT
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1 + error.count("warning")
