@@ -104,7 +104,8 @@ def regularization_path(
 def singular_values(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     """The largest singular values of every layer's weights against penalty: which directions live.
 
-    Kernels of convolutions are flattened to (outputs, rest).
+    Kernels of convolutions are flattened to (outputs, rest). What is below 10⁻⁴ of a layer's
+    largest is not drawn.
 
     Parameters
     ----------
@@ -127,22 +128,20 @@ def singular_values(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     with style():
         figure, axes = _panels(len(chosen), width)
         for tensor, values, ax in zip(chosen, found, axes.flat, strict=False):
-            for rank, row in enumerate(values.T):
-                ax.plot(
-                    ordered["penalty"],
-                    # An exact zero has no place on a logarithmic axis.
-                    np.where(row > 0, row, np.nan),
-                    color=COLOURS[rank],
-                    linestyle=LINES[rank],
-                    marker=MARKERS[rank],
-                    markersize=3,
-                    label="largest" if rank == 0 else f"{rank + 1}.",
-                )
+            # Zeros to rounding have no place on a logarithmic axis.
+            seen = np.where(values > values.max() / DEPTH, values, np.nan)
+            for rank, row in enumerate(seen.T):
+                if np.isfinite(row).any():
+                    ax.plot(
+                        ordered["penalty"],
+                        row,
+                        color=COLOURS[rank],
+                        linestyle=LINES[rank],
+                        marker=MARKERS[rank],
+                        markersize=3,
+                        label="largest" if rank == 0 else f"{rank + 1}.",
+                    )
             ax.set_yscale("log")
-            largest = float(values.max())
-            least = max(float(values.min()), largest / DEPTH)
-            if largest > 0:
-                ax.set_ylim(least / 1.5, 1.5 * largest)
             _few_ticks(ax)
             shape = " × ".join(map(str, tensor.shape))
             ax.set_title(f"{tensor.name} ({shape})")
