@@ -30,6 +30,7 @@ from geoflow.report.page import mean_std
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "paper.md"
+PICTURE, PICTURED = ROOT / "docs" / "_static" / "regularization_path.png", "mnist_ff"
 BEGIN = "<!-- tables: studies/regularization_path.py -->"
 END = "<!-- end of the tables of the path -->"
 EXPERIMENTS = ("iris_ff", "mpg_ff", "mnist_ff", "mnist_conv")
@@ -307,6 +308,15 @@ def page(done: dict[str, list[dict[str, object]]]) -> str:
     return "\n".join([*lines, *table(head, rows)])
 
 
+def picture(folder: Path) -> None:
+    """Draw the path and the trainings of one seed."""
+    trainings = [folder / f"penalty-{penalty!r}.nc" for penalty in baselines.PENALTIES]
+    if not (folder / "compared.json").exists():
+        return
+    with gf.open_path(folder / "path.nc") as ds, baselines.open_weight_decay(trainings) as decay:
+        gf.plots.regularization_path(ds, decay).savefig(PICTURE, dpi=110)
+
+
 def main() -> None:
     """Do every experiment asked for, and write the tables of all that is there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -326,6 +336,7 @@ def main() -> None:
         files = sorted((folder / name).glob("seed-*/compared.json"))
         if files:
             done[name] = [json.loads(file.read_text()) for file in files]
+    picture(folder / PICTURED / "seed-0")
     before, rest = PAGE.read_text().split(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n{page(done)}{END}{rest.split(END)[1]}")
 
