@@ -23,6 +23,7 @@ from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.manifold.level_set import LevelSet, Projection
 from geoflow.paths.following import regularization_path
 from geoflow.problems.distributed import DistributedProblem
+from geoflow.problems.grouped import by_class, each_example
 from geoflow.problems.problem import Problem
 from geoflow.sweeps.ensemble import open_sweep
 from geoflow.sweeps.runs import sweep, sweep_weight_decay
@@ -57,7 +58,9 @@ __all__ = [
     "__version__",
     "accessor",
     "baselines",
+    "by_class",
     "diff",
+    "each_example",
     "experiments",
     "interpolate",
     "load_into",

@@ -28,7 +28,7 @@ def main() -> None:
 
     problem.value_and_gradient = timed("value_and_gradient", problem.value_and_gradient)
     make = flow.regularizer_hessian
-    flow.regularizer_hessian = lambda theta: timed("regularizer", make(theta))
+    flow.regularizer_hessian = lambda *args: timed("regularizer", make(*args))
     start = time.perf_counter()
     ds = gf.walk(flow, max_snapshots=2)
     total = time.perf_counter() - start

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.integrate import solve_ivp
+from scipy.optimize import brentq
 from torch import Tensor, nn
 
 import geoflow as gf
@@ -260,3 +261,66 @@ def tight(flow: gf.RegularizingFlow, times: Sequence[float], rtol: float = 1e-11
         atol=1e-2 * rtol,
     )
     return np.asarray(solution.y.T)
+
+
+START, OTHER, DOWN = (
+    torch.tensor(values, dtype=torch.float64)
+    for values in ([1.0, 0.5, -0.7], [0.4, -1.1, 0.3], [0.9, 0.2, 0.6])
+)
+
+
+def spheres() -> gf.LevelSet:
+    """½‖θ‖² and ½‖θ − b‖² on R³: they meet in a circle around the axis b."""
+    losses = half_square, lambda theta: half_square(theta - OTHER)
+    return gf.LevelSet([gf.Problem.from_function(loss, START) for loss in losses])
+
+
+def circle(down: Tensor = DOWN) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Centre and radius of that circle, and unit vectors in its plane: along ``down``, beside."""
+    axis = OTHER / OTHER.norm()
+    center = axis * torch.dot(axis, START)
+    pole = down - axis * torch.dot(axis, down)
+    side = torch.linalg.cross(axis, pole)
+    return center, (START - center).norm(), pole / pole.norm(), side / side.norm()
+
+
+def linear_on_a_circle() -> Reference:
+    """R = a·θ: as on a sphere, the cosine falls as a tanh."""
+    center, radius, pole, side = circle()
+    flow = gf.RegularizingFlow(spheres(), lambda theta: torch.dot(DOWN, theta))
+    cosine = torch.dot(START - center, pole) / radius
+    sign = torch.sign(torch.dot(START - center, side))
+
+    def exact(t: float) -> Tensor:
+        c = torch.tanh(torch.atanh(cosine) - torch.dot(DOWN, pole) / radius * t)
+        return center + radius * (c * pole + sign * torch.sqrt(1 - c**2) * side)
+
+    return Reference(flow, exact)
+
+
+def oja_on_a_circle() -> Reference:
+    """R = (u·(θ − centre))², u in the plane: the tangent of the angle to u grows as exp(2t)."""
+    center, radius, pole, side = circle()
+    flow = gf.RegularizingFlow(spheres(), lambda theta: torch.dot(pole, theta - center) ** 2)
+    x, y = (float(torch.dot(START - center, v)) for v in (pole, side))
+
+    def exact(t: float) -> Tensor:
+        angle = math.atan2(y * math.exp(2 * t), x)
+        return center + radius * (math.cos(angle) * pole + math.sin(angle) * side)
+
+    return Reference(flow, exact)
+
+
+def squared_norm_on_an_ellipsoid() -> Reference:
+    """L = ½θᵀDθ, R = ‖θ‖²: θᵢ(t) = θᵢ(0) exp(−2t + 2dᵢs), with the s that keeps the level."""
+    flow = ellipsoid()
+    start, axes = flow.problem.theta0, torch.tensor([1.0, 2.0, 3.0, 5.0], dtype=torch.float64)
+
+    def exact(t: float) -> Tensor:
+        def at(s: float) -> Tensor:
+            return start * torch.exp(-2 * t + 2 * axes * s)
+
+        s = brentq(lambda s: float(flow.problem.loss(at(s))) - flow.level_set.level, 0, 2 * t)
+        return at(s)
+
+    return Reference(flow, exact)

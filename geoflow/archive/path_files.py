@@ -13,27 +13,21 @@ from geoflow.system import files, translation
 from geoflow.trajectories import path_schema
 
 
-def write(ds: xr.Dataset, path: Path, folder: Path | None = None) -> None:
-    """Write a path, and rename it once it is on the disk.
-
-    Parameters
-    ----------
-    ds : xarray.Dataset
-        In the schema of paths.
-    path : Path
-        The file.
-    folder : Path, optional
-        Where it is until it is complete; see :func:`geoflow.system.files.replacing`.
+def save_path(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
+    """Write a regularisation path to a netCDF-4 file, under a temporary name first.
 
     Raises
     ------
+    InputError
+        See :func:`geoflow.system.files.check_target`.
     ArchiveError
-        The dataset is not in the schema, or writing failed; ``path`` is as it was.
+        The dataset is not in the schema of paths, or writing failed; ``path`` is as it was.
     """
+    path = files.check_target(path, overwrite=overwrite)
     found = path_schema.defects(ds)
     if found:
         raise ArchiveError(f"not written to {path}: {found[0]}")
-    with translation.writing(path), files.replacing(path, folder=folder) as temporary:
+    with translation.writing(path), files.replacing(path) as temporary:
         netcdf.write(ds, temporary, encoding(ds))
         seal.append(temporary)
 

@@ -11,15 +11,23 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import xarray as xr
+from numpy.typing import NDArray
 
-from geoflow.archive import netcdf
+from geoflow.archive import netcdf, parts
 from geoflow.errors import InputError
 from geoflow.system import files, translation
 
 SETTINGS = "settings.json"
+
+
+class Write(Protocol):
+    """What writes a whole to its file."""
+
+    def __call__(self, ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write it, whole or not at all."""
 
 
 def folder_beside(path: Path) -> Path:
@@ -120,8 +128,45 @@ class Pieces:
             netcdf.write(made, temporary, netcdf.text_encoding(made))
         return made
 
-    def finish(self, ds: xr.Dataset) -> None:
+    def keep(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Keep arrays beside the pieces: what the next one is made with.
+
+        Raises
+        ------
+        ArchiveError
+            They cannot be written.
+        """
+        if self._lock is not None:
+            path = self._lock.folder / f"{name}.npz"
+            with translation.writing(path):
+                parts.write(path, arrays)
+
+    def kept(self, name: str) -> dict[str, NDArray[Any]]:
+        """Return arrays that were kept.
+
+        Raises
+        ------
+        ArchiveError
+            They are missing or damaged.
+        """
+        assert self._lock, "only what has a target is kept"
+        return parts.read(self._lock.folder / f"{name}.npz")
+
+    def drop(self, name: str) -> None:
+        """Remove arrays that were kept, where they are."""
+        if self._lock is not None:
+            (self._lock.folder / f"{name}.npz").unlink(missing_ok=True)
+
+    def finish(self, ds: xr.Dataset, write: Write | None = None) -> None:
         """Write the whole to its file, and remove the pieces.
+
+        Parameters
+        ----------
+        ds : xarray.Dataset
+            The whole.
+        write : callable, optional
+            ``write(ds, path, overwrite=…)`` writes it. None:
+            :func:`geoflow.archive.netcdf.save_dataset`.
 
         Raises
         ------
@@ -130,7 +175,7 @@ class Pieces:
         """
         if self.target is None or self._lock is None:
             return
-        netcdf.save_dataset(ds, self.target, overwrite=self.overwrite)
+        (write or netcdf.save_dataset)(ds, self.target, overwrite=self.overwrite)
         self._lock.remove()
         self._lock = None
 

@@ -111,6 +111,8 @@ def _settings(args: argparse.Namespace) -> Run:
         preparation["dtype"] = DTYPES[args.dtype]
     if args.regularizer:
         settings.regularizer = regularizers.get(args.regularizer)
+    if args.constraints:
+        settings.constraints = args.constraints
     settings.walk = settings.walk.changed(**_given(args, *OPTIONS))
     # Before the training, which takes its time.
     experiment = experiments.get(settings.experiment)

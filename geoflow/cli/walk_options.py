@@ -11,6 +11,7 @@ from geoflow.comparisons.work_precision import DEFAULT_TIMES, JITTER
 from geoflow.manifold import regularizers
 from geoflow.manifold.regularizers import REGULARIZERS
 from geoflow.problems.dtypes import DTYPES
+from geoflow.problems.grouped import DIVISIONS
 from geoflow.walking.settings import DEFAULTS, OPTIONS
 from geoflow.walking.stopping import DEFAULT_MAX_EVALUATIONS
 
@@ -25,6 +26,8 @@ def _run(p: argparse.ArgumentParser) -> None:
     add_problem(p)
     p.add_argument("--like", metavar="FILE.nc", help="run again what a file holds")
     _add_walk_options(p)
+    help_constraints = "keep the loss of each class, or each example's own (that of all examples)"
+    p.add_argument("--constraints", choices=DIVISIONS, help=help_constraints)
     p.add_argument("--out", metavar="FILE.nc", help="write the trajectory here")
     p.add_argument(
         "--figures", type=folder, metavar="DIR", help="write the figures of the walk here"

@@ -18,8 +18,10 @@ from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.level_set import LevelSet
 from geoflow.problems.dtypes import DTYPES
 from geoflow.problems.earlier import same_data
+from geoflow.problems.grouped import divided
 from geoflow.problems.parts import OUTPUTS_AT_ONCE
 from geoflow.problems.problem import Problem
+from geoflow.trajectories import schema
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,15 @@ def rebuild(attributes: Mapping[str, Any], *, device: torch.device | str = "cpu"
             f"the training data of {name}, seed {attributes['seed']}, are not those of the walk"
             f"{named}; use the same data"
         )
-    level = float(attributes["level"]), float(attributes["level_rtol"])
+    levels = schema.levels(attributes) or float(attributes["level"])
+    level_set = LevelSet(
+        divided(prepared.problem, constraints_of(attributes)),
+        levels,
+        float(attributes["level_rtol"]),
+        float(json.loads(attributes["config"]).get("level_atol", 0.0)),
+    )
     return RebuiltWalk(
-        flow=RegularizingFlow(LevelSet(prepared.problem, *level), regularizer),
+        flow=RegularizingFlow(level_set, regularizer),
         observables=prepared.observables,
         module=prepared.module,
         loss_fn=prepared.loss_fn,
@@ -122,3 +130,20 @@ def rebuild(attributes: Mapping[str, Any], *, device: torch.device | str = "cpu"
         test=prepared.test,
         classification=prepared.classification,
     )
+
+
+def constraints_of(attributes: Mapping[str, Any]) -> str:
+    """How a walk's constraints divide the examples, by its attributes; empty for a single one.
+
+    Raises
+    ------
+    InputError
+        They are several problems of the user's own.
+    """
+    division = json.loads(attributes["config"]).get("constraints", "")
+    if schema.LEVELS in attributes and not division:
+        raise InputError(
+            "flow: its level set is of several problems, which an archive does not hold; make it "
+            "in Python and give it"
+        )
+    return str(division)

@@ -92,16 +92,28 @@ class Continuation:
         ‖Π∇R‖/‖∇R‖ of the points.
     degrees : float
         The angle of it.
-    max_evaluations : int
-        Budget in gradient evaluations, from here on.
+
+    Attributes
+    ----------
+    memory : Memory
+        What the levels so far have taught.
+    left : int
+        Evaluations that may still be made.
     """
 
-    def __init__(
-        self, flow: RegularizingFlow, limit: float, degrees: float, max_evaluations: int
-    ) -> None:
+    def __init__(self, flow: RegularizingFlow, limit: float, degrees: float) -> None:
         self.flow, self.limit, self.degrees = flow, limit, degrees
         self.memory = Memory.unknown(flow.problem.n_parameters)
-        self.end = flow.problem.evaluations + max_evaluations
+        self._end = 0
+
+    @property
+    def left(self) -> int:
+        """Evaluations that may still be made."""
+        return max(self._end - self.flow.problem.evaluations, 0)
+
+    @left.setter
+    def left(self, evaluations: int) -> None:
+        self._end = self.flow.problem.evaluations + evaluations
 
     def start(self) -> Reached:
         """Walk from θ0 to the first point, on the level of the flow.
@@ -152,7 +164,7 @@ class Continuation:
         level = flow.level_set.level
         start = at_level(flow, level, theta)
         stop = Stationary(min(self.degrees, FLOW_DEGREES))
-        ended = walk(start, stop=stop, max_evaluations=max(self._left(), 1), max_snapshots=2)
+        ended = walk(start, stop=stop, max_evaluations=max(self.left, 1), max_snapshots=2)
         status = ended.attrs["status"]
         if status == "interrupted":
             raise KeyboardInterrupt
@@ -178,10 +190,7 @@ class Continuation:
 
     def budget(self) -> AbstractContextManager[None]:
         """Allow as many evaluations as are left."""
-        return self.flow.problem.budget(self._left())
-
-    def _left(self) -> int:
-        return max(self.end - self.flow.problem.evaluations, 0)
+        return self.flow.problem.budget(self.left)
 
 
 def halfway(a: float, b: float) -> float:

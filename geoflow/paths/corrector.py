@@ -15,16 +15,29 @@ SIAM J. Numer. Anal. 35, 1998).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from geoflow.errors import ConvergenceError
+from geoflow.errors import ArchiveError, ConvergenceError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.manifold.linearization import TangentHessian
-from geoflow.paths.tangent_solver import LossCurvature, Solved, oblique_normal, solve
+from geoflow.paths.tangent_solver import (
+    PAIRS,
+    LossCurvature,
+    Solved,
+    bulk_of,
+    oblique_normal,
+    solve,
+)
+from geoflow.solvers.base import Carry
 from geoflow.solvers.multistep.corrector import evaluate
+from geoflow.solvers.multistep.secant import SecantPairs
 
 # Farther from its level than this, in log L, a point is moved there, not relaxed there.
 NEAR = 0.1
@@ -33,10 +46,10 @@ FIRST_REACH, FURTHEST, FARTHER = math.log(2.0), math.log(4.0), 1.2
 # ‖Π∇R‖/‖∇R‖ that the linear model of a move may foretell; and that after it is good, or too much.
 FORETOLD, GOOD, TOO_MUCH = 0.3, 0.36, 0.6
 # Flow time over which a move keeps to the KKT points.
-MOVE_TIME = 0.2
-# A relaxation is solved to this part of Π∇R, or until it promises this part of what is wanted. It
-# is made where Π∇R is above that other part of it.
-FORCING, GOAL, AIM = 0.3, 0.75, 0.9
+MOVE_TIME = 0.05
+# A relaxation is solved to this part of Π∇R, or until it promises this part of what is wanted: it
+# is made where Π∇R is above that.
+FORCING, AIM = 0.3, 0.9
 # Flow time of the first relaxation. It grows where the linear model was right, and shrinks where
 # it was wrong; one that is more than so far wrong is made again, shorter.
 FIRST_TIME, GROW, SHRINK = 0.05, 2.0, 0.3
@@ -73,6 +86,34 @@ class Memory:
     def unknown(cls, n_parameters: int) -> Memory:
         """Nothing is known yet."""
         return cls(LossCurvature.unknown(n_parameters))
+
+    def pack(self) -> dict[str, NDArray[Any]]:
+        """As arrays, from which :meth:`unpack` makes it again."""
+        carry = self.curvature.pairs.pack()
+        arrays = {name: torch.as_tensor(value).cpu().numpy() for name, value in carry.items()}
+        return {**arrays, "time": np.array(self.time), "reach": np.array(self.reach)}
+
+    @classmethod
+    def unpack(cls, arrays: Mapping[str, NDArray[Any]], like: Tensor) -> Memory:
+        """Make it again, on the device of ``like``.
+
+        Raises
+        ------
+        ArchiveError
+            The arrays are not those of a path of as many parameters.
+        """
+        try:
+            carry: Carry = {
+                name: torch.from_numpy(array.copy()).to(like.device)
+                for name, array in arrays.items()
+                if name not in ("time", "reach")
+            }
+            pairs = SecantPairs.unpack(carry, min(PAIRS, like.numel()))
+            if any(block.shape[1:] != like.shape for block in pairs.blocks):
+                raise ValueError("vectors of another length")
+            return cls(LossCurvature(pairs), float(arrays["time"]), float(arrays["reach"]))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ArchiveError(f"what a path goes on with cannot be used ({error!r})") from None
 
 
 @dataclass(frozen=True)
@@ -220,13 +261,13 @@ class _Correction:
         """Towards the KKT point, and onto the level: some products and one evaluation."""
         flow, state, memory = self.flow, self.state, self.memory
         operator = TangentHessian(flow, state)
-        time, residual = memory.time, residual_of(state)
+        time, residual = self._time(operator), residual_of(state)
         along = left = torch.zeros_like(state.theta)
         relaxed = residual > AIM * self.limit
         if relaxed:
-            solved = self._solved(operator)
+            solved = self._solved(operator, time)
             if solved.indefinite and not bool(solved.solution.any()):
-                memory.time *= SHRINK
+                memory.time = SHRINK * time
                 return
             along, left = solved.solution, solved.residual
         step = along
@@ -235,7 +276,7 @@ class _Correction:
             step = torch.sub(along, normal, alpha=flow.level_set.residual(state.loss))
         reached = _tried(flow, state.theta + step)
         if reached is None or abs(_away(reached.loss, state.loss)) > DRIFT:
-            memory.time *= SHRINK
+            memory.time = SHRINK * time
             return
         _learn(memory.curvature, state, reached)
         if not relaxed:
@@ -247,20 +288,26 @@ class _Correction:
         after = residual_of(reached)
         lost = after > max(LOST, residual)
         if lost or not (error <= USABLE or after < AIM * residual):
-            memory.time *= SHRINK
+            memory.time = SHRINK * time
             return
         if error < RIGHT:
             fast = error < RIGHT / 10 and time > NEWTON
-            memory.time *= GROW_FAST if fast else GROW
+            memory.time = max(memory.time, time * (GROW_FAST if fast else GROW))
         elif error > 1:
-            memory.time *= SHRINK
+            memory.time = SHRINK * time
         self._come_to(reached)
 
-    def _solved(self, operator: TangentHessian) -> Solved:
-        state, time = self.state, self.memory.time
-        residual = residual_of(state)
+    def _time(self, operator: TangentHessian) -> float:
+        """τ: no longer than it takes where A is as R alone is, which takes the longest."""
+        needed = residual_of(self.state) / (AIM * self.limit) - 1
+        if needed <= 0:
+            return self.memory.time
+        return min(self.memory.time, needed / bulk_of(operator, self.state.velocity))
+
+    def _solved(self, operator: TangentHessian, time: float) -> Solved:
+        state, residual = self.state, residual_of(self.state)
         forcing = min(FORCING, math.sqrt(residual)) * state.tangent_norm
-        wanted = GOAL * self.limit * state.tangent_norm / residual
+        wanted = AIM * self.limit * state.tangent_norm / residual
 
         def enough(x: Tensor, left: Tensor) -> bool:
             if float(torch.linalg.vector_norm(left)) <= forcing:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time as clock
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,23 @@ import torch
 import xarray as xr
 
 from geoflow.archive import path_files
-from geoflow.errors import ConvergenceError, InputError, StorageError
-from geoflow.manifold.flows import FlowState, RegularizingFlow
-from geoflow.paths.continuation import Continuation, Reached
-from geoflow.paths.corrector import residual_of
-from geoflow.system import files
+from geoflow.archive.pieces import Pieces
+from geoflow.errors import ArchiveError, ConvergenceError, InputError, StorageError
+from geoflow.manifold.flows import RegularizingFlow
+from geoflow.paths.continuation import Continuation
+from geoflow.paths.recording import Recording
 from geoflow.system.progress import Progress
 from geoflow.trajectories import path_dataset, path_schema, records
 from geoflow.trajectories.path_dataset import PathPoint
-from geoflow.trajectories.records import Observable, Snapshot
+from geoflow.trajectories.records import Observable
 from geoflow.trajectories.storable import storable
 from geoflow.walking import ending
 from geoflow.walking.fitting import check_fit
 from geoflow.walking.settings import DEFAULTS
 from geoflow.walking.stopping import DEFAULT_MAX_EVALUATIONS, Stationary
 
-# Of the smallest eigenvalue, relative to the range of the spectrum; and its seed.
-EIGENVALUE_TOL, EIGENVALUE_SEED = 1e-6, 0
+# Attributes that two calls of the same settings differ in.
+CLOCKS = ("created",)
 
 
 def regularization_path(
@@ -62,7 +61,9 @@ def regularization_path(
     observables : mapping of str to callable, optional
         Functions θ → float, evaluated at each point; one variable each.
     archive : str or Path, optional
-        netCDF-4 file to write the path to.
+        netCDF-4 file to write the path to. Each point is kept beside it as it is reached. Where
+        the process ends early, by Ctrl-C too, the same call goes on from the last of them, to the
+        same numbers.
     max_evaluations : int, optional
         Budget in gradient evaluations, a Hessian-vector product counting 2, the first walk and
         the smallest eigenvalues included. Never exceeded. None: 100,000.
@@ -89,6 +90,8 @@ def regularization_path(
         An argument that cannot be used, or a budget that is spent before the first point.
     ConvergenceError, CriticalPointError
         The first point is not reached, so there is no path to keep.
+    ArchiveError
+        The disk does not take a point, what was kept is damaged, or another process is at it.
     """
     observables = dict(observables or {})
     levels = _checked_levels(levels)
@@ -97,7 +100,6 @@ def regularization_path(
     _check_resolved(degrees, limit, flow.problem.dtype)
     _check_names(observables, flow)
     budget = _checked_budget(max_evaluations)
-    target = None if archive is None else files.check_target(archive, overwrite=overwrite)
     config = {
         "levels": levels,
         "degrees": degrees,
@@ -108,105 +110,56 @@ def regularization_path(
         "provenance": dict(provenance or {}),
     }
     header = path_dataset.attributes(flow, degrees=degrees, config=config)
-    recorder = _Recorder(flow, observables, smallest_eigenvalue)
-    continuation = Continuation(flow, limit, degrees, budget)
-    reached: list[Reached] = []
-    end = "complete", f"all {len(levels)} levels were reached"
-    shown = Progress(progress)
+    tensors = [[t.name, list(t.shape)] for t in flow.problem.tensors]
+    settings = {n: v for n, v in header.items() if n not in CLOCKS} | {"tensors": tensors}
+    continuation = Continuation(flow, limit, degrees)
+    with Pieces(archive, settings, overwrite=overwrite) as pieces:
+        recording = Recording(
+            continuation, observables, smallest_eigenvalue, header, budget, pieces
+        )
+        end = _follow(recording, levels, Progress(progress), may_stop=archive is None)
+        ds = recording.dataset(recording.points, end[0], storable(end[1]))
+        pieces.finish(ds, path_files.save_path)
+    return ds if archive is None else path_files.open_path(archive)
+
+
+def _follow(
+    recording: Recording, levels: Sequence[float], shown: Progress, *, may_stop: bool
+) -> ending.End:
+    """Go from level to level, and say how that ends.
+
+    ``may_stop``: Ctrl-C ends the path; without, it is raised, as the points are kept.
+    """
+    own = recording.flow.level_set.level
     with shown:
         try:
-            for level in [None, *levels]:
-                if level is None:
-                    point = continuation.start()
-                elif level == flow.level_set.level:
-                    continue
-                else:
-                    point = continuation.to(level, _nearest(level, reached))
-                with continuation.budget():
-                    recorder.record(point)
-                reached.append(point)
-                shown.show(recorder.points[-1].values)
+            recording.next(None, 0)
+            for level in levels:
+                if level != own:
+                    recording.next(level, _nearest(level, recording.points))
+                shown.show(recording.points[-1].values)
         except KeyboardInterrupt:
-            if not recorder.points:
+            if not (recording.points and may_stop):
                 raise
-            end = "interrupted", "interrupted by the user"
-        except StorageError:
+            return "interrupted", "interrupted by the user"
+        except (ArchiveError, StorageError):
             raise
         except Exception as error:
-            if not recorder.points:
-                raise ending.before_the_start(
-                    error, budget, "the first point is reached"
-                ) from error
-            end = _end_of(error, budget)
-    status, message = end
-    ended = {"status": status, "status_message": storable(message)}
-    ds = path_dataset.to_dataset(
-        flow.problem, recorder.points, sorted(observables), {**header, **ended}
-    )
-    if target is not None:
-        path_files.write(ds, target)
-        return path_files.open_path(target)
-    return ds
+            if not recording.points:
+                where = "the first point is reached"
+                raise ending.before_the_start(error, recording.budget, where) from error
+            return _end_of(error, recording.budget)
+    return "complete", f"all {len(levels)} levels were reached"
 
 
-class _Recorder:
-    """Makes records of the points."""
-
-    def __init__(
-        self,
-        flow: RegularizingFlow,
-        observables: Mapping[str, Callable[..., float]],
-        eigenvalues: bool,
-    ) -> None:
-        self.flow, self.observables, self.eigenvalues = flow, observables, eigenvalues
-        self.points: list[PathPoint] = []
-        self.counts0, self.clock0 = flow.problem.counts, clock.perf_counter()
-
-    def record(self, reached: Reached) -> None:
-        """Take in a point."""
-        state, problem = reached.state, self.flow.problem
-        flow = reached.flow
-        values: dict[str, Any] = {
-            "level": flow.level_set.level,
-            "penalty": 1 / state.multiplier,
-            "kkt_residual": residual_of(state),
-            "method": reached.method,
-            "n_between": reached.n_between,
-            "n_correction": reached.n_corrections,
-        }
-        of_flow = flow.values(state)
-        values |= {name: of_flow[name] for name in path_schema.OF_FLOW}
-        if self.eigenvalues:
-            values["smallest_eigenvalue"] = _smallest_eigenvalue(flow, state)
-        kept = Snapshot(len(self.points), 0.0, state.theta, self.observables)
-        counts = problem.counts
-        values |= kept.values
-        values |= {f"n_{name}": counts[name] - self.counts0[name] for name in ("gradient", "hvp")}
-        values["wall_time"] = clock.perf_counter() - self.clock0
-        self.points.append(PathPoint(values, kept.theta))
-
-
-def _smallest_eigenvalue(flow: RegularizingFlow, state: FlowState) -> float:
-    """Of A on the tangent space; NaN where it does not converge."""
-    # Imported here, as SciPy comes with it.
-    from geoflow.analysis.curvature import tangent_hessian
-    from geoflow.analysis.curvature.matrix_free import extreme_eigenvalues
-
-    operator = tangent_hessian(flow, state)
-    found = extreme_eigenvalues(
-        operator, 1, which="smallest", tol=EIGENVALUE_TOL, seed=EIGENVALUE_SEED
-    )
-    return float(found.values[0])
-
-
-def _nearest(level: float, reached: Sequence[Reached]) -> Reached:
+def _nearest(level: float, points: Sequence[PathPoint]) -> int:
     """The point whose level is nearest, of those at one distance the latest."""
 
-    def away(point: Reached) -> float:
-        at = point.flow.level_set.level
+    def away(number: int) -> float:
+        at = points[number].values["level"]
         return abs(math.log(at / level)) if at / level > 0 else math.inf
 
-    return min(reversed(reached), key=away)
+    return min(reversed(range(len(points))), key=away)
 
 
 def _checked_levels(levels: Sequence[float]) -> list[float]:

@@ -99,6 +99,14 @@ class DistributedProblem(Problem):
         """L(θ), a scalar tensor without a graph; every process must ask for it."""
         return super().loss(theta.detach()).detach()
 
+    @property
+    def n_outputs(self) -> int:
+        """Numbers that the network gives on the data of all processes; every one must ask."""
+        own = torch.tensor([super().n_outputs], dtype=torch.int64, device=self.device)
+        with _translated():
+            dist.all_reduce(own, group=self._group)
+        return int(own)
+
     def losses(self, thetas: Tensor) -> Tensor:
         """L at N points, shape (N,), one after the other."""
         return torch.stack([self.loss(theta) for theta in thetas])

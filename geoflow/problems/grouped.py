@@ -26,8 +26,8 @@ BYTES_AT_ONCE = 2**28
 class Grouped(Counted):
     """The mean losses of n ≥ 2 groups of a problem's examples: values (n,), gradients (n, P).
 
-    Made by :func:`each` and :func:`by_class`. All groups together are one pass over the data, and
-    count as one evaluation. The gradients of single examples are computed together, by
+    Made by :func:`each_example` and :func:`by_class`. All groups together are one pass over the
+    data, and count as one evaluation. The gradients of single examples are computed together, by
     ``torch.func.vmap``.
 
     Parameters
@@ -37,8 +37,8 @@ class Grouped(Counted):
     groups : sequence of ndarray of int
         Examples of each group, by their number; every example in one group, none empty.
     division : str
-        How the groups were made, as archives have it. Of ``"each"`` the examples of a group are
-        equal, and the first is evaluated.
+        How the groups were made, as archives have it. Of ``"each_example"`` the examples of a group
+        are equal, and the first is evaluated.
 
     Raises
     ------
@@ -67,7 +67,7 @@ class Grouped(Counted):
             for g in groups
         ]
         self._single: tuple[Any, Any] | None = None
-        if division == "each":
+        if division == "each_example":
             order = torch.from_numpy(np.array([g[0] for g in groups]))
             self._single = _taken(inputs, order), _taken(targets, order)
         self._n_gradient = self._n_hvp = 0
@@ -190,12 +190,10 @@ class Grouped(Counted):
     def _of_group(self, parameters: Parameters, x: Any, y: Any, size: int) -> Tensor:
         part: ModulePart = self._part
         value = part.loss_fn(replace(part, inputs=x).outputs(parameters), y)
-        # Of chunks whose losses are added up it is a sum.
-        summed = part.scale == 1.0 and part.weight != 1.0
-        return value / size if summed else value
+        return value / size if _is_sum(part.loss_fn) else value
 
 
-def each(problem: ProblemLike) -> Grouped:
+def each_example(problem: ProblemLike) -> Grouped:
     """Every example's own loss: n constraints for n examples that differ.
 
     Examples that are there twice, with the same target, are one constraint: as two their gradients
@@ -217,7 +215,7 @@ def each(problem: ProblemLike) -> Grouped:
         for i in range(data.length(part.inputs)):
             one = (data.chunk(tree, i, 1) for tree in (part.inputs, part.targets))
             alike.setdefault(data.sha256(*one), []).append(sum(map(len, alike.values())))
-    return Grouped(problem, [np.array(same) for same in alike.values()], "each")
+    return Grouped(problem, [np.array(same) for same in alike.values()], "each_example")
 
 
 def by_class(problem: ProblemLike) -> Grouped:
@@ -244,7 +242,31 @@ def by_class(problem: ProblemLike) -> Grouped:
     return Grouped(problem, [np.flatnonzero(labels == k) for k in np.unique(labels)], "by_class")
 
 
-DIVISIONS: dict[str, Callable[[ProblemLike], Grouped]] = {"each": each, "by_class": by_class}
+# By the name that an archive and the command line have of them.
+DIVISIONS: dict[str, Callable[[ProblemLike], Grouped]] = {
+    made.__name__: made for made in (each_example, by_class)
+}
+
+
+def divided(problem: ProblemLike, division: str) -> ProblemLike:
+    """Divide a problem by the name of a division; as it is for an empty one.
+
+    Raises
+    ------
+    InputError
+        There is no such division; or see :class:`Grouped`.
+    """
+    if not division:
+        return problem
+    if division not in DIVISIONS:
+        raise InputError(f"constraints={division!r}; use {' or '.join(DIVISIONS)}")
+    return DIVISIONS[division](problem)
+
+
+def _is_sum(loss_fn: Any) -> bool:
+    """Whether a loss adds up over the examples, as that of a chunk does which is made of a mean."""
+    keywords = getattr(loss_fn, "keywords", {})
+    return "sum" in (keywords.get("reduction"), getattr(loss_fn, "reduction", None))
 
 
 def _taken(tree: Any, order: Tensor) -> Any:

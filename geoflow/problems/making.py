@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -132,9 +133,9 @@ def hash_of(batches: Iterator[Any]) -> str:
     if first is None:
         raise InputError("batches: there is none; give one at least")
 
-    def checked() -> Iterator[Any]:
-        for i, batch in enumerate(itertools.chain([first], batches)):
-            checks.check_finite(batch, f"batches[{i}]")
-            yield batch
-
-    return data.sha256(*checked())
+    # One after the other: all together they may not fit into memory.
+    digest = hashlib.sha256()
+    for i, batch in enumerate(itertools.chain([first], batches)):
+        checks.check_finite(batch, f"batches[{i}]")
+        data.update(digest, batch)
+    return digest.hexdigest()

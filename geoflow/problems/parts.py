@@ -114,9 +114,18 @@ def module_parts(problem: Any, purpose: str) -> list[ModulePart]:
     Raises
     ------
     InputError
-        The problem is another.
+        The problem is another, or holds only a share of its data.
     """
-    parts = getattr(problem, "_parts", None)
+    if getattr(problem, "n_processes", 1) > 1:
+        raise InputError(
+            f"problem: its data are divided over processes, and {purpose} needs them in one; start "
+            "one process"
+        )
+    return of_network(getattr(problem, "_parts", None), purpose)
+
+
+def of_network(parts: Any, purpose: str) -> list[ModulePart]:
+    """Those of a problem's parts whose network and data are known; see :func:`module_parts`."""
     found = [p for p in parts if isinstance(p, ModulePart)] if isinstance(parts, tuple) else []
     if not found:
         raise InputError(

@@ -22,7 +22,7 @@ from geoflow.problems.parts import (
     Parameters,
     TensorSpec,
     add_up,
-    module_parts,
+    of_network,
 )
 from geoflow.problems.pickling import Picklable
 
@@ -192,7 +192,7 @@ class Problem(Picklable):
             The problem is not of :meth:`from_module`, so its outputs are not known.
         """
         parameters = self.unflatten(self.theta0)
-        parts = module_parts(self, "their number")
+        parts = of_network(self._parts, "their number")
         found = [part.outputs(parameters) for part in parts]
         return sum(t.numel() for o in found for _, t in data.leaves(o, ""))
 
@@ -318,7 +318,7 @@ class Problem(Picklable):
         EvaluationLimitError
             A :meth:`budget` is spent.
         """
-        module_parts(self, "the Gauss–Newton matrix")
+        of_network(self._parts, "the Gauss–Newton matrix")
 
         def product(part: LossPart, at: Parameters, along: Parameters) -> tuple[Parameters, Tensor]:
             assert isinstance(part, ModulePart)

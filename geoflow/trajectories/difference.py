@@ -39,12 +39,12 @@ class Difference:
 
 
 def diff(a: xr.Dataset, b: xr.Dataset, *, rtol: float = 0.0, atol: float = 0.0) -> list[Difference]:
-    """Compare two trajectories; ``wall_time`` and ``created`` are left out.
+    """Compare two trajectories, or two paths; ``wall_time`` and ``created`` are left out.
 
     Parameters
     ----------
     a, b : xarray.Dataset
-        In schema 1.0. θ is read one snapshot at a time.
+        In schema 1.0, or that of paths. θ is read one snapshot at a time.
     rtol, atol : float
         Values x and y agree where their distance is at most ``atol`` + ``rtol``·max(‖x‖, ‖y‖):
         two numbers, or θ as a whole at one snapshot. NaN agrees with NaN.

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from geoflow.errors import ArchiveError
 from geoflow.trajectories import schema
 from geoflow.trajectories.schema import VariableSpec
 
@@ -72,6 +71,11 @@ ATTRIBUTES = {
     **{n: kind for n, kind in schema.ATTRIBUTES.items() if n not in OF_SOLVER},
     "degrees": float,
 }
+
+NEVER_BELOW_ZERO = (
+    *("multiplier", "level_distance", "angle", "kkt_residual", "wall_time"),
+    *("n_between", "n_correction", "n_gradient", "n_hvp"),
+)
 
 METHODS = ("walk", "corrector")
 
@@ -145,14 +149,37 @@ def kkt_limit(degrees: float) -> float:
     return math.sin(math.radians(180 - degrees))
 
 
-def check(ds: xr.Dataset) -> None:
-    """Refuse what is no path.
+def inconsistencies(ds: xr.Dataset) -> list[str]:
+    """Say what in the values of a path does not fit together, one line each.
 
-    Raises
-    ------
-    ArchiveError
-        Names the first defect.
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        Without :func:`defects`.
     """
-    found = defects(ds)
+    columns = {n: ds[n].values for n in (*LEVEL, *LEVEL_VARIABLES) if ds[n].dtype.kind in "fi"}
+    found = [
+        f"{name} is not finite at level {int(np.argmin(np.isfinite(values)))}"
+        for name, values in columns.items()
+        if not np.isfinite(values).all()
+    ]
+    found += [f"{name} is negative" for name in NEVER_BELOW_ZERO if (columns[name] < 0).any()]
     if found:
-        raise ArchiveError(f"ds is no regularisation path: {found[0]}")
+        return found
+    level, loss, residual = columns["level"], columns["train_loss"], columns["level_residual"]
+    scale = np.minimum(abs(level), 1e300)
+    if (abs(loss - level - residual) > 1e-12 * scale).any():
+        found.append("level_residual is not train_loss less the level")
+    if not np.allclose(columns["penalty"] * columns["multiplier"], 1, rtol=1e-9, atol=0):
+        found.append("penalty is not 1/multiplier")
+    degrees = ds.attrs["degrees"]
+    if not 90 < degrees < 180:
+        return [*found, f"attribute degrees is {degrees}, not between 90 and 180"]
+    # As the angle is rounded, so is its sine.
+    if (columns["kkt_residual"] > kkt_limit(degrees) * (1 + 1e-9)).any():
+        found.append(f"kkt_residual is above that of {degrees:g} degrees")
+    rounding = 1e-6 if ds.attrs["dtype"] == "float64" else 1e-3
+    sine = np.sin(np.radians(180 - columns["angle"]))
+    if not np.allclose(sine, columns["kkt_residual"], rtol=rounding, atol=rounding):
+        found.append("kkt_residual is not the sine of the angle")
+    return found

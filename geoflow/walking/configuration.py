@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from geoflow import solvers
 from geoflow.errors import ArchiveError, GeoflowError
 from geoflow.problems.dtypes import DTYPES
+from geoflow.problems.grouped import DIVISIONS
 from geoflow.solvers import Tolerance
 from geoflow.trajectories import schema
 from geoflow.walking import stopping
@@ -60,6 +61,21 @@ def defects(attributes: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def path_defects(attributes: Mapping[str, Any]) -> list[str]:
+    """Say what in a regularisation path's attributes and settings cannot be used, one line each.
+
+    Parameters
+    ----------
+    attributes : mapping
+        Of the types that the schema of paths has.
+    """
+    found = list(_value_defects(attributes, ("level", "level_rtol")))
+    config = json.loads(attributes["config"])
+    if not isinstance(config.get("provenance"), dict):
+        return [*found, "config: provenance is no JSON object"]
+    return [*found, *_provenance_defects(config["provenance"], attributes)]
+
+
 def check(path: Path, attributes: Mapping[str, Any]) -> None:
     """Refuse a walk whose attributes or settings cannot be used, or in another schema.
 
@@ -80,7 +96,11 @@ def check(path: Path, attributes: Mapping[str, Any]) -> None:
 
 
 def _attribute_defects(attributes: Mapping[str, Any]) -> Iterator[str]:
-    for name in ("level", "level_rtol", "rtol", "atol"):
+    return _value_defects(attributes, ("level", "level_rtol", "rtol", "atol"))
+
+
+def _value_defects(attributes: Mapping[str, Any], numbers: Sequence[str]) -> Iterator[str]:
+    for name in numbers:
         value = attributes[name]
         if not math.isfinite(value):
             yield f"attribute {name} is not finite"
@@ -116,6 +136,11 @@ def _config_defects(attributes: Mapping[str, Any]) -> Iterator[str]:
     threads = config["threads"]
     if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
         yield f"config: threads is {str(threads)[:40]!r}, not a number up to {MOST_THREADS}"
+    division, atol = config.get("constraints", ""), config.get("level_atol", 0.0)
+    if division != "" and division not in list(DIVISIONS):
+        yield f"config: constraints are {str(division)[:40]!r}, not one of {', '.join(DIVISIONS)}"
+    if isinstance(atol, bool) or not isinstance(atol, int | float) or not 0 <= atol < math.inf:
+        yield f"config: level_atol is {str(atol)[:40]!r}, not a number from 0 on"
     yield from _provenance_defects(config["provenance"], attributes)
     yield from _settings_defects(config, attributes)
 

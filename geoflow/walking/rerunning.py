@@ -12,11 +12,13 @@ from geoflow import experiments
 from geoflow.archive import trajectory_files
 from geoflow.errors import ArchiveError, GeoflowError, InputError
 from geoflow.experiments import PreparedExperiment
+from geoflow.experiments.rebuilding import constraints_of
 from geoflow.manifold import regularizers
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.level_set import LevelSet
 from geoflow.problems import dtypes
 from geoflow.problems.earlier import same_data
+from geoflow.problems.grouped import divided
 from geoflow.walking import configuration
 from geoflow.walking.settings import DEFAULTS, WalkSettings
 
@@ -35,8 +37,11 @@ class Run:
         How it is walked.
     regularizer : callable or Regularizer
         R, as :func:`geoflow.regularizers.get` gives it.
-    level_rtol : float
+    level_rtol, level_atol : float
         See :class:`geoflow.LevelSet`.
+    constraints : str
+        Of :data:`geoflow.problems.grouped.DIVISIONS`, where the level set keeps the losses of parts
+        of the examples; empty for the loss.
     threads : int, optional
         Number of threads it was computed with: another gives other last digits.
     data_sha256 : str
@@ -48,6 +53,8 @@ class Run:
     walk: WalkSettings = DEFAULTS
     regularizer: Any = field(default_factory=lambda: regularizers.get(regularizers.DEFAULT))
     level_rtol: float = 1e-6
+    level_atol: float = 0.0
+    constraints: str = ""
     threads: int | None = None
     data_sha256: str = ""
 
@@ -72,7 +79,8 @@ class Run:
 
     def flow(self, prepared: PreparedExperiment) -> RegularizingFlow:
         """Return the flow on the level set that the training ended on."""
-        level_set = LevelSet(prepared.problem, level_rtol=self.level_rtol)
+        kept = divided(prepared.problem, self.constraints)
+        level_set = LevelSet(kept, level_rtol=self.level_rtol, level_atol=self.level_atol)
         return RegularizingFlow(level_set, self.regularizer)
 
 
@@ -108,6 +116,8 @@ def like(path: str | Path) -> Run:
             else settings,
             regularizer=regularizers.get(attributes["regularizer_name"]),
             level_rtol=attributes["level_rtol"],
+            level_atol=float(config.get("level_atol", 0.0)),
+            constraints=constraints_of(attributes),
             threads=int(config["threads"]),
             data_sha256=attributes["data_sha256"],
         )

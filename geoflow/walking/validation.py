@@ -15,7 +15,7 @@ import xarray as xr
 from geoflow.archive import netcdf, seal, trajectory_files
 from geoflow.errors import ArchiveError
 from geoflow.system import translation
-from geoflow.trajectories import migrations, schema
+from geoflow.trajectories import migrations, path_schema, schema
 from geoflow.walking import configuration
 
 BLOCK_BYTES = 16 * 2**20
@@ -27,7 +27,7 @@ NEVER_BELOW_ZERO = (
 
 
 def validate(path: str | Path) -> list[str]:
-    """Say what is wrong with a trajectory file, one line each; empty where nothing is.
+    """Say what is wrong with a file of a walk or a path, one line each; empty where nothing is.
 
     The seal at its end is compared with every byte before it, the Fletcher checksum of each
     variable with its values, all of it with the schema, and then the values with each other.
@@ -55,7 +55,9 @@ def validate(path: str | Path) -> list[str]:
         with netcdf.open_lazily(file) as ds:
             unreadable = _unreadable(ds)
             found += unreadable
-            if not unreadable:
+            if not unreadable and path_schema.is_path(ds):
+                found += path_schema.defects(ds) or _path_inconsistencies(ds)
+            elif not unreadable:
                 current = migrations.upgrade(ds)
                 found += (
                     schema.defects(current)
@@ -158,18 +160,15 @@ def _layout_inconsistencies(ds: xr.Dataset) -> list[str]:
     for block in _blocks(ds["theta"].variable):
         finite = np.isfinite(block).all(axis=1)
         if not finite.all():
-            found.append(f"theta is not finite at snapshot {row + int(np.argmin(finite))}")
+            where = ds["theta"].dims[0]
+            found.append(f"theta is not finite at {where} {row + int(np.argmin(finite))}")
             break
         row += len(block)
     return found
 
 
 def _attribute_inconsistencies(ds: xr.Dataset) -> list[str]:
-    found = configuration.defects(ds.attrs)
-    try:
-        datetime.fromisoformat(ds.attrs["created"])
-    except ValueError:
-        found.append("attribute created is not a time in ISO 8601")
+    found = configuration.defects(ds.attrs) + _created_defects(ds)
     if found:
         return found
     theta, config = ds["theta"].dtype, json.loads(ds.attrs["config"])
@@ -183,6 +182,20 @@ def _attribute_inconsistencies(ds: xr.Dataset) -> list[str]:
     if observables != config["observables"]:
         found.append("the observables are not those that its config names")
     return found
+
+
+def _created_defects(ds: xr.Dataset) -> list[str]:
+    try:
+        datetime.fromisoformat(ds.attrs["created"])
+    except ValueError:
+        return ["attribute created is not a time in ISO 8601"]
+    return []
+
+
+def _path_inconsistencies(ds: xr.Dataset) -> list[str]:
+    """Say what in a path of the schema does not fit together."""
+    found = [*_created_defects(ds), *configuration.path_defects(ds.attrs)]
+    return found or [*path_schema.inconsistencies(ds), *_layout_inconsistencies(ds)]
 
 
 def _checkpoint_defects(path: netcdf.Checked, ds: xr.Dataset) -> list[str]:

@@ -92,7 +92,7 @@ def test_an_early_end_is_in_the_title():
 
 
 def test_the_command_draws_a_file(tmp_path, capsys):
-    path_files.write(drawn.path(), tmp_path / "path.nc")
+    path_files.save_path(drawn.path(), tmp_path / "path.nc")
     arguments = ["plot", str(tmp_path / "path.nc"), "--out", str(tmp_path / "figures")]
     assert cli.main(arguments) == cli.terminal.DONE
     written = {p.name for p in (tmp_path / "figures").glob("*.png")}

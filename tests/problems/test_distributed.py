@@ -66,7 +66,7 @@ def evaluations(rank, kinds):
         product = problem.hvp(theta, v)
         found.append(
             [x.double().numpy() for x in (value, gradient, product, problem.loss(theta))]
-            + [problem.counts, problem.data_sha256]
+            + [problem.counts, problem.data_sha256, 0 if kind == "batches" else problem.n_outputs]
         )
     return found
 
@@ -82,11 +82,12 @@ def test_values_gradients_and_products_are_those_of_one_process(n, tmp_path):
         expected = [value, gradient, problem.hvp(theta, v), problem.loss(theta)]
         rtol = 1e-5 if kind == "float32" else 1e-12
         for rank in range(n):
-            *numbers, counts, digest = found[rank][i]
+            *numbers, counts, digest, n_outputs = found[rank][i]
             for a, b in zip(numbers, expected, strict=True):
                 assert np.allclose(a, b.double().numpy(), rtol=rtol, atol=rtol)
             assert counts == {"gradient": 1, "hvp": 1}
             assert digest == problem.data_sha256
+            assert n_outputs == (0 if kind == "batches" else problem.n_outputs)
             # To the bit: all go on from the same sums.
             for a, b in zip(numbers, found[0][i], strict=False):
                 assert np.array_equal(a, b)
@@ -138,6 +139,7 @@ def refusals(rank):
     problem = gf.DistributedProblem(whole)
     attempt(lambda: pickle.dumps(problem))
     attempt(lambda: gf.DistributedProblem(problem))
+    attempt(lambda: gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.margin()))
     theta = problem.theta0 + (1e-16 if rank else 0.0)
     theta = torch.nextafter(theta, theta + rank)
     try:
@@ -149,12 +151,14 @@ def refusals(rank):
 
 def test_what_cannot_be_divided_is_refused_by_all(tmp_path):
     for said in ranks.run(refusals, 2, tmp_path):
-        function, few, own, pickled, twice, diverged = said
+        function, few, own, pickled, twice, margin, diverged = said
         assert "has no data to divide" in function
         assert "there are 1, and 2 processes" in few
         assert "data differ from process to process" in own
         assert "cannot be pickled" in pickled
         assert "is a DistributedProblem" in twice
+        assert "margin" in margin
+        assert "needs them in one" in margin
         assert "no longer the same in all 2 processes" in diverged
 
 

@@ -43,7 +43,7 @@ def test_weight_decay_is_beside_squared_norms_alone_and_an_early_end_is_said():
 
 
 def test_a_page_of_a_file(tmp_path):
-    path_files.write(drawn.path(), tmp_path / "path.nc")
+    path_files.save_path(drawn.path(), tmp_path / "path.nc")
     (section,) = report.report([tmp_path], tmp_path / "page.html")
     html = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert section.summary in html

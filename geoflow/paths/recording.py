@@ -1,0 +1,183 @@
+"""Points of a path as they are recorded, kept while it is followed, and taken up again."""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import xarray as xr
+
+from geoflow.archive.pieces import Pieces
+from geoflow.errors import ArchiveError
+from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.paths.continuation import Continuation, Reached, at_level
+from geoflow.paths.corrector import Memory, residual_of
+from geoflow.trajectories import path_dataset, path_schema
+from geoflow.trajectories.path_dataset import PathPoint
+from geoflow.trajectories.records import Observable, Snapshot
+
+# Of the smallest eigenvalue, relative to the range of the spectrum; and its seed.
+EIGENVALUE_TOL, EIGENVALUE_SEED = 1e-6, 0
+COUNTS = ("gradient", "hvp")
+
+
+class Recording:
+    """The points so far; each is kept beside the archive as soon as it is reached.
+
+    With a point goes what the next one is found with, so that a path that is taken up again becomes
+    what it would have been. That is written first: a point that is there can be gone on from.
+
+    Parameters
+    ----------
+    continuation : Continuation
+        Finds the points.
+    observables : mapping of str to callable
+        Functions θ → float.
+    eigenvalues : bool
+        Compute the smallest eigenvalue of A at each point.
+    header : mapping
+        Global attributes.
+    budget : int
+        Evaluations that the whole path may make.
+    pieces : Pieces
+        Where points are kept.
+
+    Attributes
+    ----------
+    points : list of PathPoint
+        As they are recorded.
+    reached : list of Reached
+        As they can be gone on from.
+    """
+
+    def __init__(
+        self,
+        continuation: Continuation,
+        observables: Mapping[str, Observable],
+        eigenvalues: bool,
+        header: Mapping[str, Any],
+        budget: int,
+        pieces: Pieces,
+    ) -> None:
+        self.continuation, self.flow = continuation, continuation.flow
+        self.observables, self.eigenvalues = observables, eigenvalues
+        self.header, self.budget, self.pieces = header, budget, pieces
+        self.points: list[PathPoint] = []
+        self.reached: list[Reached] = []
+        self._go_on_from(dict.fromkeys(COUNTS, 0), 0.0)
+
+    def next(self, level: float | None, nearest: int) -> None:
+        """Add the point on a level, the one that is kept or a new one.
+
+        Parameters
+        ----------
+        level : float, optional
+            None: the first point, on the flow's own level.
+        nearest : int
+            The point from which it is reached.
+        """
+        number = len(self.points)
+        made = []
+
+        def make() -> xr.Dataset:
+            made.append(self._make(level, nearest))
+            return self.dataset([self._record(made[0])], path_schema.STATUSES[0], "")
+
+        ds = self.pieces.compute(f"point-{number:06d}", make)
+        self.pieces.drop(f"memory-{number - 1:06d}")
+        point = _point_of(ds)
+        if not made:
+            made.append(self._taken_up(point, level, number))
+        self.points.append(point)
+        self.reached.append(made[0])
+
+    def dataset(self, points: Sequence[PathPoint], status: str, message: str) -> xr.Dataset:
+        """Assemble points to a path."""
+        attributes = {**self.header, "status": status, "status_message": message}
+        return path_dataset.to_dataset(
+            self.flow.problem, points, sorted(self.observables), attributes
+        )
+
+    def _make(self, level: float | None, nearest: int) -> Reached:
+        if level is None:
+            reached = self.continuation.start()
+        else:
+            reached = self.continuation.to(level, self.reached[nearest])
+        self.pieces.keep(f"memory-{len(self.points):06d}", self.continuation.memory.pack())
+        return reached
+
+    def _record(self, reached: Reached) -> PathPoint:
+        state, flow, problem = reached.state, reached.flow, self.flow.problem
+        of_flow = flow.values(state)
+        values: dict[str, Any] = {
+            "level": reached.level,
+            "penalty": 1 / state.multiplier,
+            **{name: of_flow[name] for name in path_schema.OF_FLOW},
+            "kkt_residual": residual_of(state),
+            "method": reached.method,
+            "n_between": reached.n_between,
+            "n_correction": reached.n_corrections,
+        }
+        if self.eigenvalues:
+            with self.continuation.budget():
+                values["smallest_eigenvalue"] = _smallest_eigenvalue(flow, state)
+        kept = Snapshot(len(self.points), 0.0, state.theta, self.observables)
+        counts = problem.counts
+        values |= kept.values
+        values |= {f"n_{name}": counts[name] - self._counts0[name] for name in COUNTS}
+        values["wall_time"] = clock.perf_counter() - self._clock0
+        return PathPoint(values, kept.theta)
+
+    def _taken_up(self, point: PathPoint, level: float | None, number: int) -> Reached:
+        """A point that is kept, as it can be gone on from."""
+        values, like = point.values, self.flow.problem.theta0
+        own = self.flow.level_set.level if level is None else level
+        if values["level"] != own or point.theta.shape != tuple(like.shape):
+            raise ArchiveError(
+                f"point {number} of what is kept is not that of this path; start over with "
+                "overwrite=True"
+            )
+        theta = torch.from_numpy(point.theta.copy()).to(like)
+        flow = at_level(self.flow, own)
+        state = flow.evaluate(theta)
+        self._go_on_from(
+            {name: int(values[f"n_{name}"]) for name in COUNTS}, float(values["wall_time"])
+        )
+        if not self.pieces.missing([f"point-{number:06d}"]) and self.pieces.missing(
+            [f"point-{number + 1:06d}"]
+        ):
+            kept = self.pieces.kept(f"memory-{number:06d}")
+            self.continuation.memory = Memory.unpack(kept, like)
+        return Reached(
+            state, flow, values["method"], int(values["n_between"]), int(values["n_correction"])
+        )
+
+    def _go_on_from(self, counts: Mapping[str, int], wall_time: float) -> None:
+        now = self.flow.problem.counts
+        self._counts0 = {name: now[name] - counts[name] for name in COUNTS}
+        self._clock0 = clock.perf_counter() - wall_time
+        self.continuation.left = self.budget - counts["gradient"] - 2 * counts["hvp"]
+
+
+def _point_of(ds: xr.Dataset) -> PathPoint:
+    values = {
+        str(name): variable.values[0].item() if variable.dtype.kind in "fi" else variable.values[0]
+        for name, variable in ds.variables.items()
+        if variable.dims == ("level",)
+    }
+    return PathPoint(values, ds["theta"].values[0])
+
+
+def _smallest_eigenvalue(flow: RegularizingFlow, state: FlowState) -> float:
+    """Of A on the tangent space; NaN where it does not converge."""
+    # Imported here, as SciPy comes with it.
+    from geoflow.analysis.curvature import tangent_hessian
+    from geoflow.analysis.curvature.matrix_free import extreme_eigenvalues
+
+    operator = tangent_hessian(flow, state)
+    found = extreme_eigenvalues(
+        operator, 1, which="smallest", tol=EIGENVALUE_TOL, seed=EIGENVALUE_SEED
+    )
+    return float(found.values[0])

@@ -1,0 +1,148 @@
+"""A path's archive: streamed, gone on with, validated."""
+
+from __future__ import annotations
+
+import netCDF4
+import numpy as np
+import pytest
+import torch
+
+import geoflow as gf
+from geoflow.archive import pieces, seal
+
+LEVELS = (1.2, 1.5, 2.0, 3.0)
+
+
+def _loss(theta):
+    scales = torch.logspace(0, 2, theta.numel(), dtype=theta.dtype)
+    return (scales * (theta - 1) ** 2).mean() + 0.05 * (theta**4).mean() + 0.1
+
+
+def _flow(n=6, level=0.5):
+    problem = gf.Problem.from_function(_loss, torch.full((n,), 1.3, dtype=torch.float64))
+    return gf.RegularizingFlow(gf.LevelSet(problem, level), gf.regularizers.squared_norm)
+
+
+class _Counting:
+    """An observable that is interrupted at its n-th value."""
+
+    def __init__(self, until=10**9, error=KeyboardInterrupt):
+        self.until, self.error, self.n = until, error, 0
+
+    def __call__(self, theta):
+        self.n += 1
+        # The first is the check of the arguments.
+        if self.n > self.until + 1:
+            raise self.error
+        return float(theta.sum())
+
+
+def _path(archive=None, levels=LEVELS, observable=None, flow=None, **options):
+    observables = {"total": observable or _Counting()}
+    return gf.regularization_path(
+        flow or _flow(), levels, observables=observables, archive=archive, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    file = tmp_path_factory.mktemp("path") / "path.nc"
+    _path(file).close()
+    return file
+
+
+def _same(a, b):
+    return [d for d in gf.diff(a, b) if not d.agrees]
+
+
+@pytest.mark.parametrize("points", [1, 2, 4])
+def test_a_path_that_was_cut_off_becomes_what_it_would_have_been(tmp_path, written, points):
+    file = tmp_path / "path.nc"
+    with pytest.raises(KeyboardInterrupt):
+        _path(file, observable=_Counting(points))
+    assert not file.exists()
+    assert pieces.are_kept(file)
+    flow = _flow()
+    before = flow.problem.counts["gradient"]
+    with _path(file, flow=flow) as ds, gf.open_path(written) as whole:
+        assert not _same(whole, ds)
+        spent = flow.problem.counts["gradient"] - before
+        saved = int(whole["n_gradient"][points - 1])
+        # Those of the points that are kept, one each, and of those that were missing.
+        assert spent == int(whole["n_gradient"][-1]) - saved + points
+    assert not pieces.are_kept(file)
+
+
+def test_nothing_is_left_where_no_point_was_reached(tmp_path):
+    file = tmp_path / "path.nc"
+    with pytest.raises(KeyboardInterrupt):
+        _path(file, observable=_Counting(0))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_path_does_not_take_up_what_is_kept(tmp_path):
+    file = tmp_path / "path.nc"
+    with pytest.raises(KeyboardInterrupt):
+        _path(file, observable=_Counting(2))
+    with pytest.raises(gf.InputError, match="other settings"):
+        _path(file, levels=[1.2, 1.6])
+    with pytest.raises(gf.InputError, match="other settings"):
+        _path(file, flow=_flow(level=0.6))
+    with _path(file, levels=[1.2, 1.6], overwrite=True) as ds:
+        np.testing.assert_array_equal(ds["level"], [0.5, 1.2, 1.6])
+
+
+def test_without_an_archive_an_interrupted_path_is_returned():
+    ds = _path(observable=_Counting(2))
+    assert ds.attrs["status"] == "interrupted"
+    assert ds.sizes["level"] == 2
+
+
+def test_an_observable_that_fails_ends_the_path_and_its_points_are_kept(tmp_path):
+    with _path(tmp_path / "path.nc", observable=_Counting(3, ValueError)) as ds:
+        assert ds.attrs["status"] == "observable_failed"
+        assert ds.sizes["level"] == 3
+    assert gf.validate(tmp_path / "path.nc") == []
+
+
+def test_a_sound_file_has_no_defect(written):
+    assert gf.validate(written) == []
+
+
+def test_a_changed_byte_is_found(written, tmp_path):
+    file = tmp_path / "path.nc"
+    content = bytearray(written.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert gf.validate(file) == [seal.BROKEN]
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "value", "defect"),
+    [
+        ("penalty", 1, 7.0, "penalty is not 1/multiplier"),
+        ("kkt_residual", 1, 0.5, "kkt_residual is above that of 175 degrees"),
+        ("angle", 1, 150.0, "kkt_residual is not the sine of the angle"),
+        ("level_residual", 1, 0.5, "level_residual is not train_loss less the level"),
+        ("n_gradient", 1, 0, "n_gradient falls"),
+        ("theta", (2, 3), np.nan, "theta is not finite at level 2"),
+        ("multiplier", 2, np.inf, "multiplier is not finite at level 2"),
+        ("tensor_offset", 0, 3, "tensor_offset of tensor 0"),
+    ],
+)
+def test_values_that_do_not_fit_are_named(written, tmp_path, name, index, value, defect):
+    file = tmp_path / "path.nc"
+    file.write_bytes(written.read_bytes())
+    with netCDF4.Dataset(file, "a") as ds:
+        ds.variables[name][index] = value
+    found = gf.validate(file)
+    assert found[0] == seal.MISSING or "seal" in found[0] or "bytes" in found[0]
+    file.write_bytes(file.read_bytes()[: -seal.LENGTH] if False else file.read_bytes())
+
+
+def test_a_walk_is_no_path_and_a_path_no_walk(written, tmp_path):
+    gf.walk(_flow(), archive=tmp_path / "walk.nc").close()
+    with pytest.raises(gf.ArchiveError, match="is not a regularisation path"):
+        gf.open_path(tmp_path / "walk.nc")
+    with pytest.raises(gf.ArchiveError, match="is not a trajectory"):
+        gf.open_trajectory(written)

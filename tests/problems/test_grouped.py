@@ -1,0 +1,162 @@
+"""The losses of classes and of single examples, beside problems of their own."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+import geoflow as gf
+import references
+from geoflow.errors import CriticalPointError, EvaluationLimitError, InputError
+from geoflow.problems.grouped import Grouped, divided
+
+INPUTS, TARGETS = references.small_data()
+
+
+def whole(batch_size=None):
+    return references.small_network(batch_size=batch_size).problem
+
+
+def of(indices):
+    return gf.Problem.from_module(
+        references.small_module(), cross_entropy, INPUTS[indices], TARGETS[indices]
+    )
+
+
+def singles():
+    return [of([i]) for i in range(len(INPUTS))]
+
+
+def classes():
+    return [of(k == TARGETS) for k in range(2)]
+
+
+@pytest.mark.parametrize("batch_size", [None, 7, 1])
+@pytest.mark.parametrize(("divide", "apart"), [(gf.each_example, singles), (gf.by_class, classes)])
+def test_values_and_gradients_are_those_of_problems_apart(divide, apart, batch_size):
+    problem, problems = divide(whole(batch_size)), apart()
+    theta = problem.theta0 + 0.1
+    before = problem.counts
+    values, gradients = problem.value_and_gradient(theta)
+    assert problem.counts == {"gradient": before["gradient"] + 1, "hvp": 0}
+    expected = [one.value_and_gradient(theta) for one in problems]
+    assert torch.allclose(values, torch.stack([v for v, _ in expected]), rtol=1e-12)
+    assert torch.allclose(gradients, torch.stack([g for _, g in expected]), rtol=1e-10, atol=1e-14)
+    assert torch.allclose(problem.loss(theta), values, rtol=1e-12)
+    weights = torch.linspace(-1, 1, len(values), dtype=torch.float64)
+    assert torch.allclose(
+        problem.weighted_gradient(theta, weights), weights @ gradients, rtol=1e-10, atol=1e-13
+    )
+    v = torch.linspace(-1, 1, len(theta), dtype=torch.float64)
+    products = torch.stack([one.hvp(theta, v) for one in problems])
+    assert torch.allclose(problem.hvp(theta, v), products, rtol=0, atol=1e-7)
+    assert problem.counts == {"gradient": before["gradient"] + 2, "hvp": 1}
+
+
+def test_in_parts_as_large_as_memory_allows_the_gradients_are_the_same(monkeypatch):
+    problem = gf.each_example(whole())
+    _, at_once = problem.value_and_gradient(problem.theta0)
+    monkeypatch.setattr("geoflow.problems.grouped.BYTES_AT_ONCE", 5 * 50 * 8)
+    _, in_parts = problem.value_and_gradient(problem.theta0)
+    assert torch.allclose(at_once, in_parts, rtol=1e-13)
+
+
+def test_several_inputs_are_taken_apart_too():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 2).double()
+
+        def forward(self, a, b):
+            return torch.tanh(self.linear(a + b))
+
+    problem = gf.Problem.from_module(Sum(), cross_entropy, (INPUTS, 2 * INPUTS), TARGETS)
+    problem_each = gf.each_example(problem)
+    values, gradients = problem_each.value_and_gradient(problem.theta0)
+    value, gradient = problem.value_and_gradient(problem.theta0)
+    assert torch.allclose(values.mean(), value)
+    assert torch.allclose(gradients.mean(0), gradient)
+
+
+def test_an_example_that_is_there_twice_is_one_constraint():
+    order = [0, 1, 2, 3, 1, 1]
+    problem = gf.each_example(of(order))
+    assert len(problem.loss(problem.theta0)) == 4
+    assert torch.allclose(
+        problem.loss(problem.theta0), gf.each_example(of(order[:4])).loss(problem.theta0)
+    )
+    other = TARGETS[order].clone()
+    other[4] = 1 - other[4]
+    problem = gf.Problem.from_module(references.small_module(), cross_entropy, INPUTS[order], other)
+    # With another target it is another.
+    assert len(gf.each_example(problem).loss(problem.theta0)) == 5
+
+
+def test_a_budget_is_of_full_passes():
+    problem = gf.by_class(whole())
+    with problem.budget(1):
+        problem.value_and_gradient(problem.theta0)
+        with pytest.raises(EvaluationLimitError):
+            problem.value_and_gradient(problem.theta0)
+
+
+def test_a_class_of_which_the_weights_are_not_one_is_no_mean_over_examples():
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0], dtype=torch.float64))
+    problem = gf.Problem.from_module(references.small_module(), loss, INPUTS, TARGETS)
+    with pytest.raises(InputError, match="no mean over examples"):
+        gf.by_class(problem)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: gf.each_example(
+                gf.Problem.from_function(references.half_square, torch.ones(3).double())
+            ),
+            "a constraint for each example needs a network's outputs",
+        ),
+        (
+            lambda: gf.by_class(
+                gf.Problem.from_module(
+                    nn.Linear(3, 1).double(), mse_loss, INPUTS, TARGETS[:, None].double()
+                )
+            ),
+            "they are no classes",
+        ),
+        (lambda: gf.by_class(of(TARGETS < 1)), "there is 1 of examples"),
+        (lambda: divided(whole(), "by_sign"), "constraints='by_sign'"),
+    ],
+)
+def test_bad_input(make, message):
+    with pytest.raises(InputError, match=message) as failure:
+        make()
+    assert "\n" not in str(failure.value)
+
+
+def test_it_shows_itself_in_a_line():
+    assert repr(gf.each_example(whole())) == "Grouped(24 examples, 50 parameters)"
+    assert repr(gf.by_class(whole())) == "Grouped(2 groups of examples, 50 parameters)"
+
+
+def test_more_constraints_than_parameters_are_dependent_and_say_of_which_rank():
+    module = nn.Linear(3, 2).double()
+    problem = gf.each_example(gf.Problem.from_module(module, cross_entropy, INPUTS, TARGETS))
+    assert isinstance(problem, Grouped)
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+    # Of a softmax's two outputs only the difference counts: four directions of eight.
+    with pytest.raises(CriticalPointError, match=r"the 24 constraints .* \(rank 4: beside"):
+        flow.evaluate(problem.theta0)
+
+
+def test_levels_close_to_zero_take_an_absolute_tolerance():
+    problem = gf.each_example(whole())
+    level_set = gf.LevelSet(problem, level_rtol=1e-10, level_atol=1e-8)
+    assert np.allclose(level_set.tolerances, 1e-8 + 1e-10 * level_set.levels)
+    theta = problem.theta0 + 1e-3
+    projection = level_set.project(theta)
+    residuals = abs(problem.loss(projection.theta).numpy() - level_set.levels)
+    assert (residuals <= level_set.tolerances).all()
+    with pytest.raises(InputError, match="level_atol=-1"):
+        gf.LevelSet(problem, level_atol=-1)
