@@ -41,7 +41,7 @@ FACTOR, LEVELS, DOWN = 2.0, 10, 3
 HIGHEST = 0.7
 KERNELS = gf.regularizers.squared_norm(tensors="*.weight")
 # Of the descent from the path's nearest point to a penalty of the paper's.
-ITERATIONS = 1000
+ITERATIONS = 300
 
 
 def held_out(experiment: Experiment) -> Experiment:
@@ -293,15 +293,15 @@ def page(done: dict[str, list[dict[str, object]]]) -> str:
         "experiment",
         "penalty",
         "seeds",
-        "training loss: path",
+        "training loss: from the path",
         "training",
-        "R: path",
+        "R: from the path",
         "training",
-        "L + penalty·R: training over path / %",
-        "KKT residual: path",
+        "L + penalty·R: by how much the training's is higher / %",
+        "KKT residual: from the path",
         "training",
         "distance of test outputs",
-        "test loss: path",
+        "test loss: from the path",
         "training",
     ]
     rows = [r for name, seeds in done.items() for r in at_equal_penalty(name, seeds)]
