@@ -97,3 +97,13 @@ def test_the_command_draws_a_file(tmp_path, capsys):
     assert cli.main(arguments) == cli.terminal.DONE
     written = {p.name for p in (tmp_path / "figures").glob("*.png")}
     assert written == {"path-regularization-path.png", "path-singular-values.png"}
+
+
+def test_one_training_at_each_penalty_is_drawn_without_a_deviation():
+    ds = drawn.path()
+    one = drawn.trainings(ds).isel(run=[0])
+    (bars,) = plots.penalties(one).axes[0].containers
+    np.testing.assert_array_equal(bars.lines[0].get_ydata(), one["test_loss"].values[:, 0, 0])
+    assert not bars.has_yerr
+    (beside,) = plots.regularization_path(ds, one).axes[0].containers
+    assert not beside.has_yerr
