@@ -4,6 +4,7 @@ import numpy as np
 import xarray as xr
 
 from geoflow.analysis.components import pca
+from geoflow.trajectories import path_schema
 
 N, P, SNAPSHOTS = 40, 30, 20
 
@@ -85,6 +86,95 @@ def comparison():
         },
         {"solver": ["exponential", "dopri5"], "rtol": rtol, "snapshot_time": ("snapshot", [1.0])},
         {"kind": "comparison", "title": "by formula"},
+    )
+
+
+def path(observables=("test_loss", "test_accuracy"), status="complete"):
+    """A path that turns once, up and then down, of two layers with three singular values each."""
+    level = 0.04 * 2.0 ** np.array([0, 1, 2, 3, -1, -2])
+    penalty = np.array([2e-3, 1e-2, 3e-2, 1e-1, 2.4e-3, 1e-3])
+    left, right = np.eye(4, 3), np.eye(5, 3)
+    fall = (penalty[0] / penalty[:, None]) ** np.array([0.1, 0.5, 1.0])
+    conv, dense = left @ (fall[..., None] * right.T), left @ (2 * fall[..., None] * np.eye(3))
+    theta = np.concatenate([conv.reshape(6, -1), dense.reshape(6, -1), np.ones((6, 3))], axis=1)
+    scalars = {
+        "penalty": penalty,
+        "multiplier": 1 / penalty,
+        "regularizer": (theta[:, :32] ** 2).sum(axis=1),
+        "train_loss": level * (1 + 1e-9),
+        "level_residual": 1e-9 * level,
+        "level_distance": 1e-9 * level,
+        "angle": np.full(6, 175.5),
+        "kkt_residual": np.full(6, 0.078),
+        "method": np.array(["walk", *["corrector"] * 5], dtype=object),
+        "n_between": np.zeros(6, dtype=np.int64),
+        "n_correction": np.arange(6),
+        "n_gradient": 200 + 30 * np.arange(6),
+        "n_hvp": 10 * np.arange(6),
+        "wall_time": np.arange(6.0),
+    }
+    values = {
+        "test_loss": 0.3 + 0.1 * (np.log(level) - np.log(0.08)) ** 2,
+        "test_accuracy": 0.97 - 0.01 * np.arange(6) / 3,
+    }
+    scalars |= {name: values[name] for name in observables}
+
+    def described(name):
+        spec = path_schema.VARIABLES.get(name, path_schema.OBSERVABLE)
+        return {"long_name": spec.long_name or name, "units": spec.units}
+
+    named = {
+        "tensor_name": np.array(["conv.weight", "dense.weight", "dense.bias"], dtype=object),
+        "tensor_offset": np.array([0, 20, 32]),
+        "tensor_shape": np.array(["[4, 1, 1, 5]", "[4, 3]", "[3]"], dtype=object),
+    }
+    ds = xr.Dataset(
+        {n: ("level", v, described(n)) for n, v in {"level": level, **scalars}.items()}
+        | {n: ("tensor", v, described(n)) for n, v in named.items()}
+        | {"theta": (("level", "parameter"), theta, described("theta"))},
+        attrs={
+            "geoflow_path": "1.0",
+            "geoflow_version": "0.1.0",
+            "Conventions": "CF-1.11",
+            "kind": "path",
+            "title": "by formula",
+            "created": "",
+            "experiment": "by formula",
+            "seed": 0,
+            "level": 0.04,
+            "level_rtol": 1e-6,
+            "dtype": "float64",
+            "device": "cpu",
+            "regularizer_name": "squared_norm:tensors=*.weight",
+            "config": "{}",
+            "degrees": 175.0,
+            "data_sha256": "",
+            "status": status,
+            "status_message": "by formula",
+            **{f"{n}_version": "1" for n in ("python", "torch", "torchdiffeq", "numpy", "xarray")},
+        },
+    )
+    return ds.set_coords(["level", *named])
+
+
+def trainings(of):
+    """Two trainings with weight decay at each of four penalties, ends near those of a path."""
+    penalty = np.array([0.0, 1e-2, 1e-1, 1e3])
+    theta = of["theta"].values[[0, 1, 3, 3]][:, None] * np.array([1.0, 1.1])[None, :, None]
+    loss = np.array([0.4, 0.3, 0.5, 9.0])[:, None, None] * np.array([1.0, 1.2])[None, :, None]
+    dims = ("penalty", "run", "epoch")
+    return xr.Dataset(
+        {
+            "train_loss": (dims, 0.5 * loss),
+            "test_loss": (dims, loss),
+            "validation_loss": (dims, np.full(loss.shape, np.nan)),
+            "theta": (("penalty", "run", "parameter"), theta),
+            "regularizer": (("penalty", "run"), (theta**2).sum(axis=2)),
+            **{n: ("tensor", of[n].values) for n in ("tensor_name", "tensor_offset")},
+            "tensor_shape": ("tensor", of["tensor_shape"].values),
+        },
+        {"penalty": penalty, "run": [0, 1], "epoch": [200]},
+        {"kind": "baseline"},
     )
 
 

@@ -28,7 +28,7 @@ RUNS = 15
 
 
 def weight_decay(
-    experiment: str,
+    experiment: str | Experiment,
     *,
     penalties: Sequence[float] = PENALTIES,
     seeds: Sequence[int] = range(RUNS),
@@ -53,8 +53,8 @@ def weight_decay(
 
     Parameters
     ----------
-    experiment : str
-        Name of an experiment.
+    experiment : str or Experiment
+        An experiment of the paper by its name, or one of that kind, as of other data.
     penalties : sequence of float
         None negative. Default: 0 and 10⁻⁶ … 10⁶, the paper's.
     seeds : sequence of int
@@ -90,7 +90,7 @@ def weight_decay(
     DataError
         Data that is missing, truncated or altered.
     """
-    chosen = registry.of_paper(experiment)
+    chosen = registry.of_paper(experiment) if isinstance(experiment, str) else experiment
     epochs = chosen.decay_epochs if epochs is None else epochs
     _check_cost(chosen, len(penalties), len(seeds), epochs, dtype)
     penalties, seeds = [float(p) for p in penalties], [int(s) for s in seeds]

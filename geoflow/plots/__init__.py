@@ -6,6 +6,7 @@ from geoflow.plots.animation import animate
 from geoflow.plots.comparison import work_precision
 from geoflow.plots.ensembles import ensemble, penalties, sweep_stack
 from geoflow.plots.kinds import save_figures
+from geoflow.plots.path import regularization_path, singular_values
 from geoflow.plots.pca import (
     explained_variance,
     null_models,
@@ -45,12 +46,14 @@ __all__ = [
     "periodogram",
     "periodograms",
     "projections",
+    "regularization_path",
     "relaxation",
     "relaxations",
     "save",
     "save_figures",
     "scores_plane",
     "significance",
+    "singular_values",
     "slice_figure",
     "style",
     "sweep_stack",

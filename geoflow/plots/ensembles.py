@@ -169,7 +169,7 @@ def penalties(
         ax.set_xticks(positions, [f"{p:g}" for p in baseline["penalty"].values])
         ax.set_xlabel("penalty")
         ax.set_ylabel(LABELS["test_loss"])
-        lows = np.maximum(centre - spread, 0)
+        lows = np.maximum(centre - (0.0 if spread is None else spread), 0)
         if np.nanmin(centre) > 0 and np.nanmax(centre) / np.nanmin(centre) > 20:
             ax.set_yscale("log")
             ax.set_ylim(bottom=float(np.nanmin(np.where(lows > 0, lows, centre))) / 1.5)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from geoflow.errors import InputError
 from geoflow.plots.comparison import work_precision
 from geoflow.plots.ensembles import ensemble, penalties
+from geoflow.plots.path import has_matrices, regularization_path, singular_values
 from geoflow.plots.pca import explained_variance, null_models, pca_plane, pca_space
 from geoflow.plots.predictions import function_space, matrices
 from geoflow.plots.series import periodograms, relaxations
@@ -52,6 +53,8 @@ KINDS = {
     "ensemble": Kind("ensemble", ensemble),
     "work-precision": Kind("comparison", work_precision),
     "penalties": Kind("baseline", penalties),
+    "regularization-path": Kind("path", regularization_path),
+    "singular-values": Kind("path", singular_values, has_matrices),
     "explained-variance": Kind("pca", explained_variance),
     "pca-2d": Kind("pca", pca_plane, lambda ds: ds.sizes["component"] > 1),
     "pca-3d": Kind("pca", pca_space, lambda ds: ds.sizes["component"] > 2),
@@ -126,7 +129,7 @@ def save_figures(
     Parameters
     ----------
     ds : xarray.Dataset
-        A walk, an ensemble, or what an analysis gave.
+        A walk, an ensemble, a regularisation path, or what an analysis gave.
     folder : str or Path
         Made where it is not there.
     stem : str

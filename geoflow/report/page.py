@@ -1,12 +1,9 @@
-"""One self-contained page about walks and weight-decay trainings: the paper's figures and table."""
+"""One self-contained page about walks, regularisation paths and weight-decay trainings."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,60 +12,25 @@ from typing import Any
 import jinja2
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from geoflow import baselines, plots
 from geoflow.analysis import PCA
 from geoflow.analysis.components import pca
 from geoflow.archive.netcdf import checked, existing, expand, open_lazily
+from geoflow.archive.path_files import open_path
 from geoflow.archive.trajectory_files import open_trajectory
 from geoflow.errors import InputError, RankError
-from geoflow.plots.styles import style
+from geoflow.report.parts import Picture, Row, Section, Table, picture, synthetic
+from geoflow.report.paths import path_section
 from geoflow.sweeps import ensemble
 from geoflow.system import translation
 from geoflow.system.files import check_target, replacing
 from geoflow.system.memory import check_memory
+from geoflow.trajectories import path_schema
 
 Floats = NDArray[np.float64]
 COMPONENTS, DRAWN = 6, 3
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure of the page, as the URL that holds it whole."""
-
-    id: str
-    image: str
-    alt: str
-    caption: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a table, set in bold where it is marked."""
-
-    cells: list[str]
-    marked: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the page."""
-
-    id: str
-    caption: str
-    head: list[str]
-    rows: list[Row]
-
-
-@dataclass
-class Section:
-    """All about one experiment with one solver's settings."""
-
-    title: str
-    warnings: list[str] = field(default_factory=list)
-    parts: list[Picture | Table] = field(default_factory=list)
 
 
 def report(
@@ -79,12 +41,12 @@ def report(
     Walks of one experiment with the same solver and tolerances make a section: their runs one by
     one; angle, R, test loss and test accuracy, mean ± standard deviation over the runs; the table
     of Tahir & Katz (2021), every penalty of weight decay beside the walks' start and end; the
-    principal components of all points of all walks.
+    principal components of all points of all walks. A regularisation path makes one of its own.
 
     Parameters
     ----------
     files : sequence of str or Path
-        Trajectories and baselines, or folders of them, in any order.
+        Trajectories, paths and baselines, or folders of them, in any order.
     out : str or Path
         The page.
     overwrite : bool
@@ -100,11 +62,11 @@ def report(
     InputError
         No files, or ``out`` cannot be used.
     ArchiveError
-        A file that is neither a trajectory nor a baseline, or writing failed.
+        A file that is neither a trajectory nor a path nor a baseline, or writing failed.
     """
     out = check_target(out, overwrite=overwrite)
     paths = expand(files)
-    walks, trainings = _sort(paths)
+    walks, trainings, followed = _sort(paths)
     alone = sorted(set(trainings) - {subject for subject, *_ in walks})
     sections = []
     for subject, runs in [
@@ -115,6 +77,11 @@ def report(
             paths_beside = trainings.get(subject)
             baseline = baselines.open_weight_decay(paths_beside) if paths_beside else None
             sections.append(_section(subject, runs, baseline))
+    for subject, path, ds in followed:
+        with translation.reading(path, "what a page can show"):
+            beside = trainings.get(subject)
+            baseline = baselines.open_weight_decay(beside) if beside else None
+            sections.append(path_section(subject, ds, baseline, len(sections)))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("geoflow.report"),
         autoescape=True,
@@ -195,8 +162,7 @@ def _section(subject: str, walks: list[xr.Dataset], baseline: xr.Dataset | None)
     else:
         what = "weight decay"
     section = Section(f"{subject}: {what}")
-    if "synthetic" in subject:
-        section.warnings.append("The images are synthetic: this is NOT CIFAR-10.")
+    section.warnings += synthetic(subject)
     early = [w for w in walks if w.attrs["status"] not in ("stationary", "t_end", "plateau")]
     for ds in early:
         section.warnings.append(
@@ -212,13 +178,13 @@ def _section(subject: str, walks: list[xr.Dataset], baseline: xr.Dataset | None)
             "standard deviation, as far as the shortest walk goes. The angle is far stiffer than "
             "θ: where runs at loose tolerances differ in it alone, read nothing into that."
         )
-        section.parts.append(_picture("stack", figure, f"{names} of {len(walks)} walks", caption))
+        section.parts.append(picture("stack", figure, f"{names} of {len(walks)} walks", caption))
     if walks or baseline is not None:
         section.parts.append(penalty_table(walks, baseline))
     if baseline is not None:
         figure = plots.penalties(baseline, walks)
         caption = "Test loss after training at each penalty, beside the walks' start and end."
-        section.parts.append(_picture("penalties-figure", figure, caption, caption))
+        section.parts.append(picture("penalties-figure", figure, caption, caption))
     n_points = sum(ds.sizes["snapshot"] for ds in walks)
     if n_points > 4 and walks[0].sizes["parameter"] > 2:
         section.parts += _pca_parts(walks, baseline)
@@ -294,7 +260,7 @@ def _pca_parts(walks: Sequence[xr.Dataset], baseline: xr.Dataset | None) -> list
         ["point", "distance"],
         [Row(cells) for cells in off],
     )
-    return [_picture("pca", figure, alt, caption), table, distances]
+    return [picture("pca", figure, alt, caption), table, distances]
 
 
 def _criteria(baseline: xr.Dataset) -> list[str]:
@@ -308,25 +274,26 @@ def _marks(best: dict[str, float]) -> dict[str, str]:
     return {mark: by for mark, by in marks.items() if by in best}
 
 
-def _picture(name: str, figure: Figure, alt: str, caption: str) -> Picture:
-    buffer = io.BytesIO()
-    # Without its date, and by the style's salt, so that the same files give the same figure.
-    with style():
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return Picture(name, f"data:image/svg+xml;base64,{data}", alt, caption)
-
-
 def _sort(
     paths: Sequence[Path],
-) -> tuple[dict[tuple[str, ...], list[xr.Dataset]], dict[str, list[Path]]]:
-    """Walks by subject and settings, read whole; the files of baselines by subject."""
+) -> tuple[
+    dict[tuple[str, ...], list[xr.Dataset]],
+    dict[str, list[Path]],
+    list[tuple[str, Path, xr.Dataset]],
+]:
+    """Walks by subject and settings, baselines' files by subject, paths; all but files read."""
+    followed: list[tuple[str, Path, xr.Dataset]] = []
     walks: dict[tuple[str, ...], list[xr.Dataset]] = {}
     trainings: dict[str, list[Path]] = {}
     for path in paths:
-        subject = _baseline_of(path)
-        if subject is not None:
+        kind, subject = _kind_of(path)
+        if kind == "baseline":
             trainings.setdefault(subject, []).append(path)
+            continue
+        if kind == path_schema.KIND:
+            with translation.reading(path, "what a page can show"), open_path(path) as ds:
+                check_memory(ds.nbytes, f"{path}: its points", "leave it out")
+                followed.append((_subject(ds.attrs, "path"), path, ds.load()))
             continue
         with translation.reading(path, "what a page can show"), open_trajectory(path) as ds:
             if not ds.sizes["snapshot"]:
@@ -339,16 +306,19 @@ def _sort(
         walks.setdefault(key, []).append(ds)
     for runs in walks.values():
         runs.sort(key=lambda ds: int(ds.attrs["seed"]))
-    return walks, trainings
+    followed.sort(key=lambda one: (one[0], int(one[2].attrs["seed"])))
+    return walks, trainings, followed
 
 
-def _subject(attributes: Mapping[str, Any]) -> str:
+def _subject(attributes: Mapping[str, Any], unnamed: str = "walk") -> str:
     """Experiment, and whether its images are CIFAR-10's or made up."""
     made_up = ", synthetic images" if "synthetic" in attributes["title"] else ""
-    return f"{attributes['experiment'] or 'walk'}{made_up}"
+    return f"{attributes['experiment'] or unnamed}{made_up}"
 
 
-def _baseline_of(path: Path) -> str | None:
-    """Subject of a baseline's file; None for any other file."""
+def _kind_of(path: Path) -> tuple[str, str]:
+    """Whether a file is of a baseline, a path or anything else, and the subject of a baseline."""
     with translation.reading(path), open_lazily(checked(existing(path))) as ds:
-        return _subject(ds.attrs) if "geoflow_baseline" in ds.attrs else None
+        if "geoflow_baseline" in ds.attrs:
+            return "baseline", _subject(ds.attrs)
+        return (path_schema.KIND if path_schema.is_path(ds) else "walk"), ""

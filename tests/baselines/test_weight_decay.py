@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import xarray as xr
 
 import geoflow as gf
-from geoflow import baselines, cli
+from geoflow import baselines, cli, experiments
 from geoflow.cli import terminal
 from geoflow.errors import ArchiveError, InputError
 from geoflow.experiments import training
@@ -190,3 +192,25 @@ def test_the_command_writes_the_dataset(tmp_path, capsys):
 def test_bad_input(options, message):
     with pytest.raises(InputError, match=message):
         baselines.weight_decay("iris_ff", **options)
+
+
+def test_an_experiment_less_what_is_held_out_is_trained_as_the_validation_trainings_are():
+    experiment = experiments.registry.of_paper("iris_ff")
+
+    def split(rng, data):
+        whole = experiment.split(rng, data)
+        inputs, targets = whole.train_inputs[:96], whole.train_targets[:96]
+        return whole._replace(train_inputs=inputs, train_targets=targets)
+
+    settings = {"penalties": [0.1], "seeds": [3], "epochs": 2}
+    found = baselines.weight_decay(replace(experiment, split=split), validation=0.0, **settings)
+    start = experiment.start(3)
+    torch.nn.utils.vector_to_parameters(
+        torch.from_numpy(found["theta"].values[0, 0]), start.module.parameters()
+    )
+    with torch.no_grad():
+        outputs = start.module(start.train.inputs[96:])
+    loss = float(experiment.loss_fn(outputs, start.train.targets[96:]))
+    expected = baselines.weight_decay("iris_ff", validation=0.2, **settings)["validation_loss"]
+    assert loss == pytest.approx(float(expected[0, 0, -1]), rel=1e-12)
+    assert found.attrs["n_train"] == 96

@@ -21,6 +21,7 @@ DATASETS = {
     "trajectory": drawn.walk,
     "ensemble": drawn.ensemble,
     "comparison": drawn.comparison,
+    "path": drawn.path,
     "pca": drawn.components,
     "spectra": drawn.spectra,
     "periodogram": drawn.periodogram,

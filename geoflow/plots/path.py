@@ -1,0 +1,305 @@
+"""Figures of a regularisation path: what its points are worth and made of, against penalty."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
+from numpy.typing import NDArray
+
+from geoflow.errors import InputError
+from geoflow.manifold import regularizers
+from geoflow.plots.styles import (
+    COLOURS,
+    LABELS,
+    LINES,
+    MARKERS,
+    SLIDE_INCHES,
+    WIDE_INCHES,
+    new_figure,
+    style,
+)
+from geoflow.problems.parts import TensorSpec
+from geoflow.system import translation
+from geoflow.trajectories import path_schema
+
+Floats = NDArray[np.float64]
+# Of trainings: penalty, mean, and deviation where there are several at each.
+Ends = tuple[Floats, Floats, Floats | None]
+
+X_LABEL = "penalty $1/\\lambda$\nmore regularisation $\\rightarrow$"
+# Weight decay is drawn so far beyond the path, as a factor of the penalty: what is farther would
+# leave the path a corner of its panels.
+BEYOND = 3.0
+# A larger ratio of the values of a panel gets a logarithmic axis.
+WIDE = 10.0
+# Of those of one layer; and how far below the largest they are drawn.
+SINGULAR_VALUES, DEPTH = 5, 1e4
+
+
+def regularization_path(
+    ds: xr.Dataset, baseline: xr.Dataset | None = None, width: float = SLIDE_INCHES
+) -> Figure:
+    """Every observable, R and the training loss, which is the level, against penalty.
+
+    The points are joined in the order of their levels, so that a path that turns is seen to.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        From :func:`geoflow.regularization_path`.
+    baseline : xarray.Dataset, optional
+        From :func:`geoflow.baselines.weight_decay`: mean ± standard deviation over its runs after
+        the last epoch, at each penalty not far from the path's. What is penalised there is Σ w²
+        over the kernels, which is R of the path for ``squared_norm(tensors="*.weight")``. A penalty
+        of zero has no place on the axis.
+    width : float
+        In inches.
+
+    Raises
+    ------
+    InputError
+        The dataset is no path, or R is no squared norm and a baseline is given.
+    """
+    _check_path(ds)
+    names = [*observables(ds), "regularizer", "train_loss"]
+    ordered = ds.sortby("level")
+    beside = {} if baseline is None else _ends(ds, baseline, names)
+    with style():
+        figure, axes = _panels(len(names), width)
+        for name, ax, colour in zip(names, axes.flat, COLOURS * 3, strict=False):
+            values = _shown(name, ordered[name].values)
+            look: dict[str, Any] = {"color": colour, "linestyle": "-", "markersize": 3.5}
+            ax.plot(ordered["penalty"], values, marker="o", label="path", **look)
+            ax.plot(
+                ds["penalty"].values[:1],
+                _shown(name, ds[name].values[:1]),
+                marker="o",
+                markersize=8,
+                markerfacecolor="none",
+                color=colour,
+                linestyle="none",
+                label="end of its first walk",
+            )
+            if name in beside:
+                _draw_ends(ax, *beside[name])
+            ax.set_ylabel("training loss = level" if name == "train_loss" else _label(name))
+            _scale(ax, name, values, beside.get(name))
+        _penalty_axes(axes, len(names), beside, ds)
+        handles, labels = axes.flat[len(names) - 1].get_legend_handles_labels()
+        ncols = 3 if width > WIDE_INCHES else 2
+        figure.legend(handles, labels, loc="outside lower center", ncols=ncols)
+        figure.suptitle(title(ds), fontsize=8)
+        figure.align_ylabels()
+    return figure
+
+
+def singular_values(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
+    """The largest singular values of every layer's weights against penalty: which directions live.
+
+    Kernels of convolutions are flattened to (outputs, rest). What is below 10⁻⁴ of a layer's
+    largest is not drawn.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        From :func:`geoflow.regularization_path`.
+    width : float
+        In inches.
+
+    Raises
+    ------
+    InputError
+        The dataset is no path, or has no tensor with rows.
+    """
+    _check_path(ds)
+    ordered = ds.sortby("level")
+    chosen = [t for t in _tensors(ds) if _is_matrix(t)]
+    if not chosen:
+        raise InputError("ds: none of its tensors has rows, as a layer's weight has")
+    found = [_largest(ordered, t) for t in chosen]
+    with style():
+        figure, axes = _panels(len(chosen), width)
+        for tensor, values, ax in zip(chosen, found, axes.flat, strict=False):
+            # Zeros to rounding have no place on a logarithmic axis.
+            seen = np.where(values > values.max() / DEPTH, values, np.nan)
+            for rank, row in enumerate(seen.T):
+                if np.isfinite(row).any():
+                    ax.plot(
+                        ordered["penalty"],
+                        row,
+                        color=COLOURS[rank],
+                        linestyle=LINES[rank],
+                        marker=MARKERS[rank],
+                        markersize=3,
+                        label="largest" if rank == 0 else f"{rank + 1}.",
+                    )
+            ax.set_yscale("log")
+            _few_ticks(ax)
+            shape = " × ".join(map(str, tensor.shape))
+            ax.set_title(f"{tensor.name} ({shape})")
+        for ax in axes[:, 0]:
+            ax.set_ylabel("singular value")
+        _penalty_axes(axes, len(chosen), {}, ds)
+        handles, labels = max(
+            (ax.get_legend_handles_labels() for ax in axes.flat[: len(chosen)]),
+            key=lambda both: len(both[1]),
+        )
+        figure.legend(handles, labels, loc="outside lower center", ncols=SINGULAR_VALUES)
+        figure.suptitle(title(ds), fontsize=8)
+    return figure
+
+
+def observables(ds: xr.Dataset) -> list[str]:
+    """Names of a path's observables: losses first, then by the alphabet."""
+    names = [str(n) for n in ds.data_vars if path_schema.is_observable(str(n))]
+    return sorted(names, key=lambda n: (not n.endswith("loss"), n))
+
+
+def has_matrices(ds: xr.Dataset) -> bool:
+    """Whether any of a path's tensors has rows."""
+    return any(map(_is_matrix, _tensors(ds)))
+
+
+def title(ds: xr.Dataset) -> str:
+    """Experiment, seed and R of a path, and how it ended where that was early."""
+    name = ds.attrs["experiment"]
+    seed = f", seed {ds.attrs['seed']}" if ds.attrs["seed"] >= 0 else ""
+    of = f"{name}{seed}: " if name else "path: "
+    n, status = ds.sizes["level"], ds.attrs["status"]
+    ended = "" if status == "complete" else f", ended early: {status}"
+    levels = f"{n} level{'s' if n > 1 else ''}"
+    return f"{of}{levels}{ended}\nR = {ds.attrs['regularizer_name']}"
+
+
+def _check_path(ds: xr.Dataset) -> None:
+    if not path_schema.is_path(ds):
+        raise InputError("ds is no regularisation path; make one with gf.regularization_path")
+
+
+def _tensors(ds: xr.Dataset) -> list[TensorSpec]:
+    with translation.reading("ds", "what can be drawn"):
+        columns = (ds[f"tensor_{n}"].values for n in ("name", "offset", "shape"))
+        return [
+            TensorSpec(str(name), int(offset), tuple(json.loads(str(shape))))
+            for name, offset, shape in zip(*columns, strict=True)
+        ]
+
+
+def _is_matrix(tensor: TensorSpec) -> bool:
+    return len(tensor.shape) > 1 and min(tensor.shape) > 0
+
+
+def _largest(ds: xr.Dataset, tensor: TensorSpec) -> Floats:
+    """The largest singular values of a tensor along the path, shape (level, rank)."""
+    span = slice(tensor.offset, tensor.offset + int(np.prod(tensor.shape)))
+    theta = ds["theta"].isel(parameter=span).values.astype(float)
+    matrices = theta.reshape(len(theta), tensor.shape[0], -1)
+    found: Floats = np.linalg.svd(matrices, compute_uv=False)[:, :SINGULAR_VALUES]
+    return found
+
+
+def _ends(ds: xr.Dataset, baseline: xr.Dataset, names: list[str]) -> dict[str, Ends]:
+    """Penalty, mean and deviation of the trainings near the path, by name."""
+    name = str(ds.attrs["regularizer_name"])
+    if name.partition(":")[0] != "squared_norm":
+        raise InputError(f"baseline: R of the path is {name}, and weight decay's a squared norm")
+    penalty = baseline["penalty"].values
+    low, high = ds["penalty"].values.min() / BEYOND, ds["penalty"].values.max() * BEYOND
+    near = (penalty >= low) & (penalty <= high)
+    found = {}
+    for wanted in names:
+        if wanted == "regularizer":
+            runs = _regularizer(name, baseline)[near]
+        elif wanted in baseline and np.isfinite(baseline[wanted].values).any():
+            runs = baseline[wanted].isel(epoch=-1).values[near]
+        else:
+            continue
+        runs = _shown(wanted, runs)
+        # One run alone has no spread, which is not a spread of zero.
+        spread = runs.std(axis=1, ddof=1) if runs.shape[1] > 1 else None
+        found[wanted] = penalty[near], runs.mean(axis=1), spread
+    return found
+
+
+def _regularizer(name: str, baseline: xr.Dataset) -> Floats:
+    """R of the path at the ends of the trainings, shape (penalty, run)."""
+    r = regularizers.get(name).bind(SimpleNamespace(tensors=_tensors(baseline)))
+    theta = torch.from_numpy(baseline["theta"].values.astype(float))
+    values = [[float(r.value_and_gradient(run)[0]) for run in runs] for runs in theta]
+    return np.array(values)
+
+
+def _draw_ends(ax: Axes, penalty: Floats, centre: Floats, spread: Floats | None) -> None:
+    ax.errorbar(
+        penalty,
+        centre,
+        spread,
+        color="#555555",
+        linestyle="none",
+        marker="s",
+        markersize=4,
+        markerfacecolor="none",
+        capsize=2,
+        linewidth=1,
+        label="weight decay" if spread is None else "weight decay, mean ± deviation",
+    )
+
+
+def _panels(n: int, width: float) -> tuple[Figure, Any]:
+    """An empty figure of n panels, in one column where it is narrow."""
+    columns = min(3 if n > 4 else 2, n) if width > WIDE_INCHES else 1
+    rows = -(-n // columns)
+    figure = new_figure(width, width * {1: 0.48, 2: 0.34, 3: 0.28}[columns] * rows + 1)
+    return figure, figure.subplots(rows, columns, sharex=True, squeeze=False)
+
+
+def _penalty_axes(axes: Any, n: int, beside: dict[str, Any], ds: xr.Dataset) -> None:
+    """Penalty along each of the n panels, numbered under the last of each column."""
+    columns = axes.shape[1]
+    for ax in axes.flat[n:]:
+        ax.remove()
+    penalties = [ds["penalty"].values, *(ends[0] for ends in beside.values())]
+    both = np.concatenate(penalties)
+    low, high = float(both.min()), float(both.max())
+    margin = max((high / low) ** 0.05, 1.2)
+    for i, ax in enumerate(axes.flat[:n]):
+        ax.set_xscale("log")
+        ax.set_xlim(low / margin, high * margin)
+        if i // columns == (n - 1) // columns:
+            ax.set_xlabel(X_LABEL)
+        if i >= n - columns:
+            ax.tick_params(labelbottom=True)
+
+
+def _scale(ax: Axes, name: str, values: Floats, beside: Ends | None) -> None:
+    both = values if beside is None else np.concatenate([values, beside[1]])
+    both = both[np.isfinite(both)]
+    if name.endswith("accuracy"):
+        margin = max(0.08 * float(both.max() - both.min()), 1.0)
+        ax.set_ylim(both.min() - margin, both.max() + margin)
+    elif both.size and both.min() > 0 and both.max() > WIDE * both.min():
+        ax.set_yscale("log")
+        ax.set_ylim(both.min() / 1.5, 1.5 * both.max())
+        _few_ticks(ax)
+
+
+def _few_ticks(ax: Axes) -> None:
+    """Number the minor ticks where there are few decades."""
+    ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.2, 0.5)))
+    ax.tick_params(axis="y", which="minor", labelsize=6)
+
+
+def _shown(name: str, values: Floats) -> Floats:
+    return values * 100.0 if name.endswith("accuracy") else values
+
+
+def _label(name: str) -> str:
+    return LABELS.get(name, name.replace("_", " "))
