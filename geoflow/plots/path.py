@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from geoflow.errors import InputError
@@ -40,6 +40,8 @@ X_LABEL = "penalty $1/\\lambda$\nmore regularisation $\\rightarrow$"
 BEYOND = 3.0
 # A larger ratio of the values of a panel gets a logarithmic axis.
 WIDE = 10.0
+# Below this ratio of penalties more of them than the decades are numbered.
+FEW_DECADES = 100.0
 # Of those of one layer; and how far below the largest they are drawn.
 SINGULAR_VALUES, DEPTH = 5, 1e4
 
@@ -273,9 +275,12 @@ def _penalty_axes(axes: Any, n: int, beside: dict[str, Any], ds: xr.Dataset) -> 
     for i, ax in enumerate(axes.flat[:n]):
         ax.set_xscale("log")
         ax.set_xlim(low / margin, high * margin)
-        if i // columns == (n - 1) // columns:
-            ax.set_xlabel(X_LABEL)
+        if high / low < FEW_DECADES:
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
         if i >= n - columns:
+            ax.set_xlabel(X_LABEL)
             ax.tick_params(labelbottom=True)
 
 
