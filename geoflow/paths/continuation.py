@@ -19,7 +19,7 @@ from geoflow.errors import (
 )
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.manifold.level_set import LevelSet
-from geoflow.paths.corrector import Corrected, Learned, correct, is_kkt
+from geoflow.paths.corrector import Corrected, Learned, away, correct, is_kkt
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system.translation import numerics
 from geoflow.walking.loop import walk
@@ -32,9 +32,11 @@ MAX_HALVINGS = 8
 # The flow comes to this angle at reasonable cost; what is wanted beyond is left to the corrector.
 FLOW_DEGREES = 175.0
 
-# A point that is farther than this part of ‖θ‖ from the one before may lie on another branch: a
-# level in between shows whether the path leads there.
-FAR = 0.5
+# A point that is farther from the one before may lie on another branch: a level in between shows
+# whether the path leads there. In units of ‖θ‖; and of ‖θ‖ √|Δ log L|, since near a fold a path
+# goes as the square root of the level (networks' paths go up to 0.75 of it), with as many times
+# the way along the normals.
+FAR, FAR_FOR_LEVEL, FAR_ALONG_NORMAL = 0.5, 1.0, 2.0
 
 FAILURES = (ConvergenceError, CriticalPointError, NumericalError)
 
@@ -223,7 +225,11 @@ def _check_near(before: Reached, after: Reached) -> None:
         It is far from that.
     """
     old, new = before.state.theta, after.state.theta
-    if float(torch.linalg.vector_norm(new - old)) > FAR * float(torch.linalg.vector_norm(old)):
+    norm = float(torch.linalg.vector_norm(old))
+    slope = min(before.state.gradient_norm, after.state.gradient_norm)
+    allowed = FAR_FOR_LEVEL * norm * math.sqrt(abs(away(before.c, after.c)))
+    allowed += FAR_ALONG_NORMAL * abs(after.c - before.c) / slope
+    if float(torch.linalg.vector_norm(new - old)) > min(FAR * norm, allowed):
         raise _FarError
 
 

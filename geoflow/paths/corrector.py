@@ -201,21 +201,21 @@ class _Correction:
         """Make one move or relaxation, and come to where it led if that is any better."""
         self.count += 1
         state, memory = self.state, self.memory
-        away = _away(state.loss, self.flow.level_set.level)
-        if abs(away) <= NEAR * min(1.0, 1.5 * memory.reach):
+        distance = away(state.loss, self.flow.level_set.level)
+        if abs(distance) <= NEAR * min(1.0, 1.5 * memory.reach):
             self._relax(onto_level=True)
         elif residual_of(state) >= TOO_MUCH or (self.stuck and residual_of(state) > 2 * self.limit):
             self._relax(onto_level=False)
         else:
-            self._move(away)
+            self._move(distance)
 
     def _come_to(self, state: FlowState) -> None:
         self.state, self.stuck, self.tangent = state, False, None
 
-    def _move(self, away: float) -> None:
+    def _move(self, distance: float) -> None:
         """Towards the level, along the path as its linear model has it."""
         state, memory = self.state, self.memory
-        part = math.copysign(min(abs(away), memory.reach), away)
+        part = math.copysign(min(abs(distance), memory.reach), distance)
         # Linear in log L, in which a loss is less curved than it is itself.
         change = -part * abs(state.loss)
         if self.tangent is None:
@@ -225,7 +225,7 @@ class _Correction:
             reached is not None
             and reached.multiplier > 0
             and residual_of(reached) <= TOO_MUCH
-            and abs(_away(reached.loss, state.loss) + part) < FIRST_REACH
+            and abs(away(reached.loss, state.loss) + part) < FIRST_REACH
         )
         if reached is None or not fits:
             memory.reach = min(memory.reach, abs(part)) / 2
@@ -275,7 +275,7 @@ class _Correction:
             normal = oblique_normal(operator, memory.curvature, 1 / time)
             step = torch.sub(along, normal, alpha=flow.level_set.residual(state.loss))
         reached = _tried(flow, state.theta + step)
-        if reached is None or abs(_away(reached.loss, state.loss)) > DRIFT:
+        if reached is None or abs(away(reached.loss, state.loss)) > DRIFT:
             memory.time = SHRINK * time
             return
         _learn(memory.curvature, state, reached)
@@ -317,7 +317,7 @@ class _Correction:
         return solve(operator, self.memory.curvature, state.velocity, shift=1 / time, enough=enough)
 
 
-def _away(loss: float, level: float) -> float:
+def away(loss: float, level: float) -> float:
     """How far a loss is above its level: in log L, or relative to the level where L ≤ 0."""
     return math.log(loss / level) if loss / level > 0 else (loss - level) / abs(level)
 

@@ -178,16 +178,23 @@ def _minimum(level):
     return max(np.roots([0.5, 1.0, 0.0, level - 1.5]).real)
 
 
-def test_a_fold_ends_the_path_and_the_points_before_it_are_kept():
-    flow = _flow(lambda theta: theta[1], [1.0, 0.5], regularizer=_folding)
-    ds = gf.regularization_path(flow, [0.8, 1.2, 1.4, 1.6, 1.8], degrees=TIGHT)
+# From far away the other branch is not far for the size of θ.
+@pytest.mark.parametrize("shift", [0.0, 6.0])
+def test_a_fold_ends_the_path_and_the_points_before_it_are_kept(shift):
+    origin = torch.tensor([shift, 0.0], dtype=torch.float64)
+    flow = _flow(
+        lambda theta: theta[1],
+        [1.0 + shift, 0.5],
+        regularizer=lambda theta: _folding(theta - origin),
+    )
+    ds = gf.regularization_path(flow, [0.8, 1.2, 1.45, 1.55, 1.8], degrees=TIGHT)
     assert ds.attrs["status"] == "fold"
-    np.testing.assert_array_equal(ds["level"], [0.5, 0.8, 1.2, 1.4])
+    np.testing.assert_array_equal(ds["level"], [0.5, 0.8, 1.2, 1.45])
     for level, theta in zip(ds["level"].values, ds["theta"].values, strict=True):
-        np.testing.assert_allclose(theta, [_minimum(level), level], rtol=1e-6)
+        np.testing.assert_allclose(theta, [_minimum(level) + shift, level], rtol=1e-6)
     between = re.search(r"between L = (\S+) and L = (\S+):", ds.attrs["status_message"])
     low, high = map(float, between.groups())
-    assert 1.4 <= low <= 1.5 <= high * (1 + 1e-3) < 1.6
+    assert 1.45 <= low <= 1.5 <= high * (1 + 1e-3) < 1.55
     assert high / low - 1 < 0.01
 
 
