@@ -38,6 +38,13 @@ def small(seed):
     return gf.experiments.PreparedExperiment(
         problem, observables={"test_loss": lambda theta: float(test.loss(theta))}, module=module,
         loss_fn=loss, train=(x[:16], y[:16]), test=(x[16:], y[16:]), classification=True)
+
+def trained(seed):
+    problem = small(seed).problem
+    theta = problem.theta0.clone()
+    for _ in range(100):
+        theta -= 0.3 * problem.value_and_gradient(theta)[1]
+    return gf.Problem.from_function(problem.loss, theta)
 """
 
 # What each command is given where nothing is drawn in its place: quick, and right.
@@ -54,6 +61,10 @@ BASE = {
     "compare": [
         *(*OWN, "--solvers", "rk4", "--rtols", "1e-2", "--times", "0.01", "--reference-rtol"),
         *("1e-4", "--out", "compare.nc", "--max-evaluations", "60", "--runs", "1"),
+    ],
+    "path": [
+        *("--problem", "mine.py:trained", "--levels-to", "0.3", "--points", "2", "--degrees"),
+        *("150", "--out", "path.nc", "--max-evaluations", "900"),
     ],
     "baseline": [
         *("iris_ff", "--out", "decay.nc", "--epochs", "1", "--runs", "1", "--penalties", "0"),

@@ -38,6 +38,13 @@ def small(seed):
     problem = gf.Problem.from_module(module, nn.functional.cross_entropy, inputs, targets)
     test_loss = lambda theta: float(problem.loss(theta))
     return gf.experiments.PreparedExperiment(problem, observables={"test_loss": test_loss})
+
+def trained(seed):
+    problem = small(seed).problem
+    theta = problem.theta0.clone()
+    for _ in range(100):
+        theta -= 0.3 * problem.value_and_gradient(theta)[1]
+    return gf.Problem.from_function(problem.loss, theta)
 """
 
 OWN = ["--problem", "own.py:small"]
@@ -51,6 +58,10 @@ COMMANDS = {
     "sweep": ["sweep", *OWN, *WALKED, "--seeds", "0:3", "--t-end", "0.5", "--out", "swept"],
     "spectrum": ["spectrum", "walk.nc", *OWN, "--eigenvalues", "3", "--quiet", "--out", OUT],
     "slice": ["slice", "walk.nc", *OWN, "--points", "21", "--quiet", "--out", OUT],
+    "path": [
+        *["path", "--problem", "own.py:trained", "--levels-to", "0.3", "--points", "4"],
+        *["--degrees", "170", "--quiet", "--out", OUT],
+    ],
     "baseline": [
         *["baseline", "iris_ff", "--penalties", "0,0.1", "--runs", "2", "--epochs", "3"],
         *["--quiet", "--out", OUT],
