@@ -226,7 +226,7 @@ def test_reproject_every_is_not_for_it(network):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize(
     ("name", "to_175", "to_179"),
-    # A single walk of mpg_ff lies up to two deviations of 100 above a mean of up to 800, by rounding.
+    # By rounding a single walk of mpg_ff lies up to 200 above a mean of up to 800.
     [("iris_ff", 450, 1000), ("mpg_ff", 1000, 2000), ("mnist_ff", 700, 1500)],
 )
 def test_the_papers_networks_are_walked_to_179_degrees(name, seed, to_175, to_179):
