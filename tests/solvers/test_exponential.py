@@ -226,8 +226,7 @@ def test_reproject_every_is_not_for_it(network):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize(
     ("name", "to_175", "to_179"),
-    # By rounding a single walk of mpg_ff lies up to 200 above a mean of up to 800.
-    [("iris_ff", 450, 1000), ("mpg_ff", 1000, 2000), ("mnist_ff", 700, 1500)],
+    [("iris_ff", 450, 1000), ("mpg_ff", 800, 2000), ("mnist_ff", 700, 1500)],
 )
 def test_the_papers_networks_are_walked_to_179_degrees(name, seed, to_175, to_179):
     prepared = gf.experiments.get(name).prepare(seed)
@@ -235,10 +234,22 @@ def test_the_papers_networks_are_walked_to_179_degrees(name, seed, to_175, to_17
     ds = gf.walk(flow, stop=gf.Stationary(179.0), max_evaluations=to_179, max_snapshots=3)
     assert ds.attrs["status"] == "stationary"
     invariants.check_walk(ds, flow)
-    angle, evaluations = ds["angle"].values, ds["n_gradient"] + 2 * ds["n_hvp"]
-    assert evaluations[np.argmax(angle >= 175)] <= to_175
-    highest = np.maximum.accumulate(angle)
-    assert (highest - angle)[highest > 160].max() <= 10
+    # A single walk wobbles with rounding: on mpg_ff by up to 100 evaluations, and degrees.
+    others = [
+        gf.walk(flow, rtol=rtol, stop=gf.Stationary(175.0), max_snapshots=2)
+        for rtol in (0.85e-3, 1.15e-3)
+    ]
+    counts, falls = [], []
+    for walked in (ds, *others):
+        angle = walked["angle"].values
+        evaluations = (walked["n_gradient"] + 2 * walked["n_hvp"]).values
+        # A walk ends at its angle to a hundredth of a degree.
+        assert angle.max() >= 174.99
+        counts.append(evaluations[np.argmax(angle >= 174.99)])
+        highest = np.maximum.accumulate(angle)
+        falls.append((highest - angle)[highest > 160].max())
+    assert np.mean(falls) <= 5
+    assert np.mean(counts) <= to_175
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ with a relative error of about √eps, 10⁻⁸ in float64.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -96,7 +97,7 @@ def _check_seed(seed: int) -> None:
         raise InputError(f"seed={seed}; use zero or a positive number below 2**63")
 
 
-class _OfLoss:
+class _OfLoss(ABC):
     """R of a problem's gradients, with products with ∇²R by differences of ∇R."""
 
     # Relative error of ∇R, as a power of the dtype's resolution.
@@ -110,9 +111,9 @@ class _OfLoss:
         """The problem."""
         return (self.problem,)
 
+    @abstractmethod
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """R and ∇R."""
-        raise NotImplementedError
 
     def hessian(self, theta: Tensor, gradient: Tensor | None = None) -> Product:
         """∇²R(θ) by differences of ∇R."""
