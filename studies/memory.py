@@ -29,7 +29,8 @@ from geoflow.walking.snapshots import Thinned
 
 SEED, EXAMPLES, SNAPSHOTS = 0, 48, 2
 WIDTH = 1_000
-EVALUATIONS = 60
+# As many as fill the Krylov space, and the pairs of bdf.
+EVALUATIONS = {"exponential": 60, "bdf": 300}
 
 
 def main() -> None:
@@ -73,7 +74,7 @@ def estimate(name: str) -> int:
 
 def walk(flow: gf.RegularizingFlow, name: str) -> None:
     """Walk with few snapshots."""
-    budget = EVALUATIONS if name == "exponential" else 30
+    budget = EVALUATIONS.get(name, 30)
     solver = LongSteps() if name == "exponential" else name
     gf.walk(flow, solver, rtol=1e-2, stop=None, max_evaluations=budget, max_snapshots=SNAPSHOTS)
 

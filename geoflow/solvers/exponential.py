@@ -49,6 +49,7 @@ from geoflow.solvers.base import (
     StepResult,
     Tolerance,
 )
+from geoflow.solvers.basis import BLOCK
 from geoflow.solvers.control import check_step, clip_step
 from geoflow.solvers.krylov import (
     MAX_VECTORS,
@@ -123,6 +124,18 @@ class Exponential:
             **({"max_vectors": self.max_vectors} if self.max_vectors != MAX_VECTORS else {}),
             **({"basis": self.basis} if self.basis else {}),
         }
+
+    def itemsize(self, theta: Tensor) -> int:
+        """Bytes of a number in a Krylov vector."""
+        return DTYPES[self.basis].itemsize if self.basis else theta.element_size()
+
+    def bytes_at(self, theta: Tensor) -> int:
+        """Bytes of all vectors at the most: on a GPU the Krylov vectors take whole blocks."""
+        rows = self.max_vectors + 1
+        if theta.device.type != "cpu":
+            rows = BLOCK * -(-rows // BLOCK)
+        others = OTHER_VECTORS * theta.element_size()
+        return theta.numel() * (rows * self.itemsize(theta) + others)
 
     def init(self, flow: RegularizingFlow, state: FlowState, tolerance: Tolerance) -> Carry:
         """Start with a step about as long as the error allowed."""

@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -307,3 +308,16 @@ def test_options_make_the_solver_again(options):
     solver = gf.solvers.Exponential(**options)
     assert solver.options == options
     assert gf.solvers.from_config({"name": "exponential", **options}).options == options
+
+
+def test_options_go_with_the_name_in_one_text(network):
+    ds = gf.walk(network, "exponential:max_vectors=5,basis=float32", max_evaluations=30)
+    config = json.loads(ds.attrs["config"])["solver"]
+    assert config == {"name": "exponential", "max_vectors": 5, "basis": "float32"}
+    for text, said in (
+        ("exponential:pairs=3", "no such options"),
+        ("exponential:max_vectors=nan", "max_vectors=nan"),
+        ("nothing:a=1", "is not known"),
+    ):
+        with pytest.raises(InputError, match=said):
+            gf.walk(network, text)
