@@ -103,7 +103,7 @@ def walk(flow: gf.RegularizingFlow, name: str, budget: int | None = None) -> Any
     solver: Any = OTHERS.get(name, name)
     if solver.startswith("exponential"):
         solver = LongSteps(**solvers.from_text(solver).options)
-    budget = budget or EVALUATIONS.get(name, 30)
+    budget = budget or EVALUATIONS.get(name.partition(":")[0], 30)
     return gf.walk(
         flow, solver, rtol=1e-2, stop=None, max_evaluations=budget, max_snapshots=SNAPSHOTS
     )

@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 python studies/processes.py [--t-end T]
 
-bdf at RTOL, so that little of the difference is tolerance: θ at SNAPSHOTS parts of T is compared
-with that of one process. Then the second of two processes is killed DELAY seconds into the walk, a
-single one goes on to T, and two go on to 1.5 T. Prints the table of docs/processes.md. Linux only.
+bdf at RTOL and ATOL, so that little of the difference is tolerance: θ at SNAPSHOTS parts of T is
+compared with that of one process. Then the second of two processes is killed DELAY seconds into the
+walk, a single one goes on to T, and two go on to 1.5 T. Prints the table of docs/processes.md.
+Linux only.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import psutil
 import geoflow as gf
 from geoflow.archive.parts import is_resumable
 
-RTOL, SNAPSHOTS, SECONDS, DELAY = 1e-9, (0.1, 0.25, 0.5, 0.75, 1.0), 900, 2.0
+RTOL, ATOL, SNAPSHOTS, SECONDS, DELAY = 1e-9, 1e-12, (0.1, 0.25, 0.5, 0.75, 1.0), 900, 15.0
 EXPERIMENT, ENVIRONMENT = "mnist_ff", {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -87,7 +88,7 @@ def main() -> None:
     t_end = parser.parse_args().t_end
     times = [part * t_end for part in SNAPSHOTS] + [1.5 * t_end]
     kept = ["--snapshot-times", ",".join(map(str, times)), "--stop", "none"]
-    goal = ["--solver", "bdf", "--rtol", str(RTOL), *kept]
+    goal = ["--solver", "bdf", "--rtol", str(RTOL), "--atol", str(ATOL), *kept]
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
