@@ -26,7 +26,7 @@ import geoflow as gf
 from geoflow.problems import problem as problems
 
 SEED, WIDTH, POINTS, DISTANCE = 0, 100, 40, 1e-4
-CHUNKS = (1, 20, 200, 2_000)
+CHUNKS = (1, 20, 200)
 Contributions = Iterable[tuple[tuple[Tensor, ...], Tensor]]
 AddUp = Callable[[Contributions], tuple[tuple[Tensor, ...], Tensor]]
 

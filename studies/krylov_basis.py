@@ -1,4 +1,4 @@
-"""Does the exponential solver take as many evaluations with Krylov vectors in float32?
+"""Evaluations of the exponential solver with Krylov vectors in float64 and in float32.
 
     OMP_NUM_THREADS=1 python studies/krylov_basis.py [RUNS]
 
