@@ -25,7 +25,7 @@ import psutil
 import geoflow as gf
 from geoflow.archive.parts import is_resumable
 
-RTOL, ATOL, SNAPSHOTS, SECONDS, DELAY = 1e-9, 1e-12, (0.1, 0.25, 0.5, 0.75, 1.0), 900, 15.0
+RTOL, ATOL, SNAPSHOTS, SECONDS, DELAY = 1e-9, 1e-12, (0.1, 0.25, 0.5, 0.75, 1.0), 900, 60.0
 EXPERIMENT, ENVIRONMENT = "mnist_ff", {**os.environ, "OMP_NUM_THREADS": "1"}
 
 

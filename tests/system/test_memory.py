@@ -12,6 +12,7 @@ import geoflow as gf
 from geoflow.errors import InputError
 from geoflow.problems.footprint import evaluation_bytes
 from geoflow.solvers.base import DEFAULT_VECTORS, bytes_of, vectors_of
+from geoflow.system.memory import left_in_cgroup
 from geoflow.walking.memory import STATE, walk_bytes
 from geoflow.walking.snapshots import Every, Thinned
 
@@ -72,6 +73,34 @@ def test_the_estimate_is_within_a_quarter_of_the_measured_peak(solver):
     command = [sys.executable, "-c", WALK, solver]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert 0.8 <= float(done.stdout) <= 1.25
+
+
+def _group(folder, most, used, cached):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "memory.max").write_text(f"{most}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 1\ninactive_file {cached}\n")
+
+
+def test_the_limit_of_a_batch_job_is_what_there_is(tmp_path):
+    root, own = tmp_path / "cgroup", tmp_path / "self"
+    own.write_text("0::/job/step\n")
+    assert left_in_cgroup(root, tmp_path / "missing") is None
+    # The root has no such files.
+    (root / "job" / "step").mkdir(parents=True)
+    assert left_in_cgroup(root, own) is None
+    _group(root / "job" / "step", "max", 10, 0)
+    assert left_in_cgroup(root, own) is None
+    _group(root / "job", 1000, 700, 50)
+    assert left_in_cgroup(root, own) == 350
+    _group(root / "job" / "step", 100, 90, 5)
+    assert left_in_cgroup(root, own) == 15
+    _group(root / "job" / "step", 100, 120, 5)
+    assert left_in_cgroup(root, own) == 0
+    # A container sees its own group as the root.
+    own.write_text("1:name=systemd:/x\n0::/\n")
+    _group(root, 5000, 1000, 0)
+    assert left_in_cgroup(root, own) == 4000
 
 
 def _available(monkeypatch, n_bytes):
