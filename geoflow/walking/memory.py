@@ -20,7 +20,7 @@ def vector_bytes(flow: Flow, solver: Solver) -> int:
 
     Within a fifth of what was measured where the solver uses all that it may
     (``studies/memory.py``); more than it takes where a Krylov space stays smaller. An evaluation
-    is with its activations, as :func:`~geoflow.problems.footprint.evaluation_bytes` finds them.
+    is with its activations, see :func:`~geoflow.problems.footprint.evaluation_bytes`.
     The records, some 150 bytes a step, are left out.
     """
     theta = flow.problem.theta0
@@ -49,7 +49,7 @@ def walk_bytes(flow: Flow, solver: Solver, rule: SnapshotRule, dtype: torch.dtyp
 def check_walk_memory(
     flow: Flow, solver: Solver, rule: SnapshotRule, dtype: torch.dtype, *, in_memory: bool
 ) -> None:
-    """Refuse a walk that would not fit, before its first evaluation that counts.
+    """Refuse a walk that would not fit, before its first evaluation.
 
     Parameters
     ----------
