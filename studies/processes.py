@@ -25,7 +25,7 @@ import psutil
 import geoflow as gf
 from geoflow.archive.parts import is_resumable
 
-RTOL, ATOL, SNAPSHOTS, SECONDS, DELAY = 1e-9, 1e-12, (0.1, 0.25, 0.5, 0.75, 1.0), 900, 60.0
+RTOL, ATOL, SNAPSHOTS, SECONDS, DELAY = 1e-9, 1e-12, (0.1, 0.25, 0.5, 0.75, 1.0), 900, 15.0
 EXPERIMENT, ENVIRONMENT = "mnist_ff", {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -61,6 +61,8 @@ def kill_second(path: Path, *arguments: str) -> None:
         time.sleep(0.1)
     time.sleep(DELAY)
     workers = psutil.Process(started.pid).children()
+    if not workers:
+        raise SystemExit(f"{path.name}: it was done within {DELAY} s; walk further (--t-end)")
     last = max(workers, key=lambda p: int(p.environ()["RANK"]))
     last.send_signal(signal.SIGKILL)
     started.wait(SECONDS)
