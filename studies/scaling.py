@@ -1,18 +1,21 @@
 """How the cost of a walk grows with width and data: evaluations to an angle, seconds each; seed 0.
 
     OMP_NUM_THREADS=1 python studies/scaling.py [--widths W,…] [--examples N,…] [--device DEVICE]
+                                                [--seconds-only]
 
 Perceptrons of two hidden tanh layers, 64 inputs to 10 classes that a random perceptron of the same
 form and width 32 gives, in float64. Each is trained by Adam (1e-3, batches of 32, at most EPOCHS
 epochs) until the mean loss of an epoch is below TRAINED, and walked down ‖θ‖² to DEGREES at the
 defaults. Widths are measured with EXAMPLES examples, numbers of examples at WIDTH. The seconds of
 an evaluation are medians, taken by turns with those of a bare forward and backward pass in plain
-PyTorch. Prints the tables of docs/performance.md with the exponents of a fit, and draws them.
+PyTorch; with ``--seconds-only`` nothing is trained or walked. Prints the tables of
+docs/performance.md with the exponents of a fit, and draws them.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -94,10 +97,11 @@ def trained(width: int, inputs: Tensor, targets: Tensor) -> nn.Sequential:
     return module
 
 
-def measure(width: int, n: int, device: torch.device) -> Row:
-    """Train, time, and walk."""
+def measure(width: int, n: int, device: torch.device, *, walks: bool = True) -> Row:
+    """Train, time, and walk; or only time."""
     inputs, targets = (t.to(device) for t in examples(n))
-    module = trained(width, inputs, targets)
+    torch.manual_seed(SEED)
+    module = trained(width, inputs, targets) if walks else perceptron(width).to(device)
     problem = gf.Problem.from_module(module, F.cross_entropy, inputs, targets, device=device)
     parameters = list(module.parameters())
 
@@ -111,6 +115,10 @@ def measure(width: int, n: int, device: torch.device) -> Row:
     for _ in range(REPEATS):
         for name, function in (("bare", bare), ("ours", ours)):
             times[name].append(seconds(function, device))
+    medians = statistics.median(times["bare"]), statistics.median(times["ours"])
+    if not walks:
+        level = float(problem.loss(problem.theta0))
+        return Row(width, n, problem.n_parameters, level, 0, "(not walked)", *medians, math.nan)
     flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
     ds = gf.walk(flow, stop=gf.Stationary(DEGREES), max_evaluations=5_000, max_snapshots=2)
     evaluations = int(ds["n_gradient"][-1]) + 2 * int(ds["n_hvp"][-1])
@@ -123,8 +131,7 @@ def measure(width: int, n: int, device: torch.device) -> Row:
         float(ds.attrs["level"]),
         evaluations,
         end,
-        statistics.median(times["bare"]),
-        statistics.median(times["ours"]),
+        *medians,
         float(ds["wall_time"][-1]) / evaluations,
     )
 
@@ -175,6 +182,7 @@ def main() -> None:
     parser.add_argument("--widths", default="10,32,100,250,800,2500")
     parser.add_argument("--examples", default="100,300,1000,3000,10000,60000")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seconds-only", action="store_true")
     given = parser.parse_args()
     device = torch.device(given.device)
     print(
@@ -183,11 +191,12 @@ def main() -> None:
         flush=True,
     )
     found: dict[str, list[Row]] = {"widths": [], "examples": []}
-    for width in map(int, given.widths.split(",")):
-        found["widths"].append(measure(width, EXAMPLES, device))
+    walks = not given.seconds_only
+    for width in map(int, filter(None, given.widths.split(","))):
+        found["widths"].append(measure(width, EXAMPLES, device, walks=walks))
         print(found["widths"][-1], flush=True)
-    for n in map(int, given.examples.split(",")):
-        found["examples"].append(measure(WIDTH, n, device))
+    for n in map(int, filter(None, given.examples.split(","))):
+        found["examples"].append(measure(WIDTH, n, device, walks=walks))
         print(found["examples"][-1], flush=True)
     table(found["widths"], "n_parameters", "P")
     table(found["examples"], "n_examples", "N")

@@ -20,6 +20,7 @@ from geoflow.problems import arithmetic, data
 from geoflow.problems.division import divided
 from geoflow.problems.parts import BatchParts, LossPart, ModulePart, add_up
 from geoflow.problems.problem import Problem
+from geoflow.system.footprint import peak_bytes
 
 # Evaluations from one comparison of the processes' θ to the next.
 COMPARED_EVERY = 16
@@ -90,6 +91,7 @@ class DistributedProblem(Problem):
                     f"{self.n_processes} processes {float(found):.9g}; give each its own data, "
                     "with whole=False"
                 )
+        self.evaluation_bytes = peak_bytes(lambda: self._evaluated(self.theta0))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Refuse: its other processes are not there, where it would be unpickled."""

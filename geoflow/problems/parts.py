@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from geoflow.errors import InputError
-from geoflow.problems import arithmetic, data
+from geoflow.problems import ahead, arithmetic, data
 from geoflow.problems.data import Tree
 
 Parameters = dict[str, Tensor]
@@ -189,7 +189,7 @@ def as_weighted(found: Any) -> tuple[Tensor, Any]:
 
 @dataclass(frozen=True)
 class BatchParts(Iterable[LossPart]):
-    """Parts made of batches as they are read, so that no more than one is in memory.
+    """Parts made of batches as they are read: one is in memory at a time, two on a GPU.
 
     Attributes
     ----------
@@ -204,8 +204,8 @@ class BatchParts(Iterable[LossPart]):
     device: torch.device
 
     def __iter__(self) -> Iterator[LossPart]:
-        for batch in self.batches:
-            yield BatchPart(self.bound, self.fixed, data.convert(batch, self.dtype, self.device))
+        for batch in ahead.moved(self.batches, self.dtype, self.device):
+            yield BatchPart(self.bound, self.fixed, batch)
 
     def __len__(self) -> int:
         return sum(1 for _ in self.batches)

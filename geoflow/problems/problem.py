@@ -25,6 +25,7 @@ from geoflow.problems.parts import (
     of_network,
 )
 from geoflow.problems.pickling import Picklable
+from geoflow.system.footprint import peak_bytes
 
 
 class Problem(Picklable):
@@ -42,6 +43,8 @@ class Problem(Picklable):
         Name, offset and shape of every trainable tensor, in flat order.
     data_sha256 : str
         SHA-256 of the data as they were given; empty for :meth:`from_function`.
+    evaluation_bytes : int
+        Tensors that one evaluation holds at its peak, activations included.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Problem(Picklable):
             checks.check_gradient(self.value_and_gradient, theta0, "loss")
             first, second = (self.value_and_gradient(theta0)[1] for _ in range(2))
             checks.check_repeatable(first, second)
+            self.evaluation_bytes = peak_bytes(lambda: self._evaluated(theta0))
 
     @classmethod
     def from_module(

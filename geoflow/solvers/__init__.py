@@ -11,6 +11,7 @@ from geoflow.solvers.base import (
     Solver,
     StepResult,
     Tolerance,
+    bytes_of,
     check_needs,
     is_dense,
     vectors_of,
@@ -20,6 +21,7 @@ from geoflow.solvers.cvode import CVODE
 from geoflow.solvers.exponential import Exponential
 from geoflow.solvers.rkc import RKC
 from geoflow.solvers.torchdiffeq import ADAPTIVE, FIXED, TorchDiffEq
+from geoflow.system.naming import named
 
 __all__ = [
     "BDF",
@@ -32,8 +34,10 @@ __all__ = [
     "StepResult",
     "Tolerance",
     "TorchDiffEq",
+    "bytes_of",
     "check_needs",
     "from_config",
+    "from_text",
     "get",
     "is_dense",
     "is_installed",
@@ -84,6 +88,26 @@ def is_installed(name: str) -> bool:
         return get(name) is not None
     except InputError:
         return False
+
+
+def from_text(text: str) -> Solver:
+    """Make a solver from its name with its options, ``"exponential:max_vectors=12"``.
+
+    Raises
+    ------
+    InputError
+        An unknown name, or an option that the solver has not or cannot use.
+    """
+    name, options = named(text, words=("basis", "method", "error_norm"))
+    usual = get(name)
+    # Numbers are read as floats.
+    options = {
+        k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in options.items()
+    }
+    try:
+        return type(usual)(**options)
+    except TypeError:
+        raise InputError(f"solver={text!r}: {name} has no such options; use {name!r}") from None
 
 
 def from_config(config: Mapping[str, Any]) -> Solver:

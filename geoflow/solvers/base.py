@@ -162,6 +162,16 @@ def vectors_of(solver: Solver) -> int:
     return int(getattr(solver, "vectors", DEFAULT_VECTORS))
 
 
+def bytes_of(solver: Solver, theta: Tensor) -> int:
+    """Bytes that a solver holds at the most of vectors like θ.
+
+    As many as its ``vectors`` take, or what its ``bytes_at(theta)`` says where it has one: that of
+    a solver which keeps some in another dtype than θ's.
+    """
+    own = getattr(solver, "bytes_at", None)
+    return int(own(theta) if own else vectors_of(solver) * theta.numel() * theta.element_size())
+
+
 def is_dense(solver: Solver) -> bool:
     """Whether a solver's steps have an interpolant, by what it says of itself."""
     return bool(getattr(solver, "dense", False))

@@ -19,7 +19,7 @@ from geoflow.solvers.base import REGULARIZER, Carry, StepResult, Tolerance
 from geoflow.solvers.control import check_step, clip_step
 from geoflow.solvers.multistep.corrector import MAX_ITERATIONS, Corrected, correct
 from geoflow.solvers.multistep.history import MAX_ORDER, History
-from geoflow.solvers.multistep.secant import SecantPairs
+from geoflow.solvers.multistep.secant import BLOCK, SecantPairs
 
 SAFETY, SHRINK = 0.85, 0.3
 # Growth of the step from one to the next, while the order is being found and afterwards.
@@ -73,6 +73,12 @@ class BDF:
     def options(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {"pairs": self.pairs, "max_order": self.order}
+
+    def bytes_at(self, theta: Tensor) -> int:
+        """Bytes of all vectors at the most: the pairs are in single precision."""
+        in_pairs = 2 * (self.pairs + 3 * BLOCK)
+        others = (self.vectors - 2 * self.pairs) * theta.element_size()
+        return theta.numel() * (in_pairs * torch.float32.itemsize + others)
 
     def init(self, flow: RegularizingFlow, state: FlowState, tolerance: Tolerance) -> Carry:
         """Start at order 1, with a step about as long as the error allowed."""

@@ -38,8 +38,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geoflow.errors import ConvergenceError, CriticalPointError
+from geoflow.errors import ConvergenceError, CriticalPointError, InputError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.problems.dtypes import DTYPES
 from geoflow.solvers.base import (
     LINEARIZATION,
     REGULARIZER,
@@ -48,6 +49,7 @@ from geoflow.solvers.base import (
     StepResult,
     Tolerance,
 )
+from geoflow.solvers.basis import BLOCK
 from geoflow.solvers.control import check_step, clip_step
 from geoflow.solvers.krylov import (
     MAX_VECTORS,
@@ -58,6 +60,9 @@ from geoflow.solvers.krylov import (
     phi1,
     phi3,
 )
+
+# Of θ's size beside the Krylov vectors.
+OTHER_VECTORS = 12
 
 SAFETY, SHRINK, GROW = 0.9, 0.2, 3.0
 
@@ -81,19 +86,56 @@ VELOCITY_GROWTH, VELOCITY_FLOOR, AFTER_GROWTH = 1.3, 0.05, 0.6
 
 
 class Exponential:
-    """Riemannian exponential Rosenbrock method, third order; see the module's text."""
+    """Riemannian exponential Rosenbrock method, third order; see the module's text.
+
+    Parameters
+    ----------
+    max_vectors : int
+        Krylov vectors at the most: where they do not resolve a step, it is made shorter. Each is
+        as much memory as one θ.
+    basis : str, optional
+        ``"float32"`` keeps the Krylov vectors in half the memory, for tolerances down to 10⁻⁵.
+        None: in the dtype of the walk.
+
+    Raises
+    ------
+    InputError
+        ``max_vectors`` is below 2, or ``basis`` no dtype.
+    """
 
     name = "exponential"
     order = 3
     dense = True
     needs: tuple[str, ...] = (LINEARIZATION, REGULARIZER)
-    # The Krylov space; the normal, the predictor's state, the correction and their temporaries.
-    vectors = MAX_VECTORS + 1 + 12
+
+    def __init__(self, *, max_vectors: int = MAX_VECTORS, basis: str | None = None) -> None:
+        if not (isinstance(max_vectors, int) and max_vectors >= 2):
+            raise InputError(f"max_vectors={max_vectors!r}; use a whole number from 2 on")
+        if basis not in (None, *DTYPES):
+            raise InputError(f"basis={basis!r}; use float32 or float64")
+        self.max_vectors, self.basis = max_vectors, basis
+        # The Krylov space; the normal, the predictor's state, the correction and temporaries.
+        self.vectors = max_vectors + 1 + OTHER_VECTORS
 
     @property
     def options(self) -> dict[str, Any]:
-        """Constructor arguments: none."""
-        return {}
+        """Constructor arguments that are not the usual ones."""
+        return {
+            **({"max_vectors": self.max_vectors} if self.max_vectors != MAX_VECTORS else {}),
+            **({"basis": self.basis} if self.basis else {}),
+        }
+
+    def itemsize(self, theta: Tensor) -> int:
+        """Bytes of a number in a Krylov vector."""
+        return DTYPES[self.basis].itemsize if self.basis else theta.element_size()
+
+    def bytes_at(self, theta: Tensor) -> int:
+        """Bytes of all vectors at the most: on a GPU the Krylov vectors take whole blocks."""
+        rows = self.max_vectors + 1
+        if theta.device.type != "cpu":
+            rows = BLOCK * -(-rows // BLOCK)
+        others = OTHER_VECTORS * theta.element_size()
+        return theta.numel() * (rows * self.itemsize(theta) + others)
 
     def init(self, flow: RegularizingFlow, state: FlowState, tolerance: Tolerance) -> Carry:
         """Start with a step about as long as the error allowed."""
@@ -112,7 +154,10 @@ class Exponential:
         wanted = float(carry["step_size"])
         step = asked = clip_step(wanted, max_time)
         # Archives of earlier versions have no radius.
-        attempts = _Attempts(flow, state, tolerance, float(carry.get("radius", 0.0)))
+        radius = float(carry.get("radius", 0.0))
+        attempts = _Attempts(
+            flow, state, tolerance, radius, self.max_vectors, DTYPES.get(self.basis or "")
+        )
         floor = VELOCITY_FLOOR * _norm(state.regularizer_gradient)
         n_rejected = 0
         while True:
@@ -159,12 +204,19 @@ class _Attempts:
     """Attempts at one step: its Krylov space, and Newton's iterations, failed ones too."""
 
     def __init__(
-        self, flow: RegularizingFlow, state: FlowState, tolerance: Tolerance, radius: float
+        self,
+        flow: RegularizingFlow,
+        state: FlowState,
+        tolerance: Tolerance,
+        radius: float,
+        max_vectors: int = MAX_VECTORS,
+        basis: torch.dtype | None = None,
     ) -> None:
         self.flow, self.state = flow, state
         self.allowed = tolerance.scale(state.theta)
         self.single = len(state.values) == 1
-        self.space = KrylovSpace(flow.linearization(state), state.velocity, radius)
+        self.max_vectors = max_vectors
+        self.space = KrylovSpace(flow.linearization(state), state.velocity, radius, basis)
         self.radius = 0.0
         self.n_newton = 0
         self.correction: _Correction
@@ -181,7 +233,7 @@ class _Attempts:
             if (beta + rho) * abs(y[-1]) <= limit:
                 return step
             # Negative curvature makes y overflow at a step that is far too long.
-            if len(space) >= MAX_VECTORS or not np.isfinite(y).all():
+            if len(space) >= self.max_vectors or not np.isfinite(y).all():
                 step *= 0.7
             else:
                 space.add()

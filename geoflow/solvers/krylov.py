@@ -11,11 +11,11 @@ from torch import Tensor
 
 from geoflow.errors import StepSizeError
 from geoflow.manifold.linearization import TangentHessian
+from geoflow.solvers.basis import Basis
 
 Vector = NDArray[np.float64]
 
 MAX_VECTORS = 40
-FIRST_ROWS = MAX_VECTORS + 1
 CANCELLED, INVARIANT = 0.1, 1e-13
 
 
@@ -53,6 +53,8 @@ class KrylovSpace:
         First direction, tangent and not zero; its image is evaluated at once, one gradient.
     radius : float
         Curvature to expect: that of the step before, or zero.
+    dtype : torch.dtype, optional
+        In which V is kept. None: that of ``start``.
 
     Attributes
     ----------
@@ -60,12 +62,16 @@ class KrylovSpace:
         VᵀAV and Vᵀ∇²L V.
     """
 
-    def __init__(self, operator: TangentHessian, start: Tensor, radius: float = 0.0) -> None:
+    def __init__(
+        self,
+        operator: TangentHessian,
+        start: Tensor,
+        radius: float = 0.0,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self.operator, self.radius = operator, radius
-        # Rows of one array, so that a product with all of V is one call. Room for all is asked for
-        # at once, and a CPU takes it as it is written: to grow by copying would hold V twice.
-        self._vectors = start.new_empty((FIRST_ROWS, start.numel()))
-        self._vectors[0] = start / torch.linalg.vector_norm(start)
+        self._basis = Basis(start, dtype or start.dtype)
+        self._basis.append(start / _norm(start), 1.0)
         self.matrix: Vector = np.zeros((1, 1))
         self.loss_matrix: Vector = np.zeros((1, 1))
         self.add()
@@ -77,32 +83,29 @@ class KrylovSpace:
     @property
     def vectors(self) -> Tensor:
         """V, the vectors as rows, shape (m + 1, P)."""
-        return self._vectors[: len(self) + 1]
+        return self._basis.rows(len(self) + 1)
 
     def add(self) -> None:
         """Evaluate the last vector's image, which gives the next vector: one gradient."""
         n = len(self) + 1
-        known = self._vectors[:n]
-        image, loss_image = self._images(known[-1])
-        projected = known @ image
-        rest = self._orthogonal(known, image, projected)
+        image, loss_image = self._images(self._basis[n - 1])
+        projected = self._basis.inner(image, n)
+        rest = self._orthogonal(image, projected)
         column, loss_column, (size, beta, coupling) = _numbers(
             projected,
-            known @ loss_image,
+            self._basis.inner(loss_image, n),
             torch.stack([_norm(image), _norm(rest), torch.dot(rest, loss_image)]),
         )
         _check_finite(size)
         if beta < CANCELLED * size:
             # Once more where much has cancelled: what is left has its digits from rounding.
-            rest = self._orthogonal(known, rest, known @ rest)
+            rest = self._orthogonal(rest, self._basis.inner(rest, n))
             ((beta, coupling),) = _numbers(torch.stack([_norm(rest), torch.dot(rest, loss_image)]))
         if beta <= INVARIANT * float(np.linalg.norm(column)):
             beta = 0.0
-        if n == len(self._vectors):
-            self._vectors = torch.cat([self._vectors, torch.empty_like(self._vectors)])
         # Where the space is invariant, zero stands for a vector.
         scale = 1 / beta if beta else 0.0
-        torch.mul(rest, scale, out=self._vectors[n])
+        self._basis.append(rest, scale)
         self.radius = max(self.radius, float(column[-1]), beta)
         guess = np.zeros(n + 1)
         guess[-2:] = beta, self.radius
@@ -114,26 +117,26 @@ class KrylovSpace:
 
     def combine(self, coefficients: Vector) -> Tensor:
         """V y, of as many vectors as there are coefficients."""
-        vectors = self._vectors[: len(coefficients)]
-        given = torch.from_numpy(coefficients).to(vectors.device, vectors.dtype, non_blocking=True)
-        return given @ vectors
+        like = self.operator.state.theta
+        given = torch.from_numpy(coefficients).to(like.device, like.dtype, non_blocking=True)
+        return self._basis.combined(given)
 
     def split(self, v: Tensor) -> tuple[Vector, Tensor, float]:
         """Coefficients of v in the m evaluated vectors, what is orthogonal to them, its norm."""
-        known = self._vectors[: len(self)]
-        projected = known @ v
-        rest = self._orthogonal(known, v, projected)
+        projected = self._basis.inner(v, len(self))
+        rest = self._orthogonal(v, projected)
         coefficients, (size, left) = _numbers(projected, torch.stack([_norm(v), _norm(rest)]))
         if left < CANCELLED * size:
-            rest = self._orthogonal(known, rest, known @ rest)
+            rest = self._orthogonal(rest, self._basis.inner(rest, len(self)))
             left = float(_norm(rest))
         return coefficients, rest, left
 
     def beside(self, unit: Tensor) -> tuple[Vector, Vector]:
         """VᵀAV and Vᵀ∇²L V of the m evaluated vectors and a unit one beside them: one gradient."""
-        known = self._vectors[: len(self)]
-        images = self._images(unit)
-        found = _numbers(*(t for image in images for t in (known @ image, torch.dot(unit, image))))
+        images, n = self._images(unit), len(self)
+        found = _numbers(
+            *(t for i in images for t in (self._basis.inner(i, n), torch.dot(unit, i)))
+        )
         _check_finite(*(c for column in found for c in column))
         blocks = self.matrix[:-1, :-1], self.loss_matrix[:-1, :-1]
         matrix, loss_matrix = (
@@ -148,8 +151,8 @@ class KrylovSpace:
         image = self.operator.image(unit)
         return image, torch.zeros_like(image)
 
-    def _orthogonal(self, known: Tensor, v: Tensor, coefficients: Tensor) -> Tensor:
-        return self.operator.tangent(v - coefficients @ known)
+    def _orthogonal(self, v: Tensor, coefficients: Tensor) -> Tensor:
+        return self.operator.tangent(v - self._basis.combined(coefficients))
 
 
 def apply(function: Callable[[Vector], Vector], matrix: Vector, coefficients: Vector) -> Vector:

@@ -5,26 +5,29 @@ from __future__ import annotations
 import torch
 
 from geoflow.manifold.protocol import Flow
-from geoflow.solvers import Solver, vectors_of
+from geoflow.problems.footprint import evaluation_bytes
+from geoflow.solvers import Exponential, Solver, bytes_of, vectors_of
+from geoflow.system import memory
 from geoflow.system.memory import CPU, check_memory
 from geoflow.walking.snapshots import Every, SnapshotRule, Thinned
 
-# Vectors of θ's size: those of a state; above them, those of an evaluation and a re-projection.
-STATE, EVALUATION = 4, 5
+# Vectors of θ's size in a state.
+STATE = 4
 
 
 def vector_bytes(flow: Flow, solver: Solver) -> int:
     """Bytes that a walk takes beside its snapshots: state, evaluation and the solver's vectors.
 
-    Within a quarter of what was measured where the solver uses all that it may
-    (``studies/memory.py``); more than it takes where a Krylov space stays smaller. Activations
-    are not in it, which a ``batch_size`` bounds, nor the records, some 150 bytes a step.
+    Within a fifth of what was measured where the solver uses all that it may
+    (``studies/memory.py``); more than it takes where a Krylov space stays smaller. An evaluation
+    is with its activations, see :func:`~geoflow.problems.footprint.evaluation_bytes`.
+    The records, some 150 bytes a step, are left out.
     """
     theta = flow.problem.theta0
     # The gradients of several constraints: at two states, in an evaluation, and orthonormal.
     several = 4 * (flow.level_set.n_constraints - 1)
-    vectors = STATE + EVALUATION + vectors_of(solver) + several
-    return vectors * theta.numel() * theta.element_size()
+    state = (STATE + several) * theta.numel() * theta.element_size()
+    return state + evaluation_bytes(flow.problem) + bytes_of(solver, theta)
 
 
 def snapshot_bytes(flow: Flow, rule: SnapshotRule, dtype: torch.dtype) -> int:
@@ -64,11 +67,12 @@ def check_walk_memory(
     """
     problem = flow.problem
     of = f"{problem.n_parameters:,} parameters"
+    needed = vector_bytes(flow, solver)
     check_memory(
-        vector_bytes(flow, solver),
-        f"solver={solver.name!r}: the {STATE + EVALUATION + vectors_of(solver)} vectors of a walk "
-        f"in {of}",
-        "use a solver with fewer, such as 'rkc', or a problem in float32",
+        needed,
+        f"solver={solver.name!r}: the {STATE + vectors_of(solver)} vectors of a walk "
+        f"in {of} and an evaluation's {_mib(evaluation_bytes(problem))}",
+        _remedy(flow, solver, needed),
         problem.device,
     )
     if in_memory:
@@ -81,6 +85,24 @@ def check_walk_memory(
             "keep fewer (max_snapshots) or in float32 (theta_dtype), or name an archive",
             CPU,
         )
+
+
+def _remedy(flow: Flow, solver: Solver, needed: int) -> str:
+    """Which option to turn: that which takes the most of it, or which alone is enough."""
+    theta = flow.problem.theta0
+    available = memory.available_memory(flow.problem.device)
+    missing = needed - (needed if available is None else available)
+    if evaluation_bytes(flow.problem) > bytes_of(solver, theta):
+        return "evaluate fewer examples at a time (batch_size), or a problem in float32"
+    if isinstance(solver, Exponential):
+        most = solver.max_vectors - -(-missing // (theta.numel() * solver.itemsize(theta)))
+        if most >= 2:
+            return f"use 'exponential:max_vectors={most}', 'rkc', or a problem in float32"
+    return "use a solver with fewer, such as 'rkc', or a problem in float32"
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
 
 
 def _number(rule: SnapshotRule) -> int:

@@ -145,8 +145,10 @@ class WalkSettings:
     def make_solver(self) -> Solver:
         """Return the integrator."""
         solver, every = self.solver, self.reproject_every
-        if isinstance(solver, str):
+        if isinstance(solver, str) and (":" not in solver or every is not None):
             return solvers.get(solver, every)
+        if isinstance(solver, str):
+            return solvers.from_text(solver)
         if every is not None:
             raise InputError(
                 f"reproject_every={every} goes with a solver's name; give it to the solver instance"

@@ -107,3 +107,20 @@ def test_gauss_newton_stands_beside_the_hessian(network):
     assert np.allclose(exact[:2], 0, atol=1e-14)
     assert (row["smallest_eigenvalue"] == 0).all()
     assert (row["smallest_residual"] <= 2e-3 * exact[-1]).all()
+
+
+def test_spectra_that_would_not_fit_are_refused_before_the_first_product(network, monkeypatch):
+    ds = gf.walk(network, t_end=0.05, max_snapshots=3)
+    cost = {"k": 3, "n_steps": 64, "n_trace": 12}
+    needed = spectra.spectrum_bytes(network, cost)
+    some = spectra.spectrum_bytes(network, cost, [network.problem.tensors[0].name])
+    assert some < needed
+    # Of 64 steps no more are made than there are dimensions, and each keeps a vector.
+    assert needed > network.problem.n_parameters * 8 * network.problem.n_parameters
+    monkeypatch.setattr("geoflow.system.memory.available_memory", lambda device: needed - 1)
+    before = network.problem.counts
+    with pytest.raises(InputError, match=r"k=3, n_steps=64, n_trace=12: the vectors of 50 param"):
+        spectra.along(ds, network, snapshots=[-1], n_probes=2, n_points=2, **cost)
+    assert network.problem.counts == before
+    monkeypatch.setattr("geoflow.system.memory.available_memory", lambda device: needed)
+    spectra.along(ds, network, snapshots=[-1], n_probes=2, n_points=2, **cost)

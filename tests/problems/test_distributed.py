@@ -26,6 +26,22 @@ def weighted(outputs, targets, reduction="mean"):
     return nn.functional.cross_entropy(outputs, targets, WEIGHTS, reduction=reduction)
 
 
+def tokens():
+    """Texts of five tokens and what follows each; some of the last are padding."""
+    generator = torch.Generator().manual_seed(0)
+    given = torch.randint(0, 11, (24, 6), generator=generator)
+    inputs, targets = given[:, :-1].contiguous(), given[:, 1:].contiguous()
+    targets[::3, 3:] = -100
+    module = nn.Sequential(nn.Embedding(11, 4), nn.Tanh(), nn.Linear(4, 11))
+    return module, next_token, inputs, targets
+
+
+def next_token(logits, targets, reduction="mean"):
+    return nn.functional.cross_entropy(
+        logits.flatten(0, -2), targets.flatten(), reduction=reduction
+    )
+
+
 def batch_loss(module, batch):
     inputs, targets = batch
     losses = nn.functional.cross_entropy(module(inputs), targets, reduction="sum")
@@ -40,6 +56,9 @@ def batches(sizes=(7, 7, 7, 3)):
 def of(kind):
     if kind == "batches":
         return gf.Problem.from_batches(references.small_module(), batch_loss, batches())
+    if kind == "tokens":
+        torch.manual_seed(0)
+        return gf.Problem.from_module(*tokens())
     size = {"whole": None, "chunks": 5, "weighted": None, "float32": None}[kind]
     return gf.Problem.from_module(
         references.small_module(),
@@ -73,7 +92,7 @@ def evaluations(rank, kinds):
 
 @pytest.mark.parametrize("n", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_values_gradients_and_products_are_those_of_one_process(n, tmp_path):
-    kinds = ["whole", "chunks", "weighted", "batches", "float32"]
+    kinds = ["whole", "chunks", "weighted", "batches", "float32", "tokens"]
     found = ranks.run(evaluations, n, tmp_path, kinds)
     for i, kind in enumerate(kinds):
         problem = of(kind)

@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -268,3 +269,55 @@ def test_dopri5_reaches_150_degrees_on_iris():
     flow = gf.RegularizingFlow(gf.LevelSet(prepared.problem), gf.regularizers.squared_norm)
     ds = gf.walk(flow, "dopri5", stop=gf.Stationary(150.0), max_evaluations=10_000)
     assert ds.attrs["status"] == "stationary"
+
+
+@pytest.mark.parametrize("options", [{"max_vectors": 6}, {"basis": "float32"}])
+def test_a_smaller_space_walks_to_the_same_place(network, options):
+    found = [
+        gf.walk(network, solver, rtol=1e-4, t_end=0.05, stop=None, max_snapshots=2)
+        for solver in ("exponential", gf.solvers.Exponential(**options))
+    ]
+    usual, other = (ds["theta"].values[-1] for ds in found)
+    assert found[1].attrs["status"] == "t_end"
+    assert np.linalg.norm(other - usual) <= 1e-3 * np.linalg.norm(usual)
+
+
+def test_the_space_never_exceeds_its_limit(network, monkeypatch):
+    sizes, add = [], KrylovSpace.add
+
+    def counting(self):
+        add(self)
+        sizes.append(len(self))
+
+    monkeypatch.setattr(KrylovSpace, "add", counting)
+    solver = gf.solvers.Exponential(max_vectors=3)
+    gf.walk(network, solver, t_end=0.2, stop=None)
+    assert max(sizes) == 3
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_vectors": 1}, {"max_vectors": 2.5}, {"basis": "float16"}]
+)
+def test_options_that_cannot_be_used_are_refused(options):
+    with pytest.raises(InputError, match=f"{next(iter(options))}="):
+        gf.solvers.Exponential(**options)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_vectors": 12, "basis": "float32"}])
+def test_options_make_the_solver_again(options):
+    solver = gf.solvers.Exponential(**options)
+    assert solver.options == options
+    assert gf.solvers.from_config({"name": "exponential", **options}).options == options
+
+
+def test_options_go_with_the_name_in_one_text(network):
+    ds = gf.walk(network, "exponential:max_vectors=5,basis=float32", max_evaluations=30)
+    config = json.loads(ds.attrs["config"])["solver"]
+    assert config == {"name": "exponential", "max_vectors": 5, "basis": "float32"}
+    for text, said in (
+        ("exponential:pairs=3", "no such options"),
+        ("exponential:max_vectors=nan", "max_vectors=nan"),
+        ("nothing:a=1", "is not known"),
+    ):
+        with pytest.raises(InputError, match=said):
+            gf.walk(network, text)

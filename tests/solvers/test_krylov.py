@@ -4,6 +4,7 @@ import torch
 
 import geoflow as gf
 import references
+from geoflow.solvers.basis import BLOCK
 from geoflow.solvers.krylov import KrylovSpace
 
 
@@ -69,3 +70,34 @@ def test_the_space_grows_beyond_its_first_rows():
     exact = torch.stack([space.operator(v)[0] for v in vectors]) @ vectors.T
     known = torch.from_numpy(space.matrix[:-1, :-1])
     assert torch.allclose(known, exact, atol=1e-5)
+
+
+def test_memory_is_asked_for_as_the_space_grows(network):
+    space, held = space_of(network), []
+    for _ in range(3 * BLOCK):
+        rows = sum(len(block) for block in space._basis._blocks)
+        held.append(rows)
+        assert len(space) + 1 <= rows < len(space) + 1 + BLOCK
+        space.add()
+    assert held[0] == BLOCK
+
+
+def test_vectors_kept_in_single_precision_make_the_same_space_to_seven_digits(network):
+    state = network.evaluate(network.problem.theta0)
+    spaces = [
+        KrylovSpace(network.linearization(state), state.velocity, dtype=dtype)
+        for dtype in (None, torch.float32)
+    ]
+    for space in spaces:
+        for _ in range(5):
+            space.add()
+    exact, kept = spaces
+    assert all(block.dtype == torch.float32 for block in kept._basis._blocks)
+    rows = vectors_of(kept)
+    assert rows.dtype == torch.float64
+    identity = torch.eye(len(rows), dtype=torch.float64)
+    assert float((rows @ rows.T - identity).abs().max()) <= 1e-6
+    assert np.allclose(kept.matrix, exact.matrix, atol=1e-3 * np.abs(exact.matrix).max())
+    # Of the vectors as they are kept the matrix is exact.
+    image = torch.stack([kept.operator(v)[0] for v in rows]) @ rows.T
+    assert np.allclose(kept.matrix[:-1, :-1], image, atol=1e-5 * np.abs(kept.matrix).max())

@@ -10,8 +10,10 @@ import torch
 
 import geoflow as gf
 from geoflow.errors import InputError
-from geoflow.solvers.base import DEFAULT_VECTORS, vectors_of
-from geoflow.walking.memory import EVALUATION, STATE, walk_bytes
+from geoflow.problems.footprint import evaluation_bytes
+from geoflow.solvers.base import DEFAULT_VECTORS, bytes_of, vectors_of
+from geoflow.system.memory import left_in_cgroup
+from geoflow.walking.memory import STATE, walk_bytes
 from geoflow.walking.snapshots import Every, Thinned
 
 WALK = """
@@ -73,6 +75,34 @@ def test_the_estimate_is_within_a_quarter_of_the_measured_peak(solver):
     assert 0.8 <= float(done.stdout) <= 1.25
 
 
+def _group(folder, most, used, cached):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "memory.max").write_text(f"{most}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 1\ninactive_file {cached}\n")
+
+
+def test_the_limit_of_a_batch_job_is_what_there_is(tmp_path):
+    root, own = tmp_path / "cgroup", tmp_path / "self"
+    own.write_text("0::/job/step\n")
+    assert left_in_cgroup(root, tmp_path / "missing") is None
+    # The root has no such files.
+    (root / "job" / "step").mkdir(parents=True)
+    assert left_in_cgroup(root, own) is None
+    _group(root / "job" / "step", "max", 10, 0)
+    assert left_in_cgroup(root, own) is None
+    _group(root / "job", 1000, 700, 50)
+    assert left_in_cgroup(root, own) == 350
+    _group(root / "job" / "step", 100, 90, 5)
+    assert left_in_cgroup(root, own) == 15
+    _group(root / "job" / "step", 100, 120, 5)
+    assert left_in_cgroup(root, own) == 0
+    # A container sees its own group as the root.
+    own.write_text("1:name=systemd:/x\n0::/\n")
+    _group(root, 5000, 1000, 0)
+    assert left_in_cgroup(root, own) == 4000
+
+
 def _available(monkeypatch, n_bytes):
     monkeypatch.setattr("geoflow.system.memory.available_memory", lambda device: n_bytes)
 
@@ -80,12 +110,47 @@ def _available(monkeypatch, n_bytes):
 def test_a_solver_that_would_not_fit_is_refused_before_the_first_evaluation(monkeypatch, network):
     n = 8 * network.problem.n_parameters
     evaluations = network.problem.evaluations
-    _available(monkeypatch, (STATE + EVALUATION + vectors_of(gf.solvers.get("rkc"))) * n + 2 * n)
-    message = r"solver='exponential': the \d+ vectors of a walk in [\d,]+ parameters need .*'rkc'"
+    rkc = STATE + vectors_of(gf.solvers.get("rkc"))
+    _available(monkeypatch, rkc * n + evaluation_bytes(network.problem) + 2 * n)
+    message = (
+        r"solver='exponential': the \d+ vectors of a walk in [\d,]+ parameters and an evaluation's "
+        r"[\d.]+ MiB need .*use a solver with fewer, such as 'rkc'"
+    )
     with pytest.raises(InputError, match=message):
         gf.walk(network, "exponential", max_snapshots=2)
     assert network.problem.evaluations == evaluations
     gf.walk(network, "rkc", max_snapshots=2, max_evaluations=40)
+
+
+def test_the_limit_of_krylov_vectors_that_is_named_does_fit(monkeypatch, network):
+    n = 8 * network.problem.n_parameters
+    others = vectors_of(gf.solvers.Exponential(max_vectors=7))
+    _available(monkeypatch, (STATE + others + 2) * n + evaluation_bytes(network.problem))
+    for solver in ("exponential", "exponential:max_vectors=10"):
+        with pytest.raises(InputError, match="use 'exponential:max_vectors=9', 'rkc'"):
+            gf.walk(network, solver, archive="never-made.nc")
+    gf.walk(network, "exponential:max_vectors=7", max_snapshots=2, max_evaluations=40)
+
+
+def test_activations_that_would_not_fit_are_refused_by_the_option_that_bounds_them(monkeypatch):
+    def of(batch_size):
+        torch.manual_seed(0)
+        module = torch.nn.Sequential(
+            torch.nn.Linear(4, 64), torch.nn.Tanh(), torch.nn.Linear(64, 1)
+        )
+        inputs, targets = torch.randn(20_000, 4), torch.randn(20_000, 1)
+        loss = torch.nn.functional.mse_loss
+        problem = gf.Problem.from_module(module, loss, inputs, targets, batch_size=batch_size)
+        return gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+
+    whole = of(None)
+    # Two layers of 64 by 20,000, and the gradient of one.
+    assert 2 <= evaluation_bytes(whole.problem) / (8 * 64 * 20_000) <= 4
+    _available(monkeypatch, 2**23)
+    with pytest.raises(InputError, match=r"an evaluation's [\d.]+ MiB need .*batch_size"):
+        gf.walk(whole, "rkc", max_snapshots=2)
+    assert whole.problem.evaluations == 0
+    gf.walk(of(1_000), "rkc", max_snapshots=2, max_evaluations=10)
 
 
 def test_snapshots_that_would_not_fit_are_refused_and_an_archive_lifts_it(
@@ -104,17 +169,33 @@ def test_snapshots_that_would_not_fit_are_refused_and_an_archive_lifts_it(
 
 def test_the_estimate_counts_every_vector(network):
     vector = 8 * network.problem.n_parameters
+    evaluation = evaluation_bytes(network.problem)
 
     def of(solver, rule, dtype=torch.float64):
-        return walk_bytes(network, solver, rule, dtype) / vector
+        return (walk_bytes(network, solver, rule, dtype) - evaluation) / vector
 
     rkc, unnamed = gf.solvers.get("rkc"), SimpleNamespace(name="one's own")
-    assert of(rkc, Every(1.0)) == STATE + EVALUATION + rkc.vectors
-    assert of(unnamed, Every(1.0)) == STATE + EVALUATION + DEFAULT_VECTORS
-    assert of(rkc, Thinned(2)) == STATE + EVALUATION + rkc.vectors + 2
-    assert of(rkc, Thinned(2), torch.float32) == STATE + EVALUATION + rkc.vectors + 1
+    assert of(rkc, Every(1.0)) == STATE + rkc.vectors
+    assert of(unnamed, Every(1.0)) == STATE + DEFAULT_VECTORS
+    assert of(rkc, Thinned(2)) == STATE + rkc.vectors + 2
+    assert of(rkc, Thinned(2), torch.float32) == STATE + rkc.vectors + 1
     # The snapshots are stacked once the solver has let go.
-    assert of(rkc, Thinned(1000)) == STATE + 2000
+    assert walk_bytes(network, rkc, Thinned(1000), torch.float64) == (STATE + 2000) * vector
+
+
+def test_of_krylov_vectors_the_limit_and_the_dtype_count(network):
+    theta, exponential = network.problem.theta0, gf.solvers.Exponential
+
+    def of(**options):
+        return bytes_of(exponential(**options), theta) / (8 * theta.numel())
+
+    others = of() - 41
+    assert of(max_vectors=9) == 10 + others
+    assert of(max_vectors=9, basis="float32") == 5 + others
+    assert exponential().vectors == of()
+    # A GPU takes whole blocks.
+    on_gpu = exponential().bytes_at(theta.to("meta")) / (8 * theta.numel())
+    assert on_gpu == 48 + others
 
 
 def test_every_solver_says_how_many_vectors_it_holds():

@@ -309,7 +309,7 @@ def test_a_walk_that_would_not_fit_is_not_taken_up(tmp_path, monkeypatch):
     path = tmp_path / "walk.nc"
     crashes.walk("rk4", path, t_end=0.05).close()
     before = path.read_bytes()
-    monkeypatch.setattr("geoflow.walking.memory.EVALUATION", 10**12)
+    monkeypatch.setattr("geoflow.walking.memory.STATE", 10**12)
     with pytest.raises(InputError, match="vectors of a walk"):
         crashes.resume(path, t_end=0.1)
     assert path.read_bytes() == before

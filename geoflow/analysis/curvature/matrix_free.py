@@ -294,6 +294,19 @@ def products_needed(
     return fixed + 3 * n_vectors + 2, fixed + 3 * (n_vectors + max_products) + 2
 
 
+def vectors_held(n: int, *, k: int, n_steps: int, n_trace: int) -> int:
+    """The most vectors of an operator's size at a time, for both ends, density and trace.
+
+    Those of the larger end are kept meanwhile, and a product's own are not counted.
+    """
+    kept = k
+    arpack = min(n, _krylov_size(k)) + 2 * k + 4
+    lanczos = min(n_steps, n) + 3
+    # As a list, as a matrix, and the two of its QR factors.
+    sketch = 3 * min(n_trace // 3, n) + 3
+    return kept + max(arpack, lanczos, sketch)
+
+
 def _krylov_size(k: int) -> int:
     return max(2 * k + 1, 20)
 

@@ -20,6 +20,7 @@ from geoflow.analysis.curvature.matrix_free import (
     products_needed,
     spectral_density,
     trace,
+    vectors_held,
 )
 from geoflow.analysis.curvature.operators import (
     Curvature,
@@ -27,12 +28,14 @@ from geoflow.analysis.curvature.operators import (
     loss_hessian,
     normal_curvature,
     tangent_hessian,
+    tensor_subspace,
 )
 from geoflow.analysis.walked import snapshot_indices, state_at, walk_attributes
 from geoflow.archive.pieces import Pieces, fingerprint
 from geoflow.errors import InputError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.problems.dtypes import dtype_name
+from geoflow.problems.footprint import product_bytes
 from geoflow.system.limits import EVALUATIONS, check_work
 from geoflow.system.memory import check_memory
 from geoflow.system.messages import note
@@ -41,6 +44,9 @@ from geoflow.system.progress import duration, progress_bar
 OPERATORS = ("hessian", "tangent", "gauss_newton")
 DEFAULT_OPERATORS = ("hessian", "tangent")
 DEFAULT_SNAPSHOTS = 5
+
+# Vectors of θ's size: a state, and what takes a vector into the tangent space and back.
+STATE_AND_PRODUCT = 4 + 4
 
 # To which a spectrum is seen to end at zero, relative to its largest eigenvalue.
 NULL_TOL = 1e-3
@@ -147,7 +153,7 @@ def along(
         "n_trace": n_trace,
         "max_products": max_products,
     }
-    _check_cost(flow, len(indices) * len(operators), n_points, cost)
+    _check_cost(flow, len(indices) * len(operators), n_points, cost, tensors)
     attributes = {
         "kind": "spectra",
         "title": "Curvature spectra along a walk",
@@ -249,7 +255,11 @@ def overlap(operator: Curvature, eigenvectors: np.ndarray[Any, Any], state: Flow
 
 
 def _check_cost(
-    flow: RegularizingFlow, n_spectra: int, n_points: int, cost: Mapping[str, int]
+    flow: RegularizingFlow,
+    n_spectra: int,
+    n_points: int,
+    cost: Mapping[str, int],
+    tensors: Sequence[str] | None,
 ) -> None:
     """Refuse what would take days, or more memory than there is, even with the fewest products."""
     products, _ = products_needed(flow.problem.n_parameters, **cost)
@@ -262,6 +272,34 @@ def _check_cost(
     # The density of each probe, its mean, its error and the abscissae.
     needed = 8 * n_points * (cost["n_probes"] + 3 * n_spectra)
     check_memory(needed, f"n_points={n_points}: the points of the densities", "use fewer")
+    named = ", ".join(f"{name}={cost[name]}" for name in ("k", "n_steps", "n_trace"))
+    check_memory(
+        spectrum_bytes(flow, cost, tensors),
+        f"{named}: the vectors of {flow.problem.n_parameters:,} parameters and a product",
+        "ask for fewer, for chosen tensors, or for fewer examples at a time (batch_size)",
+        flow.problem.device,
+    )
+
+
+def spectrum_bytes(
+    flow: RegularizingFlow, cost: Mapping[str, int], tensors: Sequence[str] | None = None
+) -> int:
+    """Bytes that the spectra of one snapshot take at their peak, activations included.
+
+    Parameters
+    ----------
+    flow : RegularizingFlow
+        What is walked.
+    cost : mapping of str to int
+        ``k``, ``n_steps`` and ``n_trace`` of :func:`along`.
+    tensors : sequence of str, optional
+        To which the operators are restricted.
+    """
+    like = flow.problem.theta0
+    size = tensor_subspace(flow.problem, tensors).size
+    held = vectors_held(size, **{name: cost[name] for name in ("k", "n_steps", "n_trace")})
+    whole = STATE_AND_PRODUCT * like.numel() * like.element_size()
+    return held * size * like.element_size() + whole + product_bytes(flow.problem)
 
 
 def _announce(
