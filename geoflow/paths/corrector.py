@@ -58,8 +58,15 @@ RIGHT, USABLE = 0.3, 0.8
 NEWTON, GROW_FAST = 1.0, 10.0
 # By how much the loss may change in a relaxation, in log L.
 DRIFT = 0.3
+# Where R + λL falls by what is foretold of it, up to this part, a relaxation is made that raises
+# ‖Π∇R‖/‖∇R‖ to no more than this: the stiff directions, which make it up, are soon done with.
+ALIKE, RAISED = 0.1, 0.25
+# R + λL is known to so many units of rounding.
+NOISE = 1e4
 # Beyond this ‖Π∇R‖/‖∇R‖, λ says nothing.
 LOST = 0.9
+# A step that was wrong is made shorter so often in the space of its solution.
+TRIES = 3
 # Shorter than this no step is worth an evaluation.
 SHORTEST = 1e-6
 
@@ -259,43 +266,84 @@ class _Correction:
 
     def _relax(self, *, onto_level: bool) -> None:
         """Towards the KKT point, and onto the level: some products and one evaluation."""
-        flow, state, memory = self.flow, self.state, self.memory
-        operator = TangentHessian(flow, state)
-        time, residual = self._time(operator), residual_of(state)
-        along = left = torch.zeros_like(state.theta)
-        relaxed = residual > AIM * self.limit
-        if relaxed:
-            solved = self._solved(operator, time)
+        state, memory = self.state, self.memory
+        operator = TangentHessian(self.flow, state)
+        time = self._time(operator)
+        if residual_of(state) <= AIM * self.limit:
+            self._return(operator, time)
+            return
+        solved = self._solved(operator, time)
+        for _ in range(TRIES):
             if solved.indefinite and not bool(solved.solution.any()):
                 memory.time = SHRINK * time
                 return
-            along, left = solved.solution, solved.residual
-        step = along
-        if onto_level:
-            normal = oblique_normal(operator, memory.curvature, 1 / time)
-            step = torch.sub(along, normal, alpha=flow.level_set.residual(state.loss))
-        reached = _tried(flow, state.theta + step)
+            normal = None
+            if onto_level:
+                normal = oblique_normal(operator, memory.curvature, 1 / time)
+            if self._comes(solved, time, normal):
+                return
+            # The products hold for any τ: a shorter step costs its evaluation alone.
+            time = SHRINK * time
+            solved = solved.space.solve(1 / time)
+
+    def _return(self, operator: TangentHessian, time: float) -> None:
+        """Onto the level, where Π∇R is small enough already."""
+        state, memory = self.state, self.memory
+        normal = oblique_normal(operator, memory.curvature, 1 / time)
+        excess = self.flow.level_set.residual(state.loss)
+        reached = _tried(self.flow, torch.sub(state.theta, normal, alpha=excess))
         if reached is None or abs(away(reached.loss, state.loss)) > DRIFT:
             memory.time = SHRINK * time
             return
         _learn(memory.curvature, state, reached)
-        if not relaxed:
-            self._come_to(reached)
-            return
+        self._come_to(reached)
+
+    def _comes(self, solved: Solved, time: float, normal: Tensor | None) -> bool:
+        """Make a relaxation of flow time τ, along a normal too, and say whether it is any good."""
+        state, memory = self.state, self.memory
+        along, left = solved.solution, solved.residual
+        step = along
+        if normal is not None:
+            # What the tangent step will add to the loss, by its second order, is taken off too.
+            excess = self.flow.level_set.residual(state.loss) + solved.bend / 2
+            step = torch.sub(along, normal, alpha=excess)
+        reached = _tried(self.flow, state.theta + step)
+        if reached is None or abs(away(reached.loss, state.loss)) > DRIFT:
+            memory.time = SHRINK * time
+            return False
+        _learn(memory.curvature, state, reached)
         # What the linear model has foretold is x/τ less the residual, and −velocity is Π∇R.
         wrong = reached.velocity - along / time - left
         error = float(torch.linalg.vector_norm(wrong)) / state.tangent_norm
-        after = residual_of(reached)
-        lost = after > max(LOST, residual)
-        if lost or not (error <= USABLE or after < AIM * residual):
+        before, after = residual_of(state), residual_of(reached)
+        foretold = error <= USABLE or after < AIM * before
+        if not foretold and after < RAISED:
+            foretold = self._lowered(reached, along, left, time)
+        if after > max(LOST, before) or not foretold:
             memory.time = SHRINK * time
-            return
+            return False
         if error < RIGHT:
             fast = error < RIGHT / 10 and time > NEWTON
             memory.time = max(memory.time, time * (GROW_FAST if fast else GROW))
-        elif error > 1:
+        elif error > 1 and after >= RAISED:
             memory.time = SHRINK * time
         self._come_to(reached)
+        return True
+
+    def _lowered(self, reached: FlowState, along: Tensor, left: Tensor, time: float) -> bool:
+        """Whether R + λL fell by what its quadratic model has foretold.
+
+        Its gradient is Π∇R: what that has of the stiff directions is much of a residual, next to
+        nothing of R, and gone within a product or two.
+        """
+        state = self.state
+        ahead = state.velocity - left - along / time
+        foretold = float(torch.dot(along, state.velocity)) - float(torch.dot(along, ahead)) / 2
+        lam = state.multiplier
+        fell = state.regularizer - reached.regularizer + lam * (state.loss - reached.loss)
+        eps = torch.finfo(along.dtype).eps
+        noise = NOISE * eps * (abs(state.regularizer) + abs(lam * state.loss))
+        return foretold > noise and abs(fell / foretold - 1) < ALIKE
 
     def _time(self, operator: TangentHessian) -> float:
         """τ: no longer than it takes where A is as R alone is, which takes the longest."""

@@ -57,16 +57,58 @@ class Solved:
     ----------
     solution, residual : Tensor, shape (P,)
         x and b − (A + σ)x, both tangent.
+    bend : float
+        xᵀ∇²L x.
     n_products : int
         Products with A: a gradient each.
     indefinite : bool
         A direction of no positive curvature ended the iteration.
+    space : Space
+        What it was made of.
     """
 
     solution: Tensor
     residual: Tensor
+    bend: float
     n_products: int
     indefinite: bool
+    space: Space
+
+
+class Space:
+    """The vectors and images that a solution was made of: with another σ it is made of them again.
+
+    Parameters
+    ----------
+    operator : TangentHessian
+        A.
+    right : Tensor, shape (P,)
+        b.
+    learned : list of (Tensor, Tensor)
+        Unit tangent vectors and their images under ∇²L.
+    """
+
+    def __init__(
+        self, operator: TangentHessian, right: Tensor, learned: list[tuple[Tensor, Tensor]]
+    ) -> None:
+        self.operator, self.right, self.learned = operator, right, learned
+
+    def solve(self, shift: float) -> Solved:
+        """Solve (A + σ)x = b as well as the space does (Galerkin): no product is made."""
+        operator, n = self.operator, len(self.learned)
+        units = torch.stack([unit for unit, _ in self.learned])
+        of_loss = torch.stack([image for _, image in self.learned])
+        bent = torch.stack([operator.regularizer_hessian(unit) for unit in units])
+        bent.add_(of_loss, alpha=operator.state.multiplier)
+        images = torch.stack([operator.tangent(image) for image in bent])
+        inner = units @ torch.cat([images, units, self.right[None]]).T
+        products = inner.to("cpu", torch.float64).numpy()
+        system = (products[:, :n] + products[:, :n].T) / 2 + shift * products[:, n : 2 * n]
+        found = np.linalg.lstsq(system, products[:, -1], rcond=1e-10)[0]
+        weights = torch.from_numpy(found).to(self.right)
+        x = weights @ units
+        residual = self.right - weights @ images - shift * x
+        return Solved(x, residual, float(torch.dot(x, weights @ of_loss)), 0, False, self)
 
 
 def solve(
@@ -95,7 +137,7 @@ def solve(
     state = operator.state
     base = bulk_of(operator, right) + shift
     normal = _oblique(state, curvature, base)
-    x, residual = torch.zeros_like(right), right
+    x, residual, of_x = torch.zeros_like(right), right, torch.zeros_like(right)
     z = _precondition(residual, state, curvature, base, normal)
     direction, size = z, float(torch.dot(residual, z))
     learned: list[tuple[Tensor, Tensor]] = []
@@ -111,16 +153,19 @@ def solve(
             indefinite = True
             break
         x = torch.add(x, direction, alpha=size / bend)
+        of_x.add_(of_loss, alpha=size / bend * length)
         residual = torch.sub(residual, image, alpha=size / bend)
         if enough(x, residual):
             break
         z = _precondition(residual, state, curvature, base, normal)
         following = float(torch.dot(residual, z))
         direction, size = torch.add(z, direction, alpha=following / size), following
+    learned = [pair for pair in learned if bool(torch.isfinite(pair[1]).all())]
     for unit, of_loss in learned:
-        if bool(torch.isfinite(of_loss).all()):
-            curvature.add(unit, of_loss)
-    return Solved(x, residual, len(learned), indefinite)
+        curvature.add(unit, of_loss)
+    bend_of_loss = float(torch.dot(x, of_x))
+    space = Space(operator, right, learned)
+    return Solved(x, residual, bend_of_loss, len(learned), indefinite, space)
 
 
 def bulk_of(operator: TangentHessian, along: Tensor) -> float:

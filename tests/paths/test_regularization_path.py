@@ -217,12 +217,22 @@ def test_a_level_that_is_never_reached_ends_the_path():
 
 
 @pytest.mark.slow
-def test_iris_takes_at_most_150_evaluations_after_its_first_walk():
-    prepared = gf.experiments.get("iris_ff").prepare(seed=0)
+@pytest.mark.parametrize(
+    ("experiment", "seed", "factor", "levels", "most"),
+    [
+        ("iris_ff", 0, 1.5, 6, 150),
+        ("mpg_ff", 1, 1.2, 7, 300),
+        ("mnist_ff", 0, 2.0, 9, 250),
+    ],
+)
+def test_a_path_takes_at_most_so_many_evaluations_after_its_first_walk(
+    experiment, seed, factor, levels, most
+):
+    prepared = gf.experiments.get(experiment).prepare(seed=seed)
     flow = gf.RegularizingFlow(gf.LevelSet(prepared.problem), gf.regularizers.squared_norm)
-    levels = flow.level_set.level * 1.5 ** np.arange(1, 7)
-    ds = gf.regularization_path(flow, levels, observables=prepared.observables)
+    wanted = flow.level_set.level * factor ** np.arange(1, levels + 1)
+    ds = gf.regularization_path(flow, wanted, observables=prepared.observables)
     assert ds.attrs["status"] == "complete"
     assert (ds["method"][1:] == "corrector").all()
-    assert int(ds["n_gradient"][-1] - ds["n_gradient"][0]) <= 150
+    assert int(ds["n_gradient"][-1] - ds["n_gradient"][0]) <= most
     assert (np.diff(ds["regularizer"]) < 0).all()
