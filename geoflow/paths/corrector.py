@@ -15,34 +15,28 @@ SIAM J. Numer. Anal. 35, 1998).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from geoflow.errors import ArchiveError, ConvergenceError
+from geoflow.errors import ConvergenceError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.manifold.linearization import TangentHessian
+from geoflow.paths.learned import FIRST_REACH, FIRST_TIME, Learned
 from geoflow.paths.tangent_solver import (
-    PAIRS,
     LossCurvature,
     Solved,
     bulk_of,
     oblique_normal,
     solve,
 )
-from geoflow.solvers.base import Carry
 from geoflow.solvers.multistep.corrector import evaluate
-from geoflow.solvers.multistep.secant import SecantPairs
 
 # Farther from its level than this, in log L, a point is moved there, not relaxed there.
 NEAR = 0.1
-# Change of log L that a move makes, the first and the most; its growth from one to the next.
-FIRST_REACH, FURTHEST, FARTHER = math.log(2.0), math.log(4.0), 1.2
+# The most that a move changes log L; how its reach grows from one to the next.
+FURTHEST, FARTHER = math.log(4.0), 1.2
 # ‖Π∇R‖/‖∇R‖ that the linear model of a move may foretell; and that after it is good, or too much.
 FORETOLD, GOOD, TOO_MUCH = 0.3, 0.36, 0.6
 # Flow time over which a move keeps to the KKT points.
@@ -50,9 +44,9 @@ MOVE_TIME = 0.05
 # A relaxation is solved to this part of Π∇R, or until it promises this part of what is wanted: it
 # is made where Π∇R is above that.
 FORCING, AIM = 0.5, 0.9
-# Flow time of the first relaxation. It grows where the linear model was right, and shrinks where
-# it was wrong; one that is more than so far wrong is made again, shorter.
-FIRST_TIME, GROW, SHRINK = 0.05, 2.0, 0.3
+# Flow time grows where the linear model was right, and shrinks where it was wrong; a relaxation
+# that is more than so far wrong is made again, shorter.
+GROW, SHRINK = 2.0, 0.3
 RIGHT, USABLE = 0.3, 0.8
 # Longer than this a step is all but Newton's: where the model is ten times better, grow faster.
 NEWTON, GROW_FAST = 1.0, 10.0
@@ -69,58 +63,6 @@ LOST = 0.9
 TRIES = 3
 # Shorter than this no step is worth an evaluation.
 SHORTEST = 1e-6
-
-
-@dataclass
-class Learned:
-    """What one level has taught for the next.
-
-    Attributes
-    ----------
-    curvature : LossCurvature
-        Of ∇²L.
-    time : float
-        τ, flow time of the next relaxation.
-    reach : float
-        Change of log L that one move may make.
-    """
-
-    curvature: LossCurvature
-    time: float = FIRST_TIME
-    reach: float = FIRST_REACH
-
-    @classmethod
-    def unknown(cls, n_parameters: int) -> Learned:
-        """Nothing is known yet."""
-        return cls(LossCurvature.unknown(n_parameters))
-
-    def pack(self) -> dict[str, NDArray[Any]]:
-        """As arrays, from which :meth:`unpack` makes it again."""
-        carry = self.curvature.pairs.pack()
-        arrays = {name: torch.as_tensor(value).cpu().numpy() for name, value in carry.items()}
-        return {**arrays, "time": np.array(self.time), "reach": np.array(self.reach)}
-
-    @classmethod
-    def unpack(cls, arrays: Mapping[str, NDArray[Any]], like: Tensor) -> Learned:
-        """Make it again, on the device of ``like``.
-
-        Raises
-        ------
-        ArchiveError
-            The arrays are not those of a path of as many parameters.
-        """
-        try:
-            carry: Carry = {
-                name: torch.from_numpy(array.copy()).to(like.device)
-                for name, array in arrays.items()
-                if name not in ("time", "reach")
-            }
-            pairs = SecantPairs.unpack(carry, min(PAIRS, like.numel()))
-            if any(block.shape[1:] != like.shape for block in pairs.blocks):
-                raise ValueError("vectors of another length")
-            return cls(LossCurvature(pairs), float(arrays["time"]), float(arrays["reach"]))
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ArchiveError(f"what a path goes on with cannot be used ({error!r})") from None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from geoflow.archive import path_files
 from geoflow.archive.pieces import Pieces
 from geoflow.errors import ArchiveError, BranchError, ConvergenceError, InputError, StorageError
 from geoflow.manifold.flows import RegularizingFlow
-from geoflow.paths.continuation import Continuation
+from geoflow.paths.continuation import FAILURES, Continuation
 from geoflow.paths.recording import Recording
 from geoflow.system.progress import Progress
 from geoflow.trajectories import path_dataset, path_schema, records
@@ -136,7 +136,7 @@ def _follow(
             recording.next(None, 0)
             for level in levels:
                 if level != own:
-                    recording.next(level, _nearest(level, recording.points))
+                    _reach(recording, level, [own, *levels])
                 shown.show(recording.points[-1].values)
         except KeyboardInterrupt:
             if not (recording.points and may_stop):
@@ -150,6 +150,40 @@ def _follow(
                 raise ending.before_the_start(error, recording.budget, where) from error
             return _end_of(error, recording.budget)
     return "complete", f"all {len(levels)} levels were reached"
+
+
+def _reach(recording: Recording, level: float, levels: Sequence[float]) -> None:
+    """Add the point on a level, and where the branch folds before it, those round the fold."""
+    failed: Exception | None = None
+    if not recording.goes_round:
+        try:
+            recording.next(level, _nearest(level, recording.points))
+            return
+        except (BranchError, *FAILURES) as error:
+            at = recording.continuation.short_of
+            if at is None or (isinstance(error, BranchError) and error.status != "fold"):
+                raise
+            failed = error
+    else:
+        at = recording.reached[-1]
+    first = len(recording.points)
+    while True:
+        before = recording.points[-1]
+        passed = [other for other in levels if other in _levels_of(recording.points)]
+        try:
+            recording.round(at, level, passed)
+        except (BranchError, *FAILURES) as error:
+            if failed and len(recording.points) == first:
+                raise failed from None
+            where = f"round a fold, last to L = {before.values['level']:.6g}"
+            raise BranchError(f"the path was followed {where}: {error}", status="fold") from None
+        at = recording.reached[-1]
+        if recording.points[-1].values["level"] == level:
+            return
+
+
+def _levels_of(points: Sequence[PathPoint]) -> set[float]:
+    return {float(point.values["level"]) for point in points}
 
 
 def _nearest(level: float, points: Sequence[PathPoint]) -> int:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geoflow.manifold.flows import FlowState
 from geoflow.manifold.linearization import TangentHessian
 from geoflow.solvers.multistep.secant import SecantPairs
 
@@ -96,6 +95,8 @@ class Space:
     def solve(self, shift: float) -> Solved:
         """Solve (A + σ)x = b as well as the space does (Galerkin): no product is made."""
         operator, n = self.operator, len(self.learned)
+        if not n:
+            return Solved(torch.zeros_like(self.right), self.right, 0.0, 0, False, self)
         units = torch.stack([unit for unit, _ in self.learned])
         of_loss = torch.stack([image for _, image in self.learned])
         bent = torch.stack([operator.regularizer_hessian(unit) for unit in units])
@@ -124,7 +125,7 @@ def solve(
     Parameters
     ----------
     operator : TangentHessian
-        A.
+        A, on the space orthogonal to its ``normal``, or to the rows of that.
     curvature : LossCurvature
         Preconditions; takes in the products at the end, since it must not change in between.
     right : Tensor, shape (P,)
@@ -134,11 +135,17 @@ def solve(
     enough : callable
         Told x and the residual, whether that is close enough.
     """
-    state = operator.state
+    multiplier = operator.state.multiplier
     base = bulk_of(operator, right) + shift
-    normal = _oblique(state, curvature, base)
+    normals = torch.atleast_2d(operator.normal)
+    oblique = _oblique(normals, curvature, multiplier, base)
     x, residual, of_x = torch.zeros_like(right), right, torch.zeros_like(right)
-    z = _precondition(residual, state, curvature, base, normal)
+
+    def precondition(v: Tensor) -> Tensor:
+        image = curvature.inverse(v[None], multiplier, base)[0]
+        return image - (normals @ image) @ oblique
+
+    z = precondition(residual)
     direction, size = z, float(torch.dot(residual, z))
     learned: list[tuple[Tensor, Tensor]] = []
     indefinite = False
@@ -157,7 +164,7 @@ def solve(
         residual = torch.sub(residual, image, alpha=size / bend)
         if enough(x, residual):
             break
-        z = _precondition(residual, state, curvature, base, normal)
+        z = precondition(residual)
         following = float(torch.dot(residual, z))
         direction, size = torch.add(z, direction, alpha=following / size), following
     learned = [pair for pair in learned if bool(torch.isfinite(pair[1]).all())]
@@ -177,16 +184,11 @@ def bulk_of(operator: TangentHessian, along: Tensor) -> float:
 def oblique_normal(operator: TangentHessian, curvature: LossCurvature, shift: float) -> Tensor:
     """B⁻¹g/(g·B⁻¹g) with B about ∇²R + λ∇²L + σ, shape (P,): about dθ/dL along the path."""
     base = bulk_of(operator, operator.normal) + shift
-    return _oblique(operator.state, curvature, base)
+    gradient = operator.state.gradient[None]
+    return _oblique(gradient, curvature, operator.state.multiplier, base)[0]
 
 
-def _oblique(state: FlowState, curvature: LossCurvature, base: float) -> Tensor:
-    image = curvature.inverse(state.gradient[None], state.multiplier, base)[0]
-    return image / float(torch.dot(state.gradient, image))
-
-
-def _precondition(
-    v: Tensor, state: FlowState, curvature: LossCurvature, base: float, normal: Tensor
-) -> Tensor:
-    image = curvature.inverse(v[None], state.multiplier, base)[0]
-    return torch.sub(image, normal, alpha=float(torch.dot(state.gradient, image)))
+def _oblique(normals: Tensor, curvature: LossCurvature, multiplier: float, base: float) -> Tensor:
+    """(N B⁻¹Nᵀ)⁻¹ N B⁻¹ with N of rows ``normals``, shape (n, P): N times its transpose is 1."""
+    images = curvature.inverse(normals, multiplier, base)
+    return torch.linalg.solve(normals @ images.T, images)
