@@ -69,6 +69,12 @@ class Recording:
         self.reached: list[Reached] = []
         self._go_on_from(dict.fromkeys(COUNTS, 0), 0.0)
 
+    def take(self, points: Sequence[PathPoint]) -> None:
+        """Take up the points of a path that has ended: it goes on from them."""
+        for point in points:
+            self.reached.append(self._taken_up(point, None, len(self.points)))
+            self.points.append(point)
+
     def next(self, level: float | None, nearest: int) -> None:
         """Add the point on a level, the one that is kept or a new one.
 
@@ -117,7 +123,7 @@ class Recording:
 
         ds = self.pieces.compute(f"point-{number:06d}", record)
         self.pieces.drop(f"memory-{number - 1:06d}")
-        point = _point_of(ds)
+        point = points_of(ds)[0]
         if not made:
             made.append(self._taken_up(point, level, number))
         self.points.append(point)
@@ -183,13 +189,24 @@ class Recording:
         self.continuation.left = self.budget - counts["gradient"] - 2 * counts["hvp"]
 
 
-def _point_of(ds: xr.Dataset) -> PathPoint:
-    values = {
-        str(name): variable.values[0].item() if variable.dtype.kind in "fi" else variable.values[0]
+def points_of(ds: xr.Dataset) -> list[PathPoint]:
+    """The points of a path's dataset."""
+    columns = {
+        str(name): variable.values
         for name, variable in ds.variables.items()
         if variable.dims == ("level",)
     }
-    return PathPoint(values, ds["theta"].values[0])
+    theta = ds["theta"].values
+    return [
+        PathPoint(
+            {
+                name: column[i].item() if column.dtype.kind in "fi" else column[i]
+                for name, column in columns.items()
+            },
+            theta[i],
+        )
+        for i in range(len(theta))
+    ]
 
 
 def _smallest_eigenvalue(flow: RegularizingFlow, state: FlowState) -> float:
