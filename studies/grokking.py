@@ -141,12 +141,12 @@ class Task:
         return [(int(n), float(a)) for n, a in zip(counts, ds["test_accuracy"].values, strict=True)]
 
 
-def run(name: str, seed: int, folder: Path) -> dict[str, object]:
+def run(name: str, seed: int, folder: Path) -> None:
     """Do one seed of a setting, where it has not been done."""
     activation, part, scale = SETTINGS[name]
     file = folder / f"{activation}-{part:g}-{seed}.json"
     if file.exists():
-        return json.loads(file.read_text())
+        return
     task = Task(activation, part, scale, seed)
     start = task.accuracy(task.problem.theta0)
     walk, end = task.walked()
@@ -154,7 +154,6 @@ def run(name: str, seed: int, folder: Path) -> dict[str, object]:
     decays = {f"{decay:g}": task.decayed(decay) for decay in DECAYS}
     done = {"epochs": task.epochs, "start": start, "end": end, "walk": walk, "path": path}
     file.write_text(json.dumps(done | {"decay": decays}) + "\n")
-    return done | {"decay": decays}
 
 
 def first_above(curve: Curve, accuracy: float) -> str:
@@ -214,12 +213,21 @@ def picture(done: dict[str, list[dict[str, object]]]) -> None:
 def main() -> None:
     """Do what is missing, and write the table and the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on")
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="how many, from 0 on; 0: the page alone"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     folder = ROOT / "runs" / "grokking"
     folder.mkdir(parents=True, exist_ok=True)
-    done = {name: [run(name, seed, folder) for seed in range(args.seeds)] for name in SETTINGS}
+    for name in SETTINGS:
+        for seed in range(args.seeds):
+            run(name, seed, folder)
+    done = {}
+    for name, (activation, part, _) in SETTINGS.items():
+        files = sorted(folder.glob(f"{activation}-{part:g}-*.json"))
+        if files:
+            done[name] = [json.loads(file.read_text()) for file in files]
     before, rest = PAGE.read_text().split(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n{table(done)}{END}{rest.split(END)[1]}")
     picture(done)

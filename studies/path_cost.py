@@ -1,6 +1,6 @@
 """What the regularisation path costs after its first walk, beside restarts of the flow.
 
-python studies/path_cost.py [EXPERIMENT…]
+python studies/path_cost.py [EXPERIMENT[:SEED]…]
 
 For each experiment and seed: evaluations from level to level at 175°, by gf.regularization_path and
 by walking to 175° again from each end, re-projected onto the next level. Counts of the path are of
@@ -66,9 +66,10 @@ def main() -> None:
         "| restarts | least test loss |"
     )
     print("|" + "---|" * 10)
-    for experiment in sys.argv[1:] or LEVELS:
+    for asked in sys.argv[1:] or LEVELS:
+        experiment, _, only = asked.partition(":")
         factor, n = LEVELS[experiment]
-        for seed in SEEDS:
+        for seed in [int(only)] if only else SEEDS:
             prepared = gf.experiments.get(experiment).prepare(seed)
             c = gf.LevelSet(prepared.problem).level
             levels = [c * factor**k for k in range(n + 1)]

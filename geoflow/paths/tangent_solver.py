@@ -93,23 +93,29 @@ class Space:
         self.operator, self.right, self.learned = operator, right, learned
 
     def solve(self, shift: float) -> Solved:
-        """Solve (A + σ)x = b as well as the space does (Galerkin): no product is made."""
-        operator, n = self.operator, len(self.learned)
-        if not n:
+        """Solve (A + σ)x = b as well as the space does (Galerkin): no product with ∇²L is made."""
+        if not self.learned:
             return Solved(torch.zeros_like(self.right), self.right, 0.0, 0, False, self)
+        operator, of_regularizer = self.operator, self.operator.regularizer_hessian
+        multiplier = operator.state.multiplier
         units = torch.stack([unit for unit, _ in self.learned])
-        of_loss = torch.stack([image for _, image in self.learned])
-        bent = torch.stack([operator.regularizer_hessian(unit) for unit in units])
-        bent.add_(of_loss, alpha=operator.state.multiplier)
-        images = torch.stack([operator.tangent(image) for image in bent])
-        inner = units @ torch.cat([images, units, self.right[None]]).T
-        products = inner.to("cpu", torch.float64).numpy()
-        system = (products[:, :n] + products[:, :n].T) / 2 + shift * products[:, n : 2 * n]
-        found = np.linalg.lstsq(system, products[:, -1], rcond=1e-10)[0]
-        weights = torch.from_numpy(found).to(self.right)
-        x = weights @ units
-        residual = self.right - weights @ images - shift * x
-        return Solved(x, residual, float(torch.dot(x, weights @ of_loss)), 0, False, self)
+        # One image at a time: there may be no room for all.
+        images = [
+            units @ torch.add(of_regularizer(unit), of_loss, alpha=multiplier)
+            for unit, of_loss in self.learned
+        ]
+        columns = torch.stack([*images, units @ self.right], 1)
+        products = torch.cat([columns, units @ units.T], 1).to("cpu", torch.float64).numpy()
+        n = len(units)
+        system = (products[:, :n] + products[:, :n].T) / 2 + shift * products[:, n + 1 :]
+        found = np.linalg.lstsq(system, products[:, n], rcond=1e-10)[0]
+        x = torch.from_numpy(found).to(self.right) @ units
+        of_x = torch.zeros_like(x)
+        for weight, (_, of_loss) in zip(found, self.learned, strict=True):
+            of_x.add_(of_loss, alpha=float(weight))
+        image = operator.tangent(torch.add(of_regularizer(x), of_x, alpha=multiplier))
+        residual = self.right - image - shift * x
+        return Solved(x, residual, float(torch.dot(x, of_x)), 0, False, self)
 
 
 def solve(
