@@ -22,6 +22,7 @@ from geoflow.manifold import regularizers
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.manifold.level_set import LevelSet, Projection
 from geoflow.paths.choosing import best_on_path
+from geoflow.paths.extending import resume_path
 from geoflow.paths.following import regularization_path
 from geoflow.problems.distributed import DistributedProblem
 from geoflow.problems.grouped import by_class, each_example
@@ -72,6 +73,7 @@ __all__ = [
     "regularization_path",
     "regularizers",
     "resume",
+    "resume_path",
     "save_trajectory",
     "solvers",
     "sweep",

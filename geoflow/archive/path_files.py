@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
 
-from geoflow.archive import netcdf, seal
+from geoflow.archive import netcdf, pieces, seal
 from geoflow.archive.trajectory_files import encoding, open_trajectory
 from geoflow.errors import ArchiveError
 from geoflow.system import files, translation
@@ -67,3 +70,30 @@ def open_walk_or_path(path: str | Path) -> xr.Dataset:
     with translation.reading(path), netcdf.open_lazily(netcdf.checked(path)) as ds:
         found = path_schema.is_path(ds)
     return open_path(path) if found else open_trajectory(path)
+
+
+def kept_settings(path: str | Path) -> dict[str, Any] | None:
+    """Attributes of an unfinished path that is kept beside this file; None where there is none.
+
+    Raises
+    ------
+    ArchiveError
+        They are damaged.
+    """
+    file = pieces.folder_beside(Path(path)) / pieces.SETTINGS
+    if not pieces.are_kept(Path(path)) or file.is_symlink():
+        return None
+    with translation.reading(file):
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    return settings if path_schema.PATH in settings else None
+
+
+def is_path(path: str | Path) -> bool:
+    """Whether this is the file of a path, there or not yet."""
+    if kept_settings(path) is not None:
+        return True
+    if not files.is_file(Path(path)):
+        return False
+    with suppress(*translation.UNREADABLE), netcdf.open_lazily(netcdf.checked(Path(path))) as ds:
+        return path_schema.is_path(ds)
+    return False

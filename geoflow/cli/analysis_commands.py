@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import xarray as xr
 from rich.table import Table
 
 import geoflow as gf
-from geoflow import experiments, plots
+from geoflow import baselines, experiments, plots
 from geoflow.analysis.components import pca
 from geoflow.analysis.curvature import spectra
 from geoflow.analysis.landscape import planes, slices
@@ -27,6 +28,7 @@ from geoflow.problems.parts import TensorSpec
 from geoflow.report.page import report as write_report
 from geoflow.system import files, translation
 from geoflow.system.messages import note
+from geoflow.trajectories import path_schema
 
 WIDTHS = {"column": COLUMN_INCHES, "slide": SLIDE_INCHES}
 
@@ -38,10 +40,17 @@ PREDICTION_HEADS = {
 
 
 def plot(args: argparse.Namespace) -> int:
-    """Write the figures of a walk, of a sweep's folder, or of an analysis."""
+    """Write the figures of a walk, of a path, of a sweep's folder, or of an analysis."""
     width = WIDTHS[args.size]
-    with _open(Path(args.file)) as ds, translation.reading(args.file, "what can be drawn"):
-        paths = plots.save_figures(ds, args.out, Path(args.file).stem, args.kind, width)
+    with ExitStack() as stack:
+        ds = stack.enter_context(_open(Path(args.file)))
+        baseline = None
+        if args.baseline:
+            if not path_schema.is_path(ds):
+                raise InputError("--baseline: only a path has trainings drawn beside it")
+            baseline = stack.enter_context(baselines.open_weight_decay(args.baseline))
+        stack.enter_context(translation.reading(args.file, "what can be drawn"))
+        paths = plots.save_figures(ds, args.out, Path(args.file).stem, args.kind, width, baseline)
     for path in paths:
         say(path)
     return DONE

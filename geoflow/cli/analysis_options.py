@@ -14,11 +14,17 @@ from geoflow.plots.kinds import KINDS
 
 def _plot(p: argparse.ArgumentParser) -> None:
     p.set_defaults(command=analysis_commands.plot)
-    p.add_argument("file", metavar="FILE.nc", help="a walk or an analysis; or a sweep's folder")
+    p.add_argument("file", metavar="FILE.nc", help="a walk, path or analysis; or a sweep's folder")
     p.add_argument(
         "--out", type=folder, metavar="DIR", required=True, help="folder for the figures"
     )
     p.add_argument("--kind", type=names, metavar="A,B,…", help=f"of {', '.join(KINDS)}")
+    p.add_argument(
+        "--baseline",
+        metavar="FILE.nc",
+        nargs="+",
+        help="trainings with weight decay, drawn beside a path",
+    )
     p.add_argument("--size", choices=analysis_commands.WIDTHS, default="slide", help="width")
 
 

@@ -28,11 +28,11 @@ from geoflow.system.messages import note, open_standard_streams
 COMMANDS = {
     "experiments": "Show the experiments of the paper and what each needs.",
     "run": "Train, walk, and archive.",
-    "resume": "Go on with a walk: an interrupted one to its end, a finished one to a further goal.",
+    "resume": "Go on with a walk or path: an interrupted one to its end, a finished one further.",
     "validate": "Check a file's bytes, checksums, schema and values; one line a defect.",
     "diff": "Compare two trajectories, or two paths, variable by variable.",
     "info": "Show provenance, status, first and last values of every scalar.",
-    "plot": "Write the figures of a walk, of a sweep's folder, or of an analysis.",
+    "plot": "Write the figures of a walk, of a path, of a sweep's folder, or of an analysis.",
     "bench": "Count evaluations and wall time to each angle, per method, in one process.",
     "compare": "Compare solvers and tolerances with a tight reference, at equal flow times.",
     "baseline": "Train with weight decay, over the paper's penalties.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -72,6 +73,29 @@ def path(args: argparse.Namespace) -> int:
         show_json(_content(ds))
     else:
         _show(ds)
+    return _exit_status(ds)
+
+
+def resume(args: argparse.Namespace, further: dict[str, Any]) -> int:
+    """Go on with a path: an unfinished one to its end, a finished one to further levels."""
+    refused = sorted(set(further) - {"max_evaluations"})
+    if refused:
+        option = refused[0].replace("_", "-")
+        raise InputError(f"--{option}: {args.file} is a path; give --levels A,B,… to go on with it")
+    ds = gf.resume_path(
+        args.file,
+        args.levels or (),
+        max_evaluations=further.get("max_evaluations"),
+        progress=not args.quiet,
+    )
+    if not args.quiet:
+        note(f"{ds.attrs['status']}: {ds.attrs['status_message']}")
+        note(f"wrote {args.file}")
+    _show(ds)
+    return _exit_status(ds)
+
+
+def _exit_status(ds: xr.Dataset) -> int:
     status = ds.attrs["status"]
     if status == "interrupted":
         return INTERRUPTED

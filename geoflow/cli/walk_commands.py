@@ -15,9 +15,9 @@ from rich.table import Table
 import geoflow as gf
 from geoflow import baselines, experiments
 from geoflow.archive import netcdf, parts, pieces
-from geoflow.archive.path_files import open_walk_or_path
+from geoflow.archive.path_files import is_path, open_walk_or_path
 from geoflow.archive.saved import Saved, check_target, saved
-from geoflow.cli import processes
+from geoflow.cli import path_commands, processes
 from geoflow.cli.own_problem import check_own, named_experiment
 from geoflow.cli.terminal import (
     BAD_INPUT,
@@ -124,7 +124,11 @@ def _settings(args: argparse.Namespace) -> Run:
 
 
 def resume(args: argparse.Namespace) -> int:
-    """Go on with a walk: an interrupted one to its end, a finished one to a further goal."""
+    """Go on with a walk or path: an interrupted one to its end, a finished one further."""
+    if is_path(args.file):
+        return path_commands.resume(args, _given(args, *(n for n in OPTIONS if hasattr(args, n))))
+    if args.levels:
+        raise InputError("--levels: the file is a walk's, not a path's; give --t-end, for example")
     device = _checked(args).attributes["device"]
     with processes.joined(args, device) as own:
         return _resume(own)

@@ -41,6 +41,7 @@ def _resume(p: argparse.ArgumentParser) -> None:
     p.add_argument("file", metavar="FILE.nc", help="as it was given to run, there or not yet")
     add_problem(p)
     _add_settings(p, "t_end", "stop", "max_evaluations")
+    p.add_argument("--levels", type=floats, metavar="A,B,…", help="further ones, of a path")
     p.add_argument("--quiet", action="store_true", help="no progress and no summary")
 
 

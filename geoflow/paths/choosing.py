@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from geoflow.errors import InputError
-from geoflow.trajectories import path_schema
+from geoflow.trajectories import path_dataset, path_schema
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def best_on_path(
         if not error >= 0:
             raise InputError(f"standard_error={standard_error!r} is {error}; use zero or more")
     allowed = worse[point] + (error if error == error else 0.0)
-    # Along the level, whatever the order in which the points were reached.
-    order = np.argsort(ds["level"].values, kind="stable")
+    # Along the path, whatever the order in which the points were reached.
+    order = path_dataset.order_along(ds)
     place = int(np.flatnonzero(order == point)[0])
     good = worse[order] <= allowed
     first = last = place
@@ -99,7 +99,7 @@ def best_on_path(
         penalty=float(penalty[point]),
         value=float(values[point]),
         standard_error=error,
-        levels=(float(level[order[first]]), float(level[order[last]])),
+        levels=(float(level[inside].min()), float(level[inside].max())),
         simplest=int(inside[np.argmax(penalty[inside])]),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -19,7 +20,9 @@ from geoflow.errors import (
 )
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.manifold.level_set import LevelSet
-from geoflow.paths.corrector import Corrected, Learned, away, correct, is_kkt
+from geoflow.paths.arclength import FIRST, Arc, OnArc
+from geoflow.paths.corrector import Corrected, away, correct, is_kkt
+from geoflow.paths.learned import Bearing, Learned
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system.translation import numerics
 from geoflow.walking.loop import walk
@@ -38,6 +41,9 @@ FLOW_DEGREES = 175.0
 # the way along the normals.
 FAR, FAR_FOR_LEVEL, FAR_ALONG_NORMAL = 0.5, 1.0, 2.0
 
+# Evaluations after which no fold is looked for any longer; and after one, the next point.
+ARC_PATIENCE, ARC_PATIENCE_ROUND = 500, 2000
+
 FAILURES = (ConvergenceError, CriticalPointError, NumericalError)
 
 
@@ -52,7 +58,7 @@ class Reached:
     flow : RegularizingFlow
         On its level.
     method : str
-        ``corrector``, or ``walk`` where the flow was needed for it.
+        ``corrector``, or ``walk`` where the flow was needed for it, or ``arclength``.
     n_between : int
         Levels gone through on the way.
     n_corrections : int
@@ -107,11 +113,14 @@ class Continuation:
         What the levels so far have taught.
     left : int
         Evaluations that may still be made.
+    short_of : Reached, optional
+        The point nearest to the level that :meth:`to` did not reach.
     """
 
     def __init__(self, flow: RegularizingFlow, limit: float, degrees: float) -> None:
         self.flow, self.limit, self.degrees = flow, limit, degrees
         self.memory = Learned.unknown(flow.problem.n_parameters)
+        self.short_of: Reached | None = None
         self._end = 0
 
     @property
@@ -145,7 +154,9 @@ class Continuation:
         """
         goal, at, between, corrections, method = level, before, 0, 0, "corrector"
         halvings = 0
+        self.memory.bearing = None
         while at.c != level:
+            self.short_of = at
             try:
                 found = self._step(goal, at)
                 if halvings < MAX_HALVINGS:
@@ -165,6 +176,65 @@ class Continuation:
                 between += 1
                 goal, halvings = level, max(halvings - 1, 0)
         return replace(at, method=method, n_between=between, n_corrections=corrections)
+
+    def round(self, at: Reached, goal: float, stops: Sequence[float]) -> Reached:
+        """From a point along the arc of the branch to the next that is worth a record.
+
+        That is a fold, or after a fold a level of ``stops``, or ``goal``.
+
+        Parameters
+        ----------
+        at : Reached
+            Where :meth:`to` was left, or where this method came to last.
+        goal : float
+            The level that was not reached.
+        stops : sequence of float
+            Levels at which the branch is recorded again.
+
+        Raises
+        ------
+        ConvergenceError, CriticalPointError, NumericalError
+            The branch is lost, or does not fold nearby.
+        BranchError
+            It has come back to beyond all levels.
+        """
+        arc, bearing = Arc(at_level(self.flow, at.c), self.memory, self.limit), self.memory.bearing
+        before = self.flow.problem.evaluations
+        with self.budget(), numerics():
+            if bearing is None:
+                patience, wanted = ARC_PATIENCE, [goal]
+                rising = math.copysign(1.0, goal - at.c)
+                point = arc.start(at.state, rising)
+                length = FIRST * float(torch.linalg.vector_norm(at.state.theta))
+                bearing = Bearing(point.direction, length, rising)
+            else:
+                patience, wanted = ARC_PATIENCE_ROUND, [goal, *stops]
+                point = OnArc(at.state, bearing.direction)
+            while self.flow.problem.evaluations - before < patience:
+                after, ahead = arc.stride(point, bearing)
+                found, rising = after, bearing.rising
+                if after.slope * rising < 0:
+                    found, rising = arc.fold(point, after), -rising
+                level = _passed(point.state.loss, found.state.loss, wanted, at.c)
+                if level is not None:
+                    found, rising = arc.onto(level, found), bearing.rising
+                if level is not None or rising != bearing.rising:
+                    self.memory.bearing = Bearing(found.direction, ahead.stride, rising)
+                    there = at_level(self.flow, found.state.loss if level is None else level)
+                    return Reached(found.state, there, "arclength", 0, arc.count)
+                beyond = [(after.state.loss - level) * rising > 0 for level in wanted]
+                if len(wanted) > 1 and all(beyond):
+                    raise BranchError(
+                        f"it leads back beyond all levels, to L = {after.state.loss:.6g}",
+                        status="fold",
+                    )
+                point, bearing = after, ahead
+        raise ConvergenceError(
+            f"within {patience} evaluations it comes to L = {point.state.loss:.6g} and no further",
+            iterations=arc.count,
+            residual=point.state.loss - goal,
+            reason="kkt",
+        )
 
     def _step(self, level: float, before: Reached) -> Reached:
         flow = at_level(self.flow, level)
@@ -249,6 +319,16 @@ def _check_no_fold(before: Reached, after: Reached) -> None:
             "flow leads to another branch",
             status="fold",
         ) from None
+
+
+def _passed(before: float, after: float, levels: Sequence[float], here: float) -> float | None:
+    """The level that is passed first from one loss to another, but the one that is started on."""
+    between = [
+        level
+        for level in levels
+        if (level - before) * (level - after) < 0 and not math.isclose(level, here, rel_tol=1e-5)
+    ]
+    return min(between, key=lambda level: abs(level - before), default=None)
 
 
 def halfway(a: float, b: float) -> float:

@@ -15,34 +15,28 @@ SIAM J. Numer. Anal. 35, 1998).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from geoflow.errors import ArchiveError, ConvergenceError
+from geoflow.errors import ConvergenceError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.manifold.linearization import TangentHessian
+from geoflow.paths.learned import FIRST_REACH, FIRST_TIME, Learned
 from geoflow.paths.tangent_solver import (
-    PAIRS,
     LossCurvature,
     Solved,
     bulk_of,
     oblique_normal,
     solve,
 )
-from geoflow.solvers.base import Carry
 from geoflow.solvers.multistep.corrector import evaluate
-from geoflow.solvers.multistep.secant import SecantPairs
 
 # Farther from its level than this, in log L, a point is moved there, not relaxed there.
 NEAR = 0.1
-# Change of log L that a move makes, the first and the most; its growth from one to the next.
-FIRST_REACH, FURTHEST, FARTHER = math.log(2.0), math.log(4.0), 1.2
+# The most that a move changes log L; how its reach grows from one to the next.
+FURTHEST, FARTHER = math.log(4.0), 1.2
 # ‖Π∇R‖/‖∇R‖ that the linear model of a move may foretell; and that after it is good, or too much.
 FORETOLD, GOOD, TOO_MUCH = 0.3, 0.36, 0.6
 # Flow time over which a move keeps to the KKT points.
@@ -50,70 +44,25 @@ MOVE_TIME = 0.05
 # A relaxation is solved to this part of Π∇R, or until it promises this part of what is wanted: it
 # is made where Π∇R is above that.
 FORCING, AIM = 0.5, 0.9
-# Flow time of the first relaxation. It grows where the linear model was right, and shrinks where
-# it was wrong; one that is more than so far wrong is made again, shorter.
-FIRST_TIME, GROW, SHRINK = 0.05, 2.0, 0.3
+# Flow time grows where the linear model was right, and shrinks where it was wrong; a relaxation
+# that is more than so far wrong is made again, shorter.
+GROW, SHRINK = 2.0, 0.3
 RIGHT, USABLE = 0.3, 0.8
 # Longer than this a step is all but Newton's: where the model is ten times better, grow faster.
 NEWTON, GROW_FAST = 1.0, 10.0
 # By how much the loss may change in a relaxation, in log L.
 DRIFT = 0.3
+# Where R + λL falls by what is foretold of it, up to this part, a relaxation is made that raises
+# ‖Π∇R‖/‖∇R‖ to no more than this: the stiff directions, which make it up, are soon done with.
+ALIKE, RAISED = 0.1, 0.25
+# R + λL is known to so many units of rounding.
+NOISE = 1e4
 # Beyond this ‖Π∇R‖/‖∇R‖, λ says nothing.
 LOST = 0.9
+# A step that was wrong is made shorter so often in the space of its solution.
+TRIES = 3
 # Shorter than this no step is worth an evaluation.
 SHORTEST = 1e-6
-
-
-@dataclass
-class Learned:
-    """What one level has taught for the next.
-
-    Attributes
-    ----------
-    curvature : LossCurvature
-        Of ∇²L.
-    time : float
-        τ, flow time of the next relaxation.
-    reach : float
-        Change of log L that one move may make.
-    """
-
-    curvature: LossCurvature
-    time: float = FIRST_TIME
-    reach: float = FIRST_REACH
-
-    @classmethod
-    def unknown(cls, n_parameters: int) -> Learned:
-        """Nothing is known yet."""
-        return cls(LossCurvature.unknown(n_parameters))
-
-    def pack(self) -> dict[str, NDArray[Any]]:
-        """As arrays, from which :meth:`unpack` makes it again."""
-        carry = self.curvature.pairs.pack()
-        arrays = {name: torch.as_tensor(value).cpu().numpy() for name, value in carry.items()}
-        return {**arrays, "time": np.array(self.time), "reach": np.array(self.reach)}
-
-    @classmethod
-    def unpack(cls, arrays: Mapping[str, NDArray[Any]], like: Tensor) -> Learned:
-        """Make it again, on the device of ``like``.
-
-        Raises
-        ------
-        ArchiveError
-            The arrays are not those of a path of as many parameters.
-        """
-        try:
-            carry: Carry = {
-                name: torch.from_numpy(array.copy()).to(like.device)
-                for name, array in arrays.items()
-                if name not in ("time", "reach")
-            }
-            pairs = SecantPairs.unpack(carry, min(PAIRS, like.numel()))
-            if any(block.shape[1:] != like.shape for block in pairs.blocks):
-                raise ValueError("vectors of another length")
-            return cls(LossCurvature(pairs), float(arrays["time"]), float(arrays["reach"]))
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ArchiveError(f"what a path goes on with cannot be used ({error!r})") from None
 
 
 @dataclass(frozen=True)
@@ -259,43 +208,84 @@ class _Correction:
 
     def _relax(self, *, onto_level: bool) -> None:
         """Towards the KKT point, and onto the level: some products and one evaluation."""
-        flow, state, memory = self.flow, self.state, self.memory
-        operator = TangentHessian(flow, state)
-        time, residual = self._time(operator), residual_of(state)
-        along = left = torch.zeros_like(state.theta)
-        relaxed = residual > AIM * self.limit
-        if relaxed:
-            solved = self._solved(operator, time)
+        state, memory = self.state, self.memory
+        operator = TangentHessian(self.flow, state)
+        time = self._time(operator)
+        if residual_of(state) <= AIM * self.limit:
+            self._return(operator, time)
+            return
+        solved = self._solved(operator, time)
+        for _ in range(TRIES):
             if solved.indefinite and not bool(solved.solution.any()):
                 memory.time = SHRINK * time
                 return
-            along, left = solved.solution, solved.residual
-        step = along
-        if onto_level:
-            normal = oblique_normal(operator, memory.curvature, 1 / time)
-            step = torch.sub(along, normal, alpha=flow.level_set.residual(state.loss))
-        reached = _tried(flow, state.theta + step)
+            normal = None
+            if onto_level:
+                normal = oblique_normal(operator, memory.curvature, 1 / time)
+            if self._comes(solved, time, normal):
+                return
+            # The products hold for any τ: a shorter step costs its evaluation alone.
+            time = SHRINK * time
+            solved = solved.space.solve(1 / time)
+
+    def _return(self, operator: TangentHessian, time: float) -> None:
+        """Onto the level, where Π∇R is small enough already."""
+        state, memory = self.state, self.memory
+        normal = oblique_normal(operator, memory.curvature, 1 / time)
+        excess = self.flow.level_set.residual(state.loss)
+        reached = _tried(self.flow, torch.sub(state.theta, normal, alpha=excess))
         if reached is None or abs(away(reached.loss, state.loss)) > DRIFT:
             memory.time = SHRINK * time
             return
         _learn(memory.curvature, state, reached)
-        if not relaxed:
-            self._come_to(reached)
-            return
+        self._come_to(reached)
+
+    def _comes(self, solved: Solved, time: float, normal: Tensor | None) -> bool:
+        """Make a relaxation of flow time τ, along a normal too, and say whether it is any good."""
+        state, memory = self.state, self.memory
+        along, left = solved.solution, solved.residual
+        step = along
+        if normal is not None:
+            # What the tangent step will add to the loss, by its second order, is taken off too.
+            excess = self.flow.level_set.residual(state.loss) + solved.bend / 2
+            step = torch.sub(along, normal, alpha=excess)
+        reached = _tried(self.flow, state.theta + step)
+        if reached is None or abs(away(reached.loss, state.loss)) > DRIFT:
+            memory.time = SHRINK * time
+            return False
+        _learn(memory.curvature, state, reached)
         # What the linear model has foretold is x/τ less the residual, and −velocity is Π∇R.
         wrong = reached.velocity - along / time - left
         error = float(torch.linalg.vector_norm(wrong)) / state.tangent_norm
-        after = residual_of(reached)
-        lost = after > max(LOST, residual)
-        if lost or not (error <= USABLE or after < AIM * residual):
+        before, after = residual_of(state), residual_of(reached)
+        foretold = error <= USABLE or after < AIM * before
+        if not foretold and after < RAISED:
+            foretold = self._lowered(reached, along, left, time)
+        if after > max(LOST, before) or not foretold:
             memory.time = SHRINK * time
-            return
+            return False
         if error < RIGHT:
             fast = error < RIGHT / 10 and time > NEWTON
             memory.time = max(memory.time, time * (GROW_FAST if fast else GROW))
-        elif error > 1:
+        elif error > 1 and after >= RAISED:
             memory.time = SHRINK * time
         self._come_to(reached)
+        return True
+
+    def _lowered(self, reached: FlowState, along: Tensor, left: Tensor, time: float) -> bool:
+        """Whether R + λL fell by what its quadratic model has foretold.
+
+        Its gradient is Π∇R: what that has of the stiff directions is much of a residual, next to
+        nothing of R, and gone within a product or two.
+        """
+        state = self.state
+        ahead = state.velocity - left - along / time
+        foretold = float(torch.dot(along, state.velocity)) - float(torch.dot(along, ahead)) / 2
+        lam = state.multiplier
+        fell = state.regularizer - reached.regularizer + lam * (state.loss - reached.loss)
+        eps = torch.finfo(along.dtype).eps
+        noise = NOISE * eps * (abs(state.regularizer) + abs(lam * state.loss))
+        return foretold > noise and abs(fell / foretold - 1) < ALIKE
 
     def _time(self, operator: TangentHessian) -> float:
         """τ: no longer than it takes where A is as R alone is, which takes the longest."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from geoflow.archive import path_files
 from geoflow.archive.pieces import Pieces
 from geoflow.errors import ArchiveError, BranchError, ConvergenceError, InputError, StorageError
 from geoflow.manifold.flows import RegularizingFlow
-from geoflow.paths.continuation import Continuation
+from geoflow.paths.continuation import FAILURES, Continuation
 from geoflow.paths.recording import Recording
 from geoflow.system.progress import Progress
 from geoflow.trajectories import path_dataset, path_schema, records
@@ -94,37 +95,97 @@ def regularization_path(
         The disk does not take a point, what was kept is damaged, or another process is at it.
     """
     observables = dict(observables or {})
-    levels = _checked_levels(levels)
+    levels = checked_levels(levels)
     limit = path_schema.kkt_limit(Stationary(degrees).degrees)
     check_fit(flow, DEFAULTS.make_solver(), DEFAULTS.goals(), observables)
     _check_resolved(degrees, limit, flow.problem.dtype)
     _check_names(observables, flow)
-    budget = _checked_budget(max_evaluations)
+    settings = Settings(
+        levels, degrees, _checked_budget(max_evaluations), smallest_eigenvalue, provenance or {}
+    )
+    return follow(flow, settings, levels, observables, archive, overwrite=overwrite, shown=progress)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a path's file keeps of the arguments of :func:`regularization_path`, which see."""
+
+    levels: Sequence[float]
+    degrees: float
+    max_evaluations: int
+    smallest_eigenvalue: bool
+    provenance: Mapping[str, Any]
+
+
+def follow(
+    flow: RegularizingFlow,
+    settings: Settings,
+    levels: Sequence[float],
+    observables: Mapping[str, Observable],
+    archive: str | Path | None,
+    *,
+    overwrite: bool = False,
+    shown: bool = False,
+    taken: Sequence[PathPoint] = (),
+) -> xr.Dataset:
+    """Follow a path, from its start or from points that there are.
+
+    Parameters
+    ----------
+    flow, observables, archive, overwrite
+        As for :func:`regularization_path`.
+    settings : Settings
+        Of the whole path.
+    levels : sequence of float
+        That are still to be reached.
+    shown : bool
+        Show the path on standard error.
+    taken : sequence of PathPoint
+        From which it goes on.
+
+    Raises
+    ------
+    InputError, ConvergenceError, CriticalPointError, ArchiveError
+        As :func:`regularization_path` does.
+    """
+    degrees, limit = settings.degrees, path_schema.kkt_limit(settings.degrees)
     config = {
-        "levels": levels,
+        "levels": list(settings.levels),
         "degrees": degrees,
-        "max_evaluations": budget,
-        "smallest_eigenvalue": smallest_eigenvalue,
+        "max_evaluations": settings.max_evaluations,
+        "smallest_eigenvalue": settings.smallest_eigenvalue,
         "observables": sorted(observables),
         "threads": torch.get_num_threads(),
-        "provenance": dict(provenance or {}),
+        "provenance": dict(settings.provenance),
     }
     header = path_dataset.attributes(flow, degrees=degrees, config=config)
     tensors = [[t.name, list(t.shape)] for t in flow.problem.tensors]
-    settings = {n: v for n, v in header.items() if n not in CLOCKS} | {"tensors": tensors}
+    kept = {n: v for n, v in header.items() if n not in CLOCKS} | {"tensors": tensors}
     continuation = Continuation(flow, limit, degrees)
-    with Pieces(archive, settings, overwrite=overwrite) as pieces:
+    with Pieces(archive, kept, overwrite=overwrite) as pieces:
         recording = Recording(
-            continuation, observables, smallest_eigenvalue, header, budget, pieces
+            continuation,
+            observables,
+            settings.smallest_eigenvalue,
+            header,
+            settings.max_evaluations,
+            pieces,
         )
-        end = _follow(recording, levels, Progress(progress), may_stop=archive is None)
+        recording.take(taken)
+        all_levels = [flow.level_set.level, *settings.levels]
+        end = _follow(recording, levels, all_levels, Progress(shown), may_stop=archive is None)
         ds = recording.dataset(recording.points, end[0], storable(end[1]))
         pieces.finish(ds, path_files.save_path)
     return ds if archive is None else path_files.open_path(archive)
 
 
 def _follow(
-    recording: Recording, levels: Sequence[float], shown: Progress, *, may_stop: bool
+    recording: Recording,
+    levels: Sequence[float],
+    all_levels: Sequence[float],
+    shown: Progress,
+    *,
+    may_stop: bool,
 ) -> ending.End:
     """Go from level to level, and say how that ends.
 
@@ -133,10 +194,11 @@ def _follow(
     own = recording.flow.level_set.level
     with shown:
         try:
-            recording.next(None, 0)
+            if not recording.points:
+                recording.next(None, 0)
             for level in levels:
                 if level != own:
-                    recording.next(level, _nearest(level, recording.points))
+                    _reach(recording, level, all_levels)
                 shown.show(recording.points[-1].values)
         except KeyboardInterrupt:
             if not (recording.points and may_stop):
@@ -149,7 +211,41 @@ def _follow(
                 where = "the first point is reached"
                 raise ending.before_the_start(error, recording.budget, where) from error
             return _end_of(error, recording.budget)
-    return "complete", f"all {len(levels)} levels were reached"
+    return "complete", f"all {len(all_levels) - 1} levels were reached"
+
+
+def _reach(recording: Recording, level: float, levels: Sequence[float]) -> None:
+    """Add the point on a level, and where the branch folds before it, those round the fold."""
+    failed: Exception | None = None
+    if not recording.goes_round:
+        try:
+            recording.next(level, _nearest(level, recording.points))
+            return
+        except (BranchError, *FAILURES) as error:
+            at = recording.continuation.short_of
+            if at is None or (isinstance(error, BranchError) and error.status != "fold"):
+                raise
+            failed = error
+    else:
+        at = recording.reached[-1]
+    first = len(recording.points)
+    while True:
+        before = recording.points[-1]
+        passed = [other for other in levels if other in _levels_of(recording.points)]
+        try:
+            recording.round(at, level, passed)
+        except (BranchError, *FAILURES) as error:
+            if failed and len(recording.points) == first:
+                raise failed from None
+            where = f"round a fold, last to L = {before.values['level']:.6g}"
+            raise BranchError(f"the path was followed {where}: {error}", status="fold") from None
+        at = recording.reached[-1]
+        if recording.points[-1].values["level"] == level:
+            return
+
+
+def _levels_of(points: Sequence[PathPoint]) -> set[float]:
+    return {float(point.values["level"]) for point in points}
 
 
 def _nearest(level: float, points: Sequence[PathPoint]) -> int:
@@ -162,7 +258,14 @@ def _nearest(level: float, points: Sequence[PathPoint]) -> int:
     return min(reversed(range(len(points))), key=away)
 
 
-def _checked_levels(levels: Sequence[float]) -> list[float]:
+def checked_levels(levels: Sequence[float]) -> list[float]:
+    """Levels as numbers.
+
+    Raises
+    ------
+    InputError
+        They are no different finite numbers, or there is none.
+    """
     try:
         found = [float(level) for level in levels]
     except (TypeError, ValueError):

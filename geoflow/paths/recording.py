@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time as clock
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from geoflow.archive.pieces import Pieces
 from geoflow.errors import ArchiveError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.paths.continuation import Continuation, Reached, at_level
-from geoflow.paths.corrector import Learned, residual_of
+from geoflow.paths.corrector import residual_of
+from geoflow.paths.learned import Learned
 from geoflow.trajectories import path_dataset, path_schema
 from geoflow.trajectories.path_dataset import PathPoint
 from geoflow.trajectories.records import Observable, Snapshot
@@ -68,6 +69,12 @@ class Recording:
         self.reached: list[Reached] = []
         self._go_on_from(dict.fromkeys(COUNTS, 0), 0.0)
 
+    def take(self, points: Sequence[PathPoint]) -> None:
+        """Take up the points of a path that has ended: it goes on from them."""
+        for point in points:
+            self.reached.append(self._taken_up(point, None, len(self.points)))
+            self.points.append(point)
+
     def next(self, level: float | None, nearest: int) -> None:
         """Add the point on a level, the one that is kept or a new one.
 
@@ -78,16 +85,45 @@ class Recording:
         nearest : int
             The point from which it is reached.
         """
+
+        def make() -> Reached:
+            if level is None:
+                return self.continuation.start()
+            return self.continuation.to(level, self.reached[nearest])
+
+        self._add(make, self.flow.level_set.level if level is None else level)
+
+    def round(self, at: Reached, goal: float, stops: Sequence[float]) -> None:
+        """Add the next point along the arc of the branch, the one that is kept or a new one.
+
+        See :meth:`geoflow.paths.continuation.Continuation.round`.
+        """
+        self._add(lambda: self.continuation.round(at, goal, stops), None)
+
+    @property
+    def goes_round(self) -> bool:
+        """Whether the next point is kept, and was reached along the arc of the branch."""
+        name = f"point-{len(self.points):06d}"
+
+        def damaged() -> xr.Dataset:
+            raise ArchiveError(f"{name} of what is kept is damaged; start over with overwrite=True")
+
+        there = not self.pieces.missing([name]) and self.pieces.target is not None
+        return there and self.pieces.compute(name, damaged)["method"].values[0] == "arclength"
+
+    def _add(self, make: Callable[[], Reached], level: float | None) -> None:
+        """Add a point; a level of None is whatever it comes to."""
         number = len(self.points)
         made = []
 
-        def make() -> xr.Dataset:
-            made.append(self._make(level, nearest))
+        def record() -> xr.Dataset:
+            made.append(make())
+            self.pieces.keep(f"memory-{number:06d}", self.continuation.memory.pack())
             return self.dataset([self._record(made[0])], path_schema.STATUSES[0], "")
 
-        ds = self.pieces.compute(f"point-{number:06d}", make)
+        ds = self.pieces.compute(f"point-{number:06d}", record)
         self.pieces.drop(f"memory-{number - 1:06d}")
-        point = _point_of(ds)
+        point = points_of(ds)[0]
         if not made:
             made.append(self._taken_up(point, level, number))
         self.points.append(point)
@@ -99,14 +135,6 @@ class Recording:
         return path_dataset.to_dataset(
             self.flow.problem, points, sorted(self.observables), attributes
         )
-
-    def _make(self, level: float | None, nearest: int) -> Reached:
-        if level is None:
-            reached = self.continuation.start()
-        else:
-            reached = self.continuation.to(level, self.reached[nearest])
-        self.pieces.keep(f"memory-{len(self.points):06d}", self.continuation.memory.pack())
-        return reached
 
     def _record(self, reached: Reached) -> PathPoint:
         state, flow, problem = reached.state, reached.flow, self.flow.problem
@@ -133,7 +161,7 @@ class Recording:
     def _taken_up(self, point: PathPoint, level: float | None, number: int) -> Reached:
         """A point that is kept, as it can be gone on from."""
         values, like = point.values, self.flow.problem.theta0
-        own = self.flow.level_set.level if level is None else level
+        own = values["level"] if level is None else level
         if values["level"] != own or point.theta.shape != tuple(like.shape):
             raise ArchiveError(
                 f"point {number} of what is kept is not that of this path; start over with "
@@ -161,13 +189,24 @@ class Recording:
         self.continuation.left = self.budget - counts["gradient"] - 2 * counts["hvp"]
 
 
-def _point_of(ds: xr.Dataset) -> PathPoint:
-    values = {
-        str(name): variable.values[0].item() if variable.dtype.kind in "fi" else variable.values[0]
+def points_of(ds: xr.Dataset) -> list[PathPoint]:
+    """The points of a path's dataset."""
+    columns = {
+        str(name): variable.values
         for name, variable in ds.variables.items()
         if variable.dims == ("level",)
     }
-    return PathPoint(values, ds["theta"].values[0])
+    theta = ds["theta"].values
+    return [
+        PathPoint(
+            {
+                name: column[i].item() if column.dtype.kind in "fi" else column[i]
+                for name, column in columns.items()
+            },
+            theta[i],
+        )
+        for i in range(len(theta))
+    ]
 
 
 def _smallest_eigenvalue(flow: RegularizingFlow, state: FlowState) -> float:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geoflow.manifold.flows import FlowState
 from geoflow.manifold.linearization import TangentHessian
 from geoflow.solvers.multistep.secant import SecantPairs
 
@@ -57,16 +56,66 @@ class Solved:
     ----------
     solution, residual : Tensor, shape (P,)
         x and b − (A + σ)x, both tangent.
+    bend : float
+        xᵀ∇²L x.
     n_products : int
         Products with A: a gradient each.
     indefinite : bool
         A direction of no positive curvature ended the iteration.
+    space : Space
+        What it was made of.
     """
 
     solution: Tensor
     residual: Tensor
+    bend: float
     n_products: int
     indefinite: bool
+    space: Space
+
+
+class Space:
+    """The vectors and images that a solution was made of: with another σ it is made of them again.
+
+    Parameters
+    ----------
+    operator : TangentHessian
+        A.
+    right : Tensor, shape (P,)
+        b.
+    learned : list of (Tensor, Tensor)
+        Unit tangent vectors and their images under ∇²L.
+    """
+
+    def __init__(
+        self, operator: TangentHessian, right: Tensor, learned: list[tuple[Tensor, Tensor]]
+    ) -> None:
+        self.operator, self.right, self.learned = operator, right, learned
+
+    def solve(self, shift: float) -> Solved:
+        """Solve (A + σ)x = b as well as the space does (Galerkin): no product with ∇²L is made."""
+        if not self.learned:
+            return Solved(torch.zeros_like(self.right), self.right, 0.0, 0, False, self)
+        operator, of_regularizer = self.operator, self.operator.regularizer_hessian
+        multiplier = operator.state.multiplier
+        units = torch.stack([unit for unit, _ in self.learned])
+        # One image at a time: there may be no room for all.
+        images = [
+            units @ torch.add(of_regularizer(unit), of_loss, alpha=multiplier)
+            for unit, of_loss in self.learned
+        ]
+        columns = torch.stack([*images, units @ self.right], 1)
+        products = torch.cat([columns, units @ units.T], 1).to("cpu", torch.float64).numpy()
+        n = len(units)
+        system = (products[:, :n] + products[:, :n].T) / 2 + shift * products[:, n + 1 :]
+        found = np.linalg.lstsq(system, products[:, n], rcond=1e-10)[0]
+        x = torch.from_numpy(found).to(self.right) @ units
+        of_x = torch.zeros_like(x)
+        for weight, (_, of_loss) in zip(found, self.learned, strict=True):
+            of_x.add_(of_loss, alpha=float(weight))
+        image = operator.tangent(torch.add(of_regularizer(x), of_x, alpha=multiplier))
+        residual = self.right - image - shift * x
+        return Solved(x, residual, float(torch.dot(x, of_x)), 0, False, self)
 
 
 def solve(
@@ -82,7 +131,7 @@ def solve(
     Parameters
     ----------
     operator : TangentHessian
-        A.
+        A, on the space orthogonal to its ``normal``, or to the rows of that.
     curvature : LossCurvature
         Preconditions; takes in the products at the end, since it must not change in between.
     right : Tensor, shape (P,)
@@ -92,11 +141,17 @@ def solve(
     enough : callable
         Told x and the residual, whether that is close enough.
     """
-    state = operator.state
+    multiplier = operator.state.multiplier
     base = bulk_of(operator, right) + shift
-    normal = _oblique(state, curvature, base)
-    x, residual = torch.zeros_like(right), right
-    z = _precondition(residual, state, curvature, base, normal)
+    normals = torch.atleast_2d(operator.normal)
+    oblique = _oblique(normals, curvature, multiplier, base)
+    x, residual, of_x = torch.zeros_like(right), right, torch.zeros_like(right)
+
+    def precondition(v: Tensor) -> Tensor:
+        image = curvature.inverse(v[None], multiplier, base)[0]
+        return image - (normals @ image) @ oblique
+
+    z = precondition(residual)
     direction, size = z, float(torch.dot(residual, z))
     learned: list[tuple[Tensor, Tensor]] = []
     indefinite = False
@@ -111,16 +166,19 @@ def solve(
             indefinite = True
             break
         x = torch.add(x, direction, alpha=size / bend)
+        of_x.add_(of_loss, alpha=size / bend * length)
         residual = torch.sub(residual, image, alpha=size / bend)
         if enough(x, residual):
             break
-        z = _precondition(residual, state, curvature, base, normal)
+        z = precondition(residual)
         following = float(torch.dot(residual, z))
         direction, size = torch.add(z, direction, alpha=following / size), following
+    learned = [pair for pair in learned if bool(torch.isfinite(pair[1]).all())]
     for unit, of_loss in learned:
-        if bool(torch.isfinite(of_loss).all()):
-            curvature.add(unit, of_loss)
-    return Solved(x, residual, len(learned), indefinite)
+        curvature.add(unit, of_loss)
+    bend_of_loss = float(torch.dot(x, of_x))
+    space = Space(operator, right, learned)
+    return Solved(x, residual, bend_of_loss, len(learned), indefinite, space)
 
 
 def bulk_of(operator: TangentHessian, along: Tensor) -> float:
@@ -132,16 +190,11 @@ def bulk_of(operator: TangentHessian, along: Tensor) -> float:
 def oblique_normal(operator: TangentHessian, curvature: LossCurvature, shift: float) -> Tensor:
     """B⁻¹g/(g·B⁻¹g) with B about ∇²R + λ∇²L + σ, shape (P,): about dθ/dL along the path."""
     base = bulk_of(operator, operator.normal) + shift
-    return _oblique(operator.state, curvature, base)
+    gradient = operator.state.gradient[None]
+    return _oblique(gradient, curvature, operator.state.multiplier, base)[0]
 
 
-def _oblique(state: FlowState, curvature: LossCurvature, base: float) -> Tensor:
-    image = curvature.inverse(state.gradient[None], state.multiplier, base)[0]
-    return image / float(torch.dot(state.gradient, image))
-
-
-def _precondition(
-    v: Tensor, state: FlowState, curvature: LossCurvature, base: float, normal: Tensor
-) -> Tensor:
-    image = curvature.inverse(v[None], state.multiplier, base)[0]
-    return torch.sub(image, normal, alpha=float(torch.dot(state.gradient, image)))
+def _oblique(normals: Tensor, curvature: LossCurvature, multiplier: float, base: float) -> Tensor:
+    """(N B⁻¹Nᵀ)⁻¹ N B⁻¹ with N of rows ``normals``, shape (n, P): N times its transpose is 1."""
+    images = curvature.inverse(normals, multiplier, base)
+    return torch.linalg.solve(normals @ images.T, images)

@@ -91,6 +91,10 @@ def names(ds: xr.Dataset) -> list[str]:
     return [name for name, k in KINDS.items() if k.of == kind and k.shows(ds)]
 
 
+# The figure that shows trainings with weight decay, where they are given.
+BESIDE_BASELINE = "regularization-path"
+
+
 def draw(ds: xr.Dataset, name: str, **options: Any) -> Figure:
     """Draw a figure by its name.
 
@@ -123,6 +127,7 @@ def save_figures(
     stem: str,
     figures: Sequence[str] | None = None,
     width: float = SLIDE_INCHES,
+    baseline: xr.Dataset | None = None,
 ) -> list[Path]:
     """Write figures of a dataset as PNG and PDF, and return the files.
 
@@ -138,6 +143,9 @@ def save_figures(
         Which. None: all of :func:`names`.
     width : float
         In inches.
+    baseline : xarray.Dataset, optional
+        Trainings with weight decay, drawn in those figures that have a place for them: that of a
+        regularisation path against penalty.
 
     Raises
     ------
@@ -147,4 +155,10 @@ def save_figures(
     if isinstance(figures, str) or (figures is not None and not figures):
         raise InputError(f"figures={figures!r}; give a list of names, as {names(ds)}")
     chosen = names(ds) if figures is None else figures
-    return save({name: draw(ds, name, width=width) for name in chosen}, folder, stem)
+    beside: dict[str, dict[str, Any]] = {name: {} for name in chosen}
+    if baseline is not None:
+        if BESIDE_BASELINE not in beside:
+            raise InputError(f"baseline: only {BESIDE_BASELINE!r} has a place for it; draw that")
+        beside[BESIDE_BASELINE] = {"baseline": baseline}
+    drawn = {name: draw(ds, name, width=width, **beside[name]) for name in chosen}
+    return save(drawn, folder, stem)

@@ -28,7 +28,7 @@ from geoflow.plots.styles import (
 )
 from geoflow.problems.parts import TensorSpec
 from geoflow.system import translation
-from geoflow.trajectories import path_schema
+from geoflow.trajectories import path_dataset, path_schema
 
 Floats = NDArray[np.float64]
 # Of trainings: penalty, mean, and deviation where there are several at each.
@@ -51,7 +51,7 @@ def regularization_path(
 ) -> Figure:
     """Every observable, R and the training loss, which is the level, against penalty.
 
-    The points are joined in the order of their levels, so that a path that turns is seen to.
+    The points are joined in the order in which the path passes them, so that it is seen to turn.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def regularization_path(
     """
     _check_path(ds)
     names = [*observables(ds), "regularizer", "train_loss"]
-    ordered = ds.sortby("level")
+    ordered = ds.isel(level=path_dataset.order_along(ds))
     beside = {} if baseline is None else _ends(ds, baseline, names)
     with style():
         figure, axes = _panels(len(names), width)
@@ -122,7 +122,7 @@ def singular_values(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
         The dataset is no path, or has no tensor with rows.
     """
     _check_path(ds)
-    ordered = ds.sortby("level")
+    ordered = ds.isel(level=path_dataset.order_along(ds))
     chosen = [t for t in _tensors(ds) if _is_matrix(t)]
     if not chosen:
         raise InputError("ds: none of its tensors has rows, as a layer's weight has")

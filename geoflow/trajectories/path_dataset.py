@@ -73,6 +73,40 @@ def to_dataset(
     return ds.set_coords(["level", *schema.TENSOR_COORDINATES])
 
 
+def order_along(ds: xr.Dataset) -> NDArray[np.intp]:
+    """The points of a path in the order in which its curve passes them.
+
+    That is by level, but where it goes round a fold: from there on, in the order reached.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        A path.
+
+    Returns
+    -------
+    ndarray, shape (level,)
+        Indices along ``level``.
+    """
+    level = ds["level"].values
+    by_level = np.argsort(level, kind="stable")
+    on_arc = np.flatnonzero(ds["method"].values == "arclength") if "method" in ds else by_level[:0]
+    if not len(on_arc):
+        return by_level
+    # What was reached before the first fold lies in order; it folds at one end of that.
+    order = [int(i) for i in by_level if i < on_arc[0]]
+    upward = abs(level[on_arc[0]] - level[order[-1]]) < abs(level[on_arc[0]] - level[order[0]])
+    if not upward:
+        order.reverse()
+    for i in range(on_arc[0], len(level)):
+        away = {j: abs(np.log(level[i] / level[j])) for j in (order[0], order[-1])}
+        if i in on_arc or away[order[-1]] <= away[order[0]]:
+            order.append(i)
+        else:
+            order.insert(0, i)
+    return np.array(order if upward else order[::-1])
+
+
 def attributes(
     flow: RegularizingFlow,
     *,

@@ -1,4 +1,4 @@
-"""Schema 1.0 of a regularisation path: its variables and attributes, and their check.
+"""Schema 1.1 of a regularisation path: its variables and attributes, and their check.
 
 A path is one walk after another, the level set changing in between; its points have the names and
 units that those of a trajectory have, over the dimension ``level``.
@@ -16,7 +16,9 @@ import xarray as xr
 from geoflow.trajectories import schema
 from geoflow.trajectories.schema import VariableSpec
 
-VERSION = "1.0"
+VERSION = "1.1"
+# 1.1 has points past a fold: a level may come again, and their method is "arclength".
+READABLE = ("1.0", VERSION)
 # The dataset's attribute ``kind``.
 KIND = "path"
 # The attribute that has the version.
@@ -43,7 +45,9 @@ LEVEL_VARIABLES = {
         "1",
         "norm of the tangential part of the regularizer's gradient over its norm",
     ),
-    "method": VariableSpec("U", ("level",), "1", "how the point was reached: walk or corrector"),
+    "method": VariableSpec(
+        "U", ("level",), "1", "how the point was reached: walk, corrector or arclength"
+    ),
     "n_between": VariableSpec("i8", ("level",), "1", "levels gone through on the way to this one"),
     "n_correction": VariableSpec("i8", ("level",), "1", "corrections made on the way to this one"),
     **{name: _over_levels(name) for name in (*COUNTS, "wall_time")},
@@ -77,7 +81,7 @@ NEVER_BELOW_ZERO = (
     *("n_between", "n_correction", "n_gradient", "n_hvp"),
 )
 
-METHODS = ("walk", "corrector")
+METHODS = ("walk", "corrector", "arclength")
 
 STATUSES = (
     "complete",
@@ -122,7 +126,7 @@ def defects(ds: xr.Dataset) -> list[str]:
 def attribute_defects(attributes: Mapping[str, Any]) -> list[str]:
     """Say what in the global attributes is not as the schema has it, one line each."""
     found = []
-    if attributes.get(PATH) != VERSION or attributes.get("kind") != KIND:
+    if attributes.get(PATH) not in READABLE or attributes.get("kind") != KIND:
         found.append(f"attribute {PATH} is {attributes.get(PATH)!r}, not {VERSION!r}")
     found += schema.type_defects(attributes, ATTRIBUTES)
     status = attributes.get("status", STATUSES[0])

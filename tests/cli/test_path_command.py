@@ -8,6 +8,7 @@ import pytest
 import geoflow as gf
 from geoflow import cli
 from geoflow.cli.terminal import BAD_INPUT, DIFFERENT, DONE, ENDED_EARLY, INTERRUPTED
+from geoflow.paths.continuation import Continuation
 
 FILE = '''
 import torch
@@ -133,3 +134,67 @@ def test_bad_input_is_one_line_with_status_2(problem, capsys, more, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1 + error.count("warning")
+
+
+def test_a_finished_path_goes_on_to_further_levels(problem, capsys):
+    assert _path(problem, "--levels", "0.6,0.7") == DONE
+    more = ("resume", "path.nc", "--problem", problem)
+    assert cli.main([*more, "--levels", "0.9,0.55", "--quiet"]) == DONE
+    assert "penalty" in capsys.readouterr().out
+    assert _path(problem, "--levels", "0.6,0.7,0.9,0.55", out="whole.nc") == DONE
+    with gf.open_path("path.nc") as ds, gf.open_path("whole.nc") as whole:
+        np.testing.assert_array_equal(ds["level"][1:], [0.6, 0.7, 0.9, 0.55])
+        assert ds.attrs["status_message"] == "all 4 levels were reached"
+        np.testing.assert_array_equal(ds["theta"][:3], whole["theta"][:3])
+        np.testing.assert_array_equal(ds["n_gradient"][:3], whole["n_gradient"][:3])
+        np.testing.assert_allclose(ds["theta"], whole["theta"], rtol=0.1)
+        assert (np.diff(ds["n_gradient"]) > 0).all()
+    assert cli.main(["validate", "path.nc"]) == DONE
+    capsys.readouterr()
+    assert cli.main(more) == BAD_INPUT
+    assert "has ended (complete); name further levels" in capsys.readouterr().err
+    assert cli.main([*more, "--levels", "0.9"]) == BAD_INPUT
+    assert "0.9 was reached" in capsys.readouterr().err
+    assert cli.main([*more, "--levels", "1.0", "--t-end", "1"]) == BAD_INPUT
+    assert "--t-end" in capsys.readouterr().err
+
+
+def test_a_path_out_of_budget_goes_on_with_a_larger_one(problem, capsys):
+    assert _path(problem, "--levels", LEVELS, out="whole.nc") == DONE
+    with gf.open_path("whole.nc") as whole:
+        budget = str(int(whole["n_gradient"][2]))
+    assert _path(problem, "--levels", LEVELS, "--max-evaluations", budget) == ENDED_EARLY
+    more = ("resume", "path.nc", "--problem", problem, "--max-evaluations", "5000")
+    assert cli.main(more) == DONE
+    with gf.open_path("path.nc") as ds:
+        np.testing.assert_allclose(ds["level"][1:], [0.6, 0.7, 0.9])
+        assert json.loads(ds.attrs["config"])["levels"] == [0.6, 0.7, 0.9]
+
+
+def test_resume_goes_on_with_an_interrupted_path(problem, monkeypatch, capsys):
+    assert _path(problem, "--levels", LEVELS, out="whole.nc") == DONE
+    onward, calls = Continuation.to, []
+
+    def interrupted(self, level, before):
+        calls.append(level)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return onward(self, level, before)
+
+    monkeypatch.setattr(Continuation, "to", interrupted)
+    assert _path(problem, "--levels", LEVELS) == INTERRUPTED
+    assert cli.main(["resume", "path.nc", "--problem", problem, "--levels", "1.0"]) == BAD_INPUT
+    assert "an unfinished path" in capsys.readouterr().err
+    assert cli.main(["resume", "path.nc", "--problem", problem]) == DONE
+    with gf.open_path("path.nc") as ds, gf.open_path("whole.nc") as whole:
+        for name in ("level", "theta", "n_gradient", "penalty"):
+            np.testing.assert_array_equal(ds[name], whole[name])
+
+
+def test_plot_draws_a_path_and_refuses_what_is_no_baseline(problem, capsys):
+    assert _path(problem, "--levels", LEVELS, "--regularizer", "squared_norm") == DONE
+    capsys.readouterr()
+    assert cli.main(["plot", "path.nc", "--out", "alone"]) == DONE
+    assert "alone/path-regularization-path.png" in capsys.readouterr().out
+    assert cli.main(["plot", "path.nc", "--out", "f", "--baseline", "path.nc"]) == BAD_INPUT
+    assert "path.nc" in capsys.readouterr().err

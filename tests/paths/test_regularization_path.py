@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import torch
 from scipy.optimize import minimize
 
 import geoflow as gf
+from geoflow.trajectories import path_schema
 
 TIGHT = 179.999999
 
@@ -173,29 +173,86 @@ def _folding(theta):
     return x**4 / 8 + x**3 / 3 - (1.5 - y) * x - 5 * y
 
 
-def _minimum(level):
-    """The greatest root of x³/2 + x² = 1.5 − c."""
-    return max(np.roots([0.5, 1.0, 0.0, level - 1.5]).real)
+def _roots(level):
+    """x of the stationary points on y = c, the greatest first: x³/2 + x² = 1.5 − c."""
+    return sorted((x.real for x in np.roots([0.5, 1.0, 0.0, level - 1.5])), reverse=True)
 
 
 # From far away the other branch is not far for the size of θ.
 @pytest.mark.parametrize("shift", [0.0, 6.0])
-def test_a_fold_ends_the_path_and_the_points_before_it_are_kept(shift):
+def test_a_branch_that_folds_twice_is_followed_round_both_folds(shift):
     origin = torch.tensor([shift, 0.0], dtype=torch.float64)
     flow = _flow(
         lambda theta: theta[1],
         [1.0 + shift, 0.5],
         regularizer=lambda theta: _folding(theta - origin),
     )
-    ds = gf.regularization_path(flow, [0.8, 1.2, 1.45, 1.55, 1.8], degrees=TIGHT)
+    wanted = [0.8, 1.2, 1.45, 1.55, 1.8]
+    ds = gf.regularization_path(flow, wanted, degrees=TIGHT, smallest_eigenvalue=True)
+    assert ds.attrs["status"] == "complete"
+    # The folds are where the derivative of the cubic vanishes: x = 0 and x = −4/3.
+    lower = 1.5 - 0.5 * (-4 / 3) ** 3 - (4 / 3) ** 2
+    first, second, third = [0.5, 0.8, 1.2, 1.45], [1.45, 1.2], [1.2, 1.45, 1.55, 1.8]
+    levels = [*first, 1.5, *second, lower, *third]
+    np.testing.assert_allclose(ds["level"], levels, rtol=1e-6)
+    branch = [0] * 4 + [None] + [1] * 2 + [None] + [2 if c < 1.5 else 0 for c in third]
+    for level, number, theta in zip(levels, branch, ds["theta"].values, strict=True):
+        if number is None:
+            # Near a fold a little of the level is much of x.
+            x, allowed = {1.5: 0.0}.get(level, -4 / 3), 1e-3
+        else:
+            roots = _roots(level)
+            x, allowed = roots[number] if level < 1.5 else min(roots), 1e-6 * (1 + shift)
+        assert theta[0] - shift == pytest.approx(x, abs=allowed)
+    methods = ["walk"] + ["corrector"] * 3 + ["arclength"] * 7 + ["corrector"]
+    np.testing.assert_array_equal(ds["method"], methods)
+    # A minimum of R on its level set, then a saddle, then a minimum again.
+    signs = np.sign(ds["smallest_eigenvalue"].values)
+    np.testing.assert_array_equal(
+        signs[[0, 1, 2, 3, 5, 6, 8, 9, 10, 11]], [1] * 4 + [-1] * 2 + [1] * 4
+    )
+    assert path_schema.inconsistencies(ds) == []
+
+
+def _folding_once(theta):
+    """On y = c a cubic in x: its minimum √(1.5 − c) and its maximum meet at c = 1.5."""
+    x, y = theta
+    return x**3 / 3 - (1.5 - y) * x - 5 * y
+
+
+def test_a_branch_that_folds_once_is_followed_back_and_ends():
+    flow = _flow(lambda theta: theta[1], [1.0, 0.5], regularizer=_folding_once)
+    ds = gf.regularization_path(flow, [0.8, 1.2, 1.45, 1.55], degrees=TIGHT)
     assert ds.attrs["status"] == "fold"
-    np.testing.assert_array_equal(ds["level"], [0.5, 0.8, 1.2, 1.45])
-    for level, theta in zip(ds["level"].values, ds["theta"].values, strict=True):
-        np.testing.assert_allclose(theta, [_minimum(level) + shift, level], rtol=1e-6)
-    between = re.search(r"between L = (\S+) and L = (\S+):", ds.attrs["status_message"])
-    low, high = map(float, between.groups())
-    assert 1.45 <= low <= 1.5 <= high * (1 + 1e-3) < 1.55
-    assert high / low - 1 < 0.01
+    levels = [0.5, 0.8, 1.2, 1.45, 1.5, 1.45, 1.2, 0.8, 0.5]
+    np.testing.assert_allclose(ds["level"], levels, rtol=1e-6)
+    x = np.sqrt(1.5 - np.array(levels)) * np.array([1] * 4 + [0] + [-1] * 4)
+    np.testing.assert_allclose(ds["theta"].values[:, 0], x, atol=1e-3)
+    np.testing.assert_allclose(np.delete(ds["theta"].values[:, 0], 4), np.delete(x, 4), rtol=1e-5)
+    assert "round a fold" in ds.attrs["status_message"]
+
+
+def test_a_path_killed_past_a_fold_goes_on_to_the_same_numbers(tmp_path):
+    wanted, observed = [0.8, 1.2, 1.45, 1.55, 1.8], []
+
+    def follow(archive, observable):
+        flow = _flow(lambda theta: theta[1], [1.0, 0.5], regularizer=_folding)
+        return gf.regularization_path(
+            flow, wanted, degrees=TIGHT, observables={"x": observable}, archive=archive
+        ).load()
+
+    def interrupted(theta):
+        observed.append(theta)
+        if len(observed) == 7:
+            raise KeyboardInterrupt
+        return float(theta[0])
+
+    whole = follow(tmp_path / "whole.nc", lambda theta: float(theta[0]))
+    with pytest.raises(KeyboardInterrupt):
+        follow(tmp_path / "cut.nc", interrupted)
+    again = follow(tmp_path / "cut.nc", lambda theta: float(theta[0]))
+    for name in ("level", "theta", "multiplier", "n_gradient", "method"):
+        np.testing.assert_array_equal(whole[name], again[name])
 
 
 def test_where_the_multiplier_vanishes_the_path_ends():
@@ -217,12 +274,22 @@ def test_a_level_that_is_never_reached_ends_the_path():
 
 
 @pytest.mark.slow
-def test_iris_takes_at_most_150_evaluations_after_its_first_walk():
-    prepared = gf.experiments.get("iris_ff").prepare(seed=0)
+@pytest.mark.parametrize(
+    ("experiment", "seed", "factor", "levels", "most"),
+    [
+        ("iris_ff", 0, 1.5, 6, 150),
+        ("mpg_ff", 1, 1.2, 7, 300),
+        ("mnist_ff", 0, 2.0, 9, 250),
+    ],
+)
+def test_a_path_takes_at_most_so_many_evaluations_after_its_first_walk(
+    experiment, seed, factor, levels, most
+):
+    prepared = gf.experiments.get(experiment).prepare(seed=seed)
     flow = gf.RegularizingFlow(gf.LevelSet(prepared.problem), gf.regularizers.squared_norm)
-    levels = flow.level_set.level * 1.5 ** np.arange(1, 7)
-    ds = gf.regularization_path(flow, levels, observables=prepared.observables)
+    wanted = flow.level_set.level * factor ** np.arange(1, levels + 1)
+    ds = gf.regularization_path(flow, wanted, observables=prepared.observables)
     assert ds.attrs["status"] == "complete"
     assert (ds["method"][1:] == "corrector").all()
-    assert int(ds["n_gradient"][-1] - ds["n_gradient"][0]) <= 150
+    assert int(ds["n_gradient"][-1] - ds["n_gradient"][0]) <= most
     assert (np.diff(ds["regularizer"]) < 0).all()

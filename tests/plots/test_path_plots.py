@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 import drawn
-from geoflow import cli, plots
+from geoflow import baselines, cli, plots
 from geoflow.archive import path_files
 from geoflow.errors import InputError
 from geoflow.plots import kinds
-from geoflow.trajectories import path_schema
+from geoflow.trajectories import path_dataset, path_schema
 
 
 def test_what_is_drawn_is_a_path_of_the_schema():
@@ -51,6 +51,37 @@ def test_weight_decay_stands_beside_the_path_where_it_has_the_same():
     weights = baseline["theta"].values[1:3, :, :32]
     expected = (weights**2).sum(axis=2).mean(axis=1)
     np.testing.assert_allclose(r.containers[0].lines[0].get_ydata(), expected)
+
+
+def test_plot_takes_a_file_of_trainings(tmp_path, monkeypatch, capsys):
+    ds, seen = drawn.path(), []
+    path_files.save_path(ds, tmp_path / "path.nc")
+    monkeypatch.setattr(baselines, "open_weight_decay", lambda names: drawn.trainings(ds))
+    kept = kinds.save
+    monkeypatch.setattr(
+        kinds, "save", lambda figures, *a: seen.append(figures) or kept(figures, *a)
+    )
+    figures = ["--out", str(tmp_path / "figures"), "--baseline", "decay.nc"]
+    assert cli.main(["plot", str(tmp_path / "path.nc"), *figures]) == 0
+    loss, *_ = seen[0]["regularization-path"].axes
+    assert len(loss.containers) == 1
+    assert "regularization-path.png" in capsys.readouterr().out
+    only = ["--kind", "singular-values", *figures]
+    assert cli.main(["plot", str(tmp_path / "path.nc"), *only]) == 2
+    assert "baseline: only 'regularization-path'" in capsys.readouterr().err
+
+
+def test_a_path_round_a_fold_is_joined_along_its_arc():
+    ds = drawn.path()
+    n = ds.sizes["level"]
+    level = np.array([2.0, 1.0, 3.0, 4.0, 3.0, 2.0, 0.5, *np.linspace(5, 9, n)])[:n]
+    method = ["walk"] + ["corrector"] * (n - 1)
+    ds = ds.assign_coords(level=("level", level))
+    plain = path_dataset.order_along(ds.assign(method=("level", np.array(method, object))))
+    np.testing.assert_array_equal(plain, np.argsort(level, kind="stable"))
+    method[3] = method[4] = "arclength"
+    turned = path_dataset.order_along(ds.assign(method=("level", np.array(method, object))))
+    np.testing.assert_array_equal(turned[:5], [1, 0, 2, 3, 4])
 
 
 def test_another_r_has_no_weight_decay_beside_it():

@@ -1,0 +1,334 @@
+"""Round a fold: the branch of KKT points followed along its own arc, not along the level.
+
+The points with Π∇R = 0 make up a curve in θ, along which L and λ are functions of the arc. Where L
+has a maximum or minimum on it, the branch folds, and no point of it lies beyond on L = c. There A
+is singular along the curve's own tangent t, and sound across it. So a step d = αn + βw + v is made
+of the unit normal n, the part w of t in the tangent space, and a rest v orthogonal to both, where
+A stays positive definite, and conjugate gradients solve for v (bordering by blocks). What is left
+are two equations for α and β: the part of A d = −Π∇R along w, and how far the step goes, which is
+either t·d = 0 (pseudo-arclength, Keller 1977, Numerical solution of bifurcation and nonlinear
+eigenvalue problems) or g·d = c − L.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from geoflow.errors import ConvergenceError
+from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.manifold.linearization import TangentHessian
+from geoflow.paths.corrector import residual_of
+from geoflow.paths.learned import Bearing, Learned
+from geoflow.paths.tangent_solver import oblique_normal, solve
+from geoflow.solvers.multistep.corrector import evaluate
+
+# Arc length of strides, in ‖θ‖: the first, the most and the least; their growth.
+FIRST, FURTHEST, SHORTEST, GROW, SHRINK = 0.02, 0.1, 1e-6, 1.6, 0.4
+# Cosine between the tangents before and after a stride: it is made shorter below the first, and
+# the next no longer below the second.
+TURNED, STRAIGHT = 0.85, 0.98
+# Newton's iterations at most in a stride, and those that let the next be longer.
+ITERATIONS, QUICK = 12, 4
+# Each system is solved to this part of its right side.
+FORCING = 0.03
+# Slope of L along the arc, in ‖g‖, at which a fold is found; strides of the search for it.
+LEVEL_SLOPE, SEARCHES = 1e-3, 12
+# A stride after which ‖Π∇R‖/‖∇R‖ is above this is not corrected.
+LOST = 0.8
+
+
+@dataclass(frozen=True)
+class OnArc:
+    """A point of the branch, and how the branch goes there.
+
+    Attributes
+    ----------
+    state : FlowState
+        There.
+    direction : Tensor, shape (P,)
+        Unit tangent of the branch, in the sense in which it is followed.
+    """
+
+    state: FlowState
+    direction: Tensor
+
+    @property
+    def slope(self) -> float:
+        """Change of L along the arc, in units of ‖g‖."""
+        state = self.state
+        return float(torch.dot(state.gradient, self.direction)) / state.gradient_norm
+
+
+class Arc:
+    """Makes strides along a branch.
+
+    Parameters
+    ----------
+    flow : RegularizingFlow
+        Evaluates; its level does not matter.
+    memory : Learned
+        What is known; takes in what is learned.
+    limit : float
+        ‖Π∇R‖/‖∇R‖ of the points.
+    """
+
+    def __init__(self, flow: RegularizingFlow, memory: Learned, limit: float) -> None:
+        self.flow, self.memory, self.limit = flow, memory, limit
+        self.count = 0
+
+    def start(self, state: FlowState, rising: float) -> OnArc:
+        """At a point before the fold, towards it.
+
+        Parameters
+        ----------
+        state : FlowState
+            A minimum of R on its level set.
+        rising : float
+            1 to follow the branch upwards in L, −1 downwards.
+        """
+        operator = TangentHessian(self.flow, state)
+        guess = oblique_normal(operator, self.memory.curvature, 0.0) * rising
+        for _ in range(2):
+            at = self._tangent(state, guess / torch.linalg.vector_norm(guess))
+            guess = at.direction
+        return at if at.slope * rising >= 0 else OnArc(state, -at.direction)
+
+    def stride(self, at: OnArc, bearing: Bearing) -> tuple[OnArc, Bearing]:
+        """Make the next stride, as long as it converges.
+
+        Raises
+        ------
+        ConvergenceError
+            None is short enough.
+        """
+        size = float(torch.linalg.vector_norm(at.state.theta))
+        length = bearing.stride
+        while length > SHORTEST * size:
+            found = self._strides(at, length)
+            if found is not None:
+                after, iterations, cosine = found
+                longer = GROW if iterations <= QUICK and cosine > STRAIGHT else 1.0
+                following = min(length * longer, FURTHEST * size)
+                return after, Bearing(after.direction, following, bearing.rising)
+            length *= SHRINK
+        raise ConvergenceError(
+            f"along its arc the branch is lost at L = {at.state.loss:.6g}",
+            iterations=self.count,
+            residual=residual_of(at.state),
+            reason="kkt",
+        )
+
+    def _strides(self, at: OnArc, length: float) -> tuple[OnArc, int, float] | None:
+        ahead = at.state.theta + length * at.direction
+        try:
+            state = evaluate(self.flow, ahead)
+            state, iterations = self._newton(state, at.direction, lambda state: (None, 0.0))
+            after = self._tangent(state, at.direction)
+        except ConvergenceError:
+            return None
+        cosine = float(torch.dot(at.direction, after.direction))
+        chord = state.theta - at.state.theta
+        along = float(torch.dot(chord, at.direction) / torch.linalg.vector_norm(chord))
+        if state.multiplier <= 0 or min(cosine, along) < TURNED:
+            return None
+        return after, iterations, cosine
+
+    def onto(self, level: float, near: OnArc) -> OnArc:
+        """From a point of the branch to that on a level nearby.
+
+        Raises
+        ------
+        ConvergenceError
+            It is not reached.
+        """
+        gap = level - near.state.loss
+        slope = near.slope * near.state.gradient_norm
+        ahead = near.state.theta
+        if slope and abs(gap / slope) < FURTHEST * float(torch.linalg.vector_norm(ahead)):
+            ahead = ahead + (gap / slope) * near.direction
+        state = evaluate(self.flow, ahead)
+        tolerance = self.flow.level_set.level_rtol * abs(level)
+        state, _ = self._newton(
+            state, near.direction, lambda state: (level - state.loss, tolerance)
+        )
+        return self._tangent(state, near.direction)
+
+    def fold(self, before: OnArc, after: OnArc) -> OnArc:
+        """The point between two at which L neither rises nor falls.
+
+        Raises
+        ------
+        ConvergenceError
+            It is not found.
+        """
+        first, sign = before, math.copysign(1.0, before.slope)
+        chord = after.state.theta - before.state.theta
+        low, high = 0.0, float(torch.dot(chord, before.direction))
+        slope_low, slope_high = before.slope * sign, after.slope * sign
+        found = before if slope_low < -slope_high else after
+        for _ in range(SEARCHES):
+            if abs(found.slope) <= LEVEL_SLOPE:
+                break
+            part = slope_low / (slope_low - slope_high)
+            middle = low + min(max(part, 0.1), 0.9) * (high - low)
+            tried = self._strides(first, middle)
+            if tried is None:
+                raise ConvergenceError(
+                    f"the fold near L = {found.state.loss:.6g} is not found",
+                    iterations=self.count,
+                    residual=residual_of(found.state),
+                    reason="kkt",
+                )
+            found = tried[0]
+            slope = found.slope * sign
+            if slope > 0:
+                low, slope_low = middle, slope
+            else:
+                high, slope_high = middle, slope
+        return found
+
+    def _newton(
+        self,
+        state: FlowState,
+        direction: Tensor,
+        gap: Callable[[FlowState], tuple[float | None, float]],
+    ) -> tuple[FlowState, int]:
+        """Newton's iteration onto the branch.
+
+        ``gap`` says how far L is to go and to what tolerance; None: the steps are orthogonal to
+        ``direction`` instead.
+        """
+        before = math.inf
+        for iteration in range(ITERATIONS):
+            wanted, tolerance = gap(state)
+            residual = residual_of(state)
+            if residual <= self.limit and (wanted is None or abs(wanted) <= tolerance):
+                return state, iteration
+            if residual > max(LOST, before) or state.multiplier <= 0:
+                break
+            before = residual
+            self.count += 1
+            blocks = _Blocks(self.flow, state, direction, self.memory, state.velocity)
+            normal, other = direction_in(blocks, direction)
+            row = (normal, other, 0.0) if wanted is None else (state.gradient_norm, 0.0, wanted)
+            state = evaluate(self.flow, state.theta + blocks.step(row))
+        raise ConvergenceError(
+            f"Newton's iteration onto the branch near L = {state.loss:.6g} does not converge",
+            iterations=ITERATIONS,
+            residual=residual_of(state),
+            reason="kkt",
+        )
+
+    def _tangent(self, state: FlowState, direction: Tensor) -> OnArc:
+        blocks = _Blocks(self.flow, state, direction, self.memory, None)
+        tangent = blocks.tangent()
+        tangent = tangent / torch.linalg.vector_norm(tangent)
+        if float(torch.dot(tangent, direction)) < 0:
+            tangent = -tangent
+        return OnArc(state, tangent)
+
+
+def direction_in(blocks: _Blocks, direction: Tensor) -> tuple[float, float]:
+    """Components of a direction along n and w."""
+    return float(torch.dot(direction, blocks.normal)), float(torch.dot(direction, blocks.other))
+
+
+class _Blocks:
+    """H d = b in the space orthogonal to n and w, and what is left of it along w.
+
+    Parameters
+    ----------
+    direction : Tensor, shape (P,)
+        About t.
+    right : Tensor, optional
+        b, tangent. None: zero, for the tangent of the branch.
+    """
+
+    def __init__(
+        self,
+        flow: RegularizingFlow,
+        state: FlowState,
+        direction: Tensor,
+        memory: Learned,
+        right: Tensor | None,
+    ) -> None:
+        operator = TangentHessian(flow, state)
+        self.normal = operator.normal
+        other = operator.tangent(direction)
+        if float(torch.linalg.vector_norm(other)) < 1e-6 and state.tangent_norm > 0:
+            # t is the normal: across it A is sound in any case.
+            other = state.velocity
+        other = operator.tangent(other)
+        self.other = other / torch.linalg.vector_norm(other)
+        operator.normal = torch.stack([self.normal, self.other])
+        self.operator, self.curvature = operator, memory.curvature
+        images = [self._image(unit) for unit in (self.normal, self.other)]
+        # H n and H w: along w, and orthogonal to both.
+        self.along = [float(torch.dot(self.other, image)) for image in images]
+        self.images = [operator.tangent(image) for image in images]
+        self.solutions = [self._solve(image) for image in self.images]
+        self.rest, self.right = torch.zeros_like(state.theta), 0.0
+        if right is not None:
+            self.rest = self._solve(operator.tangent(right))
+            self.right = float(torch.dot(self.other, right))
+
+    def _image(self, unit: Tensor) -> Tensor:
+        operator = self.operator
+        _, of_loss = operator(unit)
+        if bool(torch.isfinite(of_loss).all()):
+            self.curvature.add(unit, of_loss)
+        curved = operator.regularizer_hessian(unit)
+        return torch.add(curved, of_loss, alpha=operator.state.multiplier)
+
+    def _solve(self, right: Tensor) -> Tensor:
+        size = float(torch.linalg.vector_norm(right))
+        if size == 0:
+            return right
+
+        def enough(x: Tensor, left: Tensor) -> bool:
+            return float(torch.linalg.vector_norm(left)) <= FORCING * size
+
+        return solve(self.operator, self.curvature, right, shift=0.0, enough=enough).solution
+
+    def _coefficients(self) -> tuple[float, float, float]:
+        """Of α and β in the equation along w, and its right side."""
+        on_w = self.images[1]
+        of_normal = self.along[0] - float(torch.dot(on_w, self.solutions[0]))
+        of_other = self.along[1] - float(torch.dot(on_w, self.solutions[1]))
+        return of_normal, of_other, self.right - float(torch.dot(on_w, self.rest))
+
+    def _made_of(self, alpha: float, beta: float) -> Tensor:
+        of_normal, of_other = self.solutions
+        return self.rest + alpha * (self.normal - of_normal) + beta * (self.other - of_other)
+
+    def tangent(self) -> Tensor:
+        """Of the branch: what changes Π∇R by nothing, to first order."""
+        of_normal, of_other, _ = self._coefficients()
+        return self._made_of(of_other, -of_normal)
+
+    def step(self, row: Sequence[float]) -> Tensor:
+        """The step with row[0]·α + row[1]·β = row[2].
+
+        Raises
+        ------
+        ConvergenceError
+            The two equations are one.
+        """
+        of_normal, of_other, right = self._coefficients()
+        determinant = of_normal * row[1] - of_other * row[0]
+        scale = math.hypot(of_normal, of_other) * math.hypot(row[0], row[1])
+        if not abs(determinant) > 1e-12 * scale:
+            raise ConvergenceError(
+                "the branch has no single tangent here",
+                iterations=0,
+                residual=math.nan,
+                reason="kkt",
+            )
+        alpha = (right * row[1] - of_other * row[2]) / determinant
+        beta = (of_normal * row[2] - right * row[0]) / determinant
+        return self._made_of(alpha, beta)

@@ -1,0 +1,163 @@
+"""Going on with a path: an unfinished one to its end, a finished one to further levels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from geoflow import experiments
+from geoflow.archive import path_files, seal
+from geoflow.errors import ArchiveError, InputError
+from geoflow.manifold.flows import RegularizingFlow
+from geoflow.paths.following import Settings, checked_levels, follow
+from geoflow.paths.recording import points_of
+from geoflow.problems.earlier import same_data
+from geoflow.trajectories.path_dataset import PathPoint
+from geoflow.trajectories.records import Observable
+
+# A path that ended so goes on to the levels that it did not reach.
+CUT_SHORT = ("max_evaluations", "interrupted")
+
+
+def resume_path(
+    path: str | Path,
+    levels: Sequence[float] = (),
+    flow: RegularizingFlow | None = None,
+    *,
+    observables: Mapping[str, Observable] | None = None,
+    max_evaluations: int | None = None,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Go on with the regularisation path of an archive, and return the whole path.
+
+    A path that was cut short goes on from its last point, and becomes what it would have been. A
+    path that has ended goes on to further levels, each from the point so far whose level is
+    nearest; what its levels had taught of the curvature is not in the file, so that the points
+    are found anew, and are not to the last bit those of one path over all levels.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file that was given as ``archive``, whether it is there yet or not.
+    levels : sequence of float
+        Further levels, in the order in which they are to be reached.
+    flow : RegularizingFlow, optional
+        That of the path: same data, network, level and regularisation function. None: it is made
+        anew, without training, where the path was of an experiment that is registered here.
+    observables : mapping of str to callable, optional
+        Needed, by the same names, where the path had some and ``flow`` is given.
+    max_evaluations : int, optional
+        Budget of the whole path, what it has spent included. None: as before.
+    progress : bool
+        Show the path on standard error, where that is a terminal or a notebook's.
+
+    Returns
+    -------
+    xarray.Dataset
+        As :func:`geoflow.regularization_path` returns it.
+
+    Raises
+    ------
+    InputError
+        An argument that cannot be used, or a path that has ended and no further level.
+    ArchiveError
+        Nothing to go on from, other data or settings than the path's, or damage.
+    """
+    path = Path(path)
+    unfinished = path_files.kept_settings(path)
+    attributes, taken = _ended(path) if unfinished is None else (unfinished, [])
+    if unfinished is not None and path.exists():
+        # Further levels of a path that had ended.
+        taken = _ended(path)[1]
+    config = json.loads(attributes["config"])
+    wanted = _wanted(path, attributes, taken, levels, max_evaluations)
+    if flow is None:
+        if observables:
+            raise InputError("flow: observables go with a flow; give it too")
+        rebuilt = experiments.rebuild(attributes, device=attributes["device"])
+        flow, observables = rebuilt.flow, rebuilt.observables
+    _check(flow, attributes, observables or {})
+    settings = Settings(
+        [*config["levels"], *(level for level in wanted if level not in config["levels"])],
+        float(attributes["degrees"]),
+        max_evaluations or config["max_evaluations"],
+        config["smallest_eigenvalue"],
+        config["provenance"],
+    )
+    return follow(
+        flow,
+        settings,
+        wanted,
+        dict(observables or {}),
+        path,
+        overwrite=bool(taken),
+        shown=progress,
+        taken=taken,
+    )
+
+
+def _ended(path: Path) -> tuple[dict[str, Any], list[PathPoint]]:
+    """Attributes and points of a path's file."""
+    with path_files.open_path(path) as ds:
+        defect = seal.defect(path)
+        if defect:
+            raise ArchiveError(f"{path}: {defect}; follow the path again")
+        attributes = {k: v.item() if hasattr(v, "item") else v for k, v in ds.attrs.items()}
+        return attributes, points_of(ds.load())
+
+
+def _wanted(
+    path: Path,
+    attributes: Mapping[str, Any],
+    taken: Sequence[PathPoint],
+    levels: Sequence[float],
+    max_evaluations: int | None,
+) -> list[float]:
+    """Levels that are still to be reached."""
+    asked = [float(level) for level in json.loads(attributes["config"])["levels"]]
+    reached = {float(point.values["level"]) for point in taken}
+    if "status" not in attributes:
+        if len(levels) or max_evaluations:
+            raise InputError(
+                f"{path}: an unfinished path lies beside it; go on with that first, without levels "
+                "or a budget"
+            )
+        return [level for level in asked if level not in reached]
+    cut_short = attributes["status"] in CUT_SHORT
+    left = [level for level in asked if level not in reached] if cut_short else []
+    further = checked_levels(levels) if len(levels) else []
+    again = sorted(reached & set(further))
+    if again:
+        raise InputError(f"levels: {again[0]} was reached; name further ones")
+    wanted = [*left, *(level for level in further if level not in left)]
+    if not wanted:
+        raise InputError(
+            f"{path}: the path has ended ({attributes['status']}); name further levels"
+        )
+    return wanted
+
+
+def _check(
+    flow: RegularizingFlow, attributes: Mapping[str, Any], observables: Mapping[str, Observable]
+) -> None:
+    """Refuse what the path is not of."""
+    here = {
+        "regularizer_name": flow.regularizer_name,
+        "level": flow.level_set.level,
+        "level_rtol": flow.level_set.level_rtol,
+        "dtype": str(flow.problem.dtype).removeprefix("torch."),
+    }
+    for name, value in here.items():
+        if value != attributes[name]:
+            raise InputError(f"flow: its {name} is {value!r}, the path's is {attributes[name]!r}")
+    if not same_data(flow.problem, attributes["data_sha256"]):
+        raise InputError("flow: its data are not those of the path; use the same data")
+    names = json.loads(attributes["config"])["observables"]
+    if sorted(observables) != names:
+        raise InputError(
+            f"observables: the path has {names}, given are {sorted(observables)}; give the same"
+        )

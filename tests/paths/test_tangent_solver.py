@@ -1,0 +1,64 @@
+"""The solver in the tangent space against dense algebra."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import geoflow as gf
+from geoflow.manifold.linearization import TangentHessian
+from geoflow.paths.tangent_solver import LossCurvature, solve
+
+P = 7
+
+
+@pytest.fixture
+def operator():
+    rng = np.random.default_rng(0)
+    factor = torch.from_numpy(rng.standard_normal((P, P)))
+    hessian = factor @ factor.T
+
+    def loss(theta):
+        return theta @ hessian @ theta / 2
+
+    theta = torch.from_numpy(rng.standard_normal(P))
+    problem = gf.Problem.from_function(loss, theta)
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+    found = TangentHessian(flow, flow.evaluate(theta))
+    found.hessian = hessian
+    return found
+
+
+def _dense(operator, shift):
+    """On the tangent space: (A + σ)⁻¹, shape (P, P)."""
+    normal = operator.normal.numpy()
+    basis = np.linalg.svd(normal[None])[2][1:]
+    of_all = 2 * np.eye(P) + operator.state.multiplier * operator.hessian.numpy()
+    inner = basis @ of_all @ basis.T + shift * np.eye(P - 1)
+    return basis.T @ np.linalg.inv(inner) @ basis
+
+
+def _never(x, residual):
+    return float(torch.linalg.vector_norm(residual)) <= 1e-9
+
+
+def test_a_solution_is_that_of_dense_algebra_and_says_how_it_bends_the_loss(operator):
+    right = operator.state.velocity
+    solved = solve(operator, LossCurvature.unknown(P), right, shift=30.0, enough=_never)
+    exact = _dense(operator, 30.0) @ right.numpy()
+    np.testing.assert_allclose(solved.solution, exact, rtol=1e-5, atol=1e-8)
+    assert solved.bend == pytest.approx(exact @ operator.hessian.numpy() @ exact, rel=1e-4)
+
+
+def test_its_space_solves_for_another_shift_without_a_product(operator):
+    right, problem = operator.state.velocity, operator.flow.problem
+    solved = solve(operator, LossCurvature.unknown(P), right, shift=30.0, enough=_never)
+    before = problem.evaluations
+    shorter = solved.space.solve(100.0)
+    assert problem.evaluations == before
+    exact = _dense(operator, 100.0) @ right.numpy()
+    np.testing.assert_allclose(shorter.solution, exact, rtol=1e-5, atol=1e-8)
+    assert shorter.bend == pytest.approx(exact @ operator.hessian.numpy() @ exact, rel=1e-4)
+    assert float(torch.linalg.vector_norm(shorter.residual)) < 1e-4
+    assert shorter.n_products == 0
