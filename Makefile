@@ -42,7 +42,7 @@ docs: $(VENV)/.installed-docs ## build the documentation in docs/_build/html
 	@echo "The documentation is docs/_build/html/index.html."
 
 clean: ## remove what make has made, runs/ excepted
-	rm -rf $(VENV) build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build docs/gallery docs/sg_execution_times.rst .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The stamps are older than these files where an install is due.
 $(VENV)/.installed: pyproject.toml constraints.txt
