@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.metadata import version
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from geoflow import accessor, baselines, experiments, solvers
 from geoflow.archive.path_files import open_path
@@ -36,6 +37,9 @@ from geoflow.walking.loop import walk
 from geoflow.walking.resuming import resume
 from geoflow.walking.stopping import Plateau, Stationary
 from geoflow.walking.validation import validate
+
+if TYPE_CHECKING:
+    from geoflow import analysis, comparisons, plots, report
 
 __version__ = version("geoflow")
 
@@ -81,7 +85,7 @@ __all__ = [
 ]
 
 # Imported when they are asked for: with them come matplotlib and SciPy.
-_WHEN_USED = ("analysis", "plots")
+_WHEN_USED = ("analysis", "comparisons", "plots", "report")
 
 
 def __getattr__(name: str) -> ModuleType:
@@ -91,4 +95,5 @@ def __getattr__(name: str) -> ModuleType:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_WHEN_USED})
+    # What a user types; the rest of the folders is found by who looks for it.
+    return sorted({*__all__, *_WHEN_USED} - {"accessor"})

@@ -22,7 +22,7 @@ GO_ON = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs" / "howto").glob(
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
 GALLERY = sorted((ROOT / "docs" / "examples").glob("*.py"))
 # Not commands but forms of them.
-OVERVIEW = ("EXPERIMENT", "FILE.nc", "FILE.py:FUNCTION", "A.nc", "SLICE.nc")
+OVERVIEW = ("EXPERIMENT", "FILE.nc", "FILE.py:FUNCTION", "A.nc", "SLICE.nc", "SHELL")
 
 
 def text_of(page):
@@ -43,7 +43,7 @@ def run(page, namespace):
 def commands(page):
     """Every line that a reader types after a prompt, without what is said of it."""
     found = re.findall(r"^    geoflow (.*)$", text_of(page), re.MULTILINE)
-    typed = [shlex.split(re.split(r"\s{2,}", line)[0]) for line in found]
+    typed = [shlex.split(re.split(r"\s{2,}| > ", line)[0]) for line in found]
     return [c for c in typed if not any(word in OVERVIEW or "…" in word for word in c)]
 
 
