@@ -39,7 +39,10 @@ from geoflow.walking.stopping import Plateau, Stationary
 from geoflow.walking.validation import validate
 
 if TYPE_CHECKING:
-    from geoflow import analysis, comparisons, plots, report
+    from geoflow import analysis as analysis
+    from geoflow import comparisons as comparisons
+    from geoflow import plots as plots
+    from geoflow import report as report
 
 __version__ = version("geoflow")
 

@@ -3,7 +3,9 @@
 import doctest
 import importlib
 import pkgutil
+import re
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,3 +59,10 @@ def test_the_tab_key_shows_what_a_user_needs_and_nothing_else():
     }
     assert shown - packages <= set(gf.__all__)
     assert {"walk", "Problem", "LevelSet", "RegularizingFlow", "resume"} <= shown
+
+
+def test_the_page_has_each_of_these_names_by_its_task_once():
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+    table = page.split("| to | use |")[1].split("\n\n")[0]
+    named = re.findall(r"`gf\.(\w+)`", table)
+    assert sorted(named) == sorted(name for name in dir(gf) if not name.startswith("_"))

@@ -17,7 +17,8 @@ class Commonest(Dataset):
     def __init__(self, n, seed):
         generator = torch.Generator().manual_seed(seed)
         self.tokens = torch.randint(1, 4, (n, 7), generator=generator)
-        for row, length in zip(self.tokens, torch.randint(4, 8, (n,), generator=generator)):
+        lengths = torch.randint(4, 8, (n,), generator=generator)
+        for row, length in zip(self.tokens, lengths, strict=True):
             row[length:] = 0
         counts = [(self.tokens == k).sum(1) for k in (1, 2, 3)]
         self.labels = torch.stack(counts).argmax(0)

@@ -1,12 +1,12 @@
-"""The types of what a user calls: a user's own script passes a strict check, and mistakes do not."""
+"""The types of what a user calls: a user's script passes a strict check, mistakes do not."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import typed_user
 
+import typed_user
 from geoflow.experiments import registry
 
 ROOT = Path(__file__).parents[1]
