@@ -39,6 +39,7 @@ inputs = torch.tensor((flowers - mean) / std).reshape(-1, 4)
 
 colours = np.array([[0, 114, 178], [213, 94, 0], [0, 158, 115]]) / 255
 
+# sphinx_gallery_thumbnail_number = 2
 # sphinx_gallery_alt = "Decision regions at the start and at the end of the walk, with wider and softer borders at the end"
 plt.rcParams.update(gf.plots.STYLE)
 figure, axes = plt.subplots(1, 2, figsize=(7, 3.4), sharey=True, layout="constrained")

@@ -307,7 +307,10 @@ def _sort(
             trainings.setdefault(subject, []).append(path)
             continue
         if kind == "comparison":
-            with translation.reading(path, "what a page can show"), open_lazily(path) as ds:
+            with (
+                translation.reading(path, "what a page can show"),
+                open_lazily(checked(existing(path))) as ds,
+            ):
                 check_memory(ds.nbytes, f"{path}: its errors", "leave it out")
                 compared.append((path, ds.load()))
             continue
