@@ -89,7 +89,7 @@ def test_the_sweep_of_its_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}
     run("docs/howto/sweep.md", namespace)
-    assert [o.error for o in namespace["outcomes"]] == [None, None]
+    assert [o.status for o in namespace["outcomes"]] == ["stationary", "stationary"]
     assert namespace["runs"].sizes["run"] == 2
 
 
