@@ -123,7 +123,7 @@ ELSEWHERE = ("--scheduler",)  # a cluster that the reader has
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", *GO_ON])
+@pytest.mark.parametrize("page", ["README.md", "docs/archive.md", *GO_ON])
 def test_its_commands_run_in_their_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for command in commands(page):
