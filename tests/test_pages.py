@@ -12,7 +12,7 @@ import torch
 import geoflow as gf
 from geoflow import cli
 from geoflow.cli import parser
-from geoflow.cli.terminal import DONE, ENDED_EARLY
+from geoflow.cli.terminal import BAD_INPUT, DONE, ENDED_EARLY
 
 ROOT = Path(__file__).parents[1]
 START = "docs/start.md"
@@ -118,7 +118,10 @@ SHORTER = {
     "slice": ["--points", "7"],
     "animate": ["--frames", "3"],
 }
-ENDS_EARLY = ("run iris_ff --max-evaluations 60 --out cut.nc",)
+ENDS = {
+    "run iris_ff --max-evaluations 60 --out cut.nc": ENDED_EARLY,
+    "resume iris.nc": BAD_INPUT,  # there was no crash to go on after
+}
 ELSEWHERE = ("--scheduler",)  # a cluster that the reader has
 
 
@@ -128,7 +131,7 @@ def test_its_commands_run_in_their_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for command in commands(page):
         if not any(word in ELSEWHERE for word in command):
-            expected = ENDED_EARLY if " ".join(command) in ENDS_EARLY else DONE
+            expected = ENDS.get(" ".join(command), DONE)
             assert cli.main([*command, *SHORTER.get(command[0], [])]) == expected, command
 
 
