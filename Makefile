@@ -9,7 +9,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 .DEFAULT_GOAL := help
 # Two pips must not write into one environment, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint bench docs clean
+.PHONY: help demo test test-all lint bench docs dist clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,8 +41,15 @@ docs: $(VENV)/.installed-docs ## build the documentation in docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo "The documentation is docs/_build/html/index.html."
 
+dist: $(VENV)/.installed-dev ## build sdist and wheel, and walk with them in an environment of their own
+	rm -rf dist build/alone
+	SOURCE_DATE_EPOCH=1700000000 $(BIN)/python -m build --no-isolation
+	$(PYTHON) -m venv build/alone
+	build/alone/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
+	cd build && alone/bin/geoflow run iris_ff --out alone/iris.nc && alone/bin/geoflow validate alone/iris.nc
+
 clean: ## remove what make has made, runs/ excepted
-	rm -rf $(VENV) build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build docs/gallery docs/sg_execution_times.rst .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The stamps are older than these files where an install is due.
 $(VENV)/.installed: pyproject.toml constraints.txt

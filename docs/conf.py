@@ -1,5 +1,7 @@
 import re
+import sys
 from importlib.metadata import version as installed_version
+from pathlib import Path
 
 from docutils.nodes import SkipNode
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -14,8 +16,28 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build"]
+# What the gallery is made of; gallery/ has what is made of it.
+exclude_patterns = ["_build", "examples"]
+
+sys.path.insert(0, str(Path(__file__).parent))  # for gallery_figures.py
+sphinx_gallery_conf = {
+    "examples_dirs": "examples",
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"\.py$",
+    "within_subsection_order": "FileNameSortKey",
+    "image_scrapers": ("gallery_figures.scrape",),
+    "remove_config_comments": True,
+    "capture_repr": (),
+    "parallel": 2,
+    "write_computation_times": False,
+    "show_memory": False,
+    "show_signature": False,
+    "min_reported_time": 1e9,
+    "thumbnail_size": (400, 280),
+}
+suppress_warnings = ["config.cache"]  # the gallery's settings hold functions
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.metadata import version
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from geoflow import accessor, baselines, experiments, solvers
 from geoflow.archive.path_files import open_path
@@ -37,6 +38,12 @@ from geoflow.walking.loop import walk
 from geoflow.walking.resuming import resume
 from geoflow.walking.stopping import Plateau, Stationary
 from geoflow.walking.validation import validate
+
+if TYPE_CHECKING:
+    from geoflow import analysis as analysis
+    from geoflow import comparisons as comparisons
+    from geoflow import plots as plots
+    from geoflow import report as report
 
 __version__ = version("geoflow")
 
@@ -83,7 +90,7 @@ __all__ = [
 ]
 
 # Imported when they are asked for: with them come matplotlib and SciPy.
-_WHEN_USED = ("analysis", "plots")
+_WHEN_USED = ("analysis", "comparisons", "plots", "report")
 
 
 def __getattr__(name: str) -> ModuleType:
@@ -93,4 +100,5 @@ def __getattr__(name: str) -> ModuleType:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_WHEN_USED})
+    # What a user types; the rest of the folders is found by who looks for it.
+    return sorted({*__all__, *_WHEN_USED} - {"accessor"})

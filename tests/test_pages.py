@@ -1,6 +1,9 @@
-"""What the first pages show, run as a reader would run it."""
+"""What the pages show, run as a reader would run it; and that their pictures have words."""
 
+import contextlib
+import io
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -8,37 +11,171 @@ import torch
 
 import geoflow as gf
 from geoflow import cli
+from geoflow.cli import parser
+from geoflow.cli.terminal import BAD_INPUT, DONE, ENDED_EARLY
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/start.md")
+START = "docs/start.md"
+# Pages whose blocks stand alone, and those whose blocks go on from the first page's.
+ALONE = ("README.md", START)
+GO_ON = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs" / "howto").glob("*.md"))
+PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
+GALLERY = sorted((ROOT / "docs" / "examples").glob("*.py"))
+# Not commands but forms of them.
+OVERVIEW = ("EXPERIMENT", "FILE.nc", "FILE.py:FUNCTION", "A.nc", "SLICE.nc", "SHELL")
+
+
+def text_of(page):
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
 def blocks(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
+    text = text_of(page)
     found = re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     return [(text[: m.start(1)].count("\n"), m.group(1)) for m in found]
 
 
-@pytest.mark.parametrize("page", PAGES)
+def run(page, namespace):
+    for line, code in blocks(page):
+        exec(compile("\n" * line + code, page, "exec"), namespace)
+
+
+def commands(page):
+    """Every line that a reader types after a prompt, without what is said of it."""
+    found = re.findall(r"^    geoflow (.*)$", text_of(page), re.MULTILINE)
+    typed = [shlex.split(re.split(r"\s{2,}| > ", line)[0]) for line in found]
+    return [c for c in typed if not any(word in OVERVIEW or "…" in word for word in c)]
+
+
+@pytest.mark.parametrize("page", ALONE)
 def test_its_code_runs_from_top_to_bottom(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "page"}
     with torch.random.fork_rng(devices=[]):
-        for line, code in blocks(page):
-            exec(compile("\n" * line + code, page, "exec"), namespace)
+        run(page, namespace)
     ds = namespace["ds"]
     assert ds.attrs["status"] == "stationary"
     assert ds.attrs["status"] in capsys.readouterr().out
-    if page.endswith("start.md"):
+    if page == START:
         assert float(ds["test_loss"][-1]) < float(ds["test_loss"][0])
         assert gf.validate("digits.nc") == []
         assert list(Path("figures").glob("digits*.png"))
 
 
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """What the first page leaves, names and files, for the pages that go on from it."""
+    folder = tmp_path_factory.mktemp("started")
+    namespace = {"__name__": "page"}
+    with (
+        contextlib.chdir(folder),
+        torch.random.fork_rng(devices=[]),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        run(START, namespace)
+    return folder, namespace
+
+
+@pytest.mark.parametrize("page", [p for p in GO_ON if not p.endswith("sweep.md")])
+def test_its_code_goes_on_from_the_first_page(page, started, monkeypatch):
+    folder, namespace = started
+    monkeypatch.chdir(folder)
+    assert f"[Ten minutes]({'../start.md'})" in text_of(page)
+    run(page, dict(namespace))
+
+
+@pytest.mark.slow
+def test_the_sweep_of_its_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    run("docs/howto/sweep.md", namespace)
+    assert [o.status for o in namespace["outcomes"]] == ["stationary", "stationary"]
+    assert namespace["runs"].sizes["run"] == 2
+
+
 def test_the_command_of_the_start_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "docs" / "start.md").read_text(encoding="utf-8")
-    (command,) = re.findall(r"^    geoflow (.*)$", text, re.MULTILINE)
-    assert cli.main(command.split()) == 0
+    (command,) = commands(START)
+    assert cli.main(command) == 0
     assert Path("iris.nc").is_file()
     assert len(list(Path("figures").iterdir())) > 0
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_is_one(page):
+    for command in commands(page):
+        parser._parser(command).parse_args(command)
+
+
+# What would take hours for a reader of the tests, and is as good a test when it is short.
+SHORTER = {
+    "bench": ["--max-evaluations", "60"],
+    "baseline": ["--penalties", "0,0.01", "--runs", "2", "--epochs", "3"],
+    "sweep": ["--workers", "1"],
+    "compare": ["--times", "0.02", "--runs", "1", "--reference", "bdf"],
+    "predictions": ["--snapshots=0,-1"],
+    "spectrum": ["--snapshots=0,-1", "--eigenvalues", "2", "--probes", "2"],
+    "slice": ["--points", "7"],
+    "animate": ["--frames", "3"],
+}
+ENDS = {
+    "run iris_ff --max-evaluations 60 --out cut.nc": ENDED_EARLY,
+    "resume iris.nc": BAD_INPUT,  # there was no crash to go on after
+}
+ELSEWHERE = ("--scheduler",)  # a cluster that the reader has
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/archive.md", *GO_ON])
+def test_its_commands_run_in_their_order(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command in commands(page):
+        if not any(word in ELSEWHERE for word in command):
+            expected = ENDS.get(" ".join(command), DONE)
+            assert cli.main([*command, *SHORTER.get(command[0], [])]) == expected, command
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_picture_has_words_and_is_there(page):
+    for words, target in re.findall(r"!\[(.*?)\]\((.*?)\)", text_of(page), re.DOTALL):
+        assert len(words.split()) >= 4, f"{target}: {words!r}"
+        assert (ROOT / page).parent.joinpath(target).is_file(), target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_to_a_page_and_a_heading(page):
+    for target in re.findall(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)", text_of(page)):
+        if re.match(r"https?:", target):
+            continue
+        name, _, heading = target.partition("#")
+        file = (ROOT / page).parent / name if name else ROOT / page
+        if "/gallery/" in str(file):  # made by the build of the documentation
+            file = ROOT / "docs" / "examples" / Path(name).with_suffix(".py").name
+            file = file.with_name("GALLERY_HEADER.rst") if file.stem == "index" else file
+        assert file.is_file(), target
+        if heading:
+            found = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in {slug(title) for title in found}, target
+
+
+def slug(title):
+    """Anchor of a heading, as GitHub and the documentation make it."""
+    kept = re.sub(r"[^\w\- ]", "", re.sub(r"\[(.*?)\]\(.*?\)", r"\1", title).lower())
+    return kept.strip().replace(" ", "-")
+
+
+@pytest.mark.parametrize("example", GALLERY, ids=lambda path: path.stem)
+def test_every_example_of_the_gallery_has_a_title_and_words_for_its_figures(example):
+    text = example.read_text(encoding="utf-8")
+    title, line = text.splitlines()[1:3]
+    assert set(line) == {"="}
+    assert len(line) >= len(title)
+    drawn = re.findall(r"^figure(?:, \w+)? = ", text, re.MULTILINE)
+    alts = re.findall(r'^# sphinx_gallery_alt = "(.+)"$', text, re.MULTILINE)
+    assert len(alts) == len(drawn) >= 1
+    assert all(len(words.split()) >= 6 for words in alts)
+
+
+def test_the_gallery_is_as_large_as_the_first_page_says():
+    assert len(GALLERY) == 13
+    assert "thirteen short programs" in text_of("docs/index.md")

@@ -46,6 +46,7 @@ COMMANDS = {
     "periodogram": "Power spectra of scalars of a walk, with significance against red noise.",
     "relaxation": "Fit rates to the slow end of a walk, beside the smallest eigenvalues of A.",
     "report": "Write one self-contained page about walks and baselines.",
+    "completion": "Print the script by which a shell completes commands, options and files.",
 }
 
 # Their options are in a module of their own, imported when one of them is called: figures and
@@ -112,16 +113,25 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """Make a parser that knows all commands, and the options of the one that is called."""
+    # No option before the command takes a value.
+    called = next((text for text in arguments if not text.startswith("-")), None)
+    return _with_options(called)
+
+
+def whole_parser() -> argparse.ArgumentParser:
+    """Make a parser that knows all commands and all their options."""
+    return _with_options(*COMMANDS)
+
+
+def _with_options(*called: str | None) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="geoflow", description="Walk along training-loss level sets of neural networks."
     )
     parser.add_argument("--version", action="version", version=f"geoflow {gf.__version__}")
     children = parser.add_subparsers(required=True, metavar="COMMAND")
-    # No option before the command takes a value.
-    called = next((text for text in arguments if not text.startswith("-")), None)
     for name, text in COMMANDS.items():
         child = children.add_parser(name, help=text, description=text)
-        if name == called:
+        if name in called:
             module = "analysis_options" if name in ANALYSES else "walk_options"
             import_module(f"geoflow.cli.{module}").ADD[name](child)
     return parser

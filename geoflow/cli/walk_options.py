@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from geoflow import solvers
-from geoflow.cli import path_commands, walk_commands
+from geoflow.cli import completion, path_commands, walk_commands
 from geoflow.cli.reading import add_problem, floats, folder, seeds
 from geoflow.comparisons.work_precision import DEFAULT_TIMES, JITTER
 from geoflow.manifold import regularizers
@@ -171,6 +171,11 @@ def _path(p: argparse.ArgumentParser) -> None:
     p.add_argument("--quiet", action="store_true", help="no progress and no notes")
 
 
+def _completion(p: argparse.ArgumentParser) -> None:
+    p.set_defaults(command=completion.completion)
+    p.add_argument("shell", choices=completion.SHELLS, help="that is to complete")
+
+
 def _add_walk_options(p: argparse.ArgumentParser, many: bool = False) -> None:
     # No defaults here: what is not given is left to --like, or to walk's own defaults.
     if many:
@@ -214,4 +219,5 @@ ADD = {
     "baseline": _baseline,
     "sweep": _sweep,
     "path": _path,
+    "completion": _completion,
 }

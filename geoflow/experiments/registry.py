@@ -92,6 +92,15 @@ def register(name: str, function: Function) -> None:
     ------
     InputError
         A name that is taken or cannot be used, or what cannot be called with a seed.
+
+    Examples
+    --------
+    >>> def bowl(seed):
+    ...     start = torch.full((3,), 1.0 + seed, dtype=torch.float64)
+    ...     return gf.Problem.from_function(lambda theta: theta.square().sum(), start)
+    >>> gf.experiments.register("bowl", bowl)
+    >>> float(gf.experiments.get("bowl").prepare(seed=1).problem.loss(torch.ones(3).double()))
+    3.0
     """
     _check_name(name)
     experiment = OwnExperiment(name, function)

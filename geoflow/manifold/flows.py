@@ -176,6 +176,18 @@ class RegularizingFlow:
     InputError
         R is not a finite scalar at ``theta0``, its gradient there is not that of its values, or it
         does not fit the problem.
+
+    Examples
+    --------
+    On a circle of radius 2 down the distance from (3, 0), from its left half:
+
+    >>> theta0 = torch.tensor([-1.2, 1.6], dtype=torch.float64)
+    >>> problem = gf.Problem.from_function(lambda theta: theta.square().sum(), theta0)
+    >>> there = torch.tensor([3.0, 0.0], dtype=torch.float64)
+    >>> flow = gf.RegularizingFlow(gf.LevelSet(problem), lambda t: (t - there).square().sum())
+    >>> state, _ = flow.start(theta0)
+    >>> bool(abs(state.gradient @ state.velocity) < 1e-12)  # it is along the circle
+    True
     """
 
     def __init__(self, level_set: LevelSet, regularizer: Any) -> None:

@@ -96,7 +96,8 @@ def regularization_path(
     """
     observables = dict(observables or {})
     levels = checked_levels(levels)
-    limit = path_schema.kkt_limit(Stationary(degrees).degrees)
+    degrees = Stationary(degrees).degrees  # checked, and a float as the file has it
+    limit = path_schema.kkt_limit(degrees)
     check_fit(flow, DEFAULTS.make_solver(), DEFAULTS.goals(), observables)
     _check_resolved(degrees, limit, flow.problem.dtype)
     _check_names(observables, flow)

@@ -13,7 +13,7 @@ from matplotlib.animation import AbstractMovieWriter, FFMpegWriter, PillowWriter
 
 from geoflow.errors import InputError
 from geoflow.plots.slices import HALO, WALK, check, colour_bar, surface, title
-from geoflow.plots.styles import LABELS, SLIDE_INCHES, new_figure, style
+from geoflow.plots.styles import LABELS, SLIDE_INCHES, laid_out, new_figure, style
 from geoflow.system import files, translation
 from geoflow.system.memory import check_memory
 from geoflow.system.progress import progress_bar
@@ -172,7 +172,7 @@ def _film(
     below.set_ylim(bottom=0)
     figure.suptitle(title(ds), fontsize=8)
     # Laid out once: a layout for each frame would take most of the time, and could shift.
-    figure.canvas.draw()
+    laid_out(figure).canvas.draw()
     figure.set_layout_engine("none")
     writer.setup(figure, str(path), DPI)
     try:

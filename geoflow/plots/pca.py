@@ -26,6 +26,7 @@ from geoflow.plots.styles import (
     LINES,
     MARKERS,
     SLIDE_INCHES,
+    laid_out,
     new_figure,
     style,
 )
@@ -245,7 +246,7 @@ def pca_space(
         off.set_xlabel(LABELS["arc_length"])
         off.set_ylabel(f"distance from\nthe first 3 PCs{_units(ds)}")
         off.set_ylim(bottom=0)
-    return figure
+        return laid_out(figure)
 
 
 def null_models(ds: xr.Dataset, walk: int = 0, width: float = SLIDE_INCHES) -> Figure:

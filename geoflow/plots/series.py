@@ -18,6 +18,7 @@ from geoflow.plots.styles import (
     LINES,
     SLIDE_INCHES,
     WIDE_INCHES,
+    laid_out,
     new_figure,
     style,
 )
@@ -231,7 +232,7 @@ def relaxations(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
         parts: Any = figure.subfigures(rows, columns, squeeze=False)
         for name, part in zip(names, parts.flat, strict=False):
             relaxation(ds, name, part)
-    return figure
+        return laid_out(figure)
 
 
 def _of(ds: xr.Dataset, kind: str, scalar: str | None) -> xr.Dataset:

@@ -23,6 +23,7 @@ from geoflow.plots.styles import (
     LINES,
     SLIDE_INCHES,
     WIDE_INCHES,
+    laid_out,
     new_figure,
     style,
 )
@@ -225,7 +226,7 @@ def slice_figure(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
         off_plane(ds, below[0])
         projections(ds, below[1])
         figure.suptitle(title(ds), fontsize=8)
-    return figure
+        return laid_out(figure)
 
 
 def title(ds: xr.Dataset) -> str:

@@ -71,6 +71,16 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def laid_out(figure: Figure) -> Figure:
+    """Lay a figure of several parts out, and return it.
+
+    How much room a label needs is known by its ticks, and these by the room: after a single pass,
+    as when a figure is first saved, labels can be cut off.
+    """
+    figure.draw_without_rendering()
+    return figure
+
+
 def save(figures: Mapping[str, Figure], folder: str | Path, stem: str) -> list[Path]:
     """Write each figure as PNG and PDF, and return the files.
 

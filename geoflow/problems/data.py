@@ -91,6 +91,8 @@ def update(digest: hashlib._Hash, data: Tree) -> None:
     for _, tensor in leaves(data, ""):
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         raw = tensor.detach().cpu().contiguous()
+        if raw.numel() == 1:  # contiguous whatever its strides say, and no view of other bytes
+            raw = raw.clone(memory_format=torch.contiguous_format)
         # NumPy has no bfloat16.
         digest.update(
             raw.view(torch.uint8).numpy().tobytes() if raw.ndim else raw.numpy().tobytes()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,8 +24,10 @@ from geoflow.archive.netcdf import checked, existing, expand, open_lazily
 from geoflow.archive.path_files import open_path
 from geoflow.archive.trajectory_files import open_trajectory
 from geoflow.errors import InputError, RankError
+from geoflow.report.comparisons import comparison_section
 from geoflow.report.parts import Picture, Row, Section, Table, picture, synthetic
 from geoflow.report.paths import path_section
+from geoflow.report.walks import sentence
 from geoflow.sweeps import ensemble
 from geoflow.system import translation
 from geoflow.system.files import check_target, replacing
@@ -41,12 +46,13 @@ def report(
     Walks of one experiment with the same solver and tolerances make a section: their runs one by
     one; angle, R, test loss and test accuracy, mean ± standard deviation over the runs; the table
     of Tahir & Katz (2021), every penalty of weight decay beside the walks' start and end; the
-    principal components of all points of all walks. A regularisation path makes one of its own.
+    principal components of all points of all walks. A regularisation path makes one of its own, and
+    so does a comparison of solvers.
 
     Parameters
     ----------
     files : sequence of str or Path
-        Trajectories, paths and baselines, or folders of them, in any order.
+        Trajectories, paths, baselines and comparisons, or folders of them, in any order.
     out : str or Path
         The page.
     overwrite : bool
@@ -62,11 +68,11 @@ def report(
     InputError
         No files, or ``out`` cannot be used.
     ArchiveError
-        A file that is neither a trajectory nor a path nor a baseline, or writing failed.
+        A file that is none of these, or writing failed.
     """
     out = check_target(out, overwrite=overwrite)
     paths = expand(files)
-    walks, trainings, followed = _sort(paths)
+    walks, trainings, followed, compared = _sort(paths)
     alone = sorted(set(trainings) - {subject for subject, *_ in walks})
     sections = []
     for subject, runs in [
@@ -82,6 +88,10 @@ def report(
             beside = trainings.get(subject)
             baseline = baselines.open_weight_decay(beside) if beside else None
             sections.append(path_section(subject, ds, baseline, len(sections)))
+    for path, ds in compared:
+        with translation.reading(path, "what a page can show"):
+            sections.append(comparison_section(ds, len(sections)))
+    script = resources.files("geoflow.report").joinpath("templates/report.js").read_text("utf-8")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("geoflow.report"),
         autoescape=True,
@@ -93,6 +103,9 @@ def report(
         version=version("geoflow"),
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         n_files=len(paths),
+        script=script,
+        # No other script runs on the page, whatever a value in a file holds.
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         sections=sections,
     )
     with translation.writing(out), replacing(out) as temporary:
@@ -169,6 +182,7 @@ def _section(subject: str, walks: list[xr.Dataset], baseline: xr.Dataset | None)
             f"Seed {ds.attrs['seed']} ended early: {ds.attrs['status']}, "
             f"{ds.attrs['status_message']}."
         )
+    section.sentences += [sentence(ds) for ds in walks]
     if walks:
         section.parts.append(_run_table(walks))
         figure = plots.sweep_stack(walks, ensemble.resample(walks) if walks[1:] else None)
@@ -280,8 +294,10 @@ def _sort(
     dict[tuple[str, ...], list[xr.Dataset]],
     dict[str, list[Path]],
     list[tuple[str, Path, xr.Dataset]],
+    list[tuple[Path, xr.Dataset]],
 ]:
-    """Walks by subject and settings, baselines' files by subject, paths; all but files read."""
+    """Walks by subject and settings, baselines' files by subject, paths, comparisons; read."""
+    compared: list[tuple[Path, xr.Dataset]] = []
     followed: list[tuple[str, Path, xr.Dataset]] = []
     walks: dict[tuple[str, ...], list[xr.Dataset]] = {}
     trainings: dict[str, list[Path]] = {}
@@ -289,6 +305,14 @@ def _sort(
         kind, subject = _kind_of(path)
         if kind == "baseline":
             trainings.setdefault(subject, []).append(path)
+            continue
+        if kind == "comparison":
+            with (
+                translation.reading(path, "what a page can show"),
+                open_lazily(checked(existing(path))) as ds,
+            ):
+                check_memory(ds.nbytes, f"{path}: its errors", "leave it out")
+                compared.append((path, ds.load()))
             continue
         if kind == path_schema.KIND:
             with translation.reading(path, "what a page can show"), open_path(path) as ds:
@@ -307,7 +331,7 @@ def _sort(
     for runs in walks.values():
         runs.sort(key=lambda ds: int(ds.attrs["seed"]))
     followed.sort(key=lambda one: (one[0], int(one[2].attrs["seed"])))
-    return walks, trainings, followed
+    return walks, trainings, followed, compared
 
 
 def _subject(attributes: Mapping[str, Any], unnamed: str = "walk") -> str:
@@ -321,4 +345,6 @@ def _kind_of(path: Path) -> tuple[str, str]:
     with translation.reading(path), open_lazily(checked(existing(path))) as ds:
         if "geoflow_baseline" in ds.attrs:
             return "baseline", _subject(ds.attrs)
+        if ds.attrs.get("kind") == "comparison":
+            return "comparison", ""
         return (path_schema.KIND if path_schema.is_path(ds) else "walk"), ""

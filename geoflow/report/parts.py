@@ -45,6 +45,7 @@ class Section:
 
     title: str
     summary: str = ""
+    sentences: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     parts: list[Picture | Table] = field(default_factory=list)
 

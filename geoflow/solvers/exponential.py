@@ -230,9 +230,9 @@ class _Attempts:
             )
             beta, rho = space.matrix[-1, -2:]
             y = self.predict(step)
-            if (beta + rho) * abs(y[-1]) <= limit:
+            # Negative curvature makes y, or this product, overflow at a step that is far too long.
+            if float(beta + rho) * float(abs(y[-1])) <= limit:
                 return step
-            # Negative curvature makes y overflow at a step that is far too long.
             if len(space) >= self.max_vectors or not np.isfinite(y).all():
                 step *= 0.7
             else:

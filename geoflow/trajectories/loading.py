@@ -34,6 +34,17 @@ def load_into(module: nn.Module, ds: xr.Dataset, snapshot: int = -1) -> None:
     InputError
         There is no such snapshot, the network has no parameters of these names and shapes, or the
         trajectory does not say what theta is made of.
+
+    Examples
+    --------
+    >>> module = torch.nn.Linear(2, 1).double()
+    >>> x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    >>> problem = gf.Problem.from_module(module, torch.nn.functional.mse_loss, x, x[:, :1])
+    >>> flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+    >>> ds = gf.walk(flow, t_end=0.01, stop=None)
+    >>> gf.load_into(module, ds)
+    >>> bool((module.weight.flatten() == torch.from_numpy(ds.theta[-1].values[:2])).all())
+    True
     """
     along = "level" if path_schema.is_path(ds) else "snapshot"
     n = ds.sizes.get(along, 0)

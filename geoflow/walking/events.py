@@ -57,7 +57,7 @@ class Event:
     Examples
     --------
     >>> gf.Event("regularizer", value=10.0)
-    Event('regularizer', value=10.0)
+    Event('regularizer', value=10)
     >>> gf.Event("test_loss", 1, rate=True)
     Event('test_loss', direction=1, rate=True)
     """

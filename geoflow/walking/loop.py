@@ -124,6 +124,18 @@ def walk(
         θ0 cannot be projected onto the level set, so there is no walk to keep.
     ArchiveError
         The disk no longer takes what is streamed, or another process is writing there.
+
+    Examples
+    --------
+    >>> theta0 = torch.tensor([-1.2, 1.6], dtype=torch.float64)
+    >>> problem = gf.Problem.from_function(lambda theta: theta.square().sum(), theta0)
+    >>> there = torch.tensor([3.0, 0.0], dtype=torch.float64)
+    >>> flow = gf.RegularizingFlow(gf.LevelSet(problem), lambda t: (t - there).square().sum())
+    >>> ds = gf.walk(flow, stop=gf.Stationary(degrees=179.9))
+    >>> ds.status
+    'stationary'
+    >>> ds.theta[-1].values.round(2) + 0.0  # the point of the circle nearest (3, 0)
+    array([2., 0.])
     """
     observables = dict(observables or {})
     settings = WalkSettings(

@@ -80,6 +80,11 @@ class Stationary:
     ------
     InputError
         An angle that does not lie between 90 and 180.
+
+    Examples
+    --------
+    >>> gf.Stationary(degrees=170).options
+    {'degrees': 170.0}
     """
 
     look_back = 0.0

@@ -51,6 +51,7 @@ def trained(seed):
 OWN = ["--problem", "mine.py:small"]
 BASE = {
     "experiments": [],
+    "completion": ["bash"],
     "run": [*OWN, "--max-evaluations", "40"],
     "resume": ["copy.nc", *OWN, "--max-evaluations", "200"],
     "validate": ["walk.nc"],

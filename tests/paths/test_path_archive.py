@@ -78,6 +78,15 @@ def test_a_path_that_was_cut_off_becomes_what_it_would_have_been(tmp_path, writt
     assert not pieces.are_kept(file)
 
 
+def test_whole_numbers_are_as_good_as_floats_and_the_path_is_written(tmp_path):
+    flow = _flow()
+    path = gf.regularization_path(flow, [1, 2], degrees=150, archive=tmp_path / "path.nc")
+    assert path.attrs["degrees"] == 150.0
+    assert path["level"].values[1:].tolist() == [1.0, 2.0]
+    assert gf.validate(tmp_path / "path.nc") == []
+    path.close()
+
+
 def test_nothing_is_left_where_no_point_was_reached(tmp_path):
     file = tmp_path / "path.nc"
     with pytest.raises(KeyboardInterrupt):

@@ -5,6 +5,7 @@ After a change that is meant, draw them anew and look at each before it is commi
     pytest tests/plots/test_figures.py --mpl-generate-path=tests/plots/baseline
 """
 
+import io
 from pathlib import Path
 
 import matplotlib as mpl
@@ -122,3 +123,17 @@ def test_a_change_that_can_be_seen_makes_another_figure(change, other, size, tmp
     baseline = BASELINE / f"overview-{size}.png"
     found = compare_images(baseline, tmp_path / "changed.png", TOLERANCE, in_decorator=True)
     assert (found is not None) == other
+
+
+def more_ticks():
+    """A slice whose distances get more ticks, and wider numbers, once the panel has its room."""
+    ds = drawn.slice_()
+    return ds.assign(off_plane_distance=0.9 * ds["off_plane_distance"])
+
+
+def test_no_label_is_cut_off_where_a_figure_is_saved_at_once():
+    figure = kinds.draw(more_ticks(), "slice", width=SLIDE_INCHES)
+    figure.savefig(io.BytesIO(), format="png", dpi=figure.dpi)
+    labels = [label for ax in figure.axes for label in (ax.xaxis.label, ax.yaxis.label)]
+    edges = {label.get_text(): label.get_window_extent().x0 for label in labels}
+    assert [text for text, left in edges.items() if text and left < 0] == []

@@ -305,6 +305,17 @@ def test_data_hash_tells_data_apart():
     assert a != b
 
 
+def test_data_hash_is_of_the_values_however_they_lie_in_memory():
+    inputs, targets = references.small_data()
+    module, entropy = references.small_module(), nn.functional.cross_entropy
+    plain, strided = (
+        gf.Problem.from_module(module, entropy, inputs[:1], labels).data_sha256
+        # One example of every second: contiguous, with a stride of 2.
+        for labels in (targets[:1].clone(), targets[::2][:1])
+    )
+    assert plain == strided
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu_gives_the_same_to_rounding(network):
     on_gpu = references.small_network(device="cuda").problem
