@@ -5,8 +5,8 @@
 Both networks of a pair are trained on the same data from different first weights (seeds 0 and 1, 2,
 3 of the weights and of the shuffling). B is aligned to A, and taken to A's level along the normal.
 Beside the walk down ‖θ − θ_B‖²: the barrier of the straight line, and of a Bézier curve trained
-through its middle point with as many gradients. The same again at a hundred times the level. What
-is there in runs/between_networks is not done again. Fills docs/objectives.md.
+through its middle point. The same again, of iris_ff, with the loss of each example kept. What is
+there in runs/between_networks is not done again. Fills docs/objectives.md.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ from geoflow.plots.styles import COLOURS, LINES, SLIDE_INCHES, new_figure, style
 from geoflow.report.page import mean_std
 
 EVALUATIONS = {"iris_ff": 2000, "mnist_ff": 1000}
-# Of the loss A is trained to.
-LEVELS = {"as trained": 1.0, "100 times": 100.0}
+# What stays on the way as it is at A.
+KEPT = {
+    "iris_ff": ("the loss", "each example's loss"),
+    "mnist_ff": ("the loss",),
+}
 # B's units as they are, and aligned to A.
 ORDERS = ("as trained", "aligned")
 DEGREES = 179.0
@@ -37,17 +40,18 @@ DEGREES = 179.0
 T_END = 4.0
 HEAD = [
     "experiment",
-    "level",
+    "kept",
     "units of B",
     "pairs",
     "distance",
-    "barrier of the line / level",
+    "barrier of the line / loss kept",
     "of the Bézier curve",
+    "gradients of the curve",
     "walks that arrived",
-    "stuck at 179°",
+    "ends of the others",
     "distance left / %",
     "arc length over distance",
-    "gradients",
+    "gradients of the walk",
     "test loss at A",
     "where it ended",
     "at B",
@@ -66,11 +70,15 @@ def trained(name: str, seed: int) -> PreparedExperiment:
     return replace(experiment, split=of_seed_0).prepare(seed)
 
 
-def pair(name: str, number: int, factor: float, order: str, folder: Path) -> dict[str, object]:
-    """Everything of one pair at one level, with B's units in one order."""
+def pair(name: str, number: int, kept: str, order: str, folder: Path) -> dict[str, object]:
+    """Everything of one pair, with B's units in one order."""
     first, second = trained(name, 0), trained(name, number)
     problem, test_loss = first.problem, first.observables["test_loss"]
-    level_set = gf.LevelSet(problem, factor * float(problem.loss(problem.theta0)))
+    loss = float(problem.loss(problem.theta0))
+    if kept.startswith("each"):
+        level_set = gf.LevelSet(gf.each_example(problem), level_atol=1e-6 * loss)
+    else:
+        level_set = gf.LevelSet(problem)
 
     def on_level(theta: Tensor) -> Tensor:
         return level_set.project(theta, max_iterations=200).theta
@@ -94,11 +102,12 @@ def pair(name: str, number: int, factor: float, order: str, folder: Path) -> dic
             max_evaluations=EVALUATIONS[name],
             observables={"test_loss": test_loss},
             archive=archive,
+            overwrite=True,
         ).close()
     with gf.open_trajectory(archive) as ds:
         return {
             "distance": distance,
-            "level": level_set.level,
+            "level": float(problem.loss(a)),
             "line": line.losses.tolist(),
             "line_height": line.height,
             "curve": around.losses.tolist(),
@@ -122,24 +131,26 @@ def of_walk(ds: xr.Dataset) -> dict[str, object]:
     }
 
 
-def run(name: str, number: int, level: str, order: str) -> dict[str, object]:
+def run(name: str, number: int, kept: str, order: str) -> dict[str, object]:
     """Do one pair where it is missing."""
-    folder = RUNS / "between_networks" / name / f"0-{number}" / level / order
+    folder = RUNS / "between_networks" / name / f"0-{number}" / kept / order
     done = (folder / "pair.json").exists()
-    found = noted(folder / "pair.json", lambda: pair(name, number, LEVELS[level], order, folder))
+    found = noted(folder / "pair.json", lambda: pair(name, number, kept, order, folder))
     if not done:
         keys = ("distance", "level", "line_height", "curve_height", "status", "left", "angle")
-        print(name, number, level, order, *(f"{k} {found[k]}" for k in keys), flush=True)
+        print(name, number, kept, order, *(f"{k} {found[k]}" for k in keys), flush=True)
     return found
 
 
-def row(name: str, level: str, order: str, pairs: list[dict[str, object]]) -> list[str]:
-    """A row for one level and one order of units."""
-    cells = [name, level, order, str(len(pairs)), mean_std([p["distance"] for p in pairs])]
+def row(name: str, kept: str, order: str, pairs: list[dict[str, object]]) -> list[str]:
+    """A row for what is kept and one order of units."""
+    cells = [name, kept, order, str(len(pairs)), mean_std([p["distance"] for p in pairs])]
     for key in ("line_height", "curve_height"):
         cells.append(mean_std([p[key] / p["level"] for p in pairs]))
-    for status in ("t_end", "stationary"):
-        cells.append(f"{sum(p['status'] == status for p in pairs)} of {len(pairs)}")
+    cells.append(str(EVALUATIONS[name]))
+    arrived = [p["status"] == "t_end" for p in pairs]
+    cells.append(f"{sum(arrived)} of {len(pairs)}")
+    cells.append(", ".join(p["status"] for p in pairs if p["status"] != "t_end") or "–")
     cells.append(mean_std([100 * p["left"] / p["distance"] for p in pairs]))
     cells.append(mean_std([p["arc"] / p["distance"] for p in pairs]))
     cells.append(f"{np.mean([p['evaluations'] for p in pairs]):.0f}")
@@ -153,18 +164,18 @@ def draw(done: dict[tuple[str, str, str], list[dict[str, object]]]) -> None:
         figure = new_figure(SLIDE_INCHES, 0.75 * SLIDE_INCHES)
         axes = figure.subplots(2, len(EVALUATIONS))
         for column, name in zip(axes.T, EVALUATIONS, strict=True):
-            for number, (level, order) in enumerate((lv, o) for lv in LEVELS for o in ORDERS):
-                for i, p in enumerate(done[name, level, order]):
+            for number, (kept, order) in enumerate((k, o) for k in KEPT[name] for o in ORDERS):
+                for i, p in enumerate(done[name, kept, order]):
                     look = {"color": COLOURS[number], "linestyle": LINES[number]}
-                    label = "" if i else f"level {level}, B {order}"
+                    label = "" if i else f"{kept}, B {order}"
                     x, left = (np.array(p["along"][k]) / p["distance"] for k in ("arc", "left"))
                     column[1].plot(x, left, label=label, **look)
-                    if level == "as trained":
+                    if kept == "the loss":
                         t = np.linspace(0, 1, len(p["line"]))
                         label = "" if i else f"line, B {order}"
                         column[0].plot(t, p["line"], label=label, **look)
                         if order == "aligned":
-                            look = {"color": COLOURS[4], "linestyle": LINES[4]}
+                            look = {"color": COLOURS[6], "linestyle": LINES[3]}
                             label = "" if i else "Bézier curve, B aligned"
                             column[0].plot(t, p["curve"], label=label, **look)
             column[0].set_yscale("log")
@@ -187,10 +198,10 @@ def main() -> None:
     args = parser.parse_args()
     done = {}
     for name in EVALUATIONS:
-        for level in LEVELS:
+        for kept in KEPT[name]:
             for order in ORDERS:
                 numbers = range(1, args.pairs + 1)
-                done[name, level, order] = [run(name, n, level, order) for n in numbers]
+                done[name, kept, order] = [run(name, n, kept, order) for n in numbers]
     draw(done)
     fill("between_networks", HEAD, [row(*key, pairs) for key, pairs in done.items()])
 

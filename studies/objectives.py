@@ -140,10 +140,10 @@ def noted(path: Path, make: Callable[[], object]) -> object:
 
 
 def walked(path: Path, flow: gf.RegularizingFlow, **settings: object) -> Tensor:
-    """The end of a walk that is in an archive, walked or gone on with where it is not over."""
+    """The end of a walk that is in an archive, walked where it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        gf.walk(flow, archive=path, **settings).close()
+        gf.walk(flow, archive=path, overwrite=True, **settings).close()
     with gf.open_trajectory(path) as ds:
         return torch.from_numpy(ds["theta"].isel(snapshot=-1).values.copy())
 

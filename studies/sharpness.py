@@ -73,7 +73,7 @@ def walk(net: Network, regularizer: object, file: Path, **settings: object) -> x
     file.parent.mkdir(parents=True, exist_ok=True)
     if not file.exists():
         flow = gf.RegularizingFlow(gf.LevelSet(net.problem), regularizer)
-        options = {"stop": None, "max_snapshots": SNAPSHOTS, **settings}
+        options = {"stop": None, "max_snapshots": SNAPSHOTS, "overwrite": True, **settings}
         gf.walk(flow, archive=file, observables=net.prepared.observables, **options).close()
     with gf.open_trajectory(file) as ds:
         return ds.load()

@@ -27,8 +27,8 @@ from geoflow.analysis.networks.layers import layers_of
 from geoflow.plots.styles import COLOURS, LINES, SLIDE_INCHES, new_figure, style
 from geoflow.report.page import mean_std
 
-EVALUATIONS = {"mnist_ff": 1000, "mnist_conv": 500}
-PENALTIES = {"weights": (1e-7, 1e-6, 1e-5, 1e-4), "neurons": (1e-7, 1e-6, 1e-5, 1e-4)}
+EVALUATIONS = {"mnist_ff": 600, "mnist_conv": 300}
+WHAT, PENALTIES = ("weights", "neurons"), (1e-6, 1e-5, 1e-4)
 # A cut alone may raise the loss of no class by more than this.
 ALONE = 1.1
 # Of the search for the largest cut, in parts of all weights; neurons are searched one by one.
@@ -145,7 +145,7 @@ def run(name: str, seed: int, what: str) -> dict[str, dict[str, object]]:
     """Do what is missing of one seed: what can be taken out after each method."""
     evaluations = EVALUATIONS[name]
     folder = RUNS / "sparser" / name / f"seed-{seed}" / what
-    tried = [f"penalty {w:g}" for w in PENALTIES[what]]
+    tried = [f"penalty {w:g}" for w in PENALTIES]
     files = {m: folder / f"{m}.json" for m in (METHODS[0], METHODS[1], *tried, METHODS[3])}
     if all(file.exists() for file in files.values()):
         return {m: noted(file, dict) for m, file in files.items()}
@@ -161,7 +161,7 @@ def run(name: str, seed: int, what: str) -> dict[str, dict[str, object]]:
         return fine_tuned(net.problem, net.theta0, evaluations, **options)
 
     ends: dict[str, Callable[[], Tensor]] = {METHODS[0]: lambda: net.theta0, METHODS[3]: after_walk}
-    for method, weight in zip(tried, PENALTIES[what], strict=True):
+    for method, weight in zip(tried, PENALTIES, strict=True):
         ends[method] = lambda w=weight, m=method: kept(
             folder / f"{m}.npy", lambda: after_penalty(w)
         )
@@ -192,7 +192,7 @@ def rows(name: str, what: str, seeds: list[dict[str, dict[str, object]]]) -> lis
         results = [s[method] for s in seeds]
         cells = [name, what, method, str(len(seeds))]
         n = EVALUATIONS[name]
-        tried = {METHODS[0]: "0", METHODS[2]: f"{len(PENALTIES[what])} × {n}"}
+        tried = {METHODS[0]: "0", METHODS[2]: f"{len(PENALTIES)} × {n}"}
         cells.append(tried.get(method, f"{n} a cut" if method == METHODS[1] else str(n)))
         for key in ("alone", "cut"):
             cells.append(mean_std([100 * r[key] for r in results]))
@@ -234,12 +234,12 @@ def main() -> None:
         parser.error(f"{', '.join(unknown)}: use some of {', '.join(EVALUATIONS)}")
     for name in names:
         for seed in range(args.seeds):
-            for what in PENALTIES:
+            for what in WHAT:
                 run(name, seed, what)
     lines: list[list[str]] = []
     for name in EVALUATIONS:
         done = {}
-        for what in PENALTIES:
+        for what in WHAT:
             folders = sorted((RUNS / "sparser" / name).glob(f"seed-*/{what}/walk.json"))
             seeds = [int(f.parts[-3].removeprefix("seed-")) for f in folders]
             done[what] = [chosen(run(name, seed, what)) for seed in seeds]
