@@ -118,9 +118,7 @@ def test_it_keeps_to_several_constraints(make, installed):
     reference, times = make(), [0.3, 1.0]
     errors = []
     for rtol in (1e-4, 1e-7):
-        ds = gf.walk(
-            reference.flow, "cvode", rtol=rtol, t_end=1.0, stop=None, snapshot_times=times
-        )
+        ds = gf.walk(reference.flow, "cvode", rtol=rtol, t_end=1.0, stop=None, snapshot_times=times)
         assert ds.attrs["status"] == "t_end"
         thetas = torch.from_numpy(ds["theta"].values)
         exact = torch.stack([reference.exact(t) for t in times])
