@@ -113,7 +113,7 @@ def control(net: Network, name: str, arc: float, file: Path) -> dict[str, object
         return float((theta - theta0).norm())
 
     # As far as the walk is long: none of these turns much over so short a way.
-    stop = gf.Event(length, 1, arc)
+    stop = gf.Event(length, 1, value=arc)
     ds = walk(net, regularizer, file, stop=stop, max_evaluations=TRAINED)
     return result(net, ds)
 
