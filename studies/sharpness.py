@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import xarray as xr
+from matplotlib.ticker import NullLocator
 from objectives import PICTURES, RUNS, Network, fill, fine_tuned, kept, noted
 from torch import Tensor
 
@@ -208,6 +209,10 @@ def draw(seeds: list[dict[str, dict[str, object]]]) -> None:
             ax.axhline(1, color="#888888", linewidth=0.7)
             ax.axvline(1, color="#888888", linewidth=0.7)
             ax.set_xscale("log")
+            low, high = ax.get_xlim()
+            ticks = [2.0**k for k in range(-6, 7) if low < 2.0**k < high]
+            ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            ax.xaxis.set_minor_locator(NullLocator())
             ax.set_xlabel(f"{label}, over that at the start")
             ax.legend()
         axes[0].set_ylabel("test loss, over that at the start")
