@@ -5,8 +5,8 @@
 Both networks of a pair are trained on the same data from different first weights (seeds 0 and 1, 2,
 3 of the weights and of the shuffling). B is aligned to A, and taken to A's level along the normal.
 Beside the walk down ‖θ − θ_B‖²: the barrier of the straight line, and of a Bézier curve trained
-through its middle point. The same again, of iris_ff, with the loss of each example kept. What is
-there in runs/between_networks is not done again. Fills docs/objectives.md.
+through its middle point. What is there in runs/between_networks is not done again. Fills
+docs/objectives.md.
 """
 
 from __future__ import annotations
@@ -28,11 +28,6 @@ from geoflow.plots.styles import COLOURS, LINES, SLIDE_INCHES, new_figure, style
 from geoflow.report.page import mean_std
 
 EVALUATIONS = {"iris_ff": 2000, "mnist_ff": 1000}
-# What stays on the way as it is at A.
-KEPT = {
-    "iris_ff": ("the loss", "each example's loss"),
-    "mnist_ff": ("the loss",),
-}
 # B's units as they are, and aligned to A.
 ORDERS = ("as trained", "aligned")
 DEGREES = 179.0
@@ -40,11 +35,10 @@ DEGREES = 179.0
 T_END = 4.0
 HEAD = [
     "experiment",
-    "kept",
     "units of B",
     "pairs",
     "distance",
-    "barrier of the line / loss kept",
+    "barrier of the line, over the loss kept",
     "of the Bézier curve",
     "gradients of the curve",
     "walks that arrived",
@@ -70,15 +64,11 @@ def trained(name: str, seed: int) -> PreparedExperiment:
     return replace(experiment, split=of_seed_0).prepare(seed)
 
 
-def pair(name: str, number: int, kept: str, order: str, folder: Path) -> dict[str, object]:
+def pair(name: str, number: int, order: str, folder: Path) -> dict[str, object]:
     """Everything of one pair, with B's units in one order."""
     first, second = trained(name, 0), trained(name, number)
     problem, test_loss = first.problem, first.observables["test_loss"]
-    loss = float(problem.loss(problem.theta0))
-    if kept.startswith("each"):
-        level_set = gf.LevelSet(gf.each_example(problem), level_atol=1e-6 * loss)
-    else:
-        level_set = gf.LevelSet(problem)
+    level_set = gf.LevelSet(problem)
 
     def on_level(theta: Tensor) -> Tensor:
         return level_set.project(theta, max_iterations=200).theta
@@ -131,20 +121,20 @@ def of_walk(ds: xr.Dataset) -> dict[str, object]:
     }
 
 
-def run(name: str, number: int, kept: str, order: str) -> dict[str, object]:
+def run(name: str, number: int, order: str) -> dict[str, object]:
     """Do one pair where it is missing."""
-    folder = RUNS / "between_networks" / name / f"0-{number}" / kept / order
+    folder = RUNS / "between_networks" / name / f"0-{number}" / order
     done = (folder / "pair.json").exists()
-    found = noted(folder / "pair.json", lambda: pair(name, number, kept, order, folder))
+    found = noted(folder / "pair.json", lambda: pair(name, number, order, folder))
     if not done:
         keys = ("distance", "level", "line_height", "curve_height", "status", "left", "angle")
-        print(name, number, kept, order, *(f"{k} {found[k]}" for k in keys), flush=True)
+        print(name, number, order, *(f"{k} {found[k]}" for k in keys), flush=True)
     return found
 
 
-def row(name: str, kept: str, order: str, pairs: list[dict[str, object]]) -> list[str]:
-    """A row for what is kept and one order of units."""
-    cells = [name, kept, order, str(len(pairs)), mean_std([p["distance"] for p in pairs])]
+def row(name: str, order: str, pairs: list[dict[str, object]]) -> list[str]:
+    """A row for one order of units."""
+    cells = [name, order, str(len(pairs)), mean_std([p["distance"] for p in pairs])]
     for key in ("line_height", "curve_height"):
         cells.append(mean_std([p[key] / p["level"] for p in pairs]))
     cells.append(str(EVALUATIONS[name]))
@@ -158,31 +148,27 @@ def row(name: str, kept: str, order: str, pairs: list[dict[str, object]]) -> lis
     return cells
 
 
-def draw(done: dict[tuple[str, str, str], list[dict[str, object]]]) -> None:
-    """Draw, of both experiments as trained, the loss between and the distance left."""
+def draw(done: dict[tuple[str, str], list[dict[str, object]]]) -> None:
+    """Draw the loss along lines and curves, and the distance left along walks."""
     with style():
         figure = new_figure(SLIDE_INCHES, 0.75 * SLIDE_INCHES)
         axes = figure.subplots(2, len(EVALUATIONS))
         for column, name in zip(axes.T, EVALUATIONS, strict=True):
-            for number, (kept, order) in enumerate((k, o) for k in KEPT[name] for o in ORDERS):
-                for i, p in enumerate(done[name, kept, order]):
-                    look = {"color": COLOURS[number], "linestyle": LINES[number]}
-                    label = "" if i else f"{kept}, B {order}"
+            for number, order in enumerate(ORDERS):
+                for i, p in enumerate(done.get((name, order), [])):
+                    t = np.linspace(0, 1, len(p["line"]))
+                    for shift, what in enumerate(("line", "curve")):
+                        look = {"color": COLOURS[number], "linestyle": LINES[2 * shift]}
+                        label = {} if i else {"label": f"{what}, B {order}"}
+                        column[0].plot(t, p[what], **look, **label)
                     x, left = (np.array(p["along"][k]) / p["distance"] for k in ("arc", "left"))
-                    column[1].plot(x, left, label=label, **look)
-                    if kept == "the loss":
-                        t = np.linspace(0, 1, len(p["line"]))
-                        label = "" if i else f"line, B {order}"
-                        column[0].plot(t, p["line"], label=label, **look)
-                        if order == "aligned":
-                            look = {"color": COLOURS[6], "linestyle": LINES[3]}
-                            label = "" if i else "Bézier curve, B aligned"
-                            column[0].plot(t, p["curve"], label=label, **look)
+                    look = {"color": COLOURS[number], "linestyle": LINES[number]}
+                    label = {} if i else {"label": f"B {order}"}
+                    column[1].plot(x, left, **look, **label)
             column[0].set_yscale("log")
             column[0].set_title(name)
             column[0].set_xlabel("$t$ from A to B")
             column[1].set_xlabel("arc length of the walk / distance of A and B")
-            column[1].set_ylim(bottom=0)
         axes[0, 0].set_ylabel("training loss")
         axes[1, 0].set_ylabel("distance left / that at the start")
         axes[0, 0].legend()
@@ -191,17 +177,25 @@ def draw(done: dict[tuple[str, str, str], list[dict[str, object]]]) -> None:
 
 
 def main() -> None:
-    """Do every pair; write the table and the picture."""
+    """Do every pair asked for; write the table and the picture of all that is there."""
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="default: both")
     parser.add_argument("--pairs", type=int, default=3, help="how many")
     args = parser.parse_args()
+    names = args.experiments or list(EVALUATIONS)
+    if unknown := set(names) - set(EVALUATIONS):
+        parser.error(f"{', '.join(unknown)}: use some of {', '.join(EVALUATIONS)}")
+    for number in range(1, args.pairs + 1):
+        for name in names:
+            for order in ORDERS:
+                run(name, number, order)
     done = {}
     for name in EVALUATIONS:
-        for kept in KEPT[name]:
-            for order in ORDERS:
-                numbers = range(1, args.pairs + 1)
-                done[name, kept, order] = [run(name, n, kept, order) for n in numbers]
+        for order in ORDERS:
+            files = sorted((RUNS / "between_networks" / name).glob(f"*/{order}/pair.json"))
+            if files:
+                done[name, order] = [noted(file, dict) for file in files]
     draw(done)
     fill("between_networks", HEAD, [row(*key, pairs) for key, pairs in done.items()])
 
