@@ -171,7 +171,9 @@ def draw(done: dict[tuple[str, str], list[dict[str, object]]]) -> None:
             column[1].set_xlabel("arc length of the walk / distance of A and B")
         axes[0, 0].set_ylabel("training loss")
         axes[1, 0].set_ylabel("distance left / that at the start")
-        axes[0, 0].legend()
+        # Room for the legend below the curves.
+        axes[0, 0].set_ylim(bottom=1e-7)
+        axes[0, 0].legend(loc="lower center")
         axes[1, 0].legend()
         figure.savefig(PICTURES / "between_networks.png", dpi=200)
 

@@ -36,7 +36,8 @@ PARTS = 200
 # Searched for magnitude pruning, each with a training of its own.
 PRUNED = (0.8, 0.85, 0.9, 0.95)
 SHOWN = np.linspace(0, 1, 41)
-METHODS = ("as trained", "pruned, then trained", "penalty", "walk")
+TRIED = tuple(f"penalty {w:g}" for w in PENALTIES)
+METHODS = ("as trained", "pruned, then trained", *TRIED, "walk")
 HEAD = [
     "experiment",
     "taken out",
@@ -145,8 +146,7 @@ def run(name: str, seed: int, what: str) -> dict[str, dict[str, object]]:
     """Do what is missing of one seed: what can be taken out after each method."""
     evaluations = EVALUATIONS[name]
     folder = RUNS / "sparser" / name / f"seed-{seed}" / what
-    tried = [f"penalty {w:g}" for w in PENALTIES]
-    files = {m: folder / f"{m}.json" for m in (METHODS[0], METHODS[1], *tried, METHODS[3])}
+    files = {m: folder / f"{m}.json" for m in METHODS}
     if all(file.exists() for file in files.values()):
         return {m: noted(file, dict) for m, file in files.items()}
     net = Network(name, seed)
@@ -160,29 +160,19 @@ def run(name: str, seed: int, what: str) -> dict[str, dict[str, object]]:
         options = {"penalty": cutting.regularizer, "weight": weight}
         return fine_tuned(net.problem, net.theta0, evaluations, **options)
 
-    ends: dict[str, Callable[[], Tensor]] = {METHODS[0]: lambda: net.theta0, METHODS[3]: after_walk}
-    for method, weight in zip(tried, PENALTIES, strict=True):
+    ends: dict[str, Callable[[], Tensor]] = {"as trained": lambda: net.theta0, "walk": after_walk}
+    for method, weight in zip(TRIED, PENALTIES, strict=True):
         ends[method] = lambda w=weight, m=method: kept(
             folder / f"{m}.npy", lambda: after_penalty(w)
         )
     found = {}
     for method, file in files.items():
-        if method == METHODS[1]:
+        if method == "pruned, then trained":
             found[method] = noted(file, lambda: pruned(cutting, evaluations))
         else:
             found[method] = noted(file, lambda m=method: cutting.judged(ends[m]()))
         print(name, seed, what, method, found[method]["alone"], found[method]["cut"], flush=True)
     return found
-
-
-def chosen(found: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
-    """One result a method: of the penalties that by which most can be taken out."""
-    penalties = [m for m in found if m.startswith("penalty")]
-    best = max(penalties, key=lambda m: found[m]["cut"])
-    return {METHODS[0]: found[METHODS[0]], METHODS[1]: found[METHODS[1]]} | {
-        METHODS[2]: found[best] | {"chosen": best},
-        METHODS[3]: found[METHODS[3]],
-    }
 
 
 def rows(name: str, what: str, seeds: list[dict[str, dict[str, object]]]) -> list[list[str]]:
@@ -192,8 +182,8 @@ def rows(name: str, what: str, seeds: list[dict[str, dict[str, object]]]) -> lis
         results = [s[method] for s in seeds]
         cells = [name, what, method, str(len(seeds))]
         n = EVALUATIONS[name]
-        tried = {METHODS[0]: "0", METHODS[2]: f"{len(PENALTIES)} × {n}"}
-        cells.append(tried.get(method, f"{n} a cut" if method == METHODS[1] else str(n)))
+        spent = {"as trained": "0", "pruned, then trained": f"{n} a cut"}
+        cells.append(spent.get(method, str(n)))
         for key in ("alone", "cut"):
             cells.append(mean_std([100 * r[key] for r in results]))
         for key, scale in (("test_accuracy", 100), ("test_loss", 1)):
@@ -207,9 +197,10 @@ def draw(done: dict[str, list[dict[str, dict[str, object]]]]) -> None:
     """Draw the worst class's loss against what is taken out, of mnist_ff, each seed a line."""
     with style():
         figure = new_figure(SLIDE_INCHES, 0.42 * SLIDE_INCHES)
-        axes = figure.subplots(1, 2, sharey=True)
+        axes = figure.subplots(1, len(done), sharey=True, squeeze=False)[0]
         for ax, (what, seeds) in zip(axes, done.items(), strict=True):
-            for number, method in enumerate((METHODS[0], METHODS[2], METHODS[3])):
+            # Of the pruned there is one network a cut, and no curve.
+            for number, method in enumerate(m for m in METHODS if m != "pruned, then trained"):
                 look = {"color": COLOURS[number], "linestyle": LINES[number]}
                 for seed, result in enumerate(seeds):
                     label = {} if seed else {"label": method}
@@ -242,9 +233,10 @@ def main() -> None:
         for what in WHAT:
             folders = sorted((RUNS / "sparser" / name).glob(f"seed-*/{what}/walk.json"))
             seeds = [int(f.parts[-3].removeprefix("seed-")) for f in folders]
-            done[what] = [chosen(run(name, seed, what)) for seed in seeds]
-            lines += rows(name, what, done[what]) if seeds else []
-        if name == "mnist_ff" and all(done.values()):
+            if seeds:
+                done[what] = [run(name, seed, what) for seed in seeds]
+                lines += rows(name, what, done[what])
+        if name == "mnist_ff" and done:
             draw(done)
     fill("sparser", HEAD, lines)
 
