@@ -47,6 +47,7 @@ HEAD = [
     "arc length over distance",
     "gradients of the walk",
     "test loss at A",
+    "most on the way",
     "where it ended",
     "at B",
 ]
@@ -129,7 +130,8 @@ def run(name: str, number: int, order: str) -> dict[str, object]:
     if not done:
         keys = ("distance", "level", "line_height", "curve_height", "status", "left", "angle")
         print(name, number, order, *(f"{k} {found[k]}" for k in keys), flush=True)
-    return found
+    with gf.open_trajectory(folder / "walk.nc") as ds:
+        return found | {"test_most": float(ds["test_loss"].max())}
 
 
 def row(name: str, order: str, pairs: list[dict[str, object]]) -> list[str]:
@@ -144,7 +146,7 @@ def row(name: str, order: str, pairs: list[dict[str, object]]) -> list[str]:
     cells.append(mean_std([100 * p["left"] / p["distance"] for p in pairs]))
     cells.append(mean_std([p["arc"] / p["distance"] for p in pairs]))
     cells.append(f"{np.mean([p['evaluations'] for p in pairs]):.0f}")
-    cells += [mean_std([p[f"test_{at}"] for p in pairs]) for at in ("a", "end", "b")]
+    cells += [mean_std([p[f"test_{at}"] for p in pairs]) for at in ("a", "most", "end", "b")]
     return cells
 
 
@@ -196,8 +198,9 @@ def main() -> None:
     for name in EVALUATIONS:
         for order in ORDERS:
             files = sorted((RUNS / "between_networks" / name).glob(f"*/{order}/pair.json"))
-            if files:
-                done[name, order] = [noted(file, dict) for file in files]
+            numbers = [int(f.parts[-3].removeprefix("0-")) for f in files]
+            if numbers:
+                done[name, order] = [run(name, number, order) for number in numbers]
     draw(done)
     fill("between_networks", HEAD, [row(*key, pairs) for key, pairs in done.items()])
 
