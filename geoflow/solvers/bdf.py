@@ -132,6 +132,8 @@ class BDF:
         chosen, following = _following(
             history, corrected, carry, order, step, error, allowed, self.order
         )
+        if n_rejected:
+            following = min(following, step)
         if step == asked < wanted and following >= step:
             # A step cut short by max_time says little about how long a step could be.
             following = max(following, wanted)
@@ -142,7 +144,8 @@ class BDF:
             carry={
                 "step_size": following,
                 "order": chosen,
-                "n_steps": int(carry["n_steps"]) + 1,
+                # A rejection ends the start: where it came from another is near.
+                "n_steps": START_STEPS if n_rejected else int(carry["n_steps"]) + 1,
                 "n_since_order": 0 if n_rejected or chosen != order else since + 1,
                 "points": extended.points,
                 "ages": torch.from_numpy(extended.ages),

@@ -41,12 +41,12 @@ MAX_ITERATIONS = 20
 NEGLIGIBLE = 0.1
 # At most this part of ‖θ‖ whatever is allowed: what is left in stiff directions, where a little of
 # θ is much of velocity, would lead the extrapolation of the next steps astray.
-CEILING = 1e-5
+CEILING = 3e-5
 # The iteration is given up where it asks for a correction so much longer than the shortest.
 DIVERGED = 30.0
 # Corrections along the normal alone, at the end.
 NORMAL_ITERATIONS = 6
-# A in directions of which nothing is known: the curvature of R = ‖θ‖².
+# A where nothing is known yet: the curvature of R = ‖θ‖².
 BULK = 2.0
 
 

@@ -24,6 +24,8 @@ Matrix = NDArray[np.float64]
 BLOCK = 8
 # A pair says nothing on an inverse where sᵀ(I + cA)s is less than this part of sᵀs.
 LEAST_CURVATURE = 0.05
+# Part of the pairs with less curvature than A is taken to have beside them.
+SOFTER = 0.25
 
 
 class SecantPairs:
@@ -91,11 +93,14 @@ class SecantPairs:
         c : float
             In flow time.
         bulk : float
-            What A is where no pair tells.
+            What A is before there are pairs, and at least.
         """
-        base = 1 / (1 + c * bulk)
         inner = self._products_with(list(vectors))
         rows = np.arange(0, len(self.products), 2)
+        if len(rows):
+            curvatures = self.products[rows, rows + 1]
+            bulk = max(bulk, float(np.quantile(curvatures, SOFTER)))
+        base = 1 / (1 + c * bulk)
         rows = rows[1 + c * self.products[rows, rows + 1] > LEAST_CURVATURE]
         if not len(rows):
             return base * vectors
