@@ -139,7 +139,7 @@ def draw(done: dict[int, list[dict[str, dict[str, object]]]]) -> None:
         axes[0].set_yscale("log")
         kept_loss = [s["walk"]["before"]["train_loss"] for seeds in done.values() for s in seeds]
         axes[0].axhline(float(np.mean(kept_loss)), color="#888888", linewidth=0.7)
-        axes[1].legend()
+        figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right center")
         figure.savefig(PICTURES / "quantised.png", dpi=200)
 
 
