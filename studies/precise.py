@@ -1,12 +1,13 @@
 """What a wanted accuracy costs: bdf, CVODE and exponential to t = 1 on three networks; seed 0.
 
-python studies/precise.py [EXPERIMENT…] [--runs N]
+python studies/precise.py [EXPERIMENT…] [--runs N] [--solvers NAME,…]
 
 Each solver at each tolerance walks N times (7 where nothing is said), with rtol spread evenly by
 ±15%: a single count wobbles by several percent. Its error is the largest relative one of θ over
 t = 0.1, 0.3, 1. The reference is bdf at 1e-10, and what it is worth is its distance from CVODE at
 1e-10. CVODE needs scikit-sundae; its steps are recorded at the three times only, so that the
-counts are its own. Writes the table of docs/accuracy.md.
+counts are its own. Writes the table of docs/accuracy.md, where rows of solvers not named stay as
+they are.
 """
 
 import argparse
@@ -64,8 +65,8 @@ def spread(values, mean, deviation):
     return f"{shown} ± {np.std(values):{deviation}}" if len(values) > 1 else shown
 
 
-def section(name, runs):
-    """Measure one experiment, and write its table."""
+def section(name, runs, solvers, old):
+    """Measure one experiment, and write its table; other solvers' rows are those of the old one."""
     problem = gf.experiments.get(name).prepare(seed=0).problem
     flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
     tight = gf.RegularizingFlow(
@@ -85,6 +86,9 @@ def section(name, runs):
     ]
     factors = np.linspace(1 - JITTER, 1 + JITTER, runs) if runs > 1 else np.ones(1)
     for solver, (make, rtols) in SOLVERS.items():
+        if solver not in solvers:
+            lines += [line for line in old.split("\n") if line.startswith(f"| {solver} |")]
+            continue
         for rtol in rtols:
             rows = []
             for factor in factors:
@@ -105,22 +109,29 @@ def section(name, runs):
     return [*lines, ""]
 
 
+def sections_of(page):
+    """What is before the table, its sections by experiment, and what is after it."""
+    before, rest = page.split(BEGIN)
+    table, after = rest.split(END)
+    return before, {part.split("\n")[0]: part for part in table.split("### ")[1:]}, after
+
+
 def main():
     """Measure each experiment and write its section, the others left as they are."""
     parser = argparse.ArgumentParser()
     parser.add_argument("experiments", nargs="*", default=EXPERIMENTS)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--show", action="store_true", help="print and leave the page as it is")
+    parser.add_argument("--solvers", default=",".join(SOLVERS))
     given = parser.parse_args()
     torch.set_num_threads(1)
     for name in given.experiments:
-        text = "\n".join(section(name, given.runs))
+        old = sections_of(PAGE.read_text())[1].get(name, "")
+        text = "\n".join(section(name, given.runs, given.solvers.split(","), old))
         if given.show:
             print(text)
             continue
-        before, rest = PAGE.read_text().split(BEGIN)
-        old, after = rest.split(END)
-        sections = {s.split("\n")[0]: s for s in old.split("### ")[1:]}
+        before, sections, after = sections_of(PAGE.read_text())
         sections[name] = text[4:]
         ordered = "".join(
             "### " + sections[n].rstrip() + "\n\n" for n in EXPERIMENTS if n in sections
