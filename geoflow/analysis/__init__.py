@@ -14,12 +14,13 @@ from geoflow.analysis.curvature.operators import (
     tangent_hessian,
 )
 from geoflow.analysis.landscape import planes
-from geoflow.analysis.networks import predictions, symmetry
+from geoflow.analysis.networks import between, predictions, symmetry
 from geoflow.analysis.series import periodogram, relaxation
 from geoflow.analysis.series.lomb_scargle import lomb_scargle
 
 __all__ = [
     "PCA",
+    "between",
     "brownian",
     "extreme_eigenvalues",
     "fit_pca",

@@ -10,7 +10,7 @@ import xarray as xr
 from torch import Tensor
 
 from geoflow.errors import CriticalPointError, EvaluationLimitError, InputError
-from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.manifold.flows import FlowState, RegularizingFlow, check_single
 from geoflow.trajectories import dataset, records
 from geoflow.trajectories.records import Snapshot, StepRecords
 from geoflow.walking.stopping import Stop
@@ -67,6 +67,7 @@ def predictor_corrector(
     InputError
         A parameter that is not positive.
     """
+    check_single(flow, "the paper's loop")
     positive = {
         "predictor_min": predictor_min,
         "corrector_min": corrector_min,

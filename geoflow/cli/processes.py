@@ -17,7 +17,7 @@ import torch.distributed as dist
 from geoflow.archive import parts
 from geoflow.errors import InputError
 from geoflow.experiments import PreparedExperiment
-from geoflow.manifold.flows import RegularizingFlow
+from geoflow.manifold.flows import RegularizingFlow, check_single
 from geoflow.manifold.level_set import LevelSet
 from geoflow.problems.distributed import DistributedProblem
 
@@ -93,6 +93,7 @@ def divided(prepared: PreparedExperiment) -> PreparedExperiment:
 
 def divided_flow(flow: RegularizingFlow) -> RegularizingFlow:
     """Return the same flow, likewise."""
+    check_single(flow, "a walk over several processes")
     level_set = flow.level_set
     return RegularizingFlow(
         LevelSet(_distributed(level_set.problem), level_set.level, level_set.level_rtol),

@@ -332,7 +332,7 @@ def sweep(args: argparse.Namespace) -> int:
         "threads": args.threads,
         "progress": not args.quiet,
     } | _given(args, "dtype", "device", "data")
-    walk = _given(args, "regularizer", *OPTIONS)
+    walk = _given(args, "regularizer", "constraints", *OPTIONS)
     if args.baseline:
         for name in walk:
             option = name.replace("_", "-")

@@ -26,8 +26,6 @@ def _run(p: argparse.ArgumentParser) -> None:
     add_problem(p)
     p.add_argument("--like", metavar="FILE.nc", help="run again what a file holds")
     _add_walk_options(p)
-    help_constraints = "keep the loss of each class, or each example's own (that of all examples)"
-    p.add_argument("--constraints", choices=DIVISIONS, help=help_constraints)
     p.add_argument("--out", metavar="FILE.nc", help="write the trajectory here")
     p.add_argument(
         "--figures", type=folder, metavar="DIR", help="write the figures of the walk here"
@@ -184,6 +182,8 @@ def _add_walk_options(p: argparse.ArgumentParser, many: bool = False) -> None:
         p.add_argument("--seed", type=int, help="decides everything (default 0)")
     help_regularizer = f"R, of {', '.join(REGULARIZERS)} ({regularizers.DEFAULT})"
     p.add_argument("--regularizer", metavar="NAME[:option=value,…]", help=help_regularizer)
+    help_constraints = "keep the loss of each class, or each example's own (that of all examples)"
+    p.add_argument("--constraints", choices=DIVISIONS, help=help_constraints)
     _add_settings(p)
     p.add_argument("--dtype", choices=DTYPES, help="of the computation (float64)")
     p.add_argument("--device", help="of the computation (cpu)")

@@ -27,7 +27,7 @@ from geoflow.comparisons.judging import Judge
 from geoflow.comparisons.reference import reference_for
 from geoflow.errors import InputError
 from geoflow.experiments import registry
-from geoflow.manifold.flows import RegularizingFlow
+from geoflow.manifold.flows import RegularizingFlow, check_single
 from geoflow.manifold.level_set import LevelSet
 from geoflow.manifold.regularizers import squared_norm
 from geoflow.problems.problem import Problem
@@ -117,6 +117,7 @@ def compare(
     KeyboardInterrupt
         Before there is a reference.
     """
+    check_single(flow, "a comparison of solvers")
     observables = dict(observables or {})
     chosen = _chosen(solvers, float32)
     wanted = _wanted(chosen, rtols)

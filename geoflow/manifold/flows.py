@@ -340,3 +340,19 @@ class RegularizingFlow:
         problems by differences of ∇R, which ``gradient`` is at θ, where it is known.
         """
         return self._bound.hessian(theta, gradient)
+
+
+def check_single(flow: RegularizingFlow, what: str) -> None:
+    """Make sure that a flow is on the level set of a single constraint.
+
+    Raises
+    ------
+    InputError
+        There are several.
+    """
+    n = flow.level_set.n_constraints
+    if n > 1:
+        raise InputError(
+            f"flow: its level set has {n} constraints, and {what} takes one; make it of the loss "
+            "of all examples"
+        )

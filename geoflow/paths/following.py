@@ -14,7 +14,7 @@ import xarray as xr
 from geoflow.archive import path_files
 from geoflow.archive.pieces import Pieces
 from geoflow.errors import ArchiveError, BranchError, ConvergenceError, InputError, StorageError
-from geoflow.manifold.flows import RegularizingFlow
+from geoflow.manifold.flows import RegularizingFlow, check_single
 from geoflow.paths.continuation import FAILURES, Continuation
 from geoflow.paths.recording import Recording
 from geoflow.system.progress import Progress
@@ -94,6 +94,7 @@ def regularization_path(
     ArchiveError
         The disk does not take a point, what was kept is damaged, or another process is at it.
     """
+    check_single(flow, "a regularisation path")
     observables = dict(observables or {})
     levels = checked_levels(levels)
     degrees = Stationary(degrees).degrees  # checked, and a float as the file has it

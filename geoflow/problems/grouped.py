@@ -256,11 +256,20 @@ def divided(problem: ProblemLike, division: str) -> ProblemLike:
     InputError
         There is no such division; or see :class:`Grouped`.
     """
-    if not division:
-        return problem
-    if division not in DIVISIONS:
+    check_division(division or None)
+    return DIVISIONS[division](problem) if division else problem
+
+
+def check_division(division: str | None) -> None:
+    """Make sure that a division is one of :data:`DIVISIONS`, or None.
+
+    Raises
+    ------
+    InputError
+        It is not.
+    """
+    if division is not None and division not in DIVISIONS:
         raise InputError(f"constraints={division!r}; use {' or '.join(DIVISIONS)}")
-    return DIVISIONS[division](problem)
 
 
 def _is_sum(loss_fn: Any) -> bool:

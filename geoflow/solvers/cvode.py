@@ -15,7 +15,6 @@ from torch import Tensor
 from geoflow.errors import InputError, StepSizeError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.solvers.base import (
-    ONE_CONSTRAINT,
     REGULARIZER,
     Carry,
     Interpolant,
@@ -31,11 +30,12 @@ KRYLOV_VECTORS = 20
 class CVODE:
     """CVODE's variable-order BDF, with GMRES on differences of gradients (Hindmarsh et al. 2005).
 
-    It integrates dθ/dt = −Π∇R − κ(L − c)g/(g·g) in all of R^P, κ = 30, so that θ is drawn to the
-    level set but lies on it to the tolerance only: the level residual of a step is what CVODE
-    leaves. Where a walk ends at a time asked for it is re-projected, and so are snapshots and
-    events within a step, had from CVODE's own interpolant; CVODE itself goes on from where it was.
-    ‖θ‖ in the error allowed is that at CVODE's start.
+    It integrates dθ/dt = −Π∇R − κ(L − c)g/(g·g) in all of R^P, κ = 30, with several constraints
+    −κNᵀ(NNᵀ)⁻¹(L − c) for the last term, so that θ is drawn to the level set but lies on it to the
+    tolerance only: the level residual of a step is what CVODE leaves. Where a walk ends at a time
+    asked for it is re-projected, and so are snapshots and events within a step, had from CVODE's
+    own interpolant; CVODE itself goes on from where it was. ‖θ‖ in the error allowed is that at
+    CVODE's start.
 
     CVODE keeps its history to itself. So a walk that is resumed starts CVODE afresh from the
     checkpoint, at order 1: it meets the same tolerance, but **it does not become the same bits** as
@@ -55,7 +55,7 @@ class CVODE:
 
     name = "cvode"
     order = 5
-    needs: tuple[str, ...] = (REGULARIZER, ONE_CONSTRAINT)
+    needs: tuple[str, ...] = (REGULARIZER,)
     # Krylov vectors, CVODE's history of up to six, and what it works in.
     vectors = KRYLOV_VECTORS + 1 + 6 + 12
 
@@ -204,10 +204,8 @@ class _Running:
 def _stabilised(flow: RegularizingFlow, theta: Tensor) -> Tensor:
     """The flow's velocity, and along the normal back to the level set."""
     state = flow.evaluate(theta.to(flow.problem.device))
-    residual = flow.level_set.residual(state.loss)
-    return torch.add(
-        state.velocity, state.gradient, alpha=-KAPPA * residual / state.gradient_norm**2
-    )
+    back = state.normals.step(flow.level_set.residuals(state.values))
+    return torch.sub(state.velocity, back, alpha=KAPPA)
 
 
 def _cvode() -> Any:

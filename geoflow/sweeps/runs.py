@@ -17,11 +17,13 @@ from geoflow.archive.saved import saved
 from geoflow.archive.trajectory_files import open_trajectory
 from geoflow.errors import GeoflowError, InputError
 from geoflow.experiments.prepared import check_seed
+from geoflow.experiments.rebuilding import constraints_of
 from geoflow.manifold import regularizers
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.level_set import LevelSet
 from geoflow.problems.checks import check_device_and_dtype
 from geoflow.problems.dtypes import dtype_name
+from geoflow.problems.grouped import check_division, divided
 from geoflow.solvers import Solver
 from geoflow.sweeps.tasks import Outcome, Task, run_tasks, settle
 from geoflow.system import files
@@ -41,6 +43,7 @@ def sweep(
     out: str | Path,
     *,
     regularizer: str = regularizers.DEFAULT,
+    constraints: str | None = None,
     solver: str | Solver | Mapping[str, Any] = DEFAULTS.solver,
     rtol: float = DEFAULTS.rtol,
     atol: float = DEFAULTS.atol,
@@ -83,6 +86,9 @@ def sweep(
         Folder, made where it is not there. One folder has one set of settings.
     regularizer : str
         R, by its name and options; see :func:`geoflow.regularizers.get`.
+    constraints : str, optional
+        ``"by_class"`` or ``"each_example"``: keep the loss of each class, or each example's own.
+        None: that of all examples.
     solver, rtol, atol, t_end, stop, max_evaluations, reproject_every, snapshot_times, \
 snapshot_every, max_snapshots, theta_dtype
         See :func:`geoflow.walk`; solver and stop are geoflow's own.
@@ -120,6 +126,7 @@ snapshot_every, max_snapshots, theta_dtype
     """
     chosen = experiments.get(experiment)
     regularizers.get(regularizer)
+    check_division(constraints)
     checked = _seeds(seeds)
     if chosen.usual_dtype is not None:
         dtype, device = dtype or dtype_name(chosen.usual_dtype), device or "cpu"
@@ -140,6 +147,7 @@ snapshot_every, max_snapshots, theta_dtype
         "experiment": experiment,
         **walks.config,
         "regularizer": regularizer,
+        "constraints": constraints,
         "epochs": epochs,
         "dtype": dtype,
         "device": device,
@@ -245,10 +253,12 @@ def _walk(
         dtype=None if settings["dtype"] is None else _dtype(settings["dtype"]),
         device=settings["device"],
     )
-    flow = RegularizingFlow(LevelSet(prepared.problem), regularizers.get(settings["regularizer"]))
+    constraints = settings.get("constraints") or ""
+    level_set = LevelSet(divided(prepared.problem, constraints))
+    flow = RegularizingFlow(level_set, regularizers.get(settings["regularizer"]))
     walks = WalkSettings.from_config(settings)
     resolved = walks.resolved(prepared.problem.dtype)
-    if _is_there(Path(path), resolved, settings["experiment"], seed):
+    if _is_there(Path(path), resolved, settings["experiment"], seed, constraints):
         # A worker may die when its walk has been written, and before it could say so.
         end = _walked(Path(path)) if files.is_regular(Path(path)) else ("interrupted", "")
         if end[0] != "interrupted":
@@ -267,14 +277,18 @@ def _walk(
     return ds.attrs["status"], ds.attrs["status_message"]
 
 
-def _is_there(path: Path, walks: WalkSettings, experiment: str, seed: int) -> bool:
+def _is_there(
+    path: Path, walks: WalkSettings, experiment: str, seed: int, constraints: str
+) -> bool:
     """Whether a walk of these settings, finished or cut off, is kept there."""
     try:
         kept = saved(path)
         same = WalkSettings.from_config(kept.config) == walks
     except GeoflowError:
         return False
-    return same and [kept.attributes[n] for n in ("experiment", "seed")] == [experiment, seed]
+    there = [kept.attributes[n] for n in ("experiment", "seed")]
+    there.append(constraints_of(kept.attributes))
+    return same and there == [experiment, seed, constraints]
 
 
 def _carried(experiment: experiments.OwnExperiment) -> bytes:

@@ -337,9 +337,11 @@ def test_the_options_of_sweep_reach_the_sweep(monkeypatch, tmp_path):
     monkeypatch.setattr(gf, "sweep", lambda *args, **options: given.update(options) or [])
     options = ["--regularizer", "quartic_norm", "--stop", "Plateau:window=1,rtol=1e-3"]
     options += ["--snapshot-times", "0.1,0.2", "--theta-dtype", "float32", "--reproject-every", "2"]
+    options += ["--constraints", "by_class"]
     command = ["sweep", "iris_ff", "--seeds", "0", "--out", str(tmp_path), "--solver", "rk4"]
     assert cli.main([*command, *options, "--quiet"]) == DONE
     assert given["regularizer"] == "quartic_norm"
+    assert given["constraints"] == "by_class"
     assert given["stop"] == "Plateau:window=1,rtol=1e-3"
     assert given["snapshot_times"] == [0.1, 0.2]
     assert (given["theta_dtype"], given["reproject_every"], given["solver"]) == (

@@ -111,3 +111,20 @@ def test_it_works_in_float64_only(installed):
 def test_its_setting_is_a_positive_whole_number(internal_steps, installed):
     with pytest.raises(InputError, match="internal_steps="):
         gf.solvers.CVODE(internal_steps=internal_steps)
+
+
+@pytest.mark.parametrize("make", [references.linear_on_a_circle, references.oja_on_a_circle])
+def test_it_keeps_to_several_constraints(make, installed):
+    reference, times = make(), [0.3, 1.0]
+    errors = []
+    for rtol in (1e-4, 1e-7):
+        ds = gf.walk(reference.flow, "cvode", rtol=rtol, t_end=1.0, stop=None, snapshot_times=times)
+        assert ds.attrs["status"] == "t_end"
+        thetas = torch.from_numpy(ds["theta"].values)
+        exact = torch.stack([reference.exact(t) for t in times])
+        errors.append(float((thetas - exact).norm(dim=1).max()))
+        at = ds["snapshot_step"].values
+        residuals = np.abs(ds["constraint_residual"].values[at])
+        assert (residuals <= reference.flow.level_set.tolerances).all()
+    assert errors[0] < 1e-2
+    assert errors[1] < 1e-5

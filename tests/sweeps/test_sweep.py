@@ -189,6 +189,28 @@ def test_a_folder_keeps_to_one_set_of_settings(finished):
         gf.sweep_weight_decay("iris_ff", range(2), finished)
 
 
+def test_the_loss_of_each_class_is_kept_where_that_is_asked_for(tmp_path):
+    path = tmp_path / "seed-0000.nc"
+    constrained = settings(seed=0, constraints="by_class")
+    assert _walk(str(path), **constrained)[0] == "t_end"
+    before = path.read_bytes()
+    with gf.open_trajectory(path) as ds:
+        assert ds.sizes["constraint"] == 3
+    assert _walk(str(path), **constrained)[0] == "t_end"
+    assert path.read_bytes() == before
+    # What is there of one kind is not taken for the other.
+    assert _walk(str(path), **settings(seed=0))[0] == "t_end"
+    with gf.open_trajectory(path) as ds:
+        assert "constraint" not in ds.sizes
+
+
+def test_a_folder_is_of_one_kind_of_constraints(finished):
+    with pytest.raises(InputError, match="holds a sweep with constraints=None, not 'by_class'"):
+        gf.sweep("iris_ff", range(2), finished, constraints="by_class", **SHORT)
+    with pytest.raises(InputError, match="constraints='by_sign'; use each_example or by_class"):
+        gf.sweep("iris_ff", range(2), finished, constraints="by_sign", **SHORT)
+
+
 def test_a_damaged_file_is_named(finished):
     (finished / "seed-0001.nc").write_bytes(b"CDF")
     with pytest.raises(ArchiveError, match=r"seed-0001.nc is not a readable"):

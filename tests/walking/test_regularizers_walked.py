@@ -241,3 +241,28 @@ def test_walks_without_such_an_r_are_written_as_before(tmp_path):
     assert "regularizer_data_sha256" not in ds.attrs
     assert json.loads(ds.attrs["config"])["rtol"] == 1e-3
     assert math.isfinite(float(ds["angle"][-1]))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_walk_towards_a_point_is_resumed_with_its_flow_and_not_without(
+    tmp_path, experiment, solver
+):
+    def flow(seed=5):
+        level_set = references.small_network().level_set
+        away = references._normal(level_set.problem.n_parameters, seed)
+        return gf.RegularizingFlow(level_set, R.distance_to(level_set.problem.theta0 + 0.3 * away))
+
+    whole, part = (tmp_path / f"{n}.nc" for n in ("whole", "part"))
+    provenance = experiment.prepare(0).provenance
+    options = {"rtol": 1e-4, "atol": 0.0, "stop": None, "provenance": provenance}
+    ds = gf.walk(flow(), solver, t_end=0.1, archive=whole, **options)
+    assert ds["regularizer"][-1] < ds["regularizer"][0]
+    assert gf.validate(whole) == []
+    gf.walk(flow(), solver, t_end=0.05, archive=part, **options).close()
+    with pytest.raises(ArchiveError, match="regulari"):
+        gf.resume(part, flow(seed=6), t_end=0.1)
+    with pytest.raises(InputError, match="which an archive does not hold"):
+        like(part)
+    resumed = gf.resume(part, flow(), t_end=0.1)
+    assert resumed.attrs["status"] == "t_end"
+    assert np.allclose(resumed["theta"][-1], ds["theta"][-1], rtol=0, atol=2e-3)

@@ -101,7 +101,7 @@ def loss_hessian(
     Parameters
     ----------
     problem : ProblemLike
-        Gives L.
+        Gives L; of several constraints their mean.
     theta : Tensor, shape (P,)
         The point.
     tensors : sequence of str, optional
@@ -113,9 +113,12 @@ def loss_hessian(
         θ does not fit the problem, or a name is not among its tensors.
     """
     problem.unflatten(theta)
-    return Curvature(
-        "hessian", lambda v: problem.hvp(theta, v), tensor_subspace(problem, tensors), theta
-    )
+
+    def product(v: Tensor) -> Tensor:
+        found = problem.hvp(theta, v)
+        return found if found.ndim == 1 else found.mean(0)
+
+    return Curvature("hessian", product, tensor_subspace(problem, tensors), theta)
 
 
 def gauss_newton(
@@ -164,7 +167,8 @@ def tangent_hessian(
 
     The tangent space has P − 1 dimensions, and so has the operator: as a P × P matrix, A has the
     normal as an eigenvector of eigenvalue 0 that says nothing of the level set. The basis is that
-    of a Householder reflection which takes the normal to an axis.
+    of a Householder reflection which takes the normal to an axis. With n constraints λ∇²L stands
+    for Σ λᵢ∇²Lᵢ, the space has P − n dimensions, and there are n reflections.
 
     Parameters
     ----------
@@ -184,10 +188,15 @@ def tangent_hessian(
     regularizer_hessian = flow.regularizer_hessian(theta)
 
     def product(v: Tensor) -> Tensor:
-        return regularizer_hessian(v) + state.multiplier * problem.hvp(theta, v)
+        curved = problem.hvp(theta, v)
+        if curved.ndim == 1:
+            return regularizer_hessian(v) + state.multiplier * curved
+        return regularizer_hessian(v) + multipliers @ curved
 
+    multipliers = torch.from_numpy(np.array(state.multipliers)).to(theta)
     free = tensor_subspace(problem, tensors)
-    return Curvature("tangent", product, _orthogonal_to(state.gradient, free), theta)
+    normals = state.gradients.reshape(-1, theta.numel())
+    return Curvature("tangent", product, _orthogonal_to(normals, free), theta)
 
 
 def normal_curvature(flow: RegularizingFlow, state: FlowState, direction: Tensor) -> float:
@@ -195,7 +204,9 @@ def normal_curvature(flow: RegularizingFlow, state: FlowState, direction: Tensor
 
     κ = −vᵀ∇²L v/‖∇L‖ for the unit vector v: the part along ∇L/‖∇L‖ of the acceleration of a curve
     on the level set that passes with velocity v and unit speed. Negative where the level set
-    curves away from growing loss: −1/r on a sphere around the minimum. In units of 1/θ.
+    curves away from growing loss: −1/r on a sphere around the minimum. Of n constraints the normal
+    part of that acceleration, −Nᵀ(NNᵀ)⁻¹(vᵀ∇²Lᵢv)ᵢ, has no one direction, and its length is
+    returned. In units of 1/θ.
 
     Parameters
     ----------
@@ -207,12 +218,15 @@ def normal_curvature(flow: RegularizingFlow, state: FlowState, direction: Tensor
         Need not be of unit length, nor quite tangent: its tangent part is taken. NaN where that
         is zero.
     """
-    tangent = flow.level_set.tangent(direction, state.gradient)
+    tangent = flow.level_set.tangent(direction, state.gradients)
     norm = float(torch.linalg.vector_norm(tangent))
     if norm == 0:
         return math.nan
     unit = tangent / norm
-    return -float(torch.dot(unit, flow.problem.hvp(state.theta, unit))) / state.gradient_norm
+    curved = flow.problem.hvp(state.theta, unit) @ unit
+    if curved.ndim == 0:
+        return -float(curved) / state.gradient_norm
+    return state.normals.distance(curved.to("cpu", torch.float64).numpy())
 
 
 def tensor_subspace(problem: ProblemLike, tensors: Sequence[str] | None) -> Subspace:
@@ -242,22 +256,25 @@ def tensor_subspace(problem: ProblemLike, tensors: Sequence[str] | None) -> Subs
     )
 
 
-def _orthogonal_to(normal: Tensor, space: Subspace) -> Subspace:
-    """Vectors of a subspace that are orthogonal to the normal."""
-    inside = space.coordinates(normal)
-    norm = torch.linalg.vector_norm(inside)
-    if norm == 0:
+def _orthogonal_to(normals: Tensor, space: Subspace) -> Subspace:
+    """Vectors of a subspace that are orthogonal to the normals, shape (n, P)."""
+    inside = torch.stack([space.coordinates(normal) for normal in normals])
+    # In a small subspace normals that are independent in all of R^P may not be.
+    _, sizes, rows = torch.linalg.svd(inside, full_matrices=False)
+    eps = torch.finfo(inside.dtype).eps
+    rows = rows[sizes > max(inside.shape) * eps * sizes[0]]
+    rank = len(rows)
+    if rank == 0:
         return space
-    # H = I − 2uuᵀ takes the normal to the first axis; the sign avoids cancellation.
-    u = inside / norm
-    u[0] += 1.0 if u[0] >= 0 else -1.0
-    u = u / torch.linalg.vector_norm(u)
+    # Q takes the first axes to the span of the normals, and all others to what is orthogonal.
+    reflections, factors = torch.geqrf(rows.T.contiguous())
 
-    def reflect(x: Tensor) -> Tensor:
-        return x - u * (2 * torch.dot(u, x))
+    def embed(x: Tensor) -> Tensor:
+        padded = torch.nn.functional.pad(x, (rank, 0))[:, None]
+        return space.embed(torch.ormqr(reflections, factors, padded)[:, 0])
 
-    return Subspace(
-        space.size - 1,
-        lambda x: space.embed(reflect(torch.nn.functional.pad(x, (1, 0)))),
-        lambda v: reflect(space.coordinates(v))[1:],
-    )
+    def coordinates(v: Tensor) -> Tensor:
+        inside = space.coordinates(v)[:, None]
+        return torch.ormqr(reflections, factors, inside, transpose=True)[rank:, 0]
+
+    return Subspace(space.size - rank, embed, coordinates)

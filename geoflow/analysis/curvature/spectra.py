@@ -197,7 +197,7 @@ def along(
             )
         curvature = normal_curvature(flow, state, state.velocity)
         spent = flow.problem.counts["hvp"] - before
-        row = (per_operator, curvature, state.multiplier, spent)
+        row = (per_operator, curvature, flow.values(state)["multiplier"], spent)
         return _dataset(ds, [index], operators, [row], attributes)
 
     settings = {

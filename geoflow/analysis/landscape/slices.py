@@ -64,7 +64,7 @@ def on_plane(
     ds : xarray.Dataset
         A trajectory in schema 1.0.
     flow : RegularizingFlow
-        The flow it is a walk of, with the same problem.
+        The flow it is a walk of, with the same problem; of several constraints their mean is seen.
     plane : Plane, optional
         See :mod:`geoflow.analysis.planes`. None: that of the first two principal components.
     points : int
@@ -170,7 +170,7 @@ def on_plane(
         evaluations = len(functions) * (points**2 + ds.sizes["snapshot"])
         evaluations += ds.sizes["snapshot"] * len(functions.keys() - recorded.keys())
         found.attrs |= {
-            "level": flow.level_set.level,
+            "level": float(flow.level_set.levels.mean()),
             "margin": margin,
             "evaluations": evaluations,
         }
@@ -200,7 +200,7 @@ def _check_flow(ds: xr.Dataset, problem: ProblemLike) -> None:
     """Make sure that the dataset is a walk of this problem."""
     if not ds.sizes["snapshot"]:
         raise InputError("ds holds no snapshot; walk again with snapshots")
-    check_loss(ds, problem, 0, float(problem.loss(theta_at(ds, problem, 0))))
+    check_loss(ds, problem, 0, float(problem.loss(theta_at(ds, problem, 0)).mean()))
 
 
 def _check_cost(problem: ProblemLike, points: int, n_functions: int) -> None:
@@ -257,10 +257,10 @@ def _in_batches(problem: ProblemLike, walked: ProblemLike, batch_size: int | Non
             f"{walked.n_parameters}"
         )
     if not isinstance(problem, Problem):
-        return lambda thetas: [float(problem.loss(theta)) for theta in thetas]
+        return lambda thetas: [float(problem.loss(theta).mean()) for theta in thetas]
     at_once = _points_at_once(problem) if batch_size is None else batch_size
     if at_once == 1:
-        return lambda thetas: [float(problem.loss(theta)) for theta in thetas]
+        return lambda thetas: [float(problem.loss(theta).mean()) for theta in thetas]
 
     def evaluate(thetas: Sequence[Tensor]) -> list[float]:
         values: list[float] = []
