@@ -2,15 +2,9 @@
 
 python studies/default_solver.py [RUNS] [SOLVER…]
 
-<<<<<<< HEAD
 Rows of a solver that is not named, where any is, stay as they are. Each row is the mean and the
 deviation of RUNS walks (7), at tolerances spread evenly over ±15% of the default: a single count
 wobbles with rounding. Prints a table of docs/performance.md, which it also writes there.
-=======
-Rows of a solver that is not named, where any is, stay as they are. Each row is the mean and the deviation of RUNS walks (7), at tolerances spread evenly over ±15% of
-the default: a single count wobbles with rounding. Prints a table of docs/performance.md, which it
-also writes there.
->>>>>>> scale16
 """
 
 import sys
