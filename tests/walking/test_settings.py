@@ -63,7 +63,9 @@ def test_every_setting_has_its_option_and_no_other_default(command):
 
 
 def test_configs_written_earlier_are_read():
-    paths = sorted((Path(__file__).parents[1] / "data").rglob("*.nc"))
+    data = Path(__file__).parents[1] / "data"
+    # A path's file has levels, and no settings of a walk.
+    paths = sorted(path for path in data.rglob("*.nc") if not path.match("path-*.nc"))
     assert paths
     for path in paths:
         with xr.open_dataset(path) as ds:
