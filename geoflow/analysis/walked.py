@@ -16,6 +16,7 @@ from geoflow.errors import InputError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.problems.dtypes import DTYPES
 from geoflow.problems.protocol import ProblemLike
+from geoflow.system import kinds
 
 # The loss of a snapshot, computed again, differs by rounding and by the software's version.
 LOSS_RTOL = {torch.float64: 1e-8, torch.float32: 1e-3}
@@ -29,6 +30,7 @@ def snapshot_indices(ds: xr.Dataset, snapshots: Sequence[int] | None, default: i
     InputError
         One is not there, or none is given.
     """
+    kinds.check_dataset(ds, "snapshot", "theta")
     n = ds.sizes["snapshot"]
     if not n:
         raise InputError("ds holds no snapshot; walk again with snapshots")

@@ -16,7 +16,7 @@ from xarray.core.indexing import LazilyIndexedArray
 
 from geoflow.archive import parts
 from geoflow.errors import ArchiveError, DamageError, InputError
-from geoflow.system import files, translation
+from geoflow.system import files, kinds, translation
 from geoflow.system.files import is_folder
 
 # The path of a regular file, links resolved, whose structure has been looked at.
@@ -221,7 +221,7 @@ def existing(path: str | Path) -> Path:
     ArchiveError
         It is not, or not yet.
     """
-    path = Path(path)
+    path = kinds.as_path(path)
     if files.is_file(path):
         return path
     if parts.is_resumable(path):

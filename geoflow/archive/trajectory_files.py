@@ -12,7 +12,7 @@ import xarray as xr
 from geoflow.archive import netcdf, seal
 from geoflow.archive.checkpoint import CARRIED, STATE, Checkpoint
 from geoflow.errors import ArchiveError
-from geoflow.system import files, translation
+from geoflow.system import files, kinds, translation
 from geoflow.trajectories import migrations, schema
 
 CHECKPOINT_GROUP = "checkpoint"
@@ -35,6 +35,7 @@ def save_trajectory(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False
     ArchiveError
         The dataset is not in schema 1.0, or writing failed; ``path`` is as it was.
     """
+    kinds.check_dataset(ds)
     write(ds, files.check_target(path, overwrite=overwrite))
 
 

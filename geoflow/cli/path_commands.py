@@ -84,7 +84,7 @@ def resume(args: argparse.Namespace, further: dict[str, Any]) -> int:
         raise InputError(f"--{option}: {args.file} is a path; give --levels A,B,… to go on with it")
     ds = gf.resume_path(
         args.file,
-        args.levels or (),
+        levels=args.levels or (),
         max_evaluations=further.get("max_evaluations"),
         progress=not args.quiet,
     )

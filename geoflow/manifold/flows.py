@@ -28,6 +28,7 @@ from geoflow.manifold.regularizers.bound import ThetaFunction
 from geoflow.manifold.regularizers.named import bound, name_of
 from geoflow.problems import checks
 from geoflow.problems.protocol import ProblemLike
+from geoflow.system import kinds
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,7 @@ class RegularizingFlow:
     """
 
     def __init__(self, level_set: LevelSet, regularizer: Any) -> None:
+        kinds.check_kind(level_set, LevelSet, "level_set", "a gf.LevelSet of the problem")
         self.level_set = level_set
         self.problem = level_set.problem
         self.regularizer = regularizer

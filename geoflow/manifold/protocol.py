@@ -8,8 +8,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from geoflow.errors import InputError
 from geoflow.manifold.level_set import LevelSet, Projection
 from geoflow.problems.protocol import ProblemLike
+from geoflow.system import kinds
 
 
 class Scalar(NamedTuple):
@@ -111,3 +113,22 @@ def flatten(tensors: Mapping[str, Tensor]) -> Tensor:
     if len(tensors) == 1:
         return next(iter(tensors.values()))
     return torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
+
+
+PARTS = ("level_set", "problem", "scalars", "start")
+
+
+def check_flow(flow: Any) -> None:
+    """Refuse what is no flow, before anything is evaluated.
+
+    Raises
+    ------
+    InputError
+        Names what is missing.
+    """
+    missing = [part for part in PARTS if not hasattr(flow, part)]
+    if missing:
+        raise InputError(
+            f"flow={kinds.shown(flow)} is a {type(flow).__name__} without {', '.join(missing)}; "
+            f"give {kinds.A_FLOW}, or a flow of one's own"
+        )

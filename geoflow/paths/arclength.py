@@ -238,6 +238,41 @@ def direction_in(blocks: _Blocks, direction: Tensor) -> tuple[float, float]:
     return float(torch.dot(direction, blocks.normal)), float(torch.dot(direction, blocks.other))
 
 
+def strides_to(before: OnArc, after: OnArc, levels: Sequence[float], length: float) -> float:
+    """Strides to what comes first, a fold or a level, if each were as long as it may be.
+
+    A fold is expected where the slope of L along the arc vanishes if it goes on as from one point
+    to the next: it is linear in the arc near a fold.
+
+    Parameters
+    ----------
+    before, after : OnArc
+        Ends of a stride.
+    levels : sequence of float
+        Those that lie ahead.
+    length : float
+        Of the next stride, in θ.
+
+    Returns
+    -------
+    float
+        inf where nothing lies ahead.
+    """
+    size = float(torch.linalg.vector_norm(after.state.theta))
+    made = float(torch.linalg.vector_norm(after.state.theta - before.state.theta))
+    slope, flattens = abs(after.slope), abs(before.slope) - abs(after.slope)
+    steepness = slope * after.state.gradient_norm
+    left = math.inf
+    if steepness > 0:
+        left = min((abs(c - after.state.loss) / steepness for c in levels), default=math.inf)
+    if flattens > 0:
+        left = min(left, slope / flattens * made)
+    strides, furthest = 0, FURTHEST * size
+    while left > 0 and length < furthest:
+        left, length, strides = left - length, length * GROW, strides + 1
+    return strides + max(math.ceil(left / furthest), 0) if math.isfinite(left) else math.inf
+
+
 class _Blocks:
     """H d = b in the space orthogonal to n and w, and what is left of it along w.
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import xarray as xr
 
 from geoflow.errors import InputError
+from geoflow.system import kinds
 from geoflow.trajectories import path_dataset, path_schema
 
 
@@ -66,6 +68,9 @@ def best_on_path(
     InputError
         No such observable, no value of it, or a standard error that is negative.
     """
+    kinds.check_dataset(ds, give=kinds.A_PATH)
+    kinds.check_kind(by, str, "by", "the name of an observable")
+    kinds.check_kind(standard_error, Real | str | None, "standard_error", "a number or a name")
     values = _observable(ds, by)
     if not by.endswith(("_loss", "_accuracy")):
         raise InputError(f"by={by!r}: name an observable that ends in _loss or _accuracy")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -16,11 +16,12 @@ from geoflow.errors import (
     ConvergenceError,
     CriticalPointError,
     EvaluationLimitError,
+    InputError,
     NumericalError,
 )
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.manifold.level_set import LevelSet
-from geoflow.paths.arclength import FIRST, Arc, OnArc
+from geoflow.paths.arclength import FIRST, Arc, OnArc, strides_to
 from geoflow.paths.corrector import Corrected, away, correct, is_kkt
 from geoflow.paths.learned import Bearing, Learned
 from geoflow.problems.protocol import ProblemLike
@@ -28,8 +29,9 @@ from geoflow.system.translation import numerics
 from geoflow.walking.loop import walk
 from geoflow.walking.stopping import Stationary
 
-# Evaluations after which the corrector gives way to a level halfway, and that to the flow.
-PATIENCE = 200
+# Evaluations after which the corrector gives way to the flow, and that to a level halfway; and
+# Newton's iterations along the normals after which the flow gives up to come onto a level.
+PATIENCE, PROJECTIONS = 150, 40
 # A level is halved so often, in log c, before the path is taken to end.
 MAX_HALVINGS = 8
 # The flow comes to this angle at reasonable cost; what is wanted beyond is left to the corrector.
@@ -41,8 +43,12 @@ FLOW_DEGREES = 175.0
 # the way along the normals.
 FAR, FAR_FOR_LEVEL, FAR_ALONG_NORMAL = 0.5, 1.0, 2.0
 
-# Evaluations after which no fold is looked for any longer; and after one, the next point.
+# Evaluations after which no fold is looked for any longer; and after one, the next point. Neither
+# is more than so many times what a level may take.
 ARC_PATIENCE, ARC_PATIENCE_ROUND = 500, 2000
+ARC_PART, ARC_PART_ROUND = 1, 4
+# After so many strides on end that leave no prospect of a fold or a level, it is given up.
+NO_PROSPECT = 2
 
 FAILURES = (ConvergenceError, CriticalPointError, NumericalError)
 
@@ -140,10 +146,35 @@ class Continuation:
         ConvergenceError
             The walk ends before.
         """
-        return self._by_flow(self.flow, self.flow.problem.theta0)
+        return self._by_flow(self.flow, None)
 
-    def to(self, level: float, before: Reached) -> Reached:
-        """From a point to that on another level.
+    @contextmanager
+    def _within(self, evaluations: int, what: str) -> Iterator[None]:
+        """Allow at most so many evaluations, of those that are left of the whole path.
+
+        Raises
+        ------
+        ConvergenceError
+            They are spent, and those of the path are not: ``what`` failed.
+        """
+        whole = self._end
+        self._end = min(whole, self.flow.problem.evaluations + evaluations)
+        try:
+            yield
+        except EvaluationLimitError:
+            if self._end == whole:
+                raise
+            raise ConvergenceError(
+                f"{what} within {evaluations} evaluations, and is given up",
+                iterations=0,
+                residual=math.nan,
+                reason="kkt",
+            ) from None
+        finally:
+            self._end = whole
+
+    def to(self, level: float, before: Reached, allowed: int) -> Reached:
+        """From a point to that on another level, within so many evaluations.
 
         Raises
         ------
@@ -152,6 +183,10 @@ class Continuation:
         BranchError
             The path folds on the way there, or λ changes its sign.
         """
+        with self._within(allowed, f"no KKT point on L = {level:.6g} is reached"):
+            return self._to(level, before)
+
+    def _to(self, level: float, before: Reached) -> Reached:
         goal, at, between, corrections, method = level, before, 0, 0, "corrector"
         halvings = 0
         self.memory.bearing = None
@@ -177,7 +212,7 @@ class Continuation:
                 goal, halvings = level, max(halvings - 1, 0)
         return replace(at, method=method, n_between=between, n_corrections=corrections)
 
-    def round(self, at: Reached, goal: float, stops: Sequence[float]) -> Reached:
+    def round(self, at: Reached, goal: float, stops: Sequence[float], allowed: int) -> Reached:
         """From a point along the arc of the branch to the next that is worth a record.
 
         That is a fold, or after a fold a level of ``stops``, or ``goal``.
@@ -190,6 +225,8 @@ class Continuation:
             The level that was not reached.
         stops : sequence of float
             Levels at which the branch is recorded again.
+        allowed : int
+            Evaluations that a level may take.
 
         Raises
         ------
@@ -198,19 +235,27 @@ class Continuation:
         BranchError
             It has come back to beyond all levels.
         """
+        if self.memory.bearing is None:
+            patience = min(ARC_PATIENCE, ARC_PART * allowed)
+        else:
+            patience = min(ARC_PATIENCE_ROUND, ARC_PART_ROUND * allowed)
+        with self._within(patience, "the branch comes to no fold and no level"):
+            return self._round(at, goal, stops, patience)
+
+    def _round(self, at: Reached, goal: float, stops: Sequence[float], patience: int) -> Reached:
         arc, bearing = Arc(at_level(self.flow, at.c), self.memory, self.limit), self.memory.bearing
-        before = self.flow.problem.evaluations
+        before, strides, hopeless = self.flow.problem.evaluations, 0, 0
         with self.budget(), numerics():
             if bearing is None:
-                patience, wanted = ARC_PATIENCE, [goal]
+                wanted = [goal]
                 rising = math.copysign(1.0, goal - at.c)
                 point = arc.start(at.state, rising)
                 length = FIRST * float(torch.linalg.vector_norm(at.state.theta))
                 bearing = Bearing(point.direction, length, rising)
             else:
-                patience, wanted = ARC_PATIENCE_ROUND, [goal, *stops]
+                wanted = [goal, *stops]
                 point = OnArc(at.state, bearing.direction)
-            while self.flow.problem.evaluations - before < patience:
+            while hopeless < NO_PROSPECT:
                 after, ahead = arc.stride(point, bearing)
                 found, rising = after, bearing.rising
                 if after.slope * rising < 0:
@@ -222,15 +267,20 @@ class Continuation:
                     self.memory.bearing = Bearing(found.direction, ahead.stride, rising)
                     there = at_level(self.flow, found.state.loss if level is None else level)
                     return Reached(found.state, there, "arclength", 0, arc.count)
-                beyond = [(after.state.loss - level) * rising > 0 for level in wanted]
-                if len(wanted) > 1 and all(beyond):
+                coming = [level for level in wanted if (level - after.state.loss) * rising >= 0]
+                if len(wanted) > 1 and not coming:
                     raise BranchError(
                         f"it leads back beyond all levels, to L = {after.state.loss:.6g}",
                         status="fold",
                     )
+                strides += 1
+                spent = self.flow.problem.evaluations - before
+                needed = spent / strides * strides_to(point, after, coming, ahead.stride)
+                hopeless = hopeless + 1 if spent + needed > patience else 0
                 point, bearing = after, ahead
         raise ConvergenceError(
-            f"within {patience} evaluations it comes to L = {point.state.loss:.6g} and no further",
+            f"the branch shows no turn at L = {point.state.loss:.6g}, where it would take more "
+            f"than {patience} evaluations to a level",
             iterations=arc.count,
             residual=point.state.loss - goal,
             reason="kkt",
@@ -242,13 +292,26 @@ class Continuation:
             found = self._correct(flow, before.state, PATIENCE)
             return Reached(found.state, flow, "corrector", 0, found.n_corrections)
         except FAILURES:
-            return self._by_flow(flow, before.state.theta)
+            return self._by_flow(flow, before.state)
 
-    def _by_flow(self, flow: RegularizingFlow, theta: Tensor) -> Reached:
-        level = flow.level_set.level
+    def _by_flow(self, flow: RegularizingFlow, before: FlowState | None) -> Reached:
+        """Walk on a level from θ0, or from a state on another."""
+        level, theta = flow.level_set.level, flow.problem.theta0
+        if before is not None:
+            evaluated = before.loss, before.gradient
+            with self.budget(), numerics():
+                theta = flow.level_set.project(
+                    before.theta, evaluated=evaluated, max_iterations=PROJECTIONS
+                ).theta
         start = at_level(flow, level, theta)
         stop = Stationary(min(self.degrees, FLOW_DEGREES))
-        ended = walk(start, stop=stop, max_evaluations=max(self.left, 1), max_snapshots=2)
+        try:
+            ended = walk(start, stop=stop, max_evaluations=max(self.left, 1), max_snapshots=2)
+        except InputError as error:
+            # Its budget, which is what is left of the path's, was too small to begin with.
+            if isinstance(error.__cause__, EvaluationLimitError):
+                raise error.__cause__ from None
+            raise
         status = ended.attrs["status"]
         if status == "interrupted":
             raise KeyboardInterrupt

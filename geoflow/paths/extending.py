@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from geoflow import experiments
 from geoflow.archive import path_files, seal
 from geoflow.errors import ArchiveError, InputError
 from geoflow.manifold.flows import RegularizingFlow
-from geoflow.paths.following import Settings, checked_levels, follow
+from geoflow.paths.following import Settings, checked_budget, checked_levels, follow
 from geoflow.paths.recording import points_of
 from geoflow.problems.earlier import same_data
+from geoflow.system import kinds
+from geoflow.trajectories import records
 from geoflow.trajectories.path_dataset import PathPoint
 from geoflow.trajectories.records import Observable
 
@@ -25,8 +27,8 @@ CUT_SHORT = ("max_evaluations", "interrupted")
 
 def resume_path(
     path: str | Path,
-    levels: Sequence[float] = (),
     flow: RegularizingFlow | None = None,
+    levels: Sequence[float] = (),
     *,
     observables: Mapping[str, Observable] | None = None,
     max_evaluations: int | None = None,
@@ -43,11 +45,11 @@ def resume_path(
     ----------
     path : str or Path
         The file that was given as ``archive``, whether it is there yet or not.
-    levels : sequence of float
-        Further levels, in the order in which they are to be reached.
     flow : RegularizingFlow, optional
         That of the path: same data, network, level and regularisation function. None: it is made
         anew, without training, where the path was of an experiment that is registered here.
+    levels : sequence of float
+        Further levels, in the order in which they are to be reached.
     observables : mapping of str to callable, optional
         Needed, by the same names, where the path had some and ``flow`` is given.
     max_evaluations : int, optional
@@ -67,7 +69,13 @@ def resume_path(
     ArchiveError
         Nothing to go on from, other data or settings than the path's, or damage.
     """
-    path = Path(path)
+    path = kinds.as_path(path)
+    give = f"{kinds.A_FLOW}, that of the path, or None; further levels go by name, levels=[…]"
+    kinds.check_kind(flow, RegularizingFlow | None, "flow", give)
+    observables = records.as_observables(observables)
+    levels = [] if isinstance(levels, Sized) and not len(levels) else checked_levels(levels)
+    if max_evaluations is not None:
+        checked_budget(max_evaluations)
     unfinished = path_files.kept_settings(path)
     attributes, taken = _ended(path) if unfinished is None else (unfinished, [])
     if unfinished is not None and path.exists():
@@ -80,7 +88,7 @@ def resume_path(
             raise InputError("flow: observables go with a flow; give it too")
         rebuilt = experiments.rebuild(attributes, device=attributes["device"])
         flow, observables = rebuilt.flow, rebuilt.observables
-    _check(flow, attributes, observables or {})
+    _check(flow, attributes, observables)
     settings = Settings(
         [*config["levels"], *(level for level in wanted if level not in config["levels"])],
         float(attributes["degrees"]),
@@ -92,7 +100,7 @@ def resume_path(
         flow,
         settings,
         wanted,
-        dict(observables or {}),
+        observables,
         path,
         overwrite=bool(taken),
         shown=progress,
@@ -121,7 +129,7 @@ def _wanted(
     asked = [float(level) for level in json.loads(attributes["config"])["levels"]]
     reached = {float(point.values["level"]) for point in taken}
     if "status" not in attributes:
-        if len(levels) or max_evaluations:
+        if levels or max_evaluations:
             raise InputError(
                 f"{path}: an unfinished path lies beside it; go on with that first, without levels "
                 "or a budget"
@@ -129,11 +137,10 @@ def _wanted(
         return [level for level in asked if level not in reached]
     cut_short = attributes["status"] in CUT_SHORT
     left = [level for level in asked if level not in reached] if cut_short else []
-    further = checked_levels(levels) if len(levels) else []
-    again = sorted(reached & set(further))
+    again = sorted(reached & set(levels))
     if again:
         raise InputError(f"levels: {again[0]} was reached; name further ones")
-    wanted = [*left, *(level for level in further if level not in left)]
+    wanted = [*left, *(level for level in levels if level not in left)]
     if not wanted:
         raise InputError(
             f"{path}: the path has ended ({attributes['status']}); name further levels"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from geoflow.errors import ArchiveError, BranchError, ConvergenceError, InputErr
 from geoflow.manifold.flows import RegularizingFlow, check_single
 from geoflow.paths.continuation import FAILURES, Continuation
 from geoflow.paths.recording import Recording
+from geoflow.system import kinds
 from geoflow.system.progress import Progress
 from geoflow.trajectories import path_dataset, path_schema, records
 from geoflow.trajectories.path_dataset import PathPoint
@@ -94,16 +96,19 @@ def regularization_path(
     ArchiveError
         The disk does not take a point, what was kept is damaged, or another process is at it.
     """
+    kinds.check_kind(flow, RegularizingFlow, "flow", kinds.A_FLOW)
     check_single(flow, "a regularisation path")
-    observables = dict(observables or {})
+    observables = records.as_observables(observables)
+    kinds.check_kind(provenance, Mapping | None, "provenance", "a dict")
     levels = checked_levels(levels)
+    kinds.check_kind(degrees, Real, "degrees", "an angle between 90 and 180")
     degrees = Stationary(degrees).degrees  # checked, and a float as the file has it
     limit = path_schema.kkt_limit(degrees)
     check_fit(flow, DEFAULTS.make_solver(), DEFAULTS.goals(), observables)
     _check_resolved(degrees, limit, flow.problem.dtype)
     _check_names(observables, flow)
     settings = Settings(
-        levels, degrees, _checked_budget(max_evaluations), smallest_eigenvalue, provenance or {}
+        levels, degrees, checked_budget(max_evaluations), smallest_eigenvalue, provenance or {}
     )
     return follow(flow, settings, levels, observables, archive, overwrite=overwrite, shown=progress)
 
@@ -273,16 +278,24 @@ def checked_levels(levels: Sequence[float]) -> list[float]:
     except (TypeError, ValueError):
         found = []
     if not found or not all(math.isfinite(c) and c != 0 for c in found):
-        raise InputError(f"levels={levels!r}; give one finite number, not zero, or more")
+        raise InputError(f"levels={kinds.shown(levels)}; give one finite number, not zero, or more")
     if len(set(found)) < len(found):
         raise InputError(f"levels={found}; give each once")
     return found
 
 
-def _checked_budget(max_evaluations: int | None) -> int:
+def checked_budget(max_evaluations: int | None) -> int:
+    """Evaluations of a whole path; None: as many as of a walk.
+
+    Raises
+    ------
+    InputError
+        No positive whole number.
+    """
     budget = DEFAULT_MAX_EVALUATIONS if max_evaluations is None else max_evaluations
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
-        raise InputError(f"max_evaluations={max_evaluations!r}; use a positive whole number")
+        given = kinds.shown(max_evaluations)
+        raise InputError(f"max_evaluations={given}; use a positive whole number")
     return budget
 
 

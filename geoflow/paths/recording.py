@@ -23,6 +23,10 @@ from geoflow.trajectories.records import Observable, Snapshot
 EIGENVALUE_TOL, EIGENVALUE_SEED = 1e-6, 0
 COUNTS = ("gradient", "hvp")
 
+# Evaluations that a level may take before it is given up: so many times those of the first walk, or
+# of a level so far if that takes more, and at the least.
+PROPORTION, AT_LEAST = 2, 400
+
 
 class Recording:
     """The points so far; each is kept beside the archive as soon as it is reached.
@@ -89,7 +93,7 @@ class Recording:
         def make() -> Reached:
             if level is None:
                 return self.continuation.start()
-            return self.continuation.to(level, self.reached[nearest])
+            return self.continuation.to(level, self.reached[nearest], self.allowed)
 
         self._add(make, self.flow.level_set.level if level is None else level)
 
@@ -98,7 +102,15 @@ class Recording:
 
         See :meth:`geoflow.paths.continuation.Continuation.round`.
         """
-        self._add(lambda: self.continuation.round(at, goal, stops), None)
+        self._add(lambda: self.continuation.round(at, goal, stops, self.allowed), None)
+
+    @property
+    def allowed(self) -> int:
+        """Evaluations that the next level may take: in proportion to what was spent so far."""
+        values = [self.points[number].values for number in (0, -1)]
+        first, last = (v["n_gradient"] + 2 * v["n_hvp"] for v in values)
+        mean = (last - first) // max(len(self.points) - 1, 1)
+        return max(PROPORTION * max(first, mean), AT_LEAST)
 
     @property
     def goes_round(self) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from geoflow.errors import GeoflowError, InputError
 from geoflow.problems import data, modules
 from geoflow.problems.data import Tree
+from geoflow.system import kinds
 
 # A derivative by differences may differ from the gradient's by this part of ‖∇f‖.
 DIFFERENCE_RTOL = {torch.float64: 1e-3, torch.float32: 5e-2}
@@ -52,6 +53,7 @@ def check_like(theta: Tensor, reference: Tensor, name: str = "theta") -> None:
     InputError
         Another shape, dtype or device.
     """
+    kinds.check_kind(theta, Tensor, name, "a flat torch.Tensor, such as problem.theta0")
     for what in ("shape", "dtype", "device"):
         if getattr(theta, what) != getattr(reference, what):
             raise InputError(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from geoflow.archive.trajectory_files import open_trajectory
 from geoflow.errors import ArchiveError, InputError
+from geoflow.system import kinds
 from geoflow.system.memory import check_memory
 from geoflow.trajectories import schema
 
@@ -37,7 +38,7 @@ def open_sweep(folder: str | Path, along: str = "time", n: int = 200) -> xr.Data
     InputError
         See :func:`resample`.
     """
-    paths = sorted(Path(folder).glob(PATTERN))
+    paths = sorted(kinds.as_path(folder, "folder").glob(PATTERN))
     if not paths:
         raise ArchiveError(f"{folder} has no walk ({PATTERN}); name the folder of a sweep")
     runs = [open_trajectory(path) for path in paths]

@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from geoflow.errors import ArchiveError, InputError
+from geoflow.system import kinds
 
 UNFINISHED = ".tmp"
 
@@ -32,6 +33,7 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
         The path is empty, its folder is not there or cannot be written, the name is too long, the
         file is there already, or what is there is no regular file.
     """
+    kinds.as_path(path)
     if not os.fspath(path):
         raise InputError(f"{os.fspath(path)!r} names no file; give its name")
     path = Path(path)

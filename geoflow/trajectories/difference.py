@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from geoflow.errors import InputError
+from geoflow.system import kinds
 
 # Clocks: two walks of the same settings differ in them and in nothing else.
 NOT_COMPARED = ("wall_time",)
@@ -59,6 +60,8 @@ def diff(a: xr.Dataset, b: xr.Dataset, *, rtol: float = 0.0, atol: float = 0.0) 
     InputError
         A tolerance that is negative or not finite.
     """
+    for name, given in (("a", a), ("b", b)):
+        kinds.check_dataset(given, name=name)
     for name, value in (("rtol", rtol), ("atol", atol)):
         if not (math.isfinite(value) and value >= 0):
             raise InputError(f"{name}={value}; use zero or a positive number")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from numbers import Integral
 
 import torch
 import xarray as xr
@@ -10,6 +11,7 @@ from torch import nn
 
 from geoflow.errors import InputError
 from geoflow.problems.modules import parameters_by_name
+from geoflow.system import kinds
 from geoflow.system.translation import reason
 from geoflow.trajectories import path_schema
 
@@ -46,6 +48,9 @@ def load_into(module: nn.Module, ds: xr.Dataset, snapshot: int = -1) -> None:
     >>> bool((module.weight.flatten() == torch.from_numpy(ds.theta[-1].values[:2])).all())
     True
     """
+    kinds.check_kind(module, nn.Module, "module", "the network that was walked")
+    kinds.check_dataset(ds, "theta", "tensor_name")
+    kinds.check_kind(snapshot, Integral, "snapshot", "a whole number")
     along = "level" if path_schema.is_path(ds) else "snapshot"
     n = ds.sizes.get(along, 0)
     if not -n <= snapshot < n:

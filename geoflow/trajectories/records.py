@@ -14,6 +14,7 @@ from torch import Tensor
 
 from geoflow.errors import InputError, ObservableError
 from geoflow.manifold.protocol import Flow
+from geoflow.system import kinds
 from geoflow.trajectories import schema, storable
 
 # Names of the schema's own, in whatever walk.
@@ -169,6 +170,19 @@ def _of_constraints(flow: Flow, state: Any) -> dict[str, float]:
     for name, values in flow.constraint_values(state).items():  # type: ignore[attr-defined]
         found |= zip(schema.column_names(name, n), map(float, values), strict=True)
     return found
+
+
+def as_observables(observables: Mapping[str, Observable] | None) -> dict[str, Observable]:
+    """Observables by name; None: none.
+
+    Raises
+    ------
+    InputError
+        They are no mapping.
+    """
+    give = "a dict of functions of theta by name"
+    kinds.check_kind(observables, Mapping | None, "observables", give)
+    return dict(observables or {})
 
 
 def check_observables(observables: Mapping[str, Observable], theta: Tensor) -> None:

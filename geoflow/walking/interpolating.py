@@ -13,10 +13,11 @@ from torch import Tensor
 
 from geoflow import solvers
 from geoflow.errors import InputError
-from geoflow.manifold.protocol import Flow, State
+from geoflow.manifold.protocol import Flow, State, check_flow
 from geoflow.problems.dtypes import DTYPES
 from geoflow.problems.earlier import same_data
 from geoflow.solvers import Solver, Tolerance
+from geoflow.system import kinds
 from geoflow.system.translation import numerics
 from geoflow.trajectories import schema
 from geoflow.walking.inside import Inside
@@ -60,7 +61,9 @@ def interpolate(
     StepSizeError, ConvergenceError, CriticalPointError
         A step fails.
     """
-    at = np.atleast_1d(np.asarray(times, dtype=float))
+    kinds.check_dataset(ds, "snapshot_time", "step")
+    check_flow(flow)
+    at = np.atleast_1d(kinds.as_numbers(times, "times"))
     there, tolerance = ds["snapshot_time"].values, _tolerance(ds, flow)
     end = float(ds["time"][-1])
     if at.ndim != 1 or not at.size or not (np.diff(at) > 0).all():

@@ -13,7 +13,7 @@ from geoflow.archive.saved import check_target
 from geoflow.errors import (
     InputError,
 )
-from geoflow.manifold.protocol import Flow
+from geoflow.manifold.protocol import Flow, check_flow
 from geoflow.problems import dtypes
 from geoflow.solvers import Solver, is_dense
 from geoflow.trajectories import dataset, records
@@ -137,7 +137,8 @@ def walk(
     >>> ds.theta[-1].values.round(2) + 0.0  # the point of the circle nearest (3, 0)
     array([2., 0.])
     """
-    observables = dict(observables or {})
+    check_flow(flow)
+    observables = records.as_observables(observables)
     settings = WalkSettings(
         *(solver, rtol, atol, t_end, stop, max_evaluations),
         *(reproject_every, snapshot_times, snapshot_every, max_snapshots, theta_dtype),

@@ -13,11 +13,13 @@ from geoflow import experiments
 from geoflow.archive import trajectory_files
 from geoflow.archive.saved import Saved, saved
 from geoflow.errors import ArchiveError, InputError
+from geoflow.manifold import protocol
 from geoflow.manifold.protocol import Flow, apart_from
 from geoflow.problems import dtypes
 from geoflow.problems.earlier import same_data
 from geoflow.solvers import Solver, is_dense
-from geoflow.trajectories import schema
+from geoflow.system import kinds
+from geoflow.trajectories import records, schema
 from geoflow.trajectories.records import Observable
 from geoflow.walking import configuration, rerunning
 from geoflow.walking.counting import spent
@@ -96,7 +98,9 @@ def resume(
     StorageError
         The disk does not take what is streamed; what was streamed is kept.
     """
-    path = Path(path)
+    path = kinds.as_path(path)
+    if flow is not None:
+        protocol.check_flow(flow)
     kept = saved(path)
     configuration.check(path, kept.attributes)
     if flow is None:
@@ -104,7 +108,7 @@ def resume(
             raise InputError("flow: observables, events and solver go with a flow; give it too")
         rebuilt = _of_experiment(path, kept)
         flow, observables = rebuilt.flow, rebuilt.observables
-    observables = dict(observables or {})
+    observables = records.as_observables(observables)
     check_flow(flow, kept)
     names = kept.config.get("observables")
     if sorted(observables) != names:

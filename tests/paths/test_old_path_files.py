@@ -31,7 +31,7 @@ def test_a_file_of_the_first_form_opens_and_goes_on(tmp_path):
     assert old.attrs["geoflow_path"] == "1.0"
     flow = flow_of_the_file()
     level = 8 * flow.level_set.level
-    longer = gf.resume_path(file, [level], flow)
+    longer = gf.resume_path(file, flow, [level])
     assert longer.attrs["status"] == "complete"
     assert np.array_equal(longer["theta"].values[:-1], old["theta"].values)
     assert longer["level"].values[-1] == level

@@ -10,6 +10,7 @@ import torch
 from scipy.optimize import minimize
 
 import geoflow as gf
+from geoflow.paths.continuation import Continuation
 from geoflow.trajectories import path_schema
 
 TIGHT = 179.999999
@@ -271,6 +272,49 @@ def test_a_level_that_is_never_reached_ends_the_path():
     ds = gf.regularization_path(flow, [1.5 * least, 0.5 * least])
     assert ds.attrs["status"] in ("projection_failed", "not_converged", "critical_point")
     np.testing.assert_array_equal(ds["level"], [flow.level_set.level, 1.5 * least])
+
+
+@pytest.mark.parametrize("part", [0.5, 0.9, 0.99])
+def test_a_level_that_is_never_reached_costs_in_proportion_to_those_that_were(part):
+    loss, _, least_squares = _ridge()
+    least = float(loss(torch.from_numpy(least_squares)))
+    flow = _flow(loss, least_squares + 0.1)
+    ds = gf.regularization_path(flow, [1.5 * least, part * least])
+    first, last = (int(ds["n_gradient"][i]) for i in (0, -1))
+    allowed = max(2 * first, 400)
+    # To the level, and along the arc of the branch.
+    assert flow.problem.evaluations - last <= 2 * allowed
+    assert ds.attrs["status"] == "not_converged"
+    assert f"within {allowed} evaluations" in ds.attrs["status_message"]
+
+
+def test_a_branch_that_shows_no_turn_is_given_up():
+    # On y = c the minimum of R is at x = y, on a straight line without an end.
+    flow = _flow(
+        lambda theta: theta[1], [1.0, 0.5], regularizer=lambda t: (t[0] - t[1]) ** 2 - 5 * t[1]
+    )
+    continuation = Continuation(flow, path_schema.kkt_limit(TIGHT), TIGHT)
+    continuation.left = 10_000
+    first, before = continuation.start(), flow.problem.evaluations
+    with pytest.raises(gf.ConvergenceError, match="shows no turn"):
+        continuation.round(first, 1e4, [], 400)
+    # Two strides, of 400 evaluations that were allowed.
+    assert flow.problem.evaluations - before <= 40
+    # A level that is near enough is come to.
+    assert continuation.round(first, 0.9, [], 400).c == 0.9
+
+
+def test_a_budget_that_ends_in_a_walk_ends_the_path():
+    loss, _, least_squares = _ridge()
+    least = float(loss(torch.from_numpy(least_squares)))
+    # From 151 evaluations after the last point on, the flow tries to come onto the level.
+    whole = gf.regularization_path(_flow(loss, least_squares + 0.1), [1.5 * least, 0.5 * least])
+    spent = int(whole["n_gradient"][-1])
+    for budget in (spent + 151, spent + 160, spent + 190):
+        flow = _flow(loss, least_squares + 0.1)
+        ds = gf.regularization_path(flow, [1.5 * least, 0.5 * least], max_evaluations=budget)
+        assert ds.attrs["status"] == "max_evaluations"
+        assert flow.problem.evaluations <= budget
 
 
 @pytest.mark.slow

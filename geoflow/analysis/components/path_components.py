@@ -11,6 +11,7 @@ from scipy.fft import dct
 
 from geoflow.analysis.components.blocks import block_bytes, column_blocks
 from geoflow.errors import InputError
+from geoflow.system import kinds
 from geoflow.system.memory import check_memory
 
 Floats = NDArray[np.float64]
@@ -67,7 +68,9 @@ def step_gram(points: Any) -> tuple[Floats, float]:
     InputError
         Too few points, non-finite values, no motion, or more memory needed than there is.
     """
-    if points.ndim != 2 or len(points) < 3:
+    if getattr(points, "ndim", None) != 2:
+        raise InputError(f"points={kinds.shown(points)}; give an array of shape (N, P)")
+    if len(points) < 3:
         raise InputError(f"points have shape {points.shape}; give (N, P) with N of 3 at least")
     n = len(points)
     needed = 3 * block_bytes([points]) + 6 * 8 * max(n * n, SIMULATED)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from geoflow.analysis.components.path_components import cosine_content
 from geoflow.analysis.components.principal import KIND, PCA, fit
 from geoflow.archive.trajectory_files import open_trajectory
 from geoflow.errors import InputError
+from geoflow.system import kinds
 from geoflow.trajectories.dataset import at_snapshots
 
 Floats = NDArray[np.float64]
@@ -90,6 +92,9 @@ def along(
     ArchiveError
         A path that is not a trajectory.
     """
+    kinds.check_kind(n_components, Integral, "n_components", "a whole number")
+    give = f"{kinds.A_WALK}, or several of them"
+    kinds.check_kind(datasets, xr.Dataset | str | Path | Iterable, "datasets", give)
     several: Sequence[Any] = (
         [datasets] if isinstance(datasets, xr.Dataset | str | Path) else list(datasets)
     )
@@ -102,6 +107,8 @@ def along(
         # Before the points are read, which may take minutes.
         check_simulations(n_simulations, seed)
     with ExitStack() as stack:
+        for one in several:
+            kinds.check_kind(one, xr.Dataset | str | Path, "datasets", give)
         walks = [
             ds if isinstance(ds, xr.Dataset) else stack.enter_context(open_trajectory(ds))
             for ds in several
@@ -135,6 +142,7 @@ def null_models_of(ds: xr.Dataset, walk: int = 0) -> xr.Dataset:
     InputError
         There are none, or no such walk.
     """
+    kinds.check_dataset(ds, give="what pca.along(…, null_models=True) returned")
     names = {str(n): str(n).removeprefix(NULL) for n in ds.data_vars if str(n).startswith(NULL)}
     if not names or not 0 <= walk < ds.sizes["walk"]:
         raise InputError(f"ds holds no null models of walk {walk}; make it with null_models=True")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from geoflow.analysis.components.blocks import block_bytes, column_blocks
 from geoflow.errors import InputError, RankError
+from geoflow.system import kinds
 from geoflow.system.memory import check_memory
 
 Floats = NDArray[np.float64]
@@ -122,6 +123,8 @@ def fit(
         The explained variance that rounding alone may make, of the Gram matrix and of the points as
         they are stored.
     """
+    if not isinstance(points, Sequence) or any(not hasattr(p, "ndim") for p in points):
+        raise InputError(f"points={kinds.shown(points)}; give a list of arrays of shape (N, P)")
     if not points or any(p.ndim != 2 for p in points) or len({p.shape[1] for p in points}) > 1:
         raise InputError("points: give arrays of shape (N, P), all of the same P")
     n, p = sum(len(part) for part in points), points[0].shape[1]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from geoflow.analysis.curvature.operators import Curvature
 from geoflow.errors import InputError
+from geoflow.system import kinds
 from geoflow.system.limits import OPERATIONS, check_work
 from geoflow.system.memory import CPU, check_memory
 
@@ -148,6 +149,7 @@ def extreme_eigenvalues(
     InputError
         An argument that cannot be used, or more memory than there is.
     """
+    _check_operator(operator)
     if which not in ("largest", "smallest"):
         raise InputError(f"which={which!r}; use 'largest' or 'smallest'")
     n = operator.size
@@ -206,6 +208,7 @@ def spectral_density(
     InputError
         An argument that cannot be used, or more memory than there is.
     """
+    _check_operator(operator)
     if n_probes < 2 or n_steps < 1:
         raise InputError(f"n_probes={n_probes}, n_steps={n_steps}; use at least 2 and 1")
     n_steps = min(n_steps, operator.size)
@@ -248,6 +251,7 @@ def trace(operator: Curvature, *, n_products: int = 60, seed: int = 0) -> Estima
     InputError
         An argument that cannot be used, or more memory than there is.
     """
+    _check_operator(operator)
     if n_products < 6:
         raise InputError(f"n_products={n_products}; use at least 6")
     n, third = operator.size, n_products // 3
@@ -388,6 +392,11 @@ def _lanczos(operator: Curvature, start: Tensor, n_steps: int) -> tuple[Floats, 
         off_diagonal.append(norm)
         basis[step + 1] = image / norm
     return np.array(diagonal), np.array(off_diagonal)
+
+
+def _check_operator(operator: Curvature) -> None:
+    give = "one of loss_hessian, gauss_newton or tangent_hessian"
+    kinds.check_kind(operator, Curvature, "operator", give)
 
 
 def _generator(seed: int) -> np.random.Generator:

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from geoflow.errors import InputError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.problems.checks import check_like
 from geoflow.problems.problem import Problem
-from geoflow.problems.protocol import ProblemLike
+from geoflow.problems.protocol import ProblemLike, check_problem
+from geoflow.system import kinds
 
 Map = Callable[[Tensor], Tensor]
 
@@ -112,6 +114,7 @@ def loss_hessian(
     InputError
         θ does not fit the problem, or a name is not among its tensors.
     """
+    check_problem(problem)
     problem.unflatten(theta)
 
     def product(v: Tensor) -> Tensor:
@@ -184,6 +187,7 @@ def tangent_hessian(
     InputError
         A name is not among the problem's tensors.
     """
+    _check_state(flow, state)
     problem, theta = flow.problem, state.theta
     regularizer_hessian = flow.regularizer_hessian(theta)
 
@@ -218,6 +222,8 @@ def normal_curvature(flow: RegularizingFlow, state: FlowState, direction: Tensor
         Need not be of unit length, nor quite tangent: its tangent part is taken. NaN where that
         is zero.
     """
+    _check_state(flow, state)
+    check_like(direction, state.theta, "direction")
     tangent = flow.level_set.tangent(direction, state.gradients)
     norm = float(torch.linalg.vector_norm(tangent))
     if norm == 0:
@@ -227,6 +233,11 @@ def normal_curvature(flow: RegularizingFlow, state: FlowState, direction: Tensor
     if curved.ndim == 0:
         return -float(curved) / state.gradient_norm
     return state.normals.distance(curved.to("cpu", torch.float64).numpy())
+
+
+def _check_state(flow: RegularizingFlow, state: FlowState) -> None:
+    kinds.check_kind(flow, RegularizingFlow, "flow", kinds.A_FLOW)
+    kinds.check_kind(state, FlowState, "state", "what flow.evaluate(theta) returned")
 
 
 def tensor_subspace(problem: ProblemLike, tensors: Sequence[str] | None) -> Subspace:

@@ -36,6 +36,7 @@ from geoflow.errors import InputError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.footprint import product_bytes
+from geoflow.system import kinds
 from geoflow.system.limits import EVALUATIONS, check_work
 from geoflow.system.memory import check_memory
 from geoflow.system.messages import note
@@ -142,6 +143,7 @@ def along(
     ArchiveError
         The archive cannot be written; the snapshots that were done are kept.
     """
+    kinds.check_kind(flow, RegularizingFlow, "flow", kinds.A_FLOW)
     indices = snapshot_indices(ds, snapshots, DEFAULT_SNAPSHOTS)
     _check_operators(operators)
     if n_points < 2:

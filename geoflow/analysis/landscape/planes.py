@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from geoflow.analysis.components.principal import fit_pca
 from geoflow.errors import InputError
 from geoflow.problems.parts import TensorSpec
+from geoflow.system import kinds
 
 Floats = NDArray[np.float64]
 
@@ -104,6 +106,7 @@ def principal(ds: xr.Dataset, tensors: Sequence[TensorSpec] | None = None) -> Pl
     InputError
         The snapshots are too few, or lie on a line.
     """
+    kinds.check_dataset(ds, "snapshot", "theta")
     # Read block by block, where it is on the disk.
     theta: Any = ds["theta"]
     pca = fit_pca([theta], 2)
@@ -142,6 +145,9 @@ def through(ds: xr.Dataset, snapshots: Sequence[int]) -> Plane:
     InputError
         Not three indices of snapshots, or three points on a line.
     """
+    kinds.check_dataset(ds, "snapshot", "theta")
+    if not isinstance(snapshots, Sequence) or not all(isinstance(i, Integral) for i in snapshots):
+        raise InputError(f"through={kinds.shown(snapshots)}; give three indices of snapshots")
     n = ds.sizes["snapshot"]
     if n < 3:
         raise InputError(
@@ -193,6 +199,7 @@ def random(ds: xr.Dataset, tensors: Sequence[TensorSpec], *, seed: int = 0) -> P
     InputError
         A seed that is negative, or no snapshot.
     """
+    kinds.check_dataset(ds, "snapshot", "theta")
     if seed < 0:
         raise InputError(f"seed={seed}; use zero or a positive number")
     if not ds.sizes["snapshot"]:
@@ -229,8 +236,11 @@ def filter_normalised(
     array of float64, shape (P,)
         A filter in which the direction is zero stays zero.
     """
+    give = "problem.tensors"
+    kinds.check_kind(tensors, Sequence, "tensors", give)
     result = np.zeros(len(direction))
     for spec in tensors:
+        kinds.check_kind(spec, TensorSpec, "tensors: one", give)
         rows = spec.shape[0] if len(spec.shape) > 1 else 1
         part = slice(spec.offset, spec.offset + int(np.prod(spec.shape)))
         d = np.asarray(direction[part], dtype=float).reshape(rows, -1)

@@ -25,10 +25,12 @@ from geoflow.manifold.flows import RegularizingFlow
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.problem import Problem
 from geoflow.problems.protocol import ProblemLike
+from geoflow.system import kinds
 from geoflow.system.limits import EVALUATIONS, check_work
 from geoflow.system.memory import check_memory
 from geoflow.system.messages import note
 from geoflow.system.progress import duration, progress_bar
+from geoflow.trajectories import records
 from geoflow.trajectories.dataset import at_snapshots
 from geoflow.trajectories.records import Observable
 
@@ -104,7 +106,10 @@ def on_plane(
     ArchiveError
         The archive cannot be written; the rows that were done are kept.
     """
-    problem, observables = flow.problem, dict(observables or {})
+    kinds.check_dataset(ds, "snapshot", "theta")
+    kinds.check_kind(flow, RegularizingFlow, "flow", kinds.A_FLOW)
+    kinds.check_kind(plane, Plane | None, "plane", "one of planes.principal, random or through")
+    problem, observables = flow.problem, records.as_observables(observables)
     _check(points, margin, batch_size, observables)
     _check_flow(ds, problem)
     if plane is None:

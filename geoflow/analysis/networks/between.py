@@ -17,7 +17,8 @@ from geoflow.analysis.networks.layers import layers_of
 from geoflow.analysis.networks.symmetry import nearest_copy
 from geoflow.errors import InputError
 from geoflow.problems.checks import check_like
-from geoflow.problems.protocol import ProblemLike
+from geoflow.problems.protocol import ProblemLike, check_problem
+from geoflow.system import kinds
 
 Floats = NDArray[np.float64]
 
@@ -96,6 +97,8 @@ def align(module: nn.Module, theta: Tensor, target: Tensor) -> Tensor:
         A network whose symmetries are not known, or points that are not of its parameters.
     """
     layers = layers_of(module)
+    for name, point in (("theta", theta), ("target", target)):
+        kinds.check_kind(point, Tensor, name, "a flat tensor of the module's parameters")
     n_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
     for name, point in (("theta", theta), ("target", target)):
         if point.shape != (n_parameters,) or not torch.isfinite(point).all():
@@ -108,7 +111,15 @@ def align(module: nn.Module, theta: Tensor, target: Tensor) -> Tensor:
 
 
 def straight(start: Tensor, end: Tensor) -> Curve:
-    """The straight line between two points, each of shape (P,), as a :class:`Curve`."""
+    """The straight line between two points, each of shape (P,), as a :class:`Curve`.
+
+    Raises
+    ------
+    InputError
+        They are no tensors, or not of one shape, dtype and device.
+    """
+    kinds.check_kind(start, Tensor, "start", "a flat torch.Tensor")
+    check_like(end, start, "end")
     return Curve(start, (start + end) / 2, end)
 
 
@@ -145,6 +156,7 @@ def bezier(
     InputError
         Points that are not the problem's, several losses, or an argument that is not positive.
     """
+    check_problem(problem)
     for name, point in (("start", start), ("end", end)):
         check_like(point, problem.theta0, name)
     _check_one(problem)
@@ -181,6 +193,8 @@ def barrier(problem: ProblemLike, curve: Curve, *, points: int = 51) -> Barrier:
     InputError
         Several losses, a curve that is not of the problem's parameters, or fewer than 3 points.
     """
+    check_problem(problem)
+    kinds.check_kind(curve, Curve, "curve", "what straight or bezier returned")
     check_like(curve.start, problem.theta0, "curve: its start")
     _check_one(problem)
     if points < 3:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from geoflow.errors import InputError
+from geoflow.system import kinds
 
 Indices = NDArray[np.intp]
 
@@ -77,6 +78,7 @@ def layers_of(module: nn.Module) -> Layers:
     InputError
         A network of another form, whose symmetries are not known here.
     """
+    kinds.check_kind(module, nn.Module, "module", "the network that was walked")
     flat, start = {}, 0
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:

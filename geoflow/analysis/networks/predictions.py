@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from geoflow.analysis.walked import snapshot_indices, walk_attributes
 from geoflow.errors import InputError
 from geoflow.problems.parts import OUTPUTS_AT_ONCE, outputs
+from geoflow.system import kinds
 from geoflow.system.memory import check_memory
 from geoflow.system.progress import progress_bar
 from geoflow.trajectories.dataset import at_snapshots
@@ -84,6 +85,9 @@ def along(
     """
     check_module(ds, module)
     indices = snapshot_indices(ds, snapshots, DEFAULT_SNAPSHOTS)
+    kinds.check_kind(inputs, Mapping, "inputs", "a dict of tensors of examples by name")
+    for name, examples in inputs.items():
+        kinds.check_kind(examples, Tensor, f"inputs[{name!r}]", "a tensor of examples")
     if not inputs or batch_size < 1:
         raise InputError(
             f"inputs={list(inputs)}, batch_size={batch_size}; give a set of examples and a "
@@ -191,6 +195,8 @@ def check_module(ds: xr.Dataset, module: nn.Module) -> None:
     InputError
         Its trainable tensors have other names or shapes.
     """
+    kinds.check_dataset(ds, "theta", "tensor_name")
+    kinds.check_kind(module, nn.Module, "module", "the network that was walked")
     here = [(n, list(p.shape)) for n, p in module.named_parameters() if p.requires_grad]
     there = [
         (str(name), json.loads(str(shape)))

@@ -13,6 +13,7 @@ from scipy.optimize import minimize_scalar
 
 from geoflow.analysis.series import exponentials, red_noise
 from geoflow.errors import InputError
+from geoflow.system import kinds
 from geoflow.system.limits import OPERATIONS, check_work
 from geoflow.system.memory import check_memory
 
@@ -138,7 +139,7 @@ def lomb_scargle(
     InputError
         An argument that cannot be used, or a background that leaves nothing or does not fit.
     """
-    t, y = np.asarray(times, float), np.asarray(values, float)
+    t, y = kinds.as_numbers(times, "times"), kinds.as_numbers(values, "values")
     y = y[:, None] if y.ndim == 1 else y
     _check(t, y, detrend, levels, n_simulations, seed)
     frequency = frequency_grid(t, oversampling=oversampling, max_frequency=max_frequency)

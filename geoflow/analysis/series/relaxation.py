@@ -18,6 +18,7 @@ from geoflow.analysis.series.scalars import series
 from geoflow.analysis.walked import state_at, walk_attributes
 from geoflow.errors import InputError
 from geoflow.manifold.flows import RegularizingFlow
+from geoflow.system import kinds
 
 Floats = NDArray[np.float64]
 
@@ -163,6 +164,9 @@ def _curvature(
         velocity_rate = float(torch.dot(v, operator(v)) / torch.dot(v, v))
     else:
         found = curvature
+    kinds.check_kind(
+        found, xr.Dataset, "curvature", "a RegularizingFlow or what spectra.along returned"
+    )
     names = found["operator"].values.tolist() if "operator" in found.coords else []
     last = int(ds["snapshot_step"][-1])
     if "tangent" not in names or int(found["snapshot_step"][-1]) != last:

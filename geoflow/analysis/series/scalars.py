@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from geoflow.analysis.components import pca
 from geoflow.errors import InputError
+from geoflow.system import kinds
 from geoflow.trajectories import dataset as trajectory
 
 Floats = NDArray[np.float64]
@@ -66,6 +67,11 @@ def series(ds: xr.Dataset, scalars: Sequence[str | xr.DataArray], against: str =
     InputError
         A scalar that is not there, not finite or given twice, or samples that cannot be used.
     """
+    kinds.check_dataset(ds, "step", "time")
+    if not isinstance(scalars, Iterable):
+        raise InputError(f"scalars={kinds.shown(scalars)}; give names in a list, such as ['angle']")
+    if isinstance(scalars, str):
+        scalars = [scalars]
     if against not in CLOCKS:
         raise InputError(f"against={against!r}; choose from {', '.join(CLOCKS)}")
     found = [column for scalar in _with_scores(ds, scalars) for column in _columns(ds, scalar)]
