@@ -165,7 +165,7 @@ class Continuation:
             if self._end == whole:
                 raise
             raise ConvergenceError(
-                f"{what} within {evaluations} evaluations, and is given up",
+                f"{what} within {evaluations} evaluations: it is given up; name levels in between",
                 iterations=0,
                 residual=math.nan,
                 reason="kkt",
