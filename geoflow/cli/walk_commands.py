@@ -128,6 +128,8 @@ def resume(args: argparse.Namespace) -> int:
     if is_path(args.file):
         return path_commands.resume(args, _given(args, *(n for n in OPTIONS if hasattr(args, n))))
     if args.levels:
+        if files.is_file(args.file):
+            open_walk_or_path(args.file).close()  # says what is damaged
         raise InputError("--levels: the file is a walk's, not a path's; give --t-end, for example")
     device = _checked(args).attributes["device"]
     with processes.joined(args, device) as own:

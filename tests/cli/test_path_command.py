@@ -159,6 +159,15 @@ def test_a_finished_path_goes_on_to_further_levels(problem, capsys):
     assert "--t-end" in capsys.readouterr().err
 
 
+def test_a_damaged_file_is_called_that_and_no_walk(problem, capsys, tmp_path):
+    assert _path(problem, "--levels", "0.6", "--quiet") == DONE
+    file = tmp_path / "path.nc"
+    file.write_bytes(file.read_bytes()[:2000])
+    capsys.readouterr()
+    assert cli.main(["resume", "path.nc", "--levels", "0.7"]) == BAD_INPUT
+    assert "path.nc is not a readable netCDF-4 file" in capsys.readouterr().err
+
+
 def test_a_path_out_of_budget_goes_on_with_a_larger_one(problem, capsys):
     assert _path(problem, "--levels", LEVELS, out="whole.nc") == DONE
     with gf.open_path("whole.nc") as whole:

@@ -84,7 +84,10 @@ def _calls(t):
         ),
         ("validate", "path"): (gf.validate, "text"),
         ("regularization_path", "flow"): (lambda v: gf.regularization_path(v, level), "flow"),
-        ("regularization_path", "levels"): (lambda v: gf.regularization_path(flow, v), "numbers theta"),
+        ("regularization_path", "levels"): (
+            lambda v: gf.regularization_path(flow, v),
+            "numbers theta",
+        ),
         ("regularization_path", "degrees"): (
             lambda v: gf.regularization_path(flow, level, v),
             "",
@@ -107,7 +110,10 @@ def _calls(t):
         ),
         ("resume_path", "path"): (lambda v: gf.resume_path(v, flow, level), "text"),
         ("resume_path", "flow"): (lambda v: gf.resume_path(of_path, v, level), "nothing flow"),
-        ("resume_path", "levels"): (lambda v: gf.resume_path(of_path, flow, v), "numbers theta array"),
+        ("resume_path", "levels"): (
+            lambda v: gf.resume_path(of_path, flow, v),
+            "numbers theta array",
+        ),
         ("resume_path", "max_evaluations"): (
             lambda v: gf.resume_path(of_path, flow, level, max_evaluations=v),
             "nothing number",

@@ -30,7 +30,6 @@ from geoflow.system.limits import EVALUATIONS, check_work
 from geoflow.system.memory import check_memory
 from geoflow.system.messages import note
 from geoflow.system.progress import duration, progress_bar
-from geoflow.trajectories import records
 from geoflow.trajectories.dataset import at_snapshots
 from geoflow.trajectories.records import Observable
 
@@ -109,7 +108,8 @@ def on_plane(
     kinds.check_dataset(ds, "snapshot", "theta")
     kinds.check_kind(flow, RegularizingFlow, "flow", kinds.A_FLOW)
     kinds.check_kind(plane, Plane | None, "plane", "one of planes.principal, random or through")
-    problem, observables = flow.problem, records.as_observables(observables)
+    kinds.check_kind(observables, Mapping | None, "observables", "a dict of functions or problems")
+    problem, observables = flow.problem, dict(observables or {})
     _check(points, margin, batch_size, observables)
     _check_flow(ds, problem)
     if plane is None:
