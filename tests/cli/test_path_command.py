@@ -96,10 +96,10 @@ def test_ctrl_c_keeps_the_points_and_says_how_to_go_on(problem, capsys, monkeypa
 
     reach = recording.Continuation.to
 
-    def interrupted(self, level, before):
+    def interrupted(self, level, *others):
         if level > 0.65:
             raise KeyboardInterrupt
-        return reach(self, level, before)
+        return reach(self, level, *others)
 
     with monkeypatch.context() as patch:
         patch.setattr(recording.Continuation, "to", interrupted)
@@ -184,11 +184,11 @@ def test_resume_goes_on_with_an_interrupted_path(problem, monkeypatch, capsys):
     assert _path(problem, "--levels", LEVELS, out="whole.nc") == DONE
     onward, calls = Continuation.to, []
 
-    def interrupted(self, level, before):
+    def interrupted(self, level, *others):
         calls.append(level)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return onward(self, level, before)
+        return onward(self, level, *others)
 
     monkeypatch.setattr(Continuation, "to", interrupted)
     assert _path(problem, "--levels", LEVELS) == INTERRUPTED
