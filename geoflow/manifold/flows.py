@@ -192,7 +192,7 @@ class RegularizingFlow:
 
     def __init__(self, level_set: LevelSet, regularizer: Any) -> None:
         self.level_set = level_set
-        self.problem = level_set.problem
+        self.problem: ProblemLike = level_set.problem
         self.regularizer = regularizer
         self._bound = bound(regularizer, self.problem)
         if isinstance(self._bound, ThetaFunction):

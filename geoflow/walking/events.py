@@ -63,7 +63,7 @@ class Event:
     """
 
     within = LOCATED
-    look_back = 0.0
+    look_back: float = 0.0
 
     def __init__(
         self,
@@ -84,11 +84,13 @@ class Event:
             raise InputError(f"value={value!r}; use a finite number")
         if rate not in (True, False):
             raise InputError(f"rate={rate!r}; use True or False")
-        self.function, self.direction = function, int(direction)
-        self.value, self.rate = float(value), bool(rate)
+        self.function = function
+        self.direction: int = int(direction)
+        self.value: float = float(value)
+        self.rate: bool = bool(rate)
         called = function if isinstance(function, str) else getattr(function, "__name__", "")
         usual = called + "_rate" * self.rate
-        self.name = (usual if usual.isidentifier() else "event") if name is None else name
+        self.name: str = (usual if usual.isidentifier() else "event") if name is None else name
         if not (isinstance(self.name, str) and self.name.isidentifier()):
             raise InputError(f"name={name!r}; use letters, digits and underscores")
         self._usual = usual
