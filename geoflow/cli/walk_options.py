@@ -30,6 +30,11 @@ def _run(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--like", metavar="FILE.nc", help=help_like)
     _add_walk_options(p)
+    help_event = (
+        "record on the way where this scalar or observable crosses a value, as in "
+        "regularizer:value=30,direction=-1; with rate=1 its rate of change; any number of times"
+    )
+    p.add_argument("--event", action="append", metavar="NAME[:option=value,…]", help=help_event)
     help_out = "write the trajectory here: streamed beside it, and there when complete"
     p.add_argument("--out", metavar="FILE.nc", help=help_out)
     p.add_argument(

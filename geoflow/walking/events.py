@@ -11,6 +11,7 @@ from torch import Tensor
 
 from geoflow.errors import InputError
 from geoflow.manifold.protocol import Flow
+from geoflow.system.naming import named
 from geoflow.trajectories.records import Observable
 from geoflow.walking.inside import Inside
 
@@ -268,6 +269,24 @@ def from_config(events: Sequence[Event | Mapping[str, Any]]) -> tuple[Event, ...
         if names.count(name) > 1:
             raise InputError(f"events: two are called {name!r}; give each a name=")
     return tuple(made)
+
+
+def from_text(text: str) -> Event:
+    """Make an event from a scalar or observable with options, ``"test_loss:rate=1,direction=1"``.
+
+    Raises
+    ------
+    InputError
+        An option that an event has not or cannot use.
+    """
+    function, options = named(text, words=("name",))
+    try:
+        return Event(function, **options)
+    except TypeError:
+        raise InputError(
+            f"event={text!r}: its options are value, direction, rate and name, as in "
+            "regularizer:value=30,direction=-1"
+        ) from None
 
 
 def _again(options: Mapping[str, Any]) -> Event:
