@@ -59,8 +59,9 @@ def table(heads, body):
     group += nodes.thead("", row(*(nodes.paragraph(text=head) for head in heads)))
     lines = []
     for forms, text in body:
+        words = nodes.paragraph(text=text, support_smartquotes=False)  # dashes stay dashes
         typed_forms = (nodes.line("", "", nodes.literal(text=form)) for form in forms)
-        lines.append(row(nodes.line_block("", *typed_forms), nodes.paragraph(text=text)))
+        lines.append(row(nodes.line_block("", *typed_forms), words))
     group += nodes.tbody("", *lines)
     return nodes.table("", group)
 
