@@ -21,7 +21,7 @@ extensions = [
 # What the gallery is made of; gallery/ has what is made of it.
 exclude_patterns = ["_build", "examples"]
 
-sys.path.insert(0, str(Path(__file__).parent))  # for gallery_figures.py
+sys.path.insert(0, str(Path(__file__).parent))  # for gallery_figures.py and command_options.py
 sphinx_gallery_conf = {
     "examples_dirs": "examples",
     "gallery_dirs": "gallery",
@@ -78,6 +78,10 @@ def block_mathml(translator, node):
 
 
 def setup(app):
+    from command_options import Commands, Options
+
+    app.add_directive("commands", Commands)
+    app.add_directive("options", Options)
     # MathML, since the pages are to be read without a network, where MathJax is not to be had.
     app.add_html_math_renderer("mathml", (inline_mathml, None), (block_mathml, None))
     # Before napoleon, which runs at the default priority of 500 and writes roles of its own.

@@ -64,4 +64,4 @@ class GeoflowAccessor:
     """
 
     def __init__(self, ds: xr.Dataset) -> None:
-        self.plot = Plots(ds)
+        self.plot: Plots = Plots(ds)

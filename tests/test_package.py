@@ -85,3 +85,15 @@ def test_every_module_of_the_interface_is_on_its_page_once():
         modules
     )
     assert len(listed) == len(set(listed))
+
+
+def test_what_a_tab_offers_is_what_a_user_types():
+    import geoflow as gf
+
+    folders = ("analysis", "baselines", "comparisons", "experiments", "plots", "regularizers")
+    for name in (*folders, "report"):
+        folder = getattr(gf, name)
+        assert dir(folder) == sorted(folder.__all__), name
+        # Numbers and texts aside, each says what it is.
+        for item in (getattr(folder, n) for n in dir(folder) if not n.isupper()):
+            assert item.__doc__, item

@@ -2,8 +2,11 @@
 
 import contextlib
 import io
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ import torch
 
 import geoflow as gf
 from geoflow import cli
-from geoflow.cli import parser
+from geoflow.cli import completion, parser
 from geoflow.cli.terminal import BAD_INPUT, DONE, ENDED_EARLY
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +48,11 @@ def commands(page):
     found = re.findall(r"^    geoflow (.*)$", text_of(page), re.MULTILINE)
     typed = [shlex.split(re.split(r"\s{2,}| > ", line)[0]) for line in found]
     return [c for c in typed if not any(word in OVERVIEW or "…" in word for word in c)]
+
+
+def of_several_processes(page):
+    found = re.findall(r"^    torchrun (.*?)(?:\s{2,}.*)?$", text_of(page), re.MULTILINE)
+    return [line.split() for line in found]
 
 
 @pytest.mark.parametrize("page", ALONE)
@@ -107,7 +115,16 @@ def test_every_command_is_one(page):
         parser._parser(command).parse_args(command)
 
 
-# What would take hours for a reader of the tests, and is as good a test when it is short.
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_in_a_sentence_is_one(page):
+    children = completion._commands(parser.whole_parser())
+    for name, rest in re.findall(r"`geoflow ([a-z]+)([^`]*)`", text_of(page)):
+        known = {o for a in children[name]._actions for o in a.option_strings}
+        assert set(re.findall(r"--[a-z-]+", rest)) <= known, f"geoflow {name}{rest}"
+
+
+# What would take hours for a reader of the tests, and is as good a test when it is short: a command
+# as it stands, or all of a name.
 SHORTER = {
     "bench": ["--max-evaluations", "60"],
     "baseline": ["--penalties", "0,0.01", "--runs", "2", "--epochs", "3"],
@@ -117,22 +134,58 @@ SHORTER = {
     "spectrum": ["--snapshots=0,-1", "--eigenvalues", "2", "--probes", "2"],
     "slice": ["--points", "7"],
     "animate": ["--frames", "3"],
+    "run mnist_ff --regularizer l1:epsilon=0.001,tensors=*.weight": ["--t-end", "0.002"],
+    "run mnist_ff --regularizer 1.0*squared_norm + 0.1*margin:sign=-1": ["--t-end", "0.002"],
+    "path mnist_ff --levels-to 0.084 --points 10 --out path.nc": ["--points=2", "--degrees=150"],
 }
 ENDS = {
     "run iris_ff --max-evaluations 60 --out cut.nc": ENDED_EARLY,
     "resume iris.nc": BAD_INPUT,  # there was no crash to go on after
 }
 ELSEWHERE = ("--scheduler",)  # a cluster that the reader has
+# What a page takes for granted.
+BEFORE = {"docs/path.md": "baseline mnist_ff --penalties 0 --runs 1 --epochs 1 --out decay.nc"}
+# Pages with a problem of the reader's own in a file.
+OWN = "# mine.py\n"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "docs/archive.md", *GO_ON])
+@pytest.mark.parametrize("page", [page for page in PAGES if page != START and commands(page)])
 def test_its_commands_run_in_their_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for _, code in blocks(page):
+        if code.startswith(OWN):
+            Path("mine.py").write_text(code, encoding="utf-8")
+    if page in BEFORE:
+        assert cli.main(BEFORE[page].split()) == DONE
     for command in commands(page):
         if not any(word in ELSEWHERE for word in command):
-            expected = ENDS.get(" ".join(command), DONE)
-            assert cli.main([*command, *SHORTER.get(command[0], [])]) == expected, command
+            text = " ".join(command)
+            shorter = SHORTER.get(text, SHORTER.get(command[0], []))
+            assert cli.main([*command, *shorter]) == ENDS.get(text, DONE), text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if of_several_processes(page)])
+def test_its_commands_of_several_processes_run_in_their_order(page, tmp_path):
+    for command in of_several_processes(page):
+        end = ["--t-end", "0.003" if "resume" in command else "0.002"]
+        subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", *command, *end],
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            check=True,
+        )
+        assert gf.validate(next(tmp_path.glob("*.nc"))) == []
+
+
+def test_every_command_that_is_substituted_is_one_of_a_page():
+    shown = [" ".join(command) for page in PAGES for command in commands(page)]
+    names = {text.split()[0] for text in shown}
+    for text in SHORTER:
+        assert text in shown or text in names, text
+    assert set(ENDS) <= set(shown)
+    assert set(BEFORE) <= set(PAGES)
 
 
 @pytest.mark.parametrize("page", PAGES)

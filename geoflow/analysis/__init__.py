@@ -41,3 +41,7 @@ __all__ = [
     "tangent_hessian",
     "trace",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -14,3 +14,7 @@ __all__ = [
     "save_weight_decay",
     "weight_decay",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -16,38 +16,52 @@ def _plot(p: argparse.ArgumentParser) -> None:
     p.set_defaults(command=analysis_commands.plot)
     p.add_argument("file", metavar="FILE.nc", help="a walk, path or analysis; or a sweep's folder")
     p.add_argument(
-        "--out", type=folder, metavar="DIR", required=True, help="folder for the figures"
+        "--out",
+        type=folder,
+        metavar="DIR",
+        required=True,
+        help="write PNG and PDF here; files of the same names are replaced",
     )
-    p.add_argument("--kind", type=names, metavar="A,B,…", help=f"of {', '.join(KINDS)}")
+    help_kinds = f"figures by name, of {', '.join(KINDS)} (all that the file has)"
+    p.add_argument("--kind", type=names, metavar="A,B,…", help=help_kinds)
     p.add_argument(
         "--baseline",
         metavar="FILE.nc",
         nargs="+",
         help="trainings with weight decay, drawn beside a path",
     )
-    p.add_argument("--size", choices=analysis_commands.WIDTHS, default="slide", help="width")
+    help_size = "3.5 inches wide, a journal's column, or 7 (slide)"
+    p.add_argument("--size", choices=analysis_commands.WIDTHS, default="slide", help=help_size)
 
 
 def _spectrum(p: argparse.ArgumentParser) -> None:
     p.set_defaults(command=analysis_commands.spectrum)
     p.add_argument("file", metavar="FILE.nc", help="of geoflow run or geoflow sweep")
     add_problem(p)
-    p.add_argument("--snapshots", type=integers, metavar="I,J,…", help="default: five, evenly")
-    p.add_argument("--tensors", type=names, metavar="A,B,…", help="restrict to; default: all")
+    help_snapshots = (
+        "indices of snapshots, negative ones from the end, as in --snapshots=-1 (five, evenly)"
+    )
+    p.add_argument("--snapshots", type=integers, metavar="I,J,…", help=help_snapshots)
+    help_tensors = "restrict the operators to these parameter tensors (all)"
+    p.add_argument("--tensors", type=names, metavar="A,B,…", help=help_tensors)
     p.add_argument(
         "--operators",
         type=names,
         metavar="A,B,…",
         default=DEFAULT_OPERATORS,
-        help=f"of {', '.join(OPERATORS)}; default: {', '.join(DEFAULT_OPERATORS)}",
+        help=f"of {', '.join(OPERATORS)} ({','.join(DEFAULT_OPERATORS)})",
     )
-    p.add_argument("--eigenvalues", type=int, default=5, metavar="K", help="at each end")
-    p.add_argument("--probes", type=int, default=8, metavar="N", help="of the density")
-    p.add_argument("--steps", type=int, default=64, metavar="N", help="of Lanczos for each probe")
-    p.add_argument(
-        "--max-products", type=int, default=1000, metavar="N", help="for the eigenvalues of an end"
+    help_eigenvalues = "at each end of the spectrum (5)"
+    p.add_argument("--eigenvalues", type=int, default=5, metavar="K", help=help_eigenvalues)
+    help_probes = "random vectors of the density (8)"
+    p.add_argument("--probes", type=int, default=8, metavar="N", help=help_probes)
+    p.add_argument("--steps", type=int, default=64, metavar="N", help="of Lanczos, each (64)")
+    help_products = (
+        "Hessian-vector products for the eigenvalues of one end; what has not converged by then "
+        "is NaN (1000)"
     )
-    p.add_argument("--device", default="cpu")
+    p.add_argument("--max-products", type=int, default=1000, metavar="N", help=help_products)
+    _add_device(p)
     _add_result_options(p, "of the probes")
 
 
@@ -55,18 +69,24 @@ def _predictions(p: argparse.ArgumentParser) -> None:
     p.set_defaults(command=analysis_commands.compare_predictions)
     p.add_argument("file", metavar="FILE.nc", help="of geoflow run or geoflow sweep")
     add_problem(p)
-    p.add_argument("--snapshots", type=integers, metavar="I,J,…", help="default: 25, evenly")
-    p.add_argument("--device", default="cpu")
+    help_snapshots = "indices of snapshots, negative ones from the end (25, evenly)"
+    p.add_argument("--snapshots", type=integers, metavar="I,J,…", help=help_snapshots)
+    _add_device(p)
     _add_result_options(p)
 
 
 def _pca(p: argparse.ArgumentParser) -> None:
     p.set_defaults(command=analysis_commands.principal_components)
     p.add_argument("files", metavar="FILE.nc", nargs="+", help="walks, or folders of them")
-    p.add_argument("--components", type=int, default=6, metavar="K", help="default 6")
-    p.add_argument("--standardise", action="store_true", help="each parameter, as in the paper")
-    p.add_argument("--null-models", action="store_true", help="set random walks and lines beside")
-    _add_result_options(p, "of the random walks")
+    p.add_argument("--components", type=int, default=6, metavar="K", help="components wanted (6)")
+    help_standardise = "divide each parameter by its standard deviation, as in the paper"
+    p.add_argument("--standardise", action="store_true", help=help_standardise)
+    help_null = (
+        "set Brownian paths, a straight line and a relaxation beside each walk; not with "
+        "--standardise"
+    )
+    p.add_argument("--null-models", action="store_true", help=help_null)
+    _add_result_options(p, "of the Brownian paths")
 
 
 def _slice(p: argparse.ArgumentParser) -> None:
@@ -77,23 +97,23 @@ def _slice(p: argparse.ArgumentParser) -> None:
         "--through",
         type=integers,
         metavar="I,J,K",
-        help="the plane through three snapshots; default: the first two principal components",
+        help="the plane through three snapshots, negative indices from the end, as in "
+        "--through=0,10,-1 (the first two principal components)",
     )
     p.add_argument(
         "--filter-normalise",
         action="store_true",
         help="rescale the components, filter by filter, to the norms of the weights",
     )
-    p.add_argument("--random", action="store_true", help="two random filter-normalised directions")
-    p.add_argument("--points", type=int, default=41, metavar="N", help="along each direction")
-    p.add_argument(
-        "--margin", type=float, default=0.25, metavar="X", help="around the walk, of its extent"
-    )
-    p.add_argument(
-        "--observables", type=names, metavar="A,B,…", help="beside the loss; default: test_loss"
-    )
-    p.add_argument("--batch", type=int, metavar="N", help="points evaluated at once")
-    p.add_argument("--device", default="cpu")
+    help_random = "two random directions, filter-normalised, at the last snapshot"
+    p.add_argument("--random", action="store_true", help=help_random)
+    p.add_argument("--points", type=int, default=41, metavar="N", help="along each direction (41)")
+    help_margin = "around the walk's projection, as a fraction of its greater extent (0.25)"
+    p.add_argument("--margin", type=float, default=0.25, metavar="X", help=help_margin)
+    help_observables = "of the experiment's, as test_accuracy, beside the loss (test_loss)"
+    p.add_argument("--observables", type=names, metavar="A,B,…", help=help_observables)
+    p.add_argument("--batch", type=int, metavar="N", help="points evaluated at once (8, or fewer)")
+    _add_device(p)
     _add_result_options(p, "of the random directions", required=True)
 
 
@@ -101,24 +121,42 @@ def _animate(p: argparse.ArgumentParser) -> None:
     p.set_defaults(command=analysis_commands.animate)
     p.add_argument("file", metavar="SLICE.nc", help="of geoflow slice")
     p.add_argument("--out", metavar="FILE.gif", required=True, help="or FILE.mp4, with ffmpeg")
-    p.add_argument("--frames", type=int, default=100, metavar="N")
-    p.add_argument("--fps", type=float, default=20.0, metavar="X", help="frames a second")
-    p.add_argument(
-        "--pace", default="arc_length", metavar="NAME", help="even in arc_length, or in time"
+    p.add_argument("--frames", type=int, default=100, metavar="N", help="of the film (100)")
+    help_fps = (
+        "frames a second (20); a GIF's hundredths of a second are spread over its frames, and "
+        "beyond 50 a second many viewers are slower"
     )
-    p.add_argument("--force", action="store_true", help="replace the file where it exists")
+    p.add_argument("--fps", type=float, default=20.0, metavar="X", help=help_fps)
+    p.add_argument(
+        "--pace",
+        default="arc_length",
+        metavar="NAME",
+        help="frames evenly in arc_length, or in time (arc_length)",
+    )
+    p.add_argument(
+        "--force",
+        action="store_true",
+        help="replace the file where it exists; without it, an error",
+    )
     p.add_argument("--quiet", action="store_true", help="no progress")
 
 
 def _periodogram(p: argparse.ArgumentParser) -> None:
     p.set_defaults(command=analysis_commands.periodogram)
     p.add_argument("file", metavar="FILE.nc", help="of geoflow run or geoflow sweep")
-    help_scalars = "of steps or snapshots, or pc1, pc2, …; default: angle,tangent_norm"
+    help_scalars = (
+        "scalars of the steps, observables of the snapshots, or pc1, pc2, … for PCA scores "
+        "(angle,tangent_norm)"
+    )
     p.add_argument("--scalar", type=names, metavar="A,B,…", help=help_scalars)
-    p.add_argument("--against", choices=CLOCKS, default="time", help="default: time")
-    p.add_argument("--detrend", choices=DETREND, default="mean", help="taken off (mean)")
-    p.add_argument("--max-frequency", type=float, metavar="F", help="half the median sample rate")
-    p.add_argument("--simulations", type=int, default=999, metavar="N", help="of red noise (999)")
+    help_clock = "what frequencies are in cycles of (time)"
+    p.add_argument("--against", choices=CLOCKS, default="time", help=help_clock)
+    help_detrend = "background taken off, and fitted beside every sinusoid (mean)"
+    p.add_argument("--detrend", choices=DETREND, default="mean", help=help_detrend)
+    help_end = "end of the grid (half the median sample rate)"
+    p.add_argument("--max-frequency", type=float, metavar="F", help=help_end)
+    help_simulations = "of red noise; the least p-value is 1/(N + 1) (999)"
+    p.add_argument("--simulations", type=int, default=999, metavar="N", help=help_simulations)
     _add_result_options(p, "of the simulations")
 
 
@@ -126,22 +164,34 @@ def _relaxation(p: argparse.ArgumentParser) -> None:
     p.set_defaults(command=analysis_commands.relaxation)
     p.add_argument("file", metavar="FILE.nc", help="of geoflow run or geoflow sweep")
     add_problem(p)
-    help_scalars = "default: tangent_norm,regularizer,arc_length"
+    help_scalars = "as for periodogram (tangent_norm,regularizer,arc_length)"
     p.add_argument("--scalar", type=names, metavar="A,B,…", help=help_scalars)
-    p.add_argument("--from", type=float, metavar="T", dest="start", help="flow time (half way)")
+    help_from = "start of the window, which ends with the walk (half the flow time)"
+    p.add_argument("--from", type=float, metavar="T", dest="start", help=help_from)
     p.add_argument("--terms", type=int, default=1, metavar="N", help="exponentials, 1 or 2 (1)")
-    p.add_argument(
-        "--eigenvalues", action="store_true", help="compare with A's smallest at the last snapshot"
+    help_eigenvalues = (
+        "compare with the smallest eigenvalues of A at the last snapshot, in up to 2,000 "
+        "Hessian-vector products"
     )
-    p.add_argument("--device", default="cpu")
+    p.add_argument("--eigenvalues", action="store_true", help=help_eigenvalues)
+    _add_device(p)
     _add_result_options(p, "of the Lanczos iteration")
 
 
 def _report(p: argparse.ArgumentParser) -> None:
     p.set_defaults(command=analysis_commands.report)
-    p.add_argument("files", metavar="FILE.nc", nargs="+", help="walks, baselines, or their folders")
+    help_files = "walks, paths, baselines, or folders of them, in any order"
+    p.add_argument("files", metavar="FILE.nc", nargs="+", help=help_files)
     p.add_argument("--out", metavar="PAGE.html", required=True, help="write the page here")
-    p.add_argument("--force", action="store_true", help="replace PAGE.html where it exists")
+    p.add_argument(
+        "--force",
+        action="store_true",
+        help="replace PAGE.html where it exists; without it, an error",
+    )
+
+
+def _add_device(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--device", default="cpu", help="of the computation (cpu)")
 
 
 def _add_result_options(
@@ -149,11 +199,16 @@ def _add_result_options(
 ) -> None:
     """What every analysis takes: where its dataset and its figures go."""
     if seed_of:
-        p.add_argument("--seed", type=int, default=0, help=f"{seed_of} (default 0)")
-    p.add_argument("--out", metavar="OUT.nc", required=required, help="write the dataset here")
+        p.add_argument("--seed", type=int, default=0, metavar="N", help=f"{seed_of} (0)")
+    help_out = "write the dataset here: whole or not at all"
+    p.add_argument("--out", metavar="OUT.nc", required=required, help=help_out)
     p.add_argument("--figures", type=folder, metavar="DIR", help="draw it into this folder")
-    p.add_argument("--force", action="store_true", help="replace OUT.nc where it exists")
-    p.add_argument("--quiet", action="store_true", help="no progress, no list of files written")
+    p.add_argument(
+        "--force", action="store_true", help="replace OUT.nc where it exists; without it, an error"
+    )
+    p.add_argument(
+        "--quiet", action="store_true", help="no progress, and no list of the files written"
+    )
 
 
 ADD = {

@@ -39,7 +39,7 @@ from geoflow.problems.dtypes import DTYPES
 from geoflow.system import files
 from geoflow.system.limits import EPOCHS
 from geoflow.system.messages import note
-from geoflow.walking import configuration
+from geoflow.walking import configuration, events
 from geoflow.walking.rerunning import Run, like
 from geoflow.walking.settings import OPTIONS, by_setting
 
@@ -76,6 +76,7 @@ def _run(args: argparse.Namespace, settings: Run) -> int:
         settings.flow(prepared),
         **vars(settings.walk),
         observables=prepared.observables,
+        events=settings.events,
         archive=args.out,
         progress=not args.quiet,
         provenance=prepared.provenance,
@@ -114,6 +115,8 @@ def _settings(args: argparse.Namespace) -> Run:
         settings.regularizer = regularizers.get(args.regularizer)
     if args.constraints:
         settings.constraints = args.constraints
+    if args.event:
+        settings.events = events.from_config([events.from_text(text) for text in args.event])
     settings.walk = settings.walk.changed(**_given(args, *OPTIONS))
     # Before the training, which takes its time.
     experiment = experiments.get(settings.experiment)

@@ -19,3 +19,7 @@ __all__ = [
     "rebuild",
     "register",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

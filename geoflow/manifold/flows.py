@@ -194,7 +194,7 @@ class RegularizingFlow:
     def __init__(self, level_set: LevelSet, regularizer: Any) -> None:
         kinds.check_kind(level_set, LevelSet, "level_set", "a gf.LevelSet of the problem")
         self.level_set = level_set
-        self.problem = level_set.problem
+        self.problem: ProblemLike = level_set.problem
         self.regularizer = regularizer
         self._bound = bound(regularizer, self.problem)
         if isinstance(self._bound, ThetaFunction):

@@ -114,9 +114,10 @@ class LevelSet:
         level_atol: float = 0.0,
     ) -> None:
         self.problem: ProblemLike = _as_one(problem)
-        self.levels = _levels(self.problem, level)
-        self.level_rtol, self.level_atol = float(level_rtol), float(level_atol)
-        self.n_at_floor = 0
+        self.levels: Numbers = _levels(self.problem, level)
+        self.level_rtol: float = float(level_rtol)
+        self.level_atol: float = float(level_atol)
+        self.n_at_floor: int = 0
         for c in self.levels:
             if not math.isfinite(c) or c == 0:
                 raise InputError(
@@ -132,8 +133,8 @@ class LevelSet:
         if not 0 <= self.level_atol < math.inf:
             raise InputError(f"level_atol={level_atol}; use zero or a positive number")
         # What residuals are relative to.
-        self.scales = abs(self.levels) + self.level_atol / self.level_rtol
-        self.tolerances = self.level_rtol * self.scales
+        self.scales: Numbers = abs(self.levels) + self.level_atol / self.level_rtol
+        self.tolerances: Numbers = self.level_rtol * self.scales
 
     def __repr__(self) -> str:
         levels = ", ".join(f"{c:.9g}" for c in self.levels)

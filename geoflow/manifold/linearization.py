@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -31,14 +32,17 @@ class TangentHessian:
     """
 
     def __init__(self, flow: RegularizingFlow, state: FlowState) -> None:
-        self.flow, self.state = flow, state
+        self.flow = flow
+        self.state = state
         if len(state.values) == 1:
-            self.normal = state.gradient / state.gradient_norm
+            self.normal: Tensor = state.gradient / state.gradient_norm
         else:
             self.normal = state.normals.orthonormal
-        self.regularizer_hessian = flow.regularizer_hessian(state.theta, state.regularizer_gradient)
+        self.regularizer_hessian: Callable[[Tensor], Tensor] = flow.regularizer_hessian(
+            state.theta, state.regularizer_gradient
+        )
         size = max(float(torch.linalg.vector_norm(state.theta)), 1.0)
-        self.difference = torch.finfo(state.theta.dtype).eps ** (4 / 9) * size
+        self.difference: float = torch.finfo(state.theta.dtype).eps ** (4 / 9) * size
 
     def tangent(self, v: Tensor) -> Tensor:
         """Π v."""

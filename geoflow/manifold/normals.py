@@ -142,7 +142,7 @@ class Normals:
             scaled = gram / np.outer(self.norms, self.norms)
         try:
             # Its diagonal: the sine between each normal and the span of those before it.
-            self.factor = np.linalg.cholesky(scaled)
+            self.factor: NDArray[np.floating] = np.linalg.cholesky(scaled)
             independent = bool((self.factor.diagonal() ** 2 > smallest).all())
         except np.linalg.LinAlgError:
             independent = False

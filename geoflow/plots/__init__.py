@@ -61,3 +61,7 @@ __all__ = [
     "waterfalls",
     "work_precision",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -75,13 +75,14 @@ class DistributedProblem(Problem):
         self._group, self._asked_to_stop = group, False
         # What is added up over processes is no work of one device alone.
         self._captured = None
-        self.rank, self.n_processes = dist.get_rank(group), dist.get_world_size(group)
+        self.rank: int = dist.get_rank(group)
+        self.n_processes: int = dist.get_world_size(group)
         with arithmetic.exact(self.device):
             expected = problem.loss(problem.theta0)
         if whole:
             self._parts = _share(problem, self.rank, self.n_processes)
         self._check_one_network(whole)
-        self.theta0 = self._broadcast(problem.theta0)
+        self.theta0: Tensor = self._broadcast(problem.theta0)
         if whole:
             found = self.loss(self.theta0)
             allowed = 1e3 * torch.finfo(self.dtype).eps * max(abs(float(expected)), 1e-3)
@@ -91,7 +92,7 @@ class DistributedProblem(Problem):
                     f"{self.n_processes} processes {float(found):.9g}; give each its own data, "
                     "with whole=False"
                 )
-        self.evaluation_bytes = peak_bytes(lambda: self._evaluated(self.theta0))
+        self.evaluation_bytes: int = peak_bytes(lambda: self._evaluated(self.theta0))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Refuse: its other processes are not there, where it would be unpickled."""
@@ -187,7 +188,7 @@ class DistributedProblem(Problem):
             raise InputError(f"problem: its {what} differ from process to process; give the same")
         if not whole:
             hashes = self._gathered(bytes.fromhex(self.data_sha256))
-            self.data_sha256 = hashlib.sha256(b"".join(hashes)).hexdigest()
+            self.data_sha256: str = hashlib.sha256(b"".join(hashes)).hexdigest()
 
     def _check_same(self, theta: Tensor) -> None:
         """Compare θ over the processes, by a hash.

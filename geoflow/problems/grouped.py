@@ -57,7 +57,7 @@ class Grouped(Counted):
             )
         self.theta0: Tensor = problem.theta0
         self.tensors: tuple[TensorSpec, ...] = problem.tensors
-        self.data_sha256 = problem.data_sha256
+        self.data_sha256: str = problem.data_sha256
         self.division = division
         self._unflatten = problem.unflatten
         self._part = parts[0]

@@ -140,7 +140,8 @@ class Bound(nn.Module):
 
     def __init__(self, module: nn.Module, batch_loss: Callable[[nn.Module, Any], Any]) -> None:
         super().__init__()
-        self.module, self.batch_loss = module, batch_loss
+        self.module = module
+        self.batch_loss = batch_loss
 
     def forward(self, batch: Any) -> Any:
         """Apply the function to the module and a batch."""

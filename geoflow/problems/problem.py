@@ -69,7 +69,7 @@ class Problem(Picklable):
             checks.check_gradient(self.value_and_gradient, theta0, "loss")
             first, second = (self.value_and_gradient(theta0)[1] for _ in range(2))
             checks.check_repeatable(first, second)
-            self.evaluation_bytes = peak_bytes(lambda: self._evaluated(theta0))
+            self.evaluation_bytes: int = peak_bytes(lambda: self._evaluated(theta0))
 
     @classmethod
     def from_module(

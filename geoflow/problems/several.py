@@ -46,7 +46,7 @@ class Problems(Counted):
     """
 
     def __init__(self, problems: Sequence[ProblemLike]) -> None:
-        self.problems = tuple(problems)
+        self.problems: tuple[ProblemLike, ...] = tuple(problems)
         first = self.problems[0]
         for i, problem in enumerate(self.problems):
             name = f"problems[{i}]"

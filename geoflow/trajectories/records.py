@@ -40,7 +40,9 @@ class StepRecords(Sequence[Mapping[str, float]]):
 
     def __init__(self, attributes: Mapping[str, Any] | None = None) -> None:
         specs = schema.columns(attributes or {})
-        self.columns = {n: array("q" if s.dtype == "i8" else "d") for n, s in specs.items()}
+        self.columns: dict[str, array[Any]] = {
+            n: array("q" if s.dtype == "i8" else "d") for n, s in specs.items()
+        }
 
     @classmethod
     def of(cls, columns: Mapping[str, NDArray[Any]]) -> StepRecords:
@@ -66,7 +68,7 @@ class StepRecords(Sequence[Mapping[str, float]]):
     def append(self, record: Mapping[str, float]) -> None:
         """Add one accepted step."""
         for name, column in self.columns.items():
-            column.append(record[name])  # type: ignore[arg-type]
+            column.append(record[name])
 
     def __len__(self) -> int:
         # By the last column, which is the last to grow: Ctrl-C may come in between.
@@ -98,10 +100,13 @@ class Snapshot:
         *,
         between: int | None = None,
     ) -> None:
-        self.step, self.between = step, between
+        self.step = step
+        self.between = between
         self.time = time
-        self.theta = theta.detach().to("cpu", dtype or theta.dtype, copy=True).numpy()
-        self.values = {name: _value(name, f, theta) for name, f in observables.items()}
+        self.theta: NDArray[Any] = theta.detach().to("cpu", dtype or theta.dtype, copy=True).numpy()
+        self.values: dict[str, float] = {
+            name: _value(name, f, theta) for name, f in observables.items()
+        }
 
 
 def _value(name: str, function: Observable, theta: Tensor) -> float:

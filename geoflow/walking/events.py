@@ -11,6 +11,7 @@ from torch import Tensor
 
 from geoflow.errors import InputError
 from geoflow.manifold.protocol import Flow
+from geoflow.system.naming import named
 from geoflow.trajectories.records import Observable
 from geoflow.walking.inside import Inside
 
@@ -63,7 +64,7 @@ class Event:
     """
 
     within = LOCATED
-    look_back = 0.0
+    look_back: float = 0.0
 
     def __init__(
         self,
@@ -84,11 +85,13 @@ class Event:
             raise InputError(f"value={value!r}; use a finite number")
         if rate not in (True, False):
             raise InputError(f"rate={rate!r}; use True or False")
-        self.function, self.direction = function, int(direction)
-        self.value, self.rate = float(value), bool(rate)
+        self.function = function
+        self.direction: int = int(direction)
+        self.value: float = float(value)
+        self.rate: bool = bool(rate)
         called = function if isinstance(function, str) else getattr(function, "__name__", "")
         usual = called + "_rate" * self.rate
-        self.name = (usual if usual.isidentifier() else "event") if name is None else name
+        self.name: str = (usual if usual.isidentifier() else "event") if name is None else name
         if not (isinstance(self.name, str) and self.name.isidentifier()):
             raise InputError(f"name={name!r}; use letters, digits and underscores")
         self._usual = usual
@@ -266,6 +269,24 @@ def from_config(events: Sequence[Event | Mapping[str, Any]]) -> tuple[Event, ...
         if names.count(name) > 1:
             raise InputError(f"events: two are called {name!r}; give each a name=")
     return tuple(made)
+
+
+def from_text(text: str) -> Event:
+    """Make an event from a scalar or observable with options, ``"test_loss:rate=1,direction=1"``.
+
+    Raises
+    ------
+    InputError
+        An option that an event has not or cannot use.
+    """
+    function, options = named(text, words=("name",))
+    try:
+        return Event(function, **options)
+    except TypeError:
+        raise InputError(
+            f"event={text!r}: its options are value, direction, rate and name, as in "
+            "regularizer:value=30,direction=-1"
+        ) from None
 
 
 def _again(options: Mapping[str, Any]) -> Event:

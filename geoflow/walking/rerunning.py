@@ -19,7 +19,8 @@ from geoflow.manifold.level_set import LevelSet
 from geoflow.problems import dtypes
 from geoflow.problems.earlier import same_data
 from geoflow.problems.grouped import divided
-from geoflow.walking import configuration
+from geoflow.walking import configuration, events
+from geoflow.walking.events import Event
 from geoflow.walking.settings import DEFAULTS, WalkSettings
 
 
@@ -42,6 +43,8 @@ class Run:
     constraints : str
         Of :data:`geoflow.problems.grouped.DIVISIONS`, where the level set keeps the losses of parts
         of the examples; empty for the loss.
+    events : tuple of Event
+        What it records on its way.
     threads : int, optional
         Number of threads it was computed with: another gives other last digits.
     data_sha256 : str
@@ -55,6 +58,7 @@ class Run:
     level_rtol: float = 1e-6
     level_atol: float = 0.0
     constraints: str = ""
+    events: tuple[Event, ...] = ()
     threads: int | None = None
     data_sha256: str = ""
 
@@ -92,8 +96,8 @@ def like(path: str | Path) -> Run:
     ArchiveError
         It is no trajectory.
     InputError
-        Its experiment is not registered here, or its solver or stopping criterion is not geoflow's
-        own.
+        Its experiment is not registered here, its solver or stopping criterion is not geoflow's
+        own, or an event is of a function of one's own.
     """
     with trajectory_files.open_trajectory(path) as ds:
         attributes = dict(ds.attrs)
@@ -118,6 +122,7 @@ def like(path: str | Path) -> Run:
             level_rtol=attributes["level_rtol"],
             level_atol=float(config.get("level_atol", 0.0)),
             constraints=constraints_of(attributes),
+            events=events.from_config(config.get("events", [])),
             threads=int(config["threads"]),
             data_sha256=attributes["data_sha256"],
         )

@@ -45,7 +45,7 @@ class AtTimes:
     keeps_last = False
 
     def __init__(self, times: Sequence[float]) -> None:
-        self.times = [float(t) for t in times]
+        self.times: list[float] = [float(t) for t in times]
         ordered = all(a < b for a, b in zip(self.times, self.times[1:], strict=False))
         if not self.times or not ordered or self.times[0] < 0 or not math.isfinite(self.times[-1]):
             raise InputError(
@@ -71,7 +71,7 @@ class Every:
     def __init__(self, interval: float) -> None:
         if not (math.isfinite(interval) and interval > 0):
             raise InputError(f"snapshot_every={interval}; use a positive flow time")
-        self.interval = float(interval)
+        self.interval: float = float(interval)
 
     def next_time(self, time: float) -> float:
         """Return the first multiple of the interval after ``time``."""
@@ -102,8 +102,8 @@ class Thinned:
                 f"max_snapshots={limit} (--snapshots {limit}); use at least 2, for the first and "
                 "the last"
             )
-        self.limit = int(limit)
-        self.spacing = 0.0
+        self.limit: int = int(limit)
+        self.spacing: float = 0.0
         self.kept: list[tuple[int, float]] = []
 
     def next_time(self, time: float) -> float:

@@ -87,13 +87,13 @@ class Stationary:
     {'degrees': 170.0}
     """
 
-    look_back = 0.0
-    scalars = ("tangent_norm", "multiplier", "gradient_norm", "angle")
+    look_back: float = 0.0
+    scalars: tuple[str, ...] = ("tangent_norm", "multiplier", "gradient_norm", "angle")
 
     def __init__(self, degrees: float = 175.0) -> None:
         if not 90 < degrees < 180:
             raise InputError(f"degrees={degrees}; use an angle between 90 and 180")
-        self.degrees = float(degrees)
+        self.degrees: float = float(degrees)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class Stationary:
             )
         return _reached(last["angle"])
 
-    within = 1e-9
+    within: float = 1e-9
 
     def level(self, at: Point) -> float:
         """Of the angle a function that grows all but linearly in time as the angle nears 180°."""
@@ -162,14 +162,15 @@ class Plateau:
         A parameter that is not positive.
     """
 
-    scalars = ("regularizer",)
+    scalars: tuple[str, ...] = ("regularizer",)
 
     def __init__(self, window: float = 1.0, rtol: float = 1e-4) -> None:
         for name, value in (("window", window), ("rtol", rtol)):
             if not (math.isfinite(value) and value > 0):
                 raise InputError(f"{name}={value}; use a positive number")
-        self.window = self.look_back = float(window)
-        self.rtol = float(rtol)
+        self.window: float = float(window)
+        self.look_back = self.window
+        self.rtol: float = float(rtol)
 
     @property
     def options(self) -> dict[str, Any]:

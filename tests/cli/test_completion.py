@@ -1,9 +1,7 @@
 """``geoflow completion``: what a shell offers where the key is pressed."""
 
-import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -65,20 +63,3 @@ def test_every_command_and_option_is_in_the_script_of_each_shell(shell, capsys):
             for option in action.option_strings:
                 # tcsh's and fish's leave the dashes to the shell.
                 assert option.lstrip("-") in text, (name, option)
-
-
-def test_the_page_of_the_command_line_has_every_option_and_no_other():
-    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
-    commands = completion._commands(parser.whole_parser())
-    options = {
-        name: [[o for o in a.option_strings if o.startswith("--")] for a in child._actions]
-        for name, child in commands.items()
-    }
-    for name, actions in options.items():
-        assert f"geoflow {name}" in page
-        for spelled in actions:
-            if spelled and spelled != ["--help"]:
-                assert any(o in page for o in spelled), (name, spelled)
-    known = {o for actions in options.values() for spelled in actions for o in spelled}
-    named = set(re.findall(r"`(--[a-z][a-z-]*)", page)) - {"--nproc-per-node"}
-    assert named - known == set()

@@ -47,3 +47,7 @@ __all__ = [
     "squared_norm",
     "weighted_sum",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

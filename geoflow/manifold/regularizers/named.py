@@ -48,7 +48,8 @@ class Regularizer:
 
     def __init__(self, name: str, make: Make, sign: int) -> None:
         self.__name__ = name
-        self._make, self.sign = make, sign
+        self._make = make
+        self.sign = sign
 
     def __repr__(self) -> str:
         return f"Regularizer({self.__name__})"
@@ -82,8 +83,8 @@ class WeightedSum:
     """Σ wᵢRᵢ, from :func:`weighted_sum`."""
 
     def __init__(self, terms: Sequence[tuple[float, Any]]) -> None:
-        self.terms = tuple(terms)
-        self.__name__ = BETWEEN_TERMS.join(f"{w!r}*{name_of(r)}" for w, r in self.terms)
+        self.terms: tuple[tuple[float, Any], ...] = tuple(terms)
+        self.__name__: str = BETWEEN_TERMS.join(f"{w!r}*{name_of(r)}" for w, r in self.terms)
 
     def __repr__(self) -> str:
         return f"WeightedSum({self.__name__})"
