@@ -34,6 +34,9 @@ PATIENCE = 200
 MAX_HALVINGS = 8
 # The flow comes to this angle at reasonable cost; what is wanted beyond is left to the corrector.
 FLOW_DEGREES = 175.0
+# Which is to go there: it needs no steps to learn the curvature in, and most walks of a path are
+# a few steps long.
+SOLVER = "exponential"
 
 # A point that is farther from the one before may lie on another branch: a level in between shows
 # whether the path leads there. In units of ‖θ‖; and of ‖θ‖ √|Δ log L|, since near a fold a path
@@ -248,7 +251,8 @@ class Continuation:
         level = flow.level_set.level
         start = at_level(flow, level, theta)
         stop = Stationary(min(self.degrees, FLOW_DEGREES))
-        ended = walk(start, stop=stop, max_evaluations=max(self.left, 1), max_snapshots=2)
+        budget = max(self.left, 1)
+        ended = walk(start, SOLVER, stop=stop, max_evaluations=budget, max_snapshots=2)
         status = ended.attrs["status"]
         if status == "interrupted":
             raise KeyboardInterrupt

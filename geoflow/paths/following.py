@@ -15,7 +15,8 @@ from geoflow.archive import path_files
 from geoflow.archive.pieces import Pieces
 from geoflow.errors import ArchiveError, BranchError, ConvergenceError, InputError, StorageError
 from geoflow.manifold.flows import RegularizingFlow, check_single
-from geoflow.paths.continuation import FAILURES, Continuation
+from geoflow import solvers
+from geoflow.paths.continuation import FAILURES, SOLVER, Continuation
 from geoflow.paths.recording import Recording
 from geoflow.system.progress import Progress
 from geoflow.trajectories import path_dataset, path_schema, records
@@ -99,7 +100,7 @@ def regularization_path(
     levels = checked_levels(levels)
     degrees = Stationary(degrees).degrees  # checked, and a float as the file has it
     limit = path_schema.kkt_limit(degrees)
-    check_fit(flow, DEFAULTS.make_solver(), DEFAULTS.goals(), observables)
+    check_fit(flow, solvers.get(SOLVER), DEFAULTS.goals(), observables)
     _check_resolved(degrees, limit, flow.problem.dtype)
     _check_names(observables, flow)
     settings = Settings(

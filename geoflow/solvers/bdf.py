@@ -1,4 +1,4 @@
-"""Backward differentiation on the level set: variable order and step, for tight tolerances.
+"""Backward differentiation on the level set: variable order and step.
 
 Each step solves the implicit equation of a formula of order 1 to 5 on the level set; see
 :mod:`geoflow.solvers.multistep.history` for the formulas and
