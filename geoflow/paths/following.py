@@ -11,11 +11,11 @@ from typing import Any
 import torch
 import xarray as xr
 
+from geoflow import solvers
 from geoflow.archive import path_files
 from geoflow.archive.pieces import Pieces
 from geoflow.errors import ArchiveError, BranchError, ConvergenceError, InputError, StorageError
 from geoflow.manifold.flows import RegularizingFlow, check_single
-from geoflow import solvers
 from geoflow.paths.continuation import FAILURES, SOLVER, Continuation
 from geoflow.paths.recording import Recording
 from geoflow.system.progress import Progress
