@@ -391,6 +391,16 @@ def test_its_settings_are_in_the_archive_and_make_it_again(network):
         gf.walk(network, "bdf", reproject_every=0.1)
 
 
+def test_it_is_the_default_and_walks_a_network_to_the_end(network):
+    ds = gf.walk(network, stop=gf.Stationary(179.0))
+    assert ds.attrs["solver"] == gf.solvers.DEFAULT == "bdf"
+    assert ds.attrs["status"] == "stationary"
+    invariants.check_walk(ds, network)
+    other = gf.walk(network, "exponential", stop=gf.Stationary(179.0))
+    assert int(ds["n_gradient"][-1]) < int(other["n_gradient"][-1])
+    assert float(ds["regularizer"][-1]) == pytest.approx(float(other["regularizer"][-1]), rel=1e-3)
+
+
 @pytest.mark.slow
 def test_iris_to_five_and_to_six_digits_in_the_evaluations_promised():
     problem = gf.experiments.get("iris_ff").prepare(seed=0).problem
