@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import geoflow as gf
 
-DEGREES, REPEATS, MAX_EVALUATIONS = 150.0, 20, 400
+SOLVER, DEGREES, REPEATS, MAX_EVALUATIONS = "exponential", 150.0, 20, 400
 
 
 def networks() -> dict[str, tuple[nn.Module, tuple[Tensor, Tensor]]]:
@@ -64,14 +64,18 @@ def row(name: str, module: nn.Module, data: tuple[Tensor, Tensor], dtype, device
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         plain = seconds(bare, device)
     ours = seconds(lambda: problem.value_and_gradient(theta), device)
-    gf.walk(flow, max_evaluations=30, max_snapshots=2)
+    gf.walk(flow, SOLVER, max_evaluations=30, max_snapshots=2)
     waits = 0
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("warn")
         ds = gf.walk(
-            flow, stop=gf.Stationary(DEGREES), max_evaluations=MAX_EVALUATIONS, max_snapshots=2
+            flow,
+            SOLVER,
+            stop=gf.Stationary(DEGREES),
+            max_evaluations=MAX_EVALUATIONS,
+            max_snapshots=2,
         )
         if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("default")

@@ -88,6 +88,7 @@ def pair(name: str, number: int, order: str, folder: Path) -> dict[str, object]:
         folder.mkdir(parents=True, exist_ok=True)
         gf.walk(
             gf.RegularizingFlow(level_set, gf.regularizers.distance_to(b)),
+            "exponential",
             stop=gf.Stationary(DEGREES),
             t_end=T_END,
             max_evaluations=EVALUATIONS[name],

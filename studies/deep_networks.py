@@ -1,6 +1,7 @@
 """Two deep networks walked in float32: a residual one on images, a transformer on text; seed 0.
 
     python studies/deep_networks.py [resnet18] [gpt] [--device DEVICE] [--examples N] [--degrees A]
+                                    [--solver SOLVER]
 
 `resnet18` is ResNet-18 in its CIFAR form with GroupNorm and SiLU (11.2 million parameters) on the
 seeded 32×32×3 gratings that stand for CIFAR-10; `gpt` a decoder of six layers on bytes (10.8
@@ -26,6 +27,8 @@ import geoflow as gf
 from geoflow.experiments.synthetic import textured_images
 
 SEED, TRAINED, LEVEL_RTOL, MAX_EVALUATIONS = 0, 0.05, 1e-5, 4_000
+# With 40 pairs, half of the default: these are most of the memory.
+SOLVER = "bdf:pairs=40"
 EXAMPLES = {"resnet18": 128, "gpt": 64}
 # Examples in one pass, so that activations stay below a gigabyte.
 CHUNK = 64
@@ -154,7 +157,7 @@ def train(module: nn.Module, inputs: Tensor, targets: Tensor) -> None:
         mean = total / len(inputs)
 
 
-def measure(name: str, n: int, device: str, degrees: float) -> str:
+def measure(name: str, n: int, device: str, degrees: float, solver: str) -> str:
     """Train, walk, and return a row of the table."""
     module, data = make(name, n)
     module, (inputs, targets) = module.to(device), (t.to(device) for t in data)
@@ -174,7 +177,11 @@ def measure(name: str, n: int, device: str, degrees: float) -> str:
         gf.LevelSet(problem, level_rtol=LEVEL_RTOL), gf.regularizers.squared_norm
     )
     ds = gf.walk(
-        flow, stop=gf.Stationary(degrees), max_evaluations=MAX_EVALUATIONS, max_snapshots=2
+        flow,
+        solver,
+        stop=gf.Stationary(degrees),
+        max_evaluations=MAX_EVALUATIONS,
+        max_snapshots=2,
     )
     if problem.device.type == "cuda":
         peak, where = torch.cuda.max_memory_allocated() / 2**30, torch.cuda.get_device_name()
@@ -199,10 +206,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--examples", type=int)
     parser.add_argument("--degrees", type=float, default=120.0)
+    parser.add_argument("--solver", default=SOLVER)
     given = parser.parse_args()
     for name in given.networks or EXAMPLES:
         n = given.examples or EXAMPLES[name]
-        print(measure(name, n, given.device, given.degrees), flush=True)
+        print(measure(name, n, given.device, given.degrees, given.solver), flush=True)
 
 
 if __name__ == "__main__":

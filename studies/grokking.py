@@ -118,6 +118,7 @@ class Task:
         flow = gf.RegularizingFlow(gf.LevelSet(self.problem), gf.regularizers.squared_norm)
         ds = gf.walk(
             flow,
+            "exponential",
             stop=gf.Stationary(DEGREES),
             max_evaluations=BUDGET,
             observables={"test_accuracy": self.accuracy},

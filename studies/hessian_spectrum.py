@@ -41,6 +41,7 @@ def walk() -> xr.Dataset:
         flow = gf.RegularizingFlow(gf.LevelSet(prepared.problem), gf.regularizers.squared_norm)
         ds = gf.walk(
             flow,
+            "exponential",
             stop=gf.Stationary(degrees=175.0),
             observables=prepared.observables,
             provenance=prepared.provenance,

@@ -27,6 +27,7 @@ def main() -> None:
     """Walk, and print."""
     FILE.parent.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "geoflow", "run", EXPERIMENT, "--data", "synthetic"]
+    command += ["--solver", "exponential"]
     command += ["--max-evaluations", str(EVALUATIONS), "--out", str(FILE), "--force"]
     subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20

@@ -143,7 +143,7 @@ def walked(path: Path, flow: gf.RegularizingFlow, **settings: object) -> Tensor:
     """The end of a walk that is in an archive, walked where it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        gf.walk(flow, archive=path, overwrite=True, **settings).close()
+        gf.walk(flow, "exponential", archive=path, overwrite=True, **settings).close()
     with gf.open_trajectory(path) as ds:
         return torch.from_numpy(ds["theta"].isel(snapshot=-1).values.copy())
 

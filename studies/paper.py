@@ -53,7 +53,7 @@ def run(name: str, scale: Scale, folder: Path) -> None:
     """Do what is missing of one experiment."""
     walks, decay = folder / name / "walks", folder / name / "decay"
     start = time.perf_counter()
-    outcomes = gf.sweep(name, range(scale.seeds), walks, progress=True)
+    outcomes = gf.sweep(name, range(scale.seeds), walks, solver="exponential", progress=True)
     if all(o.new for o in outcomes):
         cores = len(os.sched_getaffinity(0))
         seconds = time.perf_counter() - start

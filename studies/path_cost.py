@@ -52,7 +52,7 @@ def by_restarts(prepared: gf.experiments.PreparedExperiment, levels: list[float]
         problem = gf.Problem.from_function(loss, theta)
         flow = gf.RegularizingFlow(gf.LevelSet(problem, level), gf.regularizers.squared_norm)
         before = problem.evaluations
-        ds = gf.walk(flow, max_snapshots=2, observables=prepared.observables)
+        ds = gf.walk(flow, "exponential", max_snapshots=2, observables=prepared.observables)
         counts.append(problem.evaluations - before)
         best = min(best, float(ds["test_loss"][-1]))
         theta = torch.from_numpy(ds["theta"][-1].values)

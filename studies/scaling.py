@@ -120,7 +120,8 @@ def measure(width: int, n: int, device: torch.device, *, walks: bool = True) -> 
         level = float(problem.loss(problem.theta0))
         return Row(width, n, problem.n_parameters, level, 0, "(not walked)", *medians, math.nan)
     flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
-    ds = gf.walk(flow, stop=gf.Stationary(DEGREES), max_evaluations=5_000, max_snapshots=2)
+    options = {"max_evaluations": 5_000, "max_snapshots": 2}
+    ds = gf.walk(flow, "exponential", stop=gf.Stationary(DEGREES), **options)
     evaluations = int(ds["n_gradient"][-1]) + 2 * int(ds["n_hvp"][-1])
     status = str(ds.attrs["status"])
     end = "" if status == "stationary" else f"({status} at {float(ds['angle'][-1]):.0f}°)"

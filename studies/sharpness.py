@@ -75,6 +75,7 @@ def walk(net: Network, regularizer: object, file: Path, **settings: object) -> x
     if not file.exists():
         flow = gf.RegularizingFlow(gf.LevelSet(net.problem), regularizer)
         options = {"stop": None, "max_snapshots": SNAPSHOTS, "overwrite": True, **settings}
+        options["solver"] = "exponential"
         gf.walk(flow, archive=file, observables=net.prepared.observables, **options).close()
     with gf.open_trajectory(file) as ds:
         return ds.load()

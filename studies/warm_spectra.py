@@ -38,7 +38,7 @@ def main() -> None:
     """Print a row for each end, operator and snapshot but the first."""
     problem = gf.experiments.get(EXPERIMENT).prepare(0).problem
     flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
-    ds = gf.walk(flow, stop=gf.Stationary(175.0), max_snapshots=SNAPSHOTS)
+    ds = gf.walk(flow, "exponential", stop=gf.Stationary(175.0), max_snapshots=SNAPSHOTS)
     print(
         "| end | operator | snapshot | products from random | from the last |\n" + "|---" * 5 + "|"
     )

@@ -36,6 +36,9 @@ PATIENCE, PROJECTIONS = 150, 40
 MAX_HALVINGS = 8
 # The flow comes to this angle at reasonable cost; what is wanted beyond is left to the corrector.
 FLOW_DEGREES = 175.0
+# Which is to go there: it needs no steps to learn the curvature in, and most walks of a path are
+# a few steps long.
+SOLVER = "exponential"
 
 # A point that is farther from the one before may lie on another branch: a level in between shows
 # whether the path leads there. In units of ‖θ‖; and of ‖θ‖ √|Δ log L|, since near a fold a path
@@ -305,8 +308,9 @@ class Continuation:
                 ).theta
         start = at_level(flow, level, theta)
         stop = Stationary(min(self.degrees, FLOW_DEGREES))
+        budget = max(self.left, 1)
         try:
-            ended = walk(start, stop=stop, max_evaluations=max(self.left, 1), max_snapshots=2)
+            ended = walk(start, SOLVER, stop=stop, max_evaluations=budget, max_snapshots=2)
         except InputError as error:
             # Its budget, which is what is left of the path's, was too small to begin with.
             if isinstance(error.__cause__, EvaluationLimitError):

@@ -1,4 +1,4 @@
-"""Backward differentiation on the level set: variable order and step, for tight tolerances.
+"""Backward differentiation on the level set: variable order and step.
 
 Each step solves the implicit equation of a formula of order 1 to 5 on the level set; see
 :mod:`geoflow.solvers.multistep.history` for the formulas and
@@ -32,6 +32,9 @@ RAISE = 0.9
 # of eight to twelve; near to where the equation can be solved no more they grow slowly.
 UNSOLVED = 0.5
 GROW_BY_CORRECTIONS = ((12, 0.9), (8, 1.0), (5, 1.1))
+# From this rtol down the error allowed a step falls faster: at the highest order p a walk takes
+# rtol^(−1/(p + 1)) as many steps, whose errors add up.
+MANY_STEPS = 1e-6
 # Rejections in a row after which the order is lowered too.
 PATIENCE = 2
 ROUNDING = "the local error stays above the tolerance"
@@ -111,7 +114,7 @@ class BDF:
         history = _history(carry)
         n_pairs = min(self.pairs, state.theta.numel())
         pairs = SecantPairs.unpack(carry, n_pairs)
-        allowed = tolerance.scale(state.theta)
+        allowed = _allowed(tolerance, state.theta)
         order, since = int(carry["order"]), int(carry["n_since_order"])
         n_rejected = n_corrections = 0
         while True:
@@ -182,6 +185,12 @@ def _history(carry: Carry) -> History:
     assert isinstance(points, Tensor), "points are a tensor"
     assert isinstance(ages, Tensor), "ages are a tensor"
     return History(points, ages.cpu().numpy())
+
+
+def _allowed(tolerance: Tolerance, theta: Tensor) -> float:
+    """Error that a step may add, in units of θ, so that their sum stays in proportion to rtol."""
+    share = min(tolerance.rtol / MANY_STEPS, 1.0) ** (1 / (MAX_ORDER + 1))
+    return tolerance.scale(theta) * share
 
 
 def _following(

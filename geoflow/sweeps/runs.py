@@ -357,7 +357,7 @@ def _folder(out: str | Path, settings: Mapping[str, Any]) -> Path:
         if there.get(key) != content[key]:
             raise InputError(
                 f"{folder} holds a sweep with {key}={there.get(key)!r}, not {content[key]!r}; "
-                "choose another folder"
+                "give the same to go on with it, or choose another folder"
             )
     return folder
 

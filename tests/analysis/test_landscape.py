@@ -19,7 +19,7 @@ from geoflow.experiments.registry import Data
 
 
 def walk(flow, **kwargs):
-    return gf.walk(flow, rtol=1e-5, t_end=0.3, stop=None, max_snapshots=7, **kwargs)
+    return gf.walk(flow, "exponential", rtol=1e-5, t_end=0.3, stop=None, max_snapshots=7, **kwargs)
 
 
 @pytest.fixture(scope="module")

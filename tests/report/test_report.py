@@ -84,7 +84,7 @@ def test_the_page_has_every_figure_and_table_of_the_paper(page):
         "variance",
         "off-plane",
     ]
-    assert section.title == "iris_ff: 3 walks, exponential, rtol 0.001, float64"
+    assert section.title == "iris_ff: 3 walks, bdf, rtol 0.001, float64"
     assert not section.warnings
     html = path.read_text(encoding="utf-8")
     assert all(f'id="{part.id}"' in html for part in section.parts)

@@ -1,5 +1,6 @@
 """The multistep solver: orders, exact solutions, tolerances, resuming, and where Newton fails."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -97,6 +98,19 @@ def test_on_uneven_times_a_formula_is_exact_for_polynomials_of_its_order(order):
     assert np.allclose(formula.slope, slopes, rtol=1e-10)
     assert formula.c > 0
     assert formula.error_constant > 0
+
+
+@pytest.mark.parametrize(("order", "kappa_gamma"), [(1, -0.185), (3, -0.0823 * 11 / 6), (5, 0.0)])
+def test_the_error_tested_is_that_of_a_formula_with_unit_coefficient_of_f(order, kappa_gamma):
+    # As in Shampine & Reichelt's (2.3): what later steps carry on, not what one point is off by.
+    formula = History(torch.zeros(6, 2), np.arange(6.0)).formula(order, 1.0, torch.zeros(2))
+    assert formula.error_constant == pytest.approx(abs(1 / (order + 1) + kappa_gamma))
+
+
+def test_below_a_millionth_the_error_allowed_falls_faster_than_rtol():
+    theta = torch.tensor([3.0, 4.0])
+    for rtol, share in ((1e-3, 1.0), (1e-6, 1.0), (1e-9, 10**-0.5)):
+        assert bdf._allowed(Tolerance(rtol, 0.0), theta) == pytest.approx(5 * rtol * share)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
@@ -340,6 +354,30 @@ def test_the_highest_order_is_one_of_its_formulas(order):
         BDF(max_order=order)
 
 
+@pytest.mark.parametrize(("order", "most"), [(1, 5), (2, 20)])
+def test_at_the_start_an_equation_that_asks_for_longer_and_longer_corrections_is_given_up(
+    order, most, network, monkeypatch
+):
+    state = next(steps_of(network, 1))[0]
+    pairs = SecantPairs(40, [], np.zeros((0, 0)))
+    formula = History(state.theta[None], np.zeros(1)).formula(1, 1e-3, state.velocity)
+    formula = dataclasses.replace(formula, order=order)
+    sizes = iter(range(1, 25))
+    inverse = SecantPairs.inverse
+
+    def growing(self, vectors, c, bulk):
+        found = inverse(self, vectors, c, bulk)
+        return torch.cat([found[:1] / found[0].norm() * 0.01 * next(sizes), found[1:]])
+
+    monkeypatch.setattr(SecantPairs, "inverse", growing)
+    monkeypatch.setattr(corrector._Space, "solve", lambda self, force, normals: (0 * force, force))
+    spent = network.problem.counts["gradient"]
+    with pytest.raises(ConvergenceError, match="does not converge"):
+        correct(network, formula, pairs, 1e-9)
+    assert network.problem.counts["gradient"] - spent <= most
+    assert order == 1 or network.problem.counts["gradient"] - spent > 5
+
+
 def test_no_correction_is_longer_than_the_first(network, monkeypatch):
     evaluated = []
     evaluate = corrector.evaluate
@@ -389,6 +427,16 @@ def test_its_settings_are_in_the_archive_and_make_it_again(network):
     assert gf.solvers.from_config({"name": "bdf", "pairs": 17}).order == 5
     with pytest.raises(InputError, match="re-projects at every step"):
         gf.walk(network, "bdf", reproject_every=0.1)
+
+
+def test_it_is_the_default_and_walks_a_network_to_the_end(network):
+    ds = gf.walk(network, stop=gf.Stationary(179.0))
+    assert ds.attrs["solver"] == gf.solvers.DEFAULT == "bdf"
+    assert ds.attrs["status"] == "stationary"
+    invariants.check_walk(ds, network)
+    other = gf.walk(network, "exponential", stop=gf.Stationary(179.0))
+    assert int(ds["n_gradient"][-1]) < int(other["n_gradient"][-1])
+    assert float(ds["regularizer"][-1]) == pytest.approx(float(other["regularizer"][-1]), rel=1e-3)
 
 
 @pytest.mark.slow

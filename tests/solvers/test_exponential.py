@@ -138,9 +138,8 @@ def test_the_error_is_in_proportion_to_the_tolerance_and_to_the_step_cubed(name)
     exact = references.tight(flow, times)
     rtols, errors, steps = [1e-6, 1e-7, 1e-8], [], []
     for rtol in rtols:
-        ds = gf.walk(
-            flow, rtol=rtol, atol=1e-3 * rtol, t_end=t_end, stop=None, snapshot_times=times
-        )
+        settings = {"atol": 1e-3 * rtol, "t_end": t_end, "snapshot_times": times}
+        ds = gf.walk(flow, "exponential", rtol=rtol, stop=None, **settings)
         norms = np.linalg.norm(exact, axis=1)
         errors.append(float((np.linalg.norm(ds["theta"].values - exact, axis=1) / norms).max()))
         steps.append(float(ds["step_size"][1:].median()))
@@ -194,15 +193,14 @@ def test_negative_curvature_near_ojas_unstable_equilibrium():
     start[-1], start[0] = 1.0, 1e-4
     problem = gf.Problem.from_function(references.half_square, start)
     flow = gf.RegularizingFlow(gf.LevelSet(problem), reference.flow.regularizer)
-    ds = gf.walk(flow, rtol=1e-4, atol=1e-8, t_end=8.0, stop=None)
+    ds = gf.walk(flow, "exponential", rtol=1e-4, atol=1e-8, t_end=8.0, stop=None)
     invariants.check_walk(ds, flow)
     end = ds["theta"].values[-1]
     assert abs(end[0]) == pytest.approx(1.0, abs=1e-3)
 
 
-def test_it_is_the_default_and_walks_a_network_to_the_end(network):
-    ds = gf.walk(network, stop=gf.Stationary(179.0))
-    assert ds.attrs["solver"] == "exponential"
+def test_it_walks_a_network_to_the_end(network):
+    ds = gf.walk(network, "exponential", stop=gf.Stationary(179.0))
     assert ds.attrs["status"] == "stationary"
     invariants.check_walk(ds, network)
     explicit = gf.walk(network, "dopri5", rtol=1e-4, max_evaluations=2000, stop=None)
@@ -211,7 +209,7 @@ def test_it_is_the_default_and_walks_a_network_to_the_end(network):
 
 
 def test_no_step_leaves_the_slow_manifold_for_a_larger_tangent_velocity(network):
-    ds = gf.walk(network, rtol=1e-2, stop=gf.Stationary(179.0))
+    ds = gf.walk(network, "exponential", rtol=1e-2, stop=gf.Stationary(179.0))
     velocity = ds["tangent_norm"].values
     # ‖∇R‖ = 2√R here.
     floor = 0.05 * 2 * np.sqrt(ds["regularizer"].values)
@@ -226,18 +224,26 @@ def test_reproject_every_is_not_for_it(network):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize(
-    ("name", "to_175", "to_179"),
-    [("iris_ff", 450, 1000), ("mpg_ff", 800, 2000), ("mnist_ff", 700, 1500)],
+    ("solver", "name", "to_175", "to_179"),
+    [
+        ("exponential", "iris_ff", 450, 1000),
+        ("exponential", "mpg_ff", 800, 2000),
+        ("exponential", "mnist_ff", 700, 1500),
+        ("bdf", "iris_ff", 350, 600),
+        ("bdf", "mpg_ff", 750, 1100),
+        ("bdf", "mnist_ff", 450, 950),
+    ],
 )
-def test_the_papers_networks_are_walked_to_179_degrees(name, seed, to_175, to_179):
+def test_the_papers_networks_are_walked_to_179_degrees(solver, name, seed, to_175, to_179):
     prepared = gf.experiments.get(name).prepare(seed)
     flow = gf.RegularizingFlow(gf.LevelSet(prepared.problem), gf.regularizers.squared_norm)
-    ds = gf.walk(flow, stop=gf.Stationary(179.0), max_evaluations=to_179, max_snapshots=3)
+    stop = gf.Stationary(179.0)
+    ds = gf.walk(flow, solver, stop=stop, max_evaluations=to_179, max_snapshots=3)
     assert ds.attrs["status"] == "stationary"
     invariants.check_walk(ds, flow)
     # A single walk wobbles with rounding: on mpg_ff by up to 100 evaluations, and degrees.
     others = [
-        gf.walk(flow, rtol=rtol, stop=gf.Stationary(175.0), max_snapshots=2)
+        gf.walk(flow, solver, rtol=rtol, stop=gf.Stationary(175.0), max_snapshots=2)
         for rtol in (0.85e-3, 1.15e-3)
     ]
     counts, falls = [], []

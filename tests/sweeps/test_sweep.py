@@ -29,7 +29,7 @@ def same(a, b):
 def settings(**changes):
     return {
         "experiment": "iris_ff",
-        "solver": "exponential",
+        "solver": gf.solvers.DEFAULT,
         "rtol": 1e-3,
         "atol": 1e-6,
         "degrees": 175.0,

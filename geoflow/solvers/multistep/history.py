@@ -48,13 +48,16 @@ class Formula:
     c : float
         Step over leading coefficient, in flow time.
     error_constant : float
-        Local error of the new point over its difference from ``predicted``.
+        Error that is carried on from the new point, over its difference from ``predicted``.
+    order : int
+        k.
     """
 
     predicted: Tensor
     slope: Tensor
     c: float
     error_constant: float
+    order: int
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,13 @@ class History:
         """
         if len(self) == 1:
             predicted = torch.add(self.points[0], velocity, alpha=step)
-            return Formula(predicted, velocity, step, 0.5)
+            return Formula(predicted, velocity, step, 0.5, 1)
         past = self.ages[: order + 1] + step
         values, slopes = lagrange(-past, 0.0)
         both = torch.from_numpy(np.stack([values, slopes])).to(self.points)
         predicted, slope = both @ self.points[: order + 1]
         leading, constant = _constants(order, step, past)
-        return Formula(predicted, slope, step / leading, constant)
+        return Formula(predicted, slope, step / leading, constant, order)
 
     def at(self, age: float, order: int) -> Tensor:
         """θ at an earlier time, shape (P,), by the polynomial through the latest points."""
@@ -110,7 +113,7 @@ class History:
         return History(torch.cat([point[None], self.points[:n]]), ages)
 
     def errors(self, orders: Sequence[int], point: Tensor, step: float) -> dict[int, float]:
-        """Local error, in units of θ, that each order would have made in a step to ``point``."""
+        """Error, in units of θ, that each order would have carried on from a step to ``point``."""
         found = {}
         for order in orders:
             if 1 <= order <= MAX_ORDER and order < len(self):
@@ -153,8 +156,11 @@ def _constants(order: int, step: float, past: Vector) -> tuple[float, float]:
     """Leading coefficient, and the error constant of :class:`Formula`.
 
     The polynomials through the new point and through the k + 1 before it differ by a multiple of
-    ∏(t − tₙ₋ⱼ), j < k, which gives both.
+    ∏(t − tₙ₋ⱼ), j < k, which gives both. The new point itself is off by the constant over the
+    leading coefficient; but it is a part of the next formulas, and what becomes of its error there
+    is the leading coefficient times as much: the constant of a multistep method is that of its
+    formula with unit coefficients of f (Hairer, Nørsett & Wanner, Solving ODEs I, section III.2).
     """
     correction = KAPPA_GAMMA[order]
     leading = float(sum(step / past[:order])) - correction
-    return leading, abs(step / float(past[order]) + correction) / leading
+    return leading, abs(step / float(past[order]) + correction)

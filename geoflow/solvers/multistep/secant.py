@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
 from torch import Tensor
 
 from geoflow.solvers.base import Carry
@@ -110,13 +111,11 @@ class SecantPairs:
         # y = s + c·As.
         sy, yy = ss + c * sw, ss + c * (sw + sw.T) + c * c * ww
         on_s, on_y = inner[rows], inner[rows] + c * inner[rows + 1]
-        rho = 1 / np.diag(sy)
-        alpha, gain = np.zeros_like(on_s), np.zeros_like(on_s)
-        for i in reversed(range(len(rows))):
-            alpha[i] = rho[i] * (on_s[i] - sy[i, i + 1 :] @ alpha[i + 1 :])
-        for i in range(len(rows)):
-            on_rest = base * (on_y[i] - yy[i] @ alpha) + sy[:i, i] @ gain[:i]
-            gain[i] = alpha[i] - rho[i] * on_rest
+        # Nocedal's two loops are two triangular systems.
+        upper = np.triu(sy)
+        alpha = solve_triangular(upper, on_s)
+        right = np.diag(sy)[:, None] * alpha - base * (on_y - yy @ alpha)
+        gain = solve_triangular(upper, right, trans="T")
         coefficients = np.zeros((len(self.blocks) * 2 * BLOCK, len(vectors)))
         coefficients[rows], coefficients[rows + 1] = gain - base * alpha, -base * c * alpha
         weights = torch.from_numpy(coefficients.T).to(vectors.device, torch.float32)
