@@ -143,6 +143,7 @@ class BDF:
         )
         if n_rejected:
             following = min(following, step)
+        following = min(following, _longest(corrected.state))
         if step == asked < wanted and following >= step:
             # A step cut short by max_time says little about how long a step could be.
             following = max(following, wanted)
@@ -185,6 +186,16 @@ def _history(carry: Carry) -> History:
     assert isinstance(points, Tensor), "points are a tensor"
     assert isinstance(ages, Tensor), "ages are a tensor"
     return History(points, ages.cpu().numpy())
+
+
+def _longest(state: FlowState) -> float:
+    """Flow time in which ∇R would change θ by so much that all of it is lost to rounding.
+
+    Beyond it an implicit step is the same whatever its length; near rest they would grow for ever.
+    """
+    size = float(torch.linalg.vector_norm(state.theta))
+    speed = float(torch.linalg.vector_norm(state.regularizer_gradient))
+    return size / (torch.finfo(state.theta.dtype).eps * speed)
 
 
 def _allowed(tolerance: Tolerance, theta: Tensor) -> float:

@@ -439,6 +439,15 @@ def test_it_is_the_default_and_walks_a_network_to_the_end(network):
     assert float(ds["regularizer"][-1]) == pytest.approx(float(other["regularizer"][-1]), rel=1e-3)
 
 
+@pytest.mark.parametrize("rtol", [1e-3, 1e-6])
+def test_a_flow_that_comes_to_rest_is_followed_there(rtol):
+    # Newton's iteration leaves a part of the step, and of a step to nowhere nothing.
+    flow = references.oja().flow
+    ds = gf.walk(flow, "bdf", rtol=rtol, stop=None, max_evaluations=2000)
+    assert ds.attrs["status"] == "at_rest"
+    assert np.isfinite(ds["step_size"].values[1:]).all()
+
+
 @pytest.mark.slow
 def test_iris_to_five_and_to_six_digits_in_the_evaluations_promised():
     problem = gf.experiments.get("iris_ff").prepare(seed=0).problem

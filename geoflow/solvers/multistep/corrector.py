@@ -42,6 +42,9 @@ NEGLIGIBLE = 0.1
 # At most this part of ‖θ‖ whatever is allowed: what is left in stiff directions, where a little of
 # θ is much of velocity, would lead the extrapolation of the next steps astray.
 CEILING = 3e-5
+# And at most this part of the step itself, down to so many units of rounding: a flow that comes to
+# rest is followed there.
+PART, UNITS_OF_ROUNDING = 0.1, 4.0
 # The iteration is given up where it asks for a correction so much longer than the shortest.
 DIVERGED = 30.0
 # Or, at order 1, so many times in a row for one longer than the first. Steps of the start that do
@@ -98,7 +101,8 @@ def correct(
     theta = formula.predicted
     sizes: list[float] = []
     size_theta = float(torch.linalg.vector_norm(theta))
-    negligible = min(NEGLIGIBLE * allowed, CEILING * size_theta)
+    most = min(NEGLIGIBLE * allowed, CEILING * size_theta)
+    least = UNITS_OF_ROUNDING * torch.finfo(theta.dtype).eps * size_theta
     before: FlowState | None = None
     too_long = 0
     for iteration in range(MAX_ITERATIONS):
@@ -119,6 +123,8 @@ def correct(
         move = move - along + oblique.carrying(normals @ along)
         size = float(torch.linalg.vector_norm(move))
         onto = oblique.carrying(torch.from_numpy(residuals).to(g) / norms)
+        gone = float(torch.linalg.vector_norm(theta - formula.start))
+        negligible = min(most, max(PART * gone, least))
         small = size <= negligible and float(torch.linalg.vector_norm(onto)) <= negligible
         if small and (abs(residuals) <= level_set.tolerances).all():
             return Corrected(state, iteration)

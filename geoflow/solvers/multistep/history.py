@@ -42,6 +42,8 @@ class Formula:
 
     Attributes
     ----------
+    start : Tensor, shape (P,)
+        Where the step begins.
     predicted, slope : Tensor, shape (P,)
         Value and derivative, at the new time, of the polynomial of degree k through the last
         k + 1 points.
@@ -53,6 +55,7 @@ class Formula:
         k.
     """
 
+    start: Tensor
     predicted: Tensor
     slope: Tensor
     c: float
@@ -92,13 +95,13 @@ class History:
         """
         if len(self) == 1:
             predicted = torch.add(self.points[0], velocity, alpha=step)
-            return Formula(predicted, velocity, step, 0.5, 1)
+            return Formula(self.points[0], predicted, velocity, step, 0.5, 1)
         past = self.ages[: order + 1] + step
         values, slopes = lagrange(-past, 0.0)
         both = torch.from_numpy(np.stack([values, slopes])).to(self.points)
         predicted, slope = both @ self.points[: order + 1]
         leading, constant = _constants(order, step, past)
-        return Formula(predicted, slope, step / leading, constant, order)
+        return Formula(self.points[0], predicted, slope, step / leading, constant, order)
 
     def at(self, age: float, order: int) -> Tensor:
         """θ at an earlier time, shape (P,), by the polynomial through the latest points."""
