@@ -25,7 +25,7 @@ COUNTS = ("gradient", "hvp")
 
 # Evaluations that a level may take before it is given up: so many times those of the first walk, or
 # of a level so far if that takes more, and at the least.
-PROPORTION, AT_LEAST = 2, 600
+PROPORTION, AT_LEAST = 2, 1000
 
 
 class Recording:

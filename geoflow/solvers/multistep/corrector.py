@@ -48,8 +48,9 @@ PART, UNITS_OF_ROUNDING = 0.1, 4.0
 # The iteration is given up where it asks for a correction so much longer than the shortest.
 DIVERGED = 30.0
 # Or, at order 1, so many times in a row for one longer than the first. Steps of the start that do
-# so hardly ever come to an end; later, with more pairs known, many do.
-LOST = 3
+# so hardly ever come to an end; later, with more pairs known, many do. After three times some of
+# mnist_ff still come to one.
+LOST = 7
 # Corrections along the normal alone, at the end.
 NORMAL_ITERATIONS = 6
 # A where nothing is known yet: the curvature of R = ‖θ‖².
