@@ -1,6 +1,5 @@
 """The multistep solver: orders, exact solutions, tolerances, resuming, and where Newton fails."""
 
-import dataclasses
 import itertools
 import json
 import math
@@ -352,30 +351,6 @@ def test_pairs_are_a_positive_whole_number(pairs):
 def test_the_highest_order_is_one_of_its_formulas(order):
     with pytest.raises(InputError, match="max_order="):
         BDF(max_order=order)
-
-
-@pytest.mark.parametrize(("order", "most"), [(1, corrector.LOST + 2), (2, 20)])
-def test_at_the_start_an_equation_that_asks_for_longer_and_longer_corrections_is_given_up(
-    order, most, network, monkeypatch
-):
-    state = next(steps_of(network, 1))[0]
-    pairs = SecantPairs(40, [], np.zeros((0, 0)))
-    formula = History(state.theta[None], np.zeros(1)).formula(1, 1e-3, state.velocity)
-    formula = dataclasses.replace(formula, order=order)
-    sizes = iter(range(1, 25))
-    inverse = SecantPairs.inverse
-
-    def growing(self, vectors, c, bulk):
-        found = inverse(self, vectors, c, bulk)
-        return torch.cat([found[:1] / found[0].norm() * 0.01 * next(sizes), found[1:]])
-
-    monkeypatch.setattr(SecantPairs, "inverse", growing)
-    monkeypatch.setattr(corrector._Space, "solve", lambda self, force, normals: (0 * force, force))
-    spent = network.problem.counts["gradient"]
-    with pytest.raises(ConvergenceError, match="does not converge"):
-        correct(network, formula, pairs, 1e-9)
-    assert network.problem.counts["gradient"] - spent <= most
-    assert order == 1 or network.problem.counts["gradient"] - spent > corrector.LOST + 2
 
 
 def test_no_correction_is_longer_than_the_first(network, monkeypatch):

@@ -47,10 +47,6 @@ CEILING = 3e-5
 PART, UNITS_OF_ROUNDING = 0.1, 4.0
 # The iteration is given up where it asks for a correction so much longer than the shortest.
 DIVERGED = 30.0
-# Or, at order 1, so many times in a row for one longer than the first. Steps of the start that do
-# so hardly ever come to an end; later, with more pairs known, many do. After three times some of
-# mnist_ff still come to one.
-LOST = 7
 # Corrections along the normal alone, at the end.
 NORMAL_ITERATIONS = 6
 # A where nothing is known yet: the curvature of R = ‖θ‖².
@@ -105,7 +101,6 @@ def correct(
     most = min(NEGLIGIBLE * allowed, CEILING * size_theta)
     least = UNITS_OF_ROUNDING * torch.finfo(theta.dtype).eps * size_theta
     before: FlowState | None = None
-    too_long = 0
     for iteration in range(MAX_ITERATIONS):
         state = evaluate(flow, theta)
         residuals = level_set.residuals(state.values)
@@ -131,10 +126,7 @@ def correct(
             return Corrected(state, iteration)
         if not math.isfinite(size) or (len(sizes) > 2 and size > DIVERGED * min(sizes)):
             break
-        too_long = too_long + 1 if sizes and size > sizes[0] else 0
-        if formula.order == 1 and too_long == LOST:
-            break
-        if too_long:
+        if sizes and size > sizes[0]:
             # Far from the images known: to go on a little is to learn what is missing.
             move, size = move * (sizes[0] / size), sizes[0]
         sizes.append(size)

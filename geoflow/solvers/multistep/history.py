@@ -51,8 +51,6 @@ class Formula:
         Step over leading coefficient, in flow time.
     error_constant : float
         Error that is carried on from the new point, over its difference from ``predicted``.
-    order : int
-        k.
     """
 
     start: Tensor
@@ -60,7 +58,6 @@ class Formula:
     slope: Tensor
     c: float
     error_constant: float
-    order: int
 
 
 @dataclass(frozen=True)
@@ -95,13 +92,13 @@ class History:
         """
         if len(self) == 1:
             predicted = torch.add(self.points[0], velocity, alpha=step)
-            return Formula(self.points[0], predicted, velocity, step, 0.5, 1)
+            return Formula(self.points[0], predicted, velocity, step, 0.5)
         past = self.ages[: order + 1] + step
         values, slopes = lagrange(-past, 0.0)
         both = torch.from_numpy(np.stack([values, slopes])).to(self.points)
         predicted, slope = both @ self.points[: order + 1]
         leading, constant = _constants(order, step, past)
-        return Formula(self.points[0], predicted, slope, step / leading, constant, order)
+        return Formula(self.points[0], predicted, slope, step / leading, constant)
 
     def at(self, age: float, order: int) -> Tensor:
         """θ at an earlier time, shape (P,), by the polynomial through the latest points."""
