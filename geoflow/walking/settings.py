@@ -76,7 +76,12 @@ class WalkSettings:
     """
 
     solver: str | Solver | Json = _setting(
-        solvers.DEFAULT, Option(f"one of {', '.join(solvers.names())}", "NAME", str)
+        solvers.DEFAULT,
+        Option(
+            f"one of {', '.join(solvers.names())}; options as in exponential:max_vectors=12",
+            "NAME[:option=value,…]",
+            str,
+        ),
     )
     rtol: float = _setting(1e-3, Option("local error, relative to the norm", "X"))
     atol: float = _setting(1e-6, Option("local error, absolute", "X"))
