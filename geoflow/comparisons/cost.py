@@ -19,7 +19,7 @@ from geoflow.walking.loop import walk
 from geoflow.walking.stopping import Stationary
 
 ANGLES = (120, 150, 175, 179)
-SOLVERS = {"dopri5": 1e-4, "bosh3": 1e-3, "rkc": 1e-4, "exponential": 1e-3, "bdf": 1e-4}
+SOLVERS = {"dopri5": 1e-4, "bosh3": 1e-3, "rkc": 1e-4, "exponential": 1e-3, "bdf": 1e-3}
 # The peer, where it is installed; at looser tolerances it leaves the level set or crawls.
 PEER = {"cvode": 1e-6}
 
