@@ -194,7 +194,9 @@ def _longest(state: FlowState) -> float:
     Beyond it an implicit step is the same whatever its length; near rest they would grow for ever.
     """
     size = float(torch.linalg.vector_norm(state.theta))
-    speed = float(torch.linalg.vector_norm(state.regularizer_gradient))
+    # ∇R may vanish on the level set.
+    least = torch.finfo(state.theta.dtype).tiny
+    speed = max(float(torch.linalg.vector_norm(state.regularizer_gradient)), least)
     return size / (torch.finfo(state.theta.dtype).eps * speed)
 
 

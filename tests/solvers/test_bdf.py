@@ -1,5 +1,6 @@
 """The multistep solver: orders, exact solutions, tolerances, resuming, and where Newton fails."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -421,6 +422,13 @@ def test_a_flow_that_comes_to_rest_is_followed_there(rtol):
     ds = gf.walk(flow, "bdf", rtol=rtol, stop=None, max_evaluations=2000)
     assert ds.attrs["status"] == "at_rest"
     assert np.isfinite(ds["step_size"].values[1:]).all()
+
+
+def test_a_gradient_of_r_that_vanishes_bounds_no_step():
+    flow = references.oja().flow
+    state = flow.evaluate(flow.problem.theta0)
+    still = dataclasses.replace(state, regularizer_gradient=0 * state.regularizer_gradient)
+    assert bdf._longest(still) > bdf._longest(state) > 0
 
 
 @pytest.mark.slow
