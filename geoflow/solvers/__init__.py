@@ -45,7 +45,7 @@ __all__ = [
     "vectors_of",
 ]
 
-# The fewest evaluations at every tolerance measured, in float32 too: docs/accuracy.md.
+# The fewest evaluations to a wanted accuracy and to the end, in float32 too: docs/accuracy.md.
 DEFAULT = "bdf"
 STIFF: dict[str, type[Exponential] | type[BDF] | type[RKC] | type[CVODE]] = {
     "exponential": Exponential,
