@@ -104,7 +104,8 @@ class Learned:
                 if name not in ("time", "reach", *OF_BEARING)
             }
             pairs = SecantPairs.unpack(carry, min(PAIRS, like.numel()))
-            if any(block.shape[1:] != like.shape for block in pairs.blocks):
+            rows = [] if pairs.directions is None else [pairs.directions.rows]
+            if any(block.shape[1:] != like.shape for block in [*pairs.blocks, *rows]):
                 raise ValueError("vectors of another length")
             bearing = Bearing.unpack(arrays, like) if "direction" in arrays else None
             numbers = float(arrays["time"]), float(arrays["reach"])

@@ -17,20 +17,29 @@ from geoflow.errors import ConvergenceError, CriticalPointError, InputError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.solvers.base import REGULARIZER, Carry, StepResult, Tolerance
 from geoflow.solvers.control import check_step, clip_step
-from geoflow.solvers.multistep.corrector import MAX_ITERATIONS, Corrected, correct
+from geoflow.solvers.multistep.corrector import (
+    MAX_ITERATIONS,
+    Corrected,
+    IndefiniteError,
+    correct,
+)
 from geoflow.solvers.multistep.history import MAX_ORDER, History
-from geoflow.solvers.multistep.secant import BLOCK, SecantPairs
+from geoflow.solvers.multistep.secant import BLOCK, BLOCKS, SecantPairs
 
 SAFETY, SHRINK = 0.85, 0.3
 # Growth of the step from one to the next, while the order is being found and afterwards.
 GROW_AT_START, GROW = 3.0, 1.5
 START_STEPS, START_ORDER = 10, 2
+# And of one of order 1 after it, when what made the step short is passed.
+GROW_AGAIN = 2.0
 # A higher order has to promise this much more.
 RAISE = 0.9
 # The next step after an implicit equation that could not be solved, and the most that it may grow
 # after one that took more than so many corrections. What a correction costs is spent best by steps
 # of eight to twelve; near to where the equation can be solved no more they grow slowly.
 UNSOLVED = 0.5
+# At the least, where the equation has told how much too long its step was.
+SHORTEST = 0.25
 GROW_BY_CORRECTIONS = ((12, 0.9), (8, 1.0), (5, 1.1))
 # From this rtol down the error allowed a step falls faster: at the highest order p a walk takes
 # rtol^(−1/(p + 1)) as many steps, whose errors add up.
@@ -46,8 +55,8 @@ class BDF:
     Parameters
     ----------
     pairs : int
-        Pairs of vectors that the curvature is known by, each as much memory as one θ in float64.
-        More save evaluations, up to a hundred or so.
+        Directions that the curvature is known by, beside the newest pairs of vectors; each takes
+        half as much memory as one θ in float64. Twenty to a hundred take about as many evaluations.
     max_order : int
         Highest order taken, from 1 to 5.
 
@@ -61,16 +70,18 @@ class BDF:
     dense = True
     needs: tuple[str, ...] = (REGULARIZER,)
 
-    def __init__(self, *, pairs: int = 80, max_order: int = MAX_ORDER) -> None:
+    def __init__(self, *, pairs: int = 40, max_order: int = MAX_ORDER) -> None:
         if not (isinstance(pairs, int) and pairs >= 1):
-            raise InputError(f"pairs={pairs!r}; use a positive whole number such as 80")
+            raise InputError(f"pairs={pairs!r}; use a positive whole number such as 40")
         if not (isinstance(max_order, int) and 1 <= max_order <= MAX_ORDER):
             raise InputError(f"max_order={max_order!r}; use a whole number from 1 to {MAX_ORDER}")
         self.pairs = pairs
         self.order = max_order
-        # Pairs in single precision and their copy; the history and the next one; the corrections
-        # of a step and their images; states and what goes between them.
-        self.vectors = 2 * pairs + 2 * (MAX_ORDER + 1) + 2 * MAX_ITERATIONS + 16
+        # In single precision: directions and those that they are made into, pairs and their copy,
+        # the corrections of a step and their images.
+        self.singles = 2 * pairs + 2 * BLOCK * (BLOCKS + 2) + 2 * MAX_ITERATIONS
+        # Beside these the history and the next one; states and what goes between them.
+        self.vectors = self.singles + 2 * (MAX_ORDER + 1) + 16
 
     @property
     def options(self) -> dict[str, Any]:
@@ -78,10 +89,10 @@ class BDF:
         return {"pairs": self.pairs, "max_order": self.order}
 
     def bytes_at(self, theta: Tensor) -> int:
-        """Bytes of all vectors at the most: the pairs are in single precision."""
-        in_pairs = 2 * (self.pairs + 3 * BLOCK)
-        others = (self.vectors - 2 * self.pairs) * theta.element_size()
-        return theta.numel() * (in_pairs * torch.float32.itemsize + others)
+        """Bytes of all vectors at the most."""
+        others = self.vectors - self.singles
+        each = self.singles * torch.float32.itemsize + others * theta.element_size()
+        return theta.numel() * each
 
     def init(self, flow: RegularizingFlow, state: FlowState, tolerance: Tolerance) -> Carry:
         """Start at order 1, with a step about as long as the error allowed."""
@@ -131,6 +142,9 @@ class BDF:
             except (ConvergenceError, CriticalPointError) as failure:
                 n_corrections += getattr(failure, "iterations", 0)
                 factor, cause = UNSOLVED, str(failure)
+                if isinstance(failure, IndefiniteError):
+                    # As far as where the smallest eigenvalue of I + cA would be zero.
+                    factor = min(UNSOLVED, max(SHORTEST, 1 / (1 - failure.least)))
                 # So far off it has learned a curvature that misleads a shorter step.
                 pairs = SecantPairs.unpack(carry, n_pairs)
             n_rejected += 1
@@ -226,7 +240,8 @@ def _following(
     if int(carry["n_since_order"]) >= order or len(history) <= order:
         chosen = max(factors, key=lambda o: factors[o] * (RAISE if o > order else 1))
     starting = order <= START_ORDER and int(carry["n_steps"]) < START_STEPS
-    factor = min(SAFETY * factors[chosen], GROW_AT_START if starting else GROW)
+    again = GROW_AGAIN if order == 1 else GROW
+    factor = min(SAFETY * factors[chosen], GROW_AT_START if starting else again)
     for corrections, most in GROW_BY_CORRECTIONS:
         if corrected.iterations > corrections:
             factor = min(factor, most)

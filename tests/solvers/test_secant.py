@@ -1,9 +1,10 @@
 """The curvature that the multistep solver learns: a limited-memory inverse of I + cA."""
 
 import numpy as np
+import pytest
 import torch
 
-from geoflow.solvers.multistep.secant import BLOCK, SecantPairs
+from geoflow.solvers.multistep.secant import BLOCK, BLOCKS, SecantPairs
 
 
 def vector(n, seed):
@@ -41,16 +42,79 @@ def test_the_newest_pair_holds_exactly_and_the_oldest_go():
         image = torch.linspace(1, 50, n, dtype=torch.float64) * s
         pairs.add(s, image)
         assert torch.allclose(pairs.inverse((s + 0.1 * image)[None], 0.1, 2.0)[0], s, atol=1e-4)
-    assert BLOCK <= len(pairs) <= 2 * BLOCK
+    assert BLOCKS * BLOCK <= len(pairs) <= (BLOCKS + 1) * BLOCK
+    assert pairs.directions.rows.shape == (BLOCK, n)
 
 
-def test_a_carry_is_left_as_it_is_by_what_is_added_later():
+def eigenpairs(pairs, n, curvatures, bulk=2.0):
+    """Give the first unit vectors as eigenvectors, one by one, as an iteration does."""
+    unit = torch.eye(n, dtype=torch.float64)
+    for i, curvature in enumerate(curvatures):
+        pairs.add(unit[i], curvature * unit[i])
+        pairs.inverse(unit[:1], 0.5, bulk)
+
+
+def test_pairs_gone_by_are_known_by_their_directions():
+    n, curvatures = 60, np.geomspace(1e4, 3.0, 50)
     pairs = SecantPairs(40, [], np.zeros((0, 0)))
-    pairs.add(vector(5, 0), vector(5, 1))
+    eigenpairs(pairs, n, curvatures)
+    assert len(pairs) < 25
+    rows = pairs.directions.rows
+    assert torch.allclose(rows @ rows.T, torch.eye(len(rows)), atol=1e-5)
+    # For another c than that at which they were made.
+    for c in (0.5, 0.02):
+        inverse = pairs.inverse(torch.eye(n, dtype=torch.float64)[:50], c, 2.0)
+        exact = np.diag(1 / (1 + c * curvatures))
+        assert np.allclose(inverse[:, :50].numpy(), exact, rtol=1e-4, atol=1e-7)
+        assert np.allclose(inverse[:, 50:].numpy(), 0.0, atol=1e-7)
+
+
+def test_the_directions_kept_are_those_farthest_from_the_bulk():
+    curvatures = np.tile([5.0, 800.0, 5.1, 3000.0, 4.9, 20.0, 5.0, 90.0], 6)
+    pairs = SecantPairs(12, [], np.zeros((0, 0)))
+    eigenpairs(pairs, 50, curvatures)
+    kept = np.sort(pairs.directions.curvatures)
+    assert np.allclose(kept, np.sort(curvatures[:32])[-12:], rtol=1e-3)
+
+
+def test_images_that_vanish_make_no_direction():
+    pairs = SecantPairs(40, [], np.zeros((0, 0)))
+    eigenpairs(pairs, 40, 32 * [0.0], bulk=0.0)
+    vectors = vector(40, 0)[None]
+    assert torch.allclose(pairs.inverse(vectors, 1e9, 0.0), vectors, atol=1e-5)
+
+
+def test_a_carry_of_an_earlier_version_has_pairs_alone():
+    n, curvatures = 100, np.geomspace(1e4, 3.0, 88)
+    unit, blocks = torch.eye(n, dtype=torch.float64), []
+    for first in range(0, 88, BLOCK):
+        several = range(first, first + BLOCK)
+        rows = [row for i in several for row in (unit[i], curvatures[i] * unit[i])]
+        blocks.append(torch.stack(rows).to(torch.float32))
+    rows = torch.cat(blocks).double()
+    carry = {f"pairs_{i}": block for i, block in enumerate(blocks)} | {
+        "pair_products": rows @ rows.T
+    }
+    pairs = SecantPairs.unpack(carry, 80)
+    inverse = pairs.inverse(unit[:88], 0.5, 2.0)
+    assert len(pairs) < 25
+    exact = np.diag(1 / (1 + 0.5 * curvatures))
+    assert np.allclose(inverse[:, :88].numpy(), exact, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("n_pairs", [1, 20, 30])
+def test_a_carry_is_left_as_it_is_by_what_is_added_later(n_pairs):
+    pairs = SecantPairs(40, [], np.zeros((0, 0)))
+    eigenpairs(pairs, 40, np.geomspace(1e4, 3.0, n_pairs))
     carry = pairs.pack()
+    assert ("directions" in carry) == (n_pairs > 24)
     before = {name: value.clone() for name, value in carry.items()}
     later = SecantPairs.unpack(carry, 40)
-    later.add(vector(5, 2), vector(5, 3))
+    vectors = vector(40, 1)[None]
+    assert torch.equal(later.inverse(vectors, 0.5, 2.0), pairs.inverse(vectors, 0.5, 2.0))
+    for seed in range(20):
+        later.add(vector(40, 2 + seed), vector(40, 30 + seed))
+        later.inverse(vectors, 0.5, 2.0)
     later.pack()
     assert all(torch.equal(carry[name], before[name]) for name in before)
 

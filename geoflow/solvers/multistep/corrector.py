@@ -13,6 +13,9 @@ exactly (Galerkin, as conjugate gradients do, by Anderson's mixing of type I); o
 of the steps before serve as preconditioner. So what an inexact Newton iteration spends on products
 goes into points nearer and nearer to the solution, the last of which is the state a walk needs.
 
+Where the minimum is, I + cA is positive definite along the level set. Corrections in whose space it
+is not say that the step is too long for there to be one near, long before the iteration diverges.
+
 Far from the solution A changes from one correction to the next, and the images taken early are no
 longer those of the system: it may become all but singular there. No correction is therefore longer
 than the first, as in a trust region.
@@ -28,13 +31,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from geoflow.errors import ConvergenceError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.manifold.level_set import as_values
+from geoflow.solvers.multistep.directions import LEAST_CURVATURE
 from geoflow.solvers.multistep.history import Formula
-from geoflow.solvers.multistep.secant import LEAST_CURVATURE, SecantPairs
+from geoflow.solvers.multistep.secant import SecantPairs
 
 MAX_ITERATIONS = 20
 # Correction still to be made, in units of the error allowed, that is left out.
@@ -47,6 +52,9 @@ CEILING = 3e-5
 PART, UNITS_OF_ROUNDING = 0.1, 4.0
 # The iteration is given up where it asks for a correction so much longer than the shortest.
 DIVERGED = 30.0
+# Directions of the corrections that depend on the others but for this part, squared, say nothing on
+# whether I + cA is definite: the images they would be made of belong to different points.
+DISTINCT = 1e-2
 # Corrections along the normal alone, at the end.
 NORMAL_ITERATIONS = 6
 # A where nothing is known yet: the curvature of R = ‖θ‖².
@@ -69,6 +77,25 @@ class Corrected:
     iterations: int
 
 
+class IndefiniteError(ConvergenceError):
+    """The equation of a step is not that of a minimum near.
+
+    Attributes
+    ----------
+    least : float
+        Smallest eigenvalue of I + cA in the space of the corrections made, negative.
+    """
+
+    def __init__(self, least: float, *, iterations: int, residual: float) -> None:
+        super().__init__(
+            "an implicit step is too long: its equation has no solution near",
+            iterations=iterations,
+            residual=residual,
+            reason="iterations",
+        )
+        self.least = least
+
+
 def correct(
     flow: RegularizingFlow, formula: Formula, pairs: SecantPairs, allowed: float
 ) -> Corrected:
@@ -89,6 +116,8 @@ def correct(
     ------
     ConvergenceError
         The iteration comes to no end.
+    IndefiniteError
+        There is no minimum near that it could come to.
     CriticalPointError
         ∇L vanishes.
     """
@@ -124,6 +153,9 @@ def correct(
         small = size <= negligible and float(torch.linalg.vector_norm(onto)) <= negligible
         if small and (abs(residuals) <= level_set.tolerances).all():
             return Corrected(state, iteration)
+        if space.least < 0:
+            residual = float(residuals[np.argmax(abs(residuals) / level_set.scales)])
+            raise IndefiniteError(space.least, iterations=iteration, residual=residual)
         if not math.isfinite(size) or (len(sizes) > 2 and size > DIVERGED * min(sizes)):
             break
         if sizes and size > sizes[0]:
@@ -178,16 +210,37 @@ class _Oblique:
 
 
 class _Space:
-    """Corrections of one step and their images under I + cA, as rows of one array each."""
+    """Corrections of one step and their images under I + cA, as rows of one array each.
+
+    They make the next correction, whose error the one after it sees, and so are kept in single
+    precision.
+
+    Attributes
+    ----------
+    least : float
+        Smallest eigenvalue of I + cA in it; 1 while it is empty.
+    """
 
     def __init__(self, limit: int, like: Tensor) -> None:
-        self.vectors = like.new_empty((limit, like.numel()))
+        self.vectors = like.new_empty((limit, like.numel()), dtype=torch.float32)
         self.images = torch.empty_like(self.vectors)
-        self.n = 0
+        self.system, self.gram = np.zeros((2, limit, limit))
+        self.n, self.least = 0, 1.0
 
     def add(self, vector: Tensor, image: Tensor) -> None:
-        self.vectors[self.n], self.images[self.n] = vector, image
-        self.n += 1
+        """Take in a unit vector and its image."""
+        n, new = self.n, self.n + 1
+        self.vectors[n], self.images[n] = vector, image
+        self.n = new
+        last = torch.stack([self.vectors[n], self.images[n]])
+        gram, on_vectors = _numbers(last @ self.vectors[:new].T)
+        on_images = _numbers(self.images[:new] @ self.vectors[n])
+        self.gram[n, :new] = self.gram[:new, n] = gram
+        self.system[n, :new] = self.system[:new, n] = (on_vectors + on_images) / 2
+        sizes, directions = np.linalg.eigh(self.gram[:new, :new])
+        distinct = sizes > DISTINCT * sizes[-1]
+        basis = directions[:, distinct] / np.sqrt(sizes[distinct])
+        self.least = float(np.linalg.eigvalsh(basis.T @ self.system[:new, :new] @ basis)[0])
 
     def solve(self, force: Tensor, normals: Tensor) -> tuple[Tensor, Tensor]:
         """Tangent move in the space after which no force is left along it, and what is left."""
@@ -195,21 +248,24 @@ class _Space:
         if not n:
             return torch.zeros_like(force), force
         vectors, images = self.vectors[:n], self.images[:n]
-        products = (vectors @ images.T).to("cpu", torch.float64).numpy()
-        inner = vectors @ torch.cat([force[None], normals]).T
-        forces = inner.to("cpu", torch.float64).numpy()
+        forces = _numbers(torch.cat([force[None], normals]).to(torch.float32) @ vectors.T).T
         size = n + len(normals)
         system = np.zeros((size, size))
-        system[:n, :n] = (products + products.T) / 2
+        system[:n, :n] = self.system[:n, :n]
         system[:n, n:] = forces[:, 1:]
         system[n:, :n] = forces[:, 1:].T
         right = np.append(-forces[:, 0], np.zeros(len(normals)))
         # Corrections that all but repeat one another are left out of it.
         found = np.linalg.lstsq(system, right, rcond=1e-8)[0][:n]
-        coefficients = torch.from_numpy(found).to(force)
-        left = force + coefficients @ images
+        coefficients = torch.from_numpy(found).to(vectors)
+        left = force + (coefficients @ images).to(force.dtype)
         left = left - normals.T @ (normals @ left)
-        return coefficients @ vectors, left
+        return (coefficients @ vectors).to(force.dtype), left
+
+
+def _numbers(products: Tensor) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = products.to("cpu", torch.float64).numpy()
+    return found
 
 
 def _learn(

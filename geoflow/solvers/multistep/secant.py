@@ -6,7 +6,9 @@ Nocedal's two loops do (Math. Comp. 35, 1980), in the products of the pairs amon
 alone (Chen, Wang & Zhou, NeurIPS 2014). As A is kept and not I + cA, the pairs serve steps
 of any size: a sequence of systems is preconditioned by the ones before it (Morales & Nocedal,
 SIAM J. Optim. 10, 2000). A secant update asks the newest pairs to be right and no others, so that
-images of vectors gone by, which spoil a projection onto them, do no harm here.
+images of vectors gone by, which spoil a projection onto them, do no harm here. What the two loops
+begin with is the curvature of the pairs before, by its eigenvectors
+(:mod:`geoflow.solvers.multistep.directions`).
 """
 
 from __future__ import annotations
@@ -18,19 +20,21 @@ from scipy.linalg import solve_triangular
 from torch import Tensor
 
 from geoflow.solvers.base import Carry
+from geoflow.solvers.multistep.directions import LEAST_CURVATURE, Directions
 
 Matrix = NDArray[np.float64]
 
 # Pairs a block: one is copied when a pair is added, the others are shared with earlier carries.
 BLOCK = 8
-# A pair says nothing on an inverse where sᵀ(I + cA)s is less than this part of sᵀs.
-LEAST_CURVATURE = 0.05
+# Blocks that are kept as pairs, whole ones; with the one that is filled there are up to as many
+# and one.
+BLOCKS = 2
 # Part of the pairs with less curvature than A is taken to have beside them.
 SOFTER = 0.25
 
 
 class SecantPairs:
-    """Pairs (s, As) of unit s: the newest ``limit`` of them, and up to a block more.
+    """The newest pairs (s, As) of unit s, and the directions that those before them come to.
 
     They only make the iteration that uses them short, and so are kept in single precision. What
     costs is to read them: that is done once for all scalar products of an iteration.
@@ -38,15 +42,28 @@ class SecantPairs:
     Parameters
     ----------
     limit : int
-        Pairs that are kept at least, once there are so many.
+        Directions that are kept at most.
     blocks : list of Tensor, each of shape (2·8, P)
         s and As in turn, the oldest first; the last block may be filled in part.
     products : ndarray, shape (n, n)
         Scalar products of the rows in use.
+    directions : Directions, optional
+        What the pairs gone by come to, once there are some.
+    across : ndarray, shape (k, n), optional
+        Scalar products of the directions with the rows in use.
     """
 
-    def __init__(self, limit: int, blocks: list[Tensor], products: Matrix) -> None:
+    def __init__(
+        self,
+        limit: int,
+        blocks: list[Tensor],
+        products: Matrix,
+        directions: Directions | None = None,
+        across: Matrix | None = None,
+    ) -> None:
         self.limit, self.blocks, self.products = limit, blocks, products
+        self.directions = directions
+        self.across = np.zeros((0, len(products))) if across is None else across
         self._own = False
         self._new: list[Tensor] = []
 
@@ -58,13 +75,29 @@ class SecantPairs:
         while isinstance(block := carry.get(f"pairs_{len(blocks)}"), Tensor):
             blocks.append(block)
         square = products.cpu().numpy() if isinstance(products, Tensor) else np.zeros((0, 0))
-        return cls(limit, blocks, square)
+        rows, numbers, across = (
+            carry.get(name) for name in ("directions", "direction_curvatures", "direction_products")
+        )
+        # Walks of earlier versions have none.
+        if not isinstance(rows, Tensor):
+            return cls(limit, blocks, square)
+        assert isinstance(numbers, Tensor), "curvatures come with their directions"
+        assert isinstance(across, Tensor), "products come with their directions"
+        bulk, *curvatures = numbers.tolist()
+        directions = Directions(rows, np.array(curvatures), bulk)
+        return cls(limit, blocks, square, directions, across.cpu().numpy())
 
     def pack(self) -> Carry:
         """What a carry holds of it."""
         self._products_with([])
         blocks: Carry = {f"pairs_{i}": block for i, block in enumerate(self.blocks)}
-        return {**blocks, "pair_products": torch.from_numpy(self.products)}
+        carry: Carry = {**blocks, "pair_products": torch.from_numpy(self.products)}
+        if self.directions is not None:
+            numbers = [self.directions.bulk, *self.directions.curvatures]
+            carry["directions"] = self.directions.rows
+            carry["direction_curvatures"] = torch.tensor(numbers, dtype=torch.float64)
+            carry["direction_products"] = torch.from_numpy(self.across)
+        return carry
 
     def __len__(self) -> int:
         return (len(self.products) + len(self._new)) // 2
@@ -73,10 +106,6 @@ class SecantPairs:
         """Take in a pair of unit s."""
         row = 2 * len(self) % (2 * BLOCK)
         if row == 0:
-            if len(self) >= self.limit + BLOCK:
-                self._products_with([])
-                self.blocks = self.blocks[1:]
-                self.products = self.products[2 * BLOCK :, 2 * BLOCK :]
             block = s.new_zeros((2 * BLOCK, s.numel()), dtype=torch.float32)
             self.blocks = [*self.blocks, block]
         elif not self._own:
@@ -96,47 +125,88 @@ class SecantPairs:
         bulk : float
             What A is before there are pairs, and at least.
         """
-        inner = self._products_with(list(vectors))
+        while len(self) >= (BLOCKS + 1) * BLOCK:
+            self._give_up_oldest(c, bulk)
+        inner, on_directions = self._products_with(list(vectors))
         rows = np.arange(0, len(self.products), 2)
-        if len(rows):
-            curvatures = self.products[rows, rows + 1]
-            bulk = max(bulk, float(np.quantile(curvatures, SOFTER)))
+        if self.directions is not None:
+            bulk = max(bulk, self.directions.bulk)
+        elif len(rows):
+            bulk = self._bulk(bulk)
         base = 1 / (1 + c * bulk)
+        gains = np.zeros((0, 1))
+        if self.directions is not None:
+            gains = self.directions.gains(c, bulk)[:, None]
         rows = rows[1 + c * self.products[rows, rows + 1] > LEAST_CURVATURE]
-        if not len(rows):
-            return base * vectors
         ss, sw, ww = (
             self.products[np.ix_(rows + i, rows + j)] for i, j in ((0, 0), (0, 1), (1, 1))
         )
         # y = s + c·As.
         sy, yy = ss + c * sw, ss + c * (sw + sw.T) + c * c * ww
+        across = self.across[:, rows] + c * self.across[:, rows + 1]
         on_s, on_y = inner[rows], inner[rows] + c * inner[rows + 1]
         # Nocedal's two loops are two triangular systems.
         upper = np.triu(sy)
-        alpha = solve_triangular(upper, on_s)
-        right = np.diag(sy)[:, None] * alpha - base * (on_y - yy @ alpha)
-        gain = solve_triangular(upper, right, trans="T")
+        alpha = solve_triangular(upper, on_s) if len(rows) else on_s
+        through = gains * (on_directions - across @ alpha)
+        begun = base * (on_y - yy @ alpha) + across.T @ through
+        right = np.diag(sy)[:, None] * alpha - begun
+        gain = solve_triangular(upper, right, trans="T") if len(rows) else right
         coefficients = np.zeros((len(self.blocks) * 2 * BLOCK, len(vectors)))
         coefficients[rows], coefficients[rows + 1] = gain - base * alpha, -base * c * alpha
-        weights = torch.from_numpy(coefficients.T).to(vectors.device, torch.float32)
-        moved = weights[:, : 2 * BLOCK] @ self.blocks[0]
-        for i, block in enumerate(self.blocks[1:], 1):
-            moved.addmm_(weights[:, 2 * BLOCK * i : 2 * BLOCK * (i + 1)], block)
+        return self._combined(vectors, base, coefficients, through)
+
+    def _combined(
+        self, vectors: Tensor, base: float, of_blocks: Matrix, of_directions: Matrix
+    ) -> Tensor:
+        """``base`` times vectors, and the rows by their coefficients."""
+        moved = torch.zeros_like(vectors, dtype=torch.float32)
+        of_rows = torch.from_numpy(of_blocks.T).to(moved)
+        for i, block in enumerate(self.blocks):
+            moved.addmm_(of_rows[:, 2 * BLOCK * i : 2 * BLOCK * (i + 1)], block)
+        if self.directions is not None:
+            moved.addmm_(torch.from_numpy(of_directions.T).to(moved), self.directions.rows)
         return torch.add(moved.to(vectors.dtype), vectors, alpha=base)
 
-    def _products_with(self, vectors: list[Tensor]) -> Matrix:
-        """Scalar products of all rows with vectors, shape (rows, n), and with rows just added."""
+    def _bulk(self, least: float) -> float:
+        """Lower quartile of the curvatures of all pairs, and not below what is given."""
+        curvatures = np.diag(self.products, 1)[::2]
+        return max(least, float(np.quantile(curvatures, SOFTER)))
+
+    def _give_up_oldest(self, c: float, bulk: float) -> None:
+        """Make directions of the oldest block of pairs."""
+        self._products_with([])
+        oldest, *self.blocks = self.blocks
+        if self.directions is None:
+            none = oldest.new_zeros((0, oldest.shape[1]))
+            self.directions = Directions(none, np.zeros(0), self._bulk(bulk))
+        # The scale at which curvatures matter; without one, that of R.
+        self.directions = self.directions.with_pairs(oldest, c if c > 0 else 1.0, self.limit)
+        self.products = self.products[2 * BLOCK :, 2 * BLOCK :]
+        found = torch.cat([self.directions.rows @ block.T for block in self.blocks], 1)
+        self.across = found[:, : len(self.products)].to("cpu", torch.float64).numpy()
+
+    def _products_with(self, vectors: list[Tensor]) -> tuple[Matrix, Matrix]:
+        """Scalar products of all rows, and of all directions, with vectors; each of shape (…, n).
+
+        Those with the rows just added are taken too.
+        """
         n, n_new = len(self.products), len(self._new)
-        if not n + n_new or not n_new + len(vectors):
-            return np.zeros((n, len(vectors)))
+        n_directions = len(self.across)
+        if not n_new + len(vectors) or not n + n_new + n_directions:
+            return np.zeros((n, len(vectors))), np.zeros((n_directions, len(vectors)))
         rows = torch.stack([*self._new, *(v.to(torch.float32) for v in vectors)])
         # In this order the product of a few rows with a block is three times faster.
-        inner = torch.cat([rows @ block.T for block in self.blocks], 1)
-        found: Matrix = inner[:, : n + n_new].T.to("cpu", torch.float64).numpy()
+        inner = [rows @ block.T for block in self.blocks]
+        if self.directions is not None:
+            inner.append(rows @ self.directions.rows.T)
+        found: Matrix = torch.cat(inner, 1).T.to("cpu", torch.float64).numpy()
+        on_directions = found[len(found) - n_directions :]
         if n_new:
             grown = np.empty((n + n_new, n + n_new))
             grown[:n, :n] = self.products
-            grown[:, n:] = found[:, :n_new]
+            grown[:, n:] = found[: n + n_new, :n_new]
             grown[n:, :n] = found[:n, :n_new].T
             self.products, self._new = grown, []
-        return found[:, n_new:]
+            self.across = np.concatenate([self.across, on_directions[:, :n_new]], 1)
+        return found[: n + n_new, n_new:], on_directions[:, n_new:]

@@ -1,0 +1,101 @@
+"""Eigenvectors of the curvature, made of pairs gone by.
+
+Pairs (s, As) say what A is where the iteration has been. The oldest are given up for what the
+updates by them have made of A, as an eigendecomposition of it: a number of times the identity and
+the directions in which it is something else, the farthest from it kept (in the spirit of Nyström
+preconditioners, Frangella, Tropp & Udell, SIAM J. Matrix Anal. Appl. 44, 2023, but of the matrix
+that BFGS updates give, which is symmetric and positive where images of different points are not).
+A direction takes half the memory of a pair and is read half as often, and holds the common part of
+many.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+# Less than this part of the identity I + cA is taken to be nowhere.
+LEAST_CURVATURE = 0.05
+# Vectors that depend on the others but for this part, squared: it is rounding of single precision.
+DEPENDENT = 1e-5
+# An image this short is none: its inverse is still a number of single precision.
+VANISHING = 1e-30
+
+
+@dataclass(frozen=True)
+class Directions:
+    """A as b·I but in some directions: b·I + Uᵀ diag(λ − b) U.
+
+    Attributes
+    ----------
+    rows : Tensor of float32, shape (k, P)
+        U, orthonormal to about its rounding.
+    curvatures : ndarray, shape (k,)
+        λ.
+    bulk : float
+        b.
+    """
+
+    rows: Tensor
+    curvatures: Vector
+    bulk: float
+
+    def above(self, c: float, bulk: float) -> Vector:
+        """Eigenvalues of I + cA, less those of the identity's part, 1 + c·bulk; shape (k,)."""
+        return np.maximum(1 + c * self.curvatures, LEAST_CURVATURE) - (1 + c * bulk)
+
+    def gains(self, c: float, bulk: float) -> Vector:
+        """The same of the inverse, shape (k,)."""
+        eigenvalues = np.maximum(1 + c * self.curvatures, LEAST_CURVATURE)
+        return 1 / eigenvalues - 1 / (1 + c * bulk)
+
+    def with_pairs(self, block: Tensor, c: float, limit: int) -> Directions:
+        """What the BFGS updates of I + cA by pairs make of it.
+
+        Parameters
+        ----------
+        block : Tensor of float32, shape (2n, P)
+            s and As in turn.
+        c : float
+            In flow time.
+        limit : int
+            Directions that are kept at most.
+        """
+        k, n = len(self.curvatures), len(self.curvatures) + len(block)
+        gram = np.empty((n, n))
+        gram[:k, :k] = _inner(self.rows, self.rows)
+        gram[:k, k:] = _inner(self.rows, block)
+        gram[k:, :k] = gram[:k, k:].T
+        gram[k:, k:] = _inner(block, block)
+        # All is done in an orthonormal basis of what they span; an image may vanish.
+        norms = np.sqrt(np.diag(gram))
+        scale = np.divide(1, norms, out=np.zeros(n), where=norms > VANISHING)
+        sizes, vectors = np.linalg.eigh(gram * scale[:, None] * scale)
+        independent = sizes > DEPENDENT * sizes[-1]
+        to_basis = scale[:, None] * vectors[:, independent] / np.sqrt(sizes[independent])
+        rows = gram @ to_basis
+        beside = 1 + c * self.bulk
+        matrix = rows[:k].T @ (self.above(c, self.bulk)[:, None] * rows[:k])
+        matrix += beside * np.eye(len(matrix))
+        for s, image in zip(rows[k::2], rows[k + 1 :: 2], strict=True):
+            y = s + c * image
+            if s @ y > LEAST_CURVATURE:
+                changed = matrix @ s
+                matrix += np.outer(y, y) / (s @ y) - np.outer(changed, changed) / (s @ changed)
+        eigenvalues, vectors = np.linalg.eigh(matrix)
+        kept = np.argsort(-abs(eigenvalues - beside), kind="stable")[:limit]
+        weights = torch.from_numpy((to_basis @ vectors[:, kept]).T).to(block)
+        directions = torch.addmm(weights[:, k:] @ block, weights[:, :k], self.rows)
+        return Directions(directions, (eigenvalues[kept] - 1) / c, self.bulk)
+
+
+def _inner(a: Tensor, b: Tensor) -> Matrix:
+    found: Matrix = (a @ b.T).to("cpu", torch.float64).numpy()
+    return found
