@@ -21,6 +21,7 @@ from geoflow.solvers.cvode import CVODE
 from geoflow.solvers.exponential import Exponential
 from geoflow.solvers.rkc import RKC
 from geoflow.solvers.torchdiffeq import ADAPTIVE, FIXED, TorchDiffEq
+from geoflow.system.kinds import shown
 from geoflow.system.naming import named
 
 __all__ = [
@@ -131,5 +132,5 @@ def from_config(config: Mapping[str, Any]) -> Solver:
         return type(get(config["name"]))(**options)
     except (KeyError, TypeError, ValueError, OverflowError, InputError):
         raise InputError(
-            f"solver={dict(config)} is none of geoflow's own; pass the instance as solver="
+            f"solver={shown(dict(config))} is none of geoflow's own; pass the instance as solver="
         ) from None

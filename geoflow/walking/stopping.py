@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from geoflow.errors import InputError
-from geoflow.system.kinds import as_number
+from geoflow.system.kinds import as_number, shown
 from geoflow.walking.ending import End, below_the_level
 from geoflow.walking.events import Event, Point
 
@@ -280,5 +280,5 @@ def from_config(config: Mapping[str, Any]) -> Stop:
         return NAMED[config["name"]](**options)
     except (KeyError, TypeError, ValueError, OverflowError):
         raise InputError(
-            f"stop={dict(config)} is none of geoflow's own ({', '.join(NAMED)}); pass stop="
+            f"stop={shown(dict(config))} is none of geoflow's own ({', '.join(NAMED)}); pass stop="
         ) from None
