@@ -1,5 +1,7 @@
 """Tables of the command line's options, made from the parser that reads them."""
 
+import argparse
+
 from docutils import nodes
 from docutils.parsers.rst import Directive
 
@@ -10,7 +12,8 @@ from geoflow.cli.parser import COMMANDS, whole_parser
 def actions(command):
     """Return what a command takes, in the order of its ``--help``."""
     taken = _commands(whole_parser())[command]._actions
-    return [a for a in taken if "--help" not in a.option_strings]
+    hidden = argparse.SUPPRESS  # what --help leaves out, too
+    return [a for a in taken if a.help != hidden and "--help" not in a.option_strings]
 
 
 def rows(command):

@@ -19,6 +19,7 @@ from geoflow.errors import InputError
 from geoflow.experiments import registry, training
 from geoflow.experiments.registry import Data, Experiment, Start
 from geoflow.problems.parts import outputs
+from geoflow.system.kinds import shown
 from geoflow.system.limits import EPOCHS, check_work
 from geoflow.system.memory import check_memory
 from geoflow.system.progress import progress_bar
@@ -91,6 +92,8 @@ def weight_decay(
         Data that is missing, truncated or altered.
     """
     chosen = registry.of_paper(experiment) if isinstance(experiment, str) else experiment
+    if not isinstance(chosen, Experiment):
+        raise InputError(registry.not_of_paper(f"experiment={shown(chosen)}"))
     epochs = chosen.decay_epochs if epochs is None else epochs
     _check_cost(chosen, len(penalties), len(seeds), epochs, dtype)
     penalties, seeds = [float(p) for p in penalties], [int(s) for s in seeds]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from geoflow import solvers
 from geoflow.cli import completion, path_commands, walk_commands
 from geoflow.cli.reading import add_problem, floats, folder, seeds
 from geoflow.comparisons.work_precision import DEFAULT_TIMES, JITTER
+from geoflow.errors import InputError
+from geoflow.experiments.registry import not_of_paper
 from geoflow.manifold import regularizers
 from geoflow.manifold.regularizers import REGULARIZERS
 from geoflow.problems.dtypes import DTYPES
@@ -125,9 +128,17 @@ def _compare(p: argparse.ArgumentParser) -> None:
     p.add_argument("--quiet", action="store_true", help="no notes on standard error")
 
 
+class _NotTrained(argparse.Action):
+    """Refuses one's own problem with what to do instead: other commands take it."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        raise InputError(not_of_paper(f"{option} {values}"))
+
+
 def _baseline(p: argparse.ArgumentParser) -> None:
     p.set_defaults(command=walk_commands.baseline)
     p.add_argument("experiment", metavar="EXPERIMENT", help="see: geoflow experiments")
+    p.add_argument("--problem", action=_NotTrained, help=argparse.SUPPRESS)
     _add_out(p)
     help_penalties = "of the kernels' squared weights (the paper's 14: 0 and 1e-6 to 1e6)"
     p.add_argument("--penalties", type=floats, metavar="A,B,…", help=help_penalties)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from geoflow.errors import InputError
 from geoflow.problems.problem import Problem
+from geoflow.system.kinds import shown
 
 
 class Data(NamedTuple):
@@ -66,9 +67,12 @@ def check_seed(seed: object) -> int:
     InputError
         No whole number, negative, or not below 2**63.
     """
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-        raise InputError(f"seed={seed!r}; use a whole number")
-    number = operator.index(seed)
+    try:
+        if isinstance(seed, bool):
+            raise TypeError
+        number = operator.index(seed)  # type: ignore[arg-type]
+    except TypeError:
+        raise InputError(f"seed={shown(seed)}; use a whole number") from None
     if not 0 <= number < 2**63:
         raise InputError(f"seed={number}; use zero or a positive number below 2**63")
     return number

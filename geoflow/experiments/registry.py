@@ -15,6 +15,7 @@ from geoflow.experiments.own import Function, OwnExperiment
 from geoflow.experiments.paper import EXPERIMENTS
 from geoflow.experiments.prepared import Data, PreparedExperiment
 from geoflow.experiments.trained import Experiment, Start
+from geoflow.system.kinds import check_kind
 
 __all__ = [
     "Data",
@@ -24,6 +25,7 @@ __all__ = [
     "Start",
     "get",
     "names",
+    "not_of_paper",
     "of_paper",
     "register",
     "registered",
@@ -45,6 +47,7 @@ def get(name: str) -> Experiment | OwnExperiment:
     InputError
         There is none.
     """
+    check_kind(name, str, "experiment", "the name of one, such as 'iris_ff'")
     found = EXPERIMENTS.get(name) or _REGISTERED.get(name)
     if found is None:
         raise InputError(
@@ -61,15 +64,21 @@ def of_paper(name: str) -> Experiment:
     ------
     InputError
         There is none, or it is one's own, of which only its problem is known and not how its
-        network is trained.
+        network is trained: its loss may be of no network and no data at all.
     """
-    found = get(name)
-    if not isinstance(found, Experiment):
-        raise InputError(
-            f"experiment {name!r} is your own, and geoflow does not know how its network is "
-            f"trained; use one of {', '.join(EXPERIMENTS)}"
-        )
-    return found
+    check_kind(name, str, "experiment", "the name of one, such as 'iris_ff'")
+    if name not in EXPERIMENTS:
+        raise InputError(not_of_paper(f"experiment {name!r}"))
+    return EXPERIMENTS[name]
+
+
+def not_of_paper(given: str) -> str:
+    """Say why what was given is not trained with weight decay, and what does for it."""
+    return (
+        f"{given} is not of the paper, and geoflow does not know how its network is trained; use "
+        f"one of {', '.join(EXPERIMENTS)}, or for your own a path, whose points are weight-decay "
+        "solutions (geoflow path, gf.regularization_path)"
+    )
 
 
 def register(name: str, function: Function) -> None:

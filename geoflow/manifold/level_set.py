@@ -15,6 +15,7 @@ from geoflow.errors import ConvergenceError, CriticalPointError, InputError
 from geoflow.manifold.normals import NormalSpace, Numbers, normal_space
 from geoflow.problems.protocol import ProblemLike, check_problem
 from geoflow.problems.several import Problems
+from geoflow.system import kinds
 
 MAX_ITERATIONS = 20
 
@@ -115,8 +116,8 @@ class LevelSet:
     ) -> None:
         self.problem: ProblemLike = _as_one(problem)
         self.levels: Numbers = _levels(self.problem, level)
-        self.level_rtol: float = float(level_rtol)
-        self.level_atol: float = float(level_atol)
+        self.level_rtol: float = kinds.as_number(level_rtol, "level_rtol")
+        self.level_atol: float = kinds.as_number(level_atol, "level_atol")
         self.n_at_floor: int = 0
         for c in self.levels:
             if not math.isfinite(c) or c == 0:
@@ -392,12 +393,14 @@ def _as_one(problem: ProblemLike | Sequence[ProblemLike]) -> ProblemLike:
 
 def _levels(problem: ProblemLike, level: float | Sequence[float | None] | None) -> Numbers:
     start = as_values(problem.loss(problem.theta0))
-    given = level if isinstance(level, Sequence | np.ndarray) else [level]
+    text = isinstance(level, str | bytes)  # a sequence, of letters
+    given = level if isinstance(level, Sequence | np.ndarray) and not text else [level]
     if level is None:
         return start
     if len(given) != len(start):
         raise InputError(
-            f"level={level} is of {len(given)} and there are {len(start)} constraints; give one "
-            "for each, None for the loss at theta0"
+            f"level={kinds.shown(level)} is of {len(given)} and there are {len(start)} "
+            "constraints; give one for each, None for the loss at theta0"
         )
-    return np.array([s if c is None else float(c) for s, c in zip(start, given, strict=True)])
+    wanted = [c if c is None else kinds.as_number(c, "level") for c in given]
+    return np.array([s if c is None else c for s, c in zip(start, wanted, strict=True)])

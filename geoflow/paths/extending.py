@@ -68,6 +68,9 @@ def resume_path(
         An argument that cannot be used, or a path that has ended and no further level.
     ArchiveError
         Nothing to go on from, other data or settings than the path's, or damage.
+    ConvergenceError, CriticalPointError, BranchError
+        There is no point yet and the first is not reached; see
+        :func:`geoflow.regularization_path`.
     """
     path = kinds.as_path(path)
     give = f"{kinds.A_FLOW}, that of the path, or None; further levels go by name, levels=[…]"

@@ -92,8 +92,10 @@ def regularization_path(
     ------
     InputError
         An argument that cannot be used, or a budget that is spent before the first point.
-    ConvergenceError, CriticalPointError
-        The first point is not reached, so there is no path to keep.
+    ConvergenceError, CriticalPointError, BranchError
+        The first point is not reached, so there is no path to keep. A BranchError: R falls towards
+        a lower loss (λ < 0), as on a level above L(θ = 0) where R = ‖θ‖², so that the walk's end is
+        no weight-decay solution.
     ArchiveError
         The disk does not take a point, what was kept is damaged, or another process is at it.
     """

@@ -34,6 +34,8 @@ def check_device_and_dtype(device: torch.device | str, dtype: torch.dtype) -> to
     InputError
         Neither float64 nor float32, or no such device here.
     """
+    kinds.check_kind(dtype, torch.dtype, "dtype", "torch.float64 or torch.float32")
+    kinds.check_kind(device, str | torch.device, "device", "the name of one, such as 'cpu'")
     if dtype not in (torch.float32, torch.float64):
         raise InputError(f"dtype={dtype}; use torch.float64 or torch.float32")
     try:

@@ -18,6 +18,7 @@ from geoflow.problems.counting import Counted
 from geoflow.problems.division import joined
 from geoflow.problems.parts import ModulePart, Parameters, TensorSpec, module_parts
 from geoflow.problems.protocol import ProblemLike
+from geoflow.system import kinds
 
 # Gradients of single examples that are computed at once: as many as take so many bytes.
 BYTES_AT_ONCE = 2**28
@@ -268,6 +269,7 @@ def check_division(division: str | None) -> None:
     InputError
         It is not.
     """
+    kinds.check_kind(division, str | None, "constraints", f"{' or '.join(DIVISIONS)}, or None")
     if division is not None and division not in DIVISIONS:
         raise InputError(f"constraints={division!r}; use {' or '.join(DIVISIONS)}")
 

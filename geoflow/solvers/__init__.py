@@ -21,6 +21,7 @@ from geoflow.solvers.cvode import CVODE
 from geoflow.solvers.exponential import Exponential
 from geoflow.solvers.rkc import RKC
 from geoflow.solvers.torchdiffeq import ADAPTIVE, FIXED, TorchDiffEq
+from geoflow.system.kinds import shown
 from geoflow.system.naming import named
 
 __all__ = [
@@ -121,15 +122,16 @@ def from_config(config: Mapping[str, Any]) -> Solver:
         not installed.
     """
     options = {name: value for name, value in config.items() if name != "name"}
-    if options.get("method") in ADAPTIVE:
+    name, method = (v if isinstance(v := config.get(n), str) else "" for n in ("name", "method"))
+    if method in ADAPTIVE:
         # As it was before an archive said so.
         options.setdefault("error_norm", "coordinate")
-    if config.get("name") in STIFF:
+    if name in STIFF:
         # Outside: what it says of a package that is missing is the remedy.
-        get(config["name"])
+        get(name)
     try:
-        return type(get(config["name"]))(**options)
+        return type(get(name))(**options)
     except (KeyError, TypeError, ValueError, OverflowError, InputError):
         raise InputError(
-            f"solver={dict(config)} is none of geoflow's own; pass the instance as solver="
+            f"solver={shown(dict(config))} is none of geoflow's own; pass the instance as solver="
         ) from None

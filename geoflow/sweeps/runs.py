@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
-import torch
 
 from geoflow import baselines, experiments
 from geoflow.archive.saved import saved
 from geoflow.archive.trajectory_files import open_trajectory
 from geoflow.errors import GeoflowError, InputError
-from geoflow.experiments.prepared import check_seed
 from geoflow.experiments.rebuilding import constraints_of
 from geoflow.manifold import regularizers
 from geoflow.manifold.flows import RegularizingFlow
@@ -25,8 +23,9 @@ from geoflow.problems.checks import check_device_and_dtype
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.grouped import check_division, divided
 from geoflow.solvers import Solver
+from geoflow.sweeps.arguments import check_common, checked_seeds, named_dtype, several
 from geoflow.sweeps.tasks import Outcome, Task, run_tasks, settle
-from geoflow.system import files
+from geoflow.system import files, kinds
 from geoflow.system.translation import reason
 from geoflow.walking.loop import walk
 from geoflow.walking.resuming import resume
@@ -125,13 +124,14 @@ snapshot_every, max_snapshots, theta_dtype
         The scheduler has gone; the same call on another goes on.
     """
     chosen = experiments.get(experiment)
+    check_common(dtype, device, epochs, data, scheduler, workers, threads)
     regularizers.get(regularizer)
     check_division(constraints)
-    checked = _seeds(seeds)
+    checked = checked_seeds(seeds)
     if chosen.usual_dtype is not None:
         dtype, device = dtype or dtype_name(chosen.usual_dtype), device or "cpu"
     if dtype is not None or device is not None:
-        check_device_and_dtype(device or "cpu", _dtype(dtype or "float64"))
+        check_device_and_dtype(device or "cpu", named_dtype(dtype or "float64"))
     if degrees is not None and stop is not DEFAULTS.stop:
         raise InputError(f"degrees={degrees}: stop is given too; choose one")
     walks = WalkSettings(
@@ -140,7 +140,7 @@ snapshot_every, max_snapshots, theta_dtype
         theta_dtype,
     )
     if dtype is not None:
-        walks = walks.resolved(_dtype(dtype))
+        walks = walks.resolved(named_dtype(dtype))
     # As the workers will.
     WalkSettings.from_config(walks.config)
     settings = {
@@ -210,10 +210,13 @@ def sweep_weight_decay(
         See :func:`sweep`.
     """
     experiments.registry.of_paper(experiment)
-    check_device_and_dtype(device, _dtype(dtype))
+    check_common(dtype, device, epochs, data, scheduler, workers, threads)
+    penalties = [kinds.as_number(p, "penalties") for p in several(penalties, "penalties")]
+    validation = kinds.as_number(validation, "validation")
+    check_device_and_dtype(device, named_dtype(dtype))
     settings = {
         "experiment": experiment,
-        "seeds": _seeds(seeds),
+        "seeds": checked_seeds(seeds),
         "epochs": epochs,
         "validation": validation,
         "dtype": dtype,
@@ -250,7 +253,7 @@ def _walk(
         seed,
         data=settings["data"],
         epochs=settings["epochs"],
-        dtype=None if settings["dtype"] is None else _dtype(settings["dtype"]),
+        dtype=None if settings["dtype"] is None else named_dtype(settings["dtype"]),
         device=settings["device"],
     )
     constraints = settings.get("constraints") or ""
@@ -324,7 +327,7 @@ def _train(path: str, threads: int, penalty: float, **settings: Any) -> tuple[st
         epochs=settings["epochs"],
         validation=settings["validation"],
         data=settings["data"],
-        dtype=_dtype(settings["dtype"]),
+        dtype=named_dtype(settings["dtype"]),
         device=settings["device"],
     )
     baselines.save_weight_decay(ds, path, overwrite=True)
@@ -333,6 +336,7 @@ def _train(path: str, threads: int, penalty: float, **settings: Any) -> tuple[st
 
 def _folder(out: str | Path, settings: Mapping[str, Any]) -> Path:
     """Make the folder, or check that what is in it has the same settings."""
+    kinds.as_path(out, "out")
     if not os.fspath(out):
         raise InputError("out='' names no folder; give its name, '.' for the present one")
     folder = Path(out).absolute()
@@ -375,23 +379,10 @@ def _current(settings: Mapping[str, Any]) -> dict[str, Any]:
     walks = DEFAULTS.changed(**{name: settings[name] for name in names})
     rest = {k: v for k, v in settings.items() if k not in names}
     return {"regularizer": regularizers.DEFAULT, **rest} | walks.resolved(
-        _dtype(settings["dtype"])
+        named_dtype(settings["dtype"])
     ).config
 
 
 def _walked(path: Path) -> tuple[str, str]:
     with open_trajectory(path) as ds:
         return ds.attrs["status"], ds.attrs["status_message"]
-
-
-def _seeds(seeds: Sequence[int]) -> list[int]:
-    checked = [check_seed(seed) for seed in seeds]
-    if not checked or len(set(checked)) < len(checked):
-        raise InputError(f"seeds={checked}; use at least one, each once")
-    return checked
-
-
-def _dtype(name: str) -> torch.dtype:
-    if name not in ("float64", "float32"):
-        raise InputError(f"dtype={name!r}; use 'float64' or 'float32'")
-    return torch.float64 if name == "float64" else torch.float32

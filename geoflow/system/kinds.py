@@ -70,6 +70,22 @@ def as_path(path: Any, name: str = "path") -> Path:
     return Path(path)
 
 
+def as_number(value: Any, name: str) -> float:
+    """A number as a float.
+
+    Raises
+    ------
+    InputError
+        It is none.
+    """
+    try:
+        if isinstance(value, str | bytes):  # float("3") is 3
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # a tensor of several, or on no device
+        raise InputError(f"{name}={shown(value)}; give a real number") from None
+
+
 def as_numbers(values: Any, name: str) -> NDArray[np.float64]:
     """Numbers as an array.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from geoflow.errors import InputError
 from geoflow.manifold.protocol import Flow
+from geoflow.system import kinds
 from geoflow.system.naming import named
 from geoflow.trajectories.records import Observable
 from geoflow.walking.inside import Inside
@@ -77,14 +78,16 @@ class Event:
     ) -> None:
         if not (callable(function) or (isinstance(function, str) and function)):
             raise InputError(
-                f"function={function!r}; use a function of θ, or an observable's or scalar's name"
+                f"function={kinds.shown(function)}; use a function of θ, or an observable's or "
+                "scalar's name"
             )
         if direction not in (-1, 0, 1):
-            raise InputError(f"direction={direction!r}; use 1 (rising), -1 (falling) or 0 (both)")
+            given = kinds.shown(direction)
+            raise InputError(f"direction={given}; use 1 (rising), -1 (falling) or 0 (both)")
         if isinstance(value, (bool, str)) or not math.isfinite(value):
-            raise InputError(f"value={value!r}; use a finite number")
+            raise InputError(f"value={kinds.shown(value)}; use a finite number")
         if rate not in (True, False):
-            raise InputError(f"rate={rate!r}; use True or False")
+            raise InputError(f"rate={kinds.shown(rate)}; use True or False")
         self.function = function
         self.direction: int = int(direction)
         self.value: float = float(value)
@@ -93,7 +96,7 @@ class Event:
         usual = called + "_rate" * self.rate
         self.name: str = (usual if usual.isidentifier() else "event") if name is None else name
         if not (isinstance(self.name, str) and self.name.isidentifier()):
-            raise InputError(f"name={name!r}; use letters, digits and underscores")
+            raise InputError(f"name={kinds.shown(name)}; use letters, digits and underscores")
         self._usual = usual
 
     def __repr__(self) -> str:
@@ -255,7 +258,7 @@ def from_config(events: Sequence[Event | Mapping[str, Any]]) -> tuple[Event, ...
         What is no event, two of one name, or one of a function of one's own that has to be given.
     """
     if isinstance(events, str | Event | Mapping) or not isinstance(events, Sequence):
-        raise InputError(f"events={events!r} is no list; use [Event(…), …]")
+        raise InputError(f"events={kinds.shown(events)} is no list; use [Event(…), …]")
     made = []
     for event in events:
         if isinstance(event, Mapping):
@@ -263,7 +266,7 @@ def from_config(events: Sequence[Event | Mapping[str, Any]]) -> tuple[Event, ...
         elif isinstance(event, Event):
             made.append(event)
         else:
-            raise InputError(f"events={event!r} is none; use Event(…)")
+            raise InputError(f"events={kinds.shown(event)} is none; use Event(…)")
     names = [event.name for event in made]
     for name in names:
         if names.count(name) > 1:

@@ -16,6 +16,7 @@ from geoflow import solvers
 from geoflow.errors import ArchiveError, InputError
 from geoflow.problems.dtypes import DTYPES, dtype_name
 from geoflow.solvers import Solver, Tolerance
+from geoflow.system.kinds import check_kind, shown
 from geoflow.system.naming import named
 from geoflow.walking import stopping
 from geoflow.walking.snapshots import SnapshotRule, rule_for
@@ -128,6 +129,7 @@ class WalkSettings:
         for name in ("max_evaluations", "max_snapshots"):
             self._convert(name, _whole, "a whole number")
         self._convert("snapshot_times", lambda times: tuple(float(t) for t in times), "numbers")
+        check_kind(self.theta_dtype, str | None, "theta_dtype", "'float32', or None")
         if self.theta_dtype not in (None, *DTYPES):
             raise InputError(f"theta_dtype={self.theta_dtype!r}; use 'float32', or None")
         self.make_solver()
@@ -145,7 +147,7 @@ class WalkSettings:
                 raise TypeError
             object.__setattr__(self, name, convert(value))
         except (TypeError, ValueError, OverflowError):
-            raise InputError(f"{name}={value!r}; use {what}") from None
+            raise InputError(f"{name}={shown(value)}; use {what}") from None
 
     def make_solver(self) -> Solver:
         """Return the integrator."""
@@ -161,7 +163,8 @@ class WalkSettings:
         if isinstance(solver, Mapping):
             return solvers.from_config(solver)
         if not (hasattr(solver, "step") and hasattr(solver, "options")):
-            raise InputError(f"solver={solver!r} is none; use one of {', '.join(solvers.names())}")
+            known = ", ".join(solvers.names())
+            raise InputError(f"solver={shown(solver)} is none; use one of {known}")
         return solver
 
     def goals(self) -> Goals:
@@ -174,7 +177,7 @@ class WalkSettings:
             stop = stopping.from_config(stop)
         if not (stop is None or (callable(stop) and hasattr(stop, "options"))):
             raise InputError(
-                f"stop={stop!r} is none; use Stationary(…), Plateau(…), Event(…) or None"
+                f"stop={shown(stop)} is none; use Stationary(…), Plateau(…), Event(…) or None"
             )
         return Goals.checked(self.t_end, stop, self.max_evaluations)
 

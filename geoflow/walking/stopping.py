@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from geoflow.errors import InputError
+from geoflow.system.kinds import as_number, shown
 from geoflow.walking.ending import End, below_the_level
 from geoflow.walking.events import Event, Point
 
@@ -91,9 +92,9 @@ class Stationary:
     scalars: tuple[str, ...] = ("tangent_norm", "multiplier", "gradient_norm", "angle")
 
     def __init__(self, degrees: float = 175.0) -> None:
-        if not 90 < degrees < 180:
+        self.degrees: float = as_number(degrees, "degrees")
+        if not 90 < self.degrees < 180:
             raise InputError(f"degrees={degrees}; use an angle between 90 and 180")
-        self.degrees: float = float(degrees)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -279,5 +280,5 @@ def from_config(config: Mapping[str, Any]) -> Stop:
         return NAMED[config["name"]](**options)
     except (KeyError, TypeError, ValueError, OverflowError):
         raise InputError(
-            f"stop={dict(config)} is none of geoflow's own ({', '.join(NAMED)}); pass stop="
+            f"stop={shown(dict(config))} is none of geoflow's own ({', '.join(NAMED)}); pass stop="
         ) from None

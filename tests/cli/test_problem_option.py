@@ -320,8 +320,22 @@ def test_two_names_or_none_are_refused(file, capsys):
     ):
         assert cli.main(arguments) == BAD_INPUT
         one_line(capsys, "--problem FILE.py:FUNCTION")
-    assert cli.main([*swept, *problem, "--baseline"]) == BAD_INPUT
-    one_line(capsys, "does not know how its network is trained")
+
+
+def test_a_baseline_of_ones_own_is_refused_with_what_does_for_it(file, tmp_path, capsys):
+    out, own = ["--out", str(tmp_path / "x")], f"{file}:bare"
+    for arguments in (
+        ["sweep", "--baseline", "--seeds", "0", *out, "--problem", own],
+        ["sweep", "--baseline", "--seeds", "0", *out, own],
+        ["baseline", *out, "--problem", own],
+        ["baseline", *out, f"--problem={own}", "iris_ff"],
+        ["baseline", *out, own],
+    ):
+        assert cli.main(arguments) == BAD_INPUT
+        one_line(capsys, "does not know how its network is trained")
+        assert not (tmp_path / "x").exists()
+    with pytest.raises(gf.InputError, match="weight-decay solutions"):
+        gf.baselines.weight_decay(gf.experiments.OwnExperiment("mine", lambda seed: None))
 
 
 @pytest.mark.filterwarnings("default")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -64,6 +66,10 @@ def _calls(t):
     line, level = between.straight(theta, theta), [1.2 * flow.level_set.level]
     file, of_path = folder / "walk.nc", folder / "p.nc"
     return {
+        ("LevelSet", "problem"): (gf.LevelSet, "problem"),
+        ("LevelSet", "level"): (lambda v: gf.LevelSet(problem, level=v), "nothing number"),
+        ("LevelSet", "level_rtol"): (lambda v: gf.LevelSet(problem, level_rtol=v), "number"),
+        ("LevelSet", "level_atol"): (lambda v: gf.LevelSet(problem, level_atol=v), "number"),
         ("walk", "flow"): (lambda v: gf.walk(v), "flow"),
         ("resume", "path"): (lambda v: gf.resume(v, flow), "text"),
         ("resume", "flow"): (lambda v: gf.resume(file, v), "nothing flow"),
@@ -209,6 +215,72 @@ def test_what_is_of_the_wrong_kind_is_named_in_one_line(things):
                 wrong.append((function, argument, name, "taken"))
     assert wrong == []
     assert raised > 500
+
+
+# By argument of a sweep: what may be given for it.
+SWEPT = {
+    "experiment": "",
+    "seeds": "",
+    "out": "text",
+    "regularizer": "",
+    "constraints": "nothing",
+    "solver": "",
+    "rtol": "number",
+    "atol": "number",
+    "t_end": "nothing number",
+    "stop": "nothing",
+    "degrees": "nothing",
+    "max_evaluations": "nothing number",
+    "reproject_every": "nothing",
+    "snapshot_times": "nothing numbers",
+    "snapshot_every": "nothing number",
+    "max_snapshots": "number",
+    "theta_dtype": "nothing",
+    "epochs": "nothing number",
+    "dtype": "nothing",
+    "device": "nothing",
+    "data": "nothing text",
+    "scheduler": "nothing text",
+    "workers": "nothing number",
+    "threads": "number",
+}
+TRAINED = {
+    **{n: SWEPT[n] for n in ("experiment", "seeds", "out", "epochs", "data", "scheduler")},
+    **{n: SWEPT[n] for n in ("workers", "threads")},
+    **{"penalties": "numbers theta array", "validation": "number", "dtype": "", "device": ""},
+}
+
+
+@pytest.mark.parametrize("argument", SWEPT)
+def test_an_argument_of_a_sweep_is_refused_before_a_process_is_started(argument, things):
+    _refused(gf.sweep, argument, SWEPT[argument], things)
+
+
+@pytest.mark.parametrize("argument", TRAINED)
+def test_an_argument_of_a_sweep_of_trainings_is_refused_too(argument, things):
+    _refused(gf.sweep_weight_decay, argument, TRAINED[argument], things)
+
+
+def _refused(sweep, argument, right, things):
+    out = things["folder"] / "sweep"
+    for name, value in things.items():
+        if name == "folder" or name in right.split():
+            continue
+        arguments = {"experiment": "iris_ff", "seeds": [0], "out": out, argument: value}
+        with pytest.raises(gf.InputError) as caught:
+            sweep(**arguments)
+        message = str(caught.value)
+        # A seed is told by itself, and a regularisation function by what it is.
+        known = argument in message or argument.rstrip("s") in message or name == "text"
+        assert known, (name, message)
+        assert "\n" not in message, (name, message)
+        assert len(message) <= 300, (name, message)
+        assert not out.exists()
+
+
+def test_every_argument_of_a_sweep_is_among_these():
+    for sweep, known in ((gf.sweep, SWEPT), (gf.sweep_weight_decay, TRAINED)):
+        assert set(inspect.signature(sweep).parameters) == {*known, "progress"}
 
 
 def test_levels_in_the_place_of_the_flow_are_told_where_they_go(things):

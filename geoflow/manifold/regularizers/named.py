@@ -19,6 +19,7 @@ from geoflow.manifold.regularizers.bound import (
     Weighted,
 )
 from geoflow.problems.protocol import ProblemLike, check_problem
+from geoflow.system.kinds import check_kind
 from geoflow.system.naming import named
 
 # Makes R for a problem, or for θ alone where there is none.
@@ -193,6 +194,7 @@ def get(name: str) -> Any:
     InputError
         It is not one of geoflow's, or does not take these options.
     """
+    check_kind(name, str, "regularizer", "its name, such as 'squared_norm'")
     terms = [term.strip() for term in name.split(BETWEEN_TERMS)]
     weighted = [TERM.fullmatch(term) for term in terms]
     if len(terms) == 1 and not weighted[0]:

@@ -1,0 +1,75 @@
+"""Arguments of a sweep, checked before a process is started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+import xarray as xr
+
+from geoflow.errors import InputError
+from geoflow.experiments.prepared import check_seed
+from geoflow.system import kinds
+
+
+def several(values: Any, name: str) -> Iterable[Any]:
+    """Return a sequence as it is, and refuse what is none, or one of letters or names.
+
+    Raises
+    ------
+    InputError
+        It is no sequence.
+    """
+    named = isinstance(values, str | bytes | Mapping | xr.Dataset)
+    if named or not hasattr(values, "__iter__"):
+        raise InputError(f"{name}={kinds.shown(values)}; give numbers in a list")
+    found: Iterable[Any] = values
+    return found
+
+
+def checked_seeds(seeds: Sequence[int]) -> list[int]:
+    """Return seeds that can be used.
+
+    Raises
+    ------
+    InputError
+        None, one that cannot be used, or one that is there twice.
+    """
+    checked = [check_seed(seed) for seed in several(seeds, "seeds")]
+    if not checked or len(set(checked)) < len(checked):
+        raise InputError(f"seeds={checked}; use at least one, each once")
+    return checked
+
+
+def check_common(
+    dtype: Any, device: Any, epochs: Any, data: Any, scheduler: Any, workers: Any, threads: Any
+) -> None:
+    """Refuse arguments of the wrong kind that all sweeps have.
+
+    Raises
+    ------
+    InputError
+        One is of another.
+    """
+    kinds.check_kind(dtype, str | None, "dtype", "'float64' or 'float32'")
+    kinds.check_kind(device, str | None, "device", "the name of one, such as 'cpu'")
+    kinds.check_kind(epochs, Integral | None, "epochs", "a whole number, or None")
+    kinds.check_kind(data, str | None, "data", "a folder's name, or None")
+    kinds.check_kind(scheduler, str | None, "scheduler", "an address, such as tcp://host:8786")
+    kinds.check_kind(workers, Integral | None, "workers", "a whole number, or None")
+    kinds.check_kind(threads, Integral, "threads", "a whole number")
+
+
+def named_dtype(name: str) -> torch.dtype:
+    """Return the dtype of this name.
+
+    Raises
+    ------
+    InputError
+        It is neither float64 nor float32.
+    """
+    if name not in ("float64", "float32"):
+        raise InputError(f"dtype={name!r}; use 'float64' or 'float32'")
+    return torch.float64 if name == "float64" else torch.float32
