@@ -100,7 +100,16 @@ def as_numbers(values: Any, name: str) -> NDArray[np.float64]:
         raise InputError(f"{name}={shown(values)}; give real numbers") from None
 
 
+class _Short(reprlib.Repr):
+    """Dicts in their order: settings have their name first."""
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        parts = [f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}" for k, v in x.items()]
+        most = self.maxdict
+        return f"{{{', '.join([*parts[:most], '...'] if len(parts) > most else parts)}}}"
+
+
 def shown(value: Any) -> str:
     """A value in one short line."""
-    line = (reprlib.repr(value).splitlines() or [""])[0]
+    line = (_Short().repr(value).splitlines() or [""])[0]
     return line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"
