@@ -13,6 +13,8 @@ begin with is the curvature of the pairs before, by its eigenvectors
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -177,9 +179,12 @@ class SecantPairs:
         """Make directions of the oldest block of pairs."""
         self._products_with([])
         oldest, *self.blocks = self.blocks
+        beside = self._bulk(bulk)
+        # What the first pairs said of the rest does not last: a walk becomes less stiff.
         if self.directions is None:
             none = oldest.new_zeros((0, oldest.shape[1]))
-            self.directions = Directions(none, np.zeros(0), self._bulk(bulk))
+            self.directions = Directions(none, np.zeros(0), beside)
+        self.directions = replace(self.directions, bulk=beside)
         # The scale at which curvatures matter; without one, that of R.
         self.directions = self.directions.with_pairs(oldest, c if c > 0 else 1.0, self.limit)
         self.products = self.products[2 * BLOCK :, 2 * BLOCK :]
