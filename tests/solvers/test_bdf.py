@@ -357,6 +357,16 @@ def test_a_step_too_long_for_its_equation_is_given_up_at_once():
     assert found[0] == pytest.approx(0.1 / (1 - 0.5), rel=1e-6)
 
 
+def test_the_smallest_eigenvalue_says_how_much_shorter_the_next_trial_is():
+    flow = saddle(5.0)
+    state, tolerance = flow.evaluate(flow.problem.theta0), Tolerance(10.0, 0.0)
+    carry = BDF().init(flow, state, tolerance) | {"step_size": 1.0}
+    result = BDF().step(flow, state, carry, tolerance, math.inf)
+    # 1 − 5h along x: −4 at 1, a quarter of it at the least; −0.25 there, and half of that.
+    assert result.n_rejected == 2
+    assert result.time == pytest.approx(0.125)
+
+
 def test_a_flow_away_from_a_maximum_is_followed():
     flow = saddle(5.0)
     ds = gf.walk(flow, "bdf", rtol=1e-6, t_end=1.0, stop=None)

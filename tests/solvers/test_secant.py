@@ -119,6 +119,26 @@ def test_a_carry_is_left_as_it_is_by_what_is_added_later(n_pairs):
     assert all(torch.equal(carry[name], before[name]) for name in before)
 
 
+def test_beside_pairs_and_directions_the_inverse_follows_the_quartile_of_both():
+    # 24 stiff pairs come first, and would have the softer ones after them wrong for ever.
+    pairs = SecantPairs(40, [], np.zeros((0, 0)))
+    curvatures = np.concatenate([np.full(24, 1e4), np.full(24, 10.0)])
+    eigenpairs(pairs, 60, curvatures)
+    unit = torch.eye(60, dtype=torch.float64)[55:]
+    assert torch.allclose(pairs.inverse(unit, 0.5, 2.0), unit / 6.0, rtol=1e-3)
+
+
+def test_directions_that_do_not_fit_their_products_are_no_carry():
+    pairs = SecantPairs(40, [], np.zeros((0, 0)))
+    eigenpairs(pairs, 40, np.geomspace(1e4, 3.0, 30))
+    carry = pairs.pack()
+    for name in ("direction_curvatures", "direction_products"):
+        with pytest.raises(ValueError, match="do not fit"):
+            SecantPairs.unpack(carry | {name: carry[name][1:]}, 40)
+        with pytest.raises(KeyError, match=name):
+            SecantPairs.unpack({n: v for n, v in carry.items() if n != name}, 40)
+
+
 def test_beside_the_pairs_the_inverse_is_that_of_their_lower_quartile():
     pairs = SecantPairs(40, [], np.zeros((0, 0)))
     unit = torch.eye(8, dtype=torch.float64)

@@ -31,13 +31,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from geoflow.errors import ConvergenceError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.manifold.level_set import as_values
-from geoflow.solvers.multistep.directions import LEAST_CURVATURE
+from geoflow.solvers.multistep.directions import LEAST_CURVATURE, numbers
 from geoflow.solvers.multistep.history import Formula
 from geoflow.solvers.multistep.secant import SecantPairs
 
@@ -186,7 +185,7 @@ class _Oblique:
 
     def __init__(self, normals: Tensor, images: Tensor) -> None:
         self.images = images
-        self.products = (normals @ images.T).to("cpu", torch.float64).numpy()
+        self.products = numbers(normals @ images.T)
 
     def carrying(self, components: Tensor) -> Tensor:
         """Combine the images so that the result has these components along the normals.
@@ -197,8 +196,7 @@ class _Oblique:
             The images do not span the normal space.
         """
         try:
-            right = components.to("cpu", torch.float64).numpy()
-            found = np.linalg.solve(self.products, right)
+            found = np.linalg.solve(self.products, numbers(components))
         except np.linalg.LinAlgError:
             raise ConvergenceError(
                 "the normals of the constraints cannot be told apart in an implicit step",
@@ -233,8 +231,8 @@ class _Space:
         self.vectors[n], self.images[n] = vector, image
         self.n = new
         last = torch.stack([self.vectors[n], self.images[n]])
-        gram, on_vectors = _numbers(last @ self.vectors[:new].T)
-        on_images = _numbers(self.images[:new] @ self.vectors[n])
+        gram, on_vectors = numbers(last @ self.vectors[:new].T)
+        on_images = numbers(self.images[:new] @ self.vectors[n])
         self.gram[n, :new] = self.gram[:new, n] = gram
         self.system[n, :new] = self.system[:new, n] = (on_vectors + on_images) / 2
         sizes, directions = np.linalg.eigh(self.gram[:new, :new])
@@ -248,7 +246,7 @@ class _Space:
         if not n:
             return torch.zeros_like(force), force
         vectors, images = self.vectors[:n], self.images[:n]
-        forces = _numbers(torch.cat([force[None], normals]).to(torch.float32) @ vectors.T).T
+        forces = numbers(torch.cat([force[None], normals]).to(torch.float32) @ vectors.T).T
         size = n + len(normals)
         system = np.zeros((size, size))
         system[:n, :n] = self.system[:n, :n]
@@ -261,11 +259,6 @@ class _Space:
         left = force + (coefficients @ images).to(force.dtype)
         left = left - normals.T @ (normals @ left)
         return (coefficients @ vectors).to(force.dtype), left
-
-
-def _numbers(products: Tensor) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = products.to("cpu", torch.float64).numpy()
-    return found
 
 
 def _learn(

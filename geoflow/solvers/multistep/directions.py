@@ -31,7 +31,7 @@ VANISHING = 1e-30
 
 @dataclass(frozen=True)
 class Directions:
-    """A as b·I but in some directions: b·I + Uᵀ diag(λ − b) U.
+    """A as b·I but in some directions: b·I + Uᵀ diag(λ − b) U, whatever b is.
 
     Attributes
     ----------
@@ -39,24 +39,16 @@ class Directions:
         U, orthonormal to about its rounding.
     curvatures : ndarray, shape (k,)
         λ.
-    bulk : float
-        b.
     """
 
     rows: Tensor
     curvatures: Vector
-    bulk: float
 
-    def above(self, c: float, bulk: float) -> Vector:
-        """Eigenvalues of I + cA, less those of the identity's part, 1 + c·bulk; shape (k,)."""
-        return np.maximum(1 + c * self.curvatures, LEAST_CURVATURE) - (1 + c * bulk)
+    def eigenvalues(self, c: float) -> Vector:
+        """Those of I + cA in these directions, shape (k,)."""
+        return np.maximum(1 + c * self.curvatures, LEAST_CURVATURE)
 
-    def gains(self, c: float, bulk: float) -> Vector:
-        """The same of the inverse, shape (k,)."""
-        eigenvalues = np.maximum(1 + c * self.curvatures, LEAST_CURVATURE)
-        return 1 / eigenvalues - 1 / (1 + c * bulk)
-
-    def with_pairs(self, block: Tensor, c: float, limit: int) -> Directions:
+    def with_pairs(self, block: Tensor, c: float, bulk: float, limit: int) -> Directions:
         """What the BFGS updates of I + cA by pairs make of it.
 
         Parameters
@@ -65,15 +57,17 @@ class Directions:
             s and As in turn.
         c : float
             In flow time.
+        bulk : float
+            b.
         limit : int
             Directions that are kept at most.
         """
         k, n = len(self.curvatures), len(self.curvatures) + len(block)
         gram = np.empty((n, n))
-        gram[:k, :k] = _inner(self.rows, self.rows)
-        gram[:k, k:] = _inner(self.rows, block)
+        gram[:k, :k] = numbers(self.rows @ self.rows.T)
+        gram[:k, k:] = numbers(self.rows @ block.T)
         gram[k:, :k] = gram[:k, k:].T
-        gram[k:, k:] = _inner(block, block)
+        gram[k:, k:] = numbers(block @ block.T)
         # All is done in an orthonormal basis of what they span; an image may vanish.
         norms = np.sqrt(np.diag(gram))
         scale = np.divide(1, norms, out=np.zeros(n), where=norms > VANISHING)
@@ -81,8 +75,8 @@ class Directions:
         independent = sizes > DEPENDENT * sizes[-1]
         to_basis = scale[:, None] * vectors[:, independent] / np.sqrt(sizes[independent])
         rows = gram @ to_basis
-        beside = 1 + c * self.bulk
-        matrix = rows[:k].T @ (self.above(c, self.bulk)[:, None] * rows[:k])
+        beside = 1 + c * bulk
+        matrix = rows[:k].T @ ((self.eigenvalues(c) - beside)[:, None] * rows[:k])
         matrix += beside * np.eye(len(matrix))
         for s, image in zip(rows[k::2], rows[k + 1 :: 2], strict=True):
             y = s + c * image
@@ -93,9 +87,10 @@ class Directions:
         kept = np.argsort(-abs(eigenvalues - beside), kind="stable")[:limit]
         weights = torch.from_numpy((to_basis @ vectors[:, kept]).T).to(block)
         directions = torch.addmm(weights[:, k:] @ block, weights[:, :k], self.rows)
-        return Directions(directions, (eigenvalues[kept] - 1) / c, self.bulk)
+        return Directions(directions, (eigenvalues[kept] - 1) / c)
 
 
-def _inner(a: Tensor, b: Tensor) -> Matrix:
-    found: Matrix = (a @ b.T).to("cpu", torch.float64).numpy()
+def numbers(products: Tensor) -> Matrix:
+    """Scalar products, to be worked with on the CPU."""
+    found: Matrix = products.to("cpu", torch.float64).numpy()
     return found

@@ -13,8 +13,6 @@ begin with is the curvature of the pairs before, by its eigenvectors
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,7 +20,7 @@ from scipy.linalg import solve_triangular
 from torch import Tensor
 
 from geoflow.solvers.base import Carry
-from geoflow.solvers.multistep.directions import LEAST_CURVATURE, Directions
+from geoflow.solvers.multistep.directions import LEAST_CURVATURE, Directions, numbers
 
 Matrix = NDArray[np.float64]
 
@@ -31,7 +29,7 @@ BLOCK = 8
 # Blocks that are kept as pairs, whole ones; with the one that is filled there are up to as many
 # and one.
 BLOCKS = 2
-# Part of the pairs with less curvature than A is taken to have beside them.
+# Part of the curvatures known that are less than A is taken to have beside them.
 SOFTER = 0.25
 
 
@@ -71,22 +69,33 @@ class SecantPairs:
 
     @classmethod
     def unpack(cls, carry: Carry, limit: int) -> SecantPairs:
-        """Make it again from a carry, which later additions leave as it is."""
+        """Make it again from a carry, which later additions leave as it is.
+
+        Raises
+        ------
+        ValueError
+            What it holds of directions does not fit together.
+        """
         products = carry.get("pair_products")
         blocks: list[Tensor] = []
         while isinstance(block := carry.get(f"pairs_{len(blocks)}"), Tensor):
             blocks.append(block)
         square = products.cpu().numpy() if isinstance(products, Tensor) else np.zeros((0, 0))
-        rows, numbers, across = (
-            carry.get(name) for name in ("directions", "direction_curvatures", "direction_products")
-        )
         # Walks of earlier versions have none.
-        if not isinstance(rows, Tensor):
+        if "directions" not in carry:
             return cls(limit, blocks, square)
-        assert isinstance(numbers, Tensor), "curvatures come with their directions"
-        assert isinstance(across, Tensor), "products come with their directions"
-        bulk, *curvatures = numbers.tolist()
-        directions = Directions(rows, np.array(curvatures), bulk)
+        rows, curvatures, across = (
+            carry[name] for name in ("directions", "direction_curvatures", "direction_products")
+        )
+        if not (
+            isinstance(rows, Tensor)
+            and isinstance(curvatures, Tensor)
+            and isinstance(across, Tensor)
+            and across.shape == (len(rows), len(square))
+            and curvatures.shape == (len(rows),)
+        ):
+            raise ValueError("directions, their curvatures and products do not fit together")
+        directions = Directions(rows, curvatures.cpu().numpy())
         return cls(limit, blocks, square, directions, across.cpu().numpy())
 
     def pack(self) -> Carry:
@@ -95,9 +104,8 @@ class SecantPairs:
         blocks: Carry = {f"pairs_{i}": block for i, block in enumerate(self.blocks)}
         carry: Carry = {**blocks, "pair_products": torch.from_numpy(self.products)}
         if self.directions is not None:
-            numbers = [self.directions.bulk, *self.directions.curvatures]
             carry["directions"] = self.directions.rows
-            carry["direction_curvatures"] = torch.tensor(numbers, dtype=torch.float64)
+            carry["direction_curvatures"] = torch.from_numpy(self.directions.curvatures)
             carry["direction_products"] = torch.from_numpy(self.across)
         return carry
 
@@ -131,14 +139,10 @@ class SecantPairs:
             self._give_up_oldest(c, bulk)
         inner, on_directions = self._products_with(list(vectors))
         rows = np.arange(0, len(self.products), 2)
-        if self.directions is not None:
-            bulk = max(bulk, self.directions.bulk)
-        elif len(rows):
-            bulk = self._bulk(bulk)
-        base = 1 / (1 + c * bulk)
+        base = 1 / (1 + c * self._bulk(bulk))
         gains = np.zeros((0, 1))
         if self.directions is not None:
-            gains = self.directions.gains(c, bulk)[:, None]
+            gains = 1 / self.directions.eigenvalues(c)[:, None] - base
         rows = rows[1 + c * self.products[rows, rows + 1] > LEAST_CURVATURE]
         ss, sw, ww = (
             self.products[np.ix_(rows + i, rows + j)] for i, j in ((0, 0), (0, 1), (1, 1))
@@ -171,25 +175,25 @@ class SecantPairs:
         return torch.add(moved.to(vectors.dtype), vectors, alpha=base)
 
     def _bulk(self, least: float) -> float:
-        """Lower quartile of the curvatures of all pairs, and not below what is given."""
-        curvatures = np.diag(self.products, 1)[::2]
-        return max(least, float(np.quantile(curvatures, SOFTER)))
+        """Lower quartile of all curvatures known, and not below what is given.
+
+        It is never that of the first pairs alone: a walk becomes less stiff.
+        """
+        of_directions = np.zeros(0) if self.directions is None else self.directions.curvatures
+        known = np.concatenate([np.diag(self.products, 1)[::2], of_directions])
+        return max(least, float(np.quantile(known, SOFTER))) if len(known) else least
 
     def _give_up_oldest(self, c: float, bulk: float) -> None:
         """Make directions of the oldest block of pairs."""
         self._products_with([])
         oldest, *self.blocks = self.blocks
-        beside = self._bulk(bulk)
-        # What the first pairs said of the rest does not last: a walk becomes less stiff.
-        if self.directions is None:
-            none = oldest.new_zeros((0, oldest.shape[1]))
-            self.directions = Directions(none, np.zeros(0), beside)
-        self.directions = replace(self.directions, bulk=beside)
+        before = self.directions or Directions(oldest[:0], np.zeros(0))
         # The scale at which curvatures matter; without one, that of R.
-        self.directions = self.directions.with_pairs(oldest, c if c > 0 else 1.0, self.limit)
+        scale = c if c > 0 else 1.0
+        self.directions = before.with_pairs(oldest, scale, self._bulk(bulk), self.limit)
         self.products = self.products[2 * BLOCK :, 2 * BLOCK :]
         found = torch.cat([self.directions.rows @ block.T for block in self.blocks], 1)
-        self.across = found[:, : len(self.products)].to("cpu", torch.float64).numpy()
+        self.across = numbers(found[:, : len(self.products)])
 
     def _products_with(self, vectors: list[Tensor]) -> tuple[Matrix, Matrix]:
         """Scalar products of all rows, and of all directions, with vectors; each of shape (…, n).
@@ -205,7 +209,7 @@ class SecantPairs:
         inner = [rows @ block.T for block in self.blocks]
         if self.directions is not None:
             inner.append(rows @ self.directions.rows.T)
-        found: Matrix = torch.cat(inner, 1).T.to("cpu", torch.float64).numpy()
+        found = numbers(torch.cat(inner, 1).T)
         on_directions = found[len(found) - n_directions :]
         if n_new:
             grown = np.empty((n + n_new, n + n_new))
