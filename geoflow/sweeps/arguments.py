@@ -11,6 +11,7 @@ import xarray as xr
 
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
+from geoflow.problems.dtypes import DTYPES
 from geoflow.system import kinds
 
 
@@ -70,6 +71,6 @@ def named_dtype(name: str) -> torch.dtype:
     InputError
         It is neither float64 nor float32.
     """
-    if name not in ("float64", "float32"):
+    if name not in DTYPES:
         raise InputError(f"dtype={name!r}; use 'float64' or 'float32'")
-    return torch.float64 if name == "float64" else torch.float32
+    return DTYPES[name]
