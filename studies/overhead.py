@@ -1,6 +1,6 @@
 """Which part of a walk's time is spent outside the loss and its gradient: three networks, seed 0.
 
-python studies/overhead.py
+    OMP_NUM_THREADS=1 python studies/overhead.py
 
 Walks to 175° with two solvers in turn, one thread, and counts the time of the process: what others
 do on the machine counts only where they take the caches and the memory.

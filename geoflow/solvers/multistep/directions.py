@@ -86,7 +86,7 @@ class Directions:
         eigenvalues, vectors = np.linalg.eigh(matrix)
         kept = np.argsort(-abs(eigenvalues - beside), kind="stable")[:limit]
         weights = torch.from_numpy((to_basis @ vectors[:, kept]).T).to(block)
-        directions = torch.addmm(weights[:, k:] @ block, weights[:, :k], self.rows)
+        directions = (weights[:, k:] @ block).addmm_(weights[:, :k], self.rows)
         return Directions(directions, (eigenvalues[kept] - 1) / c)
 
 
