@@ -25,6 +25,7 @@ from geoflow.paths.arclength import FIRST, Arc, OnArc, strides_to
 from geoflow.paths.corrector import Corrected, away, correct, is_kkt
 from geoflow.paths.learned import Bearing, Learned
 from geoflow.problems.protocol import ProblemLike
+from geoflow.system.threads import one_blas_thread
 from geoflow.system.translation import numerics
 from geoflow.walking.loop import walk
 from geoflow.walking.stopping import Stationary
@@ -248,7 +249,7 @@ class Continuation:
     def _round(self, at: Reached, goal: float, stops: Sequence[float], patience: int) -> Reached:
         arc, bearing = Arc(at_level(self.flow, at.c), self.memory, self.limit), self.memory.bearing
         before, strides, hopeless = self.flow.problem.evaluations, 0, 0
-        with self.budget(), numerics():
+        with self.budget(), numerics(), one_blas_thread():
             if bearing is None:
                 wanted = [goal]
                 rising = math.copysign(1.0, goal - at.c)
@@ -302,7 +303,7 @@ class Continuation:
         level, theta = flow.level_set.level, flow.problem.theta0
         if before is not None:
             evaluated = before.loss, before.gradient
-            with self.budget(), numerics():
+            with self.budget(), numerics(), one_blas_thread():
                 theta = flow.level_set.project(
                     before.theta, evaluated=evaluated, max_iterations=PROJECTIONS
                 ).theta
@@ -341,7 +342,7 @@ class Continuation:
         return Reached(state, at_level(flow, level), "walk", 0, corrections)
 
     def _correct(self, flow: RegularizingFlow, state: FlowState, patience: int) -> Corrected:
-        with self.budget(), numerics():
+        with self.budget(), numerics(), one_blas_thread():
             return correct(flow, state, self.memory, self.limit, patience)
 
     def budget(self) -> AbstractContextManager[None]:

@@ -18,6 +18,7 @@ from geoflow.problems.dtypes import DTYPES
 from geoflow.problems.earlier import same_data
 from geoflow.solvers import Solver, Tolerance
 from geoflow.system import kinds
+from geoflow.system.threads import one_blas_thread
 from geoflow.system.translation import numerics
 from geoflow.trajectories import schema
 from geoflow.walking.inside import Inside
@@ -80,7 +81,7 @@ def interpolate(
         rows = np.flatnonzero(before == index)
         start = torch.from_numpy(ds["theta"][int(index)].values)
         wanted = at[rows] - there[index]
-        with numerics():
+        with numerics(), one_blas_thread():
             for row, theta in zip(rows, _from(flow, chosen, tolerance, start, wanted), strict=True):
                 found[row] = theta.cpu().numpy()
     return xr.DataArray(

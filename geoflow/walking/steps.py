@@ -17,6 +17,7 @@ from geoflow.manifold.protocol import Flow, State, flatten
 from geoflow.solvers import Carry, Solver, Tolerance, is_dense
 from geoflow.system import interrupts
 from geoflow.system.progress import Progress
+from geoflow.system.threads import one_blas_thread
 from geoflow.system.translation import numerics
 from geoflow.trajectories import records
 from geoflow.trajectories.records import Observable, Snapshot
@@ -192,7 +193,7 @@ class Walk:
             start = {**START, "n_reprojection": projection.iterations}
             self._accept([(state, start)], [[]], None, [])
         if self.carry is None:
-            with numerics():
+            with numerics(), one_blas_thread():
                 carry = self.solver.init(self.flow, self._state(), self.tolerance)
             self.carry, self.counts = carry, self._counts()
 
@@ -204,7 +205,7 @@ class Walk:
         snapshot = math.inf if is_dense(self.solver) else self.rule.next_time(last["time"])
         target = min(snapshot, goals.t_end)
         left = target - last["time"]
-        with numerics():
+        with numerics(), one_blas_thread():
             result = self.solver.step(self.flow, state, self.carry, self.tolerance, left)
             # The sum may round past or short of the time asked for; the step ended exactly there.
             whole = target if result.time >= left else last["time"] + result.time

@@ -1,0 +1,88 @@
+"""NumPy's BLAS has one thread while a solver steps, and its own number again afterwards."""
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+import scipy.linalg  # noqa: F401
+import torch
+from threadpoolctl import ThreadpoolController
+
+import geoflow as gf
+from geoflow.solvers import BDF
+from geoflow.system.threads import one_blas_thread
+
+
+def threads():
+    pools = ThreadpoolController().select(threading_layer="pthreads").info()
+    return {pool["num_threads"] for pool in pools}
+
+
+@pytest.fixture(autouse=True)
+def _three():
+    pools = ThreadpoolController().select(threading_layer="pthreads")
+    if not pools.lib_controllers:
+        pytest.skip("NumPy's BLAS has no threads of its own here")
+    with pools.limit(limits=3):
+        yield
+
+
+def test_one_thread_in_the_block_and_as_before_after_an_error():
+    seen = set()
+
+    def failing():
+        with one_blas_thread():
+            seen.update(threads())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        failing()
+    assert seen == {1}
+    assert threads() == {3}
+
+
+def test_one_block_within_another_leaves_the_limit_to_it():
+    with one_blas_thread():
+        with one_blas_thread():
+            assert threads() == {1}
+        assert threads() == {1}
+    assert threads() == {3}
+
+
+def test_blocks_of_two_threads_that_overlap_leave_the_number_as_it_was():
+    entered, leave = threading.Event(), threading.Event()
+
+    def other():
+        with one_blas_thread():
+            entered.set()
+            leave.wait(10)
+
+    with one_blas_thread():
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert entered.wait(10)
+    leave.set()
+    thread.join()
+    assert threads() == {3}
+    with one_blas_thread():
+        assert threads() == {1}
+
+
+def test_a_solver_steps_with_one_thread_and_observables_have_all():
+    seen = SimpleNamespace(step=set(), observable=set())
+
+    class Looking(BDF):
+        def step(self, *args):
+            seen.step |= threads()
+            return super().step(*args)
+
+    def observed(theta):
+        seen.observable |= threads()
+        return 0.0
+
+    theta0 = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    problem = gf.Problem.from_function(lambda theta: theta.square().sum(), theta0)
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), lambda theta: theta[0])
+    gf.walk(flow, Looking(), max_evaluations=20, observables={"seen": observed})
+    assert seen.step == {1}
+    assert seen.observable == {3}
