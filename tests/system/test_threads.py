@@ -1,6 +1,7 @@
 """NumPy's BLAS has one thread while a solver steps, and its own number again afterwards."""
 
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from threadpoolctl import ThreadpoolController
 
 import geoflow as gf
+from geoflow.analysis.curvature.matrix_free import extreme_eigenvalues
+from geoflow.analysis.curvature.operators import loss_hessian
 from geoflow.solvers import BDF
 from geoflow.system.threads import one_blas_thread
 
@@ -86,3 +89,20 @@ def test_a_solver_steps_with_one_thread_and_observables_have_all():
     gf.walk(flow, Looking(), max_evaluations=20, observables={"seen": observed})
     assert seen.step == {1}
     assert seen.observable == {3}
+
+
+def test_arpack_works_with_one_thread():
+    seen = []
+
+    def product(v):
+        seen.append(threads())
+        return torch.arange(1.0, 51.0, dtype=torch.float64) * v
+
+    problem = gf.Problem.from_function(
+        lambda theta: theta.square().sum(), torch.ones(50, dtype=torch.float64)
+    )
+    hessian = loss_hessian(problem, problem.theta0)
+    found = extreme_eigenvalues(replace(hessian, product=product), k=1)
+    assert found.values[0] == pytest.approx(50.0)
+    # All of its products but those that find the size of A first.
+    assert seen.count({1}) > len(seen) / 2

@@ -18,6 +18,7 @@ from geoflow.errors import InputError
 from geoflow.system import kinds
 from geoflow.system.limits import OPERATIONS, check_work
 from geoflow.system.memory import CPU, check_memory
+from geoflow.system.threads import one_blas_thread
 
 Floats = NDArray[np.float64]
 
@@ -339,16 +340,17 @@ def _arpack(
     # A restart keeps k vectors and makes the others anew.
     restarts = max(1, math.ceil(max_products / (n_vectors - k)))
     try:
-        values, vectors = eigsh(
-            linear,
-            k,
-            which="LA",
-            v0=start.astype(dtype),
-            ncv=n_vectors,
-            maxiter=restarts,
-            tol=max(tol, float(np.finfo(dtype).eps)),
-            rng=np.random.default_rng(seed),
-        )
+        with one_blas_thread():
+            values, vectors = eigsh(
+                linear,
+                k,
+                which="LA",
+                v0=start.astype(dtype),
+                ncv=n_vectors,
+                maxiter=restarts,
+                tol=max(tol, float(np.finfo(dtype).eps)),
+                rng=np.random.default_rng(seed),
+            )
     except ArpackNoConvergence as error:
         values, vectors = error.eigenvalues, error.eigenvectors
     except ArpackError as error:
