@@ -52,6 +52,15 @@ class Tolerance:
         norm = float(torch.linalg.vector_norm(theta))
         return self.rtol * norm + self.atol * math.sqrt(theta.numel())
 
+    def per_step(self, theta: Tensor, order: int, many_steps: float) -> float:
+        """Error that a step may add, in units of θ, so that their sum stays in proportion to rtol.
+
+        From rtol = ``many_steps`` down it falls faster than rtol: a method of order p takes
+        rtol^(−1/(p + 1)) as many steps, whose errors add up.
+        """
+        share = min(self.rtol / many_steps, 1.0) ** (1 / (order + 1))
+        return self.scale(theta) * share
+
 
 @dataclass(frozen=True)
 class StepResult:

@@ -41,8 +41,7 @@ UNSOLVED = 0.5
 # At the least, where the equation has told how much too long its step was.
 SHORTEST = 0.25
 GROW_BY_CORRECTIONS = ((12, 0.9), (8, 1.0), (5, 1.1))
-# From this rtol down the error allowed a step falls faster: at the highest order p a walk takes
-# rtol^(−1/(p + 1)) as many steps, whose errors add up.
+# From this rtol down the errors of so many steps add up.
 MANY_STEPS = 1e-6
 # Rejections in a row after which the order is lowered too.
 PATIENCE = 2
@@ -125,7 +124,7 @@ class BDF:
         history = _history(carry)
         n_pairs = min(self.pairs, state.theta.numel())
         pairs = SecantPairs.unpack(carry, n_pairs)
-        allowed = _allowed(tolerance, state.theta)
+        allowed = tolerance.per_step(state.theta, MAX_ORDER, MANY_STEPS)
         order, since = int(carry["order"]), int(carry["n_since_order"])
         n_rejected = n_corrections = 0
         while True:
@@ -212,12 +211,6 @@ def _longest(state: FlowState) -> float:
     least = torch.finfo(state.theta.dtype).tiny
     speed = max(float(torch.linalg.vector_norm(state.regularizer_gradient)), least)
     return size / (torch.finfo(state.theta.dtype).eps * speed)
-
-
-def _allowed(tolerance: Tolerance, theta: Tensor) -> float:
-    """Error that a step may add, in units of θ, so that their sum stays in proportion to rtol."""
-    share = min(tolerance.rtol / MANY_STEPS, 1.0) ** (1 / (MAX_ORDER + 1))
-    return tolerance.scale(theta) * share
 
 
 def _following(

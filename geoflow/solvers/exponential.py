@@ -66,6 +66,9 @@ OTHER_VECTORS = 12
 
 SAFETY, SHRINK, GROW = 0.9, 0.2, 3.0
 
+# From this rtol down the errors of so many steps add up.
+MANY_STEPS = 1e-7
+
 # The Krylov residual, h times it in units of the error allowed, and in units of ‖f‖, without which
 # a loose tolerance would let θ leave the slow manifold.
 KRYLOV_DEFECT, KRYLOV_LEFTOVER = 3.0, 0.2
@@ -213,7 +216,7 @@ class _Attempts:
         basis: torch.dtype | None = None,
     ) -> None:
         self.flow, self.state = flow, state
-        self.allowed = tolerance.scale(state.theta)
+        self.allowed = tolerance.per_step(state.theta, Exponential.order, MANY_STEPS)
         self.single = len(state.values) == 1
         self.max_vectors = max_vectors
         self.space = KrylovSpace(flow.linearization(state), state.velocity, radius, basis)

@@ -107,12 +107,6 @@ def test_the_error_tested_is_that_of_a_formula_with_unit_coefficient_of_f(order,
     assert formula.error_constant == pytest.approx(abs(1 / (order + 1) + kappa_gamma))
 
 
-def test_below_a_millionth_the_error_allowed_falls_faster_than_rtol():
-    theta = torch.tensor([3.0, 4.0])
-    for rtol, share in ((1e-3, 1.0), (1e-6, 1.0), (1e-9, 10**-0.5)):
-        assert bdf._allowed(Tolerance(rtol, 0.0), theta) == pytest.approx(5 * rtol * share)
-
-
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_the_error_that_another_order_would_have_made_is_that_of_its_formula(order):
     ages = np.array([0.0, 0.3, 0.5, 1.3, 1.4, 2.2])

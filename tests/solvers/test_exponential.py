@@ -136,7 +136,8 @@ def test_the_error_is_in_proportion_to_the_tolerance_and_to_the_step_cubed(name)
     flow = gf.RegularizingFlow(gf.LevelSet(flow.problem, level_rtol=1e-12), flow.regularizer)
     times = [0.3 * t_end, t_end]
     exact = references.tight(flow, times)
-    rtols, errors, steps = [1e-6, 1e-7, 1e-8], [], []
+    # Below the last of them it falls faster.
+    rtols, errors, steps = [1e-6, 3e-7, 1e-7], [], []
     for rtol in rtols:
         settings = {"atol": 1e-3 * rtol, "t_end": t_end, "snapshot_times": times}
         ds = gf.walk(flow, "exponential", rtol=rtol, stop=None, **settings)
