@@ -37,9 +37,9 @@ PATIENCE, PROJECTIONS = 150, 40
 MAX_HALVINGS = 8
 # The flow comes to this angle at reasonable cost; what is wanted beyond is left to the corrector.
 FLOW_DEGREES = 175.0
-# Which is to go there: it needs no steps to learn the curvature in, and most walks of a path are
-# a few steps long.
-SOLVER = "exponential"
+# The first walk is a long one. Those onto further levels are a few steps long, and `exponential`
+# needs none to learn the curvature in.
+FIRST_SOLVER, SOLVER = "bdf", "exponential"
 
 # A point that is farther from the one before may lie on another branch: a level in between shows
 # whether the path leads there. In units of ‖θ‖; and of ‖θ‖ √|Δ log L|, since near a fold a path
@@ -310,8 +310,9 @@ class Continuation:
         start = at_level(flow, level, theta)
         stop = Stationary(min(self.degrees, FLOW_DEGREES))
         budget = max(self.left, 1)
+        solver = FIRST_SOLVER if before is None else SOLVER
         try:
-            ended = walk(start, SOLVER, stop=stop, max_evaluations=budget, max_snapshots=2)
+            ended = walk(start, solver, stop=stop, max_evaluations=budget, max_snapshots=2)
         except InputError as error:
             # Its budget, which is what is left of the path's, was too small to begin with.
             if isinstance(error.__cause__, EvaluationLimitError):

@@ -17,7 +17,7 @@ from geoflow.archive import path_files
 from geoflow.archive.pieces import Pieces
 from geoflow.errors import ArchiveError, BranchError, ConvergenceError, InputError, StorageError
 from geoflow.manifold.flows import RegularizingFlow, check_single
-from geoflow.paths.continuation import FAILURES, SOLVER, Continuation
+from geoflow.paths.continuation import FAILURES, FIRST_SOLVER, Continuation
 from geoflow.paths.recording import Recording
 from geoflow.system import kinds
 from geoflow.system.progress import Progress
@@ -107,7 +107,7 @@ def regularization_path(
     kinds.check_kind(degrees, Real, "degrees", "an angle between 90 and 180")
     degrees = Stationary(degrees).degrees  # checked, and a float as the file has it
     limit = path_schema.kkt_limit(degrees)
-    check_fit(flow, solvers.get(SOLVER), DEFAULTS.goals(), observables)
+    check_fit(flow, solvers.get(FIRST_SOLVER), DEFAULTS.goals(), observables)
     _check_resolved(degrees, limit, flow.problem.dtype)
     _check_names(observables, flow)
     settings = Settings(
