@@ -17,9 +17,10 @@ from geoflow.archive import path_files
 from geoflow.archive.pieces import Pieces
 from geoflow.errors import ArchiveError, BranchError, ConvergenceError, InputError, StorageError
 from geoflow.manifold.flows import RegularizingFlow, check_single
-from geoflow.paths.continuation import FAILURES, FIRST_SOLVER, Continuation
+from geoflow.paths.continuation import FAILURES, FIRST_SOLVER, SOLVER, Continuation
 from geoflow.paths.recording import Recording
 from geoflow.system import kinds
+from geoflow.system.memory import check_memory
 from geoflow.system.progress import Progress
 from geoflow.trajectories import path_dataset, path_schema, records
 from geoflow.trajectories.path_dataset import PathPoint
@@ -27,6 +28,7 @@ from geoflow.trajectories.records import Observable
 from geoflow.trajectories.storable import storable
 from geoflow.walking import ending
 from geoflow.walking.fitting import check_fit
+from geoflow.walking.memory import vector_bytes
 from geoflow.walking.settings import DEFAULTS
 from geoflow.walking.stopping import DEFAULT_MAX_EVALUATIONS, Stationary
 
@@ -158,6 +160,7 @@ def follow(
     InputError, ConvergenceError, CriticalPointError, ArchiveError
         As :func:`regularization_path` does.
     """
+    _check_memory(flow)
     degrees, limit = settings.degrees, path_schema.kkt_limit(settings.degrees)
     config = {
         "levels": list(settings.levels),
@@ -310,6 +313,16 @@ def _check_resolved(degrees: float, limit: float, dtype: torch.dtype) -> None:
             f"degrees={degrees}: its KKT residual {limit:.1e} is below what {dtype} resolves; use "
             f"at most {largest:.9g}"
         )
+
+
+def _check_memory(flow: RegularizingFlow) -> None:
+    """Refuse a path whose walks would not fit: their own refusal offers other solvers."""
+    check_memory(
+        max(vector_bytes(flow, solvers.get(name)) for name in (FIRST_SOLVER, SOLVER)),
+        f"the walks of a path in {flow.problem.n_parameters:,} parameters",
+        "use a problem in float32, or evaluate fewer examples at a time (batch_size)",
+        flow.problem.device,
+    )
 
 
 def _check_names(observables: Mapping[str, Observable], flow: RegularizingFlow) -> None:

@@ -168,6 +168,17 @@ def test_bad_arguments_are_named(arguments, message):
         gf.regularization_path(_flow(loss, least_squares + 0.1), **arguments)
 
 
+def test_a_path_that_would_not_fit_is_refused_before_the_first_evaluation(monkeypatch, tmp_path):
+    loss, _, least_squares = _ridge()
+    flow = _flow(loss, least_squares + 0.1)
+    evaluations = flow.problem.evaluations
+    monkeypatch.setattr("geoflow.system.memory.available_memory", lambda device: 1000)
+    with pytest.raises(gf.InputError, match=r"walks of a path in 12 parameters .*float32"):
+        gf.regularization_path(flow, [2.0], archive=tmp_path / "path.nc")
+    assert flow.problem.evaluations == evaluations
+    assert not list(tmp_path.iterdir())
+
+
 def _folding(theta):
     """On y = c a cubic in x: its minimum and its maximum meet at c = 1.5; another lies near −2."""
     x, y = theta
