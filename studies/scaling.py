@@ -5,9 +5,9 @@
 
 Perceptrons of two hidden tanh layers, 64 inputs to 10 classes that a random perceptron of the same
 form and width 32 gives, in float64. Each is trained by Adam (1e-3, batches of 32, at most EPOCHS
-epochs) until the mean loss of an epoch is below TRAINED, and walked down ‖θ‖² to DEGREES at the
-defaults. Widths are measured with EXAMPLES examples, numbers of examples at WIDTH. The seconds of
-an evaluation are medians, taken by turns with those of a bare forward and backward pass in plain
+epochs) until the mean loss of an epoch is below TRAINED, and walked down ‖θ‖² to DEGREES by
+`exponential`. Widths are measured with EXAMPLES examples, numbers of examples at WIDTH. The seconds
+of an evaluation are medians, taken by turns with those of a bare forward and backward pass in plain
 PyTorch; with ``--seconds-only`` nothing is trained or walked. Prints the tables of
 docs/performance.md with the exponents of a fit, and draws them.
 """

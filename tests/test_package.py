@@ -97,3 +97,5 @@ def test_what_a_tab_offers_is_what_a_user_types():
         # Numbers and texts aside, each says what it is.
         for item in (getattr(folder, n) for n in dir(folder) if not n.isupper()):
             assert item.__doc__, item
+    assert set(dir(gf.solvers)) < set(gf.solvers.__all__)
+    assert {"BDF", "Solver", "names", "get"} <= set(dir(gf.solvers))

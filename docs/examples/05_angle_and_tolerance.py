@@ -24,7 +24,7 @@ walks = {
 # R agrees to the width of the line. The angles of the explicit method are degrees off, and wobble where nothing in the
 # geometry does: its steps are at the limit of stability, whatever the tolerance. The stiff method costs less, too.
 
-# sphinx_gallery_alt = "R of three walks agrees; the angles of two of them wobble, up to two degrees below the third's smooth curve"
+# sphinx_gallery_alt = "R of three walks agrees; the angles of two of them wobble, up to three degrees below the third's smooth curve"
 plt.rcParams.update(gf.plots.STYLE)
 figure, axes = plt.subplots(1, 2, figsize=(7, 3), layout="constrained")
 for name, ds in walks.items():

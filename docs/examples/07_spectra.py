@@ -16,7 +16,7 @@ ds = gf.walk(flow)
 found = spectra.along(ds, flow, k=3, n_probes=4, n_steps=40, n_trace=30, max_products=150)
 
 # %%
-# Each curve is one time: the number of eigenvalues by their size. Most are near zero; some tens stand far out, and these
+# Each curve is one time: the number of eigenvalues by their size. Most are near zero; six or seven stand far out, and these
 # make the flow stiff. The bulk of A lies at 2, the curvature of ‖θ‖².
 
 # sphinx_gallery_alt = "Spectral densities of the Hessian and of A at five flow times, with a bulk near zero and outliers"

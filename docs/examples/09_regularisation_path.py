@@ -41,8 +41,9 @@ print(f"{path.status}: {path.sizes['level']} points in {int(path.n_gradient[-1])
 # sphinx_gallery_alt = "Ten coefficients against the penalty, shrinking to zero; circles of ridge regression lie on the lines"
 plt.rcParams.update(gf.plots.STYLE)
 figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
-for name, coefficient in zip(data.feature_names, path.theta.values.T, strict=True):
-    ax.plot(path.penalty, coefficient, label=name)
+colours = plt.get_cmap("tab10").colors
+for name, coefficient, colour in zip(data.feature_names, path.theta.values.T, colours, strict=True):
+    ax.plot(path.penalty, coefficient, color=colour, linestyle="-", label=name)
 for penalty in np.geomspace(2e-3, 20, 8):
     exact = Ridge(alpha=penalty * len(targets), fit_intercept=False).fit(inputs, targets).coef_
     ax.plot(np.full(10, penalty), exact, "o", markerfacecolor="none", color="black", markersize=5)

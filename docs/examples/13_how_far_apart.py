@@ -40,10 +40,11 @@ figure, axes = plt.subplots(1, 2, figsize=(7, 3.2), layout="constrained")
 for name, ds in walks.items():
     way = ds.arc_length[ds.snapshot_step]
     axes[0].plot(way, ds.test_loss, label=f"{name}: {ds.status}")
-    axes[1].plot(ds.arc_length, abs(ds.level_residual) / ds.level + 1e-17, ".", label=name)
+    axes[1].plot(ds.arc_length, abs(ds.level_residual) / ds.level, ".", label=name)
 axes[0].set(xlabel="arc length in θ", ylabel="test loss", yscale="log")
-axes[1].set(
-    xlabel="arc length in θ", ylabel="|L − c|/c", yscale="log", title="and the training loss stays"
-)
+axes[1].set(xlabel="arc length in θ", ylabel="|L − c|/c", title="and the training loss stays")
+for ax in axes:
+    ax.set_xscale("symlog", linthresh=0.01)
+    ax.set_xlim(left=0)
 axes[0].legend()
 plt.show()

@@ -46,6 +46,14 @@ __all__ = [
     "vectors_of",
 ]
 
+# What a walk asks of a solver, and nobody types.
+_INNER = {"bytes_of", "check_needs", "is_dense", "vectors_of"}
+
+
+def __dir__() -> list[str]:
+    return sorted(set(__all__) - _INNER)
+
+
 # The fewest evaluations to a wanted accuracy and to the end, in float32 too: docs/accuracy.md.
 DEFAULT = "bdf"
 STIFF: dict[str, type[Exponential] | type[BDF] | type[RKC] | type[CVODE]] = {

@@ -19,9 +19,9 @@ def vector_bytes(flow: Flow, solver: Solver) -> int:
     """Bytes that a walk takes beside its snapshots: state, evaluation and the solver's vectors.
 
     Within a tenth of what was measured where the solver uses all that it may
-    (``studies/memory.py``), but for cvode, which takes half; bdf was not measured with all its
-    pairs. More than it takes where a Krylov space stays smaller. An evaluation
-    is with its activations, see :func:`~geoflow.problems.footprint.evaluation_bytes`.
+    (``studies/memory.py``), but for cvode, which takes half. More than it takes where a Krylov
+    space stays smaller. An evaluation is with its activations, see
+    :func:`~geoflow.problems.footprint.evaluation_bytes`.
     The records, some 150 bytes a step, are left out.
     """
     theta = flow.problem.theta0
