@@ -64,7 +64,8 @@ def _read(path: Path, names: Iterable[str] | None) -> dict[str, NDArray[Any]]:
     status = path.lstat()
     if path.parent.is_symlink() or not stat.S_ISREG(status.st_mode):
         raise ValueError("it is a link or no regular file")
-    with np.load(path, allow_pickle=False) as file:
+    # Opened here: where it is no archive, NumPy leaves open what it has opened.
+    with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
         # As they are written: arrays one after the other, none of them compressed.
         entries = file.zip.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):

@@ -85,7 +85,11 @@ def kept_settings(path: str | Path) -> dict[str, Any] | None:
         return None
     with translation.reading(file):
         settings = json.loads(file.read_text(encoding="utf-8"))
-    return settings if path_schema.PATH in settings else None
+        if path_schema.PATH not in settings:
+            return None
+        if not isinstance(json.loads(settings["config"]), dict):
+            raise ValueError("it has no config")
+    return settings
 
 
 def is_path(path: str | Path) -> bool:

@@ -17,7 +17,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from geoflow.archive import netcdf, parts
-from geoflow.errors import InputError
+from geoflow.errors import ArchiveError, InputError
 from geoflow.system import files, translation
 
 SETTINGS = "settings.json"
@@ -150,7 +150,18 @@ class Pieces:
             They are missing or damaged.
         """
         assert self._lock, "only what has a target is kept"
-        return parts.read(self._lock.folder / f"{name}.npz")
+        try:
+            return parts.read(self._lock.folder / f"{name}.npz")
+        except ArchiveError as error:
+            raise self.damaged(name) from error
+
+    def damaged(self, name: str) -> ArchiveError:
+        """What to say of a piece, or of arrays, that cannot be made again by itself."""
+        assert self.target
+        return ArchiveError(
+            f"{name} of what is kept of {self.target} is damaged; remove the folder "
+            f"{folder_beside(self.target)} to start over"
+        )
 
     def drop(self, name: str) -> None:
         """Remove arrays that were kept, where they are."""
@@ -220,6 +231,8 @@ def _difference(kept: str, wanted: str) -> str:
     try:
         old, new = json.loads(kept), json.loads(wanted)
         name = next(n for n in sorted({*old, *new}) if old.get(n) != new.get(n))
+        if name == "config":
+            return _difference(old[name], new[name])
         return f"{name}: {str(old.get(name))[:40]}, not {str(new.get(name))[:40]}"
     except (ValueError, TypeError, AttributeError, StopIteration):
         return "unreadable"

@@ -48,7 +48,7 @@ def path(args: argparse.Namespace) -> int:
             run.preparation[name] = getattr(args, name)
     if args.dtype:
         run.preparation["dtype"] = DTYPES[args.dtype]
-    if args.regularizer:
+    if args.regularizer is not None:
         run.regularizer = regularizers.get(args.regularizer)
     # Before the training, which takes its time.
     Stationary(args.degrees)

@@ -111,7 +111,7 @@ def _settings(args: argparse.Namespace) -> Run:
             settings.data_sha256 = ""
     if args.dtype:
         preparation["dtype"] = DTYPES[args.dtype]
-    if args.regularizer:
+    if args.regularizer is not None:
         settings.regularizer = regularizers.get(args.regularizer)
     if args.constraints:
         settings.constraints = args.constraints
@@ -131,7 +131,7 @@ def resume(args: argparse.Namespace) -> int:
     if is_path(args.file):
         return path_commands.resume(args, _given(args, *(n for n in OPTIONS if hasattr(args, n))))
     if args.levels:
-        if files.is_file(args.file):
+        if not parts.is_resumable(Path(args.file)):
             open_walk_or_path(args.file).close()  # says what is damaged
         raise InputError("--levels: the file is a walk's, not a path's; give --t-end, for example")
     device = _checked(args).attributes["device"]

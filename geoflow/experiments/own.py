@@ -22,6 +22,7 @@ from geoflow.problems.dtypes import DTYPES, dtype_name
 from geoflow.problems.problem import Problem
 from geoflow.problems.protocol import check_problem
 from geoflow.trajectories import storable
+from geoflow.trajectories.dataset import WALK_TITLE
 
 Function = Callable[..., PreparedExperiment | Problem]
 
@@ -243,7 +244,7 @@ class OwnExperiment:
         if "device" in as_json:
             as_json["device"] = str(as_json["device"])
         provenance = {
-            "title": f"{self.name}, seed {seed}: walk along the training-loss level set",
+            "title": f"{self.name}, seed {seed}: {WALK_TITLE}",
             "data_sha256": problem.data_sha256,
             "n_parameters": problem.n_parameters,
             **prepared.provenance,

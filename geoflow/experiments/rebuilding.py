@@ -96,7 +96,7 @@ def rebuild(attributes: Mapping[str, Any], *, device: torch.device | str = "cpu"
     name = attributes["experiment"]
     if not name:
         raise InputError(
-            "the walk is of no experiment, so its loss is not known here; make its flow in Python"
+            "it is of no experiment, so its loss is not known here; make its flow in Python"
         )
     regularizer = regularizers.get(attributes["regularizer_name"])
     try:

@@ -17,6 +17,7 @@ from geoflow.problems.checks import check_device_and_dtype
 from geoflow.problems.parts import outputs
 from geoflow.problems.problem import Problem
 from geoflow.system.limits import EPOCHS, check_work
+from geoflow.trajectories.dataset import WALK_TITLE
 
 
 @dataclass(frozen=True)
@@ -290,7 +291,7 @@ class Experiment:
     ) -> dict[str, Any]:
         synthetic = ", on synthetic images, not CIFAR-10" if data == "synthetic" else ""
         return {
-            "title": f"{self.name}, seed {seed}: walk along the training-loss level set{synthetic}",
+            "title": f"{self.name}, seed {seed}: {WALK_TITLE}{synthetic}",
             "experiment": self.name,
             "seed": seed,
             "data": data,

@@ -24,7 +24,7 @@ from geoflow.manifold.level_set import (
 from geoflow.manifold.linearization import TangentHessian
 from geoflow.manifold.normals import NormalSpace, Numbers, normal_space
 from geoflow.manifold.protocol import Scalar
-from geoflow.manifold.regularizers.bound import ThetaFunction
+from geoflow.manifold.regularizers.bound import BoundRegularizer, ThetaFunction, Weighted
 from geoflow.manifold.regularizers.named import bound, name_of
 from geoflow.problems import checks
 from geoflow.problems.protocol import ProblemLike
@@ -197,16 +197,7 @@ class RegularizingFlow:
         self.problem: ProblemLike = level_set.problem
         self.regularizer = regularizer
         self._bound = bound(regularizer, self.problem)
-        if isinstance(self._bound, ThetaFunction):
-            value = self._bound.function(self.problem.theta0.clone())
-            if not isinstance(value, Tensor) or value.shape != () or not torch.isfinite(value):
-                shown = value.tolist() if isinstance(value, Tensor) else value
-                raise InputError(
-                    f"regularizer gave {shown} at theta0; it must return a finite scalar tensor"
-                )
-            checks.check_gradient(
-                self._bound.value_and_gradient, self.problem.theta0, "regularizer"
-            )
+        _check_regularizer(self._bound, self.problem.theta0)
 
     def __repr__(self) -> str:
         return f"RegularizingFlow(down {self.regularizer_name} on {self.level_set!r})"
@@ -358,3 +349,33 @@ def check_single(flow: RegularizingFlow, what: str) -> None:
             f"flow: its level set has {n} constraints, and {what} takes one; make it of the loss "
             "of all examples"
         )
+
+
+def _check_regularizer(bound: BoundRegularizer, theta0: Tensor) -> None:
+    """Refuse an R of θ alone that is no finite scalar with its gradient, in sums too.
+
+    What evaluates problems costs evaluations, and they were checked when they were made.
+
+    Raises
+    ------
+    InputError
+        Says what it gave.
+    """
+    terms = [term for _, term in bound.terms] if isinstance(bound, Weighted) else []
+    for term in terms:
+        _check_regularizer(term, theta0)
+    if isinstance(bound, ThetaFunction):
+        value = bound.function(theta0.clone())
+        if not isinstance(value, Tensor) or value.shape != () or not torch.isfinite(value):
+            shown = kinds.shown(value.tolist() if isinstance(value, Tensor) else value)
+            raise InputError(
+                f"regularizer gave {shown} at theta0; it must return a finite scalar tensor"
+            )
+        checks.check_gradient(bound.value_and_gradient, theta0, "regularizer")
+    if not bound.problems:
+        value, gradient = bound.value_and_gradient(theta0)
+        if not (torch.isfinite(value) and torch.isfinite(gradient).all()):
+            raise InputError(
+                f"regularizer gave {float(value)} at theta0 with a gradient of norm "
+                f"{float(torch.linalg.vector_norm(gradient))}; both must be finite, there as well"
+            )

@@ -233,6 +233,13 @@ class Arc:
         return OnArc(state, tangent)
 
 
+def _axis_across(normal: Tensor) -> Tensor:
+    """The coordinate axis that is farthest from a direction."""
+    axis = torch.zeros_like(normal)
+    axis[normal.abs().argmin()] = 1
+    return axis
+
+
 def direction_in(blocks: _Blocks, direction: Tensor) -> tuple[float, float]:
     """Components of a direction along n and w."""
     return float(torch.dot(direction, blocks.normal)), float(torch.dot(direction, blocks.other))
@@ -295,9 +302,9 @@ class _Blocks:
         operator = TangentHessian(flow, state)
         self.normal = operator.normal
         other = operator.tangent(direction)
-        if float(torch.linalg.vector_norm(other)) < 1e-6 and state.tangent_norm > 0:
+        if float(torch.linalg.vector_norm(other)) < 1e-6:
             # t is the normal: across it A is sound in any case.
-            other = state.velocity
+            other = state.velocity if state.tangent_norm > 0 else _axis_across(self.normal)
         other = operator.tangent(other)
         self.other = other / torch.linalg.vector_norm(other)
         operator.normal = torch.stack([self.normal, self.other])

@@ -337,6 +337,11 @@ class Continuation:
             )
         reached = theta.new_tensor(ended["theta"].values[-1])
         state, corrections = flow.evaluate(reached), 0
+        if state.multiplier == 0:
+            raise BranchError(
+                f"on L = {level:.6g} ∇R vanishes (λ = 0): no penalty has its solution there",
+                status="negative_multiplier",
+            )
         if not is_kkt(flow, state, self.limit):
             corrected = self._correct(flow, state, 10 * PATIENCE)
             state, corrections = corrected.state, corrected.n_corrections

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +76,10 @@ def resume_path(
     give = f"{kinds.A_FLOW}, that of the path, or None; further levels go by name, levels=[…]"
     kinds.check_kind(flow, RegularizingFlow | None, "flow", give)
     observables = records.as_observables(observables)
-    levels = [] if isinstance(levels, Sized) and not len(levels) else checked_levels(levels)
+    none = isinstance(levels, Sequence) and not levels
+    levels = [] if none else checked_levels(levels)
     if max_evaluations is not None:
-        checked_budget(max_evaluations)
+        max_evaluations = checked_budget(max_evaluations)
     unfinished = path_files.kept_settings(path)
     attributes, taken = _ended(path) if unfinished is None else (unfinished, [])
     if unfinished is not None and path.exists():
@@ -86,16 +87,21 @@ def resume_path(
         taken = _ended(path)[1]
     config = json.loads(attributes["config"])
     wanted = _wanted(path, attributes, taken, levels, max_evaluations)
+    budget = max_evaluations or config["max_evaluations"]
+    _refuse_spent(attributes, taken, budget)
     if flow is None:
         if observables:
             raise InputError("flow: observables go with a flow; give it too")
         rebuilt = experiments.rebuild(attributes, device=attributes["device"])
         flow, observables = rebuilt.flow, rebuilt.observables
     _check(flow, attributes, observables)
+    # A level that was not reached, and is not asked for again, is given up.
+    reached = {float(point.values["level"]) for point in taken}
+    asked = [level for level in config["levels"] if level in reached or level in wanted]
     settings = Settings(
-        [*config["levels"], *(level for level in wanted if level not in config["levels"])],
+        [*asked, *(level for level in wanted if level not in asked)],
         float(attributes["degrees"]),
-        max_evaluations or config["max_evaluations"],
+        budget,
         config["smallest_eigenvalue"],
         config["provenance"],
     )
@@ -149,6 +155,22 @@ def _wanted(
             f"{path}: the path has ended ({attributes['status']}); name further levels"
         )
     return wanted
+
+
+def _refuse_spent(attributes: Mapping[str, Any], taken: Sequence[PathPoint], budget: int) -> None:
+    """Refuse a budget that would end the path where it stands."""
+    if not taken or "status" not in attributes:
+        return
+    values = taken[-1].values
+    spent = int(values["n_gradient"] + 2 * values["n_hvp"])
+    if attributes["status"] == "max_evaluations":
+        # What it spent on the level that it did not reach is in no point.
+        spent = max(spent, json.loads(attributes["config"])["max_evaluations"])
+    if budget <= spent:
+        raise InputError(
+            f"max_evaluations={budget}: the path has spent {spent} already; allow more, from its "
+            "start on"
+        )
 
 
 def _check(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 
@@ -23,6 +24,7 @@ from geoflow.system import kinds
 from geoflow.system.memory import check_memory
 from geoflow.system.progress import Progress
 from geoflow.trajectories import path_dataset, path_schema, records
+from geoflow.trajectories.dataset import WALK_TITLE
 from geoflow.trajectories.path_dataset import PathPoint
 from geoflow.trajectories.records import Observable
 from geoflow.trajectories.storable import storable
@@ -107,13 +109,23 @@ def regularization_path(
     kinds.check_kind(provenance, Mapping | None, "provenance", "a dict")
     levels = checked_levels(levels)
     kinds.check_kind(degrees, Real, "degrees", "an angle between 90 and 180")
+    kinds.check_kind(overwrite, bool, "overwrite", "True or False")
+    kinds.check_kind(smallest_eigenvalue, bool | np.bool_, "smallest_eigenvalue", "True or False")
+    if smallest_eigenvalue and flow.problem.n_parameters == 1:
+        raise InputError(
+            "smallest_eigenvalue=True: a level set in 1 parameter has no tangent directions; leave "
+            "it out"
+        )
     degrees = Stationary(degrees).degrees  # checked, and a float as the file has it
     limit = path_schema.kkt_limit(degrees)
     check_fit(flow, solvers.get(FIRST_SOLVER), DEFAULTS.goals(), observables)
     _check_resolved(degrees, limit, flow.problem.dtype)
     _check_names(observables, flow)
+    provenance = dict(provenance or {})
+    if isinstance(title := provenance.get("title"), str):
+        provenance["title"] = title.replace(WALK_TITLE, "regularisation path")
     settings = Settings(
-        levels, degrees, checked_budget(max_evaluations), smallest_eigenvalue, provenance or {}
+        levels, degrees, checked_budget(max_evaluations), bool(smallest_eigenvalue), provenance
     )
     return follow(flow, settings, levels, observables, archive, overwrite=overwrite, shown=progress)
 
@@ -231,14 +243,16 @@ def _reach(recording: Recording, level: float, levels: Sequence[float]) -> None:
     """Add the point on a level, and where the branch folds before it, those round the fold."""
     failed: Exception | None = None
     if not recording.goes_round:
-        try:
-            recording.next(level, _nearest(level, recording.points))
-            return
-        except (BranchError, *FAILURES) as error:
-            at = recording.continuation.short_of
-            if at is None or (isinstance(error, BranchError) and error.status != "fold"):
-                raise
-            failed = error
+        for nearest in _nearest(level, recording.points):
+            try:
+                recording.next(level, nearest)
+                return
+            except (BranchError, *FAILURES) as error:
+                short_of = recording.continuation.short_of
+                if short_of is None or (isinstance(error, BranchError) and error.status != "fold"):
+                    raise
+                if failed is None:
+                    at, failed = short_of, error
     else:
         at = recording.reached[-1]
     first = len(recording.points)
@@ -261,14 +275,15 @@ def _levels_of(points: Sequence[PathPoint]) -> set[float]:
     return {float(point.values["level"]) for point in points}
 
 
-def _nearest(level: float, points: Sequence[PathPoint]) -> int:
-    """The point whose level is nearest, of those at one distance the latest."""
+def _nearest(level: float, points: Sequence[PathPoint]) -> list[int]:
+    """The points whose level is nearest, the latest first: round a fold one level has several."""
 
     def away(number: int) -> float:
         at = points[number].values["level"]
         return abs(math.log(at / level)) if at / level > 0 else math.inf
 
-    return min(reversed(range(len(points))), key=away)
+    distances = [away(number) for number in range(len(points))]
+    return [n for n in reversed(range(len(points))) if distances[n] == min(distances)]
 
 
 def checked_levels(levels: Sequence[float]) -> list[float]:
@@ -280,8 +295,8 @@ def checked_levels(levels: Sequence[float]) -> list[float]:
         They are no different finite numbers, or there is none.
     """
     try:
-        found = [float(level) for level in levels]
-    except (TypeError, ValueError):
+        found = [] if isinstance(levels, str | bytes) else [float(level) for level in levels]
+    except (TypeError, ValueError, OverflowError):
         found = []
     if not found or not all(math.isfinite(c) and c != 0 for c in found):
         raise InputError(f"levels={kinds.shown(levels)}; give one finite number, not zero, or more")
@@ -299,10 +314,10 @@ def checked_budget(max_evaluations: int | None) -> int:
         No positive whole number.
     """
     budget = DEFAULT_MAX_EVALUATIONS if max_evaluations is None else max_evaluations
-    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+    if isinstance(budget, bool) or not isinstance(budget, Integral) or budget < 1:
         given = kinds.shown(max_evaluations)
         raise InputError(f"max_evaluations={given}; use a positive whole number")
-    return budget
+    return int(budget)
 
 
 def _check_resolved(degrees: float, limit: float, dtype: torch.dtype) -> None:

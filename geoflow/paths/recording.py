@@ -10,7 +10,6 @@ import torch
 import xarray as xr
 
 from geoflow.archive.pieces import Pieces
-from geoflow.errors import ArchiveError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.paths.continuation import Continuation, Reached, at_level
 from geoflow.paths.corrector import residual_of
@@ -118,7 +117,7 @@ class Recording:
         name = f"point-{len(self.points):06d}"
 
         def damaged() -> xr.Dataset:
-            raise ArchiveError(f"{name} of what is kept is damaged; start over with overwrite=True")
+            raise self.pieces.damaged(name)
 
         there = not self.pieces.missing([name]) and self.pieces.target is not None
         return there and self.pieces.compute(name, damaged)["method"].values[0] == "arclength"
@@ -175,10 +174,7 @@ class Recording:
         values, like = point.values, self.flow.problem.theta0
         own = values["level"] if level is None else level
         if values["level"] != own or point.theta.shape != tuple(like.shape):
-            raise ArchiveError(
-                f"point {number} of what is kept is not that of this path; start over with "
-                "overwrite=True"
-            )
+            raise self.pieces.damaged(f"point-{number:06d}")
         theta = torch.from_numpy(point.theta.copy()).to(like)
         flow = at_level(self.flow, own)
         state = flow.evaluate(theta)

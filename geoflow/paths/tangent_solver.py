@@ -20,6 +20,8 @@ from geoflow.solvers.multistep.secant import SecantPairs
 PAIRS = 40
 # Products at most in one solution.
 MAX_PRODUCTS = 30
+# Of ‖∇R‖/‖θ‖: R is taken to have no less curvature anywhere.
+STRAIGHT = 1e-6
 
 
 class LossCurvature:
@@ -184,7 +186,12 @@ def solve(
 def bulk_of(operator: TangentHessian, along: Tensor) -> float:
     """The curvature of R along a vector, positive: what A is where no pair tells."""
     bend = float(torch.dot(along, operator.regularizer_hessian(along)))
-    return max(abs(bend) / float(torch.dot(along, along)), torch.finfo(along.dtype).tiny ** 0.25)
+    tiny = torch.finfo(along.dtype).tiny ** 0.25
+    of_r, theta = operator.state.regularizer_gradient, operator.state.theta
+    size = max(float(torch.linalg.vector_norm(theta)), tiny)
+    least = STRAIGHT * float(torch.linalg.vector_norm(of_r)) / size
+    curvature = abs(bend) / float(torch.dot(along, along))
+    return max(curvature, least, tiny)
 
 
 def oblique_normal(operator: TangentHessian, curvature: LossCurvature, shift: float) -> Tensor:

@@ -213,6 +213,14 @@ def _ends(ds: xr.Dataset, baseline: xr.Dataset, names: list[str]) -> dict[str, E
     name = str(ds.attrs["regularizer_name"])
     if name.partition(":")[0] != "squared_norm":
         raise InputError(f"baseline: R of the path is {name}, and weight decay's a squared norm")
+    of_path, of_baseline = (str(d.attrs.get("experiment", "")) for d in (ds, baseline))
+    sizes = [d.sizes["parameter"] for d in (ds, baseline)]
+    if sizes[0] != sizes[1] or (of_path and of_baseline and of_path != of_baseline):
+        raise InputError(
+            f"baseline: its trainings are of {of_baseline or 'a network'} with {sizes[1]:,} "
+            f"parameters, the path is of {of_path or 'one'} with {sizes[0]:,}; give trainings of "
+            "the same"
+        )
     penalty = baseline["penalty"].values
     low, high = ds["penalty"].values.min() / BEYOND, ds["penalty"].values.max() * BEYOND
     near = (penalty >= low) & (penalty <= high)

@@ -41,6 +41,11 @@ class Grouped(Counted):
         How the groups were made, as archives have it. Of ``"each_example"`` the examples of a group
         are equal, and the first is evaluated.
 
+    Attributes
+    ----------
+    whole : Problem
+        The problem: what R is of where it is of the loss or of the network.
+
     Raises
     ------
     InputError
@@ -52,14 +57,11 @@ class Grouped(Counted):
         self, problem: ProblemLike, groups: Sequence[NDArray[np.intp]], division: str
     ) -> None:
         parts = module_parts(problem, "a constraint for each group of examples")
-        if len(groups) < 2:
-            raise InputError(
-                f"groups: there is {len(groups)} of examples; several constraints take two or more"
-            )
+        groups = _checked(groups, sum(data.length(part.inputs) for part in parts))
         self.theta0: Tensor = problem.theta0
         self.tensors: tuple[TensorSpec, ...] = problem.tensors
         self.data_sha256: str = problem.data_sha256
-        self.division = division
+        self.division, self.whole = division, problem
         self._unflatten = problem.unflatten
         self._part = parts[0]
         inputs, targets = (joined([getattr(p, w) for p in parts]) for w in ("inputs", "targets"))
@@ -272,6 +274,35 @@ def check_division(division: str | None) -> None:
     kinds.check_kind(division, str | None, "constraints", f"{' or '.join(DIVISIONS)}, or None")
     if division is not None and division not in DIVISIONS:
         raise InputError(f"constraints={division!r}; use {' or '.join(DIVISIONS)}")
+
+
+def _checked(groups: Any, n: int) -> list[NDArray[np.intp]]:
+    """Groups that hold each of n examples once."""
+    kinds.check_kind(groups, Sequence, "groups", "the numbers of the examples of each group")
+    found = [np.asarray(group) for group in groups]
+    if len(found) < 2:
+        raise InputError(
+            f"groups: there is {len(found)} of examples; several constraints take two or more"
+        )
+    for number, group in enumerate(found):
+        if group.ndim != 1 or not len(group) or group.dtype.kind not in "iu":
+            raise InputError(
+                f"groups[{number}]={kinds.shown(groups[number])}; give the numbers of its "
+                "examples, one or more"
+            )
+    examples, times = np.unique(np.concatenate(found), return_counts=True)
+    if not np.array_equal(examples, np.arange(n)) or times.max() > 1:
+        missing = np.setdiff1d(np.arange(n), examples)
+        beyond = examples[(examples < 0) | (examples >= n)]
+        what = (
+            f"there is no example {beyond[0]}"
+            if len(beyond)
+            else f"example {missing[0]} is in none"
+            if len(missing)
+            else f"example {examples[times > 1][0]} is in two"
+        )
+        raise InputError(f"groups: {what}; have each of the {n} examples in one group")
+    return [group.astype(np.intp) for group in found]
 
 
 def _is_sum(loss_fn: Any) -> bool:

@@ -51,6 +51,10 @@ class Problems(Counted):
         for i, problem in enumerate(self.problems):
             name = f"problems[{i}]"
             check_problem(problem, name)
+            if problem.loss(problem.theta0).ndim:
+                raise InputError(
+                    f"{name} is several constraints by itself; give problems of one loss each"
+                )
             if any(problem is other for other in self.problems[:i]):
                 raise InputError(f"{name} stands there twice; each constraint needs its own")
             for what in ("shape", "dtype", "device"):

@@ -22,6 +22,8 @@ from geoflow.trajectories.records import Snapshot, StepRecords
 
 # What a walk's provenance says of itself in the attributes.
 NAMED = ("title", "experiment", "seed")
+# In the titles of experiments' walks.
+WALK_TITLE = "walk along the training-loss level set"
 
 
 def to_dataset(

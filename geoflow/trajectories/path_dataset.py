@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -99,12 +100,17 @@ def order_along(ds: xr.Dataset) -> NDArray[np.intp]:
     if not upward:
         order.reverse()
     for i in range(on_arc[0], len(level)):
-        away = {j: abs(np.log(level[i] / level[j])) for j in (order[0], order[-1])}
+        away = {j: _apart(level[i], level[j]) for j in (order[0], order[-1])}
         if i in on_arc or away[order[-1]] <= away[order[0]]:
             order.append(i)
         else:
             order.insert(0, i)
     return np.array(order if upward else order[::-1])
+
+
+def _apart(one: float, other: float) -> float:
+    """How far two levels are apart in log c; of two signs, infinitely."""
+    return abs(math.log(one / other)) if one / other > 0 else math.inf
 
 
 def attributes(

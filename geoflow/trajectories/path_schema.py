@@ -126,7 +126,9 @@ def defects(ds: xr.Dataset) -> list[str]:
 def attribute_defects(attributes: Mapping[str, Any]) -> list[str]:
     """Say what in the global attributes is not as the schema has it, one line each."""
     found = []
-    if attributes.get(PATH) not in READABLE or attributes.get("kind") != KIND:
+    if PATH not in attributes and "geoflow_schema" in attributes:
+        found.append("it is a walk, which gf.open_trajectory opens")
+    elif attributes.get(PATH) not in READABLE or attributes.get("kind") != KIND:
         found.append(f"attribute {PATH} is {attributes.get(PATH)!r}, not {VERSION!r}")
     found += schema.type_defects(attributes, ATTRIBUTES)
     status = attributes.get("status", STATUSES[0])

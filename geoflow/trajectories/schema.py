@@ -314,7 +314,9 @@ def attribute_defects(attributes: Mapping[str, Any]) -> list[str]:
     """Say what in the global attributes is not as schema 1.0 has it, one line each."""
     found = []
     version = attributes.get("geoflow_schema")
-    if version not in (SCHEMA_VERSION, *LATER_VERSIONS):
+    if version is None and "geoflow_path" in attributes:
+        found.append("it is a regularisation path, which gf.open_path opens, and no walk")
+    elif version not in (SCHEMA_VERSION, *LATER_VERSIONS):
         found.append(f"attribute geoflow_schema is {version!r}, not {SCHEMA_VERSION!r}")
     found += type_defects(attributes, ATTRIBUTES)
     status = attributes.get("status", STATUSES[0])

@@ -54,6 +54,17 @@ def test_a_path_is_written_shown_and_read(problem, capsys):
     assert cli.main(["diff", "path.nc", "other.nc"]) == DIFFERENT
 
 
+def test_its_title_is_that_of_a_path(problem):
+    assert _path(problem, "--levels", LEVELS, "--quiet") == DONE
+    with gf.open_path("path.nc") as ds:
+        assert ds.attrs["title"].endswith("quadratic, seed 0: regularisation path")
+
+
+def test_a_file_that_is_not_there_is_no_walk(problem, capsys):
+    assert cli.main(["resume", "nope.nc", "--levels", "0.8"]) == BAD_INPUT
+    assert "nope.nc is not a file" in capsys.readouterr().err
+
+
 def test_json_has_a_row_a_point(problem, capsys):
     more = ("--levels", LEVELS, "--eigenvalues", "--json", "--quiet", "--degrees", "179")
     assert _path(problem, *more) == DONE

@@ -308,6 +308,10 @@ def function():
         ("group_lasso:rows=0", function, "rows=0"),
         ("group_lasso:axis=2", function, "axis=2"),
         ("l1:epsilon=0", function, "epsilon=0.0"),
+        ("l1:epsilon=1e200", function, r"epsilon=1e\+200"),
+        ("l1:epsilon=1e-300", function, "epsilon=1e-300"),
+        ("hessian_trace:probes=1e15", function, "probes=1000000000000000 .* use fewer"),
+        ("jacobian_norm:probes=1e15", regression, "probes=1000000000000000 .* use fewer"),
         ("quantization_error:bits=1", function, "bits=1"),
         ("hessian_trace:probes=0", function, "probes=0"),
         ("jacobian_norm:probes=-1", function, "probes=-1"),
@@ -331,9 +335,13 @@ def test_what_needs_a_problem_is_not_evaluated_without(network):
 def test_of_several_constraints_the_one_that_is_meant_is_named(network):
     other = references.small_network(batch_size=7).problem
     both = gf.LevelSet([network.problem, other])
-    with pytest.raises(InputError, match=r"sharpness\(\).bind\(problem\)"):
+    with pytest.raises(InputError, match=r"make it of the one you mean by \.bind\(problem\)"):
         gf.RegularizingFlow(both, R.sharpness())
     flow = gf.RegularizingFlow(network.level_set, R.sharpness().bind(other))
+    # No archive may take it for the sharpness of its own problem.
+    assert flow.regularizer_name == "sharpness of a problem given"
+    with pytest.raises(InputError, match="which an archive does not hold"):
+        R.get(flow.regularizer_name)
     before = network.problem.counts
     flow.evaluate(network.problem.theta0)
     assert network.problem.counts["gradient"] == before["gradient"] + 1

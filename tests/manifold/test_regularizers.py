@@ -2,6 +2,7 @@
 
 import inspect
 
+import numpy as np
 import pytest
 import torch
 
@@ -106,6 +107,11 @@ def test_what_a_text_gives_has_a_name_that_gives_it_again(text, canonical):
         ("pseudo_huber_norm:delta=nan", "delta=nan; use a number"),
         ("0*squared_norm", "the weight 0.0 is no use"),
         ("1..2*squared_norm", "a weight is no number"),
+        ("1e999*l1", "the weight inf is no use"),
+        ("squared_norm + 0.1*l1:eps=1", "'eps' is none of its options"),
+        ("squared_norm + 0.1*nothing", "'nothing' is not one of geoflow's own"),
+        ("squared_norm + quantization_error:bits=0", "bits=0; use 2 to 16"),
+        ("", "'' is not one of geoflow's own"),
         ("squared_norm:tensors=", "each value a number"),
         ("loss", "R is the loss of a problem"),
     ],
@@ -129,5 +135,55 @@ def test_bad_options(network):
         R.weighted_sum()
     with pytest.raises(InputError, match="is no number"):
         R.weighted_sum((R.squared_norm, 1.0))
+    for term in (R.l1, (1.0, R.l1, 2.0)):
+        with pytest.raises(InputError, match=r"is no term; give \(weight, R\)"):
+            R.weighted_sum(term)
+    with pytest.raises(InputError, match=r"give \(weight, R\)"):
+        gf.RegularizingFlow(network.level_set, R.weighted_sum)
+    with pytest.raises(InputError, match="tensors=3; use patterns"):
+        R.l1(tensors=3)
+    with pytest.raises(InputError, match=r"theta=0.1 is no tensor"):
+        R.l1(0.1)
+    with pytest.raises(InputError, match="problem=3; give a Problem"):
+        R.sharpness().bind(3)
+    with pytest.raises(InputError, match="regularizer 'loss' is a function without theta0"):
+        R.loss(lambda theta: theta.sum())
     with pytest.raises(InputError, match="regularizer=3 is none"):
         gf.RegularizingFlow(network.level_set, 3)
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert R.l1(epsilon=np.float32(0.5)).__name__ == "l1:epsilon=0.5"
+    assert R.quantization_error(bits=np.int64(5)).__name__ == "quantization_error:bits=5"
+    assert R.weighted_sum((np.float32(2), R.l1)).__name__ == "2.0*l1"
+    with pytest.raises(InputError, match="is no number"):
+        R.weighted_sum((np.True_, R.l1))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda theta: (theta * theta.detach()).sum(), "its gradient says"),
+        (lambda theta: (theta - 1e9).sqrt().sum(), "gave nan at theta0"),
+        (lambda theta: theta, r"gave \[.*it must return a finite scalar"),
+    ],
+)
+def test_the_terms_of_a_sum_are_checked_as_they_are_alone(network, function, message, sign):
+    with pytest.raises(InputError, match=message):
+        gf.RegularizingFlow(network.level_set, function)
+    with pytest.raises(InputError, match=message):
+        gf.RegularizingFlow(
+            network.level_set, R.weighted_sum((1.0, R.squared_norm), (sign * 0.5, function))
+        )
+
+
+def test_a_sum_that_is_no_number_is_refused(network):
+    with pytest.raises(InputError, match="gave inf at theta0"):
+        gf.RegularizingFlow(network.level_set, R.get("1e308*l1 + 1e308*squared_norm"))
+
+
+def test_a_gradient_that_is_none_at_theta0_is_refused():
+    problem = gf.Problem.from_function(lambda t: ((t - 1) ** 2).sum(), torch.zeros(3).double())
+    with pytest.raises(InputError, match="a gradient of norm nan"):
+        gf.RegularizingFlow(gf.LevelSet(problem), lambda theta: theta.square().sqrt().sum())

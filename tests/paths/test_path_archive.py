@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,6 +108,79 @@ def test_another_path_does_not_take_up_what_is_kept(tmp_path):
         np.testing.assert_array_equal(ds["level"], [0.5, 1.2, 1.6])
 
 
+@pytest.mark.parametrize("name", ["point-000001.nc", "memory-000001.npz"])
+def test_what_is_kept_and_damaged_says_how_to_start_over(tmp_path, written, name):
+    file = tmp_path / "path.nc"
+    with pytest.raises(KeyboardInterrupt):
+        _path(file, observable=_Counting(2))
+    folder = pieces.folder_beside(file)
+    last = folder / name
+    last.write_bytes(last.read_bytes()[:100])
+    for overwrite in (False, True):
+        with pytest.raises(gf.ArchiveError) as refused:
+            _path(file, overwrite=overwrite)
+        assert f"{last.stem} of what is kept" in str(refused.value)
+        assert f"remove the folder {folder} to start over" in str(refused.value)
+    shutil.rmtree(folder)
+    with _path(file) as ds, gf.open_path(written) as whole:
+        assert not _same(whole, ds)
+
+
+def test_settings_that_differ_are_said_to(tmp_path):
+    file = tmp_path / "path.nc"
+    with pytest.raises(KeyboardInterrupt):
+        _path(file, observable=_Counting(2))
+    with pytest.raises(gf.InputError, match=r"degrees: 175\.0, not 170\.0"):
+        _path(file, degrees=170.0)
+    with pytest.raises(gf.InputError, match=r"max_evaluations: \d+, not 1234"):
+        _path(file, max_evaluations=1234)
+
+
+def test_a_budget_that_is_spent_changes_no_file(tmp_path):
+    file = tmp_path / "path.nc"
+    _path(file).close()
+    before = file.read_bytes()
+    with pytest.raises(gf.InputError, match=r"max_evaluations=3: the path has spent \d+ already"):
+        gf.resume_path(file, _flow(), [3.5], observables={"total": _Counting()}, max_evaluations=3)
+    assert file.read_bytes() == before
+    assert not pieces.are_kept(file)
+
+
+def test_a_path_that_spent_its_budget_goes_on_with_a_larger_one_alone(tmp_path):
+    file = tmp_path / "path.nc"
+    with gf.open_path(_written(file)) as whole:
+        budget = int(whole["n_gradient"][2]) + 1
+    with _path(file, max_evaluations=budget, overwrite=True) as ds:
+        assert ds.attrs["status"] == "max_evaluations"
+    for given in (None, budget):
+        with pytest.raises(gf.InputError, match=f"max_evaluations={budget}: .* allow more"):
+            gf.resume_path(file, _flow(), observables={"total": _Counting()}, max_evaluations=given)
+    more = {"observables": {"total": _Counting()}, "max_evaluations": np.int64(10 * budget)}
+    with gf.resume_path(file, _flow(), **more) as ds:
+        assert ds.attrs["status"] == "complete"
+        assert set(ds["level"].values) == {0.5, *LEVELS}
+
+
+def _written(file):
+    _path(file).close()
+    return file
+
+
+def test_a_level_that_was_not_reached_and_is_not_asked_for_again_is_given_up(tmp_path):
+    file = tmp_path / "path.nc"
+    highest = float(_loss(torch.zeros(6, dtype=torch.float64)))
+    with _path(file, levels=[1.2, 2 * highest, 1.5]) as ds:
+        assert ds.attrs["status"] not in ("complete", "max_evaluations")
+    options = {"observables": {"total": _Counting()}}
+    with gf.resume_path(file, _flow(), np.array([1.5]), **options) as ds:
+        assert ds["level"].values.tolist() == [0.5, 1.2, 1.5]
+        assert ds.attrs["status_message"] == "all 2 levels were reached"
+        assert json.loads(ds.attrs["config"])["levels"] == [1.2, 1.5]
+    assert gf.validate(file) == []
+    with pytest.raises(gf.InputError, match="levels="):
+        gf.resume_path(file, _flow(), np.array(1.0), **options)
+
+
 def test_without_an_archive_an_interrupted_path_is_returned():
     ds = _path(observable=_Counting(2))
     assert ds.attrs["status"] == "interrupted"
@@ -155,9 +230,11 @@ def test_values_that_do_not_fit_are_named(written, tmp_path, name, index, value,
 
 def test_a_walk_is_no_path_and_a_path_no_walk(written, tmp_path):
     gf.walk(_flow(), archive=tmp_path / "walk.nc").close()
-    with pytest.raises(gf.ArchiveError, match="is not a regularisation path"):
+    with pytest.raises(gf.ArchiveError, match=r"it is a walk, which gf.open_trajectory opens"):
         gf.open_path(tmp_path / "walk.nc")
-    with pytest.raises(gf.ArchiveError, match="is not a trajectory"):
+    with pytest.raises(
+        gf.ArchiveError, match=r"is a regularisation path, which gf.open_path opens"
+    ):
         gf.open_trajectory(written)
 
 

@@ -10,6 +10,7 @@ import torch
 from scipy.optimize import minimize
 
 import geoflow as gf
+from geoflow.errors import BranchError
 from geoflow.paths.continuation import Continuation
 from geoflow.trajectories import path_schema
 
@@ -156,6 +157,10 @@ def test_a_path_written_is_the_path_returned(tmp_path):
         ({"levels": [1.0, 1.0]}, "each once"),
         ({"levels": [math.nan]}, "levels="),
         ({"levels": "1,2"}, "levels="),
+        ({"levels": "12"}, "levels="),
+        ({"levels": [10**400]}, "levels="),
+        ({"levels": [2.0], "overwrite": "no"}, "overwrite='no'"),
+        ({"levels": [2.0], "smallest_eigenvalue": "yes"}, "smallest_eigenvalue='yes'"),
         ({"levels": [2.0], "degrees": 180.0}, "degrees=180.0"),
         ({"levels": [2.0], "degrees": 180 - 1e-13}, "degrees="),
         ({"levels": [2.0], "max_evaluations": 0}, "max_evaluations=0"),
@@ -232,16 +237,45 @@ def _folding_once(theta):
     return x**3 / 3 - (1.5 - y) * x - 5 * y
 
 
-def test_a_branch_that_folds_once_is_followed_back_and_ends():
-    flow = _flow(lambda theta: theta[1], [1.0, 0.5], regularizer=_folding_once)
-    ds = gf.regularization_path(flow, [0.8, 1.2, 1.45, 1.55], degrees=TIGHT)
+@pytest.mark.parametrize("curved", [0.0, 1.0])
+@pytest.mark.parametrize("before", [[0.8, 1.2, 1.45], [0.8, 1.2, 1.4], [0.8], []])
+def test_a_branch_that_folds_once_is_followed_back_and_ends(before, curved):
+    """R is straight along the normal, or curved there."""
+
+    def regularizer(theta):
+        return _folding_once(theta) + curved * theta[1] ** 2 / 2
+
+    flow = _flow(lambda theta: theta[1], [1.0, 0.5], regularizer=regularizer)
+    ds = gf.regularization_path(flow, [*before, 1.55], degrees=TIGHT)
     assert ds.attrs["status"] == "fold"
-    levels = [0.5, 0.8, 1.2, 1.45, 1.5, 1.45, 1.2, 0.8, 0.5]
+    n = len(before) + 1
+    levels = [0.5, *before, 1.5, *before[::-1], 0.5]
     np.testing.assert_allclose(ds["level"], levels, rtol=1e-6)
-    x = np.sqrt(1.5 - np.array(levels)) * np.array([1] * 4 + [0] + [-1] * 4)
+    x = np.sqrt(1.5 - np.array(levels)) * np.array([1] * n + [0] + [-1] * n)
     np.testing.assert_allclose(ds["theta"].values[:, 0], x, atol=1e-3)
-    np.testing.assert_allclose(np.delete(ds["theta"].values[:, 0], 4), np.delete(x, 4), rtol=1e-5)
+    np.testing.assert_allclose(np.delete(ds["theta"].values[:, 0], n), np.delete(x, n), rtol=1e-5)
     assert "round a fold" in ds.attrs["status_message"]
+
+
+def test_a_path_that_ended_round_a_fold_goes_on_from_the_side_that_has_a_minimum(tmp_path):
+    flow = _flow(lambda theta: theta[1], [1.0, 0.5], regularizer=_folding_once)
+    gf.regularization_path(flow, [0.8, 1.55], degrees=TIGHT, archive=tmp_path / "p.nc").close()
+    with gf.resume_path(tmp_path / "p.nc", flow, [1.0]) as ds:
+        assert ds.attrs["status"] == "complete"
+        np.testing.assert_allclose(ds["level"], [0.5, 0.8, 1.5, 0.8, 0.5, 1.0], rtol=1e-6)
+        np.testing.assert_allclose(ds["theta"].values[-1, 0], np.sqrt(0.5), rtol=1e-5)
+
+
+def test_a_start_at_the_minimum_of_r_has_no_path():
+    flow = _flow(lambda theta: (theta[0] - 1) ** 2 + theta[1] ** 2, [0.0, 0.0])
+    with pytest.raises(BranchError, match="λ = 0"):
+        gf.regularization_path(flow, [0.5])
+
+
+def test_in_one_parameter_there_is_no_eigenvalue():
+    flow = _flow(lambda theta: (theta[0] - 3) ** 2, [2.0])
+    with pytest.raises(gf.InputError, match=r"smallest_eigenvalue=True: .* 1 parameter"):
+        gf.regularization_path(flow, [2.0], smallest_eigenvalue=True)
 
 
 def test_a_path_killed_past_a_fold_goes_on_to_the_same_numbers(tmp_path):

@@ -90,6 +90,17 @@ def test_another_r_has_no_weight_decay_beside_it():
         plots.regularization_path(ds, drawn.trainings(ds))
 
 
+def test_trainings_of_another_network_are_not_drawn_beside_it():
+    ds = drawn.path()
+    trainings = drawn.trainings(ds)
+    other = trainings.isel(parameter=slice(1, None))
+    with pytest.raises(InputError, match="with 34 parameters, the path is of by formula with 35"):
+        plots.regularization_path(ds, other)
+    named = trainings.assign_attrs(experiment="another")
+    with pytest.raises(InputError, match="its trainings are of another with 35"):
+        plots.regularization_path(ds, named)
+
+
 def test_singular_values_are_those_of_each_matrix_a_kernel_flattened():
     ds = drawn.path()
     conv, dense = plots.singular_values(ds).axes

@@ -127,6 +127,13 @@ def test_a_class_of_which_the_weights_are_not_one_is_no_mean_over_examples():
         ),
         (lambda: gf.by_class(of(TARGETS < 1)), "there is 1 of examples"),
         (lambda: divided(whole(), "by_sign"), "constraints='by_sign'"),
+        (lambda: Grouped(whole(), 3, "x"), "groups=3"),
+        (lambda: Grouped(whole(), [[0, 1], [2]], "x"), "example 3 is in none"),
+        (lambda: Grouped(whole(), [range(13), range(12, 24)], "x"), "example 12 is in two"),
+        (lambda: Grouped(whole(), [range(12), range(12, 25)], "x"), "there is no example 24"),
+        (lambda: Grouped(whole(), [[0.5], [1]], "x"), r"groups\[0\]=\[0.5\]"),
+        (lambda: Grouped(whole(), [[], [1]], "x"), r"groups\[0\]=\[\]"),
+        (lambda: gf.LevelSet([gf.by_class(whole()), whole()]), r"problems\[0\] is several"),
     ],
 )
 def test_bad_input(make, message):
@@ -160,3 +167,9 @@ def test_levels_close_to_zero_take_an_absolute_tolerance():
     assert (residuals <= level_set.tolerances).all()
     with pytest.raises(InputError, match="level_atol=-1"):
         gf.LevelSet(problem, level_atol=-1)
+
+
+def test_groups_are_lists_too():
+    lists = Grouped(whole(), [list(range(10)), list(range(10, 24))], "halves")
+    arrays = Grouped(whole(), [np.arange(10), np.arange(10, 24)], "halves")
+    assert torch.equal(lists.loss(lists.theta0), arrays.loss(arrays.theta0))

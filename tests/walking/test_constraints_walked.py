@@ -208,6 +208,37 @@ def test_each_constraint_is_kept_archived_resumed_and_run_again(
     assert [d for d in gf.diff(ds, same) if not d.agrees] == []
 
 
+@pytest.mark.parametrize("solver", ["exponential", "bdf", "rkc"])
+@pytest.mark.parametrize(
+    "name", ["margin:sign=-1", "jacobian_norm", "path_norm", "gradient_norm", "hessian_trace"]
+)
+def test_r_of_the_network_or_its_loss_is_that_of_the_whole_problem(
+    tmp_path, experiment, name, solver
+):
+    prepared = experiment.prepare(0)
+    flow = gf.RegularizingFlow(gf.LevelSet(gf.by_class(prepared.problem)), R.get(name))
+    of_whole = gf.RegularizingFlow(gf.LevelSet(experiment.prepare(0).problem), R.get(name))
+    theta = prepared.problem.theta0
+    assert flow.evaluate(theta).regularizer == of_whole.evaluate(theta).regularizer
+    path, again = tmp_path / "walk.nc", tmp_path / "again.nc"
+    options = {"stop": None, "provenance": prepared.provenance, "max_evaluations": 400}
+    ds = gf.walk(flow, solver, rtol=1e-4, archive=path, **options)
+    assert ds.attrs["regularizer_name"] == name
+    assert ds["regularizer"][-1] < ds["regularizer"][0]
+    assert (abs(ds["constraint_residual"]) <= 1e-6 * ds["constraint_level"]).all()
+    assert gf.validate(path) == []
+    with gf.resume(path, max_evaluations=440) as longer:
+        assert longer["regularizer"][-1] <= ds["regularizer"][-1]
+    ds.close()
+    run = like(path)
+    run_again = run.prepare()
+    same = gf.walk(
+        run.flow(run_again), **vars(run.walk), provenance=run_again.provenance, archive=again
+    )
+    with gf.open_trajectory(path) as longer:
+        assert [d for d in gf.diff(longer, same) if not d.agrees] == []
+
+
 def test_constraints_on_the_command_line(tmp_path):
     path, again = tmp_path / "walk.nc", tmp_path / "again.nc"
     options = ["--constraints", "by_class", "--stop", "none", "--t-end", "0.01", "--quiet"]

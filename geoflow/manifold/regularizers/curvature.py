@@ -1,9 +1,9 @@
 """Functions of the gradient and the Hessian of the loss: they evaluate the problem they are of.
 
 Their evaluations are the problem's own: those of the level set's loss count and spend with the
-walk's. None needs third derivatives of PyTorch: where the gradient of R has one, it is a second
-difference of gradients of the loss along a vector v, over a step that perturbs entries by
-eps^(1/4),
+walk's. Where that is divided into groups of examples they are of the whole, and count apart. None
+needs third derivatives of PyTorch: where the gradient of R has one, it is a second difference of
+gradients of the loss along a vector v, over a step that perturbs entries by eps^(1/4),
 
     ∇(vᵀ∇²L v) = (∇L(θ + εv) − 2∇L(θ) + ∇L(θ − εv))/ε²,
 
@@ -24,6 +24,7 @@ from geoflow.errors import ConvergenceError, InputError
 from geoflow.manifold.regularizers.bound import BoundRegularizer, Product, differences
 from geoflow.manifold.regularizers.named import Make, regularizer
 from geoflow.problems.protocol import ProblemLike
+from geoflow.system.memory import check_memory
 
 # Hessian-vector products after which the top eigenvalue is given up.
 MAX_PRODUCTS = 300
@@ -89,7 +90,13 @@ def hessian_trace(*, probes: int = 8, seed: int = 0) -> Make:
     if probes < 1:
         raise InputError(f"probes={probes}; use a positive whole number")
     _check_seed(seed)
-    return _of_loss(lambda problem: _HessianTrace(problem, probes, seed))
+
+    def make(problem: ProblemLike) -> BoundRegularizer:
+        what = f"regularizer 'hessian_trace': probes={probes} vectors of signs"
+        check_memory(probes * problem.n_parameters, what, "use fewer", problem.device)
+        return _HessianTrace(problem, probes, seed)
+
+    return _of_loss(make)
 
 
 def _check_seed(seed: int) -> None:
@@ -229,7 +236,7 @@ def _of_loss(make: Callable[[ProblemLike], BoundRegularizer]) -> Make:
         if problem.loss(problem.theta0).ndim:
             raise InputError(
                 "regularizer: it is of the derivatives of one loss, and the level set has several "
-                "constraints; make it of the one you mean, as sharpness().bind(problem)"
+                "constraints; make it of the one you mean by .bind(problem)"
             )
         return make(problem)
 

@@ -6,9 +6,11 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any, Protocol, overload, runtime_checkable
 
+import numpy as np
 from torch import Tensor
 
 from geoflow.errors import InputError
@@ -19,7 +21,7 @@ from geoflow.manifold.regularizers.bound import (
     Weighted,
 )
 from geoflow.problems.protocol import ProblemLike, check_problem
-from geoflow.system.kinds import check_kind
+from geoflow.system.kinds import check_kind, shown
 from geoflow.system.naming import named
 
 # Makes R for a problem, or for θ alone where there is none.
@@ -29,6 +31,8 @@ Make = Callable[[ProblemLike | None], BoundRegularizer]
 WORDS = ("tensors",)
 # Between the patterns of one option, and between the terms of a sum.
 BETWEEN_PATTERNS, BETWEEN_TERMS = "|", " + "
+# In the name of one that was made for a problem beforehand: no text says for which.
+OF_ANOTHER = " of a problem given"
 TERM = re.compile(r"([-+]?[0-9.]+(?:e[-+]?[0-9]+)?)\*(.+)")
 
 
@@ -63,6 +67,10 @@ class Regularizer:
         InputError
             It needs to know a problem: give it to a flow.
         """
+        if not isinstance(theta, Tensor):
+            raise InputError(
+                f"regularizer {self.__name__!r}: theta={theta!r} is no tensor; options go by name"
+            )
         made = self._make(None)
         if not isinstance(made, ThetaFunction):
             raise _needs_problem(self.__name__)
@@ -71,13 +79,21 @@ class Regularizer:
     def bind(self, problem: ProblemLike) -> BoundRegularizer:
         """Make it for the parameters, the network and the data of a problem.
 
+        Of a problem that is divided into groups of examples it is made for the whole. What is
+        returned can be given to a flow of another problem of the same parameters.
+
         Raises
         ------
         InputError
             The problem is not of the kind that it needs.
         """
-        made = self._make(problem)
-        return made if self.sign > 0 else Weighted([(-1.0, made)])
+        if not hasattr(problem, "tensors"):
+            raise InputError(f"regularizer {self.__name__!r}: problem={problem!r}; give a Problem")
+        made = self._make(getattr(problem, "whole", problem))
+        made = made if self.sign > 0 else Weighted([(-1.0, made)])
+        # An archive must not name it as if it were of its own problem.
+        vars(made)["__name__"] = f"{self.__name__}{OF_ANOTHER}"
+        return made
 
 
 class WeightedSum:
@@ -92,7 +108,9 @@ class WeightedSum:
 
     def bind(self, problem: ProblemLike) -> BoundRegularizer:
         """Make every term for a problem."""
-        return Weighted([(w, bound(r, problem)) for w, r in self.terms])
+        made = Weighted([(w, bound(r, problem)) for w, r in self.terms])
+        vars(made)["__name__"] = f"{self.__name__}{OF_ANOTHER}"
+        return made
 
 
 class NamedRegularizer(Protocol):
@@ -169,12 +187,18 @@ def weighted_sum(*terms: tuple[float, Any]) -> WeightedSum:
     """
     if not terms:
         raise InputError("weighted_sum() has no term; give (weight, R), one or more")
-    checked = []
-    for weight, one in terms:
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
+    checked: list[tuple[float, Any]] = []
+    for term in terms:
+        if not isinstance(term, tuple | list) or len(term) != 2:
+            raise InputError(f"weighted_sum: {shown(term)} is no term; give (weight, R)")
+        weight, one = term
+        if isinstance(weight, bool | np.bool_) or not isinstance(weight, Real):
             raise InputError(f"weighted_sum: the weight {weight!r} is no number; give (weight, R)")
         if not math.isfinite(weight) or weight == 0:
-            raise InputError(f"weighted_sum: the weight {weight!r} is no use; leave the term out")
+            raise InputError(
+                f"weighted_sum: the weight {float(weight)!r} is no use; give a finite one, or "
+                "leave the term out"
+            )
         checked.append((float(weight), one))
     return WeightedSum(checked)
 
@@ -200,13 +224,11 @@ def get(name: str) -> Any:
     if len(terms) == 1 and not weighted[0]:
         return _one(terms[0])
     try:
-        found = [
-            (float(match[1]), _one(match[2])) if match else (1.0, _one(term))
-            for term, match in zip(terms, weighted, strict=True)
-        ]
+        weights = [float(match[1]) if match else 1.0 for match in weighted]
     except ValueError:
         raise InputError(f"regularizer {name!r}: a weight is no number; use 0.1*NAME") from None
-    return weighted_sum(*found)
+    names = [match[2] if match else term for term, match in zip(terms, weighted, strict=True)]
+    return weighted_sum(*((w, _one(one)) for w, one in zip(weights, names, strict=True)))
 
 
 def _one(name: str) -> Any:
@@ -214,6 +236,11 @@ def _one(name: str) -> Any:
         raise InputError(
             f"flow: R is {UNNAMED[base]} ({name}), which an archive does not hold; make the flow "
             "in Python and give it"
+        )
+    if name.endswith(OF_ANOTHER):
+        raise InputError(
+            f"flow: R is {name}, which an archive does not hold; make the flow in Python and "
+            "give it"
         )
     base, options = named(name, words=WORDS)
     if base not in REGULARIZERS:
@@ -293,7 +320,7 @@ def _options(name: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -
 def _number(name: str, option: str, value: Any, default: Any) -> Any:
     """As the default is: a whole number, or any."""
     whole = isinstance(default, int)
-    usable = isinstance(value, int | float) and not isinstance(value, bool)
+    usable = isinstance(value, Real) and not isinstance(value, bool | np.bool_)
     if not usable or not math.isfinite(value) or (whole and value != int(value)):
         kind = "a whole number" if whole else "a number"
         raise InputError(f"regularizer {name!r}: {option}={value!r}; use {kind}")
@@ -310,6 +337,8 @@ def checked_patterns(name: str, given: Any) -> tuple[str, ...] | None:
     """
     if given is None:
         return None
+    if not isinstance(given, str | Iterable):
+        raise InputError(f"regularizer {name!r}: tensors={given!r}; use patterns of names")
     patterns = (given,) if isinstance(given, str) else tuple(given)
     for pattern in patterns:
         taken = (BETWEEN_PATTERNS, BETWEEN_TERMS, ",", "=")

@@ -192,5 +192,5 @@ def _grid_distance(weight: Tensor, *, largest: int) -> Tensor:
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise InputError(f"{name}={value}; use a positive number")
+    if not (0 < value < math.inf and 0 < value * value < math.inf):
+        raise InputError(f"{name}={value}; use a positive number whose square is one too")

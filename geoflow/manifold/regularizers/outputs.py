@@ -28,7 +28,8 @@ from geoflow.problems.parts import (
     module_parts,
 )
 from geoflow.problems.problem import Problem
-from geoflow.problems.protocol import ProblemLike
+from geoflow.problems.protocol import ProblemLike, check_problem
+from geoflow.system.memory import check_memory
 
 
 def loss(problem: ProblemLike, *, sign: int = 1) -> Regularizer:
@@ -52,6 +53,7 @@ def loss(problem: ProblemLike, *, sign: int = 1) -> Regularizer:
     """
     if sign not in (1, -1):
         raise InputError(f"regularizer 'loss': sign={sign!r}; use 1 or -1")
+    check_problem(problem, "regularizer 'loss'")
 
     def make(of: ProblemLike | None) -> BoundRegularizer:
         return Loss(problem) if of is None else bound(problem, of)
@@ -155,6 +157,9 @@ class _JacobianPart(LossPart):
         n = rows.shape[1]
         if not self.probes:
             return torch.eye(n, dtype=rows.dtype, device=rows.device)
+        # Of whole numbers of eight bytes at first, then in the dtype of the outputs.
+        what = f"regularizer 'jacobian_norm': probes={self.probes} vectors of signs"
+        check_memory(16 * self.probes * n, what, "use fewer", rows.device)
         generator = torch.Generator().manual_seed(self.seed)
         return (2 * torch.randint(0, 2, (self.probes, n), generator=generator) - 1).to(rows)
 
