@@ -3,8 +3,9 @@
 python studies/tolerance.py [SOLVER…]
 
 Writes a table of docs/accuracy.md: the worst relative error in θ over a walk's times, in units of
-rtol, and the gradient evaluations. Rows of a solver not named, where any is, stay as they are.
-The flows are those of tests/references.py, seeds and all.
+rtol, the gradient evaluations, and the powers of steps and evaluations that the error goes with.
+Rows of a solver not named, where any is, stay as they are. The flows are those of
+tests/references.py, seeds and all.
 """
 
 import sys
@@ -30,8 +31,8 @@ BEGIN, END = "<!-- table: studies/tolerance.py -->", "<!-- end of tolerances -->
 
 def cell(
     flow: gf.RegularizingFlow, solver: str, rtol: float, times: list[float], exact: np.ndarray
-) -> tuple[float, int, str]:
-    """Worst relative error over rtol, NaN where the walk ended early; evaluations; status."""
+) -> tuple[float, int, int, str]:
+    """Worst error over rtol, NaN where the walk ended early; steps; evaluations; status."""
     # The level is kept well below the errors compared.
     level_set = gf.LevelSet(flow.problem, level_rtol=max(min(1e-6, rtol / 100), 1e-13))
     ds = gf.walk(
@@ -44,11 +45,11 @@ def cell(
         snapshot_times=times,
         max_evaluations=MAX_EVALUATIONS,
     )
-    spent = int(ds["n_gradient"][-1] + 2 * ds["n_hvp"][-1])
+    spent, steps = int(ds["n_gradient"][-1] + 2 * ds["n_hvp"][-1]), ds.sizes["step"] - 1
     if ds.attrs["status"] != "t_end":
-        return np.nan, spent, ds.attrs["status"]
+        return np.nan, steps, spent, ds.attrs["status"]
     errors = np.linalg.norm(ds["theta"].values - exact, axis=1) / np.linalg.norm(exact, axis=1)
-    return float(errors.max()) / rtol, spent, "t_end"
+    return float(errors.max()) / rtol, steps, spent, "t_end"
 
 
 def main() -> None:
@@ -59,8 +60,8 @@ def main() -> None:
     old = {tuple(line.split(" | ")[:2]): line for line in table.strip().split("\n")[2:]}
     header = " | ".join(f"{rtol:.0e}" for rtol in RTOLS)
     lines = [
-        f"| flow | solver | {header} | error ∝ evaluations to the |",
-        "|" + "---|" * (len(RTOLS) + 3),
+        f"| flow | solver | {header} | error ∝ steps to the | evaluations to the |",
+        "|" + "---|" * (len(RTOLS) + 4),
     ]
     for name, (make, t_end) in references.PROBLEMS.items():
         flow = make()
@@ -73,16 +74,18 @@ def main() -> None:
             cells = [cell(flow, solver, rtol, times, exact) for rtol in RTOLS]
             shown = [
                 f"{ratio:.2g} ({spent:,})" if status == "t_end" else f"{status} ({spent:,})"
-                for ratio, spent, status in cells
+                for ratio, _, spent, status in cells
             ]
             # Where a walk takes a few steps only, its count says nothing of an order.
             good = [
-                (spent, ratio * rtol)
-                for (ratio, spent, status), rtol in zip(cells, RTOLS, strict=True)
+                (steps, spent, ratio * rtol)
+                for (ratio, steps, spent, status), rtol in zip(cells, RTOLS, strict=True)
                 if status == "t_end" and rtol <= 1e-4
             ]
-            order = references.order_of_convergence(*map(list, zip(*good, strict=True)))
-            lines.append(f"| {name} | {solver} | {' | '.join(shown)} | {order:.2f} |")
+            *counts, errors = map(list, zip(*good, strict=True))
+            orders = [references.order_of_convergence(count, errors) for count in counts]
+            ends = " | ".join(f"{order:.2f}" for order in orders)
+            lines.append(f"| {name} | {solver} | {' | '.join(shown)} | {ends} |")
             print(lines[-1], flush=True)
     before, rest = PAGE.read_text().split(BEGIN)
     after = rest.split(END)[1]
