@@ -114,6 +114,8 @@ def from_text(text: str) -> Solver:
     options = {
         k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in options.items()
     }
+    if isinstance(usual, TorchDiffEq) and options.setdefault("method", name) != name:
+        raise InputError(f"solver={text!r} names two; use {options['method']!r} for that one")
     try:
         return type(usual)(**options)
     except TypeError:

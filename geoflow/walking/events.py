@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from geoflow.errors import InputError
+from geoflow.errors import InputError, ObservableError
 from geoflow.manifold.protocol import Flow
 from geoflow.system import kinds
 from geoflow.system.naming import named
 from geoflow.trajectories.records import Observable
 from geoflow.walking.inside import Inside
 
+# The events of a step are kept as the bits of one whole number.
+MOST = 63
 # An event is known to this part of its step: of its flow time, or of the function's change.
 LOCATED = 1e-3
 MAX_TRIALS = 60
@@ -81,29 +85,30 @@ class Event:
                 f"function={kinds.shown(function)}; use a function of θ, or an observable's or "
                 "scalar's name"
             )
-        if direction not in (-1, 0, 1):
+        if not isinstance(direction, Real) or direction not in (-1, 0, 1):
             given = kinds.shown(direction)
             raise InputError(f"direction={given}; use 1 (rising), -1 (falling) or 0 (both)")
-        if isinstance(value, (bool, str)) or not math.isfinite(value):
+        if isinstance(value, bool) or not _is_finite(value):
             raise InputError(f"value={kinds.shown(value)}; use a finite number")
-        if rate not in (True, False):
+        if not isinstance(rate, Real | np.bool_) or rate not in (True, False):
             raise InputError(f"rate={kinds.shown(rate)}; use True or False")
-        self.function = function
+        self.function: Observable | str = function
         self.direction: int = int(direction)
         self.value: float = float(value)
         self.rate: bool = bool(rate)
         called = function if isinstance(function, str) else getattr(function, "__name__", "")
-        usual = called + "_rate" * self.rate
+        #: What it is called without a name of its own.
+        self.usual: str = called + "_rate" * self.rate
+        usual = self.usual
         self.name: str = (usual if usual.isidentifier() else "event") if name is None else name
         if not (isinstance(self.name, str) and self.name.isidentifier()):
             raise InputError(f"name={kinds.shown(name)}; use letters, digits and underscores")
-        self._usual = usual
 
     def __repr__(self) -> str:
-        shown = [repr(self.function) if isinstance(self.function, str) else self._usual]
+        shown = [repr(self.function) if isinstance(self.function, str) else self.usual]
         shown += [f"direction={self.direction}"] * (self.direction != 0)
         shown += [f"value={self.value:g}"] * (self.value != 0) + ["rate=True"] * self.rate
-        shown += [f"name={self.name!r}"] * (self.name != self._usual)
+        shown += [f"name={self.name!r}"] * (self.name != self.usual)
         return f"Event({', '.join(shown)})"
 
     @property
@@ -111,7 +116,7 @@ class Event:
         """Constructor arguments but ``name``, JSON-able; of a function of one's own its name."""
         named = isinstance(self.function, str)
         return {
-            **({"function": self.function} if named else {"function_of_ones_own": self._usual}),
+            **({"function": self.function} if named else {"function_of_ones_own": self.usual}),
             "direction": self.direction,
             "value": self.value,
             "rate": self.rate,
@@ -152,7 +157,34 @@ class Event:
             function = at.observables[self.function]
         else:
             return at.scalar(self.function) - self.value
-        return (at.rate(function) if self.rate else at.value(function)) - self.value
+        found = at.rate(function) if self.rate else at.value(function)
+        if not math.isfinite(found):
+            raise ObservableError(
+                f"event {self.name!r} came to {found}, of which no crossing can be told; use a "
+                "function that is finite along the walk"
+            )
+        return found - self.value
+
+    def check_at(self, theta: Tensor) -> None:
+        """Refuse a function of one's own that gives no number.
+
+        Raises
+        ------
+        InputError
+            Says what it gave, or raised.
+        """
+        if isinstance(self.function, str):
+            return
+        try:
+            value = self.function(theta.clone())
+            reason = "" if _is_finite(value) else f"it gave {kinds.shown(value)}"
+        except Exception as error:
+            reason = f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
+        if reason:
+            raise InputError(
+                f"event {self.name!r}: its function gave no finite number at theta0 ({reason}); "
+                "return a float"
+            )
 
     def crosses(self, before: float, after: float) -> bool:
         """Whether a step from one level to another has the event in it."""
@@ -267,6 +299,8 @@ def from_config(events: Sequence[Event | Mapping[str, Any]]) -> tuple[Event, ...
             made.append(event)
         else:
             raise InputError(f"events={kinds.shown(event)} is none; use Event(…)")
+    if len(made) > MOST:
+        raise InputError(f"events: there are {len(made)}; give at most {MOST}")
     names = [event.name for event in made]
     for name in names:
         if names.count(name) > 1:
@@ -290,6 +324,14 @@ def from_text(text: str) -> Event:
             f"event={text!r}: its options are value, direction, rate and name, as in "
             "regularizer:value=30,direction=-1"
         ) from None
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a value is a finite number, a tensor or array of one element too."""
+    try:
+        return not isinstance(value, str | bytes) and math.isfinite(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return False
 
 
 def _again(options: Mapping[str, Any]) -> Event:

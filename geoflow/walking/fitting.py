@@ -69,6 +69,23 @@ def check_same(now: Mapping[str, float], then: Mapping[str, float], dtype: torch
     """
     if all(now[name] == then[name] for name in now):
         return
+    different = differences(now, then, dtype)
+    if different:
+        raise ArchiveError(
+            f"flow: {different[0]}; go on with the network, the loss function and the "
+            "regularisation function that the walk started with"
+        )
+    warnings.warn(
+        "the loss differs in its last digits from that recorded, so the walk goes on but not bit "
+        "for bit: another machine, number of threads or of processes, or version of torch",
+        stacklevel=3,
+    )
+
+
+def differences(
+    now: Mapping[str, float], then: Mapping[str, float], dtype: torch.dtype
+) -> list[str]:
+    """Say in what the flow's scalars differ from those recorded, by more than rounding in dtype."""
     rtol = math.sqrt(torch.finfo(dtype).eps)
     different = [
         f"{what} is {now[name]:.9g} where {then[name]:.9g} was recorded"
@@ -84,13 +101,4 @@ def check_same(now: Mapping[str, float], then: Mapping[str, float], dtype: torch
                     *parts[0], *parts[1]
                 )
             ]
-    if different:
-        raise ArchiveError(
-            f"flow: {different[0]}; go on with the network, the loss function and the "
-            "regularisation function that the walk started with"
-        )
-    warnings.warn(
-        "the loss differs in its last digits from that recorded, so the walk goes on but not bit "
-        "for bit: another machine, number of threads or of processes, or version of torch",
-        stacklevel=3,
-    )
+    return different

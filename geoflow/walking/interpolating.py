@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -14,13 +14,14 @@ from torch import Tensor
 from geoflow import solvers
 from geoflow.errors import InputError
 from geoflow.manifold.protocol import Flow, State, check_flow
-from geoflow.problems.dtypes import DTYPES
+from geoflow.problems.dtypes import DTYPES, dtype_name
 from geoflow.problems.earlier import same_data
 from geoflow.solvers import Solver, Tolerance
 from geoflow.system import kinds
 from geoflow.system.threads import one_blas_thread
 from geoflow.system.translation import numerics
 from geoflow.trajectories import schema
+from geoflow.walking.fitting import differences
 from geoflow.walking.inside import Inside
 
 # What rounding in the dtype of the snapshots does to a loss, over its level: a hundred units.
@@ -73,16 +74,19 @@ def interpolate(
         known = f"{there[0]:g} to {end:g}" if there.size else "none, for want of snapshots"
         raise InputError(f"times={at[0]:g} to {at[-1]:g}; the walk has {known}")
     config = json.loads(ds.attrs["config"])
+    if solver is not None and not hasattr(solver, "step"):
+        raise InputError(f"solver={kinds.shown(solver)}; give the instance that walked")
     chosen = solver or solvers.from_config(config["solver"])
     solvers.check_needs(chosen, flow)
     found = np.empty((at.size, ds.sizes["parameter"]), ds.attrs["dtype"])
     before = np.searchsorted(there, at, side="right") - 1
     for index in np.unique(before):
         rows = np.flatnonzero(before == index)
-        start = torch.from_numpy(ds["theta"][int(index)].values)
+        start, then = torch.from_numpy(ds["theta"][int(index)].values), _recorded(ds, int(index))
         wanted = at[rows] - there[index]
         with numerics(), one_blas_thread():
-            for row, theta in zip(rows, _from(flow, chosen, tolerance, start, wanted), strict=True):
+            made = _from(flow, chosen, tolerance, start, wanted, then)
+            for row, theta in zip(rows, made, strict=True):
                 found[row] = theta.cpu().numpy()
     return xr.DataArray(
         found,
@@ -93,10 +97,24 @@ def interpolate(
     )
 
 
+def _recorded(ds: xr.Dataset, snapshot: int) -> dict[str, float]:
+    """The scalars recorded at a snapshot; none where it lies between two records."""
+    step = int(ds["snapshot_step"][snapshot])
+    if float(ds["time"][step]) != float(ds["snapshot_time"][snapshot]):
+        return {}
+    return {str(n): float(v[step]) for n, v in ds.data_vars.items() if v.dims == ("step",)}
+
+
 def _from(
-    flow: Flow, solver: Solver, tolerance: Tolerance, theta: Tensor, times: NDArray[np.float64]
+    flow: Flow,
+    solver: Solver,
+    tolerance: Tolerance,
+    theta: Tensor,
+    times: NDArray[np.float64],
+    then: Mapping[str, float],
 ) -> Iterator[Tensor]:
-    """θ at increasing flow times after a snapshot."""
+    """θ at increasing flow times after a snapshot, where these scalars were recorded."""
+    kept = theta.dtype
     theta = theta.to(flow.problem.theta0)
     left = list(times)
     if left[0] == 0:
@@ -107,6 +125,10 @@ def _from(
     state, _ = flow.start(theta)
     if state.flat.numel() != theta.numel():
         raise InputError("flow: its state holds more than θ, which snapshots do not; resume a walk")
+    # Another R may have the name of the walk's.
+    values = {name: v for name, v in flow.values(state).items() if name in then}
+    if different := differences(values, then, kept):
+        raise InputError(f"flow: {different[0]}; give that of the walk")
     carry, now = solver.init(flow, state, tolerance), 0.0
     while left:
         target = left[-1] if solvers.is_dense(solver) else left[0]
@@ -146,6 +168,9 @@ def _tolerance(ds: xr.Dataset, flow: Flow) -> Tolerance:
     alike = ds.sizes["parameter"] == problem.n_parameters
     alike &= len(levels) == len(then) and np.allclose(levels, then, rtol=1e-9, atol=0)
     alike &= flow.regularizer_name == ds.attrs["regularizer_name"]
+    alike &= dtype_name(problem.dtype) == ds.attrs["dtype"]
     if not (alike and same_data(problem, ds.attrs["data_sha256"])):
-        raise InputError("flow: its data, parameters, level or R are not those of ds; give its own")
+        raise InputError(
+            "flow: its data, parameters, dtype, level or R are not those of ds; give its own"
+        )
     return Tolerance.checked(ds.attrs["rtol"], ds.attrs["atol"], problem.dtype)

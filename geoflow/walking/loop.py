@@ -16,6 +16,7 @@ from geoflow.errors import (
 from geoflow.manifold.protocol import Flow, check_flow
 from geoflow.problems import dtypes
 from geoflow.solvers import Solver, is_dense
+from geoflow.system.kinds import as_number, check_kind
 from geoflow.trajectories import dataset, records
 from geoflow.trajectories.records import Observable
 from geoflow.walking.crossings import Seeker
@@ -143,13 +144,16 @@ def walk(
         *(solver, rtol, atol, t_end, stop, max_evaluations),
         *(reproject_every, snapshot_times, snapshot_every, max_snapshots, theta_dtype),
     ).resolved(flow.problem.dtype)
-    if checkpoint_seconds < 0:
+    if not as_number(checkpoint_seconds, "checkpoint_seconds") >= 0:
         raise InputError(f"checkpoint_seconds={checkpoint_seconds}; use zero or more")
+    check_kind(provenance, Mapping | None, "provenance", "a dict")
     goals, rule, recorded = settings.goals(), settings.rule(), from_config(events)
     check_fit(flow, settings.make_solver(), goals, observables, recorded)
     if recorder is not None and archive is not None:
         raise InputError(f"recorder and archive={str(archive)!r} are both given; choose one")
     records.check_observables(observables, flow.problem.theta0)
+    for event in (*recorded, *([goals.stop] if isinstance(goals.stop, Event) else [])):
+        event.check_at(flow.problem.theta0)
     target = check_target(archive, overwrite=overwrite) if archive is not None else None
 
     config = {

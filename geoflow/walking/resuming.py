@@ -234,6 +234,8 @@ def _settings(
         )
     instead = {k: v for k, v in goals.items() if v is not None or GOALS.get(str(status)) == k}
     if solver is not None:
+        if not hasattr(solver, "options"):
+            raise InputError(f"solver={kinds.shown(solver)}; give the instance, as to gf.walk")
         if {"name": solver.name, **solver.options} != kept.config.get("solver"):
             raise InputError(f"solver: the walk's is {kept.config.get('solver')}; give the same")
         instead["solver"] = solver

@@ -162,7 +162,7 @@ class WalkSettings:
             )
         if isinstance(solver, Mapping):
             return solvers.from_config(solver)
-        if not (hasattr(solver, "step") and hasattr(solver, "options")):
+        if isinstance(solver, type) or not (hasattr(solver, "step") and hasattr(solver, "options")):
             known = ", ".join(solvers.names())
             raise InputError(f"solver={shown(solver)} is none; use one of {known}")
         return solver
@@ -175,7 +175,8 @@ class WalkSettings:
             stop = None if stop == "none" else {"name": name, **options}
         if isinstance(stop, Mapping):
             stop = stopping.from_config(stop)
-        if not (stop is None or (callable(stop) and hasattr(stop, "options"))):
+        usable = callable(stop) and hasattr(stop, "options") and not isinstance(stop, type)
+        if not (stop is None or usable):
             raise InputError(
                 f"stop={shown(stop)} is none; use Stationary(…), Plateau(…), Event(…) or None"
             )

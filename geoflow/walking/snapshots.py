@@ -7,7 +7,12 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
-from geoflow.errors import InputError
+from geoflow.errors import InputError, NumericalError
+
+# Times that the settings of an archive hold, and multiples that one step may have in it.
+MOST_TIMES, MOST_IN_A_STEP = 40_000, 100_000
+# Whole numbers of which the next is another.
+RESOLVED = 2.0**53
 
 
 class SnapshotRule(Protocol):
@@ -33,6 +38,11 @@ class SnapshotRule(Protocol):
 
 def between(rule: SnapshotRule, before: float, time: float) -> list[float]:
     """Flow times within a step at which a rule keeps θ, its ends left out."""
+    if isinstance(rule, Every) and (time - before) / rule.interval > MOST_IN_A_STEP:
+        raise NumericalError(
+            f"snapshot_every={rule.interval:g}: a step of {time - before:.3g} holds more than "
+            f"{MOST_IN_A_STEP:,} of these; use a longer one"
+        )
     found = []
     while (before := rule.next_time(before)) < time:
         found.append(before)
@@ -46,6 +56,11 @@ class AtTimes:
 
     def __init__(self, times: Sequence[float]) -> None:
         self.times: list[float] = [float(t) for t in times]
+        if len(self.times) > MOST_TIMES:
+            raise InputError(
+                f"snapshot_times: there are {len(self.times):,}; give at most {MOST_TIMES:,}, or "
+                "snapshot_every"
+            )
         ordered = all(a < b for a, b in zip(self.times, self.times[1:], strict=False))
         if not self.times or not ordered or self.times[0] < 0 or not math.isfinite(self.times[-1]):
             raise InputError(
@@ -75,9 +90,14 @@ class Every:
 
     def next_time(self, time: float) -> float:
         """Return the first multiple of the interval after ``time``."""
-        n = math.floor(time / self.interval)
+        n = math.floor(min(time / self.interval, RESOLVED))
         while n * self.interval <= time:
             n += 1
+            if n > RESOLVED:
+                raise NumericalError(
+                    f"snapshot_every={self.interval:g}: at flow time {time:g} its multiples are "
+                    "below rounding; use a longer one"
+                )
         return n * self.interval
 
     def offer(self, step: int, time: float, arc_length: float) -> tuple[bool, list[int]]:

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 from geoflow.archive.checkpoint import Checkpoint
-from geoflow.errors import InputError, ObservableError, StorageError
+from geoflow.errors import InputError, NumericalError, ObservableError, StorageError
 from geoflow.manifold.protocol import Flow, State, flatten
 from geoflow.solvers import Carry, Solver, Tolerance, is_dense
 from geoflow.system import interrupts
@@ -304,6 +304,7 @@ class Walk:
             record = records.step_record(
                 self.flow, state, **advance, counts=counts, wall_time=wall_time
             )
+            _check_finite(record)
             keep, dropped = bool(record["event"]), list[int]()
             if not (keep or inside):
                 keep, dropped = self.rule.offer(step + i, record["time"], record["arc_length"])
@@ -331,3 +332,18 @@ class Walk:
     def _counts(self) -> dict[str, int]:
         counts = counts_of(self.flow)
         return {name: counts[name] - self.counts0[name] for name in counts}
+
+
+def _check_finite(record: Mapping[str, float]) -> None:
+    """Refuse a point of which no walk goes on.
+
+    Raises
+    ------
+    NumericalError
+        L, R or one of their gradients is no number there.
+    """
+    for name in ("train_loss", "regularizer", "gradient_norm", "tangent_norm"):
+        if not math.isfinite(record.get(name, 0.0)):
+            raise NumericalError(
+                f"{name} is {record[name]} at flow time {record['time']:.6g}; the walk ends before"
+            )

@@ -106,7 +106,9 @@ class Stationary:
         last = records[-1]
         # With t = ‖Π∇R‖ and n = λ‖∇L‖ the normal part of −∇R, sin(angle) = t/√(t² + n²).
         tangent, normal = last["tangent_norm"], last["multiplier"] * last["gradient_norm"]
-        if tangent > math.hypot(tangent, normal) * math.sin(math.radians(180 - self.degrees)):
+        least = math.hypot(tangent, normal) * math.sin(math.radians(180 - self.degrees))
+        # Numbers that are none have come to no angle.
+        if not tangent <= least:
             return None
         if normal <= 0:
             # At 0° a walk may start, and leave; it ends there where it comes closer.
@@ -166,6 +168,7 @@ class Plateau:
     scalars: tuple[str, ...] = ("regularizer",)
 
     def __init__(self, window: float = 1.0, rtol: float = 1e-4) -> None:
+        window, rtol = as_number(window, "window"), as_number(rtol, "rtol")
         for name, value in (("window", window), ("rtol", rtol)):
             if not (math.isfinite(value) and value > 0):
                 raise InputError(f"{name}={value}; use a positive number")
@@ -251,7 +254,7 @@ class Goals:
         stop = self.stop
         return {
             "t_end": None if math.isinf(self.t_end) else self.t_end,
-            "stop": None if stop is None else {"name": type(stop).__name__, **stop.options},
+            "stop": None if stop is None else {"name": type(stop).__name__, **_options(stop)},
             "max_evaluations": self.max_evaluations,
         }
 
@@ -261,6 +264,12 @@ class Goals:
         if end is None and records[-1]["time"] >= self.t_end:
             end = "t_end", f"the walk reached flow time {self.t_end:g}"
         return end
+
+
+def _options(stop: Stop) -> dict[str, Any]:
+    """Its options; of an event with a name of its own that too, beside the criterion's."""
+    called = stop.name if isinstance(stop, Event) and stop.name != stop.usual else ""
+    return {**stop.options, **({"event_name": called} if called else {})}
 
 
 # Criteria that an archive can name.
@@ -276,8 +285,12 @@ def from_config(config: Mapping[str, Any]) -> Stop:
         A name or options that are not those of a criterion defined here.
     """
     options = {name: value for name, value in config.items() if name != "name"}
+    if "event_name" in options:
+        options["name"] = options.pop("event_name")
     try:
         return NAMED[config["name"]](**options)
+    except InputError:
+        raise
     except (KeyError, TypeError, ValueError, OverflowError):
         raise InputError(
             f"stop={shown(dict(config))} is none of geoflow's own ({', '.join(NAMED)}); pass stop="

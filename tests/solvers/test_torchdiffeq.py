@@ -168,3 +168,13 @@ def test_what_was_evaluated_at_a_steps_end_is_not_evaluated_again():
     whole = np.diff(ds["n_rejected"])[1:] == 0
     assert whole.sum() > 3
     assert set(np.diff(ds["n_gradient"])[1:][whole]) == {6}
+
+
+@pytest.mark.parametrize("name", [*ADAPTIVE, *FIXED])
+def test_a_text_with_an_option_is_the_method_that_it_names(name):
+    assert gf.solvers.from_text(f"{name}:reproject_every=0.5").name == name
+    option = ("error_norm", "coordinate") if name in ADAPTIVE else ("step_size", 0.25)
+    solver = gf.solvers.from_text(f"{name}:{option[0]}={option[1]}")
+    assert (solver.name, getattr(solver, option[0])) == (name, option[1])
+    with pytest.raises(InputError, match="names two"):
+        gf.solvers.from_text(f"{name}:method={'rk4' if name != 'rk4' else 'dopri5'}")

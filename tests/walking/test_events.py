@@ -268,6 +268,25 @@ def test_a_scalar_is_no_observable_of_the_flow_and_the_walk_says_so(network):
         (lambda: gf.Event("angle", value=math.nan), "value=nan"),
         (lambda: gf.Event("angle", value="3"), "value='3'"),
         (lambda: gf.Event("angle", rate="yes"), "rate='yes'"),
+        (lambda: gf.Event("angle", np.ones(2)), "direction="),
+        (lambda: gf.Event("angle", value=None), "value=None"),
+        (lambda: gf.Event("angle", value=[1.0]), r"value=\[1.0\]"),
+        (lambda: gf.Event("angle", value=10**400), "value=1000"),
+        (lambda: gf.walk(None, stop=gf.Event), "use Stationary"),
+        (lambda: gf.walk(None, solver=gf.solvers.BDF), "use one of"),
+        (
+            lambda: gf.walk(None, events=[gf.Event("angle", name=f"e{i}") for i in range(64)]),
+            "there are 64; give at most 63",
+        ),
+        (lambda: gf.walk(None, events=[gf.Event(lambda t: "x", name="f")]), "event 'f': .*'x'"),
+        (lambda: gf.walk(None, stop=gf.Event(lambda t: 1j, name="f")), "event 'f': .*gave 1j"),
+        (lambda: gf.walk(None, stop=gf.Event(lambda t: 1 / 0, name="f")), "ZeroDivisionError"),
+        (lambda: gf.walk(None, stop=gf.Event(lambda t: math.nan, name="f")), "it gave nan"),
+        (lambda: gf.walk(None, checkpoint_seconds="3"), "checkpoint_seconds='3'"),
+        (lambda: gf.walk(None, checkpoint_seconds=math.nan), "checkpoint_seconds=nan"),
+        (lambda: gf.walk(None, provenance=[1]), "provenance="),
+        (lambda: gf.walk(None, stop="Stationary:degrees=200"), "degrees=200"),
+        (lambda: gf.walk(None, stop="Plateau:window=-1"), "window=-1"),
         (lambda: gf.Event("angle", name="two words"), "name='two words'"),
         (lambda: gf.walk(None, events=gf.Event("angle")), "is no list"),
         (lambda: gf.walk(None, events=[gf.Stationary()]), "use Event"),
@@ -304,3 +323,39 @@ def test_a_state_inside_is_evaluated_once(network):
         assert inside.state(0.4 * result.time) is first
         assert inside.state(0.0) is state
         assert inside.state(result.time) is result.state
+
+
+def test_as_many_events_as_there_are_bits_are_kept(network):
+    events = [gf.Event("angle", value=91.0 + i, name=f"e{i}") for i in range(63)]
+    ds = gf.walk(network, events=events, stop=gf.Stationary(165.0))
+    masks = ds["event"].values
+    reached = {i for i in range(63) if (masks & (1 << i)).any()}
+    started = math.floor(float(ds["angle"][0])) - 91
+    assert set(range(max(started + 2, 0), 63)) <= reached
+
+
+@pytest.mark.parametrize("is_stop", [True, False])
+def test_an_event_that_becomes_no_number_ends_the_walk_and_is_named(network, is_stop):
+    seen = []
+
+    def function(theta):
+        seen.append(theta)
+        return 1.0 if len(seen) < 5 else math.nan
+
+    event = gf.Event(function, name="mine")
+    ds = gf.walk(
+        network, t_end=5.0, stop=event if is_stop else None, events=[] if is_stop else [event]
+    )
+    assert ds.attrs["status"] == "observable_failed"
+    assert "event 'mine' came to nan" in ds.attrs["status_message"]
+    assert ds.sizes["step"] > 1
+
+
+def test_a_stop_has_its_name_when_the_walk_is_resumed(tmp_path):
+    event = gf.Event("regularizer", value=100, name="mine")
+    whole = gf.walk(references.small_network(), stop=event)
+    assert whole.attrs["status_message"].startswith("mine came to")
+    cut = tmp_path / "cut.nc"
+    gf.walk(references.small_network(), stop=event, archive=cut, max_evaluations=25).close()
+    with gf.resume(cut, references.small_network(), max_evaluations=100_000) as ds:
+        assert ds.attrs["status_message"] == whole.attrs["status_message"]

@@ -224,3 +224,16 @@ def test_another_flow_or_too_few_digits_are_refused(network):
     rounded = walk(rtol=1e-8, snapshot_times=[0.1, 1.0], theta_dtype="float32")
     with pytest.raises(InputError, match="walk again without theta_dtype"):
         gf.interpolate(rounded, [0.5], reference().flow)
+
+
+def test_between_snapshots_another_r_of_the_same_name_is_seen():
+    ds = walk(snapshot_times=[0.0, 0.5, 1.0])
+    flow = reference().flow
+    another = gf.RegularizingFlow(flow.level_set, lambda theta: 2 * flow.regularizer(theta))
+    another.regularizer.__name__ = flow.regularizer_name
+    with pytest.raises(InputError, match=r"flow: .* was recorded"):
+        gf.interpolate(ds, [0.2], another)
+    with pytest.raises(InputError, match="dtype"):
+        gf.interpolate(ds.assign_attrs(dtype="float32"), [0.2], flow)
+    with pytest.raises(InputError, match="solver='dopri5'"):
+        gf.interpolate(ds, [0.2], flow, solver="dopri5")

@@ -3,6 +3,8 @@ import math
 import numpy as np
 import pytest
 
+import geoflow as gf
+import references
 from geoflow.errors import InputError
 from geoflow.walking.snapshots import AtTimes, Every, Thinned, rule_for
 
@@ -101,6 +103,7 @@ def test_at_times_and_every_name_the_next_time_and_keep_it_exactly():
         (lambda: AtTimes([-1.0]), "snapshot_times"),
         (lambda: AtTimes([math.inf]), "snapshot_times"),
         (lambda: Every(0.0), "snapshot_every=0.0"),
+        (lambda: AtTimes(range(40_001)), "there are 40,001; give at most 40,000"),
         (lambda: Thinned(1), "max_snapshots=1"),
     ],
 )
@@ -125,3 +128,20 @@ def test_where_nothing_moves_thinned_keeps_what_there_is_room_for():
     assert offers == [(True, [])] * 3 + [(False, [])] * 3
     # And goes on where something does again.
     assert rule.offer(6, 6.0, 1.0)[0]
+
+
+@pytest.mark.parametrize("solver", ["bdf", "rk4"])
+@pytest.mark.parametrize("interval", [1e-300, 1e-20, 1e-9])
+def test_more_snapshots_than_a_step_can_hold_end_the_walk(solver, interval):
+    ds = gf.walk(
+        references.sphere_linear().flow,
+        solver,
+        snapshot_every=interval,
+        t_end=1e-2,
+        stop=None,
+        max_evaluations=300,
+    )
+    ended = ("numerical_failure", "step_size_underflow", "max_steps", "max_evaluations")
+    assert ds.attrs["status"] in ended[: 1 if solver == "bdf" else 4]
+    if solver == "bdf":
+        assert f"snapshot_every={interval:g}" in ds.attrs["status_message"]

@@ -1,6 +1,8 @@
 import math
 
+import numpy as np
 import pytest
+import torch
 
 import geoflow as gf
 from geoflow.errors import InputError
@@ -51,3 +53,25 @@ def test_plateau_waits_for_its_window():
 def test_bad_input(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_a_walk_into_no_number_ends_before_it():
+    """Beyond the circle's top R is none: an explicit method steps there unawares."""
+
+    def regularizer(theta):
+        away = (theta - theta.new_tensor([3.0, 0.0])).square().sum()
+        return away if float(theta.detach()[0]) < 0 else away * math.nan
+
+    theta0 = torch.tensor([-1.2, 1.6], dtype=torch.float64)
+    problem = gf.Problem.from_function(lambda theta: theta.square().sum(), theta0)
+    ds = gf.walk(gf.RegularizingFlow(gf.LevelSet(problem), regularizer), "euler")
+    assert ds.attrs["status"] == "numerical_failure"
+    assert "regularizer is nan" in ds.attrs["status_message"]
+    assert np.isfinite(ds["regularizer"]).all()
+
+
+@pytest.mark.parametrize("value", [None, "1", [1.0], 1j])
+@pytest.mark.parametrize("name", ["window", "rtol"])
+def test_a_plateau_of_no_number_is_refused(name, value):
+    with pytest.raises(InputError, match=f"{name}="):
+        gf.Plateau(**{name: value})
