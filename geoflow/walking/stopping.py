@@ -289,8 +289,8 @@ def from_config(config: Mapping[str, Any]) -> Stop:
         options["name"] = options.pop("event_name")
     try:
         return NAMED[config["name"]](**options)
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(f"stop={shown(dict(config))}: {error}") from None
     except (KeyError, TypeError, ValueError, OverflowError):
         raise InputError(
             f"stop={shown(dict(config))} is none of geoflow's own ({', '.join(NAMED)}); pass stop="
