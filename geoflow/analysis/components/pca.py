@@ -20,6 +20,7 @@ from geoflow.analysis.components.path_components import cosine_content
 from geoflow.analysis.components.principal import KIND, PCA, fit
 from geoflow.archive.trajectory_files import open_trajectory
 from geoflow.errors import InputError
+from geoflow.experiments.prepared import check_seed
 from geoflow.system import kinds
 from geoflow.trajectories.dataset import at_snapshots
 
@@ -105,6 +106,7 @@ def along(
         )
     if null_models:
         # Before the points are read, which may take minutes.
+        seed = check_seed(seed)
         check_simulations(n_simulations, seed)
     with ExitStack() as stack:
         for one in several:

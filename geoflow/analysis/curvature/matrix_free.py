@@ -15,6 +15,7 @@ from torch import Tensor
 
 from geoflow.analysis.curvature.operators import Curvature
 from geoflow.errors import InputError
+from geoflow.experiments.prepared import check_seed
 from geoflow.system import kinds
 from geoflow.system.limits import OPERATIONS, check_work
 from geoflow.system.memory import CPU, check_memory
@@ -153,6 +154,7 @@ def extreme_eigenvalues(
     _check_operator(operator)
     if which not in ("largest", "smallest"):
         raise InputError(f"which={which!r}; use 'largest' or 'smallest'")
+    seed = check_seed(seed)
     n = operator.size
     if not 1 <= k <= n:
         raise InputError(f"k={k}; the operator has 1 to {n} eigenvalues")
@@ -402,9 +404,7 @@ def _check_operator(operator: Curvature) -> None:
 
 
 def _generator(seed: int) -> np.random.Generator:
-    if seed < 0:
-        raise InputError(f"seed={seed}; use zero or a positive number")
-    return np.random.default_rng(seed)
+    return np.random.default_rng(check_seed(seed))
 
 
 def _normal(rng: np.random.Generator, operator: Curvature) -> Tensor:

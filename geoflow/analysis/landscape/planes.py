@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from geoflow.analysis.components.principal import fit_pca
 from geoflow.errors import InputError
+from geoflow.experiments.prepared import check_seed
 from geoflow.problems.parts import TensorSpec
 from geoflow.system import kinds
 
@@ -197,11 +198,10 @@ def random(ds: xr.Dataset, tensors: Sequence[TensorSpec], *, seed: int = 0) -> P
     Raises
     ------
     InputError
-        A seed that is negative, or no snapshot.
+        A seed that cannot be used, or no snapshot.
     """
     kinds.check_dataset(ds, "snapshot", "theta")
-    if seed < 0:
-        raise InputError(f"seed={seed}; use zero or a positive number")
+    seed = check_seed(seed)
     if not ds.sizes["snapshot"]:
         raise InputError("ds holds no snapshot; walk again with snapshots")
     theta = _theta(ds, -1)
