@@ -44,7 +44,7 @@ def plot(args: argparse.Namespace) -> int:
     """Write the figures of a walk, of a path, of a sweep's folder, or of an analysis."""
     width = WIDTHS[args.size]
     with ExitStack() as stack:
-        ds = stack.enter_context(_open(Path(args.file)))
+        ds = stack.enter_context(_open(netcdf.named(args.file)))
         baseline = None
         if args.baseline:
             if not path_schema.is_path(ds):
