@@ -116,6 +116,8 @@ def along(
             for ds in several
         ]
         _check_walks(walks)
+        if null_models:
+            _check_lengths(walks)
         points = [ds["theta"] for ds in walks]
         fitted, scores, floor = fit(points, n_components, standardise, progress)
         found = _dataset(walks, fitted, scores, floor, standardise)
@@ -265,6 +267,18 @@ def _check_walks(walks: Sequence[xr.Dataset]) -> None:
     shapes = {tuple(map(str, ds["tensor_shape"].values)) for ds in walks}
     if len(shapes) > 1:
         raise InputError("the walks are of networks of different shapes; give those of one")
+
+
+def _check_lengths(walks: Sequence[xr.Dataset]) -> None:
+    """Refuse walks too short for null models, before the points of any are read."""
+    for ds in walks:
+        n = ds.sizes["snapshot"]
+        if 1 <= n < 3:
+            plural = "s" if n > 1 else ""
+            raise InputError(
+                f"null_models=True: the walk of seed {ds.attrs['seed']} has {n} snapshot{plural}, "
+                "and it takes three; walk again with more, or leave it out"
+            )
 
 
 def _names(attributes: Any, seeds: Sequence[int]) -> str:

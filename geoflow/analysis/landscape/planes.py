@@ -108,6 +108,11 @@ def principal(ds: xr.Dataset, tensors: Sequence[TensorSpec] | None = None) -> Pl
         The snapshots are too few, or lie on a line.
     """
     kinds.check_dataset(ds, "snapshot", "theta")
+    if ds.sizes["snapshot"] == 2:
+        raise InputError(
+            "ds holds 2 snapshots, which span no plane; walk again with three or more, or use "
+            "planes.random (--random)"
+        )
     # Read block by block, where it is on the disk.
     theta: Any = ds["theta"]
     pca = fit_pca([theta], 2)

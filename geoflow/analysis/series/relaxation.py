@@ -84,6 +84,12 @@ def along(
     """
     seed = check_seed(seed)
     found = series(ds, scalars)
+    if (n := len(found.time)) < 2:
+        more = "further" if found.samples == "step" else "again with more snapshots"
+        plural = "" if n == 1 else "s"
+        raise InputError(
+            f"ds holds {n} {found.samples}{plural}, and a rate takes two or more; walk {more}"
+        )
     begin = float(found.time[-1]) / 2 if start is None else start
     window = found.time >= begin
     if window.sum() < 2:
