@@ -155,6 +155,7 @@ def extreme_eigenvalues(
     if which not in ("largest", "smallest"):
         raise InputError(f"which={which!r}; use 'largest' or 'smallest'")
     seed = check_seed(seed)
+    check_max_products(max_products)
     n = operator.size
     if not 1 <= k <= n:
         raise InputError(f"k={k}; the operator has 1 to {n} eigenvalues")
@@ -275,6 +276,18 @@ def trace(operator: Curvature, *, n_products: int = 60, seed: int = 0) -> Estima
         squares.append(float(torch.dot(image, image)))
     error = math.sqrt(2 * float(np.mean(squares)) / third)
     return Estimate(exact + float(np.mean(rest)), error)
+
+
+def check_max_products(max_products: int) -> None:
+    """Refuse a budget without a product.
+
+    Raises
+    ------
+    InputError
+        It is zero or negative.
+    """
+    if max_products < 1:
+        raise InputError(f"max_products={max_products}; use a positive number such as 1000")
 
 
 def products_needed(

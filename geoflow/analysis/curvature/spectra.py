@@ -16,6 +16,7 @@ import xarray as xr
 from geoflow.analysis.curvature.matrix_free import (
     Eigenpairs,
     Floats,
+    check_max_products,
     extreme_eigenvalues,
     products_needed,
     spectral_density,
@@ -148,6 +149,7 @@ def along(
     seed = check_seed(seed)
     indices = snapshot_indices(ds, snapshots, DEFAULT_SNAPSHOTS)
     _check_operators(operators)
+    check_max_products(max_products)
     if n_points < 2:
         raise InputError(f"n_points={n_points}; use at least 2")
     cost = {
