@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from xarray.core.indexing import LazilyIndexedArray
 from geoflow.archive import parts
 from geoflow.errors import ArchiveError, DamageError, InputError
 from geoflow.system import files, kinds, translation
-from geoflow.system.files import is_folder
+from geoflow.system.files import is_folder, resolved
 
 # The path of a regular file, links resolved, whose structure has been looked at.
 Checked = NewType("Checked", Path)
@@ -188,24 +189,49 @@ def save_dataset(
 
 
 def expand(files: Sequence[str | Path]) -> list[Path]:
-    """Name every file once, a folder standing for the .nc files in it.
+    """Name every file once, a folder standing for the .nc files in it, a link for its file.
 
     Raises
     ------
     InputError
-        There are none.
+        There are none, or a name is empty.
     ArchiveError
         A folder without any.
     """
     paths: list[Path] = []
-    for path in map(Path, files):
+    for given in files:
+        path = named(given, "files")
         inside = sorted(path.glob("*.nc")) if is_folder(path) else [path]
         if not inside:
             raise ArchiveError(f"{path} has no .nc file; name a folder of a sweep, or files")
         paths += inside
     if not paths:
         raise InputError("files=[]; name at least one")
-    return list(dict.fromkeys(paths))
+    once: dict[Path, Path] = {}
+    for path in paths:
+        once.setdefault(_target(path), path)
+    return list(once.values())
+
+
+def _target(path: Path) -> Path:
+    try:
+        return resolved(path)
+    except (OSError, ValueError):  # no file can be named so: whoever opens it says that
+        return path
+
+
+def named(path: str | Path, name: str = "path") -> Path:
+    """The name of a file as a Path, which would make the present folder of an empty one.
+
+    Raises
+    ------
+    InputError
+        It is empty, or no name of a file.
+    """
+    found = kinds.as_path(path, name)
+    if not os.fspath(path):
+        raise InputError(f"{os.fspath(path)!r} names no file; give its name")
+    return found
 
 
 def text_encoding(ds: xr.Dataset) -> dict[str, dict[str, Any]]:
@@ -218,10 +244,12 @@ def existing(path: str | Path) -> Path:
 
     Raises
     ------
+    InputError
+        The name is empty.
     ArchiveError
         It is not, or not yet.
     """
-    path = kinds.as_path(path)
+    path = named(path)
     if files.is_file(path):
         return path
     if parts.is_resumable(path):

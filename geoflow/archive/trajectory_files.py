@@ -13,7 +13,7 @@ from geoflow.archive import netcdf, seal
 from geoflow.archive.checkpoint import CARRIED, STATE, Checkpoint
 from geoflow.errors import ArchiveError
 from geoflow.system import files, kinds, translation
-from geoflow.trajectories import migrations, schema
+from geoflow.trajectories import migrations, path_schema, schema
 
 CHECKPOINT_GROUP = "checkpoint"
 
@@ -96,12 +96,21 @@ def open_trajectory(path: str | Path) -> xr.Dataset:
             ds = migrations.upgrade(ds)
             found = schema.defects(ds)
         if found:
-            raise ArchiveError(f"{path} is not a trajectory: {found[0]}")
+            raise ArchiveError(f"{path} is not a trajectory: {_other(ds) or found[0]}")
     except BaseException:
         if ds is not None:
             ds.close()
         raise
     return ds
+
+
+def _other(ds: xr.Dataset) -> str:
+    """What a file of geoflow's own is instead, by its kind; empty where it does not say."""
+    kind = ds.attrs.get("kind")
+    # Of a path the schema itself says so.
+    if not isinstance(kind, str) or "geoflow_schema" in ds.attrs or path_schema.is_path(ds):
+        return ""
+    return f"it is of the kind {kind[:40]!a}; give the file of a walk"
 
 
 def read_checkpoint(path: Path, ds: xr.Dataset) -> Checkpoint:

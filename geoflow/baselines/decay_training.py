@@ -101,6 +101,10 @@ def weight_decay(
     starts = [chosen.start(s, data=data, dtype=dtype, device=device) for s in seeds]
     n = len(starts[0].train.targets)
     n_fit = n - round(validation * n)
+    if validation and n_fit == n:
+        raise InputError(
+            f"validation={validation}: of {n} examples that is none; use {1 / n:.2g} or more, or 0"
+        )
     parts = {"": n} | ({"validation_": n_fit} if n_fit < n else {})
     recorded = [*range(record_every, epochs, record_every), epochs]
     groups = _groups(starts)

@@ -23,6 +23,7 @@ from geoflow.archive import netcdf
 from geoflow.cli.own_problem import rebuilt_walk
 from geoflow.cli.terminal import DONE, or_dash, say, show, span
 from geoflow.errors import InputError
+from geoflow.experiments.prepared import check_seed
 from geoflow.plots.styles import COLUMN_INCHES, SLIDE_INCHES
 from geoflow.problems.parts import TensorSpec
 from geoflow.report.page import report as write_report
@@ -43,7 +44,7 @@ def plot(args: argparse.Namespace) -> int:
     """Write the figures of a walk, of a path, of a sweep's folder, or of an analysis."""
     width = WIDTHS[args.size]
     with ExitStack() as stack:
-        ds = stack.enter_context(_open(Path(args.file)))
+        ds = stack.enter_context(_open(netcdf.named(args.file)))
         baseline = None
         if args.baseline:
             if not path_schema.is_path(ds):
@@ -71,7 +72,7 @@ def _open(path: Path) -> xr.Dataset:
 
 def spectrum(args: argparse.Namespace) -> int:
     """Compute curvature spectra at snapshots of a walk of an experiment."""
-    _check_target(args)
+    _check_ahead(args)
     with gf.open_trajectory(args.file) as ds:
         found = spectra.along(
             ds,
@@ -108,7 +109,7 @@ def spectrum(args: argparse.Namespace) -> int:
 
 def principal_components(args: argparse.Namespace) -> int:
     """Find the principal components of the snapshots of one walk, or of several together."""
-    _check_target(args)
+    _check_ahead(args)
     paths = netcdf.expand(args.files)
     found = pca.along(
         paths,
@@ -167,7 +168,7 @@ def _null_model_table(found: xr.Dataset) -> Table:
 
 def slice_(args: argparse.Namespace) -> int:
     """Evaluate the loss on a plane through a walk of an experiment."""
-    _check_target(args)
+    _check_ahead(args)
     with gf.open_trajectory(args.file) as ds:
         rebuilt = rebuilt_walk(ds, args)
         found = slices.on_plane(
@@ -247,7 +248,7 @@ def animate(args: argparse.Namespace) -> int:
 
 def compare_predictions(args: argparse.Namespace) -> int:
     """Compare snapshots of a walk of an experiment by the predictions of their networks."""
-    _check_target(args)
+    _check_ahead(args)
     with gf.open_trajectory(args.file) as ds:
         rebuilt = rebuilt_walk(ds, args)
         settings: dict[str, Any] = {
@@ -308,7 +309,7 @@ def _symmetry_lines(found: xr.Dataset) -> list[str]:
 
 def periodogram(args: argparse.Namespace) -> int:
     """Power spectra of scalars of a walk, with significance against red noise."""
-    _check_target(args)
+    _check_ahead(args)
     with gf.open_trajectory(args.file) as ds:
         found = periodograms.along(
             ds,
@@ -339,7 +340,7 @@ def periodogram(args: argparse.Namespace) -> int:
 
 def relaxation(args: argparse.Namespace) -> int:
     """Fit rates to the slow end of a walk, beside the smallest eigenvalues of A."""
-    _check_target(args)
+    _check_ahead(args)
     with gf.open_trajectory(args.file) as ds:
         curvature = None
         if args.eigenvalues:
@@ -377,8 +378,10 @@ def relaxation(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _check_target(args: argparse.Namespace) -> None:
-    """Refuse a target that cannot be written before anything is read or computed."""
+def _check_ahead(args: argparse.Namespace) -> None:
+    """Refuse a target or a seed that cannot be written before anything is read or computed."""
+    if hasattr(args, "seed"):
+        check_seed(args.seed)
     if args.out is not None:
         files.check_target(args.out, overwrite=args.force)
 

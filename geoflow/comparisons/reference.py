@@ -10,6 +10,7 @@ from geoflow import solvers
 from geoflow.comparisons.dataset import TIGHTER
 from geoflow.errors import InputError
 from geoflow.solvers import Tolerance
+from geoflow.system import kinds
 
 # On a stiff flow its stability holds dopri5 to short steps whatever the tolerance, so that a tight
 # one costs little more; it takes up to twenty times what CVODE does.
@@ -35,6 +36,7 @@ def reference_for(
         A solver that is not known or not installed, or a tolerance that is not tighter than every
         other or is too tight for float64.
     """
+    kinds.check_kind(solver, str | None, "reference", "the name of a solver")
     if solver is None:
         solver = "cvode" if solvers.is_installed("cvode") else WITHOUT_SUNDIALS
     solvers.get(solver)
@@ -43,6 +45,7 @@ def reference_for(
         # As far as float64 resolves the walk that it is checked by.
         least = 20 * torch.finfo(torch.float64).eps / TIGHTER
         rtol = max(min(LOOSEST, BELOW * tightest), least)
+    rtol = kinds.as_number(rtol, "reference_rtol")
     Tolerance.checked(rtol * TIGHTER, 0.0, torch.float64)
     if tightest <= rtol:
         raise InputError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,8 @@ from geoflow.manifold.level_set import LevelSet
 from geoflow.manifold.regularizers import squared_norm
 from geoflow.problems.problem import Problem
 from geoflow.solvers import Solver, Tolerance
-from geoflow.trajectories import records
+from geoflow.system import kinds
+from geoflow.trajectories import records, storable
 from geoflow.trajectories.records import Observable
 from geoflow.walking.settings import WalkSettings
 
@@ -117,7 +119,11 @@ def compare(
     KeyboardInterrupt
         Before there is a reference.
     """
+    kinds.check_kind(flow, RegularizingFlow, "flow", kinds.A_FLOW)
     check_single(flow, "a comparison of solvers")
+    kinds.check_kind(observables, Mapping | None, "observables", "a dict of functions")
+    kinds.check_kind(provenance, Mapping | None, "provenance", "a dict")
+    _check_note(note)
     observables = dict(observables or {})
     chosen = _chosen(solvers, float32)
     wanted = _wanted(chosen, rtols)
@@ -131,6 +137,17 @@ def compare(
     records.check_observables(observables, flow.problem.theta0)
     for name in TAKEN & set(observables):
         raise InputError(f"observables: {name!r} is taken; choose another")
+    config = {
+        "solvers": {label: {"name": s.name, **s.options} for label, s in chosen.items()},
+        "rtols": wanted,
+        "times": ends,
+        "jitters": jitters,
+        "max_evaluations": max_evaluations,
+        "observables": sorted(observables),
+        "threads": torch.get_num_threads(),
+        "provenance": dict(provenance or {}),
+    }
+    storable.as_json(config, "provenance, with the settings,")
     report = note or (lambda text: None)
 
     judge = Judge(flow, observables)
@@ -162,16 +179,6 @@ def compare(
                 break
         if status == "interrupted":
             break
-    config = {
-        "solvers": {label: {"name": s.name, **s.options} for label, s in chosen.items()},
-        "rtols": wanted,
-        "times": ends,
-        "jitters": jitters,
-        "max_evaluations": max_evaluations,
-        "observables": sorted(observables),
-        "threads": torch.get_num_threads(),
-        "provenance": dict(provenance or {}),
-    }
     header = attributes(flow, config, reference, reference_rtol, pair) | {
         "reference_level_rtol": level_rtol,
         "status": status,
@@ -219,6 +226,7 @@ def compare_experiment(
     reference_for(_wanted(_names(solvers), rtols), reference, reference_rtol)
     _checked_times(times)
     _jitters(runs)
+    _check_note(note)
     # One's own experiment need not take a dtype: that it gives float64 is checked by compare.
     prepared = found.prepare(seed, data=data)
     flow = RegularizingFlow(LevelSet(prepared.problem), squared_norm)
@@ -256,6 +264,10 @@ def compare_experiment(
 
 
 def _names(labels: Sequence[str]) -> dict[str, Solver]:
+    give = "a list of names, or a dict of solvers"
+    kinds.check_kind(labels, Sequence, "solvers", give)
+    for label in labels:
+        kinds.check_kind(label, str, "solvers: one", "its name")
     if isinstance(labels, str) or len(set(labels)) < len(labels):
         raise InputError(f"solvers={labels!r}; use a list in which no name comes twice")
     return {label: known_solvers.get(label.removesuffix(FLOAT32)) for label in labels}
@@ -267,9 +279,16 @@ def _chosen(
     chosen = dict(solvers) if isinstance(solvers, Mapping) else _names(solvers)
     if not chosen:
         raise InputError("solvers is empty; name at least one")
-    for label in chosen:
+    for label, solver in chosen.items():
+        kinds.check_kind(label, str, "solvers: a label", "a text")
+        if not (hasattr(solver, "step") and hasattr(solver, "options")):
+            raise InputError(
+                f"solvers[{label!r}]={kinds.shown(solver)} is none; make one, as gf.solvers.get "
+                "does of a name"
+            )
         if label.endswith(FLOAT32) and float32 is None:
             raise InputError(f"solver {label!r} needs the flow in float32; give float32=…")
+    kinds.check_kind(float32, RegularizingFlow | None, "float32", kinds.A_FLOW)
     if float32 is not None and float32.problem.dtype != torch.float32:
         raise InputError(f"float32 is in {float32.problem.dtype}; make its problem in float32")
     return chosen
@@ -282,10 +301,11 @@ def _wanted(
     if isinstance(rtols, Mapping):
         missing = set(chosen) ^ set(rtols)
         if missing:
-            raise InputError(f"rtols: {sorted(missing)[0]!r} is not in both solvers and rtols")
-        wanted = {label: [float(r) for r in rtols[label]] for label in chosen}
+            raise InputError(f"rtols: {min(missing, key=str)!r} is not in both solvers and rtols")
+        wanted = {label: _numbers(rtols[label], f"rtols[{label!r}]") for label in chosen}
     else:
-        wanted = {label: [float(r) for r in rtols] for label in chosen}
+        given = _numbers(rtols, "rtols")
+        wanted = dict.fromkeys(chosen, given)
     for several in wanted.values():
         if not several or len(set(several)) < len(several):
             raise InputError(f"rtols={several}; use at least one, and none twice")
@@ -295,14 +315,29 @@ def _wanted(
 
 
 def _jitters(runs: int) -> list[float]:
+    kinds.check_kind(runs, Integral, "runs", "a whole number")
     if runs < 1 or runs > MOST_RUNS:
         raise InputError(f"runs={runs}; use 1 to {MOST_RUNS}")
     return [1.0] if runs == 1 else [float(f) for f in np.linspace(1 - JITTER, 1 + JITTER, runs)]
 
 
 def _checked_times(times: Sequence[float]) -> list[float]:
-    ends = [float(t) for t in times]
+    ends = _numbers(times, "times")
     rising = all(a < b for a, b in zip([0.0, *ends], ends, strict=False))
     if not ends or not rising or not math.isfinite(ends[-1]):
         raise InputError(f"times={ends[:5]}; use finite, increasing flow times above 0")
     return ends
+
+
+def _numbers(values: Any, name: str) -> list[float]:
+    if isinstance(values, str | Mapping):
+        raise InputError(f"{name}={kinds.shown(values)}; give a list of numbers")
+    try:
+        several = list(values)
+    except TypeError:
+        raise InputError(f"{name}={kinds.shown(values)}; give a list of numbers") from None
+    return [kinds.as_number(value, name) for value in several]
+
+
+def _check_note(note: Any) -> None:
+    kinds.check_kind(note, Callable | None, "note", "a function of a text")

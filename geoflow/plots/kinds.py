@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,12 +111,17 @@ def draw(ds: xr.Dataset, name: str, **options: Any) -> Figure:
     Raises
     ------
     InputError
-        No such figure of such a dataset.
+        No such figure of such a dataset, or no such option of it.
     """
     if name not in names(ds):
         there = ", ".join(names(ds))
         raise InputError(f"kind={name!r} is no figure of this {kind_of(ds)}; use one of {there}")
-    drawn = KINDS[name].function(ds, **options)
+    function = KINDS[name].function
+    _, *known = inspect.signature(function).parameters
+    for option in options:
+        if option not in known:
+            raise InputError(f"{option}: kind={name!r} has no such option; use {', '.join(known)}")
+    drawn = function(ds, **options)
     figure = drawn if isinstance(drawn, Figure) else drawn.figure
     assert isinstance(figure, Figure)
     return figure

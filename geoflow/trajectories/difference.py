@@ -58,10 +58,11 @@ def diff(a: xr.Dataset, b: xr.Dataset, *, rtol: float = 0.0, atol: float = 0.0) 
     Raises
     ------
     InputError
-        A tolerance that is negative or not finite.
+        A tolerance that is no number, negative or not finite.
     """
     for name, given in (("a", a), ("b", b)):
         kinds.check_dataset(given, name=name)
+    rtol, atol = kinds.as_number(rtol, "rtol"), kinds.as_number(atol, "atol")
     for name, value in (("rtol", rtol), ("atol", atol)):
         if not (math.isfinite(value) and value >= 0):
             raise InputError(f"{name}={value}; use zero or a positive number")
@@ -85,7 +86,7 @@ def _variable(name: str, a: xr.Dataset, b: xr.Dataset, rtol: float, atol: float)
         return Difference(name, False, f"shape {x.shape} against {y.shape}")
     if {x.dtype.kind, y.dtype.kind} - set("fi"):
         differ = np.flatnonzero(np.asarray(x.values != y.values))
-        text = f"differs first at {x.dims[0]} {differ[0]}" if differ.size else "identical"
+        text = f"differs{_place(x, differ[0])}" if differ.size else "identical"
         return Difference(name, not differ.size, text)
     if x.ndim > 1:
         norms = [_norms(x[i].values, y[i].values) for i in range(x.shape[0])]
@@ -98,8 +99,14 @@ def _variable(name: str, a: xr.Dataset, b: xr.Dataset, rtol: float, atol: float)
     beyond = np.flatnonzero(apart > atol + rtol * np.nan_to_num(size))
     first, verb = (beyond[0], "differs by") if beyond.size else (differing[0], "agrees to")
     largest = float(apart.max())
-    text = f"{verb} {largest:.3g}, first at {x.dims[0]} {first}"
+    place = _place(x, first)
+    text = f"{verb} {largest:.3g}{place and ',' + place}"
     return Difference(name, not beyond.size, text, largest)
+
+
+def _place(variable: xr.Variable, index: int) -> str:
+    """Where along its first dimension; a single value has none."""
+    return f" first at {variable.dims[0]} {index}" if variable.dims else ""
 
 
 def _norms(u: Any, v: Any) -> tuple[float, float]:
@@ -116,9 +123,16 @@ def _apart(u: Any, v: Any) -> Any:
 
 
 def _same_attribute(x: Any, y: Any) -> bool:
-    return type(x) is type(y) and bool(np.all(x == y))
+    if x is None or y is None:
+        return x is y
+    u, v = np.atleast_1d(np.asarray(x)), np.atleast_1d(np.asarray(y))
+    if {u.dtype.kind, v.dtype.kind} <= set("fiu"):
+        # By value: from a file, numbers are NumPy's, and a list of one is that one.
+        return np.array_equal(u, v, equal_nan=True)
+    return type(x) is type(y) and np.array_equal(u, v)
 
 
 def _short(value: object) -> str:
-    text = "nothing" if value is None else repr(value)
+    plain = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+    text = "nothing" if plain is None else repr(plain)
     return text if len(text) <= 60 else text[:57] + "…"

@@ -49,13 +49,21 @@ def load_into(module: nn.Module, ds: xr.Dataset, snapshot: int = -1) -> None:
     True
     """
     kinds.check_kind(module, nn.Module, "module", "the network that was walked")
-    kinds.check_dataset(ds, "theta", "tensor_name")
+    kinds.check_dataset(ds, "theta", "tensor_name", "tensor_shape")
+    for name in ("tensor_name", "tensor_shape"):
+        if ds[name].dims != ("tensor",):
+            raise InputError(f"ds: {name} is not along 'tensor'; give all tensors of the walk")
     kinds.check_kind(snapshot, Integral, "snapshot", "a whole number")
+    if isinstance(snapshot, bool):
+        raise InputError(f"snapshot={snapshot}; give a whole number")
     along = "level" if path_schema.is_path(ds) else "snapshot"
     n = ds.sizes.get(along, 0)
     if not -n <= snapshot < n:
         raise InputError(f"snapshot={snapshot}: there are {n}; count from 0, or from −1")
-    theta = torch.from_numpy(ds["theta"].isel({along: snapshot}).values)
+    values = ds["theta"].isel({along: snapshot}).values
+    if values.ndim != 1:
+        raise InputError("ds: theta is not along 'parameter'; give all parameters of the walk")
+    theta = torch.from_numpy(values)
     own = parameters_by_name(module)
     pairs, offset = [], 0
     for name, text in zip(ds["tensor_name"].values, ds["tensor_shape"].values, strict=True):

@@ -321,6 +321,8 @@ def test_the_commands(network, tmp_path, monkeypatch, capsys):
     [
         ({"points": 1}, "points=1"),
         ({"margin": -1.0}, r"margin=-1\.0"),
+        ({"margin": 1e300}, r"margin=1e\+300; use a number from 0 to 1e\+09"),
+        ({"margin": float("nan")}, "margin=nan"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"observables": {"loss": float}}, "'loss' is taken"),
     ],

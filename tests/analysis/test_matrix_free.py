@@ -198,6 +198,7 @@ def test_what_has_not_converged_is_not_a_number():
     ("call", "message"),
     [
         (lambda o: extreme_eigenvalues(o, 0), "k=0"),
+        (lambda o: extreme_eigenvalues(o, 1, max_products=0), "max_products=0; use a positive"),
         (lambda o: extreme_eigenvalues(o, 4), "1 to 3"),
         (lambda o: extreme_eigenvalues(o, 1, which="LM"), "which='LM'"),
         (lambda o: spectral_density(o, n_probes=1), "n_probes=1"),

@@ -261,7 +261,11 @@ def test_components_below_the_rounding_of_float32_are_told():
         (lambda a, b: [], InputError, "at least one walk"),
         (lambda a, b: ["nowhere.nc"], ArchiveError, "nowhere.nc is not a file"),
         (lambda a, b: [a, b.assign(tensor_shape=b["tensor_shape"][::-1])], InputError, "shapes"),
-        (lambda a, b: a.isel(snapshot=[0, 1]), InputError, "1 to 1"),
+        (
+            lambda a, b: a.isel(snapshot=[0, 1]),
+            InputError,
+            "have one component; ask for fewer",
+        ),
     ],
 )
 def test_bad_walks(files, change, error, message):
@@ -319,3 +323,10 @@ def test_memory_stays_far_below_the_size_of_the_points():
     size, peak = map(int, done.stdout.split())
     assert size == 2_400_000_000
     assert peak < 800 * 2**20
+
+
+def test_a_walk_too_short_for_null_models_is_refused_before_the_points_are_read(files, monkeypatch):
+    monkeypatch.setattr(pca, "fit", None)
+    with gf.open_trajectory(files[0]) as a, pytest.raises(InputError) as caught:
+        pca.along(a.isel(snapshot=[0, 1]), 1, null_models=True)
+    assert "has 2 snapshots, and it takes three; walk again with more" in str(caught.value)

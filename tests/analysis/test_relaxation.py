@@ -160,6 +160,9 @@ def test_the_window_is_the_last_half_or_what_is_asked_for(oja):
     assert late.sizes["sample"] == int((ds["time"] >= 9).sum())
     with pytest.raises(InputError, match="begin earlier"):
         relaxation.along(ds, start=13.0)
+    single = ds.isel(step=[0])
+    with pytest.raises(InputError, match="ds holds 1 step, and a rate takes two or more; walk fur"):
+        relaxation.along(single)
 
 
 def test_the_dataset_explains_itself_and_can_be_kept(oja, tmp_path):

@@ -124,3 +124,12 @@ def test_spectra_that_would_not_fit_are_refused_before_the_first_product(network
     assert network.problem.counts == before
     monkeypatch.setattr("geoflow.system.memory.available_memory", lambda device: needed)
     spectra.along(ds, network, snapshots=[-1], n_probes=2, n_points=2, **cost)
+
+
+@pytest.mark.parametrize("max_products", [0, -5])
+def test_a_budget_without_a_product_is_refused_before_the_first(network, max_products):
+    ds = gf.walk(network, t_end=0.02, max_snapshots=2)
+    before = network.problem.counts
+    with pytest.raises(InputError, match=f"max_products={max_products}; use a positive number"):
+        spectra.along(ds, network, max_products=max_products)
+    assert network.problem.counts == before

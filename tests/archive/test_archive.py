@@ -15,9 +15,9 @@ from hypothesis.extra import numpy as hnp
 import geoflow as gf
 import invariants
 from geoflow import cli
-from geoflow.archive import seal, trajectory_files
+from geoflow.archive import netcdf, seal, trajectory_files
 from geoflow.cli import terminal
-from geoflow.errors import ArchiveError
+from geoflow.errors import ArchiveError, InputError
 from geoflow.trajectories import migrations, schema
 
 DATA = Path(__file__).parents[1] / "data"
@@ -28,6 +28,17 @@ def test_a_file_just_written_has_no_defect(path, ds, capsys):
     assert cli.main(["validate", str(path)]) == 0
     assert capsys.readouterr().out == ""
     assert ds.sizes["snapshot"] == ds.sizes["step"] == 21
+
+
+def test_a_file_is_named_once_whatever_link_it_is_named_by(tmp_path):
+    first, second, link = (tmp_path / f"{name}.nc" for name in ("a", "b", "link"))
+    first.touch()
+    second.touch()
+    link.symlink_to(first)
+    assert netcdf.expand([link, second, first]) == [link, second]
+    assert netcdf.expand([second, tmp_path]) == [second, first]
+    with pytest.raises(InputError, match="'' names no file"):
+        netcdf.expand([""])
 
 
 # Damage.

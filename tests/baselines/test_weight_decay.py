@@ -194,6 +194,16 @@ def test_bad_input(options, message):
         baselines.weight_decay("iris_ff", **options)
 
 
+def test_a_part_that_holds_out_no_example_is_refused_before_training(tmp_path, capsys):
+    path = tmp_path / "b.nc"
+    options = ["--validation", "1e-9", "--epochs", "1", "--runs", "1", "--penalties", "0"]
+    assert cli.main(["baseline", "iris_ff", "--out", str(path), *options]) == terminal.BAD_INPUT
+    error = capsys.readouterr().err
+    assert "validation=1e-09: of " in error
+    assert "examples that is none; use " in error
+    assert not path.exists()
+
+
 def test_an_experiment_less_what_is_held_out_is_trained_as_the_validation_trainings_are():
     experiment = experiments.registry.of_paper("iris_ff")
 

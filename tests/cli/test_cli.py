@@ -170,11 +170,15 @@ BAD = [
     (["spectrum", __file__], "not a readable netCDF-4 file"),
     (["predictions", __file__], "not a readable netCDF-4 file"),
     (["spectrum", "x.nc", "--out", "no/folder/x.nc"], "no/folder does not exist; create it"),
+    (["spectrum", ""], "'' names no file"),
+    (["pca", ""], "'' names no file"),
+    (["plot", "", "--out", "x"], "'' names no file"),
+    (["report", "", "--out", "x.html"], "'' names no file"),
     (["plot", __file__, "--out", "x"], "not a readable netCDF-4 file"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[m for _, m in BAD])
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[f"{a[0]}: {m}" for a, m in BAD])
 def test_bad_input_is_one_line_and_status_2(arguments, message, capsys):
     assert cli.main(arguments) == BAD_INPUT
     captured = capsys.readouterr()

@@ -12,7 +12,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("few")
     with working_in(folder):
         (folder / "mine.py").write_text(PROBLEM)
-        for name, time in (("none", "5"), ("one", "0.1")):
+        for name, time in (("none", "5"), ("one", "0.1"), ("two", "0.1,0.2")):
             (folder / name).mkdir()
             command = ["run", *OWN, "--quiet", "--t-end", "0.2", "--snapshot-times", time]
             assert cli.main([*command, "--out", f"{name}/seed-0000.nc"]) == DONE
@@ -45,6 +45,24 @@ def test_no_snapshot_is_one_line(folder, capsys, name):
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     assert f"geoflow: error: {message}" in captured.err
+    assert not list(folder.glob("x.*"))
+
+
+TWO = {
+    "pca": ([], "n_components=6: 2 points have one component; ask for fewer, or walk again with"),
+    "pca --null-models": (["--components=1"], "null_models=True: the walk of seed 0 has 2 snap"),
+    "slice": ([*OWN, "--out", "x.nc"], "ds holds 2 snapshots, which span no plane; walk again"),
+}
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_two_snapshots_are_too_few_in_one_line_with_its_remedy(folder, capsys, name):
+    options, message = TWO[name]
+    command, *more = name.split()
+    with working_in(folder):
+        arguments = [command, "two/seed-0000.nc", *more, *options, "--quiet"]
+        assert cli.main(arguments) == BAD_INPUT
+    assert f"geoflow: error: {message}" in capsys.readouterr().err
     assert not list(folder.glob("x.*"))
 
 

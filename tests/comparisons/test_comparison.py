@@ -220,6 +220,46 @@ def test_bad_input(oja, arguments, message):
         compare(oja.flow, **given)
 
 
+WRONG = [
+    ({"solvers": 3}, "solvers=3 is of type int"),
+    ({"solvers": [3]}, "solvers: one=3"),
+    ({"solvers": {"a": 3}}, r"solvers\['a'\]=3 is none"),
+    ({"solvers": {"a": "bdf"}}, r"solvers\['a'\]='bdf' is none"),
+    ({"solvers": {3: TorchDiffEq("rk4")}}, "solvers: a label=3"),
+    ({"solvers": "bdf"}, "use a list"),
+    ({"rtols": 1e-3}, "rtols=0.001; give a list"),
+    ({"rtols": "1e-3"}, "rtols='1e-3'; give a list"),
+    ({"rtols": None}, "rtols=None; give a list"),
+    ({"rtols": ["a"]}, "rtols='a'; give a real number"),
+    ({"rtols": {"rkc": 1e-3}}, r"rtols\['rkc'\]=0.001; give a list"),
+    ({"rtols": {"rkc": [1e-3], 3: [1e-3]}}, "3 is not in both"),
+    ({"times": 1.0}, "times=1.0; give a list"),
+    ({"times": ["x"]}, "times='x'; give a real number"),
+    ({"times": {0.1: 1}}, "times={0.1: 1}; give a list"),
+    ({"runs": "3"}, "runs='3' is of type str"),
+    ({"runs": 1.5}, "runs=1.5 is of type float"),
+    ({"observables": 3}, "observables=3 is of type int"),
+    ({"reference": 3}, "reference=3 is of type int"),
+    ({"reference_rtol": "1e-9"}, "reference_rtol='1e-9'; give a real number"),
+    ({"provenance": 3}, "provenance=3 is of type int"),
+    ({"provenance": {"a": object()}}, "provenance, with the settings, cannot be kept as JSON"),
+    ({"note": 3}, "note=3 is of type int"),
+    ({"float32": 3}, "float32=3 is of type int"),
+    ({"flow": None}, "flow=None is of type NoneType"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[m for _, m in WRONG])
+def test_an_argument_of_the_wrong_kind_is_refused_before_a_walk(oja, arguments, message):
+    given = {"flow": oja.flow, "solvers": ["rkc"], "rtols": [1e-2], "times": TIMES} | arguments
+    before = oja.flow.problem.counts
+    with pytest.raises(InputError, match=message) as caught:
+        compare(**given)
+    assert "\n" not in str(caught.value)
+    # Observables are tried at the start, which takes no gradient.
+    assert oja.flow.problem.counts == before
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """Only one epoch of training: the command is tested, not the network."""

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 import drawn
 from geoflow import cli
 from geoflow.archive import netcdf
+from geoflow.archive.trajectory_files import open_trajectory
 from geoflow.cli.terminal import BAD_INPUT, DONE
 from geoflow.errors import ArchiveError, InputError
 from geoflow.plots import kinds
@@ -33,6 +34,8 @@ def test_the_accessor_draws_what_the_function_draws():
     assert isinstance(figure, Figure)
     assert figure.get_size_inches()[0] == 4.0
     assert isinstance(drawn.comparison().geoflow.plot.work_precision(), Figure)
+    with pytest.raises(InputError, match="foo: kind='overview' has no such option; use width"):
+        plot.overview(foo=3)
     with pytest.raises(AttributeError, match="no figure 'work_precision' of this dataset"):
         plot.work_precision()
 
@@ -97,6 +100,8 @@ def test_an_analysis_is_opened_by_its_kind(tmp_path):
     netcdf.save_dataset(drawn.comparison(), path)
     with netcdf.open_analysis(path, "comparison") as ds:
         xr.testing.assert_identical(ds.load(), drawn.comparison())
+    with pytest.raises(ArchiveError, match="not a trajectory: it is of the kind 'comparison'"):
+        open_trajectory(path)
     with pytest.raises(ArchiveError, match="of the kind 'comparison'; give one of the kind 'pca'"):
         netcdf.open_analysis(path, "pca")
     netcdf.save_dataset(xr.Dataset({"x": 1}), tmp_path / "other.nc")

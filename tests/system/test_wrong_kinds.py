@@ -283,6 +283,20 @@ def test_every_argument_of_a_sweep_is_among_these():
         assert set(inspect.signature(sweep).parameters) == {*known, "progress"}
 
 
+def test_a_dataset_of_which_a_part_is_taken_out_loads_into_no_network(things):
+    walk, network = things["walk"], things["network"]
+    for ds, message in (
+        (walk.drop_vars("tensor_shape"), "ds has no 'tensor_shape'"),
+        (walk.isel(tensor=0), "ds: tensor_name is not along 'tensor'"),
+        (walk.isel(parameter=0), "ds: theta is not along 'parameter'"),
+        (walk.isel(snapshot=0), "snapshot=-1: there are 0"),
+    ):
+        with pytest.raises(gf.InputError, match=message):
+            gf.load_into(network, ds)
+    with pytest.raises(gf.InputError, match="snapshot=True; give a whole number"):
+        gf.load_into(network, walk, snapshot=True)
+
+
 def test_levels_in_the_place_of_the_flow_are_told_where_they_go(things):
     with pytest.raises(gf.InputError, match=r"flow=\[0.1\] .* levels=\[…\]"):
         gf.resume_path(things["folder"] / "p.nc", [0.1])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import crashes
 import geoflow as gf
@@ -54,3 +55,35 @@ def test_other_shapes_and_variables_differ(ds):
     assert [d.largest for d in gf.diff(nan, ds, rtol=0.5) if d.name == "angle"] == [np.inf]
     with pytest.raises(InputError, match="rtol=-1"):
         gf.diff(ds, ds, rtol=-1)
+    for value in (None, "1", 1j, [1]):
+        for name in ("rtol", "atol"):
+            with pytest.raises(InputError, match=f"{name}=.*; give a real number"):
+                gf.diff(ds, ds, **{name: value})
+
+
+def test_single_values_are_compared_as_such(ds):
+    first, second = ds.isel(snapshot=0), ds.isel(snapshot=1)
+    found = {d.name: d for d in gf.diff(first, second)}
+    apart = float(second["snapshot_time"] - first["snapshot_time"])
+    assert found["snapshot_time"].text == f"differs by {apart:.3g}"
+    assert all(d.agrees for d in gf.diff(first, first))
+    one, other = (xr.Dataset({"name": name}) for name in ("a", "b"))
+    assert [d.text for d in gf.diff(one, other)] == ["differs"]
+
+
+def test_numbers_of_attributes_are_compared_by_value(path, ds):
+    # In memory they are Python's, from a file NumPy's.
+    plain = ds.assign_attrs({k: getattr(v, "tolist", lambda v=v: v)() for k, v in ds.attrs.items()})
+    assert type(plain.attrs["seed"]) is not type(ds.attrs["seed"])
+    assert all(d.agrees for d in gf.diff(ds, plain))
+    for x, y, text in (
+        ([1, 2], np.array([1, 2]), None),
+        (np.array([1, 2]), np.array([1, 2, 3]), "[1, 2] against [1, 2, 3]"),
+        ([1], np.int64(1), None),
+        (np.nan, np.float64("nan"), None),
+        (np.int64(1), 2.0, "1 against 2.0"),
+        ("1", 1, "'1' against 1"),
+        (["a"], ["a", "b"], "['a'] against ['a', 'b']"),
+    ):
+        found = gf.diff(ds.assign_attrs(x=x), ds.assign_attrs(x=y))
+        assert [d.text for d in found if not d.agrees] == ([] if text is None else [text])

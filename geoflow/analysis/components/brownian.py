@@ -16,6 +16,7 @@ from geoflow.analysis.components.path_components import (
     step_gram,
 )
 from geoflow.errors import InputError
+from geoflow.experiments.prepared import check_seed
 from geoflow.system.limits import OPERATIONS, check_work
 from geoflow.system.memory import check_memory
 
@@ -131,6 +132,7 @@ def brownian_test(
     InputError
         Points that cannot be used, or another argument.
     """
+    seed = check_seed(seed)
     gram, _ = step_gram(points)
     dimension = points.shape[1] if dimension is None else dimension
     return simulate(gram, dimension, n_simulations, seed).test
@@ -229,7 +231,7 @@ def check_simulations(n_simulations: int, seed: int, dimension: int = 1) -> None
     """
     if dimension < 1 or n_simulations < 2:
         raise InputError(f"dimension={dimension}, n_simulations={n_simulations}; use more")
-    _generator(seed)
+    check_seed(seed)
 
 
 def check_cost(n_points: int, n_simulations: int, n_components: int) -> None:
@@ -249,6 +251,4 @@ def check_cost(n_points: int, n_simulations: int, n_components: int) -> None:
 
 
 def _generator(seed: int) -> np.random.Generator:
-    if seed < 0:
-        raise InputError(f"seed={seed}; use zero or a positive number")
-    return np.random.default_rng(seed)
+    return np.random.default_rng(check_seed(seed))

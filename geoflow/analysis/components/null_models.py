@@ -18,6 +18,7 @@ from geoflow.analysis.components.path_components import (
     step_gram,
 )
 from geoflow.errors import InputError
+from geoflow.experiments.prepared import check_seed
 
 Floats = NDArray[np.float64]
 
@@ -70,6 +71,7 @@ def compare(
     InputError
         Points that cannot be used, or another argument.
     """
+    seed = check_seed(seed)
     gram, unit = step_gram(points)
     n = len(gram) + 1
     check_sizes(n, n_components)

@@ -20,6 +20,7 @@ from geoflow.analysis.components.path_components import cosine_content
 from geoflow.analysis.components.principal import KIND, PCA, fit
 from geoflow.archive.trajectory_files import open_trajectory
 from geoflow.errors import InputError
+from geoflow.experiments.prepared import check_seed
 from geoflow.system import kinds
 from geoflow.trajectories.dataset import at_snapshots
 
@@ -105,6 +106,7 @@ def along(
         )
     if null_models:
         # Before the points are read, which may take minutes.
+        seed = check_seed(seed)
         check_simulations(n_simulations, seed)
     with ExitStack() as stack:
         for one in several:
@@ -114,6 +116,8 @@ def along(
             for ds in several
         ]
         _check_walks(walks)
+        if null_models:
+            _check_lengths(walks)
         points = [ds["theta"] for ds in walks]
         fitted, scores, floor = fit(points, n_components, standardise, progress)
         found = _dataset(walks, fitted, scores, floor, standardise)
@@ -263,6 +267,18 @@ def _check_walks(walks: Sequence[xr.Dataset]) -> None:
     shapes = {tuple(map(str, ds["tensor_shape"].values)) for ds in walks}
     if len(shapes) > 1:
         raise InputError("the walks are of networks of different shapes; give those of one")
+
+
+def _check_lengths(walks: Sequence[xr.Dataset]) -> None:
+    """Refuse walks too short for null models, before the points of any are read."""
+    for ds in walks:
+        n = ds.sizes["snapshot"]
+        if 1 <= n < 3:
+            plural = "s" if n > 1 else ""
+            raise InputError(
+                f"null_models=True: the walk of seed {ds.attrs['seed']} has {n} snapshot{plural}, "
+                "and it takes three; walk again with more, or leave it out"
+            )
 
 
 def _names(attributes: Any, seeds: Sequence[int]) -> str:

@@ -132,7 +132,9 @@ def fit(
         there = "a single point is" if n else "no point is"
         raise InputError(f"points: {there} there, and it takes two; walk again with more snapshots")
     if not 1 <= n_components < n:
-        raise InputError(f"n_components={n_components}: {n} points have 1 to {n - 1} components")
+        have = "one component" if n == 2 else f"1 to {n - 1} components"
+        remedy = "fewer, or walk again with more snapshots" if n_components >= n else "more"
+        raise InputError(f"n_components={n_components}: {n} points have {have}; ask for {remedy}")
     # A block, what is read for it and a copy; the Gram matrix, and what its eigenvectors take.
     needed = 8 * p * (n_components + 2) + 3 * block_bytes(points) + 6 * 8 * n * n
     check_memory(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from geoflow.analysis.curvature.operators import Curvature
 from geoflow.errors import InputError
+from geoflow.experiments.prepared import check_seed
 from geoflow.system import kinds
 from geoflow.system.limits import OPERATIONS, check_work
 from geoflow.system.memory import CPU, check_memory
@@ -153,6 +154,8 @@ def extreme_eigenvalues(
     _check_operator(operator)
     if which not in ("largest", "smallest"):
         raise InputError(f"which={which!r}; use 'largest' or 'smallest'")
+    seed = check_seed(seed)
+    check_max_products(max_products)
     n = operator.size
     if not 1 <= k <= n:
         raise InputError(f"k={k}; the operator has 1 to {n} eigenvalues")
@@ -273,6 +276,18 @@ def trace(operator: Curvature, *, n_products: int = 60, seed: int = 0) -> Estima
         squares.append(float(torch.dot(image, image)))
     error = math.sqrt(2 * float(np.mean(squares)) / third)
     return Estimate(exact + float(np.mean(rest)), error)
+
+
+def check_max_products(max_products: int) -> None:
+    """Refuse a budget without a product.
+
+    Raises
+    ------
+    InputError
+        It is zero or negative.
+    """
+    if max_products < 1:
+        raise InputError(f"max_products={max_products}; use a positive number such as 1000")
 
 
 def products_needed(
@@ -402,9 +417,7 @@ def _check_operator(operator: Curvature) -> None:
 
 
 def _generator(seed: int) -> np.random.Generator:
-    if seed < 0:
-        raise InputError(f"seed={seed}; use zero or a positive number")
-    return np.random.default_rng(seed)
+    return np.random.default_rng(check_seed(seed))
 
 
 def _normal(rng: np.random.Generator, operator: Curvature) -> Tensor:

@@ -16,6 +16,7 @@ import xarray as xr
 from geoflow.analysis.curvature.matrix_free import (
     Eigenpairs,
     Floats,
+    check_max_products,
     extreme_eigenvalues,
     products_needed,
     spectral_density,
@@ -33,6 +34,7 @@ from geoflow.analysis.curvature.operators import (
 from geoflow.analysis.walked import snapshot_indices, state_at, walk_attributes
 from geoflow.archive.pieces import Pieces, fingerprint
 from geoflow.errors import InputError
+from geoflow.experiments.prepared import check_seed
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.footprint import product_bytes
@@ -144,8 +146,10 @@ def along(
         The archive cannot be written; the snapshots that were done are kept.
     """
     kinds.check_kind(flow, RegularizingFlow, "flow", kinds.A_FLOW)
+    seed = check_seed(seed)
     indices = snapshot_indices(ds, snapshots, DEFAULT_SNAPSHOTS)
     _check_operators(operators)
+    check_max_products(max_products)
     if n_points < 2:
         raise InputError(f"n_points={n_points}; use at least 2")
     cost = {

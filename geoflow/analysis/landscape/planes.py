@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from geoflow.analysis.components.principal import fit_pca
 from geoflow.errors import InputError
+from geoflow.experiments.prepared import check_seed
 from geoflow.problems.parts import TensorSpec
 from geoflow.system import kinds
 
@@ -107,6 +108,11 @@ def principal(ds: xr.Dataset, tensors: Sequence[TensorSpec] | None = None) -> Pl
         The snapshots are too few, or lie on a line.
     """
     kinds.check_dataset(ds, "snapshot", "theta")
+    if ds.sizes["snapshot"] == 2:
+        raise InputError(
+            "ds holds 2 snapshots, which span no plane; walk again with three or more, or use "
+            "planes.random (--random)"
+        )
     # Read block by block, where it is on the disk.
     theta: Any = ds["theta"]
     pca = fit_pca([theta], 2)
@@ -197,11 +203,10 @@ def random(ds: xr.Dataset, tensors: Sequence[TensorSpec], *, seed: int = 0) -> P
     Raises
     ------
     InputError
-        A seed that is negative, or no snapshot.
+        A seed that cannot be used, or no snapshot.
     """
     kinds.check_dataset(ds, "snapshot", "theta")
-    if seed < 0:
-        raise InputError(f"seed={seed}; use zero or a positive number")
+    seed = check_seed(seed)
     if not ds.sizes["snapshot"]:
         raise InputError("ds holds no snapshot; walk again with snapshots")
     theta = _theta(ds, -1)

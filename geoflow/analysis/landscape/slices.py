@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -40,6 +39,9 @@ Evaluation = Callable[[Sequence[Tensor]], list[float]]
 BATCH = 8
 # Bytes that the points evaluated at once may take.
 MEMORY = 2**30
+
+# Extents of the walk: beyond, the loss of what is drawn overflows.
+LARGEST_MARGIN = 1e9
 
 KIND = "slice"
 LOSS = "loss"
@@ -192,8 +194,8 @@ def _check(
 ) -> None:
     if points < 2:
         raise InputError(f"points={points}; use at least 2 along each direction")
-    if not (math.isfinite(margin) and margin >= 0):
-        raise InputError(f"margin={margin}; use zero or a positive number")
+    if not 0 <= margin <= LARGEST_MARGIN:
+        raise InputError(f"margin={margin}; use a number from 0 to {LARGEST_MARGIN:g}")
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size={batch_size}; use a positive number or None")
     for name in observables:

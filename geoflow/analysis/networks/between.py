@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from geoflow.analysis.networks.layers import layers_of
 from geoflow.analysis.networks.symmetry import nearest_copy
 from geoflow.errors import InputError
+from geoflow.experiments.prepared import check_seed
 from geoflow.problems.checks import check_like
 from geoflow.problems.protocol import ProblemLike, check_problem
 from geoflow.system import kinds
@@ -164,10 +165,11 @@ def bezier(
         raise InputError(f"evaluations={evaluations}; use a positive whole number")
     if not 0 < learning_rate < np.inf:
         raise InputError(f"learning_rate={learning_rate}; use a positive number such as 0.01")
+    drawn = np.random.default_rng(check_seed(seed))
     middle = straight(start, end).middle.clone().requires_grad_()
     adam = torch.optim.Adam([middle], lr=learning_rate)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(adam, evaluations)
-    for t in np.random.default_rng(seed).uniform(size=evaluations):
+    for t in drawn.uniform(size=evaluations):
         with torch.no_grad():
             _, gradient = problem.value_and_gradient(Curve(start, middle, end)(t))
         middle.grad = 2 * t * (1 - t) * gradient

@@ -13,6 +13,7 @@ from scipy.optimize import minimize_scalar
 
 from geoflow.analysis.series import exponentials, red_noise
 from geoflow.errors import InputError
+from geoflow.experiments.prepared import check_seed
 from geoflow.system import kinds
 from geoflow.system.limits import OPERATIONS, check_work
 from geoflow.system.memory import check_memory
@@ -314,5 +315,4 @@ def _check(
         raise InputError(f"levels={list(levels)}; use numbers between 0 and 1")
     if count < 19:
         raise InputError(f"n_simulations={count}; use at least 19, for p-values of 5%")
-    if seed < 0:
-        raise InputError(f"seed={seed}; use zero or a positive number")
+    check_seed(seed)

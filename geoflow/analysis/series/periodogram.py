@@ -11,6 +11,7 @@ import xarray as xr
 from geoflow.analysis.series.lomb_scargle import LEVELS, lomb_scargle
 from geoflow.analysis.series.scalars import series
 from geoflow.analysis.walked import walk_attributes
+from geoflow.experiments.prepared import check_seed
 
 SCALARS = ("angle", "tangent_norm")
 
@@ -53,6 +54,7 @@ def along(
     InputError
         An argument that cannot be used.
     """
+    seed = check_seed(seed)
     found = series(ds, scalars, against)
     spectrum = lomb_scargle(
         found.clock,

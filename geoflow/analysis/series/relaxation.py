@@ -17,6 +17,7 @@ from geoflow.analysis.series.exponentials import FITTED, ExponentialFit, fit
 from geoflow.analysis.series.scalars import series
 from geoflow.analysis.walked import state_at, walk_attributes
 from geoflow.errors import InputError
+from geoflow.experiments.prepared import check_seed
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.system import kinds
 
@@ -81,7 +82,14 @@ def along(
     InputError
         An argument that cannot be used.
     """
+    seed = check_seed(seed)
     found = series(ds, scalars)
+    if (n := len(found.time)) < 2:
+        more = "further" if found.samples == "step" else "again with more snapshots"
+        plural = "" if n == 1 else "s"
+        raise InputError(
+            f"ds holds {n} {found.samples}{plural}, and a rate takes two or more; walk {more}"
+        )
     begin = float(found.time[-1]) / 2 if start is None else start
     window = found.time >= begin
     if window.sum() < 2:
