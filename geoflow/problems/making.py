@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from geoflow.errors import InputError
-from geoflow.problems import checks, data, modules
+from geoflow.problems import arithmetic, checks, data, modules
 from geoflow.problems.data import Tree
 from geoflow.problems.division import divided
 from geoflow.problems.parts import (
@@ -53,7 +53,7 @@ def of_module(
         data.convert(targets, dtype, device),
         lambda t: t.long() if t.dtype in (torch.int32, torch.int16, torch.int8) else t,
     )
-    with checks.explained(dtype):
+    with checks.explained(dtype), arithmetic.exact(device):
         size = batch_size or data.length(x)
         arguments, keywords = as_arguments(data.chunk(x, 0, size))
         some = data.chunk(y, 0, size)
@@ -88,7 +88,7 @@ def of_batches(
     network = modules.network(module, parameters, dtype, device)
     parts = BatchParts(Bound(network.module, batch_loss), network.fixed, batches, dtype, device)
     one = data.convert(next(iter(batches)), dtype, device)
-    with checks.explained(dtype):
+    with checks.explained(dtype), arithmetic.exact(device):
         checks.check_live(module, lambda own: as_weighted(batch_loss(own, one))[0], network)
     return parts, *flat(network.moving), digest
 
@@ -104,7 +104,7 @@ def of_function(loss: Callable[[Tensor], Tensor], theta0: Tensor) -> Made:
     if not torch.isfinite(theta0).all():
         raise InputError("theta0 has non-finite entries; remove them")
     theta0 = theta0.detach().clone()
-    with torch.no_grad():
+    with torch.no_grad(), arithmetic.exact(theta0.device):
         value = loss(theta0.clone())
     shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
     if shape != ():
