@@ -192,13 +192,18 @@ def check_gradient(function: Derivable, theta0: Tensor, name: str) -> None:
 
     A part of a function that leaves the graph, by ``detach`` or NumPy, has no share in the
     gradient, and nothing else tells of it. The point is not ``theta0`` itself, where what is
-    computed at a module's own parameters would agree.
+    computed at a module's own parameters would agree. There the function may have a kink, but no
+    jump.
 
     Raises
     ------
     InputError
-        They differ by more than differences do.
+        They differ by more than differences do; or at ``theta0`` itself the gradient is not finite
+        or the function jumps.
     """
+    start, slopes = function(theta0)
+    if not torch.isfinite(slopes).all():
+        raise InputError(f"{name}: its gradient at theta0 is not finite; start elsewhere")
     generator = torch.Generator().manual_seed(0)
     random = torch.randn(theta0.shape, generator=generator, dtype=torch.float64).to(theta0)
     scale = max(float(torch.linalg.vector_norm(theta0)), 1.0)
@@ -229,6 +234,29 @@ def check_gradient(function: Derivable, theta0: Tensor, name: str) -> None:
                 f"{slope:.6g}, so a part of it is not in the gradient (detach, item, NumPy, "
                 "checkpointing, vector_to_parameters) or it is not differentiable; compute it from "
                 "θ alone"
+            )
+    steepest = max(norm, float(torch.linalg.vector_norm(slopes)))
+    _check_jump(function, theta0, float(start), random / random.norm(), steepest, name)
+
+
+def _check_jump(
+    function: Derivable, theta0: Tensor, start: float, unit: Tensor, steepest: float, name: str
+) -> None:
+    """Refuse a value at ``theta0`` that those near it do not come to."""
+    _, far, near, _ = steps(theta0)
+    for side in (unit, -unit):
+        close = float(function(theta0 + near * side)[0])
+        # What a slope and rounding make of it; a kink is no more than that.
+        explained = 100 * steepest * near + 1e4 * torch.finfo(theta0.dtype).eps * abs(start)
+        if abs(close - start) <= explained:
+            continue
+        further = float(function(theta0 + far * side)[0])
+        # A root's change is smaller the nearer it is, a jump's is not.
+        if abs(close - start) > 0.5 * abs(further - start):
+            raise InputError(
+                f"{name}: at theta0 it is {start:.6g} and {near:.0e} beside it {close:.6g}, so it "
+                "jumps there (a parametrization that takes its own weights otherwise than others "
+                "does); start elsewhere"
             )
 
 
