@@ -160,6 +160,52 @@ def check_live(
                 )
 
 
+def check_forgetful(
+    loss: Callable[[nn.Module, dict[str, Tensor]], Tensor],
+    network: modules.Network,
+    unused: nn.Module,
+) -> None:
+    """Compare the loss near ``theta0`` with that of a copy that has never been evaluated before.
+
+    Parameters
+    ----------
+    loss : callable
+        (module, the parameters that move) → loss.
+    network : Network
+        Evaluated before.
+    unused : torch.nn.Module
+        A copy of its module from before that.
+
+    Raises
+    ------
+    InputError
+        They differ: the module keeps what it has computed of its weights, and the loss would be
+        a function of the first ones beside θ.
+    """
+    near = nearby(network.moving)
+    # With a graph: there may be inner derivatives.
+    first, second = (loss(network.module, near).detach() for _ in range(2))
+    # What is random or stateful is refused by a message of its own.
+    if not torch.equal(first, second):
+        return
+    found = loss(unused, near).detach()
+    if not torch.allclose(first, found, rtol=1e4 * torch.finfo(first.dtype).eps, atol=0):
+        raise InputError(
+            "module: it keeps something that its first evaluation computed from its weights: at "
+            f"other weights its loss is {float(first):.6g}, and of a new copy {float(found):.6g}; "
+            "compute it at every evaluation, or all of it in __init__"
+        )
+
+
+def nearby(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Other parameters, of about the same size."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        n: t + 0.1 * torch.randn(t.shape, generator=generator).to(t) * (t.abs().mean() + 0.01)
+        for n, t in parameters.items()
+    }
+
+
 @contextmanager
 def explained(dtype: torch.dtype) -> Iterator[None]:
     """Say of a first evaluation that fails what is likely to be the matter.

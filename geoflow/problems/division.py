@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from geoflow.errors import InputError
-from geoflow.problems import data
+from geoflow.problems import checks, data
 from geoflow.problems.data import Tree
 from geoflow.problems.parts import LossPart, ModulePart, Parameters
 
@@ -80,7 +80,7 @@ def _chunks(whole: ModulePart, batch_size: int, parameters: Parameters) -> tuple
     summed = _summed(loss_fn)
     # The network is evaluated chunk by chunk, and the loss on all outputs at once: no more memory
     # is needed than later.
-    found = [_outputs(whole, chunks, p) for p in (parameters, _nearby(parameters))]
+    found = [_outputs(whole, chunks, p) for p in (parameters, checks.nearby(parameters))]
     means = [float(loss_fn(o, targets)) for o in found]
     if summed is None:
         parts = tuple(
@@ -147,14 +147,6 @@ def joined(found: list[Tree]) -> Tree:
         f"module: its outputs hold a {type(first).__name__}, which cannot be joined over chunks; "
         "use batch_size=None, or Problem.from_batches"
     )
-
-
-def _nearby(parameters: Parameters) -> Parameters:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        n: t + 0.1 * torch.randn(t.shape, generator=generator).to(t) * (t.abs().mean() + 0.01)
-        for n, t in parameters.items()
-    }
 
 
 def _check(

@@ -16,10 +16,12 @@ from geoflow.problems import arithmetic, checks, data, modules
 from geoflow.problems.data import Tree
 from geoflow.problems.division import divided
 from geoflow.problems.parts import (
+    BatchPart,
     BatchParts,
     Bound,
     FunctionPart,
     LossPart,
+    ModulePart,
     TensorSpec,
     as_arguments,
     as_weighted,
@@ -57,7 +59,16 @@ def of_module(
         size = batch_size or data.length(x)
         arguments, keywords = as_arguments(data.chunk(x, 0, size))
         some = data.chunk(y, 0, size)
+        unused = modules.duplicate(network.module)
         checks.check_live(module, lambda own: loss_fn(own(*arguments, **keywords), some), network)
+        first = data.chunk(x, 0, size)
+        checks.check_forgetful(
+            lambda own, at: ModulePart(own, network.fixed, first, some, loss_fn).sum_and_weight(at)[
+                0
+            ],
+            network,
+            unused,
+        )
         parts = divided(network.module, network.fixed, loss_fn, x, y, batch_size, network.moving)
     return parts, *flat(network.moving), digest
 
@@ -89,7 +100,15 @@ def of_batches(
     parts = BatchParts(Bound(network.module, batch_loss), network.fixed, batches, dtype, device)
     one = data.convert(next(iter(batches)), dtype, device)
     with checks.explained(dtype), arithmetic.exact(device):
+        unused = modules.duplicate(network.module)
         checks.check_live(module, lambda own: as_weighted(batch_loss(own, one))[0], network)
+        checks.check_forgetful(
+            lambda own, at: BatchPart(Bound(own, batch_loss), network.fixed, one).sum_and_weight(
+                at
+            )[0],
+            network,
+            unused,
+        )
     return parts, *flat(network.moving), digest
 
 

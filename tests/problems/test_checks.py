@@ -42,3 +42,38 @@ def test_a_kink_or_a_minimum_at_theta0_is_none(loss, dtype):
     start = START.to(dtype)
     problem = gf.Problem.from_function(lambda t: loss(t.double()).to(dtype), start)
     assert torch.isfinite(problem.value_and_gradient(start)[1]).all()
+
+
+class Keeping(nn.Module):
+    """Divides by a norm of its weights: of the first ones, or of those that it has."""
+
+    def __init__(self, anew):
+        super().__init__()
+        self.inner, self.anew, self.norm = nn.Linear(3, 2), anew, None
+
+    def forward(self, x):
+        if self.norm is None or self.anew:
+            self.norm = self.inner.weight.norm()
+        if not self.anew:
+            self.norm = self.norm.detach()
+        return self.inner(x) / self.norm
+
+
+def batch_loss(module, batch):
+    inputs, targets = batch
+    return nn.functional.cross_entropy(module(inputs), targets, reduction="sum"), len(targets)
+
+
+@pytest.mark.parametrize("size", [None, 7])
+def test_a_module_that_keeps_what_its_first_weights_gave_is_refused(size):
+    with pytest.raises(InputError, match="keeps something that its first evaluation computed"):
+        gf.Problem.from_module(
+            Keeping(anew=False), nn.functional.cross_entropy, INPUTS, TARGETS, size
+        )
+    with pytest.raises(InputError, match="keeps something that its first evaluation computed"):
+        gf.Problem.from_batches(Keeping(anew=False), batch_loss, [(INPUTS, TARGETS)])
+
+
+def test_one_that_computes_it_anew_is_not():
+    gf.Problem.from_module(Keeping(anew=True), nn.functional.cross_entropy, INPUTS, TARGETS, 7)
+    gf.Problem.from_batches(Keeping(anew=True), batch_loss, [(INPUTS, TARGETS)])
