@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -72,6 +73,10 @@ def check_data(inputs: Tree, targets: Tree, batch_size: int | None) -> None:
     InputError
         Numbers of examples that differ, non-finite values, or a batch size below 1.
     """
+    if batch_size is not None:
+        # True is a whole number to Python.
+        kind = type(None) if isinstance(batch_size, bool) else int | np.integer
+        kinds.check_kind(batch_size, kind, "batch_size", "a whole number or None")
     found = [*data.leaves(inputs, "inputs"), *data.leaves(targets, "targets")]
     lengths = {len(t) if t.ndim else -1 for _, t in found}
     if len(lengths) != 1 or lengths <= {-1, 0}:
@@ -89,9 +94,13 @@ def check_finite(tree: Tree, name: str) -> None:
     Raises
     ------
     InputError
-        Says where, and how many.
+        Says where, and how many; or tensors that are sparse or without values.
     """
     for where, tensor in data.leaves(tree, name):
+        if tensor.is_meta:
+            raise InputError(f"{where} are on the device 'meta', without values; give the values")
+        if tensor.layout != torch.strided:
+            raise InputError(f"{where} are {tensor.layout}; give .to_dense()")
         bad = int((~torch.isfinite(tensor)).sum())
         if bad:
             raise InputError(f"{where} have {bad} non-finite values; remove or impute them")
@@ -204,6 +213,23 @@ def nearby(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
         n: t + 0.1 * torch.randn(t.shape, generator=generator).to(t) * (t.abs().mean() + 0.01)
         for n, t in parameters.items()
     }
+
+
+@contextmanager
+def naming_padding(parts: Any) -> Iterator[None]:
+    """Add to a gradient that is refused an embedding whose ``padding_idx`` may be why."""
+    try:
+        yield
+    except InputError as error:
+        held = parts[0] if isinstance(parts, tuple) else getattr(parts, "bound", None)
+        module = getattr(held, "module", None)
+        for name, child in module.named_modules() if isinstance(module, nn.Module) else ():
+            if isinstance(child, nn.Embedding | nn.EmbeddingBag) and child.padding_idx is not None:
+                raise InputError(
+                    f"{error}; {name or 'module'} ({type(child).__name__}) has "
+                    f"padding_idx={child.padding_idx}, a row without a gradient: set it to None"
+                ) from None
+        raise
 
 
 @contextmanager

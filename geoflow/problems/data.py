@@ -31,6 +31,9 @@ def tensors(data: Tree, name: str) -> Tree:
     if isinstance(data, np.ndarray):
         if data.dtype.kind not in "fiubc":
             raise InputError(f"{name} has dtype {data.dtype}; give numbers")
+        if np.ma.is_masked(data):
+            raise InputError(f"{name} have masked values; leave those examples out, or fill them")
+        data = data.astype(data.dtype.newbyteorder("="), copy=False)
         # A copy, since torch cannot take negative strides and warns of read-only arrays.
         return torch.from_numpy(np.array(data))
     if isinstance(data, dict):

@@ -24,8 +24,10 @@ from geoflow.problems.parts import (
     ModulePart,
     TensorSpec,
     as_arguments,
+    as_weight,
     as_weighted,
 )
+from geoflow.system import kinds
 
 Made = tuple[Iterable[LossPart], Tensor, tuple[TensorSpec, ...], str]
 
@@ -42,6 +44,8 @@ def of_module(
 ) -> Made:
     """What :meth:`geoflow.Problem.from_module` is made of; see there."""
     device = checks.check_device_and_dtype(device, dtype)
+    kinds.check_kind(module, nn.Module, "module", "a torch.nn.Module")
+    kinds.check_kind(loss_fn, Callable, "loss_fn", "a function of (outputs, targets)")
     inputs, targets = data.tensors(inputs, "inputs"), data.tensors(targets, "targets")
     checks.check_data(inputs, targets, batch_size)
     checks.check_mode(module, batch_size)
@@ -83,6 +87,10 @@ def of_batches(
 ) -> Made:
     """What :meth:`geoflow.Problem.from_batches` is made of; see there."""
     device = checks.check_device_and_dtype(device, dtype)
+    kinds.check_kind(module, nn.Module, "module", "a torch.nn.Module")
+    kinds.check_kind(batch_loss, Callable, "batch_loss", "a function of (module, batch)")
+    if not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
+        kinds.check_kind(batches, Iterable, "batches", "a list of batches or a DataLoader")
     checks.check_mode(module, None)
     first, second = iter(batches), iter(batches)
     if first is second:
@@ -101,7 +109,14 @@ def of_batches(
     one = data.convert(next(iter(batches)), dtype, device)
     with checks.explained(dtype), arithmetic.exact(device):
         unused = modules.duplicate(network.module)
-        checks.check_live(module, lambda own: as_weighted(batch_loss(own, one))[0], network)
+
+        def first_loss(own: nn.Module) -> Tensor:
+            total, weight = as_weighted(batch_loss(own, one))
+            # At every evaluation a GPU would be waited for.
+            as_weight(float(torch.as_tensor(weight).detach()))
+            return total
+
+        checks.check_live(module, first_loss, network)
         checks.check_forgetful(
             lambda own, at: BatchPart(Bound(own, batch_loss), network.fixed, one).sum_and_weight(
                 at
@@ -114,6 +129,8 @@ def of_batches(
 
 def of_function(loss: Callable[[Tensor], Tensor], theta0: Tensor) -> Made:
     """What :meth:`geoflow.Problem.from_function` is made of; see there."""
+    kinds.check_kind(loss, Callable, "loss", "a function of a flat tensor")
+    kinds.check_kind(theta0, Tensor, "theta0", "a flat torch.Tensor")
     if theta0.ndim != 1 or not theta0.is_floating_point() or not theta0.numel():
         raise InputError(
             f"theta0 has shape {tuple(theta0.shape)} and dtype {theta0.dtype}; "
@@ -123,7 +140,8 @@ def of_function(loss: Callable[[Tensor], Tensor], theta0: Tensor) -> Made:
     if not torch.isfinite(theta0).all():
         raise InputError("theta0 has non-finite entries; remove them")
     theta0 = theta0.detach().clone()
-    with torch.no_grad(), arithmetic.exact(theta0.device):
+    guard = checks.explained(theta0.dtype)
+    with guard, torch.no_grad(), arithmetic.exact(theta0.device):
         value = loss(theta0.clone())
     shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
     if shape != ():
