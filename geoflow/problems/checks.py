@@ -270,12 +270,9 @@ def check_gradient(function: Derivable, theta0: Tensor, name: str) -> None:
     Raises
     ------
     InputError
-        They differ by more than differences do; or at ``theta0`` itself the gradient is not finite
-        or the function jumps.
+        They differ by more than differences do; or the function jumps at ``theta0``.
     """
     start, slopes = function(theta0)
-    if not torch.isfinite(slopes).all():
-        raise InputError(f"{name}: its gradient at theta0 is not finite; start elsewhere")
     generator = torch.Generator().manual_seed(0)
     random = torch.randn(theta0.shape, generator=generator, dtype=torch.float64).to(theta0)
     scale = max(float(torch.linalg.vector_norm(theta0)), 1.0)
@@ -366,8 +363,10 @@ def check_repeatable(first: Tensor, second: Tensor) -> None:
     Raises
     ------
     InputError
-        Two evaluations differ.
+        Two evaluations differ, or it is not finite.
     """
+    if not torch.isfinite(first).all():
+        raise InputError("loss: its gradient at theta0 is not finite; start elsewhere")
     if not torch.equal(first, second):
         raise InputError(
             "loss: two evaluations of its gradient at theta0 differ, by up to "
