@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch.utils import deterministic
@@ -22,8 +23,8 @@ def exact(device: torch.device) -> Iterator[None]:
 
     PyTorch lets cuDNN convolve float32 numbers in TensorFloat-32, of 10 bits, and
     ``torch.set_float32_matmul_precision`` lets products of matrices do the like, on CPUs too; on
-    GPUs some operations add in whatever order their threads come. A level kept to 10⁻⁶ and a walk
-    that resumes to the bit want neither.
+    GPUs some operations add in whatever order their threads come; ``torch.autocast`` multiplies in
+    bfloat16. A level kept to 10⁻⁶ and a walk that resumes to the bit want none of it.
     """
     with _LOCK:
         n = _inside.get(device.type, 0)
@@ -34,12 +35,20 @@ def exact(device: torch.device) -> Iterator[None]:
                 stack.enter_context(_one_order())
         _inside[device.type] = n + 1
     try:
-        yield
+        # A setting of each thread for itself.
+        with _no_autocast(device):
+            yield
     finally:
         with _LOCK:
             _inside[device.type] -= 1
             if not _inside[device.type]:
                 _given_back[device.type].close()
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 @contextmanager

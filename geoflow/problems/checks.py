@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -72,6 +73,10 @@ def check_data(inputs: Tree, targets: Tree, batch_size: int | None) -> None:
     InputError
         Numbers of examples that differ, non-finite values, or a batch size below 1.
     """
+    if batch_size is not None:
+        # True is a whole number to Python.
+        kind = type(None) if isinstance(batch_size, bool) else int | np.integer
+        kinds.check_kind(batch_size, kind, "batch_size", "a whole number or None")
     found = [*data.leaves(inputs, "inputs"), *data.leaves(targets, "targets")]
     lengths = {len(t) if t.ndim else -1 for _, t in found}
     if len(lengths) != 1 or lengths <= {-1, 0}:
@@ -89,9 +94,13 @@ def check_finite(tree: Tree, name: str) -> None:
     Raises
     ------
     InputError
-        Says where, and how many.
+        Says where, and how many; or tensors that are sparse or without values.
     """
     for where, tensor in data.leaves(tree, name):
+        if tensor.is_meta:
+            raise InputError(f"{where} are on the device 'meta', without values; give the values")
+        if tensor.layout != torch.strided:
+            raise InputError(f"{where} are {tensor.layout}; give .to_dense()")
         bad = int((~torch.isfinite(tensor)).sum())
         if bad:
             raise InputError(f"{where} have {bad} non-finite values; remove or impute them")
@@ -160,6 +169,69 @@ def check_live(
                 )
 
 
+def check_forgetful(
+    loss: Callable[[nn.Module, dict[str, Tensor]], Tensor],
+    network: modules.Network,
+    unused: nn.Module,
+) -> None:
+    """Compare the loss near ``theta0`` with that of a copy that has never been evaluated before.
+
+    Parameters
+    ----------
+    loss : callable
+        (module, the parameters that move) → loss.
+    network : Network
+        Evaluated before.
+    unused : torch.nn.Module
+        A copy of its module from before that.
+
+    Raises
+    ------
+    InputError
+        They differ: the module keeps what it has computed of its weights, and the loss would be
+        a function of the first ones beside θ.
+    """
+    near = nearby(network.moving)
+    # With a graph: there may be inner derivatives.
+    first, second = (loss(network.module, near).detach() for _ in range(2))
+    # What is random or stateful is refused by a message of its own.
+    if not torch.equal(first, second):
+        return
+    found = loss(unused, near).detach()
+    if not torch.allclose(first, found, rtol=1e4 * torch.finfo(first.dtype).eps, atol=0):
+        raise InputError(
+            "module: it keeps something that its first evaluation computed from its weights: at "
+            f"other weights its loss is {float(first):.6g}, and of a new copy {float(found):.6g}; "
+            "compute it at every evaluation, or all of it in __init__"
+        )
+
+
+def nearby(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Other parameters, of about the same size."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        n: t + 0.1 * torch.randn(t.shape, generator=generator).to(t) * (t.abs().mean() + 0.01)
+        for n, t in parameters.items()
+    }
+
+
+@contextmanager
+def naming_padding(parts: Any) -> Iterator[None]:
+    """Add to a gradient that is refused an embedding whose ``padding_idx`` may be why."""
+    try:
+        yield
+    except InputError as error:
+        held = parts[0] if isinstance(parts, tuple) else getattr(parts, "bound", None)
+        module = getattr(held, "module", None)
+        for name, child in module.named_modules() if isinstance(module, nn.Module) else ():
+            if isinstance(child, nn.Embedding | nn.EmbeddingBag) and child.padding_idx is not None:
+                raise InputError(
+                    f"{error}; {name or 'module'} ({type(child).__name__}) has "
+                    f"padding_idx={child.padding_idx}, a row without a gradient: set it to None"
+                ) from None
+        raise
+
+
 @contextmanager
 def explained(dtype: torch.dtype) -> Iterator[None]:
     """Say of a first evaluation that fails what is likely to be the matter.
@@ -192,13 +264,15 @@ def check_gradient(function: Derivable, theta0: Tensor, name: str) -> None:
 
     A part of a function that leaves the graph, by ``detach`` or NumPy, has no share in the
     gradient, and nothing else tells of it. The point is not ``theta0`` itself, where what is
-    computed at a module's own parameters would agree.
+    computed at a module's own parameters would agree. There the function may have a kink, but no
+    jump.
 
     Raises
     ------
     InputError
-        They differ by more than differences do.
+        They differ by more than differences do; or the function jumps at ``theta0``.
     """
+    start, slopes = function(theta0)
     generator = torch.Generator().manual_seed(0)
     random = torch.randn(theta0.shape, generator=generator, dtype=torch.float64).to(theta0)
     scale = max(float(torch.linalg.vector_norm(theta0)), 1.0)
@@ -229,6 +303,29 @@ def check_gradient(function: Derivable, theta0: Tensor, name: str) -> None:
                 f"{slope:.6g}, so a part of it is not in the gradient (detach, item, NumPy, "
                 "checkpointing, vector_to_parameters) or it is not differentiable; compute it from "
                 "θ alone"
+            )
+    steepest = max(norm, float(torch.linalg.vector_norm(slopes)))
+    _check_jump(function, theta0, float(start), random / random.norm(), steepest, name)
+
+
+def _check_jump(
+    function: Derivable, theta0: Tensor, start: float, unit: Tensor, steepest: float, name: str
+) -> None:
+    """Refuse a value at ``theta0`` that those near it do not come to."""
+    _, far, near, _ = steps(theta0)
+    for side in (unit, -unit):
+        close = float(function(theta0 + near * side)[0])
+        # What a slope and rounding make of it; a kink is no more than that.
+        explained = 100 * steepest * near + 1e4 * torch.finfo(theta0.dtype).eps * abs(start)
+        if abs(close - start) <= explained:
+            continue
+        further = float(function(theta0 + far * side)[0])
+        # A root's change is smaller the nearer it is, a jump's is not.
+        if abs(close - start) > 0.5 * abs(further - start):
+            raise InputError(
+                f"{name}: at theta0 it is {start:.6g} and {near:.0e} beside it {close:.6g}, so it "
+                "jumps there (a parametrization that takes its own weights otherwise than others "
+                "does); start elsewhere"
             )
 
 
@@ -266,8 +363,10 @@ def check_repeatable(first: Tensor, second: Tensor) -> None:
     Raises
     ------
     InputError
-        Two evaluations differ.
+        Two evaluations differ, or it is not finite.
     """
+    if not torch.isfinite(first).all():
+        raise InputError("loss: its gradient at theta0 is not finite; start elsewhere")
     if not torch.equal(first, second):
         raise InputError(
             "loss: two evaluations of its gradient at theta0 differ, by up to "

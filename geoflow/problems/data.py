@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from geoflow.errors import InputError
@@ -29,6 +31,9 @@ def tensors(data: Tree, name: str) -> Tree:
     if isinstance(data, np.ndarray):
         if data.dtype.kind not in "fiubc":
             raise InputError(f"{name} has dtype {data.dtype}; give numbers")
+        if np.ma.is_masked(data):
+            raise InputError(f"{name} have masked values; leave those examples out, or fill them")
+        data = data.astype(data.dtype.newbyteorder("="), copy=False)
         # A copy, since torch cannot take negative strides and warns of read-only arrays.
         return torch.from_numpy(np.array(data))
     if isinstance(data, dict):
@@ -86,17 +91,48 @@ def sha256(*data: Tree) -> str:
     return digest.hexdigest()
 
 
-def update(digest: hashlib._Hash, data: Tree) -> None:
-    """Take the tensors of a tree into a digest."""
-    for _, tensor in leaves(data, ""):
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        raw = tensor.detach().cpu().contiguous()
+def update(digest: hashlib._Hash, data: Any) -> None:
+    """Take the tensors of a tree into a digest, and arrays, numbers and texts beside them.
+
+    The digest of tensors alone is that of older archives: it knows nothing of what holds them.
+    """
+    if isinstance(data, Tensor):
+        digest.update(f"{data.dtype}{tuple(data.shape)}".encode())
+        raw = data.detach().cpu().contiguous()
         if raw.numel() == 1:  # contiguous whatever its strides say, and no view of other bytes
             raw = raw.clone(memory_format=torch.contiguous_format)
         # NumPy has no bfloat16.
         digest.update(
             raw.view(torch.uint8).numpy().tobytes() if raw.ndim else raw.numpy().tobytes()
         )
+    elif isinstance(data, np.ndarray | np.generic):
+        _update_array(digest, np.asarray(data))
+    elif isinstance(data, bool | int | float | complex | str | bytes):
+        said = data if isinstance(data, bytes) else str(data).encode("utf-8", "surrogatepass")
+        digest.update(f"{type(data).__name__} {len(said)} ".encode())
+        digest.update(said)
+    else:
+        for value in _held(data):
+            update(digest, value)
+
+
+def _update_array(digest: hashlib._Hash, array: NDArray[Any]) -> None:
+    if array.dtype.hasobject:  # its bytes are addresses
+        update(digest, array.tolist())
+        return
+    digest.update(f"array {array.dtype.str}{array.shape}".encode())
+    digest.update(array.tobytes())
+
+
+def _held(data: Any) -> Iterable[Any]:
+    """What a tree, or a dataclass, holds; nothing of what is neither."""
+    if isinstance(data, Mapping):
+        return data.values()
+    if isinstance(data, tuple | list):
+        return data
+    if dataclasses.is_dataclass(data) and not isinstance(data, type):
+        return [getattr(data, field.name, None) for field in dataclasses.fields(data)]
+    return ()
 
 
 def length(data: Tree) -> int:

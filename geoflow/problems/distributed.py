@@ -17,7 +17,7 @@ from torch import Tensor
 
 from geoflow.errors import DivergenceError, InputError, ProcessLostError
 from geoflow.problems import arithmetic, data
-from geoflow.problems.division import divided
+from geoflow.problems.division import divided, weighed
 from geoflow.problems.parts import BatchParts, LossPart, ModulePart, add_up
 from geoflow.problems.problem import Problem
 from geoflow.system.footprint import peak_bytes
@@ -44,7 +44,8 @@ class DistributedProblem(Problem):
         data, of which a share is kept and the rest can be freed, or of the process's own.
     whole : bool
         Whether it is of all data. Examples are then divided evenly, and of batches each process
-        evaluates every n-th. What comes out is compared with the loss of the whole.
+        evaluates every n-th. What comes out is compared with the loss of the whole. If not, each
+        process's examples count as they would in a problem of all of them.
     group : ProcessGroup, optional
         None: all processes. It has the back end that the device wants, gloo or NCCL.
 
@@ -79,8 +80,9 @@ class DistributedProblem(Problem):
         self.n_processes: int = dist.get_world_size(group)
         with arithmetic.exact(self.device):
             expected = problem.loss(problem.theta0)
-        if whole:
-            self._parts = _share(problem, self.rank, self.n_processes)
+            self._parts = (
+                _share(problem, self.rank, self.n_processes) if whole else _own_share(problem)
+            )
         self._check_one_network(whole)
         self.theta0: Tensor = self._broadcast(problem.theta0)
         if whole:
@@ -262,6 +264,16 @@ def _share(problem: Problem, rank: int, n: int) -> Iterable[LossPart]:
         )
     # Copies, so that nothing holds on to all data.
     return tuple(_own(part) for part in found[rank::n])
+
+
+def _own_share(problem: Problem) -> Iterable[LossPart]:
+    """The parts of a process's own data, each weighing what its examples do."""
+    parts = problem._parts
+    alone = parts[0] if isinstance(parts, tuple) and len(parts) == 1 else None
+    # Its weight was of no effect so far: it is a mean that weighs 1, of however many examples.
+    if isinstance(alone, ModulePart) and alone.scale == alone.weight == 1.0:
+        return (weighed(alone, problem.unflatten(problem.theta0)),)
+    return parts
 
 
 def _own(part: LossPart) -> LossPart:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from geoflow.errors import InputError
-from geoflow.problems import data
+from geoflow.problems import checks, data
 from geoflow.problems.data import Tree
 from geoflow.problems.parts import LossPart, ModulePart, Parameters
 
@@ -49,11 +49,29 @@ def divided(
     InputError
         The loss of all examples is no such sum.
     """
-    n = data.length(inputs)
     whole = ModulePart(module, fixed, inputs, targets, loss_fn)
-    if batch_size is None or batch_size >= n:
+    if batch_size is None or batch_size >= data.length(inputs):
         return (whole,)
+    return _chunks(whole, batch_size, parameters)
 
+
+def weighed(part: ModulePart, parameters: Parameters) -> ModulePart:
+    """The loss of all examples as the sum that a chunk of them is, with the weight of a chunk.
+
+    Beside parts that hold other examples it then counts as ``divided`` makes it count.
+
+    Raises
+    ------
+    InputError
+        The loss is no such sum.
+    """
+    return _chunks(part, data.length(part.inputs), parameters)[0]
+
+
+def _chunks(whole: ModulePart, batch_size: int, parameters: Parameters) -> tuple[ModulePart, ...]:
+    module, fixed, loss_fn = whole.module, whole.fixed, whole.loss_fn
+    inputs, targets = whole.inputs, whole.targets
+    n = data.length(inputs)
     chunks = [
         (data.chunk(inputs, s, batch_size), data.chunk(targets, s, batch_size))
         for s in range(0, n, batch_size)
@@ -62,7 +80,7 @@ def divided(
     summed = _summed(loss_fn)
     # The network is evaluated chunk by chunk, and the loss on all outputs at once: no more memory
     # is needed than later.
-    found = [_outputs(whole, chunks, p) for p in (parameters, _nearby(parameters))]
+    found = [_outputs(whole, chunks, p) for p in (parameters, checks.nearby(parameters))]
     means = [float(loss_fn(o, targets)) for o in found]
     if summed is None:
         parts = tuple(
@@ -70,7 +88,11 @@ def divided(
             for (x, y), size in zip(chunks, sizes, strict=True)
         )
     else:
-        weight = float(summed(found[0], targets)) / means[0] if means[0] else float(n)
+        # A loss of zero does not tell what it is divided by.
+        weights = [
+            float(summed(o, targets)) / mean for o, mean in zip(found, means, strict=True) if mean
+        ]
+        weight = weights[0] if weights else float(n)
         parts = tuple(
             ModulePart(module, fixed, x, y, summed, 1.0, weight * size / n)
             for (x, y), size in zip(chunks, sizes, strict=True)
@@ -127,14 +149,6 @@ def joined(found: list[Tree]) -> Tree:
     )
 
 
-def _nearby(parameters: Parameters) -> Parameters:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        n: t + 0.1 * torch.randn(t.shape, generator=generator).to(t) * (t.abs().mean() + 0.01)
-        for n, t in parameters.items()
-    }
-
-
 def _check(
     parts: tuple[ModulePart, ...], outputs: Tree, sizes: list[int], mean: float, batch_size: int
 ) -> None:
@@ -146,6 +160,12 @@ def _check(
     dtype = next(iter(data.leaves(outputs, "")))[1].dtype
     eps = torch.finfo(dtype).eps if dtype.is_floating_point else 1e-7
     if not abs(found - mean) <= 1e3 * eps * max(abs(mean), abs(found)):
+        if len(parts) == 1:
+            raise InputError(
+                f"loss_fn: its mean is {mean:.6g}, and its sum by its weight {found:.6g}, so it is "
+                "no mean over examples; use Problem.from_batches, whose batch_loss gives each "
+                "batch's sum and weight"
+            )
         raise InputError(
             f"batch_size={batch_size}: the mean over chunks is {found:.6g} where the loss of all "
             f"examples is {mean:.6g}, so loss_fn is no mean over examples; use batch_size=None, or "

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from geoflow.errors import InputError
-from geoflow.problems import checks, data
+from geoflow.problems import arithmetic, checks, data
 from geoflow.problems.counting import Counted
 from geoflow.problems.division import joined
 from geoflow.problems.parts import ModulePart, Parameters, TensorSpec, module_parts
@@ -122,7 +122,7 @@ class Grouped(Counted):
     def loss(self, theta: Tensor) -> Tensor:
         """The losses at θ, shape (n,), not counted."""
         parameters = self.unflatten(theta)
-        with torch.set_grad_enabled(theta.requires_grad):
+        with torch.set_grad_enabled(theta.requires_grad), arithmetic.exact(self.device):
             if self._single is not None:
                 return vmap(self._of_one, (None, *_batched(self._single)))(
                     parameters, *self._single
@@ -132,21 +132,22 @@ class Grouped(Counted):
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """The losses, shape (n,), and their gradients, shape (n, P): one evaluation."""
         given = self._spend(theta, 1)
-        if self._single is not None:
-            return self._of_each(given)
-        values, gradients = [], []
-        for group in self._groups:
-            with torch.enable_grad():
-                value = self._of_group(self.unflatten(given), *group)
-                (gradient,) = torch.autograd.grad(value, given)
-            values.append(value.detach())
-            gradients.append(gradient)
-        return torch.stack(values), torch.stack(gradients)
+        with arithmetic.exact(self.device):
+            if self._single is not None:
+                return self._of_each(given)
+            values, gradients = [], []
+            for group in self._groups:
+                with torch.enable_grad():
+                    value = self._of_group(self.unflatten(given), *group)
+                    (gradient,) = torch.autograd.grad(value, given)
+                values.append(value.detach())
+                gradients.append(gradient)
+            return torch.stack(values), torch.stack(gradients)
 
     def weighted_gradient(self, theta: Tensor, weights: Tensor) -> Tensor:
         """∇Σ wᵢLᵢ at θ, shape (P,), weights of shape (n,): one evaluation, one backward pass."""
         given = self._spend(theta, 1)
-        with torch.enable_grad():
+        with torch.enable_grad(), arithmetic.exact(self.device):
             if self._single is None:
                 parameters = self.unflatten(given)
                 total = torch.stack([self._of_group(parameters, *g) for g in self._groups])

@@ -12,18 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from geoflow.errors import InputError
-from geoflow.problems import checks, data, modules
+from geoflow.problems import arithmetic, checks, data, modules
 from geoflow.problems.data import Tree
 from geoflow.problems.division import divided
 from geoflow.problems.parts import (
+    BatchPart,
     BatchParts,
     Bound,
     FunctionPart,
     LossPart,
+    ModulePart,
     TensorSpec,
     as_arguments,
+    as_weight,
     as_weighted,
 )
+from geoflow.system import kinds
 
 Made = tuple[Iterable[LossPart], Tensor, tuple[TensorSpec, ...], str]
 
@@ -40,6 +44,8 @@ def of_module(
 ) -> Made:
     """What :meth:`geoflow.Problem.from_module` is made of; see there."""
     device = checks.check_device_and_dtype(device, dtype)
+    kinds.check_kind(module, nn.Module, "module", "a torch.nn.Module")
+    kinds.check_kind(loss_fn, Callable, "loss_fn", "a function of (outputs, targets)")
     inputs, targets = data.tensors(inputs, "inputs"), data.tensors(targets, "targets")
     checks.check_data(inputs, targets, batch_size)
     checks.check_mode(module, batch_size)
@@ -53,11 +59,20 @@ def of_module(
         data.convert(targets, dtype, device),
         lambda t: t.long() if t.dtype in (torch.int32, torch.int16, torch.int8) else t,
     )
-    with checks.explained(dtype):
+    with checks.explained(dtype), arithmetic.exact(device):
         size = batch_size or data.length(x)
         arguments, keywords = as_arguments(data.chunk(x, 0, size))
         some = data.chunk(y, 0, size)
+        unused = modules.duplicate(network.module)
         checks.check_live(module, lambda own: loss_fn(own(*arguments, **keywords), some), network)
+        first = data.chunk(x, 0, size)
+        checks.check_forgetful(
+            lambda own, at: ModulePart(own, network.fixed, first, some, loss_fn).sum_and_weight(at)[
+                0
+            ],
+            network,
+            unused,
+        )
         parts = divided(network.module, network.fixed, loss_fn, x, y, batch_size, network.moving)
     return parts, *flat(network.moving), digest
 
@@ -72,6 +87,10 @@ def of_batches(
 ) -> Made:
     """What :meth:`geoflow.Problem.from_batches` is made of; see there."""
     device = checks.check_device_and_dtype(device, dtype)
+    kinds.check_kind(module, nn.Module, "module", "a torch.nn.Module")
+    kinds.check_kind(batch_loss, Callable, "batch_loss", "a function of (module, batch)")
+    if not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
+        kinds.check_kind(batches, Iterable, "batches", "a list of batches or a DataLoader")
     checks.check_mode(module, None)
     first, second = iter(batches), iter(batches)
     if first is second:
@@ -88,13 +107,30 @@ def of_batches(
     network = modules.network(module, parameters, dtype, device)
     parts = BatchParts(Bound(network.module, batch_loss), network.fixed, batches, dtype, device)
     one = data.convert(next(iter(batches)), dtype, device)
-    with checks.explained(dtype):
-        checks.check_live(module, lambda own: as_weighted(batch_loss(own, one))[0], network)
+    with checks.explained(dtype), arithmetic.exact(device):
+        unused = modules.duplicate(network.module)
+
+        def first_loss(own: nn.Module) -> Tensor:
+            total, weight = as_weighted(batch_loss(own, one))
+            # At every evaluation a GPU would be waited for.
+            as_weight(float(torch.as_tensor(weight).detach()))
+            return total
+
+        checks.check_live(module, first_loss, network)
+        checks.check_forgetful(
+            lambda own, at: BatchPart(Bound(own, batch_loss), network.fixed, one).sum_and_weight(
+                at
+            )[0],
+            network,
+            unused,
+        )
     return parts, *flat(network.moving), digest
 
 
 def of_function(loss: Callable[[Tensor], Tensor], theta0: Tensor) -> Made:
     """What :meth:`geoflow.Problem.from_function` is made of; see there."""
+    kinds.check_kind(loss, Callable, "loss", "a function of a flat tensor")
+    kinds.check_kind(theta0, Tensor, "theta0", "a flat torch.Tensor")
     if theta0.ndim != 1 or not theta0.is_floating_point() or not theta0.numel():
         raise InputError(
             f"theta0 has shape {tuple(theta0.shape)} and dtype {theta0.dtype}; "
@@ -104,7 +140,8 @@ def of_function(loss: Callable[[Tensor], Tensor], theta0: Tensor) -> Made:
     if not torch.isfinite(theta0).all():
         raise InputError("theta0 has non-finite entries; remove them")
     theta0 = theta0.detach().clone()
-    with torch.no_grad():
+    guard = checks.explained(theta0.dtype)
+    with guard, torch.no_grad(), arithmetic.exact(theta0.device):
         value = loss(theta0.clone())
     shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
     if shape != ():

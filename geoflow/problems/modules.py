@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from geoflow.errors import InputError
+from geoflow.system import kinds
 
 COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
 
@@ -64,6 +65,13 @@ def network(
     free = {n: p for n, p in plain.named_parameters() if p.requires_grad}
     chosen = _matching(list(free), parameters)
     moving = {n: free[n].detach() for n in chosen}
+    for name, child in plain.named_modules():
+        moves = (f"{name}.weight" if name else "weight") in moving
+        if moves and isinstance(child, nn.Embedding | nn.EmbeddingBag) and child.sparse:
+            raise InputError(
+                f"module: {name or 'module'} ({type(child).__name__}) has sparse=True, and θ is "
+                "dense; set sparse=False"
+            )
     fixed = {n: p.detach() for n, p in plain.named_parameters() if n not in moving}
     fixed.update({n: b.detach() for n, b in plain.named_buffers()})
     return Network(plain, moving, fixed)
@@ -102,6 +110,9 @@ def check_kind(module: nn.Module) -> None:
                 f"module: {where} has max_norm={child.max_norm}, which changes the parameters "
                 "while the loss is evaluated; set max_norm=None"
             )
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_meta:
+            raise InputError(f"module: {name} is on the device 'meta', without values; load them")
     for name, parameter in module.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise InputError(f"module: {name} is not initialised yet; run the module once")
@@ -160,7 +171,12 @@ def _matching(names: list[str], patterns: str | Sequence[str] | None) -> list[st
         if not names:
             raise InputError("module has no trainable parameter; set requires_grad=True on some")
         return names
+    kinds.check_kind(patterns, Iterable, "parameters", "patterns of names, or None")
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not patterns:
+        raise InputError("parameters is empty; give patterns of names, or None for all")
+    for pattern in patterns:
+        kinds.check_kind(pattern, str, "parameters", "patterns of names, or None")
     for pattern in patterns:
         if not any(fnmatchcase(n, pattern) for n in names):
             known = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")

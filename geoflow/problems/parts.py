@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -13,6 +15,7 @@ from torch.func import functional_call
 from geoflow.errors import InputError
 from geoflow.problems import ahead, arithmetic, data
 from geoflow.problems.data import Tree
+from geoflow.system import kinds
 
 Parameters = dict[str, Tensor]
 
@@ -185,7 +188,31 @@ def as_weighted(found: Any) -> tuple[Tensor, Any]:
     if not (isinstance(total, Tensor) and total.shape == ()):
         shape = tuple(total.shape) if isinstance(total, Tensor) else type(total).__name__
         raise InputError(f"batch_loss returned a sum of {shape}; it must be a scalar tensor")
-    return total, weight
+    return total, as_weight(weight)
+
+
+def as_weight(weight: Any) -> Any:
+    """Return the weight of a batch, where it is one.
+
+    Raises
+    ------
+    InputError
+        It is no finite number, or below zero. Of a tensor its value is not looked at.
+    """
+    if isinstance(weight, Tensor | np.ndarray):
+        found = torch.as_tensor(weight)
+        if found.numel() == 1 and not found.is_complex():
+            return found.reshape(())
+    try:
+        number = math.nan if isinstance(weight, str | bytes) else float(weight)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise InputError(
+            f"batch_loss returned the weight {kinds.shown(weight)}; return a finite number, such "
+            "as that of the examples"
+        )
+    return number
 
 
 @dataclass(frozen=True)
@@ -231,9 +258,20 @@ def add_up(
         that their number costs no digits.
     Tensor
         Sum of the weights.
+
+    Raises
+    ------
+    InputError
+        There is no part.
     """
     remaining = iter(contributions)
-    sums, weight = next(remaining)
+    first = next(remaining, None)
+    if first is None:
+        raise InputError(
+            "batches: this pass gave none; give the same whenever they are iterated, as a list or "
+            "a DataLoader does"
+        )
+    sums, weight = first
     for n, (tensors, more) in enumerate(remaining):
         if n == 0:
             sums = tuple(t.to(_widest(t.device), copy=True) for t in sums)

@@ -66,7 +66,8 @@ class Problem(Picklable):
         self._captured = capture.Captured() if fixed and capture.pays(theta0) else None
         checks.check_deterministic(self.loss(theta0), self.loss(theta0))
         with self._uncounted():
-            checks.check_gradient(self.value_and_gradient, theta0, "loss")
+            with checks.naming_padding(parts):
+                checks.check_gradient(self.value_and_gradient, theta0, "loss")
             first, second = (self.value_and_gradient(theta0)[1] for _ in range(2))
             checks.check_repeatable(first, second)
             self.evaluation_bytes: int = peak_bytes(lambda: self._evaluated(theta0))

@@ -18,6 +18,8 @@ import ranks
 import references
 from geoflow import cli
 from geoflow.errors import InputError
+from geoflow.problems.division import weighed
+from geoflow.problems.parts import ModulePart
 
 WEIGHTS = torch.tensor([0.3, 1.7], dtype=torch.float64)
 
@@ -131,6 +133,51 @@ def test_each_process_may_have_data_of_its_own(tmp_path):
     for a, b, c in zip(first, second, expected, strict=True):
         assert np.array_equal(a, b)
         assert np.allclose(a, c.numpy(), rtol=1e-12)
+
+
+def batch_means(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets)
+
+
+LOSSES = [nn.functional.cross_entropy, weighted, batch_means]
+
+
+def with_uneven_shares(rank):
+    """Of 19 examples and of 5: in one part both, then one of them in chunks."""
+    mine = slice(0, 19) if rank == 0 else slice(19, 24)
+    found = []
+    for loss_fn in LOSSES:
+        for size in (None, 4 if rank == 0 else None):
+            own = gf.Problem.from_module(
+                references.small_module(),
+                loss_fn,
+                *(t[mine] for t in references.small_data()),
+                batch_size=size,
+            )
+            problem = gf.DistributedProblem(own, whole=False)
+            theta, v = elsewhere(problem)
+            numbers = *problem.value_and_gradient(theta), problem.hvp(theta, v)
+            found.append([x.numpy() for x in numbers])
+    return found
+
+
+def test_shares_of_uneven_size_count_as_their_examples_do(tmp_path):
+    found = ranks.run(with_uneven_shares, 2, tmp_path)
+    for i, loss_fn in enumerate(loss_fn for loss_fn in LOSSES for _ in range(2)):
+        problem = gf.Problem.from_module(
+            references.small_module(), loss_fn, *references.small_data()
+        )
+        theta, v = elsewhere(problem)
+        expected = *problem.value_and_gradient(theta), problem.hvp(theta, v)
+        for own in found:
+            for a, b in zip(own[i], expected, strict=True):
+                assert np.allclose(a, b.numpy(), rtol=1e-12, atol=1e-12)
+
+
+def test_a_share_that_is_fitted_exactly_counts_as_the_others_do():
+    module, inputs = nn.Linear(3, 2).double(), references.small_data()[0]
+    part = ModulePart(module, {}, inputs, module(inputs).detach(), nn.functional.mse_loss)
+    assert weighed(part, dict(module.named_parameters())).weight == pytest.approx(48, rel=1e-12)
 
 
 def refusals(rank):

@@ -1,0 +1,79 @@
+"""A loss is tested at θ0 itself too, and for what a module keeps of its weights."""
+
+import pytest
+import torch
+from torch import nn
+
+import geoflow as gf
+import references
+from geoflow.errors import InputError
+
+INPUTS, TARGETS = references.small_data()
+START = torch.tensor([0.5, -0.8, 0.3], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_loss_that_jumps_at_theta0_is_refused(dtype):
+    torch.manual_seed(0)
+    tall = nn.utils.parametrizations.orthogonal(nn.Linear(3, 8))
+    module = nn.Sequential(tall, nn.Tanh(), nn.Linear(8, 2))
+    with pytest.raises(InputError, match="it jumps there"):
+        gf.Problem.from_module(module, nn.functional.cross_entropy, INPUTS, TARGETS, dtype=dtype)
+
+
+def test_a_gradient_that_is_not_finite_at_theta0_is_refused():
+    with pytest.raises(InputError, match="its gradient at theta0 is not finite"):
+        gf.Problem.from_function(lambda t: 1 + t.square().sum().sqrt(), torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda t: 1 + (t - START).abs().sum(),
+        lambda t: 1 + (t - START).relu().sum() - (START - t).relu().sum(),
+        lambda t: 1 + torch.linalg.vector_norm(t - START),
+        lambda t: 1 + 1e6 * (t - START).square().sum(),
+        lambda t: (t - START).square().sum(),
+    ],
+    ids=["absolute value", "two kinks that cancel", "norm", "steep", "minimum"],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_kink_or_a_minimum_at_theta0_is_none(loss, dtype):
+    start = START.to(dtype)
+    problem = gf.Problem.from_function(lambda t: loss(t.double()).to(dtype), start)
+    assert torch.isfinite(problem.value_and_gradient(start)[1]).all()
+
+
+class Keeping(nn.Module):
+    """Divides by a norm of its weights: of the first ones, or of those that it has."""
+
+    def __init__(self, anew):
+        super().__init__()
+        self.inner, self.anew, self.norm = nn.Linear(3, 2), anew, None
+
+    def forward(self, x):
+        if self.norm is None or self.anew:
+            self.norm = self.inner.weight.norm()
+        if not self.anew:
+            self.norm = self.norm.detach()
+        return self.inner(x) / self.norm
+
+
+def batch_loss(module, batch):
+    inputs, targets = batch
+    return nn.functional.cross_entropy(module(inputs), targets, reduction="sum"), len(targets)
+
+
+@pytest.mark.parametrize("size", [None, 7])
+def test_a_module_that_keeps_what_its_first_weights_gave_is_refused(size):
+    with pytest.raises(InputError, match="keeps something that its first evaluation computed"):
+        gf.Problem.from_module(
+            Keeping(anew=False), nn.functional.cross_entropy, INPUTS, TARGETS, size
+        )
+    with pytest.raises(InputError, match="keeps something that its first evaluation computed"):
+        gf.Problem.from_batches(Keeping(anew=False), batch_loss, [(INPUTS, TARGETS)])
+
+
+def test_one_that_computes_it_anew_is_not():
+    gf.Problem.from_module(Keeping(anew=True), nn.functional.cross_entropy, INPUTS, TARGETS, 7)
+    gf.Problem.from_batches(Keeping(anew=True), batch_loss, [(INPUTS, TARGETS)])

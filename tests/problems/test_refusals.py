@@ -1,0 +1,126 @@
+"""What no problem can be made of is refused by its name, and what merely looks unusual is not."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import geoflow as gf
+import references
+from geoflow.errors import InputError
+
+X, Y = references.small_data()
+TOKENS = torch.arange(2 * len(X)).reshape(-1, 2) % 5
+
+
+ENTROPY = nn.functional.cross_entropy
+
+
+def of(module=None, loss_fn=ENTROPY, inputs=X, targets=Y, batch_size=None, **options):
+    module = references.small_module() if module is None else module
+    return gf.Problem.from_module(module, loss_fn, inputs, targets, batch_size, **options)
+
+
+def batched(weight=24, batches=((X, Y),)):
+    def batch_loss(module, batch):
+        inputs, targets = batch
+        return ENTROPY(module(inputs), targets, reduction="sum"), weight
+
+    return gf.Problem.from_batches(references.small_module(), batch_loss, batches)
+
+
+def embedding(**options):
+    return nn.Sequential(nn.Embedding(5, 2, **options), nn.Flatten(), nn.Linear(4, 2))
+
+
+def failing(theta):
+    raise ValueError("no such file")
+
+
+MASKED = np.ma.array(X.numpy(), mask=X.numpy() > 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: gf.Problem.from_module(None, None, X, Y), "module=None is of type"),
+        (lambda: of(lambda x: x), "module=<function .* is of type function; give a torch.nn.Mod"),
+        (lambda: of(loss_fn=None), "loss_fn=None"),
+        (lambda: gf.Problem.from_batches(None, None, []), "module=None is of type"),
+        (lambda: gf.Problem.from_batches(nn.Linear(3, 2), None, []), "batch_loss=None"),
+        (lambda: batched(batches=None), "batches=None is of type NoneType"),
+        (lambda: batched(batches=5), "batches=5 is of type int"),
+        (lambda: gf.Problem.from_function(torch.sum, np.ones(3)), "theta0=.* is of type ndarray"),
+        (lambda: gf.Problem.from_function(torch.sum, [1.0]), r"theta0=\[1.0\] is of type list"),
+        (lambda: gf.Problem.from_function(None, torch.ones(3)), "loss=None is of type"),
+        (lambda: gf.Problem.from_function(failing, torch.ones(3)), "evaluation failed .no such"),
+        (lambda: of(batch_size="3"), "batch_size='3' is of type str"),
+        (lambda: of(batch_size=[3]), r"batch_size=\[3\] is of type list"),
+        (lambda: of(batch_size=2.5), "batch_size=2.5 is of type float"),
+        (lambda: of(batch_size=True), "batch_size=True is of type bool"),
+        (lambda: of(parameters=[]), "parameters is empty"),
+        (lambda: of(parameters=3), "parameters=3 is of type int"),
+        (lambda: of(parameters=[3]), "parameters=3 is of type int"),
+        (lambda: of(embedding(sparse=True), inputs=TOKENS), r"0 \(Embedding\) has sparse=True"),
+        (lambda: of(embedding(padding_idx=0), inputs=TOKENS), r"0 \(Embedding\) has padding_idx=0"),
+        (lambda: of(nn.Linear(3, 2, device="meta")), "module: weight is on the device 'meta'"),
+        (lambda: of(inputs=X.to("meta")), "inputs are on the device 'meta'"),
+        (lambda: of(inputs=X.to_sparse()), "inputs are torch.sparse_coo; give .to_dense"),
+        (lambda: batched(batches=[(X.to_sparse(), Y)]), r"batches\[0\]\[0\] are torch.sparse_coo"),
+        (lambda: of(inputs=MASKED), "inputs have masked values"),
+        (lambda: batched(None), "the weight None; return a finite number"),
+        (lambda: batched("3"), "the weight '3'"),
+        (lambda: batched(10**400), "the weight 1000"),
+        (lambda: batched(float("inf")), "the weight inf"),
+        (lambda: batched(torch.tensor(torch.inf)), "the weight inf"),
+        (lambda: batched(-1), "the weight -1"),
+        (lambda: batched([24]), r"the weight \[24\]"),
+    ],
+)
+def test_it_is_refused_in_one_line(make, message):
+    with pytest.raises(InputError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: of(batch_size=np.int64(5)),
+        lambda: of(parameters=("*",)),
+        lambda: of(inputs=X.numpy().astype(">f8")),
+        lambda: of(inputs=np.ma.array(X.numpy())),
+        lambda: batched(torch.tensor(24)),
+        lambda: batched(torch.tensor([24.0])),
+        lambda: batched(np.float32(24)),
+        lambda: batched(batches=[(X[:10], Y[:10]), (X[10:], Y[10:])], weight=12),
+    ],
+)
+def test_it_is_taken_and_the_loss_is_that_of_the_data(make):
+    expected, problem = of(), make()
+    value, gradient = problem.value_and_gradient(problem.theta0)
+    assert value.shape == ()
+    assert torch.allclose(value, expected.loss(expected.theta0), rtol=1e-13)
+    assert torch.allclose(
+        gradient, expected.value_and_gradient(expected.theta0)[1], rtol=1e-12, atol=1e-14
+    )
+
+
+def test_rows_that_do_not_move_may_be_padding_or_sparse():
+    for options in ({"sparse": True}, {"padding_idx": 0}):
+        assert of(embedding(**options), inputs=TOKENS, parameters="2.*").n_parameters == 10
+    assert of(embedding(padding_idx=0), inputs=TOKENS.clamp(min=1)).n_parameters == 20
+
+
+def test_batches_that_are_used_up_later_are_refused_when_they_are():
+    class UsedUp:
+        left = True
+
+        def __iter__(self):
+            return iter([(X, Y)] if self.left else [])
+
+    batches = UsedUp()
+    problem = batched(batches=batches)
+    batches.left = False
+    with pytest.raises(InputError, match="batches: this pass gave none"):
+        problem.value_and_gradient(problem.theta0)
