@@ -295,6 +295,26 @@ def test_the_hash_of_converted_data_is_that_of_all_chunks(batch_size):
     assert not same_data(function, "0" * 64)
 
 
+def test_the_hash_of_batches_of_more_than_tensors_was_that_of_the_tensors():
+    x, y = torch.linspace(0, 1, 60, dtype=torch.float64).reshape(20, 3), torch.arange(20) % 2
+
+    def problem(scale):
+        batches = [(x[:10], y[:10], scale), (x[10:], y[10:], np.full(2, scale))]
+        return gf.Problem.from_batches(
+            torch.nn.Linear(3, 2).double(),
+            lambda module, batch: (
+                torch.nn.functional.cross_entropy(module(batch[0]), batch[1]),
+                1.0,
+            ),
+            batches,
+        )
+
+    former = data.sha256(x[:10], y[:10], x[10:], y[10:])
+    assert problem(1.0).data_sha256 not in (former, problem(2.0).data_sha256)
+    assert same_data(problem(1.0), former)
+    assert not same_data(problem(1.0), problem(2.0).data_sha256)
+
+
 def test_the_flow_of_a_walk_is_made_again_without_training():
     prepared = gf.experiments.get("iris_ff").prepare(1, epochs=2)
     flow = gf.RegularizingFlow(
