@@ -27,8 +27,7 @@ import geoflow as gf
 from geoflow.experiments.synthetic import textured_images
 
 SEED, TRAINED, LEVEL_RTOL, MAX_EVALUATIONS = 0, 0.05, 1e-5, 4_000
-# With 40 pairs, half of the default: these are most of the memory.
-SOLVER = "bdf:pairs=40"
+SOLVER = "exponential"
 EXAMPLES = {"resnet18": 128, "gpt": 64}
 # Examples in one pass, so that activations stay below a gigabyte.
 CHUNK = 64
