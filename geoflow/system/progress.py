@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +18,17 @@ with warnings.catch_warnings():
 SHOWN = {"angle": "angle {:.1f}°", "regularizer": "R {:.5g}", "level_residual": "L−c {:+.1e}"}
 
 
-def progress_bar(wanted: bool, *args: Any, **options: Any) -> tqdm[Any]:
+class Bar(tqdm):  # type: ignore[misc]
+    """tqdm's bar, with a lock of its own.
+
+    That of tqdm is a semaphore that forked processes share: one that is killed while it holds it
+    would have all the others wait for ever, even for a bar that is not shown.
+    """
+
+    _lock = threading.RLock()
+
+
+def progress_bar(wanted: bool, *args: Any, **options: Any) -> Bar:
     """Return tqdm's bar: a widget where the notebook has those, else a line on standard error.
 
     Parameters
@@ -30,7 +41,7 @@ def progress_bar(wanted: bool, *args: Any, **options: Any) -> tqdm[Any]:
     # A notebook's standard error says that it is no terminal.
     notebook = type(sys.stderr).__module__ == "ipykernel.iostream"
     # disable=None: shown on a terminal only.
-    return tqdm(*args, disable=(False if notebook else None) if wanted else True, **options)
+    return Bar(*args, disable=(False if notebook else None) if wanted else True, **options)
 
 
 class Progress:

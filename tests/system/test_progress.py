@@ -1,8 +1,11 @@
 """The bar of a walk where standard error is no terminal: shown in a notebook, and only there."""
 
+import threading
+
 import nbclient
 import nbformat
 import pytest
+from tqdm.std import TqdmDefaultWriteLock
 
 from geoflow.system.progress import progress_bar
 
@@ -49,3 +52,16 @@ def test_no_bar_where_there_is_no_terminal(capsys):
     for _ in progress_bar(True, range(3), "walk"):
         pass
     assert capsys.readouterr().err == ""
+
+
+def test_a_bar_waits_for_no_lock_of_a_process_that_was_killed():
+    """That of tqdm is shared by forked processes, and held for ever by one that dies with it."""
+    shared = TqdmDefaultWriteLock().mp_lock
+    if shared is None:
+        pytest.skip("there are no semaphores here")
+    made = threading.Thread(target=lambda: progress_bar(False, total=1).close())
+    made.daemon = True
+    with shared:
+        made.start()
+        made.join(30)
+        assert not made.is_alive()
