@@ -34,10 +34,9 @@ class TangentHessian:
     def __init__(self, flow: RegularizingFlow, state: FlowState) -> None:
         self.flow = flow
         self.state = state
-        if len(state.values) == 1:
+        self.single: bool = len(state.values) == 1
+        if self.single:
             self.normal: Tensor = state.gradient / state.gradient_norm
-        else:
-            self.normal = state.normals.orthonormal
         self.regularizer_hessian: Callable[[Tensor], Tensor] = flow.regularizer_hessian(
             state.theta, state.regularizer_gradient
         )
@@ -46,6 +45,8 @@ class TangentHessian:
 
     def tangent(self, v: Tensor) -> Tensor:
         """Π v."""
+        if not self.single:
+            return v - self.state.normals.split(v).part
         if self.normal.ndim == 1:
             return torch.addcmul(v, self.normal, torch.dot(self.normal, v), value=-1)
         return v - (self.normal @ v) @ self.normal
@@ -57,7 +58,7 @@ class TangentHessian:
         losses together do in one backward pass.
         """
         state, problem = self.state, self.flow.problem
-        if len(state.values) == 1:
+        if self.single:
             return self(unit)[0]
         ahead = weighted_gradient(problem, state.theta + self.difference * unit, state.multipliers)
         curved = (ahead - self.pull).div_(self.difference)

@@ -144,6 +144,13 @@ class Grouped(Counted):
                 gradients.append(gradient)
             return torch.stack(values), torch.stack(gradients)
 
+    def values(self, theta: Tensor) -> Tensor:
+        """The losses at θ, shape (n,), without gradients: counted as one evaluation all the same.
+
+        It is a pass over the data, if one of half the work.
+        """
+        return self.loss(self._spend(theta, 1).detach())
+
     def weighted_gradient(self, theta: Tensor, weights: Tensor) -> Tensor:
         """∇Σ wᵢLᵢ at θ, shape (P,), weights of shape (n,): one evaluation, one backward pass."""
         given = self._spend(theta, 1)
@@ -180,12 +187,18 @@ class Grouped(Counted):
         made: Callable[..., Any] = vmap(
             grad_and_value(self._of_one),
             (None, *_batched(self._single)),
-            chunk_size=min(at_once, n),
+            # All in one are returned as they are, one chunk would be copied.
+            chunk_size=at_once if at_once < n else None,
         )
         # By tensors: a slice of θ would have a gradient as long as θ.
         gradients, values = made(self.unflatten(theta.detach()), *self._single)
-        rows = [gradients[t.name].reshape(n, -1) for t in self.tensors]
-        return values.detach(), torch.cat(rows, 1).detach()
+        found = theta.new_empty((n, theta.numel()))
+        for t in self.tensors:
+            # Those of weights come transposed, which a copy undoes faster than a concatenation.
+            of_tensor = gradients[t.name]
+            size = of_tensor[0].numel()
+            found.narrow(1, t.offset, size).view(of_tensor.shape).copy_(of_tensor)
+        return values.detach(), found
 
     def _of_one(self, parameters: Parameters, x: Any, y: Any) -> Tensor:
         x, y = (data.mapped(tree, lambda t: t[None]) for tree in (x, y))

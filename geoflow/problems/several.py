@@ -29,6 +29,16 @@ def weighted_gradient(problem: ProblemLike, theta: Tensor, weights: NDArray[np.f
     return coefficients @ problem.value_and_gradient(theta)[1]
 
 
+def values(problem: ProblemLike, theta: Tensor) -> Tensor:
+    """The n ≥ 2 losses at θ, shape (n,): one evaluation of them all.
+
+    Without gradients, where the problem has a method ``values`` that goes without.
+    """
+    method = getattr(problem, "values", None)
+    found: Tensor = problem.value_and_gradient(theta)[0] if method is None else method(theta)
+    return found
+
+
 class Problems(Counted):
     """n ≥ 2 losses of one θ: values of shape (n,), gradients and products of shape (n, P).
 

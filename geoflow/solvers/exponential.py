@@ -41,6 +41,7 @@ from torch import Tensor
 from geoflow.errors import ConvergenceError, CriticalPointError, InputError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.problems.dtypes import DTYPES
+from geoflow.problems.several import values
 from geoflow.solvers.base import (
     LINEARIZATION,
     REGULARIZER,
@@ -346,8 +347,7 @@ class _Attempts:
         """
         if not self.single:
             start = state.theta + move
-            evaluated = self.flow.problem.value_and_gradient(start)
-            residuals = self.flow.level_set.residuals(evaluated[0])
+            residuals = self.flow.level_set.residuals(values(self.flow.problem, start))
             if not np.isfinite(residuals).all():
                 raise ConvergenceError(
                     "a loss is not finite at a trial point",

@@ -25,7 +25,7 @@ def vector_bytes(flow: Flow, solver: Solver) -> int:
     The records, some 150 bytes a step, are left out.
     """
     theta = flow.problem.theta0
-    # The gradients of several constraints: at two states, in an evaluation, and orthonormal.
+    # The gradients of several constraints: at two states, and twice in an evaluation.
     several = 4 * (flow.level_set.n_constraints - 1)
     state = (STATE + several) * theta.numel() * theta.element_size()
     return state + evaluation_bytes(flow.problem) + bytes_of(solver, theta)

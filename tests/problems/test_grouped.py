@@ -52,6 +52,8 @@ def test_values_and_gradients_are_those_of_problems_apart(divide, apart, batch_s
     products = torch.stack([one.hvp(theta, v) for one in problems])
     assert torch.allclose(problem.hvp(theta, v), products, rtol=0, atol=1e-7)
     assert problem.counts == {"gradient": before["gradient"] + 2, "hvp": 1}
+    assert torch.allclose(problem.values(theta), values, rtol=1e-12)
+    assert problem.counts == {"gradient": before["gradient"] + 3, "hvp": 1}
 
 
 def test_in_parts_as_large_as_memory_allows_the_gradients_are_the_same(monkeypatch):

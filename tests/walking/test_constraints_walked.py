@@ -83,18 +83,16 @@ KKT = {
 }
 
 
-@pytest.mark.parametrize(
-    ("solver", "rtol", "at_rest", "near"),
-    [("exponential", 1e-6, 1e-9, 1e-8), ("bdf", 1e-9, 1e-6, 1e-5)],
-)
+@pytest.mark.parametrize("solver", ["exponential", "bdf", "rkc"])
 @pytest.mark.parametrize("name", KKT)
-def test_a_walk_ends_at_the_kkt_point_that_slsqp_finds(name, solver, rtol, at_rest, near):
+def test_a_walk_ends_at_the_kkt_point_that_slsqp_finds(name, solver):
     problems, regularizer = KKT[name]
     problems = problems()
     flow = gf.RegularizingFlow(gf.LevelSet(problems, level_rtol=1e-14), regularizer)
     # R is least with negative multipliers here, where a stop by the angle says so and ends.
-    stop = gf.Event("tangent_norm", -1, value=at_rest)
-    ds = gf.walk(flow, solver, rtol=rtol, atol=0.0, stop=stop, t_end=200.0)
+    # The slowest rate of the three flows at rest is a tenth: θ is as far off as ten times this.
+    stop = gf.Event("tangent_norm", -1, value=5e-10)
+    ds = gf.walk(flow, solver, rtol=1e-7, atol=0.0, stop=stop, t_end=1000.0)
     assert ds.attrs["status"] == "event"
     theta = ds["theta"].values[-1]
 
@@ -115,8 +113,8 @@ def test_a_walk_ends_at_the_kkt_point_that_slsqp_finds(name, solver, rtol, at_re
         method="SLSQP",
         options={"ftol": 1e-20, "maxiter": 500},
     )
-    assert np.abs(theta - found.x).max() < near
-    assert abs(float(ds["regularizer"][-1]) - found.fun) < near
+    assert np.abs(theta - found.x).max() < 1e-8
+    assert abs(float(ds["regularizer"][-1]) - found.fun) < 1e-8
     if len(problems) > 1:
         multipliers = ds["constraint_multiplier"].values[-1]
         gradients = np.stack([c.value_and_gradient(torch.from_numpy(theta))[1] for c in problems])
