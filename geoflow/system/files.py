@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -53,6 +54,8 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise InputError(f"{path} is a link that leads to no file; choose another") from None
         raise InputError(f"{folder} cannot be written ({error.strerror}); choose another") from None
     except ValueError as error:
         if isinstance(error, InputError):

@@ -67,6 +67,13 @@ def test_a_link_to_nothing_is_followed(tmp_path):
     assert (tmp_path / "there.nc").is_file()
 
 
+def test_a_link_that_leads_round_is_named(tmp_path):
+    link = tmp_path / "link.nc"
+    link.symlink_to(link)
+    with pytest.raises(InputError, match=r"link.nc is a link that leads to no file; choose"):
+        files.check_target(link)
+
+
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
 def test_what_is_no_regular_file_is_refused_and_stays(write, kind, tmp_path):
     path = tmp_path / "target.nc"
