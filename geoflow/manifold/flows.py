@@ -108,6 +108,16 @@ class FlowState:
         return math.sin(math.radians(self.angle))
 
     @property
+    def time_scale(self) -> float:
+        """2‖θ‖/‖∇R‖, a flow time: 1 where R = ‖θ‖², and as much longer as R is less."""
+        tiny = torch.finfo(self.theta.dtype).tiny ** 0.25
+        theta, pull = (
+            max(float(torch.linalg.vector_norm(v)), tiny)
+            for v in (self.theta, self.regularizer_gradient)
+        )
+        return 2 * theta / pull
+
+    @property
     def flat(self) -> Tensor:
         """θ: the state is nothing else."""
         return self.theta

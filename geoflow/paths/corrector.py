@@ -39,7 +39,8 @@ NEAR = 0.1
 FURTHEST, FARTHER = math.log(4.0), 1.2
 # ‖Π∇R‖/‖∇R‖ that the linear model of a move may foretell; and that after it is good, or too much.
 FORETOLD, GOOD, TOO_MUCH = 0.3, 0.36, 0.6
-# Flow time over which a move keeps to the KKT points.
+# Flow time over which a move keeps to the KKT points. All flow times that are numbers here, and
+# what is remembered of them, are in units of the flow's own scale of time.
 MOVE_TIME = 0.05
 # A relaxation is solved to this part of Π∇R, or until it promises this part of what is wanted: it
 # is made where Π∇R is above that.
@@ -203,7 +204,8 @@ class _Correction:
         def enough(x: Tensor, left: Tensor) -> bool:
             return float(torch.linalg.vector_norm(left)) <= allowed
 
-        solved = solve(operator, self.memory.curvature, -image, shift=1 / MOVE_TIME, enough=enough)
+        shift = 1 / (MOVE_TIME * state.time_scale)
+        solved = solve(operator, self.memory.curvature, -image, shift=shift, enough=enough)
         return (operator.normal + solved.solution) * size
 
     def _relax(self, *, onto_level: bool) -> None:
@@ -217,7 +219,7 @@ class _Correction:
         solved = self._solved(operator, time)
         for _ in range(TRIES):
             if solved.indefinite and not bool(solved.solution.any()):
-                memory.time = SHRINK * time
+                memory.time = SHRINK * time / state.time_scale
                 return
             normal = None
             if onto_level:
@@ -235,7 +237,7 @@ class _Correction:
         excess = self.flow.level_set.residual(state.loss)
         reached = _tried(self.flow, torch.sub(state.theta, normal, alpha=excess))
         if reached is None or abs(away(reached.loss, state.loss)) > DRIFT:
-            memory.time = SHRINK * time
+            memory.time = SHRINK * time / state.time_scale
             return
         _learn(memory.curvature, state, reached)
         self._come_to(reached)
@@ -251,7 +253,7 @@ class _Correction:
             step = torch.sub(along, normal, alpha=excess)
         reached = _tried(self.flow, state.theta + step)
         if reached is None or abs(away(reached.loss, state.loss)) > DRIFT:
-            memory.time = SHRINK * time
+            memory.time = SHRINK * time / state.time_scale
             return False
         _learn(memory.curvature, state, reached)
         # What the linear model has foretold is x/τ less the residual, and −velocity is Π∇R.
@@ -262,13 +264,14 @@ class _Correction:
         if not foretold and after < RAISED:
             foretold = self._lowered(reached, along, left, time)
         if after > max(LOST, before) or not foretold:
-            memory.time = SHRINK * time
+            memory.time = SHRINK * time / state.time_scale
             return False
         if error < RIGHT:
-            fast = error < RIGHT / 10 and time > NEWTON
-            memory.time = max(memory.time, time * (GROW_FAST if fast else GROW))
+            taken = time / state.time_scale
+            fast = error < RIGHT / 10 and taken > NEWTON
+            memory.time = max(memory.time, taken * (GROW_FAST if fast else GROW))
         elif error > 1 and after >= RAISED:
-            memory.time = SHRINK * time
+            memory.time = SHRINK * time / state.time_scale
         self._come_to(reached)
         return True
 
@@ -290,9 +293,8 @@ class _Correction:
     def _time(self, operator: TangentHessian) -> float:
         """τ: no longer than it takes where A is as R alone is, which takes the longest."""
         needed = residual_of(self.state) / (AIM * self.limit) - 1
-        if needed <= 0:
-            return self.memory.time
-        return min(self.memory.time, needed / bulk_of(operator, self.state.velocity))
+        time = self.memory.time * self.state.time_scale
+        return min(time, needed / bulk_of(operator, self.state.velocity)) if needed > 0 else time
 
     def _solved(self, operator: TangentHessian, time: float) -> Solved:
         state, residual = self.state, residual_of(self.state)

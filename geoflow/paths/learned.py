@@ -17,7 +17,8 @@ from geoflow.paths.tangent_solver import PAIRS, LossCurvature
 from geoflow.solvers.base import Carry
 from geoflow.solvers.multistep.secant import SecantPairs
 
-# Flow time of the first relaxation, and change of log L that the first move makes.
+# Flow time of the first relaxation, in units of the flow's own, and change of log L that the first
+# move makes.
 FIRST_TIME, FIRST_REACH = 0.05, math.log(2.0)
 OF_BEARING = ("direction", "stride", "rising")
 
@@ -63,7 +64,7 @@ class Learned:
     curvature : LossCurvature
         Of ∇²L.
     time : float
-        τ, flow time of the next relaxation.
+        τ, flow time of the next relaxation, in units of :attr:`FlowState.time_scale`.
     reach : float
         Change of log L that one move may make.
     bearing : Bearing, optional

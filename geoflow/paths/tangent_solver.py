@@ -47,7 +47,7 @@ class LossCurvature:
 
     def inverse(self, vectors: Tensor, multiplier: float, base: float) -> Tensor:
         """Apply about (``base`` + λ∇²L)⁻¹ to the rows of ``vectors``, shape (n, P)."""
-        return self.pairs.inverse(vectors, max(multiplier, 0.0) / base, 0.0) / base
+        return self.pairs.inverse(vectors, max(multiplier, 0.0) / base) / base
 
 
 @dataclass(frozen=True)

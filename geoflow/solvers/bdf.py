@@ -16,7 +16,7 @@ from torch import Tensor
 from geoflow.errors import ConvergenceError, CriticalPointError, InputError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.solvers.base import REGULARIZER, Carry, StepResult, Tolerance
-from geoflow.solvers.control import check_step, clip_step
+from geoflow.solvers.control import check_step, clip_step, first_step
 from geoflow.solvers.multistep.corrector import (
     MAX_ITERATIONS,
     Corrected,
@@ -95,9 +95,8 @@ class BDF:
 
     def init(self, flow: RegularizingFlow, state: FlowState, tolerance: Tolerance) -> Carry:
         """Start at order 1, with a step about as long as the error allowed."""
-        speed = max(state.tangent_norm, torch.finfo(state.theta.dtype).tiny)
         return {
-            "step_size": min(tolerance.scale(state.theta) / speed, 1.0),
+            "step_size": first_step(state, tolerance.scale(state.theta)),
             "order": 1,
             "n_steps": 0,
             "n_since_order": 0,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from geoflow.errors import StepSizeError
+from geoflow.manifold.flows import FlowState
 from geoflow.manifold.protocol import State
 
 
@@ -54,6 +55,16 @@ class Elementary:
 
 def _clipped(ratio: float, least: float, largest: float) -> float:
     return min(max(ratio, least), largest)
+
+
+def first_step(state: FlowState, allowed: float) -> float:
+    """A step along the velocity as long as the error allowed, in flow time.
+
+    And no longer than the flow's own scale of time: where the velocity all but vanishes its size
+    says nothing. R times a number is walked down in steps of the same lengths.
+    """
+    speed = max(state.tangent_norm, torch.finfo(state.theta.dtype).tiny)
+    return min(allowed / speed, state.time_scale)
 
 
 def clip_step(step: float, max_time: float) -> float:

@@ -22,7 +22,7 @@ from geoflow.solvers.base import (
     Tolerance,
 )
 
-# Rate at which L − c decays along the normal.
+# Rate at which L − c decays along the normal, times the flow's own scale of time.
 KAPPA = 30.0
 KRYLOV_VECTORS = 20
 
@@ -30,12 +30,12 @@ KRYLOV_VECTORS = 20
 class CVODE:
     """CVODE's variable-order BDF, with GMRES on differences of gradients (Hindmarsh et al. 2005).
 
-    It integrates dθ/dt = −Π∇R − κ(L − c)g/(g·g) in all of R^P, κ = 30, with several constraints
+    It integrates dθ/dt = −Π∇R − κ(L − c)g/(g·g) in all of R^P, with several constraints
     −κNᵀ(NNᵀ)⁻¹(L − c) for the last term, so that θ is drawn to the level set but lies on it to the
     tolerance only: the level residual of a step is what CVODE leaves. Where a walk ends at a time
     asked for it is re-projected, and so are snapshots and events within a step, had from CVODE's
-    own interpolant; CVODE itself goes on from where it was. ‖θ‖ in the error allowed is that at
-    CVODE's start.
+    own interpolant; CVODE itself goes on from where it was. κ is 15‖∇R‖/‖θ‖ at CVODE's start, 30
+    for R = ‖θ‖², and ‖θ‖ in the error allowed is that there.
 
     CVODE keeps its history to itself. So a walk that is resumed starts CVODE afresh from the
     checkpoint, at order 1: it meets the same tolerance, but **it does not become the same bits** as
@@ -150,9 +150,11 @@ class _Running:
         cls, serial: int, flow: RegularizingFlow, state: FlowState, tolerance: Tolerance
     ) -> _Running:
         """Start at order 1 from a state."""
+        rate_of_return = KAPPA / state.time_scale
 
         def velocity(_: float, theta: NDArray[np.float64], rate: NDArray[np.float64]) -> None:
-            rate[:] = _stabilised(flow, torch.from_numpy(theta.copy())).cpu().numpy()
+            there = torch.from_numpy(theta.copy())
+            rate[:] = _stabilised(flow, there, rate_of_return).cpu().numpy()
 
         allowed = tolerance.scale(state.theta) / math.sqrt(state.theta.numel())
         solver = _cvode()(
@@ -201,11 +203,11 @@ class _Running:
         return theta
 
 
-def _stabilised(flow: RegularizingFlow, theta: Tensor) -> Tensor:
+def _stabilised(flow: RegularizingFlow, theta: Tensor, kappa: float) -> Tensor:
     """The flow's velocity, and along the normal back to the level set."""
     state = flow.evaluate(theta.to(flow.problem.device))
     back = state.normals.step(flow.level_set.residuals(state.values))
-    return torch.sub(state.velocity, back, alpha=KAPPA)
+    return torch.sub(state.velocity, back, alpha=kappa)
 
 
 def _cvode() -> Any:

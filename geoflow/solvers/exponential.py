@@ -51,7 +51,7 @@ from geoflow.solvers.base import (
     Tolerance,
 )
 from geoflow.solvers.basis import BLOCK
-from geoflow.solvers.control import check_step, clip_step
+from geoflow.solvers.control import check_step, clip_step, first_step
 from geoflow.solvers.krylov import (
     MAX_VECTORS,
     KrylovSpace,
@@ -143,8 +143,7 @@ class Exponential:
 
     def init(self, flow: RegularizingFlow, state: FlowState, tolerance: Tolerance) -> Carry:
         """Start with a step about as long as the error allowed."""
-        speed = max(state.tangent_norm, torch.finfo(state.theta.dtype).tiny)
-        return {"step_size": min(tolerance.scale(state.theta) / speed, 1.0), "radius": 0.0}
+        return {"step_size": first_step(state, tolerance.scale(state.theta)), "radius": 0.0}
 
     def step(
         self,

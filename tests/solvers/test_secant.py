@@ -22,15 +22,28 @@ def test_pairs_of_a_whole_basis_give_the_inverse():
         pairs.add(eigenvector, hessian @ eigenvector)
     vectors = torch.stack([vector(n, 10), vector(n, 11)])
     exact = torch.linalg.solve(torch.eye(n) + c * hessian, vectors.T).T
-    assert torch.allclose(pairs.inverse(vectors, c, 2.0), exact, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(pairs.inverse(vectors, c), exact, rtol=1e-4, atol=1e-6)
     # Another c, with the same pairs.
     exact = torch.linalg.solve(torch.eye(n) + 9 * hessian, vectors.T).T
-    assert torch.allclose(pairs.inverse(vectors, 9.0, 2.0), exact, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(pairs.inverse(vectors, 9.0), exact, rtol=1e-4, atol=1e-6)
 
 
-def test_without_pairs_the_inverse_is_that_of_the_bulk():
+def test_without_pairs_there_is_no_curvature():
     pairs = SecantPairs(40, [], np.zeros((0, 0)))
-    assert torch.allclose(pairs.inverse(vector(4, 0)[None], 2.0, 3.0), vector(4, 0)[None] / 7.0)
+    assert torch.equal(pairs.inverse(vector(4, 0)[None], 2.0), vector(4, 0)[None])
+
+
+@pytest.mark.parametrize("unit", [1e-40, 1e40])
+def test_in_any_units_the_inverse_is_the_same(unit):
+    curvatures = np.geomspace(1e4, 3.0, 30)
+    plain, scaled = (SecantPairs(40, [], np.zeros((0, 0))) for _ in range(2))
+    eigenpairs(plain, 40, curvatures)
+    eigenpairs(scaled, 40, unit * curvatures, c=0.5 / unit)
+    again = SecantPairs.unpack(scaled.pack(), 40)
+    vectors = torch.eye(40, dtype=torch.float64)
+    expected = plain.inverse(vectors, 0.5)
+    for pairs in (scaled, again):
+        assert torch.allclose(pairs.inverse(vectors, 0.5 / unit), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_newest_pair_holds_exactly_and_the_oldest_go():
@@ -41,17 +54,17 @@ def test_the_newest_pair_holds_exactly_and_the_oldest_go():
         s = s / s.norm()
         image = torch.linspace(1, 50, n, dtype=torch.float64) * s
         pairs.add(s, image)
-        assert torch.allclose(pairs.inverse((s + 0.1 * image)[None], 0.1, 2.0)[0], s, atol=1e-4)
+        assert torch.allclose(pairs.inverse((s + 0.1 * image)[None], 0.1)[0], s, atol=1e-4)
     assert BLOCKS * BLOCK <= len(pairs) <= (BLOCKS + 1) * BLOCK
     assert pairs.directions.rows.shape == (BLOCK, n)
 
 
-def eigenpairs(pairs, n, curvatures, bulk=2.0):
+def eigenpairs(pairs, n, curvatures, c=0.5):
     """Give the first unit vectors as eigenvectors, one by one, as an iteration does."""
     unit = torch.eye(n, dtype=torch.float64)
     for i, curvature in enumerate(curvatures):
         pairs.add(unit[i], curvature * unit[i])
-        pairs.inverse(unit[:1], 0.5, bulk)
+        pairs.inverse(unit[:1], c)
 
 
 def test_pairs_gone_by_are_known_by_their_directions():
@@ -63,7 +76,7 @@ def test_pairs_gone_by_are_known_by_their_directions():
     assert torch.allclose(rows @ rows.T, torch.eye(len(rows)), atol=1e-5)
     # For another c than that at which they were made.
     for c in (0.5, 0.02):
-        inverse = pairs.inverse(torch.eye(n, dtype=torch.float64)[:50], c, 2.0)
+        inverse = pairs.inverse(torch.eye(n, dtype=torch.float64)[:50], c)
         exact = np.diag(1 / (1 + c * curvatures))
         assert np.allclose(inverse[:, :50].numpy(), exact, rtol=1e-4, atol=1e-7)
         assert np.allclose(inverse[:, 50:].numpy(), 0.0, atol=1e-7)
@@ -73,15 +86,15 @@ def test_the_directions_kept_are_those_farthest_from_the_bulk():
     curvatures = np.tile([5.0, 800.0, 5.1, 3000.0, 4.9, 20.0, 5.0, 90.0], 6)
     pairs = SecantPairs(12, [], np.zeros((0, 0)))
     eigenpairs(pairs, 50, curvatures)
-    kept = np.sort(pairs.directions.curvatures)
+    kept = np.sort(pairs.unit * pairs.directions.curvatures)
     assert np.allclose(kept, np.sort(curvatures[:32])[-12:], rtol=1e-3)
 
 
 def test_images_that_vanish_make_no_direction():
     pairs = SecantPairs(40, [], np.zeros((0, 0)))
-    eigenpairs(pairs, 40, 32 * [0.0], bulk=0.0)
+    eigenpairs(pairs, 40, 32 * [0.0])
     vectors = vector(40, 0)[None]
-    assert torch.allclose(pairs.inverse(vectors, 1e9, 0.0), vectors, atol=1e-5)
+    assert torch.allclose(pairs.inverse(vectors, 1e9), vectors, atol=1e-5)
 
 
 def test_a_carry_of_an_earlier_version_has_pairs_alone():
@@ -96,7 +109,7 @@ def test_a_carry_of_an_earlier_version_has_pairs_alone():
         "pair_products": rows @ rows.T
     }
     pairs = SecantPairs.unpack(carry, 80)
-    inverse = pairs.inverse(unit[:88], 0.5, 2.0)
+    inverse = pairs.inverse(unit[:88], 0.5)
     assert len(pairs) < 25
     exact = np.diag(1 / (1 + 0.5 * curvatures))
     assert np.allclose(inverse[:, :88].numpy(), exact, rtol=1e-4, atol=1e-7)
@@ -111,10 +124,10 @@ def test_a_carry_is_left_as_it_is_by_what_is_added_later(n_pairs):
     before = {name: value.clone() for name, value in carry.items()}
     later = SecantPairs.unpack(carry, 40)
     vectors = vector(40, 1)[None]
-    assert torch.equal(later.inverse(vectors, 0.5, 2.0), pairs.inverse(vectors, 0.5, 2.0))
+    assert torch.equal(later.inverse(vectors, 0.5), pairs.inverse(vectors, 0.5))
     for seed in range(20):
         later.add(vector(40, 2 + seed), vector(40, 30 + seed))
-        later.inverse(vectors, 0.5, 2.0)
+        later.inverse(vectors, 0.5)
     later.pack()
     assert all(torch.equal(carry[name], before[name]) for name in before)
 
@@ -125,7 +138,7 @@ def test_beside_pairs_and_directions_the_inverse_follows_the_quartile_of_both():
     curvatures = np.concatenate([np.full(24, 1e4), np.full(24, 10.0)])
     eigenpairs(pairs, 60, curvatures)
     unit = torch.eye(60, dtype=torch.float64)[55:]
-    assert torch.allclose(pairs.inverse(unit, 0.5, 2.0), unit / 6.0, rtol=1e-3)
+    assert torch.allclose(pairs.inverse(unit, 0.5), unit / 6.0, rtol=1e-3)
 
 
 def test_directions_that_do_not_fit_their_products_are_no_carry():
@@ -145,8 +158,6 @@ def test_beside_the_pairs_the_inverse_is_that_of_their_lower_quartile():
     for i, curvature in enumerate([10.0, 500.0, 20.0, 1000.0, 40.0]):
         pairs.add(unit[i], curvature * unit[i])
     beside = torch.stack([unit[5], unit[7]])
-    assert torch.allclose(pairs.inverse(beside, 0.5, 2.0), beside / (1 + 0.5 * 20.0))
-    # Never softer than what is known of it before.
-    assert torch.allclose(pairs.inverse(beside, 0.5, 30.0), beside / (1 + 0.5 * 30.0))
+    assert torch.allclose(pairs.inverse(beside, 0.5), beside / (1 + 0.5 * 20.0))
     on_pairs = unit[:5] / torch.tensor([[6.0], [251.0], [11.0], [501.0], [21.0]])
-    assert torch.allclose(pairs.inverse(unit[:5], 0.5, 2.0), on_pairs, rtol=1e-5)
+    assert torch.allclose(pairs.inverse(unit[:5], 0.5), on_pairs, rtol=1e-5)

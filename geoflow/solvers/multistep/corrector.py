@@ -56,8 +56,6 @@ DIVERGED = 30.0
 DISTINCT = 1e-2
 # Corrections along the normal alone, at the end.
 NORMAL_ITERATIONS = 6
-# A where nothing is known yet: the curvature of R = ‖θ‖².
-BULK = 2.0
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ def correct(
         norms = torch.from_numpy(np.array(state.gradient_norms)).to(g)
         normals = g / norms[:, None]
         move, rest = space.solve(force, normals)
-        along, *images = pairs.inverse(torch.cat([rest[None], normals]), c, BULK)
+        along, *images = pairs.inverse(torch.cat([rest[None], normals]), c)
         oblique = _Oblique(normals, torch.stack(images))
         move = move - along + oblique.carrying(normals @ along)
         size = float(torch.linalg.vector_norm(move))

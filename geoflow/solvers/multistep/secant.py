@@ -13,6 +13,8 @@ begin with is the curvature of the pairs before, by its eigenvectors
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -51,6 +53,9 @@ class SecantPairs:
         What the pairs gone by come to, once there are some.
     across : ndarray, shape (k, n), optional
         Scalar products of the directions with the rows in use.
+    unit : float
+        What the images kept are in units of, a power of two; 0 until there is one. So single
+        precision holds them whatever the units of R are.
     """
 
     def __init__(
@@ -60,10 +65,12 @@ class SecantPairs:
         products: Matrix,
         directions: Directions | None = None,
         across: Matrix | None = None,
+        unit: float = 0.0,
     ) -> None:
         self.limit, self.blocks, self.products = limit, blocks, products
         self.directions = directions
         self.across = np.zeros((0, len(products))) if across is None else across
+        self.unit = unit
         self._own = False
         self._new: list[Tensor] = []
 
@@ -81,9 +88,10 @@ class SecantPairs:
         while isinstance(block := carry.get(f"pairs_{len(blocks)}"), Tensor):
             blocks.append(block)
         square = products.cpu().numpy() if isinstance(products, Tensor) else np.zeros((0, 0))
-        # Walks of earlier versions have none.
+        # Walks of earlier versions have no directions, and images as they are.
+        unit = float(carry.get("pair_unit", 1.0 if blocks else 0.0))
         if "directions" not in carry:
-            return cls(limit, blocks, square)
+            return cls(limit, blocks, square, unit=unit)
         rows, curvatures, across = (
             carry[name] for name in ("directions", "direction_curvatures", "direction_products")
         )
@@ -96,13 +104,14 @@ class SecantPairs:
         ):
             raise ValueError("directions, their curvatures and products do not fit together")
         directions = Directions(rows, curvatures.cpu().numpy())
-        return cls(limit, blocks, square, directions, across.cpu().numpy())
+        return cls(limit, blocks, square, directions, across.cpu().numpy(), unit)
 
     def pack(self) -> Carry:
         """What a carry holds of it."""
         self._products_with([])
         blocks: Carry = {f"pairs_{i}": block for i, block in enumerate(self.blocks)}
         carry: Carry = {**blocks, "pair_products": torch.from_numpy(self.products)}
+        carry["pair_unit"] = torch.tensor(self.unit, dtype=torch.float64)
         if self.directions is not None:
             carry["directions"] = self.directions.rows
             carry["direction_curvatures"] = torch.from_numpy(self.directions.curvatures)
@@ -114,6 +123,9 @@ class SecantPairs:
 
     def add(self, s: Tensor, image: Tensor) -> None:
         """Take in a pair of unit s."""
+        if not self.unit:
+            size = float(torch.linalg.vector_norm(image))
+            self.unit = 2.0 ** round(math.log2(size)) if size else 0.0
         row = 2 * len(self) % (2 * BLOCK)
         if row == 0:
             block = s.new_zeros((2 * BLOCK, s.numel()), dtype=torch.float32)
@@ -122,24 +134,23 @@ class SecantPairs:
             self.blocks = [*self.blocks[:-1], self.blocks[-1].clone()]
         self._own = True
         block = self.blocks[-1]
-        block[row], block[row + 1] = s, image
+        block[row], block[row + 1] = s, image / (self.unit or 1.0)
         self._new += [block[row], block[row + 1]]
 
-    def inverse(self, vectors: Tensor, c: float, bulk: float) -> Tensor:
+    def inverse(self, vectors: Tensor, c: float) -> Tensor:
         """Apply the inverse of I + cA to the rows of ``vectors``, shape (n, P).
 
         Parameters
         ----------
         c : float
             In flow time.
-        bulk : float
-            What A is before there are pairs, and at least.
         """
+        c *= self.unit or 1.0
         while len(self) >= (BLOCKS + 1) * BLOCK:
-            self._give_up_oldest(c, bulk)
+            self._give_up_oldest(c)
         inner, on_directions = self._products_with(list(vectors))
         rows = np.arange(0, len(self.products), 2)
-        base = 1 / (1 + c * self._bulk(bulk))
+        base = 1 / (1 + c * self._bulk())
         gains = np.zeros((0, 1))
         if self.directions is not None:
             gains = 1 / self.directions.eigenvalues(c)[:, None] - base
@@ -174,23 +185,23 @@ class SecantPairs:
             moved.addmm_(torch.from_numpy(of_directions.T).to(moved), self.directions.rows)
         return torch.add(moved.to(vectors.dtype), vectors, alpha=base)
 
-    def _bulk(self, least: float) -> float:
-        """Lower quartile of all curvatures known, and not below what is given.
+    def _bulk(self) -> float:
+        """Lower quartile of all curvatures known, and not below zero, which it is before there are.
 
         It is never that of the first pairs alone: a walk becomes less stiff.
         """
         of_directions = np.zeros(0) if self.directions is None else self.directions.curvatures
         known = np.concatenate([np.diag(self.products, 1)[::2], of_directions])
-        return max(least, float(np.quantile(known, SOFTER))) if len(known) else least
+        return max(0.0, float(np.quantile(known, SOFTER))) if len(known) else 0.0
 
-    def _give_up_oldest(self, c: float, bulk: float) -> None:
+    def _give_up_oldest(self, c: float) -> None:
         """Make directions of the oldest block of pairs."""
         self._products_with([])
         oldest, *self.blocks = self.blocks
         before = self.directions or Directions(oldest[:0], np.zeros(0))
-        # The scale at which curvatures matter; without one, that of R.
+        # The scale at which curvatures matter; without one, that of the images.
         scale = c if c > 0 else 1.0
-        self.directions = before.with_pairs(oldest, scale, self._bulk(bulk), self.limit)
+        self.directions = before.with_pairs(oldest, scale, self._bulk(), self.limit)
         self.products = self.products[2 * BLOCK :, 2 * BLOCK :]
         found = torch.cat([self.directions.rows @ block.T for block in self.blocks], 1)
         self.across = numbers(found[:, : len(self.products)])
