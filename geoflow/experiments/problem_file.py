@@ -112,7 +112,7 @@ class Source:
         try:
             with self.errors():
                 # The bytes that were hashed, and no file beside them that Python keeps.
-                exec(compile(content, str(self.path), "exec"), vars(module))
+                exec(self._compiled(content), vars(module))
         except BaseException:
             del sys.modules[name]
             raise
@@ -120,6 +120,13 @@ class Source:
             if folder in sys.path:
                 sys.path.remove(folder)
         return module
+
+    def _compiled(self, content: bytes) -> types.CodeType:
+        try:
+            return compile(content, str(self.path), "exec")
+        except ValueError as error:
+            # Python before 3.11.4, of null bytes.
+            raise SyntaxError(str(error)) from None
 
     def _line(self, error: BaseException) -> int | None:
         """Return the line of the file that the error comes from; None where it is not of it."""
