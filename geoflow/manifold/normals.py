@@ -50,6 +50,9 @@ class NormalSpace(Protocol):
     def split(self, v: Tensor) -> Split:
         """Part of v, shape (P,), in the space."""
 
+    def multipliers(self, v: Tensor) -> Numbers:
+        """λ, shape (n,), of that split."""
+
     def step(self, residuals: Numbers) -> Tensor:
         """Shortest step, shape (P,), along which the constraints rise by ``residuals`` at first."""
 
@@ -96,6 +99,10 @@ class Normal:
         component = float(dot) / float(self.norms[0])
         part = self.gradient * (dot / self.square)
         return Split(part, -component / self.norms, component)
+
+    def multipliers(self, v: Tensor) -> Numbers:
+        """Multiplier −(v·g)/(g·g), of g ≠ 0."""
+        return -float(torch.dot(v, self.gradient)) / self.norms / self.norms
 
     def step(self, residuals: Numbers) -> Tensor:
         """Newton's step, g r/(g·g)."""
@@ -146,13 +153,17 @@ class Normals:
 
     def split(self, v: Tensor) -> Split:
         """Part Nᵀ G⁻¹ N v, multipliers −G⁻¹ N v."""
+        multipliers = self.multipliers(v)
+        part = self._combine(-multipliers)
+        length = float(torch.linalg.vector_norm(part))
+        return Split(part, multipliers, -length if (multipliers > 0).all() else length)
+
+    def multipliers(self, v: Tensor) -> Numbers:
+        """Multipliers −G⁻¹ N v."""
         found = self._solve(self._along(v))
         # The Gram matrix has the square of the normals' condition: what it leaves is taken once
         # more.
-        found = found + self._solve(self._along(v - self._combine(found)))
-        multipliers, part = -found, self._combine(found)
-        length = float(torch.linalg.vector_norm(part))
-        return Split(part, multipliers, -length if (multipliers > 0).all() else length)
+        return -(found + self._solve(self._along(v - self._combine(found))))
 
     def step(self, residuals: Numbers) -> Tensor:
         """Newton's step, Nᵀ G⁻¹ r."""

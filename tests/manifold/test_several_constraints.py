@@ -420,3 +420,16 @@ def test_a_gradient_of_zero_has_no_normal():
         normal_space(zero).split(torch.ones_like(zero))
     with pytest.raises(CriticalPointError, match="linearly dependent"):
         normal_space(torch.stack([zero, zero + 1]))
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_multipliers_are_those_of_the_split(n):
+    torch.manual_seed(0)
+    gradients = torch.randn(n, 8, dtype=torch.float64)
+    v = torch.randn(8, dtype=torch.float64)
+    normals = normal_space(gradients[0] if n == 1 else gradients)
+    found = normals.multipliers(v)
+    assert found == pytest.approx(normals.split(v).multipliers, rel=1e-12)
+    # What is left is tangent.
+    left = v + torch.from_numpy(found) @ gradients
+    assert (gradients @ left).numpy() == pytest.approx(np.zeros(n), abs=1e-12)

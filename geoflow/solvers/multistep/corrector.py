@@ -127,22 +127,26 @@ def correct(
     most = min(NEGLIGIBLE * allowed, CEILING * size_theta)
     least = UNITS_OF_ROUNDING * torch.finfo(theta.dtype).eps * size_theta
     before: FlowState | None = None
+    # The force and the unit normals. What they are made into is a correction, whose error the next
+    # one sees: single precision is enough, and half of what has to be read from memory.
+    columns = theta.new_empty((1 + level_set.n_constraints, theta.numel()), dtype=torch.float32)
+    force, normals = columns[0], columns[1:]
     for iteration in range(MAX_ITERATIONS):
         state = evaluate(flow, theta)
         residuals = level_set.residuals(state.values)
         g = torch.atleast_2d(state.gradients)
-        force = torch.add(theta - shift, state.regularizer_gradient, alpha=c)
-        multipliers = torch.from_numpy(np.array(state.normals.split(force).multipliers)).to(g)
+        whole = torch.sub(theta, shift).add_(state.regularizer_gradient, alpha=c)
+        multipliers = torch.from_numpy(state.normals.multipliers(whole)).to(g)
         if before is not None:
             _learn(space, pairs, before, state, multipliers, c)
-        force = force + multipliers @ g
-        # What remains to be done: in the space of the corrections so far, and by the pairs.
+        force.copy_(whole.addmv_(g.T, multipliers))
         norms = torch.from_numpy(np.array(state.gradient_norms)).to(g)
-        normals = g / norms[:, None]
-        move, rest = space.solve(force, normals)
-        along, *images = pairs.inverse(torch.cat([rest[None], normals]), c)
-        oblique = _Oblique(normals, torch.stack(images))
-        move = move - along + oblique.carrying(normals @ along)
+        torch.div(g, norms[:, None], out=normals)
+        # What remains to be done: in the space of the corrections so far, and by the pairs.
+        move = space.solve(force, normals)
+        along, *images = pairs.inverse(columns, c)
+        oblique = _Oblique(normals, torch.stack(images) if len(images) > 1 else images[0][None])
+        move = move.sub_(along).add_(oblique.carrying(normals @ along))
         size = float(torch.linalg.vector_norm(move))
         onto = oblique.carrying(torch.from_numpy(residuals).to(g) / norms)
         gone = float(torch.linalg.vector_norm(theta - formula.start))
@@ -157,9 +161,10 @@ def correct(
             break
         if sizes and size > sizes[0]:
             # Far from the images known: to go on a little is to learn what is missing.
-            move, size = move * (sizes[0] / size), sizes[0]
+            move *= sizes[0] / size
+            size = sizes[0]
         sizes.append(size)
-        theta = theta + move - onto
+        theta = theta + move.sub_(onto)
         if small:
             end, projection = flow.project(theta, max_iterations=NORMAL_ITERATIONS)
             return Corrected(end, iteration + 1 + projection.iterations)
@@ -223,40 +228,42 @@ class _Space:
         self.system, self.gram = np.zeros((2, limit, limit))
         self.n, self.least = 0, 1.0
 
-    def add(self, vector: Tensor, image: Tensor) -> None:
-        """Take in a unit vector and its image."""
+    def add(self, vector: Tensor, image: Tensor, c: float) -> None:
+        """Take in a unit vector and its image under A."""
         n, new = self.n, self.n + 1
-        self.vectors[n], self.images[n] = vector, image
+        last = self.vectors[n].copy_(vector)
+        torch.add(vector, image, alpha=c, out=self.images[n])
         self.n = new
-        last = torch.stack([self.vectors[n], self.images[n]])
-        gram, on_vectors = numbers(last @ self.vectors[:new].T)
-        on_images = numbers(self.images[:new] @ self.vectors[n])
-        self.gram[n, :new] = self.gram[:new, n] = gram
-        self.system[n, :new] = self.system[:new, n] = (on_vectors + on_images) / 2
+        self.gram[n, :new] = self.gram[:new, n] = numbers(self.vectors[:new] @ last)
+        found = numbers(self.vectors[:new] @ self.images[n]) + numbers(self.images[:new] @ last)
+        self.system[n, :new] = self.system[:new, n] = found / 2
         sizes, directions = np.linalg.eigh(self.gram[:new, :new])
         distinct = sizes > DISTINCT * sizes[-1]
         basis = directions[:, distinct] / np.sqrt(sizes[distinct])
         self.least = float(np.linalg.eigvalsh(basis.T @ self.system[:new, :new] @ basis)[0])
 
-    def solve(self, force: Tensor, normals: Tensor) -> tuple[Tensor, Tensor]:
-        """Tangent move in the space after which no force is left along it, and what is left."""
+    def solve(self, force: Tensor, normals: Tensor) -> Tensor:
+        """Tangent move in the space after which no force is left along it.
+
+        What is left of the force elsewhere takes its place.
+        """
         n = self.n
         if not n:
-            return torch.zeros_like(force), force
+            return torch.zeros_like(force)
         vectors, images = self.vectors[:n], self.images[:n]
-        forces = numbers(torch.cat([force[None], normals]).to(torch.float32) @ vectors.T).T
+        on_normals = numbers(vectors @ normals.T)
         size = n + len(normals)
         system = np.zeros((size, size))
         system[:n, :n] = self.system[:n, :n]
-        system[:n, n:] = forces[:, 1:]
-        system[n:, :n] = forces[:, 1:].T
-        right = np.append(-forces[:, 0], np.zeros(len(normals)))
+        system[:n, n:] = on_normals
+        system[n:, :n] = on_normals.T
+        right = np.append(-numbers(vectors @ force), np.zeros(len(normals)))
         # Corrections that all but repeat one another are left out of it.
         found = np.linalg.lstsq(system, right, rcond=1e-8)[0][:n]
         coefficients = torch.from_numpy(found).to(vectors)
-        left = force + (coefficients @ images).to(force.dtype)
-        left = left - normals.T @ (normals @ left)
-        return (coefficients @ vectors).to(force.dtype), left
+        force.addmv_(images.T, coefficients)
+        force.addmv_(normals.T, normals @ force, alpha=-1)
+        return coefficients @ vectors
 
 
 def _learn(
@@ -276,9 +283,9 @@ def _learn(
         return
     image = after.regularizer_gradient - before.regularizer_gradient
     change = torch.atleast_2d(after.gradients - before.gradients)
-    image = image + (multipliers / c) @ change
-    s, image = s / size, image / size
-    space.add(s, torch.add(s, image, alpha=c))
+    image = image.addmv_(change.T, multipliers / c).div_(size)
+    s = s.div_(size)
+    space.add(s, image, c)
     if 1 + c * float(torch.dot(s, image)) > LEAST_CURVATURE:
         pairs.add(s, image)
 
