@@ -1,23 +1,22 @@
 """How the cost of a walk grows with width and data: evaluations to an angle, seconds each; seed 0.
 
     OMP_NUM_THREADS=1 python studies/scaling.py [--widths W,…] [--examples N,…] [--device DEVICE]
-                                                [--seconds-only]
 
 Perceptrons of two hidden tanh layers, 64 inputs to 10 classes that a random perceptron of the same
 form and width 32 gives, in float64. Each is trained by Adam (1e-3, batches of 32, at most EPOCHS
-epochs) until the mean loss of an epoch is below TRAINED, and walked down ‖θ‖² to DEGREES by
-`exponential`. Widths are measured with EXAMPLES examples, numbers of examples at WIDTH. The seconds
-of an evaluation are medians, taken by turns with those of a bare forward and backward pass in plain
-PyTorch; with ``--seconds-only`` nothing is trained or walked. Prints the tables of
-docs/performance.md with the exponents of a fit, and draws them.
+epochs) until the mean loss of an epoch is below TRAINED, and walked down ‖θ‖² to DEGREES by each of
+SOLVERS, and by the paper's loop where parameters times examples are at most LOOP. Widths are
+measured with EXAMPLES examples, numbers of examples at WIDTH. The seconds of an evaluation are
+medians, taken by turns with those of a bare forward and backward pass in plain PyTorch. Writes the
+table and the fit of docs/performance.md after each row, and draws them.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,33 +27,50 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import geoflow as gf
+from geoflow.baselines import predictor_corrector
 
 SEED, INPUTS, CLASSES, TEACHER = 0, 64, 10, 32
 EXAMPLES, WIDTH = 1_000, 250
+WIDTHS, NUMBERS = "10,32,100,250,800,2500,3130", "100,300,1000,3000,10000,60000"
 EPOCHS, TRAINED, DEGREES, REPEATS = 300, 0.02, 150.0, 15
-FIGURE = Path(__file__).parents[1] / "runs" / "scaling.png"
+SOLVERS = ("bdf", "exponential")
+LOOP, CAP = 1e9, 20_000
+ROOT = Path(__file__).parents[1]
+PAGE, FIGURE = ROOT / "docs" / "performance.md", ROOT / "runs" / "scaling.png"
+BEGIN, END = "<!-- table: studies/scaling.py -->", "<!-- end of scaling -->"
+
+
+@dataclass(frozen=True)
+class Walked:
+    """What a walk took, and what stopped it before the angle, if something did."""
+
+    evaluations: int
+    end: str
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.evaluations:,}{self.end}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one network and data set took."""
+    """What one network and data set took; seconds are of one evaluation."""
 
     width: int
     n_examples: int
     n_parameters: int
     level: float
-    evaluations: int
-    end: str
+    walks: dict[str, Walked]
+    loop: Walked | None
     bare: float
     ours: float
-    in_a_walk: float
 
     def __str__(self) -> str:
-        return (
-            f"| {self.width:,} | {self.n_parameters:,} | {self.n_examples:,} | {self.level:.2g} | "
-            f"{self.evaluations:,} {self.end} | {1e3 * self.bare:.2f} | "
-            f"{self.ours / self.bare:.2f} | {self.in_a_walk / self.bare:.2f} |"
-        )
+        cells = [f"{self.width:,}", f"{self.n_parameters:,}", f"{self.n_examples:,}"]
+        cells += [f"{self.level:.2g}", *map(str, self.walks.values()), str(self.loop or "–")]
+        cells += [f"{1e3 * self.bare:.2f}", f"{self.ours / self.bare:.2f}"]
+        cells += [f"{w.seconds / self.bare:.2f}" for w in self.walks.values()]
+        return f"| {' | '.join(cells)} |"
 
 
 def perceptron(width: int) -> nn.Sequential:
@@ -97,11 +113,10 @@ def trained(width: int, inputs: Tensor, targets: Tensor) -> nn.Sequential:
     return module
 
 
-def measure(width: int, n: int, device: torch.device, *, walks: bool = True) -> Row:
-    """Train, time, and walk; or only time."""
+def measure(width: int, n: int, device: torch.device) -> Row:
+    """Train, time, and walk."""
     inputs, targets = (t.to(device) for t in examples(n))
-    torch.manual_seed(SEED)
-    module = trained(width, inputs, targets) if walks else perceptron(width).to(device)
+    module = trained(width, inputs, targets)
     problem = gf.Problem.from_module(module, F.cross_entropy, inputs, targets, device=device)
     parameters = list(module.parameters())
 
@@ -115,29 +130,34 @@ def measure(width: int, n: int, device: torch.device, *, walks: bool = True) -> 
     for _ in range(REPEATS):
         for name, function in (("bare", bare), ("ours", ours)):
             times[name].append(seconds(function, device))
-    medians = statistics.median(times["bare"]), statistics.median(times["ours"])
-    if not walks:
-        level = float(problem.loss(problem.theta0))
-        return Row(width, n, problem.n_parameters, level, 0, "(not walked)", *medians, math.nan)
     flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
-    options = {"max_evaluations": 5_000, "max_snapshots": 2}
-    ds = gf.walk(flow, "exponential", stop=gf.Stationary(DEGREES), **options)
-    evaluations = int(ds["n_gradient"][-1]) + 2 * int(ds["n_hvp"][-1])
-    status = str(ds.attrs["status"])
-    end = "" if status == "stationary" else f"({status} at {float(ds['angle'][-1]):.0f}°)"
+    stop = gf.Stationary(DEGREES)
+    limits = {"max_evaluations": CAP, "max_snapshots": 2}
+    walks = {name: walked(gf.walk(flow, name, stop=stop, **limits)) for name in SOLVERS}
+    loop = None
+    if problem.n_parameters * n <= LOOP:
+        loop = walked(predictor_corrector(flow, stop=stop, max_evaluations=CAP))
     return Row(
         width,
         n,
         problem.n_parameters,
-        float(ds.attrs["level"]),
-        evaluations,
-        end,
-        *medians,
-        float(ds["wall_time"][-1]) / evaluations,
+        flow.level_set.level,
+        walks,
+        loop,
+        statistics.median(times["bare"]),
+        statistics.median(times["ours"]),
     )
 
 
-def seconds(function, device: torch.device) -> float:
+def walked(ds) -> Walked:
+    """What a walk took."""
+    evaluations = int(ds["n_gradient"][-1]) + 2 * int(ds["n_hvp"][-1])
+    status, angle = str(ds.attrs["status"]), float(ds["angle"][-1])
+    end = "" if status == "stationary" else f" ({status} at {angle:.0f}°)"
+    return Walked(evaluations, end, float(ds["wall_time"][-1]) / evaluations)
+
+
+def seconds(function: Callable[[], None], device: torch.device) -> float:
     """Time of a call, all of it."""
     start = time.perf_counter()
     function()
@@ -146,21 +166,43 @@ def seconds(function, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def exponent(x: list[float], y: list[float]) -> float:
-    """Slope of log y on log x by least squares."""
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0]) if len(x) > 1 else float("nan")
+def exponent(rows: list[Row], by: str, value: Callable[[Row], Walked | float | None]) -> str:
+    """Slope of log value on log ``by`` by least squares, over the rows that have one."""
+    found = [(getattr(row, by), value(row)) for row in rows]
+    number = [
+        (x, v.evaluations if isinstance(v, Walked) else v)
+        for x, v in found
+        if v is not None and not (isinstance(v, Walked) and v.end)
+    ]
+    if len(number) < 3:
+        return "–"
+    x, y = np.log(np.array(number, dtype=float).T)
+    return f"{np.polyfit(x, y, 1)[0]:.2f}"
 
 
-def table(rows: list[Row], by: str, name: str) -> None:
-    """Print rows and the exponents of what they say."""
-    x = [float(getattr(row, by)) for row in rows]
-    walked = [(a, row) for a, row in zip(x, rows, strict=True) if not row.end]
-    counts = exponent([a for a, _ in walked], [row.evaluations for _, row in walked])
-    print(
-        f"\nEvaluations to {DEGREES:g}° go with {name} to the {counts:.2f}, seconds of an "
-        f"evaluation to the {exponent(x, [row.ours for row in rows]):.2f}.\n",
-        flush=True,
-    )
+def exponents(rows: list[Row], by: str, name: str) -> str:
+    """A row of the table of exponents."""
+    cells = [exponent(rows, by, lambda row, s=s: row.walks[s]) for s in SOLVERS]
+    cells.append(exponent(rows, by, lambda row: row.loop))
+    cells.append(exponent(rows, by, lambda row: row.ours))
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def tables(widths: list[Row], numbers: list[Row]) -> str:
+    """Everything measured, and the exponents of a fit."""
+    walks = " | ".join(SOLVERS)
+    lines = [
+        f"| width | P | examples | level | {walks} | paper's loop | bare pass, ms "
+        f"| evaluation / bare | {' | '.join(f'in {s} / bare' for s in SOLVERS)} |",
+        "|" + "---|" * (7 + 2 * len(SOLVERS)),
+        *map(str, [*widths, *numbers]),
+        "",
+        f"| exponent of | {walks} | paper's loop | seconds of an evaluation |",
+        "|" + "---|" * (3 + len(SOLVERS)),
+        exponents(widths, "n_parameters", f"P, {EXAMPLES:,} examples"),
+        exponents(numbers, "n_examples", f"examples, width {WIDTH}"),
+    ]
+    return "\n".join(lines)
 
 
 def draw(widths: list[Row], numbers: list[Row]) -> None:
@@ -168,11 +210,14 @@ def draw(widths: list[Row], numbers: list[Row]) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained", sharey=True)
     pairs = ((widths, "n_parameters", "parameters"), (numbers, "n_examples", "examples"))
     for axis, (rows, by, name) in zip(axes, pairs, strict=True):
-        done = [row for row in rows if not row.end]
-        axis.loglog([getattr(r, by) for r in done], [r.evaluations for r in done], "o-")
+        for method in (*SOLVERS, "paper's loop"):
+            ends = [(getattr(r, by), r.walks.get(method, r.loop)) for r in rows]
+            done = [(x, w.evaluations) for x, w in ends if w is not None and not w.end]
+            axis.loglog(*zip(*done, strict=True) if done else ([], []), "o-", label=method)
         axis.set_xlabel(name)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(f"evaluations to {DEGREES:g}°")
+    axes[0].legend()
     FIGURE.parent.mkdir(exist_ok=True)
     figure.savefig(FIGURE, dpi=150)
 
@@ -180,28 +225,22 @@ def draw(widths: list[Row], numbers: list[Row]) -> None:
 def main() -> None:
     """Measure every width and every number of examples."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--widths", default="10,32,100,250,800,2500")
-    parser.add_argument("--examples", default="100,300,1000,3000,10000,60000")
+    parser.add_argument("--widths", default=WIDTHS)
+    parser.add_argument("--examples", default=NUMBERS)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seconds-only", action="store_true")
     given = parser.parse_args()
     device = torch.device(given.device)
-    print(
-        f"| width | P | examples | level | evaluations to {DEGREES:g}° | bare pass, ms "
-        "| evaluation / bare | in a walk / bare |\n|---|---|---|---|---|---|---|---|",
-        flush=True,
-    )
-    found: dict[str, list[Row]] = {"widths": [], "examples": []}
-    walks = not given.seconds_only
-    for width in map(int, filter(None, given.widths.split(","))):
-        found["widths"].append(measure(width, EXAMPLES, device, walks=walks))
-        print(found["widths"][-1], flush=True)
-    for n in map(int, filter(None, given.examples.split(","))):
-        found["examples"].append(measure(WIDTH, n, device, walks=walks))
-        print(found["examples"][-1], flush=True)
-    table(found["widths"], "n_parameters", "P")
-    table(found["examples"], "n_examples", "N")
-    draw(found["widths"], found["examples"])
+    widths: list[Row] = []
+    numbers: list[Row] = []
+    cases = [(widths, int(w), EXAMPLES) for w in given.widths.split(",") if w]
+    cases += [(numbers, WIDTH, int(n)) for n in given.examples.split(",") if n]
+    for rows, width, n in cases:
+        rows.append(measure(width, n, device))
+        print(rows[-1], flush=True)
+        before, rest = PAGE.read_text().split(BEGIN)
+        after = rest.split(END)[1]
+        PAGE.write_text(f"{before}{BEGIN}\n{tables(widths, numbers)}\n{END}{after}")
+    draw(widths, numbers)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,18 @@ if TYPE_CHECKING:
     from geoflow.manifold.flows import FlowState, RegularizingFlow
 
 
-class TangentHessian:
-    """A = Π(∇²R + λ∇²L)Π at one state, applied by differences of gradients.
+# Of a step by which gradients are taken apart, over ‖θ‖: along a longer one ∇L bends.
+LONGEST_DIFFERENCE = 1e-5
 
-    A difference costs one gradient where the exact product, forward over reverse, counts two.
-    Its error in float64, below 10⁻⁶ of the spectral radius, is far below what a Krylov
-    approximation of φ is asked for. With n > 1 constraints λ∇²L stands for Σ λᵢ∇²Lᵢ.
+
+class TangentHessian:
+    """A = Π(∇²R + λ∇²L)Π at one state, applied in float64 by differences of gradients.
+
+    A difference costs one gradient where the exact product counts two. Its error in float64, below
+    10⁻⁶ of the spectral radius, is far below what a Krylov approximation of φ is asked for; in
+    float32 it is some 10⁻², which holds a walk to steps in which that part of the stiffness does
+    nothing, so products there are the problem's own. With n > 1 constraints λ∇²L stands for
+    Σ λᵢ∇²Lᵢ.
 
     Parameters
     ----------
@@ -41,7 +47,9 @@ class TangentHessian:
             state.theta, state.regularizer_gradient
         )
         size = max(float(torch.linalg.vector_norm(state.theta)), 1.0)
-        self.difference: float = torch.finfo(state.theta.dtype).eps ** (4 / 9) * size
+        relative = torch.finfo(state.theta.dtype).eps ** (4 / 9)
+        self.difference: float = relative * size
+        self.by_differences: bool = relative <= LONGEST_DIFFERENCE
 
     def tangent(self, v: Tensor) -> Tensor:
         """Π v."""
@@ -52,13 +60,13 @@ class TangentHessian:
         return v - (self.normal @ v) @ self.normal
 
     def image(self, unit: Tensor) -> Tensor:
-        """A times a unit tangent vector, shape (P,): one gradient a constraint.
+        """A times a unit tangent vector, shape (P,): one gradient a constraint, or one product.
 
         Of several constraints Σ λᵢ∇²Lᵢ is not taken apart, which problems that evaluate their
         losses together do in one backward pass.
         """
         state, problem = self.state, self.flow.problem
-        if self.single:
+        if self.single or not self.by_differences:
             return self(unit)[0]
         ahead = weighted_gradient(problem, state.theta + self.difference * unit, state.multipliers)
         curved = (ahead - self.pull).div_(self.difference)
@@ -71,16 +79,19 @@ class TangentHessian:
         return multipliers.to(self.state.gradients) @ self.state.gradients
 
     def __call__(self, unit: Tensor) -> tuple[Tensor, Tensor]:
-        """A times a unit tangent vector, and ∇²L times it: one gradient a constraint.
+        """A times a unit tangent vector, and ∇²L times it: one gradient a constraint, or product.
 
         Returns
         -------
         Tensor, shape (P,)
         Tensor, shape (P,), or (n, P) for n > 1 constraints
         """
-        state = self.state
-        _, ahead = self.flow.problem.value_and_gradient(state.theta + self.difference * unit)
-        loss = ahead.sub_(state.gradients).div_(self.difference)
+        state, problem = self.state, self.flow.problem
+        if self.by_differences:
+            _, ahead = problem.value_and_gradient(state.theta + self.difference * unit)
+            loss = ahead.sub_(state.gradients).div_(self.difference)
+        else:
+            loss = problem.hvp(state.theta, unit)
         regularizer = self.regularizer_hessian(unit)
         if loss.ndim == 1:
             return self.tangent(regularizer.add(loss, alpha=state.multiplier)), loss

@@ -4,10 +4,18 @@ Each step solves the implicit equation of a formula of order 1 to 5 on the level
 :mod:`geoflow.solvers.multistep.history` for the formulas and
 :mod:`geoflow.solvers.multistep.corrector` for their solution. All points of the history lie on the
 level set, since every step ends there.
+
+An implicit equation has a solution near as long as I + cA is positive definite. Where A has
+eigenvalues far below zero, as ahead of a walk from a network that is not trained to a minimum, that
+holds for steps alone that are short beside the time in which the flow leaves such a ridge; an
+exponential method follows it with steps of any length. So after many attempts in vain some steps
+are made by :class:`geoflow.solvers.exponential.Exponential`, and their ends are points of the
+history like all others.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +25,7 @@ from geoflow.errors import ConvergenceError, CriticalPointError, InputError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.solvers.base import REGULARIZER, Carry, StepResult, Tolerance
 from geoflow.solvers.control import check_step, clip_step, first_step
+from geoflow.solvers.exponential import Exponential
 from geoflow.solvers.multistep.corrector import (
     MAX_ITERATIONS,
     Corrected,
@@ -41,6 +50,11 @@ UNSOLVED = 0.5
 # At the least, where the equation has told how much too long its step was.
 SHORTEST = 0.25
 GROW_BY_CORRECTIONS = ((12, 0.9), (8, 1.0), (5, 1.1))
+# Attempts in vain, those of each step before counting for so much less, from which on the next
+# steps are made by the exponential method: how many at first, twice as many each time after, and at
+# most. Networks trained to a minimum have come to 4.8.
+FADING, MANY_IN_VAIN = 0.9, 5.0
+ASIDE, LONGEST_ASIDE = 8, 64
 # From this rtol down the errors of so many steps add up.
 MANY_STEPS = 1e-6
 # Rejections in a row after which the order is lowered too.
@@ -80,7 +94,7 @@ class BDF:
         # the corrections of a step and their images.
         self.singles = 2 * pairs + 2 * BLOCK * (BLOCKS + 2) + 2 * MAX_ITERATIONS
         # Beside these the history and the next one; states and what goes between them.
-        self.vectors = self.singles + 2 * (MAX_ORDER + 1) + 16
+        self.vectors = self.singles + 2 * (MAX_ORDER + 1) + 8
 
     @property
     def options(self) -> dict[str, Any]:
@@ -126,6 +140,9 @@ class BDF:
         allowed = tolerance.per_step(state.theta, MAX_ORDER, MANY_STEPS)
         order, since = int(carry["order"]), int(carry["n_since_order"])
         n_rejected = n_corrections = 0
+        in_vain = FADING * float(carry.get("in_vain", 0.0))
+        if carry.get("n_aside", 0):
+            return _aside(flow, state, carry, tolerance, max_time)
         while True:
             order = min(order, max(len(history) - 1, 1))
             formula = history.formula(order, step, state.velocity)
@@ -145,6 +162,17 @@ class BDF:
                     factor = min(UNSOLVED, max(SHORTEST, 1 / (1 - failure.least)))
                 # So far off it has learned a curvature that misleads a shorter step.
                 pairs = SecantPairs.unpack(carry, n_pairs)
+                in_vain += 1
+                if in_vain > MANY_IN_VAIN:
+                    length = int(carry.get("aside", ASIDE))
+                    start = {**carry, "step_size": asked, "n_aside": length}
+                    start["aside"] = min(2 * length, LONGEST_ASIDE)
+                    done = _aside(flow, state, start, tolerance, max_time)
+                    return replace(
+                        done,
+                        n_rejected=n_rejected + 1 + done.n_rejected,
+                        n_reprojection=n_corrections + done.n_reprojection,
+                    )
             n_rejected += 1
             step *= factor
             if n_rejected > PATIENCE:
@@ -169,6 +197,8 @@ class BDF:
                 # A rejection ends the start: where it came from another is near.
                 "n_steps": START_STEPS if n_rejected else int(carry["n_steps"]) + 1,
                 "n_since_order": 0 if n_rejected or chosen != order else since + 1,
+                "in_vain": in_vain,
+                "aside": int(carry.get("aside", ASIDE)),
                 "points": extended.points,
                 "ages": torch.from_numpy(extended.ages),
                 **pairs.pack(),
@@ -191,6 +221,24 @@ class BDF:
             Flow time before that end.
         """
         return _history(carry).at(age, int(carry["order"]))
+
+
+def _aside(
+    flow: RegularizingFlow, state: FlowState, carry: Carry, tolerance: Tolerance, max_time: float
+) -> StepResult:
+    """Make one step by the exponential method; after the last of them order 1 goes on."""
+    done = Exponential().step(flow, state, carry, tolerance, max_time)
+    extended = _history(carry).extended(done.state.theta, done.time, float(done.carry["step_size"]))
+    following: Carry = {
+        "n_aside": int(carry["n_aside"]) - 1,
+        "in_vain": 0.0,
+        "order": 1,
+        "n_steps": START_STEPS,
+        "n_since_order": 0,
+        "points": extended.points,
+        "ages": torch.from_numpy(extended.ages),
+    }
+    return replace(done, carry={**carry, **done.carry, **following})
 
 
 def _history(carry: Carry) -> History:

@@ -1,0 +1,55 @@
+"""A = Π(∇²R + λ∇²L)Π as solvers apply it, in either dtype."""
+
+import pytest
+import torch
+
+import geoflow as gf
+
+
+def network(dtype, n=1):
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(30, 5), torch.randn(30, 1)
+    module = torch.nn.Sequential(torch.nn.Linear(5, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+    mse = torch.nn.functional.mse_loss
+    problems = [
+        gf.Problem.from_module(module, mse, inputs[i::n], targets[i::n], dtype=dtype)
+        for i in range(n)
+    ]
+    level_set = gf.LevelSet(problems[0] if n == 1 else problems)
+    return gf.RegularizingFlow(level_set, gf.regularizers.squared_norm)
+
+
+def exact(flow, state, v):
+    """By autograd, in float64."""
+    double = network(torch.float64, flow.level_set.n_constraints)
+    theta, normals = state.theta.double(), torch.atleast_2d(state.gradients).double()
+    products = torch.atleast_2d(double.problem.hvp(theta, v.double()))
+    basis = torch.linalg.qr(normals.T)[0]
+    curved = torch.from_numpy(state.multipliers.copy()) @ products + 2 * v.double()
+    return curved - basis @ (basis.T @ curved)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-5), (torch.float32, 1e-5)])
+def test_its_images_are_those_of_the_dense_matrix(dtype, rtol, n):
+    flow = network(dtype, n)
+    state = flow.evaluate(flow.problem.theta0)
+    operator = flow.linearization(state)
+    torch.manual_seed(1)
+    v = operator.tangent(torch.randn(flow.problem.n_parameters, dtype=dtype))
+    v = v / v.norm()
+    expected = exact(flow, state, v)
+    for image in (operator(v)[0], operator.image(v)):
+        assert (image.double() - expected).norm() <= rtol * expected.norm()
+
+
+def test_in_single_precision_it_asks_for_products_and_in_double_for_gradients():
+    for dtype, gradients, products in ((torch.float64, 1, 0), (torch.float32, 0, 1)):
+        flow = network(dtype)
+        state = flow.evaluate(flow.problem.theta0)
+        operator = flow.linearization(state)
+        before = dict(flow.problem.counts)
+        operator.image(operator.tangent(state.theta))
+        after = flow.problem.counts
+        assert after["gradient"] - before["gradient"] == gradients
+        assert after["hvp"] - before["hvp"] == products
