@@ -20,6 +20,16 @@ if TYPE_CHECKING:
 LONGEST_DIFFERENCE = 1e-5
 
 
+def difference_of(dtype: torch.dtype) -> float:
+    """A step over ‖θ‖: the error of the formula, linear in it, is then as small as rounding."""
+    return float(torch.finfo(dtype).eps ** (4 / 9))
+
+
+def by_differences(dtype: torch.dtype) -> bool:
+    """Whether a linearization in this dtype takes gradients apart, and asks for no products."""
+    return difference_of(dtype) <= LONGEST_DIFFERENCE
+
+
 class TangentHessian:
     """A = Π(∇²R + λ∇²L)Π at one state, applied in float64 by differences of gradients.
 
@@ -47,9 +57,8 @@ class TangentHessian:
             state.theta, state.regularizer_gradient
         )
         size = max(float(torch.linalg.vector_norm(state.theta)), 1.0)
-        relative = torch.finfo(state.theta.dtype).eps ** (4 / 9)
-        self.difference: float = relative * size
-        self.by_differences: bool = relative <= LONGEST_DIFFERENCE
+        self.difference: float = difference_of(state.theta.dtype) * size
+        self.by_differences: bool = by_differences(state.theta.dtype)
 
     def tangent(self, v: Tensor) -> Tensor:
         """Π v."""

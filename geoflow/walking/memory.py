@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from geoflow.manifold.linearization import by_differences
 from geoflow.manifold.protocol import Flow
-from geoflow.problems.footprint import evaluation_bytes
-from geoflow.solvers import Exponential, Solver, bytes_of, vectors_of
+from geoflow.problems.footprint import evaluation_bytes, product_bytes
+from geoflow.solvers import BDF, Exponential, Solver, bytes_of, vectors_of
 from geoflow.system import memory
 from geoflow.system.memory import CPU, check_memory
 from geoflow.walking.snapshots import Every, SnapshotRule, Thinned
@@ -28,7 +29,7 @@ def vector_bytes(flow: Flow, solver: Solver) -> int:
     # The gradients of several constraints: at two states, and twice in an evaluation.
     several = 4 * (flow.level_set.n_constraints - 1)
     state = (STATE + several) * theta.numel() * theta.element_size()
-    return state + evaluation_bytes(flow.problem) + bytes_of(solver, theta)
+    return state + _evaluation(flow, solver) + bytes_of(solver, theta)
 
 
 def snapshot_bytes(flow: Flow, rule: SnapshotRule, dtype: torch.dtype) -> int:
@@ -72,7 +73,7 @@ def check_walk_memory(
     check_memory(
         needed,
         f"solver={solver.name!r}: the {STATE + vectors_of(solver)} vectors of a walk "
-        f"in {of} and an evaluation's {_mib(evaluation_bytes(problem))}",
+        f"in {of} and an evaluation's {_mib(_evaluation(flow, solver))}",
         _remedy(flow, solver, needed),
         problem.device,
     )
@@ -88,12 +89,18 @@ def check_walk_memory(
         )
 
 
+def _evaluation(flow: Flow, solver: Solver) -> int:
+    """Bytes of an evaluation, or of the product that a linearization asks for in this dtype."""
+    linear = isinstance(solver, Exponential | BDF) and not by_differences(flow.problem.theta0.dtype)
+    return product_bytes(flow.problem) if linear else evaluation_bytes(flow.problem)
+
+
 def _remedy(flow: Flow, solver: Solver, needed: int) -> str:
     """Which option to turn: that which takes the most of it, or which alone is enough."""
     theta = flow.problem.theta0
     available = memory.available_memory(flow.problem.device)
     missing = needed - (needed if available is None else available)
-    if evaluation_bytes(flow.problem) > bytes_of(solver, theta):
+    if _evaluation(flow, solver) > bytes_of(solver, theta):
         return "evaluate fewer examples at a time (batch_size), or a problem in float32"
     if isinstance(solver, Exponential):
         most = solver.max_vectors - -(-missing // (theta.numel() * solver.itemsize(theta)))

@@ -12,10 +12,6 @@ def vector(n, seed):
     return torch.randn(n, generator=generator, dtype=torch.float64)
 
 
-def inverse_by(pairs, vectors, c):
-    return pairs.inverse(vectors.float(), c).double()
-
-
 def test_pairs_of_a_whole_basis_give_the_inverse():
     n, c = 6, 0.7
     basis = torch.linalg.qr(torch.stack([vector(n, seed) for seed in range(n)]))[0]
@@ -26,16 +22,15 @@ def test_pairs_of_a_whole_basis_give_the_inverse():
         pairs.add(eigenvector, hessian @ eigenvector)
     vectors = torch.stack([vector(n, 10), vector(n, 11)])
     exact = torch.linalg.solve(torch.eye(n) + c * hessian, vectors.T).T
-    assert torch.allclose(inverse_by(pairs, vectors, c), exact, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(pairs.inverse(vectors, c), exact, rtol=1e-4, atol=1e-6)
     # Another c, with the same pairs.
     exact = torch.linalg.solve(torch.eye(n) + 9 * hessian, vectors.T).T
-    assert torch.allclose(inverse_by(pairs, vectors, 9.0), exact, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(pairs.inverse(vectors, 9.0), exact, rtol=1e-4, atol=1e-6)
 
 
 def test_without_pairs_there_is_no_curvature():
     pairs = SecantPairs(40, [], np.zeros((0, 0)))
-    vectors = vector(4, 0)[None]
-    assert torch.equal(inverse_by(pairs, vectors, 2.0), vectors.float().double())
+    assert torch.equal(pairs.inverse(vector(4, 0)[None], 2.0), vector(4, 0)[None])
 
 
 @pytest.mark.parametrize("unit", [1e-40, 1e40])
@@ -46,11 +41,9 @@ def test_in_any_units_the_inverse_is_the_same(unit):
     eigenpairs(scaled, 40, unit * curvatures, c=0.5 / unit)
     again = SecantPairs.unpack(scaled.pack(), 40)
     vectors = torch.eye(40, dtype=torch.float64)
-    expected = inverse_by(plain, vectors, 0.5)
+    expected = plain.inverse(vectors, 0.5)
     for pairs in (scaled, again):
-        assert torch.allclose(
-            inverse_by(pairs, vectors, 0.5 / unit), expected, rtol=1e-4, atol=1e-6
-        )
+        assert torch.allclose(pairs.inverse(vectors, 0.5 / unit), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_newest_pair_holds_exactly_and_the_oldest_go():
@@ -61,7 +54,7 @@ def test_the_newest_pair_holds_exactly_and_the_oldest_go():
         s = s / s.norm()
         image = torch.linspace(1, 50, n, dtype=torch.float64) * s
         pairs.add(s, image)
-        assert torch.allclose(inverse_by(pairs, (s + 0.1 * image)[None], 0.1)[0], s, atol=1e-4)
+        assert torch.allclose(pairs.inverse((s + 0.1 * image)[None], 0.1)[0], s, atol=1e-4)
     assert BLOCKS * BLOCK <= len(pairs) <= (BLOCKS + 1) * BLOCK
     assert pairs.directions.rows.shape == (BLOCK, n)
 
@@ -71,7 +64,7 @@ def eigenpairs(pairs, n, curvatures, c=0.5):
     unit = torch.eye(n, dtype=torch.float64)
     for i, curvature in enumerate(curvatures):
         pairs.add(unit[i], curvature * unit[i])
-        inverse_by(pairs, unit[:1], c)
+        pairs.inverse(unit[:1], c)
 
 
 def test_pairs_gone_by_are_known_by_their_directions():
@@ -83,7 +76,7 @@ def test_pairs_gone_by_are_known_by_their_directions():
     assert torch.allclose(rows @ rows.T, torch.eye(len(rows)), atol=1e-5)
     # For another c than that at which they were made.
     for c in (0.5, 0.02):
-        inverse = inverse_by(pairs, torch.eye(n, dtype=torch.float64)[:50], c)
+        inverse = pairs.inverse(torch.eye(n, dtype=torch.float64)[:50], c)
         exact = np.diag(1 / (1 + c * curvatures))
         assert np.allclose(inverse[:, :50].numpy(), exact, rtol=1e-4, atol=1e-7)
         assert np.allclose(inverse[:, 50:].numpy(), 0.0, atol=1e-7)
@@ -101,7 +94,7 @@ def test_images_that_vanish_make_no_direction():
     pairs = SecantPairs(40, [], np.zeros((0, 0)))
     eigenpairs(pairs, 40, 32 * [0.0])
     vectors = vector(40, 0)[None]
-    assert torch.allclose(inverse_by(pairs, vectors, 1e9), vectors, atol=1e-5)
+    assert torch.allclose(pairs.inverse(vectors, 1e9), vectors, atol=1e-5)
 
 
 def test_a_carry_of_an_earlier_version_has_pairs_alone():
@@ -116,7 +109,7 @@ def test_a_carry_of_an_earlier_version_has_pairs_alone():
         "pair_products": rows @ rows.T
     }
     pairs = SecantPairs.unpack(carry, 80)
-    inverse = inverse_by(pairs, unit[:88], 0.5)
+    inverse = pairs.inverse(unit[:88], 0.5)
     assert len(pairs) < 25
     exact = np.diag(1 / (1 + 0.5 * curvatures))
     assert np.allclose(inverse[:, :88].numpy(), exact, rtol=1e-4, atol=1e-7)
@@ -131,12 +124,22 @@ def test_a_carry_is_left_as_it_is_by_what_is_added_later(n_pairs):
     before = {name: value.clone() for name, value in carry.items()}
     later = SecantPairs.unpack(carry, 40)
     vectors = vector(40, 1)[None]
-    assert torch.equal(inverse_by(later, vectors, 0.5), inverse_by(pairs, vectors, 0.5))
+    assert torch.equal(later.inverse(vectors, 0.5), pairs.inverse(vectors, 0.5))
     for seed in range(20):
         later.add(vector(40, 2 + seed), vector(40, 30 + seed))
-        inverse_by(later, vectors, 0.5)
+        later.inverse(vectors, 0.5)
     later.pack()
     assert all(torch.equal(carry[name], before[name]) for name in before)
+
+
+def test_in_single_precision_the_inverse_is_that_of_double():
+    pairs = SecantPairs(40, [], np.zeros((0, 0)))
+    eigenpairs(pairs, 40, np.geomspace(1e4, 3.0, 30))
+    vectors = torch.stack([vector(40, 1), vector(40, 2)])
+    single, double = pairs.inverse(vectors.float(), 0.5), pairs.inverse(vectors, 0.5)
+    assert single.dtype == torch.float32
+    assert double.dtype == torch.float64
+    assert torch.allclose(single.double(), double, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("n_pairs", [1, BLOCK, BLOCK + 3])
@@ -156,7 +159,7 @@ def test_a_carry_holds_no_rows_that_nothing_is_in(n_pairs):
         for seed in range(n):
             for each in (now, then):
                 each.add(vector(40, 2 + seed), vector(40, 9 + seed))
-        assert torch.equal(inverse_by(now, vectors, 0.5), inverse_by(then, vectors, 0.5))
+        assert torch.equal(now.inverse(vectors, 0.5), then.inverse(vectors, 0.5))
 
 
 def test_beside_pairs_and_directions_the_inverse_follows_the_quartile_of_both():
@@ -165,7 +168,7 @@ def test_beside_pairs_and_directions_the_inverse_follows_the_quartile_of_both():
     curvatures = np.concatenate([np.full(24, 1e4), np.full(24, 10.0)])
     eigenpairs(pairs, 60, curvatures)
     unit = torch.eye(60, dtype=torch.float64)[55:]
-    assert torch.allclose(inverse_by(pairs, unit, 0.5), unit / 6.0, rtol=1e-3)
+    assert torch.allclose(pairs.inverse(unit, 0.5), unit / 6.0, rtol=1e-3)
 
 
 def test_directions_that_do_not_fit_their_products_are_no_carry():
@@ -185,6 +188,6 @@ def test_beside_the_pairs_the_inverse_is_that_of_their_lower_quartile():
     for i, curvature in enumerate([10.0, 500.0, 20.0, 1000.0, 40.0]):
         pairs.add(unit[i], curvature * unit[i])
     beside = torch.stack([unit[5], unit[7]])
-    assert torch.allclose(inverse_by(pairs, beside, 0.5), beside / (1 + 0.5 * 20.0))
+    assert torch.allclose(pairs.inverse(beside, 0.5), beside / (1 + 0.5 * 20.0))
     on_pairs = unit[:5] / torch.tensor([[6.0], [251.0], [11.0], [501.0], [21.0]])
-    assert torch.allclose(inverse_by(pairs, unit[:5], 0.5), on_pairs, rtol=1e-5)
+    assert torch.allclose(pairs.inverse(unit[:5], 0.5), on_pairs, rtol=1e-5)

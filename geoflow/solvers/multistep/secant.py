@@ -145,7 +145,7 @@ class SecantPairs:
         self._new.append(new)
 
     def inverse(self, vectors: Tensor, c: float) -> Tensor:
-        """Apply the inverse of I + cA to the rows of ``vectors``, shape (n, P), of float32.
+        """Apply the inverse of I + cA to the rows of ``vectors``, shape (n, P).
 
         Parameters
         ----------
@@ -155,7 +155,7 @@ class SecantPairs:
         c *= self.unit or 1.0
         while len(self) >= (BLOCKS + 1) * BLOCK:
             self._give_up_oldest(c)
-        inner, on_directions = self._products_with(vectors)
+        inner, on_directions = self._products_with(vectors.to(torch.float32))
         rows = np.arange(0, len(self.products), 2)
         base = 1 / (1 + c * self._bulk())
         gains = np.zeros((0, 1))
@@ -184,13 +184,13 @@ class SecantPairs:
         self, vectors: Tensor, base: float, of_blocks: Matrix, of_directions: Matrix
     ) -> Tensor:
         """``base`` times vectors, and the rows by their coefficients."""
-        moved = vectors * base
+        moved = torch.zeros_like(vectors, dtype=torch.float32)
         of_rows = torch.from_numpy(of_blocks.T).to(moved)
         for i, block in enumerate(self._in_use()):
             moved.addmm_(of_rows[:, 2 * BLOCK * i :][:, : len(block)], block)
         if self.directions is not None:
             moved.addmm_(torch.from_numpy(of_directions.T).to(moved), self.directions.rows)
-        return moved
+        return moved.to(vectors.dtype).add_(vectors, alpha=base)
 
     def _bulk(self) -> float:
         """Lower quartile of all curvatures known, and not below zero, which it is before there are.
