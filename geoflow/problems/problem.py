@@ -297,7 +297,7 @@ class Problem(Picklable):
         """
         if self._products.exact is None:
             with self._uncounted():
-                self._products.choose(self._derived, self.value_and_gradient, theta.detach())
+                self._products.choose(self._derived, self.value_and_gradient, self.theta0)
         if self._products.exact:
             return self._derived(theta, v)
         checks.check_like(v, self.theta0, "v")
