@@ -134,6 +134,8 @@ class BDF:
             torch.linalg.vector_norm(state.regularizer_gradient)
         ):
             return StepResult(state, dict(carry), step, 0.0, 0, 0, lambda time: state.theta.clone())
+        if carry.get("n_aside", 0):
+            return _aside(flow, state, carry, tolerance, max_time)
         history = _history(carry)
         n_pairs = min(self.pairs, state.theta.numel())
         pairs = SecantPairs.unpack(carry, n_pairs)
@@ -141,8 +143,6 @@ class BDF:
         order, since = int(carry["order"]), int(carry["n_since_order"])
         n_rejected = n_corrections = 0
         in_vain = FADING * float(carry.get("in_vain", 0.0))
-        if carry.get("n_aside", 0):
-            return _aside(flow, state, carry, tolerance, max_time)
         while True:
             order = min(order, max(len(history) - 1, 1))
             formula = history.formula(order, step, state.velocity)
@@ -162,7 +162,8 @@ class BDF:
                     factor = min(UNSOLVED, max(SHORTEST, 1 / (1 - failure.least)))
                 # So far off it has learned a curvature that misleads a shorter step.
                 pairs = SecantPairs.unpack(carry, n_pairs)
-                in_vain += 1
+                # Where there is no loss, or no gradient, is no ridge.
+                in_vain += getattr(failure, "reason", "") == "iterations"
                 if in_vain > MANY_IN_VAIN:
                     length = int(carry.get("aside", ASIDE))
                     start = {**carry, "step_size": asked, "n_aside": length}

@@ -313,8 +313,7 @@ def flow_off_the_edge():
 def test_where_newton_fails_the_walk_ends_with_a_status(rtol):
     ds = gf.walk(flow_off_the_edge(), "bdf", rtol=rtol, stop=None, t_end=9.0)
     assert ds.attrs["status"] == "step_size_underflow"
-    # At a trial point, of its own or of the exponential method's after many in vain.
-    assert "nan" in ds.attrs["status_message"]
+    assert "at a trial point" in ds.attrs["status_message"]
     assert int(ds["n_rejected"][-1]) > 10
     # It has come as far as there is a loss.
     assert 0.5 < ds["theta"].values[-1, 0] < 0.5 + 1e-6
