@@ -144,8 +144,8 @@ def correct(
         torch.div(g, norms[:, None], out=normals)
         # What remains to be done: in the space of the corrections so far, and by the pairs.
         move = space.solve(force, normals)
-        along, *images = pairs.inverse(columns, c)
-        oblique = _Oblique(normals, torch.stack(images) if len(images) > 1 else images[0][None])
+        images = pairs.inverse(columns, c)
+        along, oblique = images[0], _Oblique(normals, images[1:])
         move = move.sub_(along).add_(oblique.carrying(normals @ along))
         size = float(torch.linalg.vector_norm(move))
         onto = oblique.carrying(torch.from_numpy(residuals).to(g) / norms)

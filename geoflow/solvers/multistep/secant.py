@@ -136,8 +136,11 @@ class SecantPairs:
         row = 2 * len(self) % (2 * BLOCK)
         if row == 0 or not self._own:
             block = s.new_empty((2 * BLOCK, s.numel()), dtype=torch.float32)
-            block[:row] = self.blocks[-1][:row] if row else 0.0
-            self.blocks = [*(self.blocks[:-1] if row else self.blocks), block]
+            whole = self.blocks
+            if row:
+                *whole, last = self.blocks
+                block[:row] = last[:row]
+            self.blocks = [*whole, block]
         self._own = True
         new = self.blocks[-1][row : row + 2]
         new[0] = s
