@@ -4,6 +4,9 @@ import pytest
 import torch
 
 import geoflow as gf
+from geoflow.problems.footprint import evaluation_bytes, product_bytes
+from geoflow.solvers import BDF, RKC, Exponential, bytes_of
+from geoflow.walking.memory import vector_bytes
 
 
 def network(dtype, n=1):
@@ -53,3 +56,18 @@ def test_in_single_precision_it_asks_for_products_and_in_double_for_gradients():
         after = flow.problem.counts
         assert after["gradient"] - before["gradient"] == gradients
         assert after["hvp"] - before["hvp"] == products
+
+
+@pytest.mark.parametrize("solver", [Exponential(), BDF(), RKC()])
+def test_the_memory_of_a_walk_is_with_the_products_that_it_asks_for(solver):
+    at_once = {}
+    for dtype in (torch.float32, torch.float64):
+        flow = network(dtype)
+        theta = flow.problem.theta0
+        held = bytes_of(solver, theta) + 4 * theta.numel() * theta.element_size()
+        at_once[dtype] = vector_bytes(flow, solver) - held
+        asked = (
+            product_bytes if dtype == torch.float32 and solver.name != "rkc" else evaluation_bytes
+        )
+        assert at_once[dtype] == asked(flow.problem)
+    assert product_bytes(flow.problem) > evaluation_bytes(flow.problem)
