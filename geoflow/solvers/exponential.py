@@ -67,15 +67,15 @@ OTHER_VECTORS = 12
 
 SAFETY, SHRINK, GROW = 0.9, 0.2, 3.0
 
-# From this rtol down the errors of so many steps add up.
-MANY_STEPS = 1e-7
-
 # The Krylov residual, h times it in units of the error allowed, and in units of ‖f‖, without which
 # a loose tolerance would let θ leave the slow manifold.
 KRYLOV_DEFECT, KRYLOV_LEFTOVER = 3.0, 0.2
 # Correction outside the Krylov space whose curvature is not worth a gradient, in units of the
 # error allowed.
 CORRECTION_RESOLVED = 0.1
+# What these two leave is no smaller in a shorter step, as the rest of a step's error is. From this
+# rtol down they fall as √rtol, and their sum over rtol^(−1/3) as many steps stays the smaller part.
+MANY_STEPS = 1e-4
 
 # The predictor need not be closer to the level set than this, in units of the error allowed, nor
 # may it be further, relative to the level.
@@ -216,7 +216,8 @@ class _Attempts:
         basis: torch.dtype | None = None,
     ) -> None:
         self.flow, self.state = flow, state
-        self.allowed = tolerance.per_step(state.theta, Exponential.order, MANY_STEPS)
+        self.allowed = tolerance.scale(state.theta)
+        self.unresolved = self.allowed * min(tolerance.rtol / MANY_STEPS, 1.0) ** 0.5
         self.single = len(state.values) == 1
         self.max_vectors = max_vectors
         self.space = KrylovSpace(flow.linearization(state), state.velocity, radius, basis)
@@ -229,7 +230,7 @@ class _Attempts:
         space = self.space
         while True:
             limit = min(
-                KRYLOV_DEFECT * self.allowed / step, KRYLOV_LEFTOVER * self.state.tangent_norm
+                KRYLOV_DEFECT * self.unresolved / step, KRYLOV_LEFTOVER * self.state.tangent_norm
             )
             beta, rho = space.matrix[-1, -2:]
             y = self.predict(step)
@@ -263,7 +264,7 @@ class _Attempts:
         linear = space.combine(self._velocity() - space.matrix @ y)
         inside, outside, size = space.split(space.operator.tangent(predictor.velocity) - linear)
         unit = outside / (size or 1.0)
-        if step * size / 3 > CORRECTION_RESOLVED * self.allowed:
+        if step * size / 3 > CORRECTION_RESOLVED * self.unresolved:
             matrix, loss_matrix = space.beside(unit)
         else:
             column = np.zeros(len(inside) + 1)

@@ -274,7 +274,13 @@ def _learn(
     multipliers: Tensor,
     c: float,
 ) -> None:
-    """Take the last correction and its image into the space, and among the pairs."""
+    """Take the last correction and its image into the space, and among the pairs.
+
+    Raises
+    ------
+    ConvergenceError
+        Single precision does not hold the image.
+    """
     s = after.theta - before.theta
     size = float(torch.linalg.vector_norm(s))
     # Below it the gradients differ by little but their rounding.
@@ -284,6 +290,13 @@ def _learn(
     image = after.regularizer_gradient - before.regularizer_gradient
     change = torch.atleast_2d(after.gradients - before.gradients)
     image = image.addmv_(change.T, multipliers / c).div_(size)
+    if not c * float(torch.linalg.vector_norm(image)) < torch.finfo(torch.float32).max:
+        raise ConvergenceError(
+            "∇L or ∇R changes without bound over an implicit step",
+            iterations=1,
+            residual=math.nan,
+            reason="diverged",
+        )
     s = s.div_(size)
     space.add(s, image, c)
     if 1 + c * float(torch.dot(s, image)) > LEAST_CURVATURE:
