@@ -1,9 +1,9 @@
-"""Products with ∇²L by forward-over-reverse and by a difference of gradients: error and time.
+"""Products with ∇²L by reverse mode twice and by a difference of gradients: error and time.
 
 python studies/hessian_products.py
 
 Seed 0, float64 and float32, along the flow's velocity. The error of the difference is taken
-against forward-over-reverse, relative to the product's norm.
+against the former, relative to the product's norm.
 """
 
 import time

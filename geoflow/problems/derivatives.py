@@ -148,9 +148,5 @@ def _second(compute: Callable[[], list[Tensor]]) -> list[Tensor]:
 @contextmanager
 def _twice_differentiable() -> Iterator[None]:
     """Attention and recurrent layers by those of PyTorch's kernels that have second derivatives."""
-    mkldnn = torch.backends.mkldnn.set_flags(False)[0]
-    try:
-        with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
-            yield
-    finally:
-        torch.backends.mkldnn.set_flags(mkldnn)
+    with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+        yield

@@ -71,6 +71,28 @@ def test_hessian_products_are_differences_of_gradients(name):
     assert min(errors) < 1e-6
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lstm",
+        "gru",
+        "convolution_with_batch_norm",
+        "residual_group_norm",
+        "transformer_with_padding",
+    ],
+)
+def test_products_in_float32_are_those_of_float64(name):
+    # By kernels of their own, which float64 does not have.
+    single, double = (CASES[name]().problem(dtype=d) for d in (torch.float32, torch.float64))
+    v = randn(double.n_parameters, seed=9)
+    for product in ("hvp", "gauss_newton_product"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = getattr(single, product)(single.theta0, v)
+        expected = getattr(double, product)(double.theta0, v.double())
+        assert (found.double() - expected).norm() <= 1e-4 * expected.norm(), product
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.filterwarnings("ignore:.*differences of gradients")
 def test_it_walks_and_keeps_its_level_and_goes_on_and_back(name, tmp_path):
