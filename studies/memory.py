@@ -33,8 +33,8 @@ from geoflow.walking.snapshots import Thinned
 
 SEED, EXAMPLES, SNAPSHOTS = 0, 48, 2
 WIDTH, IMAGES = 1_000, 100
-# As many as fill the Krylov space, and the pairs of bdf.
-EVALUATIONS = {"exponential": 60, "bdf": 150}
+# As many as fill the Krylov spaces, and the pairs of bdf.
+EVALUATIONS = {"exponential": 60, "bdf": 150, "cvode": 600}
 COST = {"k": 5, "n_probes": 2, "n_steps": 64, "n_trace": 12, "max_products": 20}
 # What is measured beside a walk by each solver, and the solver that it is walked by.
 OTHERS = {
