@@ -42,8 +42,9 @@ class KrylovSpace:
     only leaves the direction to the correction.
 
     Vectors are orthogonalised against all before them: the short recurrence loses orthogonality
-    once a Ritz value has converged, which the outliers of A do at once. For large P reading V is
-    what that costs, so it is read as seldom as can be.
+    once a Ritz value has converged, which the outliers of A do at once. So does a pass over all of
+    them alone, threefold from one to the next; the recurrence and then the pass keeps it to
+    rounding. For large P reading V is what that costs, so it is read as seldom as can be.
 
     Parameters
     ----------
@@ -88,14 +89,24 @@ class KrylovSpace:
     def add(self) -> None:
         """Evaluate the last vector's image, which gives the next vector: one gradient."""
         n = len(self) + 1
-        image, loss_image = self._images(self._basis[n - 1])
-        projected = self._basis.inner(image, n)
-        rest = self._orthogonal(image, projected)
-        column, loss_column, (size, beta, coupling) = _numbers(
-            projected,
+        last = self._basis[n - 1]
+        image, loss_image = self._images(last)
+        # By the recurrence first: the coefficients of the pass over all vectors are small then, and
+        # what it leaves is no larger than rounding.
+        along = torch.dot(last, image)
+        rest = torch.addcmul(image, along, last, value=-1)
+        before = float(self.matrix[-1, -2]) if n > 1 else 0.0
+        if before:
+            rest.sub_(self._basis[n - 2], alpha=before)
+        beside = self._basis.inner(rest, n)
+        rest = self._orthogonal(rest, beside)
+        column, loss_column, (along, size, beta, coupling) = _numbers(
+            beside,
             self._basis.inner(loss_image, n),
-            torch.stack([_norm(image), _norm(rest), torch.dot(rest, loss_image)]),
+            torch.stack([along, _norm(image), _norm(rest), torch.dot(rest, loss_image)]),
         )
+        column[:-2] = 0.0
+        column[-2:] += [before, along][-n:]
         _check_finite(size)
         if beta < CANCELLED * size:
             # Once more where much has cancelled: what is left has its digits from rounding.
