@@ -93,8 +93,8 @@ class KrylovSpace:
         image, loss_image = self._images(last)
         # By the recurrence first: the coefficients of the pass over all vectors are small then, and
         # what it leaves is no larger than rounding.
-        along = torch.dot(last, image)
-        rest = torch.addcmul(image, along, last, value=-1)
+        along, size_of_image = torch.dot(last, image), _norm(image)
+        rest = image.addcmul_(along, last, value=-1)
         before = float(self.matrix[-1, -2]) if n > 1 else 0.0
         if before:
             rest.sub_(self._basis[n - 2], alpha=before)
@@ -103,7 +103,7 @@ class KrylovSpace:
         column, loss_column, (along, size, beta, coupling) = _numbers(
             beside,
             self._basis.inner(loss_image, n),
-            torch.stack([along, _norm(image), _norm(rest), torch.dot(rest, loss_image)]),
+            torch.stack([along, size_of_image, _norm(rest), torch.dot(rest, loss_image)]),
         )
         column[:-2] = 0.0
         column[-2:] += [before, along][-n:]
