@@ -5,12 +5,12 @@ Each step solves the implicit equation of a formula of order 1 to 5 on the level
 :mod:`geoflow.solvers.multistep.corrector` for their solution. All points of the history lie on the
 level set, since every step ends there.
 
-An implicit equation has a solution near as long as I + cA is positive definite. Where A has
-eigenvalues far below zero, as ahead of a walk from a network that is not trained to a minimum, that
-holds for steps alone that are short beside the time in which the flow leaves such a ridge; an
-exponential method follows it with steps of any length. So after many attempts in vain some steps
-are made by :class:`geoflow.solvers.exponential.Exponential`, and their ends are points of the
-history like all others.
+An implicit equation is solved by images of A taken between one correction and the next. Where the
+level set bends within a step, as that of a small transformer does, they are far from A, and steps
+have to be short although A itself would allow longer ones; an exponential method, whose images are
+taken at a point, makes those. So after many attempts in vain some steps are made by
+:class:`geoflow.solvers.exponential.Exponential`, and their ends are points of the history like all
+others.
 """
 
 from __future__ import annotations
@@ -158,11 +158,11 @@ class BDF:
                 n_corrections += getattr(failure, "iterations", 0)
                 factor, cause = UNSOLVED, str(failure)
                 if isinstance(failure, IndefiniteError):
-                    # As far as where the smallest eigenvalue of I + cA would be zero.
+                    # As far as where the smallest eigenvalue found of I + cA would be zero.
                     factor = min(UNSOLVED, max(SHORTEST, 1 / (1 - failure.least)))
                 # So far off it has learned a curvature that misleads a shorter step.
                 pairs = SecantPairs.unpack(carry, n_pairs)
-                # Where there is no loss, or no gradient, is no ridge.
+                # Where there is no loss, or no gradient, an exponential step ends too.
                 in_vain += getattr(failure, "reason", "") == "iterations"
                 if in_vain > MANY_IN_VAIN:
                     length = int(carry.get("aside", ASIDE))

@@ -1,4 +1,4 @@
-"""The multistep solver where its equations have no solution near: steps by the exponential one."""
+"""The multistep solver where its equations keep failing: steps by the exponential one."""
 
 import numpy as np
 import pytest

@@ -31,7 +31,7 @@ def test_curvature_that_single_precision_does_not_hold_only_shortens_the_step(he
     formula = History(START[None], np.zeros(1)).formula(1, 10.0, 0 * start.velocity)
     with pytest.raises(ConvergenceError) as caught:
         correct(flow, formula, SecantPairs(3, [], np.zeros((0, 0))), 1e-6)
-    # And not for want of a solution, as along a ridge.
+    # And not as one that many iterations have not solved.
     assert caught.value.reason == "diverged"
     ds = gf.walk(flow, "bdf", stop=None, t_end=0.4)
     assert ds.attrs["status"] == "t_end"

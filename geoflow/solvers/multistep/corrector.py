@@ -75,17 +75,20 @@ class Corrected:
 
 
 class IndefiniteError(ConvergenceError):
-    """The equation of a step is not that of a minimum near.
+    """By what is known of it, the equation of a step is not that of a minimum near.
+
+    So it is beyond a maximum of R on the level set, and where the level set bends so much that the
+    images of the corrections are not those of A.
 
     Attributes
     ----------
     least : float
-        Smallest eigenvalue of I + cA in the space of the corrections made, negative.
+        Smallest eigenvalue of I + cA by the images of the corrections made, negative.
     """
 
     def __init__(self, least: float, *, iterations: int, residual: float) -> None:
         super().__init__(
-            "an implicit step is too long: its equation has no solution near",
+            "an implicit step is too long: by the curvature found there is no solution near",
             iterations=iterations,
             residual=residual,
             reason="iterations",
@@ -114,7 +117,7 @@ def correct(
     ConvergenceError
         The iteration comes to no end.
     IndefiniteError
-        There is no minimum near that it could come to.
+        By the images found there is no minimum near that it could come to.
     CriticalPointError
         ∇L vanishes.
     """
