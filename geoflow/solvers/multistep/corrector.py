@@ -77,8 +77,8 @@ class Corrected:
 class IndefiniteError(ConvergenceError):
     """By what is known of it, the equation of a step is not that of a minimum near.
 
-    So it is beyond a maximum of R on the level set, and where the level set bends so much that the
-    images of the corrections are not those of A.
+    It is not ahead of a maximum of R on the level set, and seems not to be where the level set
+    bends so much that the images of the corrections are not those of A.
 
     Attributes
     ----------
