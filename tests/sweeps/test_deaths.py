@@ -9,6 +9,9 @@ import time
 from pathlib import Path
 
 import dask.config
+
+# Were it imported while one of its settings is changed, all of them would go with that one.
+import distributed  # noqa: F401
 import pytest
 import torch
 
