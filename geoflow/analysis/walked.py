@@ -28,7 +28,7 @@ def snapshot_indices(ds: xr.Dataset, snapshots: Sequence[int] | None, default: i
     Raises
     ------
     InputError
-        One is not there, or none is given.
+        One is not there or given twice, or none is given.
     """
     kinds.check_dataset(ds, "snapshot", "theta")
     n = ds.sizes["snapshot"]
@@ -37,11 +37,18 @@ def snapshot_indices(ds: xr.Dataset, snapshots: Sequence[int] | None, default: i
     if snapshots is None:
         even = np.linspace(0, n - 1, min(n, default)).round()
         return [int(i) for i in even]
-    bad = [i for i in snapshots if not -n <= i < n]
-    if bad or not snapshots:
+    given = kinds.as_wholes(snapshots, "snapshots")
+    bad = [i for i in given if not -n <= i < n]
+    if bad or not given:
         what = f"{bad[0]} is not there" if bad else "none is given"
-        raise InputError(f"snapshots={list(snapshots)}: {what}; there are 0 to {n - 1}")
-    return [i % n for i in snapshots]
+        raise InputError(f"snapshots={kinds.shown(given)}: {what}; there are 0 to {n - 1}")
+    twice = [i for i in given if given.count(i) > 1]
+    if twice:
+        raise InputError(
+            f"snapshots={kinds.shown(given)}: {twice[0]} is given twice; give each once"
+        )
+    # The first and the last may be one.
+    return list(dict.fromkeys(i % n for i in given))
 
 
 def theta_at(ds: xr.Dataset, problem: ProblemLike, index: int) -> Tensor:
@@ -94,6 +101,20 @@ def state_at(ds: xr.Dataset, flow: RegularizingFlow, index: int) -> FlowState:
     state = flow.evaluate(theta_at(ds, flow.problem, index))
     check_loss(ds, flow.problem, index, float(state.values.mean()))
     return state
+
+
+def check_walked(
+    ds: xr.Dataset, problem: ProblemLike, snapshots: Sequence[int] | None = None
+) -> None:
+    """Make sure that a walk is of a problem, by its loss at the first of the snapshots asked for.
+
+    Raises
+    ------
+    InputError
+        It has another, or there is no such snapshot.
+    """
+    index = snapshot_indices(ds, snapshots, 1)[0]
+    check_loss(ds, problem, index, float(problem.loss(theta_at(ds, problem, index)).mean()))
 
 
 def walk_attributes(ds: xr.Dataset) -> dict[str, Any]:

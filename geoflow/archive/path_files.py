@@ -15,6 +15,8 @@ from geoflow.errors import ArchiveError
 from geoflow.system import files, translation
 from geoflow.trajectories import path_schema
 
+_OVER = "remove its folder to start over"
+
 
 def save_path(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
     """Write a regularisation path to a netCDF-4 file, under a temporary name first.
@@ -49,12 +51,17 @@ def open_path(path: str | Path) -> xr.Dataset:
         There is no such file, or it is no path.
     """
     path = netcdf.existing(path)
-    with translation.reading(path):
-        ds = netcdf.open_lazily(netcdf.checked(path))
-    found = path_schema.defects(ds)
-    if found:
-        ds.close()
-        raise ArchiveError(f"{path} is not a regularisation path: {found[0]}")
+    ds = None
+    try:
+        with translation.reading(path):
+            ds = netcdf.open_lazily(netcdf.checked(path))
+            found = path_schema.defects(ds)
+        if found:
+            raise ArchiveError(f"{path} is not a regularisation path: {found[0]}")
+    except BaseException:
+        if ds is not None:
+            ds.close()
+        raise
     return ds
 
 
@@ -83,12 +90,20 @@ def kept_settings(path: str | Path) -> dict[str, Any] | None:
     file = pieces.folder_beside(Path(path)) / pieces.SETTINGS
     if not pieces.are_kept(Path(path)) or file.is_symlink():
         return None
-    with translation.reading(file):
+    with translation.reading(file, f"what an analysis keeps, {_OVER}"):
         settings = json.loads(file.read_text(encoding="utf-8"))
-        if path_schema.PATH not in settings:
-            return None
-        if not isinstance(json.loads(settings["config"]), dict):
-            raise ValueError("it has no config")
+        if not isinstance(settings, dict):
+            raise ValueError("no JSON object")
+    if path_schema.PATH not in settings:
+        return None
+    # As a finished one, but for what it gets at its end.
+    later = {"created": "", "status": path_schema.STATUSES[0], "status_message": ""}
+    found = [f"attribute {name} is there already" for name in later if name in settings]
+    found += path_schema.attribute_defects(later | settings)
+    if not isinstance(settings.get("tensors"), list):
+        found.append("its tensors are no list")
+    if found:
+        raise ArchiveError(f"{file} is not of a path: {found[0]}; {_OVER}")
     return settings
 
 

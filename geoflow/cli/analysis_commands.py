@@ -19,6 +19,7 @@ from geoflow.analysis.landscape import planes, slices
 from geoflow.analysis.networks import predictions, symmetry
 from geoflow.analysis.series import periodogram as periodograms
 from geoflow.analysis.series import relaxation as relaxations
+from geoflow.analysis.walked import check_walked
 from geoflow.archive import netcdf
 from geoflow.cli.own_problem import rebuilt_walk
 from geoflow.cli.terminal import DONE, or_dash, say, show, span
@@ -263,6 +264,8 @@ def compare_predictions(args: argparse.Namespace) -> int:
                 f"the network of {ds.attrs['experiment']!r} or its data are not known; return a "
                 "PreparedExperiment with module and train or test"
             )
+        predictions.check_module(ds, rebuilt.module)
+        check_walked(ds, rebuilt.flow.problem, args.snapshots)
         found = predictions.along(ds, rebuilt.module, inputs, **settings)
         found = found.assign(symmetry.along(ds, rebuilt.module, **settings).data_vars)
     _keep(found, args)

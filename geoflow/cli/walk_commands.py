@@ -39,11 +39,10 @@ from geoflow.problems.dtypes import DTYPES
 from geoflow.system import files
 from geoflow.system.limits import EPOCHS
 from geoflow.system.messages import note
+from geoflow.trajectories.schema import REACHED
 from geoflow.walking import configuration, events
 from geoflow.walking.rerunning import Run, like
 from geoflow.walking.settings import OPTIONS, by_setting
-
-REACHED = ("stationary", "t_end", "plateau")
 
 
 def list_experiments(args: argparse.Namespace) -> int:
@@ -109,6 +108,9 @@ def _settings(args: argparse.Namespace) -> Run:
         if getattr(args, name) is not None:
             preparation[name] = getattr(args, name)
             settings.data_sha256 = ""
+    if args.data is not None:
+        # As many inputs as these have.
+        settings.tensors = []
     if args.dtype:
         preparation["dtype"] = DTYPES[args.dtype]
     if args.regularizer is not None:

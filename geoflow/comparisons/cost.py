@@ -58,6 +58,8 @@ def bench(
     ------
     InputError
         An unknown experiment, or a cap that is not positive.
+    KeyboardInterrupt
+        Ctrl-C came during one of them: what was counted of it is not what it takes.
     """
     if max_evaluations < 1:
         raise InputError(f"max_evaluations={max_evaluations}; use a positive number")
@@ -75,6 +77,7 @@ def bench(
     report = note or (lambda name: None)
     report("predictor_corrector")
     paper = predictor_corrector(flow, stop=stop, max_evaluations=max_evaluations, **of_paper)
+    _check_whole(paper)
     target = float(paper["regularizer"].min())
     entries = {"predictor_corrector": summarise(paper, target)}
     known = SOLVERS | {name: rtol for name, rtol in PEER.items() if solvers.is_installed(name)}
@@ -83,8 +86,15 @@ def bench(
         ds = walk(
             flow, name, rtol=rtol, stop=stop, max_evaluations=max_evaluations, max_snapshots=2
         )
+        _check_whole(ds)
         entries[name] = summarise(ds, target)
     return entries
+
+
+def _check_whole(ds: xr.Dataset) -> None:
+    """Pass on the Ctrl-C that a walk has taken as its end."""
+    if ds.attrs["status"] == "interrupted":
+        raise KeyboardInterrupt
 
 
 def summarise(ds: xr.Dataset, target: float) -> dict[str, Any]:

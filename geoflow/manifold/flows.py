@@ -375,13 +375,15 @@ def _check_regularizer(bound: BoundRegularizer, theta0: Tensor) -> None:
     for term in terms:
         _check_regularizer(term, theta0)
     if isinstance(bound, ThetaFunction):
-        value = bound.function(theta0.clone())
-        if not isinstance(value, Tensor) or value.shape != () or not torch.isfinite(value):
-            shown = kinds.shown(value.tolist() if isinstance(value, Tensor) else value)
-            raise InputError(
-                f"regularizer gave {shown} at theta0; it must return a finite scalar tensor"
-            )
-        checks.check_gradient(bound.value_and_gradient, theta0, "regularizer")
+        with checks.explained(theta0.dtype, "regularizer"):
+            value = bound.function(theta0.clone())
+            real = isinstance(value, Tensor) and value.shape == () and not value.is_complex()
+            if not real or not torch.isfinite(value):
+                shown = kinds.shown(value.tolist() if isinstance(value, Tensor) else value)
+                raise InputError(
+                    f"regularizer gave {shown} at theta0; it must return a finite scalar tensor"
+                )
+            checks.check_gradient(bound.value_and_gradient, theta0, "regularizer")
     if not bound.problems:
         value, gradient = bound.value_and_gradient(theta0)
         if not (torch.isfinite(value) and torch.isfinite(gradient).all()):

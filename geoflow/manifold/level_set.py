@@ -391,8 +391,9 @@ def _as_one(problem: ProblemLike | Sequence[ProblemLike]) -> ProblemLike:
     return problem
 
 
-def _levels(problem: ProblemLike, level: float | Sequence[float | None] | None) -> Numbers:
+def _levels(problem: ProblemLike, level: float | Sequence[float | None] | Tensor | None) -> Numbers:
     start = as_values(problem.loss(problem.theta0))
+    level = level.tolist() if isinstance(level, Tensor) else level
     text = isinstance(level, str | bytes)  # a sequence, of letters
     given = level if isinstance(level, Sequence | np.ndarray) and not text else [level]
     if level is None:

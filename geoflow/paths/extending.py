@@ -13,13 +13,16 @@ from geoflow import experiments
 from geoflow.archive import path_files, seal
 from geoflow.errors import ArchiveError, InputError
 from geoflow.manifold.flows import RegularizingFlow
+from geoflow.manifold.protocol import apart_from
 from geoflow.paths.following import Settings, checked_budget, checked_levels, follow
 from geoflow.paths.recording import points_of
 from geoflow.problems.earlier import same_data
 from geoflow.system import kinds
-from geoflow.trajectories import records
+from geoflow.trajectories import records, schema
 from geoflow.trajectories.path_dataset import PathPoint
 from geoflow.trajectories.records import Observable
+from geoflow.walking import configuration
+from geoflow.walking.fitting import tensors_differ
 
 # A path that ended so goes on to the levels that it did not reach.
 CUT_SHORT = ("max_evaluations", "interrupted")
@@ -67,7 +70,8 @@ def resume_path(
     InputError
         An argument that cannot be used, or a path that has ended and no further level.
     ArchiveError
-        Nothing to go on from, other data or settings than the path's, or damage.
+        Nothing to go on from, another loss, network or regularisation function than the path's at
+        its points, settings that cannot be used, or damage.
     ConvergenceError, CriticalPointError, BranchError
         There is no point yet and the first is not reached; see
         :func:`geoflow.regularization_path`.
@@ -81,6 +85,8 @@ def resume_path(
     if max_evaluations is not None:
         max_evaluations = checked_budget(max_evaluations)
     unfinished = path_files.kept_settings(path)
+    if unfinished is not None:
+        configuration.check_path(path, unfinished)
     attributes, taken = _ended(path) if unfinished is None else (unfinished, [])
     if unfinished is not None and path.exists():
         # Further levels of a path that had ended.
@@ -92,7 +98,7 @@ def resume_path(
     if flow is None:
         if observables:
             raise InputError("flow: observables go with a flow; give it too")
-        rebuilt = experiments.rebuild(attributes, device=attributes["device"])
+        rebuilt = _of_experiment(path, attributes)
         flow, observables = rebuilt.flow, rebuilt.observables
     _check(flow, attributes, observables)
     # A level that was not reached, and is not asked for again, is given up.
@@ -118,13 +124,26 @@ def resume_path(
 
 
 def _ended(path: Path) -> tuple[dict[str, Any], list[PathPoint]]:
-    """Attributes and points of a path's file."""
+    """Attributes of a path's file, its tensors among them as an unfinished one has them; points."""
     with path_files.open_path(path) as ds:
         defect = seal.defect(path)
         if defect:
             raise ArchiveError(f"{path}: {defect}; follow the path again")
         attributes = {k: v.item() if hasattr(v, "item") else v for k, v in ds.attrs.items()}
-        return attributes, points_of(ds.load())
+        configuration.check_path(path, attributes, ds)
+        shapes = zip(ds["tensor_name"].values, ds["tensor_shape"].values, strict=True)
+        tensors = [[str(name), json.loads(shape)] for name, shape in shapes]
+        return attributes | {"tensors": tensors}, points_of(ds.load())
+
+
+def _of_experiment(path: Path, attributes: Mapping[str, Any]) -> experiments.RebuiltWalk:
+    """Make what an experiment's path was a path of again, where it was computed."""
+    try:
+        return experiments.rebuild(attributes, device=attributes["device"])
+    except (KeyError, TypeError) as error:
+        raise ArchiveError(
+            f"{path}: its config cannot be used ({error!r}); follow the path again"
+        ) from None
 
 
 def _wanted(
@@ -188,6 +207,15 @@ def _check(
             raise InputError(f"flow: its {name} is {value!r}, the path's is {attributes[name]!r}")
     if not same_data(flow.problem, attributes["data_sha256"]):
         raise InputError("flow: its data are not those of the path; use the same data")
+    apart = " ".join(p.data_sha256 for p in apart_from(flow))
+    if apart != attributes.get(schema.REGULARIZER_DATA, ""):
+        raise InputError("flow: the data of its regularizer are not the path's; use the same data")
+    different = tensors_differ(flow.problem, attributes["tensors"])
+    if different:
+        raise InputError(
+            f"flow: its network's tensors are not those of the path ({different}); give the flow "
+            "that the path started with"
+        )
     names = json.loads(attributes["config"])["observables"]
     if sorted(observables) != names:
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time as clock
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import torch
 import xarray as xr
 
-from geoflow.archive.pieces import Pieces
+from geoflow.archive.pieces import Pieces, folder_beside
+from geoflow.errors import ArchiveError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.paths.continuation import Continuation, Reached, at_level
 from geoflow.paths.corrector import residual_of
@@ -17,6 +19,7 @@ from geoflow.paths.learned import Learned
 from geoflow.trajectories import path_dataset, path_schema
 from geoflow.trajectories.path_dataset import PathPoint
 from geoflow.trajectories.records import Observable, Snapshot
+from geoflow.walking.fitting import differences
 
 # Of the smallest eigenvalue, relative to the range of the spectrum; and its seed.
 EIGENVALUE_TOL, EIGENVALUE_SEED = 1e-6, 0
@@ -178,6 +181,8 @@ class Recording:
         theta = torch.from_numpy(point.theta.copy()).to(like)
         flow = at_level(self.flow, own)
         state = flow.evaluate(theta)
+        self._check_same(flow.values(state), residual_of(state), values, number)
+        # What the check took is not counted.
         self._go_on_from(
             {name: int(values[f"n_{name}"]) for name in COUNTS}, float(values["wall_time"])
         )
@@ -188,6 +193,30 @@ class Recording:
             self.continuation.memory = Learned.unpack(kept, like)
         return Reached(
             state, flow, values["method"], int(values["n_between"]), int(values["n_correction"])
+        )
+
+    def _check_same(
+        self, now: Mapping[str, float], residual: float, then: Mapping[str, Any], number: int
+    ) -> None:
+        """Refuse a flow whose scalars at a point are not those that were recorded there."""
+        dtype = self.flow.problem.dtype
+        different = differences({n: now[n] for n in path_schema.OF_FLOW}, then, dtype)
+        # A path has no gradient norms; what it has says which way ∇R points, and how long it is.
+        rtol = math.sqrt(torch.finfo(dtype).eps)
+        for name, value, atol in (
+            ("multiplier", now["multiplier"], 0.0),
+            ("kkt_residual", residual, rtol),
+        ):
+            if not math.isclose(value, then[name], rel_tol=rtol, abs_tol=atol):
+                different.append(f"the {name} is {value:.9g} where {then[name]:.9g} was recorded")
+        if not different:
+            return
+        over = ""
+        if self.pieces.target and not self.pieces.missing([f"point-{number:06d}"]):
+            over = f", or remove the folder {folder_beside(self.pieces.target)} to start over"
+        raise ArchiveError(
+            f"flow: {different[0]} on the level {then['level']:.9g}; go on with the network, the "
+            f"loss function and the regularisation function that the path started with{over}"
         )
 
     def _go_on_from(self, counts: Mapping[str, int], wall_time: float) -> None:

@@ -233,8 +233,15 @@ def naming_padding(parts: Any) -> Iterator[None]:
 
 
 @contextmanager
-def explained(dtype: torch.dtype) -> Iterator[None]:
+def explained(dtype: torch.dtype, of: str = "loss") -> Iterator[None]:
     """Say of a first evaluation that fails what is likely to be the matter.
+
+    Parameters
+    ----------
+    dtype : torch.dtype
+        In which it is evaluated.
+    of : str
+        The argument that is evaluated.
 
     Raises
     ------
@@ -252,11 +259,11 @@ def explained(dtype: torch.dtype) -> Iterator[None]:
         name = str(dtype).removeprefix("torch.")
         if any(word in said for word in ("dtype", "scalar type", "Float", "Double", "BFloat16")):
             raise InputError(
-                f"loss: evaluated in {name}, and a tensor of yours is of another dtype ({said}); "
-                "make it in the dtype of the inputs (x.dtype, not .float()), or give "
+                f"{of}: evaluated in {name}, and a tensor of yours is of another dtype ({said}); "
+                "make it in the dtype of what it is given (x.dtype, not .float()), or give "
                 "dtype=torch.float32"
             ) from error
-        raise InputError(f"loss: its first evaluation failed ({said})") from error
+        raise InputError(f"{of}: its first evaluation failed ({said})") from error
 
 
 def check_gradient(function: Derivable, theta0: Tensor, name: str) -> None:

@@ -106,6 +106,8 @@ def _variables(at: Mapping[str, Tensor]) -> Tensors:
 
 
 def _derivable(value: Tensor) -> Tensor:
+    if value.is_complex():
+        raise InputError(f"loss: it is {value.dtype}; return a real scalar tensor")
     if not value.requires_grad:
         raise InputError(
             "loss: it has no derivative in θ, so something in it leaves the graph (detach, item, "

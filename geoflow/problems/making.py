@@ -144,8 +144,9 @@ def of_function(loss: Callable[[Tensor], Tensor], theta0: Tensor) -> Made:
     with guard, torch.no_grad(), arithmetic.exact(theta0.device):
         value = loss(theta0.clone())
     shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-    if shape != ():
-        raise InputError(f"loss returned shape {shape}; it must return a scalar tensor")
+    if shape != () or value.is_complex():
+        what = f"shape {shape}" if shape != () else f"a {value.dtype}"
+        raise InputError(f"loss returned {what}; it must return a real scalar tensor")
     return (FunctionPart(loss),), theta0, (TensorSpec("theta", 0, tuple(theta0.shape)),), ""
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from geoflow.errors import InputError
 from geoflow.system import kinds
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
 
@@ -45,7 +47,8 @@ def network(
     module : torch.nn.Module
         Not changed. Wrappers of ``torch.compile`` and ``DataParallel`` are taken off.
     parameters : str or sequence of str, optional
-        Patterns of names, as ``"head.*"``. None: all with ``requires_grad``.
+        Patterns of names, as ``"head.*"``, of tied parameters of any of theirs. None: all with
+        ``requires_grad``.
     dtype, device
         Of the copy.
 
@@ -63,7 +66,7 @@ def network(
                 setattr(child, key, inner)
     _convert(plain, dtype, device)
     free = {n: p for n, p in plain.named_parameters() if p.requires_grad}
-    chosen = _matching(list(free), parameters)
+    chosen = _matching(list(free), parameters, tied_names(plain))
     moving = {n: free[n].detach() for n in chosen}
     for name, child in plain.named_modules():
         moves = (f"{name}.weight" if name else "weight") in moving
@@ -143,6 +146,18 @@ def duplicate(module: nn.Module) -> nn.Module:
         ) from None
 
 
+def computes_as(module: nn.Module, layers: tuple[type[Layer], ...]) -> TypeGuard[Layer]:
+    """Whether a module is one of PyTorch's layers, and does what that does and nothing else.
+
+    A subclass may compute anything, as one with a parametrization does, and so may a hook. One of
+    ``nn.Sequential`` that has no forward pass of its own is one.
+    """
+    own = type(module)
+    in_order = isinstance(module, nn.Sequential) and own.forward is nn.Sequential.forward
+    plain = own in layers or (in_order and nn.Sequential in layers)
+    return plain and not (module._forward_hooks or module._forward_pre_hooks)
+
+
 def _tensors(value: Any) -> Iterator[Tensor]:
     """Every tensor in nested containers."""
     if isinstance(value, Tensor):
@@ -166,7 +181,25 @@ def _convert(module: nn.Module, dtype: torch.dtype, device: torch.device) -> Non
     module._apply(converted)
 
 
-def _matching(names: list[str], patterns: str | Sequence[str] | None) -> list[str]:
+def tied_names(module: nn.Module) -> dict[str, str]:
+    """Other names of parameters that are in several places, each with the first."""
+    first: dict[int, str] = {}
+    named = module.named_parameters(remove_duplicate=False)
+    found = {name: first.setdefault(id(parameter), name) for name, parameter in named}
+    return {name: own for name, own in found.items() if name != own}
+
+
+def matching_names(names: Iterable[str], ties: Mapping[str, str], pattern: str) -> set[str]:
+    """Those of the names that match a pattern, or have a tied one that does."""
+    found = {name for name in names if fnmatchcase(name, pattern)}
+    return found | {
+        own for other, own in ties.items() if own in names and fnmatchcase(other, pattern)
+    }
+
+
+def _matching(
+    names: list[str], patterns: str | Sequence[str] | None, ties: Mapping[str, str]
+) -> list[str]:
     if patterns is None:
         if not names:
             raise InputError("module has no trainable parameter; set requires_grad=True on some")
@@ -177,14 +210,17 @@ def _matching(names: list[str], patterns: str | Sequence[str] | None) -> list[st
         raise InputError("parameters is empty; give patterns of names, or None for all")
     for pattern in patterns:
         kinds.check_kind(pattern, str, "parameters", "patterns of names, or None")
+    chosen: set[str] = set()
     for pattern in patterns:
-        if not any(fnmatchcase(n, pattern) for n in names):
+        found = matching_names(names, ties, pattern)
+        if not found:
             known = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
             raise InputError(
                 f"parameters={pattern!r} is the name of no parameter that requires_grad; "
                 f"there are {known or 'none'}"
             )
-    return [n for n in names if any(fnmatchcase(n, p) for p in patterns)]
+        chosen |= found
+    return [n for n in names if n in chosen]
 
 
 def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter]:

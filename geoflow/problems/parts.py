@@ -138,6 +138,17 @@ def of_network(parts: Any, purpose: str) -> list[ModulePart]:
     return found
 
 
+def network_of(problem: Any) -> nn.Module | None:
+    """The network of a problem, or of the one that another is made of, where it has one."""
+    for held in (problem, *getattr(problem, "problems", ()), getattr(problem, "whole", None)):
+        parts = getattr(held, "_parts", None)
+        part = parts[0] if isinstance(parts, tuple) else getattr(parts, "bound", None)
+        module = getattr(part, "module", None)
+        if isinstance(module, nn.Module):
+            return module
+    return None
+
+
 class Bound(nn.Module):
     """A module and a function of it, as one module whose parameters can be replaced."""
 

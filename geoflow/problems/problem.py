@@ -64,7 +64,10 @@ class Problem(Picklable):
         # Batches may be made anew for each evaluation, and functions may close over anything.
         fixed = isinstance(parts, tuple) and isinstance(parts[0], ModulePart)
         self._captured = capture.Captured() if fixed and capture.pays(theta0) else None
-        checks.check_deterministic(self.loss(theta0), self.loss(theta0))
+        # Of batches only the first has been evaluated before.
+        with checks.explained(theta0.dtype):
+            first_loss = self.loss(theta0)
+        checks.check_deterministic(first_loss, self.loss(theta0))
         with self._uncounted():
             with checks.naming_padding(parts):
                 checks.check_gradient(self.value_and_gradient, theta0, "loss")

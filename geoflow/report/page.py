@@ -33,6 +33,7 @@ from geoflow.system import translation
 from geoflow.system.files import check_target, replacing
 from geoflow.system.memory import check_memory
 from geoflow.trajectories import path_schema
+from geoflow.trajectories.schema import REACHED
 
 Floats = NDArray[np.float64]
 COMPONENTS, DRAWN = 6, 3
@@ -176,7 +177,7 @@ def _section(subject: str, walks: list[xr.Dataset], baseline: xr.Dataset | None)
         what = "weight decay"
     section = Section(f"{subject}: {what}")
     section.warnings += synthetic(subject)
-    early = [w for w in walks if w.attrs["status"] not in ("stationary", "t_end", "plateau")]
+    early = [w for w in walks if w.attrs["status"] not in REACHED]
     for ds in early:
         section.warnings.append(
             f"Seed {ds.attrs['seed']} ended early: {ds.attrs['status']}, "

@@ -151,11 +151,16 @@ def _check(runs: Sequence[xr.Dataset]) -> None:
         seed = ds.attrs["seed"]
         if not ds.sizes["snapshot"]:
             raise InputError(f"the walk of seed {seed} has no snapshot; walk again with some")
-        same = ds.attrs["experiment"] == first.attrs["experiment"]
-        if not same or ds.sizes["parameter"] != first.sizes["parameter"]:
+        if ds.attrs["experiment"] != first.attrs["experiment"]:
             raise InputError(
                 f"walks of {first.attrs['experiment']!r} and {ds.attrs['experiment']!r} "
                 "do not belong together; give those of one experiment"
+            )
+        numbers = [one.sizes["parameter"] for one in (first, ds)]
+        if numbers[0] != numbers[1]:
+            raise InputError(
+                f"walks of {numbers[0]} and {numbers[1]} parameters do not belong together; give "
+                "those of one network"
             )
         if {str(k) for k in ds.data_vars} != names:
             raise InputError(f"the walk of seed {seed} has other observables than the first")

@@ -342,6 +342,7 @@ def _folder(out: str | Path, settings: Mapping[str, Any]) -> Path:
     folder = Path(out).absolute()
     manifest = folder / MANIFEST
     content = {"geoflow_sweep": FORMAT, **settings}
+    files.check_encoding(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not files.is_regular(manifest):
@@ -354,7 +355,12 @@ def _folder(out: str | Path, settings: Mapping[str, Any]) -> Path:
     if not isinstance(there, dict):
         raise InputError(f"{manifest} is not a sweep's; choose another folder")
     if there.get("geoflow_sweep") == "1.0":
-        there = {**_current(there), "geoflow_sweep": FORMAT}
+        try:
+            there = {**_current(there), "geoflow_sweep": FORMAT}
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            raise InputError(
+                f"{manifest}: its settings are none of a sweep; choose another folder"
+            ) from None
     # As JSON has them: what was written and read is compared with the same.
     content = json.loads(json.dumps(content))
     for key in content:

@@ -31,8 +31,8 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
     Raises
     ------
     InputError
-        The path is empty, its folder is not there or cannot be written, the name is too long, the
-        file is there already, or what is there is no regular file.
+        The path is empty, its folder is not there or cannot be written, the name is too long or
+        not UTF-8, the file is there already, or what is there is no regular file.
     """
     kinds.as_path(path)
     if not os.fspath(path):
@@ -45,6 +45,7 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
         )
     folder = path.parent
     try:
+        check_encoding(path)
         folder = resolved(path).parent
         if not folder.is_dir():
             named = folder if path.is_symlink() else path.parent
@@ -62,6 +63,25 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
             raise
         raise InputError(f"{str(path)!r} is no name of a file ({error})") from None
     return path
+
+
+def check_encoding(path: Path) -> None:
+    """Refuse a name that libraries cannot write to, though the system can.
+
+    Raises
+    ------
+    InputError
+        The name, its links followed, or that of a folder it is in, is not UTF-8.
+    """
+    try:
+        whole = str(resolved(path))
+    except (OSError, ValueError):  # no file can be named so: whoever writes it says that
+        return
+    for name in (str(path), whole):
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError:
+            raise InputError(f"{name!a} is not UTF-8; choose another name or folder") from None
 
 
 def check_folder(path: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import reprlib
 from pathlib import Path
@@ -79,11 +80,88 @@ def as_number(value: Any, name: str) -> float:
         It is none.
     """
     try:
-        if isinstance(value, str | bytes):  # float("3") is 3
+        # float("3") is 3, and float(True) is 1.
+        if isinstance(value, str | bytes | bool | np.bool_):
             raise TypeError
         return float(value)
     except (TypeError, ValueError, RuntimeError):  # a tensor of several, or on no device
         raise InputError(f"{name}={shown(value)}; give a real number") from None
+
+
+def as_whole(value: Any, name: str, least: int | None = None) -> int:
+    """A whole number as an int.
+
+    Parameters
+    ----------
+    value
+        The argument.
+    name : str
+        Of the argument.
+    least : int, optional
+        None: whatever it is.
+
+    Raises
+    ------
+    InputError
+        It is none, or less.
+    """
+    try:
+        number = _index(value)
+    except TypeError:
+        raise InputError(f"{name}={shown(value)}; give a whole number") from None
+    if least is not None and number < least:
+        raise InputError(f"{name}={number}; use at least {least}")
+    return number
+
+
+def as_wholes(values: Any, name: str) -> list[int]:
+    """Whole numbers in a list, a range or an array as a list of int.
+
+    Raises
+    ------
+    InputError
+        They are none, or only one.
+    """
+    try:
+        return [_index(value) for value in values]
+    except TypeError:
+        give = "give whole numbers in a list, such as [0, -1]"
+        raise InputError(f"{name}={shown(values)}; {give}") from None
+
+
+def as_names(values: Any, name: str) -> list[str]:
+    """Names in a list or an array as a list of str.
+
+    Raises
+    ------
+    InputError
+        They are none, or only one.
+    """
+    try:
+        found = list(values)
+    except TypeError:
+        found = [None]
+    if isinstance(values, str) or not all(isinstance(value, str) for value in found):
+        raise InputError(f"{name}={shown(values)}; give names in a list")
+    return [str(value) for value in found]
+
+
+def _index(value: Any) -> int:
+    # True is a whole number to Python.
+    if isinstance(value, bool | np.bool_):
+        raise TypeError
+    return operator.index(value)
+
+
+def check_switch(value: Any, name: str) -> None:
+    """Refuse what is neither True nor False, and would be taken for one of them.
+
+    Raises
+    ------
+    InputError
+        It is another.
+    """
+    check_kind(value, bool | np.bool_, name, "True or False")
 
 
 def as_numbers(values: Any, name: str) -> NDArray[np.float64]:
@@ -95,8 +173,12 @@ def as_numbers(values: Any, name: str) -> NDArray[np.float64]:
         They are none.
     """
     try:
+        array = np.asarray(values)
+        # Which would become NaN.
+        if array.dtype == object and any(value is None for value in array.flat):
+            raise TypeError
         return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # a tensor with a gradient
         raise InputError(f"{name}={shown(values)}; give real numbers") from None
 
 

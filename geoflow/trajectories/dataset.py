@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
+from geoflow.errors import InputError
 from geoflow.manifold.protocol import Flow, apart_from
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.protocol import ProblemLike
@@ -146,9 +148,11 @@ def attributes(
     Raises
     ------
     InputError
-        The flow records under a name that is taken, or something that no file could hold.
+        The problem's tensors do not fill θ, the flow records under a name that is taken, or
+        something that no file could hold.
     """
     problem = flow.problem
+    _check_layout(problem)
     for name, scalar in flow.scalars.items():
         storable.check_name(name, f"flow: a scalar of {type(flow).__name__}")
         for text in scalar:
@@ -190,3 +194,19 @@ def attributes(
     } | named
     storable.check_attributes(found, [t.name for t in problem.tensors])
     return found
+
+
+def _check_layout(problem: ProblemLike) -> None:
+    """Refuse, before anything is walked, tensors that no reader of the file would take."""
+    end = 0
+    for tensor in problem.tensors:
+        if tensor.offset != end:
+            break
+        end += math.prod(tensor.shape)
+    else:
+        if end == problem.n_parameters:
+            return
+    raise InputError(
+        f"problem: its tensors do not fill its {problem.n_parameters} parameters one after the "
+        "other; give name, offset and shape of every one, in flat order"
+    )

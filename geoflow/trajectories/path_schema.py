@@ -140,7 +140,7 @@ def attribute_defects(attributes: Mapping[str, Any]) -> list[str]:
 def _value_defects(ds: xr.Dataset) -> list[str]:
     if not ds.sizes["level"]:
         return ["there is no point"]
-    found = []
+    found = schema.layout_defects(ds)
     for name in ("wall_time", *COUNTS):
         if not (np.diff(ds[name].values) >= 0).all():
             found.append(f"{name} falls, though it counts up")

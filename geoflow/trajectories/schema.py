@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -163,6 +164,9 @@ STATUSES = (
     "processes_diverged",
     "interrupted",
 )
+
+# Of these, of a walk that came to where it was to.
+REACHED = ("stationary", "event", "plateau", "t_end")
 
 
 # Only in walks of another flow than RegularizingFlow: its name, and its scalars as a JSON object
@@ -383,8 +387,29 @@ def variable_defects(
     return found
 
 
+def layout_defects(ds: xr.Dataset) -> list[str]:
+    """Say where the tensors of a walk or a path do not fill θ, one line each."""
+    found, end = [], 0
+    offsets = ds["tensor_offset"].values
+    for i, text in enumerate(ds["tensor_shape"].values):
+        try:
+            shape = json.loads(text)
+        except (ValueError, TypeError, RecursionError):
+            shape = None
+        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+            return [f"tensor_shape of tensor {i} is not a JSON list of lengths"]
+        if int(offsets[i]) != end:
+            found.append(f"tensor_offset of tensor {i} is not where the one before ends")
+        end += math.prod(shape)
+    if end != ds.sizes["parameter"]:
+        found.append(f"the tensors hold {end} parameters, theta {ds.sizes['parameter']}")
+    elif not end:
+        found.append("theta has no parameter")
+    return found
+
+
 def _value_defects(ds: xr.Dataset) -> list[str]:
-    found = []
+    found = layout_defects(ds)
     if not ds.sizes["step"]:
         return ["there is no step"]
     if (n := len(levels(ds.attrs))) and (

@@ -13,18 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xarray as xr
 
 from geoflow import solvers
+from geoflow.archive.pieces import folder_beside
 from geoflow.errors import ArchiveError, GeoflowError
 from geoflow.problems.dtypes import DTYPES
 from geoflow.problems.grouped import DIVISIONS
 from geoflow.solvers import Tolerance
-from geoflow.trajectories import schema
+from geoflow.trajectories import path_schema, schema
 from geoflow.walking import stopping
 from geoflow.walking.settings import DEFAULTS, WalkSettings
 
 # No machine has more; one thread each of this many still starts.
 MOST_THREADS = 1024
+
+# What the settings of every walk and path have, and those of a path beside that.
+COMMON = ("observables", "threads", "provenance")
+OF_PATH = ("levels", "degrees", "max_evaluations", "smallest_eigenvalue")
 
 # What `geoflow run` says of an experiment, by its type. Others may be there.
 PROVENANCE: Mapping[str, tuple[type, ...]] = {
@@ -70,10 +76,42 @@ def path_defects(attributes: Mapping[str, Any]) -> list[str]:
         Of the types that the schema of paths has.
     """
     found = list(_value_defects(attributes, ("level", "level_rtol")))
-    config = json.loads(attributes["config"])
-    if not isinstance(config.get("provenance"), dict):
-        return [*found, "config: provenance is no JSON object"]
-    return [*found, *_provenance_defects(config["provenance"], attributes)]
+    return [*found, *_path_config_defects(attributes)]
+
+
+def path_variable_defects(ds: xr.Dataset) -> list[str]:
+    """Say which variables of a path are not as its settings have them, one line each.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        In the schema of paths, without :func:`path_defects`.
+    """
+    config, found = json.loads(ds.attrs["config"]), []
+    observables = sorted(str(n) for n in ds.variables if path_schema.is_observable(str(n)))
+    if observables != config["observables"]:
+        found.append("the observables are not those that its config names")
+    if ("smallest_eigenvalue" in ds.variables) != config["smallest_eigenvalue"]:
+        found.append("smallest_eigenvalue is not there as its config has it")
+    return found
+
+
+def check_path(path: Path, attributes: Mapping[str, Any], ds: xr.Dataset | None = None) -> None:
+    """Refuse a path whose attributes, settings or, of a file, variables cannot be used.
+
+    Raises
+    ------
+    ArchiveError
+        Names the first defect.
+    """
+    found = path_defects(attributes)
+    if not found and ds is not None:
+        found = path_variable_defects(ds)
+    if found:
+        where = "`geoflow validate` says more, or follow the path again"
+        if ds is None:
+            where = f"remove the folder {folder_beside(path)} to start over"
+        raise ArchiveError(f"{path}: {found[0]}; {where}")
 
 
 def check(path: Path, attributes: Mapping[str, Any]) -> None:
@@ -124,10 +162,21 @@ def _config_defects(attributes: Mapping[str, Any]) -> Iterator[str]:
     if "rtol" not in config:
         # Of another loop than a walk's, as the paper's is; it can only be looked at.
         return
-    missing = [n for n in ("observables", "threads", "provenance") if n not in config]
+    missing = [n for n in COMMON if n not in config]
     if missing:
         yield f"its config has no {missing[0]!r}"
         return
+    yield from _common_defects(config)
+    division, atol = config.get("constraints", ""), config.get("level_atol", 0.0)
+    if division != "" and division not in list(DIVISIONS):
+        yield f"config: constraints are {str(division)[:40]!r}, not one of {', '.join(DIVISIONS)}"
+    if isinstance(atol, bool) or not isinstance(atol, int | float) or not 0 <= atol < math.inf:
+        yield f"config: level_atol is {str(atol)[:40]!r}, not a number from 0 on"
+    yield from _provenance_defects(config["provenance"], attributes)
+    yield from _settings_defects(config, attributes)
+
+
+def _common_defects(config: Mapping[str, Any]) -> Iterator[str]:
     names = config["observables"]
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         yield "config: observables are not a list of names"
@@ -136,13 +185,38 @@ def _config_defects(attributes: Mapping[str, Any]) -> Iterator[str]:
     threads = config["threads"]
     if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
         yield f"config: threads is {str(threads)[:40]!r}, not a number up to {MOST_THREADS}"
-    division, atol = config.get("constraints", ""), config.get("level_atol", 0.0)
-    if division != "" and division not in list(DIVISIONS):
-        yield f"config: constraints are {str(division)[:40]!r}, not one of {', '.join(DIVISIONS)}"
-    if isinstance(atol, bool) or not isinstance(atol, int | float) or not 0 <= atol < math.inf:
-        yield f"config: level_atol is {str(atol)[:40]!r}, not a number from 0 on"
+
+
+def _path_config_defects(attributes: Mapping[str, Any]) -> Iterator[str]:
+    config, degrees = json.loads(attributes["config"]), attributes["degrees"]
+    if not 90 < degrees < 180:
+        yield f"attribute degrees is {degrees}, not between 90 and 180"
+    missing = [n for n in (*COMMON, *OF_PATH) if n not in config]
+    if missing:
+        yield f"its config has no {missing[0]!r}"
+        return
+    yield from _common_defects(config)
+    levels = config["levels"]
+    if not isinstance(levels, list) or not levels or not all(map(_is_number, levels)):
+        yield f"config: levels are {str(levels)[:40]!r}, not a list of finite numbers"
+    elif 0 in levels or len(set(levels)) < len(levels):
+        yield "config: levels are not different numbers, none of them zero"
+    if config["degrees"] != degrees:
+        yield "config: degrees is another than the attribute"
+    budget = config["max_evaluations"]
+    if type(budget) is not int or budget < 1:
+        yield f"config: max_evaluations is {str(budget)[:40]!r}, not a positive whole number"
+    if not isinstance(config["smallest_eigenvalue"], bool):
+        yield "config: smallest_eigenvalue is neither true nor false"
     yield from _provenance_defects(config["provenance"], attributes)
-    yield from _settings_defects(config, attributes)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number that a float can be."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _provenance_defects(provenance: Any, attributes: Mapping[str, Any]) -> Iterator[str]:

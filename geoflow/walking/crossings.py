@@ -72,7 +72,7 @@ class Seeker:
         new = self.sought[len(before) :]
         before = [*before, *(self._level(inside, crossing, 0.0) for crossing in new)]
         after = [self._level(inside, crossing, duration) for crossing in self.sought]
-        masks: dict[float, int] = {duration: 0}
+        located: list[tuple[float, int]] = []
         last, end = duration, None
         for number, crossing in enumerate(self.sought):
             levels = before[number], after[number]
@@ -85,10 +85,19 @@ class Seeker:
                     crossing.within,
                 )
                 if number < self.n_recorded:
-                    masks[time] = masks.get(time, 0) | 1 << number
+                    located.append((time, number))
                 else:
                     last, end = time, crossing.message(level)
-        times = sorted({last, *(time for time in masks if time <= last)})
+        masks: dict[float, int] = {last: 0}
+        for time, number in located:
+            if time > last:
+                # Both are located a little late: what is crossed where the walk ends is of it.
+                crossing = self.sought[number]
+                if not crossing.crosses(before[number], self._level(inside, crossing, last)):
+                    continue
+                time = last
+            masks[time] = masks.get(time, 0) | 1 << number
+        times = sorted(masks)
         found = [Found(time, inside.state(time), masks.get(time, 0)) for time in times]
         return found, end, after
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
 
 import torch
 
 from geoflow.errors import ArchiveError, InputError
 from geoflow.manifold.protocol import Flow
+from geoflow.problems.protocol import ProblemLike
 from geoflow.solvers import Solver, check_needs
+from geoflow.system import kinds
 from geoflow.trajectories.records import Observable
 from geoflow.walking.events import Event
 from geoflow.walking.stopping import Goals
@@ -80,6 +84,23 @@ def check_same(now: Mapping[str, float], then: Mapping[str, float], dtype: torch
         "for bit: another machine, number of threads or of processes, or version of torch",
         stacklevel=3,
     )
+
+
+def tensors_differ(problem: ProblemLike, then: Sequence[Sequence[Any]]) -> str:
+    """Show the first tensor that differs from the one recorded; empty where all are the same.
+
+    Parameters
+    ----------
+    problem : ProblemLike
+        Has the tensors of now.
+    then : list
+        Name and shape of each that was recorded.
+    """
+    now = [[t.name, list(t.shape)] for t in problem.tensors]
+    for pair in zip_longest(now, then):
+        if pair[0] != pair[1]:
+            return " and ".join(map(kinds.shown, pair))
+    return ""
 
 
 def differences(

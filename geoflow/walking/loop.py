@@ -113,9 +113,11 @@ def walk(
     xarray.Dataset
         Schema 1.0, or 1.1 with snapshots between the steps or events, or 1.2 on several
         constraints and where R counts its evaluations apart. Its ``status`` says how the
-        walk ended: ``stationary``, ``event``, ``t_end``, ``plateau``, ``max_evaluations``;
-        ``step_size_underflow``, ``projection_failed``, ``critical_point`` or
-        ``numerical_failure`` where it could not go on; ``interrupted`` after Ctrl-C.
+        walk ended: ``stationary``, ``event``, ``t_end``, ``plateau``, ``max_evaluations``,
+        ``max_steps``; ``at_rest`` or ``negative_multiplier`` where the flow has no velocity left;
+        ``step_size_underflow``, ``projection_failed``, ``level_not_kept``, ``critical_point``,
+        ``numerical_failure``, ``evaluation_failed`` or ``observable_failed`` where it could not go
+        on; ``process_lost`` or ``processes_diverged`` of several; ``interrupted`` after Ctrl-C.
 
     Raises
     ------
@@ -196,7 +198,13 @@ def walk(
         interval=checkpoint_seconds,
         overwrite=overwrite,
     ) as stream:
-        return walk_with(stream)
+        try:
+            return walk_with(stream)
+        except InputError:
+            # Refused in its first step: what lies there would be taken for an unfinished walk.
+            if stream.n_steps <= 1:
+                stream.lock.remove()
+            raise
 
 
 def _of_level_set(flow: Flow) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from geoflow.problems.earlier import same_data
 from geoflow.problems.grouped import divided
 from geoflow.walking import configuration, events
 from geoflow.walking.events import Event
+from geoflow.walking.fitting import tensors_differ
 from geoflow.walking.settings import DEFAULTS, WalkSettings
 
 
@@ -49,6 +50,8 @@ class Run:
         Number of threads it was computed with: another gives other last digits.
     data_sha256 : str
         SHA-256 that the training data must have; empty for any.
+    tensors : list
+        Name and shape of each tensor that the network must have; empty for any.
     """
 
     experiment: str
@@ -61,6 +64,7 @@ class Run:
     events: tuple[Event, ...] = ()
     threads: int | None = None
     data_sha256: str = ""
+    tensors: list[list[Any]] = field(default_factory=list)
 
     def prepare(self, progress: bool = False) -> PreparedExperiment:
         """Load the data and train.
@@ -68,7 +72,7 @@ class Run:
         Raises
         ------
         ArchiveError
-            The data are not those of the archive.
+            The data or the network's tensors are not those of the archive.
         """
         experiment = experiments.get(self.experiment)
         # Each takes other options, and refuses those it does not take.
@@ -78,6 +82,12 @@ class Run:
             raise ArchiveError(
                 f"the data of {self.experiment} are not those of the archive: SHA-256 "
                 f"{prepared.problem.data_sha256}, not {self.data_sha256}; name the data with --data"
+            )
+        different = self.tensors and tensors_differ(prepared.problem, self.tensors)
+        if different:
+            raise ArchiveError(
+                f"the network of {self.experiment} is not that of the archive (of its tensors "
+                f"{different}); name the experiment instead of --like"
             )
         return prepared
 
@@ -101,6 +111,8 @@ def like(path: str | Path) -> Run:
     """
     with trajectory_files.open_trajectory(path) as ds:
         attributes = dict(ds.attrs)
+        shapes = zip(ds["tensor_name"].values, ds["tensor_shape"].values, strict=True)
+        tensors = [[str(name), json.loads(shape)] for name, shape in shapes]
     configuration.check(Path(path), attributes)
     config = json.loads(attributes["config"])
     settings = settings_of(path, config)
@@ -125,6 +137,7 @@ def like(path: str | Path) -> Run:
             events=events.from_config(config.get("events", [])),
             threads=int(config["threads"]),
             data_sha256=attributes["data_sha256"],
+            tensors=tensors,
         )
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):

@@ -34,9 +34,7 @@ from geoflow.walking.stream import Stream
 
 # The goal of a walk by the status that says it was reached.
 GOALS = {
-    "stationary": "stop",
-    "event": "stop",
-    "plateau": "stop",
+    **dict.fromkeys(schema.REACHED, "stop"),
     "t_end": "t_end",
     "max_evaluations": "max_evaluations",
 }

@@ -39,7 +39,8 @@ class SnapshotRule(Protocol):
 def between(rule: SnapshotRule, before: float, time: float) -> list[float]:
     """Flow times within a step at which a rule keeps θ, its ends left out."""
     if isinstance(rule, Every) and (time - before) / rule.interval > MOST_IN_A_STEP:
-        raise NumericalError(
+        # In the first step of a walk nothing is lost: the argument is refused.
+        raise (NumericalError if before else InputError)(
             f"snapshot_every={rule.interval:g}: a step of {time - before:.3g} holds more than "
             f"{MOST_IN_A_STEP:,} of these; use a longer one"
         )

@@ -17,6 +17,8 @@ DEFAULT_MAX_EVALUATIONS = 100_000
 
 # How far beyond its angle a walk may end, in degrees.
 ANGLE_LOCATED = 0.01
+# How near to 0° a walk with λ < 0 has come to rest, in degrees.
+ANGLE_OF_REST = 0.1
 
 # The scalars of one accepted step, by their names in the dataset.
 Record = Mapping[str, float]
@@ -69,8 +71,8 @@ class Stationary:
 
     The walk ends at that angle, from above to within 0.01°, inside the step that passes it.
 
-    Tested on the relative KKT residual ‖Π∇R‖/‖∇R‖ = sin(angle), with λ > 0. A walk that comes as
-    close to 0°, with λ < 0, ends too, with the status ``negative_multiplier``.
+    Tested on the relative KKT residual ‖Π∇R‖/‖∇R‖ = sin(angle), with λ > 0. A walk that comes to
+    0.1°, with λ < 0, ends too, with the status ``negative_multiplier``.
 
     Parameters
     ----------
@@ -108,16 +110,16 @@ class Stationary:
         tangent, normal = last["tangent_norm"], last["multiplier"] * last["gradient_norm"]
         least = math.hypot(tangent, normal) * math.sin(math.radians(180 - self.degrees))
         # Numbers that are none have come to no angle.
-        if not tangent <= least:
-            return None
         if normal <= 0:
-            # At 0° a walk may start, and leave; it ends there where it comes closer.
-            if len(records) < 2 or last["angle"] >= records[-2]["angle"]:
+            # At 0° a walk may start, and leave; it ends there where it comes closer. It passes by a
+            # saddle of R at a smaller angle the closer it is, and none that is a goal.
+            beside = last["angle"] <= ANGLE_OF_REST and len(records) > 1
+            if not beside or last["angle"] >= records[-2]["angle"]:
                 return None
             return below_the_level(
                 f"the angle between ∇R and ∇L fell to {last['angle']:.3f}°, with λ < 0"
             )
-        return _reached(last["angle"])
+        return _reached(last["angle"]) if tangent <= least else None
 
     within: float = 1e-9
 

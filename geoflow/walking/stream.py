@@ -148,15 +148,17 @@ class Stream:
             Another process is writing there, or something is missing or damaged.
         """
         lock = files.Lock(parts.folder_beside(path), parts.CHECKPOINT)
+        # What was not there before goes again: it would stand before the archive from now on.
+        fresh = not parts.is_resumable(path)
         try:
             stream = cls(path, problem, header, lock, look_back, interval)
             with translation.writing(lock.folder):
-                if not parts.is_resumable(path):
+                if fresh:
                     stream._unpack()
                 checkpoint = saved(path).checkpoint
                 stream._restore(checkpoint, rule)
         except BaseException:
-            lock.release()
+            lock.remove() if fresh else lock.release()
             raise
         return stream, checkpoint
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -106,7 +105,7 @@ def _blocks(variable: xr.Variable) -> Iterator[Any]:
 
 def _value_inconsistencies(ds: xr.Dataset) -> list[str]:
     """Say what in a dataset of the schema does not fit together."""
-    return [*_step_inconsistencies(ds), *_layout_inconsistencies(ds)]
+    return [*_step_inconsistencies(ds), *_theta_inconsistencies(ds)]
 
 
 def _step_inconsistencies(ds: xr.Dataset) -> list[str]:
@@ -141,30 +140,15 @@ def _step_inconsistencies(ds: xr.Dataset) -> list[str]:
     return found
 
 
-def _layout_inconsistencies(ds: xr.Dataset) -> list[str]:
-    found, end = [], 0
-    for i, text in enumerate(ds["tensor_shape"].values):
-        try:
-            shape = json.loads(text)
-            sizes = [n for n in shape if isinstance(n, int) and n >= 0]
-        except (ValueError, TypeError, RecursionError):
-            shape, sizes = None, []
-        if not isinstance(shape, list) or len(sizes) != len(shape):
-            return [f"tensor_shape of tensor {i} is not a JSON list of lengths"]
-        if int(ds["tensor_offset"][i]) != end:
-            found.append(f"tensor_offset of tensor {i} is not where the one before ends")
-        end += math.prod(sizes)
-    if end != ds.sizes["parameter"]:
-        found.append(f"the tensors hold {end} parameters, theta {ds.sizes['parameter']}")
+def _theta_inconsistencies(ds: xr.Dataset) -> list[str]:
     row = 0
     for block in _blocks(ds["theta"].variable):
         finite = np.isfinite(block).all(axis=1)
         if not finite.all():
             where = ds["theta"].dims[0]
-            found.append(f"theta is not finite at {where} {row + int(np.argmin(finite))}")
-            break
+            return [f"theta is not finite at {where} {row + int(np.argmin(finite))}"]
         row += len(block)
-    return found
+    return []
 
 
 def _attribute_inconsistencies(ds: xr.Dataset) -> list[str]:
@@ -195,7 +179,13 @@ def _created_defects(ds: xr.Dataset) -> list[str]:
 def _path_inconsistencies(ds: xr.Dataset) -> list[str]:
     """Say what in a path of the schema does not fit together."""
     found = [*_created_defects(ds), *configuration.path_defects(ds.attrs)]
-    return found or [*path_schema.inconsistencies(ds), *_layout_inconsistencies(ds)]
+    if found:
+        return found
+    return [
+        *configuration.path_variable_defects(ds),
+        *path_schema.inconsistencies(ds),
+        *_theta_inconsistencies(ds),
+    ]
 
 
 def _checkpoint_defects(path: netcdf.Checked, ds: xr.Dataset) -> list[str]:

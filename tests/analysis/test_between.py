@@ -97,6 +97,32 @@ def test_single_precision_stays_so():
     assert torch.equal(between.align(module, copy, theta), theta)
 
 
+class Residual(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+def hooked(layer):
+    layer.register_forward_hook(lambda module, inputs, out: out + 1)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "between_layers",
+    [
+        [nn.ReLU(), Residual(nn.Linear(4, 4), nn.ReLU())],
+        [nn.ReLU(), hooked(nn.Linear(4, 4)), nn.ReLU()],
+        [hooked(nn.ReLU())],
+        [nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.ReLU()],
+    ],
+)
+def test_layers_that_compute_something_else_are_refused(between_layers):
+    module = nn.Sequential(nn.Linear(3, 4), *between_layers, nn.Linear(4, 2)).double()
+    theta = torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+    with pytest.raises(InputError, match="symmetries are known of"):
+        between.align(module, theta, theta + 1)
+
+
 def test_networks_and_points_of_other_forms_are_refused():
     module = nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 2))
     theta = drawn(module, 1)

@@ -162,6 +162,27 @@ def test_validate_finds_what_does_not_fit_together(ds, change, message, tmp_path
     assert any(message in defect for defect in gf.validate(path)), gf.validate(path)
 
 
+@pytest.mark.parametrize("size", [0, 3])
+def test_a_theta_that_the_tensors_do_not_fill_is_not_opened(ds, tmp_path, size, capsys):
+    path = tmp_path / "walk.nc"
+    ds.isel(parameter=slice(size)).to_netcdf(path)
+    message = f"the tensors hold 4 parameters, theta {size}"
+    with pytest.raises(ArchiveError, match=message):
+        gf.open_trajectory(path)
+    for command in (["pca"], ["periodogram", "--scalar", "pc1"]):
+        assert cli.main([command[0], str(path), *command[1:]]) == terminal.BAD_INPUT
+        assert message in capsys.readouterr().err
+
+
+def test_a_theta_without_parameters_is_not_opened(ds, tmp_path):
+    path = tmp_path / "walk.nc"
+    empty = ds.isel(parameter=slice(0)).copy(deep=True)
+    empty["tensor_shape"][:] = "[0]"
+    empty.to_netcdf(path)
+    with pytest.raises(ArchiveError, match="theta has no parameter"):
+        gf.open_trajectory(path)
+
+
 # Hostile files.
 
 

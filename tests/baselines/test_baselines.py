@@ -101,3 +101,26 @@ def test_bench_refuses_bad_input_before_it_starts(capsys):
     assert cli.main(["bench", "iris_ff", "nope"]) == terminal.BAD_INPUT
     assert cli.main(["bench", "iris_ff", "--max-evaluations", "0"]) == terminal.BAD_INPUT
     assert "max_evaluations=0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("when", ["predictor_corrector", "bosh3"])
+def test_ctrl_c_ends_bench_and_leaves_no_table(when, monkeypatch, capsys):
+    started = []
+
+    def noted(name):
+        started.append(name)
+        return {"status": "interrupted"} if name == when else {}
+
+    def loop(*args, **kwargs):
+        return predictor_corrector(*args, **kwargs).assign_attrs(noted("predictor_corrector"))
+
+    def walk(flow, name, **kwargs):
+        return gf.walk(flow, name, **kwargs).assign_attrs(noted(name))
+
+    monkeypatch.setattr(cost, "predictor_corrector", loop)
+    monkeypatch.setattr(cost, "walk", walk)
+    assert cli.main(["bench", "iris_ff", "--max-evaluations", "20"]) == terminal.INTERRUPTED
+    assert started[-1] == when
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.endswith("geoflow: interrupted\n")

@@ -9,6 +9,7 @@ import pytest
 import geoflow as gf
 from geoflow import cli
 from geoflow.cli.terminal import BAD_INPUT, DONE
+from geoflow.report import report
 
 PROBLEM = """
 import torch
@@ -44,6 +45,18 @@ def test_events_are_recorded_and_the_walk_goes_on_and_again_with_like():
     assert cli.main([*like, "c.nc", "--event", "regularizer:value=0.45"]) == DONE
     with gf.open_trajectory("c.nc") as ds:
         assert json.loads(ds.attrs["events"]) == ["regularizer"]
+
+
+def test_a_walk_that_stops_at_an_event_has_reached_its_goal(capsys):
+    stop = ["--stop", "Event:function=regularizer,value=0.4"]
+    own = ["--problem", "ring.py:ring", "--quiet", *stop]
+    assert cli.main(["run", *own, "--out", "a.nc"]) == DONE
+    assert cli.main(["sweep", *own, "--seeds", "0", "--workers", "1", "--out", "s"]) == DONE
+    for path in ("a.nc", "s/seed-0000.nc"):
+        with gf.open_trajectory(path) as ds:
+            assert ds.attrs["status"] == "event"
+    (section,) = report(["a.nc"], "page.html")
+    assert section.warnings == []
 
 
 @pytest.mark.parametrize(

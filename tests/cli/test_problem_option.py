@@ -359,6 +359,43 @@ def test_another_version_of_the_file_is_a_warning_and_another_problem_an_error(t
     assert "go on with the network, the loss function" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("default")
+def test_predictions_of_another_network_of_the_same_tensors_are_refused(tmp_path, capsys):
+    (tmp_path / "my_widths.py").write_text(HELPER)
+    path, walk = tmp_path / "mine.py", tmp_path / "walk.nc"
+    path.write_text(FILE)
+    problem = ["--problem", f"{path}:tiny", "--quiet"]
+    assert cli.main(["run", *problem, *WALK[:-1], "--out", str(walk)]) == DONE
+    for snapshots in ([], ["--snapshots=-1"]):
+        path.write_text(FILE)
+        assert cli.main(["predictions", str(walk), *problem, *snapshots]) == DONE
+        path.write_text(FILE.replace("nn.Tanh()", "nn.ReLU()"))
+        capsys.readouterr()
+        assert cli.main(["predictions", str(walk), *problem, *snapshots]) == BAD_INPUT
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert "flow has the loss" in said.err
+        assert "give the flow of this walk: the same data, network and loss" in said.err
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("more", [[], ["--seed", "5"]])
+def test_a_walk_is_not_run_again_with_other_tensors(tmp_path, capsys, more):
+    (tmp_path / "my_widths.py").write_text(HELPER)
+    path, walk, out = tmp_path / "mine.py", tmp_path / "walk.nc", tmp_path / "again.nc"
+    path.write_text(FILE)
+    problem = ["--problem", f"{path}:bare", "--quiet"]
+    assert cli.main(["run", *problem, "--t-end", "0.1", "--out", str(walk)]) == DONE
+    path.write_text(FILE.replace("from my_widths import WIDTH", "WIDTH = 4"))
+    capsys.readouterr()
+    again = ["run", "--like", str(walk), *problem, *more, "--out", str(out)]
+    assert cli.main(again) == BAD_INPUT
+    said = capsys.readouterr().err
+    assert "the network of bare is not that of the archive" in said
+    assert "(of its tensors ['0.weight', [4, 3]] and ['0.weight', [5, 3]])" in said
+    assert not out.exists()
+
+
 @pytest.mark.slow
 def test_a_sweep_carries_it_to_its_workers(file, tmp_path, capsys):
     problem = ["--problem", f"{file}:tiny"]

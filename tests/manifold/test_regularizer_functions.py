@@ -284,6 +284,67 @@ def sigmoid_network():
     return gf.Problem.from_module(module, nn.functional.cross_entropy, *references.small_data())
 
 
+def of_layers(*layers, shape=(3,)):
+    """A problem of a linear network, of ones."""
+    module = nn.Sequential(*layers).double()
+    inputs = torch.ones(2, *shape, dtype=torch.float64)
+    module(inputs)  # initialises lazy ones
+    return gf.Problem.from_module(module, lambda out, _: (out**2).mean(), inputs, torch.zeros(2))
+
+
+def test_the_path_norm_is_that_of_the_divisor_of_a_pool():
+    made = [
+        of_layers(pool, nn.Flatten(), nn.Linear(1, 1, bias=False), shape=(1, 2, 2))
+        for pool in (nn.AvgPool2d(2, divisor_override=1), nn.AvgPool2d(2))
+    ]
+    for problem, weight in zip(made, (1.0, 1 / 4), strict=True):
+        found = float(bound(R.path_norm, problem).value_and_gradient(problem.theta0)[0])
+        assert found == pytest.approx(4 * weight**2 * float(problem.theta0) ** 2, rel=1e-13)
+
+
+class Tripled(nn.Linear):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+class Residual(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+class Named(nn.Sequential):
+    """A sequence, under a name of its own."""
+
+
+def hooked():
+    layer = nn.Linear(3, 3)
+    layer.register_forward_hook(lambda module, inputs, out: 3 * out)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape"),
+    [
+        ([Tripled(3, 3)], (3,)),
+        ([hooked()], (3,)),
+        ([Residual(nn.Linear(3, 3))], (3,)),
+        ([nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))], (3,)),
+        ([nn.AvgPool1d(2, ceil_mode=True)], (1, 3)),
+        ([nn.AvgPool1d(2, padding=1, count_include_pad=False)], (1, 3)),
+    ],
+)
+def test_a_layer_that_computes_something_else_has_no_path_norm(layers, shape):
+    problem = of_layers(*layers, nn.Flatten(), nn.LazyLinear(1), shape=shape)
+    with pytest.raises(InputError, match=f"0 is a .*{type(layers[0]).__name__}"):
+        bound(R.path_norm, problem)
+
+
+def test_a_sequence_under_another_name_is_one():
+    one, other = (of_layers(kind(nn.Linear(3, 3))) for kind in (nn.Sequential, Named))
+    found = [bound(R.path_norm, p).value_and_gradient(one.theta0)[0] for p in (one, other)]
+    assert torch.equal(*found)
+
+
 def regression():
     inputs, targets = references.small_data()
     return gf.Problem.from_module(

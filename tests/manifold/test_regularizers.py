@@ -167,6 +167,12 @@ def test_numbers_of_numpy_are_numbers():
         (lambda theta: (theta * theta.detach()).sum(), "its gradient says"),
         (lambda theta: (theta - 1e9).sqrt().sum(), "gave nan at theta0"),
         (lambda theta: theta, r"gave \[.*it must return a finite scalar"),
+        (lambda theta: theta.mul_(2).sum(), "regularizer: its first evaluation failed .* in-place"),
+        (lambda theta: {}["mine"], "regularizer: its first evaluation failed"),
+        (lambda theta: theta @ torch.ones(len(theta)), "regularizer: evaluated in float64"),
+        (lambda theta: theta @ torch.ones(3).double(), "regularizer: its first evaluation"),
+        (lambda theta, other: theta.sum(), "regularizer: its first evaluation .*'other'"),
+        (lambda theta: theta.sum() + 0j, r"gave \(.*it must return a finite scalar"),
     ],
 )
 def test_the_terms_of_a_sum_are_checked_as_they_are_alone(network, function, message, sign):

@@ -271,3 +271,159 @@ def test_a_process_that_is_killed_loses_no_more_than_the_point_in_progress(tmp_p
         assert not _same(whole, ds)
     # The check of the arguments, and the points that were missing.
     assert observable.n == 1 + whole.sizes["level"] - 2
+
+
+def _of(loss=_loss, regularizer=gf.regularizers.squared_norm, n=6):
+    problem = gf.Problem.from_function(loss, torch.full((n,), 1.3, dtype=torch.float64))
+    return gf.RegularizingFlow(gf.LevelSet(problem, 0.5), regularizer)
+
+
+def _other_loss(theta):
+    return _loss(theta) + 0.01 * theta.sum()
+
+
+def _named(function, name="squared_norm"):
+    function.__name__ = function.__qualname__ = name
+    return function
+
+
+def _as_named(regularizer):
+    """A flow down another R of the same name as that of the path."""
+    flow = _of(regularizer=regularizer)
+    name = gf.regularizers.squared_norm
+    assert flow.regularizer_name == _of(regularizer=name).regularizer_name
+    return flow
+
+
+def _another_gradient(points):
+    """R of the path's name and, at the points, of its value, with another gradient."""
+
+    def squared_norm(theta):
+        away = [theta[0] - float(point[0]) for point in points]
+        return gf.regularizers.squared_norm(theta) + torch.stack(away).prod()
+
+    return squared_norm
+
+
+OTHERS = [
+    (lambda _: _of(_other_loss), "flow: the loss is .* on the level 0.5; go on with"),
+    (
+        lambda _: _as_named(_named(lambda t: 2 * t.square().sum())),
+        "flow: the regularisation function is .* was recorded",
+    ),
+    (lambda points: _as_named(_another_gradient(points)), "flow: the multiplier is"),
+    (
+        lambda _: _of(n=7),
+        r"flow: its network's tensors are not .* \(\['theta', \[7\]\] and \['theta', \[6\]\]\)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("flow", "message"), OTHERS)
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_path_goes_on_only_with_what_it_began_with(tmp_path, written, cut, flow, message):
+    file, options = tmp_path / "path.nc", {"observables": {"total": _Counting()}}
+    with gf.open_path(written) as ds:
+        points = ds["theta"].values
+    if cut:
+        with pytest.raises(KeyboardInterrupt):
+            _path(file, observable=_Counting(2))
+        points = points[:1]
+    else:
+        file.write_bytes(written.read_bytes())
+        options["levels"] = [4.0]
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises((gf.ArchiveError, gf.InputError), match=message):
+        gf.resume_path(file, flow(points), **options)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert pieces.are_kept(file) == cut
+    with gf.resume_path(file, _flow(), **options) as ds:
+        assert ds.attrs["status"] == "complete"
+        if cut:
+            with gf.open_path(written) as whole:
+                assert not _same(whole, ds)
+
+
+def test_what_is_kept_of_another_loss_is_not_taken_for_ones_own(tmp_path):
+    file = tmp_path / "path.nc"
+    with pytest.raises(KeyboardInterrupt):
+        _path(file, observable=_Counting(2))
+    folder = pieces.folder_beside(file)
+    with pytest.raises(gf.ArchiveError, match=f"the loss is .* remove the folder {folder}"):
+        _path(file, flow=_of(_other_loss), overwrite=True)
+
+
+LEFT_OUT = "left out"
+CONFIGS = [
+    *(({"levels": x}, "levels") for x in (LEFT_OUT, None, -1, "abc", [None], 1e308, {}, [])),
+    *(({"levels": x}, "levels") for x in ([float("inf")], [10**400], [0.0], [True], [1.2, 1.2])),
+    *(({"smallest_eigenvalue": x}, "smallest_eigenvalue") for x in (LEFT_OUT, "abc", 1, True)),
+    *(({"observables": x}, "observables") for x in (LEFT_OUT, None, "total", [], ["other"])),
+    *(({"max_evaluations": x}, "max_evaluations") for x in (LEFT_OUT, None, 0, "9", 1.5, True)),
+    *(({"threads": x}, "threads") for x in (LEFT_OUT, 0)),
+    *(({"degrees": x}, "degrees") for x in (LEFT_OUT, 174.0, None)),
+    *(({"provenance": x}, "provenance") for x in (LEFT_OUT, [])),
+    *(({"degrees": x}, "attribute degrees") for x in (300.0, float("nan"))),
+]
+
+
+def _with(config, change):
+    config = json.loads(config) | change
+    return json.dumps({name: value for name, value in config.items() if value != LEFT_OUT})
+
+
+@pytest.mark.parametrize(("change", "message"), CONFIGS)
+def test_a_path_whose_settings_cannot_be_used_is_not_gone_on_with(
+    tmp_path, written, change, message
+):
+    file = tmp_path / "path.nc"
+    file.write_bytes(written.read_bytes()[: -seal.LENGTH])
+    with netCDF4.Dataset(file, "a") as ds:
+        ds.setncattr("config", _with(ds.getncattr("config"), change))
+        if message.startswith("attribute"):
+            ds.setncattr("degrees", change["degrees"])
+    seal.append(file)
+    before = file.read_bytes()
+    assert any(message in line for line in gf.validate(file)), gf.validate(file)
+    options = {"levels": [4.0], "observables": {"total": _Counting()}}
+    with pytest.raises(gf.ArchiveError, match=message):
+        gf.resume_path(file, _flow(), **options)
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+SETTINGS = [
+    ("x", "settings.json is not what an analysis keeps, remove its folder to start over"),
+    ("[1]", "settings.json is not what an analysis keeps, remove its folder to start over"),
+    ('{"geoflow_path": 1}', "settings.json is not of a path: attribute geoflow_path is 1"),
+    ('{"geoflow_path": 1, "config": "{}"}', "settings.json is not of a path: attribute"),
+    ({"status": "complete"}, "attribute status is there already; remove its folder"),
+    ({"level": "0.5"}, "attribute level is not of type float; remove its folder"),
+    ({"config": "{}"}, r"its config has no 'observables'; remove the folder .*path\.nc\.pieces"),
+    ({"tensors": None}, "its tensors are no list; remove its folder"),
+    ({"tensors": [3]}, r"flow: its network's tensors are not .* \(\['theta', \[6\]\] and 3\)"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), SETTINGS)
+def test_kept_settings_that_cannot_be_used_are_said_to_be_so(tmp_path, content, message):
+    file = tmp_path / "path.nc"
+    with pytest.raises(KeyboardInterrupt):
+        _path(file, observable=_Counting(2))
+    settings = pieces.folder_beside(file) / pieces.SETTINGS
+    if not isinstance(content, str):
+        content = json.dumps(json.loads(settings.read_text()) | content)
+    settings.write_text(content)
+    with pytest.raises((gf.ArchiveError, gf.InputError), match=message) as refused:
+        gf.resume_path(file, _flow(), observables={"total": _Counting()})
+    assert len(str(refused.value).splitlines()) == 1
+    assert settings.read_text() == content
+
+
+@pytest.mark.parametrize("size", [0, 4])
+def test_a_theta_that_the_tensors_do_not_fill_is_not_opened(tmp_path, written, size):
+    file = tmp_path / "path.nc"
+    with gf.open_path(written) as ds:
+        ds.load().isel(parameter=slice(size)).to_netcdf(file)
+    with pytest.raises(gf.ArchiveError, match=f"the tensors hold 6 parameters, theta {size}"):
+        gf.open_path(file)

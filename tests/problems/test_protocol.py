@@ -189,3 +189,13 @@ def test_a_problem_shows_itself_in_a_line():
     assert repr(problem) == (
         "Problem(50 parameters in 4 tensors, float64 on cpu, 1 evaluations so far)"
     )
+
+
+@pytest.mark.parametrize("tensors", [(), (TensorSpec("a", 0, (2,)),), (TensorSpec("a", 1, (3,)),)])
+def test_tensors_that_do_not_fill_theta_are_refused_before_the_walk(tensors):
+    problem = Quadratic(START, AXES)
+    problem.tensors = tensors
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+    with pytest.raises(InputError, match="problem: its tensors do not fill its 3 parameters"):
+        gf.walk(flow, t_end=0.1)
+    assert problem.counts["gradient"] == 0

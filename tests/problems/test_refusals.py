@@ -7,7 +7,9 @@ from torch import nn
 
 import geoflow as gf
 import references
+from geoflow.analysis.curvature.operators import tensor_subspace
 from geoflow.errors import InputError
+from geoflow.manifold.regularizers.named import bound
 
 X, Y = references.small_data()
 TOKENS = torch.arange(2 * len(X)).reshape(-1, 2) % 5
@@ -75,6 +77,11 @@ MASKED = np.ma.array(X.numpy(), mask=X.numpy() > 1)
         (lambda: batched(torch.tensor(torch.inf)), "the weight inf"),
         (lambda: batched(-1), "the weight -1"),
         (lambda: batched([24]), r"the weight \[24\]"),
+        (lambda: batched(batches=[(X, Y), (X[:, :2], Y)]), "first evaluation failed .mat1"),
+        (lambda: batched(batches=[(X, Y), {"a": X}]), "first evaluation failed"),
+        (lambda: batched(batches=(X, Y)), "loss: "),
+        (lambda: gf.Problem.from_function(lambda t: t.sum() + 0j, torch.ones(3)), "complex64"),
+        (lambda: of(loss_fn=lambda out, y: ENTROPY(out, y) + 0j), "real scalar"),
     ],
 )
 def test_it_is_refused_in_one_line(make, message):
@@ -124,3 +131,43 @@ def test_batches_that_are_used_up_later_are_refused_when_they_are():
     batches.left = False
     with pytest.raises(InputError, match="batches: this pass gave none"):
         problem.value_and_gradient(problem.theta0)
+
+
+class Tied(nn.Module):
+    """The output layer's weights are those of the embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(5, 3), nn.Linear(3, 5)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.head(self.embedding(x).sum(1))
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names"),
+    [
+        ("head.*", ["embedding.weight", "head.bias"]),
+        ("head.weight", ["embedding.weight"]),
+        (["head.weight", "embedding.*"], ["embedding.weight"]),
+        ("head.bias", ["head.bias"]),
+    ],
+)
+def test_tied_parameters_go_by_each_of_their_names(patterns, names):
+    problem = of(Tied(), inputs=TOKENS, targets=Y, parameters=patterns)
+    assert [t.name for t in problem.tensors] == names
+    whole = of(Tied(), inputs=TOKENS, targets=Y)
+    theta = torch.arange(20.0, dtype=torch.float64)
+    expected = sum(float((whole.unflatten(theta)[n] ** 2).sum()) for n in names)
+
+    def loss(module, batch):
+        return ENTROPY(module(batch[0]), batch[1], reduction="sum"), len(batch[1])
+
+    for made in (whole, gf.Problem.from_batches(Tied(), loss, [(TOKENS, Y)])):
+        found = bound(gf.regularizers.squared_norm(tensors=patterns), made)
+        assert float(found.value_and_gradient(theta)[0]) == expected
+    chosen = [patterns] if isinstance(patterns, str) else patterns
+    if "*" not in "".join(chosen):
+        size = sum(whole.unflatten(theta)[n].numel() for n in names)
+        assert tensor_subspace(whole, chosen).size == size

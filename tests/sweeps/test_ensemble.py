@@ -83,7 +83,11 @@ def test_every_variable_has_units(runs):
         (lambda runs: ensemble.resample([runs[0], runs[1].drop_vars("norm")]), "other observables"),
         (
             lambda runs: ensemble.resample([runs[0], runs[1].assign_attrs(experiment="x")]),
-            "do not belong together",
+            "walks of '.*' and 'x' do not belong together",
+        ),
+        (
+            lambda runs: ensemble.resample([runs[0], runs[1].isel(parameter=[0])]),
+            r"walks of \d+ and 1 parameters do not belong together; give those of one network",
         ),
         (lambda runs: ensemble.resample([runs[0].isel(snapshot=[])]), "has no snapshot"),
         (

@@ -240,6 +240,29 @@ def test_bad_input(tmp_path, options, message):
         gf.sweep(**arguments)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"solver": "rkc"},
+        {"solver": "rkc", "dtype": []},
+        {"solver": "rkc", "dtype": "float64", "rtol": "x"},
+        {"solver": "rkc", "dtype": "float64", "stop": 3},
+    ],
+)
+def test_a_damaged_manifest_of_the_first_format_is_refused(settings, tmp_path):
+    manifest = tmp_path / "sweep.json"
+    manifest.write_text(json.dumps({"geoflow_sweep": "1.0", **settings}))
+    with pytest.raises(InputError, match=r"sweep.json: its settings are none of a sweep; choose"):
+        gf.sweep("iris_ff", [0], tmp_path, **SHORT)
+
+
+def test_a_folder_that_is_not_utf8_is_refused_and_not_made(tmp_path):
+    out = tmp_path / os.fsdecode(b"c\xff")
+    with pytest.raises(InputError, match="is not UTF-8; choose another name or folder"):
+        gf.sweep("iris_ff", [0], out, **SHORT)
+    assert not out.exists()
+
+
 def test_a_walks_option_is_refused_with_baseline(tmp_path, capsys):
     command = ["sweep", "iris_ff", "--seeds", "0", "--out", str(tmp_path), "--baseline"]
     assert cli.main([*command, "--rtol", "1e-5"]) == terminal.BAD_INPUT

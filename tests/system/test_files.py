@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from pathlib import Path
 
 import matplotlib.figure
 import numpy as np
@@ -211,6 +212,20 @@ def test_a_target_that_is_no_name_is_refused(name, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=said):
         files.check_target(name)
+
+
+@pytest.mark.parametrize("where", ["name", "folder", "folder of a link", "present folder"])
+def test_what_is_not_utf8_is_refused_before_anything_is_walked(where, tmp_path, monkeypatch):
+    odd = tmp_path / os.fsdecode(b"c\xff")
+    odd.mkdir()
+    path = {"name": tmp_path / f"{odd.name}.nc", "folder": odd / "c.nc"}.get(where, Path("c.nc"))
+    monkeypatch.chdir(odd if where == "present folder" else tmp_path)
+    if where == "folder of a link":
+        path.symlink_to(odd / "there.nc")
+    with pytest.raises(InputError, match=r"c\\udcff.* is not UTF-8; choose another"):
+        walk(path)
+    assert not any(odd.iterdir())
+    assert {p.name for p in tmp_path.iterdir()} <= {odd.name, "c.nc"}
 
 
 def test_the_longest_name_allowed_can_be_walked_to(tmp_path):

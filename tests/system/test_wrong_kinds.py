@@ -20,7 +20,9 @@ from geoflow.analysis import (
     relaxation,
     spectra,
     symmetry,
+    walked,
 )
+from geoflow.analysis.components import brownian
 from geoflow.system import kinds
 
 
@@ -215,6 +217,226 @@ def test_what_is_of_the_wrong_kind_is_named_in_one_line(things):
                 wrong.append((function, argument, name, "taken"))
     assert wrong == []
     assert raised > 500
+
+
+def _spectra(t, **arguments):
+    spectra.along(t["walk"], t["flow"], **arguments)
+
+
+def _slice(t, **arguments):
+    landscape.on_plane(t["walk"], t["flow"], **arguments)
+
+
+def _pca(t, **arguments):
+    pca.along(t["walk"], null_models=True, **arguments)
+
+
+def _periodogram(t, **arguments):
+    clock = np.arange(20.0)
+    gf.analysis.lomb_scargle(clock, np.sin(clock**2), **{"n_simulations": 19, **arguments})
+
+
+def _relaxation(t, **arguments):
+    relaxation.along(t["walk"], **arguments)
+
+
+def _predictions(t, **arguments):
+    examples = {"inputs": {"x": torch.zeros(2, 3, dtype=torch.float64)}, "classification": False}
+    predictions.along(t["walk"], t["network"], **examples | arguments)
+
+
+def _symmetry(t, **arguments):
+    symmetry.along(t["walk"], t["network"], **{"classification": False} | arguments)
+
+
+def _eigenvalues(t, **arguments):
+    gf.analysis.extreme_eigenvalues(gf.analysis.loss_hessian(t["problem"], t["theta"]), **arguments)
+
+
+def _density(t, **arguments):
+    gf.analysis.spectral_density(gf.analysis.loss_hessian(t["problem"], t["theta"]), **arguments)
+
+
+def _density_of(t):
+    operator = gf.analysis.loss_hessian(t["problem"], t["theta"])
+    return gf.analysis.spectral_density(operator, n_probes=2, n_steps=2)
+
+
+def _trace(t, **arguments):
+    gf.analysis.trace(gf.analysis.loss_hessian(t["problem"], t["theta"]), **arguments)
+
+
+def _bezier(t, **arguments):
+    between.bezier(t["problem"], t["theta"], t["theta"], **arguments)
+
+
+def _barrier(t, **arguments):
+    between.barrier(t["problem"], between.straight(t["theta"], t["theta"]), **arguments)
+
+
+def _fit_pca(t, **arguments):
+    gf.analysis.fit_pca([np.eye(4)], **{"n_components": 2, **arguments})
+
+
+def _compare(t, **arguments):
+    null_models.compare(np.random.default_rng(0).standard_normal((9, 3)), **arguments)
+
+
+def _through(t, **arguments):
+    planes.through(t["walk"], **arguments)
+
+
+WHOLE = {
+    _spectra: ("k", "n_probes", "n_steps", "n_trace", "n_points", "max_products"),
+    _eigenvalues: ("k", "max_products"),
+    _density: ("n_probes", "n_steps"),
+    _trace: ("n_products",),
+    _slice: ("points", "batch_size"),
+    _pca: ("n_components", "n_simulations"),
+    _fit_pca: ("n_components",),
+    _compare: ("n_components", "n_simulations", "dimension"),
+    _periodogram: ("n_simulations",),
+    _relaxation: ("n_terms",),
+    _predictions: ("batch_size",),
+    _bezier: ("evaluations",),
+    _barrier: ("points",),
+}
+REAL = {
+    _spectra: ("tol",),
+    _eigenvalues: ("tol",),
+    _slice: ("margin",),
+    _periodogram: ("oversampling", "max_frequency"),
+    _relaxation: ("start", "confidence"),
+    _bezier: ("learning_rate",),
+}
+SWITCHES = {
+    _pca: ("standardise",),
+    _fit_pca: ("standardise",),
+    _predictions: ("classification",),
+    _symmetry: ("classification",),
+}
+# What None has a meaning for.
+OPTIONAL = ("batch_size", "max_frequency", "start", "dimension")
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "value"),
+    [
+        (function, argument, value)
+        for kind, values in (
+            (WHOLE, ("a", None, 2.5, True, [3, 4])),
+            (REAL, ("a", None, True, [3, 4])),
+            (SWITCHES, ("a", None, 1)),
+        )
+        for function, arguments in kind.items()
+        for argument in arguments
+        for value in values
+        if not (value is None and argument in OPTIONAL and function is not _predictions)
+    ],
+)
+def test_an_analysis_names_a_number_that_is_none(function, argument, value, things):
+    with pytest.raises(gf.InputError) as caught:
+        function(things, **{argument: value})
+    message = str(caught.value)
+    assert message.startswith(f"{argument}={value!r}")
+    assert "\n" not in message
+    assert len(message) <= 300
+
+
+@pytest.mark.parametrize("function", [_spectra, _predictions, _symmetry])
+@pytest.mark.parametrize(
+    ("snapshots", "message"),
+    [
+        (0, r"snapshots=0; give whole numbers in a list, such as \[0, -1\]"),
+        ("01", "snapshots='01'; give whole numbers"),
+        ([1.5], r"snapshots=\[1.5\]; give whole numbers"),
+        (["a"], r"snapshots=\['a'\]; give whole numbers"),
+        ([True], r"snapshots=\[True\]; give whole numbers"),
+        (np.array([0.0]), r"snapshots=array\(\[0.\]\); give whole numbers"),
+        (np.array([]), r"snapshots=.*; give whole numbers|none is given"),
+        ([0, 0], r"snapshots=\[0, 0\]: 0 is given twice; give each once"),
+        (np.array([0, 99]), r"snapshots=\[0, 99\]: 99 is not there"),
+    ],
+)
+def test_snapshots_that_are_no_indices_are_refused(function, snapshots, message, things):
+    with pytest.raises(gf.InputError, match=message):
+        function(things, snapshots=snapshots)
+
+
+def test_snapshots_are_taken_from_an_array_as_from_a_list(things):
+    walk = things["walk"]
+    n = walk.sizes["snapshot"]
+    for chosen in (np.array([0, -1]), range(0, n, n - 1), torch.tensor([0, n - 1]), (0, n - 1)):
+        assert walked.snapshot_indices(walk, chosen, 5) == [0, n - 1]
+    # Of one snapshot the first is the last.
+    single = walk.isel(snapshot=[0])
+    assert walked.snapshot_indices(single, [0, -1], 5) == [0]
+    listed, array = (planes.through(walk, c) for c in ([0, 1, -1], np.array([0, 1, -1])))
+    assert np.array_equal(listed.directions, array.directions)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda t: _spectra(t, tol=np.nan), "tol=nan; use a number from 0 to 1 such as 1e-6"),
+        (lambda t: _eigenvalues(t, tol=-1), "tol=-1; use a number from 0 to 1 such as 1e-6"),
+        (lambda t: _eigenvalues(t, tol=np.inf), "tol=inf; use"),
+        (lambda t: _spectra(t, n_trace=5), "n_trace=5; use at least 6"),
+        (
+            lambda t: _spectra(t, tensors=["2.bias"], operators=["tangent"], k=1),
+            "operator 'tangent': there are no tangent directions, so no eigenvalues",
+        ),
+        (lambda t: _slice(t, observables={"a": 3}), r"observables\['a'\] is a int without theta0"),
+        (lambda t: _slice(t, observables={3: float}), "observables: 3 is taken or not a name"),
+        (
+            lambda t: _slice(t, points=2, observables={"a": lambda theta: "x"}),
+            r"observables\['a'\]\(θ\)='x'; give a real number",
+        ),
+        (
+            lambda t: _periodogram(t, levels=0.9),
+            "levels=0.9; use numbers between 0 and 1 in a list",
+        ),
+        (lambda t: _periodogram(t, levels=["a"]), r"levels=\['a'\]; give real numbers"),
+        (
+            lambda t: _predictions(t, inputs={"x": torch.zeros(2, 2, dtype=torch.float64)}),
+            r"inputs\['x'\] of shape \(2, 2\) and torch.float64: module does not take them",
+        ),
+        (
+            lambda t: _predictions(t, inputs={"x": torch.zeros(2, 3, dtype=torch.int64)}),
+            r"inputs\['x'\] of shape \(2, 3\) and torch.int64: module does not take them",
+        ),
+        (
+            lambda t: _predictions(t, inputs={"x": torch.zeros(0, 3)}),
+            r"inputs\['x'\] has shape \(0, 3\); give one example or more",
+        ),
+        (lambda t: _predictions(t, inputs={1: torch.zeros(1, 3)}), "inputs: a name=1 is of type"),
+        (lambda t: _spectra(t, operators="hessian"), "operators='hessian'; give names in a list"),
+        (lambda t: _spectra(t, operators=3), "operators=3; give names in a list"),
+        (lambda t: _spectra(t, tensors=3), "tensors=3; give names in a list"),
+        (lambda t: _spectra(t, tensors=[3]), r"tensors=\[3\]; give names in a list"),
+        (lambda t: _spectra(t, operators=np.array(["x", "y"])), "choose from hessian, tangent"),
+        (lambda t: _density_of(t).grid(2.5), "n_points=2.5; give a whole number"),
+        (lambda t: _density_of(t).on("a"), "abscissa='a'; give real numbers"),
+        (lambda t: _density_of(t).on([0.0], width=0), "width=0; use a positive number"),
+        (lambda t: pca.null_models_of(t["walk"], "a"), "walk='a'; give a whole number"),
+        (lambda t: brownian.brownian_variance_ratio(2.5), "n_points=2.5; give a whole number"),
+        (lambda t: brownian.brownian_path("a", 2), "n_points='a'; give a whole number"),
+        (lambda t: brownian.brownian_path(4, 2.5), "dimension=2.5; give a whole number"),
+        (lambda t: _through(t, snapshots=["a", 1, 2]), "through=.* give whole numbers in a list"),
+        (lambda t: gf.LevelSet(t["problem"], level=True), "level=True; give a real number"),
+        (lambda t: gf.LevelSet(t["problem"], level_rtol=True), "level_rtol=True; give a real"),
+        (lambda t: gf.Plateau(window=True), "window=True; give a real number"),
+        (lambda t: gf.Stationary(np.True_), "degrees=.*True.*; give a real number"),
+        (lambda t: gf.interpolate(t["walk"], None, t["flow"]), "times=None; give real numbers"),
+        (
+            lambda t: gf.interpolate(t["walk"], [0.0, None], t["flow"]),
+            r"times=\[0.0, None\]; give real numbers",
+        ),
+    ],
+)
+def test_an_argument_that_cannot_be_used_is_named(call, message, things):
+    with pytest.raises(gf.InputError, match=message):
+        call(things)
 
 
 # By argument of a sweep: what may be given for it.

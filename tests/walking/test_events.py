@@ -359,3 +359,14 @@ def test_a_stop_has_its_name_when_the_walk_is_resumed(tmp_path):
     gf.walk(references.small_network(), stop=event, archive=cut, max_evaluations=25).close()
     with gf.resume(cut, references.small_network(), max_evaluations=100_000) as ds:
         assert ds.attrs["status_message"] == whole.attrs["status_message"]
+
+
+@pytest.mark.parametrize("solver", ["bdf", "exponential", "dopri5", "rkc"])
+@pytest.mark.parametrize("stop", [gf.Stationary(150.0), gf.Event("angle", value=150.0, name="end")])
+def test_an_event_at_the_goal_of_the_walk_is_recorded(network, solver, stop):
+    other = gf.Event("angle", value=151.0, name="beyond")
+    ds = gf.walk(network, solver, stop=stop, events=[gf.Event("angle", value=150.0), other])
+    # It may be located nearer to the angle than the end is, and be a step of its own.
+    assert sorted(ds["event"].values)[-2:] == [0, 1]
+    assert ds["event"].values[-2:].any()
+    assert float(ds["angle"][-1]) < 150.02

@@ -12,7 +12,7 @@ import crashes
 import geoflow as gf
 import invariants
 import references
-from geoflow.archive import parts
+from geoflow.archive import parts, trajectory_files
 from geoflow.archive.parts import is_resumable
 from geoflow.archive.saved import saved
 from geoflow.errors import ArchiveError, InputError
@@ -241,6 +241,21 @@ def test_what_cannot_be_resumed_is_said_to_be_so(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ArchiveError, match="SHA-256"):
         crashes.resume(path, t_end=0.2)
+
+
+def test_a_walk_without_one_of_its_snapshots_leaves_nothing_beside_it(tmp_path):
+    path = tmp_path / "walk.nc"
+    with crashes.walk("rk4", path, t_end=0.5) as ds:
+        checkpoint = trajectory_files.read_checkpoint(path, ds)
+        without = ds.load().isel(snapshot=[0, -1])
+    trajectory_files.write(without, path, checkpoint)
+    assert gf.validate(path) == []
+    before = path.read_bytes()
+    for _ in range(2):
+        with pytest.raises(ArchiveError, match=r"the snapshot of step .* is missing"):
+            crashes.resume(path, t_end=0.7)
+        assert [p.name for p in tmp_path.iterdir()] == ["walk.nc"]
+    assert path.read_bytes() == before
 
 
 def test_an_unfinished_walk_is_not_walked_over(tmp_path):

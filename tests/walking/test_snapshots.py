@@ -5,8 +5,8 @@ import pytest
 
 import geoflow as gf
 import references
-from geoflow.errors import InputError
-from geoflow.walking.snapshots import AtTimes, Every, Thinned, rule_for
+from geoflow.errors import InputError, NumericalError
+from geoflow.walking.snapshots import AtTimes, Every, Thinned, between, rule_for
 
 
 def kept_after(rule, arcs):
@@ -132,16 +132,29 @@ def test_where_nothing_moves_thinned_keeps_what_there_is_room_for():
 
 @pytest.mark.parametrize("solver", ["bdf", "rk4"])
 @pytest.mark.parametrize("interval", [1e-300, 1e-20, 1e-9])
-def test_more_snapshots_than_a_step_can_hold_end_the_walk(solver, interval):
-    ds = gf.walk(
-        references.sphere_linear().flow,
-        solver,
-        snapshot_every=interval,
-        t_end=1e-2,
-        stop=None,
-        max_evaluations=300,
-    )
-    ended = ("numerical_failure", "step_size_underflow", "max_steps", "max_evaluations")
-    assert ds.attrs["status"] in ended[: 1 if solver == "bdf" else 4]
+def test_more_snapshots_than_a_step_can_hold_are_refused_and_nothing_is_left(
+    solver, interval, tmp_path
+):
+    def walk():
+        return gf.walk(
+            references.sphere_linear().flow,
+            solver,
+            snapshot_every=interval,
+            t_end=1e-2,
+            stop=None,
+            max_evaluations=300,
+            archive=tmp_path / "a.nc",
+        )
+
     if solver == "bdf":
-        assert f"snapshot_every={interval:g}" in ds.attrs["status_message"]
+        with pytest.raises(InputError, match=f"snapshot_every={interval:g}: a step of"):
+            walk()
+        assert not any(tmp_path.iterdir())
+    else:
+        ended = ("numerical_failure", "step_size_underflow", "max_steps", "max_evaluations")
+        assert walk().attrs["status"] in ended
+
+
+def test_a_later_step_with_too_many_ends_the_walk():
+    with pytest.raises(NumericalError, match=r"a step of 0\.5 holds more than 100,000 of these"):
+        between(Every(1e-9), 0.5, 1.0)

@@ -17,6 +17,7 @@ from geoflow.analysis.components.path_components import (
 )
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
+from geoflow.system import kinds
 from geoflow.system.limits import OPERATIONS, check_work
 from geoflow.system.memory import check_memory
 
@@ -88,6 +89,7 @@ def brownian_path(
         An argument that cannot be used.
     """
     check_sizes(n_points, None)
+    dimension = kinds.as_whole(dimension, "dimension", 1)
     named = f"n_points={n_points}, dimension={dimension}: the steps"
     check_memory(3 * 8 * n_points * dimension, named, "use fewer")
     steps = _generator(seed).standard_normal((n_points - 1, dimension))
@@ -229,6 +231,8 @@ def check_simulations(n_simulations: int, seed: int, dimension: int = 1) -> None
     InputError
         An argument that cannot be used.
     """
+    dimension = kinds.as_whole(dimension, "dimension")
+    n_simulations = kinds.as_whole(n_simulations, "n_simulations")
     if dimension < 1 or n_simulations < 2:
         raise InputError(f"dimension={dimension}, n_simulations={n_simulations}; use more")
     check_seed(seed)

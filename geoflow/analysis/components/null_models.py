@@ -19,6 +19,7 @@ from geoflow.analysis.components.path_components import (
 )
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
+from geoflow.system import kinds
 
 Floats = NDArray[np.float64]
 
@@ -72,6 +73,7 @@ def compare(
         Points that cannot be used, or another argument.
     """
     seed = check_seed(seed)
+    n_components = kinds.as_whole(n_components, "n_components")
     gram, unit = step_gram(points)
     n = len(gram) + 1
     check_sizes(n, n_components)

@@ -142,8 +142,9 @@ def check_sizes(n_points: int, n_components: int | None) -> None:
     InputError
         Fewer than 2 points, or more components than N − 1.
     """
-    if n_points < 2:
-        raise InputError(f"n_points={n_points}; use at least 2")
+    kinds.as_whole(n_points, "n_points", 2)
+    if n_components is not None:
+        n_components = kinds.as_whole(n_components, "n_components")
     if n_components is not None and not 1 <= n_components < n_points:
         raise InputError(
             f"n_components={n_components}: {n_points} points have 1 to {n_points - 1} components"

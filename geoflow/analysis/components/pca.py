@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from itertools import pairwise
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,9 @@ def along(
     ArchiveError
         A path that is not a trajectory.
     """
-    kinds.check_kind(n_components, Integral, "n_components", "a whole number")
+    n_components = kinds.as_whole(n_components, "n_components")
+    kinds.check_switch(standardise, "standardise")
+    kinds.check_switch(null_models, "null_models")
     give = f"{kinds.A_WALK}, or several of them"
     kinds.check_kind(datasets, xr.Dataset | str | Path | Iterable, "datasets", give)
     several: Sequence[Any] = (
@@ -147,6 +148,7 @@ def null_models_of(ds: xr.Dataset, walk: int = 0) -> xr.Dataset:
         There are none, or no such walk.
     """
     kinds.check_dataset(ds, give="what pca.along(…, null_models=True) returned")
+    walk = kinds.as_whole(walk, "walk")
     names = {str(n): str(n).removeprefix(NULL) for n in ds.data_vars if str(n).startswith(NULL)}
     if not names or not 0 <= walk < ds.sizes["walk"]:
         raise InputError(f"ds holds no null models of walk {walk}; make it with null_models=True")

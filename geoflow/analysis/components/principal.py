@@ -131,6 +131,8 @@ def fit(
     if n < 2:
         there = "a single point is" if n else "no point is"
         raise InputError(f"points: {there} there, and it takes two; walk again with more snapshots")
+    kinds.check_switch(standardise, "standardise")
+    n_components = kinds.as_whole(n_components, "n_components")
     if not 1 <= n_components < n:
         have = "one component" if n == 2 else f"1 to {n - 1} components"
         remedy = "fewer, or walk again with more snapshots" if n_components >= n else "more"

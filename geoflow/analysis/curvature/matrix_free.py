@@ -26,6 +26,9 @@ Floats = NDArray[np.float64]
 # Of the density's Gaussians, as a part of the range of the nodes.
 BROADENING = 1 / 256
 
+# Two for each part of Hutch++.
+LEAST_PRODUCTS = 6
+
 
 class Estimate(NamedTuple):
     """A number and the standard error of it."""
@@ -85,6 +88,7 @@ class SpectralDensity:
 
     def grid(self, n_points: int = 1025) -> Floats:
         """Even abscissae that hold all of the broadened density."""
+        n_points = kinds.as_whole(n_points, "n_points", 2)
         low, high = self.range
         return np.linspace(low - 6 * self.width, high + 6 * self.width, n_points)
 
@@ -103,8 +107,10 @@ class SpectralDensity:
         density, standard_error : array of float64, shape (m,)
             In units of 1/eigenvalue; the density integrates to 1.
         """
-        width = self.width if width is None else width
-        x = np.asarray(abscissa, dtype=float)
+        width = self.width if width is None else kinds.as_number(width, "width")
+        if not width > 0:
+            raise InputError(f"width={width:g}; use a positive number")
+        x = kinds.as_numbers(abscissa, "abscissa")
         curves = np.zeros((len(self.nodes), len(x)))
         # A step at a time: memory stays at probes × abscissae.
         for node, weight in zip(np.nan_to_num(self.nodes).T, self.weights.T, strict=True):
@@ -154,9 +160,10 @@ def extreme_eigenvalues(
     _check_operator(operator)
     if which not in ("largest", "smallest"):
         raise InputError(f"which={which!r}; use 'largest' or 'smallest'")
-    seed = check_seed(seed)
-    check_max_products(max_products)
-    n = operator.size
+    seed, tol = check_seed(seed), checked_tol(tol)
+    max_products = check_max_products(max_products)
+    k, n = kinds.as_whole(k, "k"), operator.size
+    _check_size(operator)
     if not 1 <= k <= n:
         raise InputError(f"k={k}; the operator has 1 to {n} eigenvalues")
     n_vectors = _krylov_size(k)
@@ -213,8 +220,9 @@ def spectral_density(
         An argument that cannot be used, or more memory than there is.
     """
     _check_operator(operator)
-    if n_probes < 2 or n_steps < 1:
-        raise InputError(f"n_probes={n_probes}, n_steps={n_steps}; use at least 2 and 1")
+    n_probes = kinds.as_whole(n_probes, "n_probes", 2)
+    n_steps = kinds.as_whole(n_steps, "n_steps", 1)
+    _check_size(operator)
     n_steps = min(n_steps, operator.size)
     _check_memory(operator, n_steps + 2, f"n_steps={n_steps}")
     check_memory(16 * n_probes * n_steps, f"the nodes of n_probes={n_probes}", "ask for fewer")
@@ -256,8 +264,8 @@ def trace(operator: Curvature, *, n_products: int = 60, seed: int = 0) -> Estima
         An argument that cannot be used, or more memory than there is.
     """
     _check_operator(operator)
-    if n_products < 6:
-        raise InputError(f"n_products={n_products}; use at least 6")
+    n_products = kinds.as_whole(n_products, "n_products", LEAST_PRODUCTS)
+    _check_size(operator)
     n, third = operator.size, n_products // 3
     _check_memory(operator, 3 * min(third, n), f"n_products={n_products}")
     rng = _generator(seed)
@@ -278,16 +286,32 @@ def trace(operator: Curvature, *, n_products: int = 60, seed: int = 0) -> Estima
     return Estimate(exact + float(np.mean(rest)), error)
 
 
-def check_max_products(max_products: int) -> None:
-    """Refuse a budget without a product.
+def check_max_products(max_products: int) -> int:
+    """Return a budget of at least a product.
 
     Raises
     ------
     InputError
-        It is zero or negative.
+        It is no whole number, zero or negative.
     """
+    max_products = kinds.as_whole(max_products, "max_products")
     if max_products < 1:
         raise InputError(f"max_products={max_products}; use a positive number such as 1000")
+    return max_products
+
+
+def checked_tol(tol: float) -> float:
+    """Return a relative accuracy that eigenvalues can be asked for.
+
+    Raises
+    ------
+    InputError
+        It is no number from 0 to 1.
+    """
+    tol = kinds.as_number(tol, "tol")
+    if not 0 <= tol < 1:
+        raise InputError(f"tol={tol:g}; use a number from 0 to 1 such as 1e-6")
+    return tol
 
 
 def products_needed(
@@ -414,6 +438,15 @@ def _lanczos(operator: Curvature, start: Tensor, n_steps: int) -> tuple[Floats, 
 def _check_operator(operator: Curvature) -> None:
     give = "one of loss_hessian, gauss_newton or tangent_hessian"
     kinds.check_kind(operator, Curvature, "operator", give)
+
+
+def _check_size(operator: Curvature) -> None:
+    """Refuse an operator on nothing."""
+    if not operator.size:
+        raise InputError(
+            f"operator {operator.name!r}: there are no tangent directions, so no eigenvalues; "
+            "leave it out, or take more tensors"
+        )
 
 
 def _generator(seed: int) -> np.random.Generator:

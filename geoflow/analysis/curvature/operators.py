@@ -14,6 +14,8 @@ from torch import Tensor
 from geoflow.errors import InputError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.problems.checks import check_like
+from geoflow.problems.modules import tied_names
+from geoflow.problems.parts import network_of
 from geoflow.problems.problem import Problem
 from geoflow.problems.protocol import ProblemLike, check_problem
 from geoflow.system import kinds
@@ -251,14 +253,17 @@ def tensor_subspace(problem: ProblemLike, tensors: Sequence[str] | None) -> Subs
     if tensors is None:
         return Subspace(problem.n_parameters, lambda x: x, lambda v: v)
     known = [spec.name for spec in problem.tensors]
-    unknown = [name for name in tensors if name not in known]
+    network = network_of(problem)
+    ties = tied_names(network) if network else {}
+    chosen_names = [ties.get(name, name) for name in tensors]
+    unknown = [name for name, own in zip(tensors, chosen_names, strict=True) if own not in known]
     if unknown or not tensors:
         what = f"has no {unknown[0]!r}" if unknown else "is empty"
         raise InputError(f"tensors={list(tensors)!r} {what}; choose from {', '.join(known)}")
     chosen = [
         torch.arange(s.offset, s.offset + math.prod(s.shape), device=problem.device)
         for s in problem.tensors
-        if s.name in tensors
+        if s.name in chosen_names
     ]
     index = torch.cat(chosen)
     like = problem.theta0

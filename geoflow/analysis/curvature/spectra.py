@@ -14,9 +14,11 @@ import torch
 import xarray as xr
 
 from geoflow.analysis.curvature.matrix_free import (
+    LEAST_PRODUCTS,
     Eigenpairs,
     Floats,
     check_max_products,
+    checked_tol,
     extreme_eigenvalues,
     products_needed,
     spectral_density,
@@ -148,10 +150,15 @@ def along(
     kinds.check_kind(flow, RegularizingFlow, "flow", kinds.A_FLOW)
     seed = check_seed(seed)
     indices = snapshot_indices(ds, snapshots, DEFAULT_SNAPSHOTS)
+    operators = kinds.as_names(operators, "operators")
+    tensors = None if tensors is None else kinds.as_names(tensors, "tensors")
     _check_operators(operators)
-    check_max_products(max_products)
-    if n_points < 2:
-        raise InputError(f"n_points={n_points}; use at least 2")
+    max_products, tol = check_max_products(max_products), checked_tol(tol)
+    k = kinds.as_whole(k, "k", 1)
+    n_probes = kinds.as_whole(n_probes, "n_probes", 2)
+    n_steps = kinds.as_whole(n_steps, "n_steps", 1)
+    n_trace = kinds.as_whole(n_trace, "n_trace", LEAST_PRODUCTS)
+    n_points = kinds.as_whole(n_points, "n_points", 2)
     cost = {
         "k": k,
         "n_probes": n_probes,

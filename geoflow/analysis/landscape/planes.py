@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -152,24 +151,20 @@ def through(ds: xr.Dataset, snapshots: Sequence[int]) -> Plane:
         Not three indices of snapshots, or three points on a line.
     """
     kinds.check_dataset(ds, "snapshot", "theta")
-    if not isinstance(snapshots, Sequence) or not all(isinstance(i, Integral) for i in snapshots):
-        raise InputError(f"through={kinds.shown(snapshots)}; give three indices of snapshots")
+    snapshots = kinds.as_wholes(snapshots, "through")
+    given = f"through={kinds.shown(snapshots)}"
     n = ds.sizes["snapshot"]
     if n < 3:
-        raise InputError(
-            f"through={list(snapshots)}: ds holds {n} snapshots; walk again with three or more"
-        )
+        raise InputError(f"{given}: ds holds {n} snapshots; walk again with three or more")
     indices = [i % n for i in snapshots if -n <= i < n]
     if len(snapshots) != 3 or len(set(indices)) != 3:
-        raise InputError(
-            f"through={list(snapshots)}: give three different snapshots, from 0 to {n - 1}"
-        )
+        raise InputError(f"{given}: give three different snapshots, from 0 to {n - 1}")
     a, b, c = (_theta(ds, index) for index in indices)
     u = (b - a) / np.linalg.norm(b - a)
     v = (c - a) - ((c - a) @ u) * u
     norm = np.linalg.norm(v)
     if not norm > LEAST_SINE * np.linalg.norm(c - a):
-        raise InputError(f"through={list(snapshots)}: the three lie on a line; choose others")
+        raise InputError(f"{given}: the three lie on a line; choose others")
     # Once more, so that rounding leaves no part of the first direction in it.
     v = v / norm
     v = v - (v @ u) * u

@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from geoflow.analysis.landscape.planes import Plane, principal
-from geoflow.analysis.walked import check_loss, theta_at, walk_attributes
+from geoflow.analysis.walked import check_walked, walk_attributes
 from geoflow.archive.pieces import Pieces, fingerprint
 from geoflow.errors import InputError
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.problem import Problem
-from geoflow.problems.protocol import ProblemLike
+from geoflow.problems.protocol import ProblemLike, check_problem
 from geoflow.system import kinds
 from geoflow.system.limits import EVALUATIONS, check_work
 from geoflow.system.memory import check_memory
@@ -112,8 +112,10 @@ def on_plane(
     kinds.check_kind(plane, Plane | None, "plane", "one of planes.principal, random or through")
     kinds.check_kind(observables, Mapping | None, "observables", "a dict of functions or problems")
     problem, observables = flow.problem, dict(observables or {})
+    points, margin = kinds.as_whole(points, "points"), kinds.as_number(margin, "margin")
+    batch_size = None if batch_size is None else kinds.as_whole(batch_size, "batch_size")
     _check(points, margin, batch_size, observables)
-    _check_flow(ds, problem)
+    check_walked(ds, problem)
     if plane is None:
         plane = principal(ds)
     if plane.directions.shape != (2, problem.n_parameters):
@@ -122,7 +124,7 @@ def on_plane(
             f"(2, {problem.n_parameters})"
         )
     functions = {
-        name: _one_by_one(f) if callable(f) else _in_batches(f, problem, batch_size)
+        name: _one_by_one(f, name) if callable(f) else _in_batches(f, problem, batch_size)
         for name, f in {LOSS: problem, **observables}.items()
     }
     recorded = {n: ds[n].values for n in observables if n in ds and ds[n].dims == ("snapshot",)}
@@ -198,16 +200,11 @@ def _check(
         raise InputError(f"margin={margin}; use a number from 0 to {LARGEST_MARGIN:g}")
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size={batch_size}; use a positive number or None")
-    for name in observables:
-        if not name.isidentifier() or name == LOSS:
+    for name, function in observables.items():
+        if not isinstance(name, str) or not name.isidentifier() or name == LOSS:
             raise InputError(f"observables: {name!r} is taken or not a name; choose another")
-
-
-def _check_flow(ds: xr.Dataset, problem: ProblemLike) -> None:
-    """Make sure that the dataset is a walk of this problem."""
-    if not ds.sizes["snapshot"]:
-        raise InputError("ds holds no snapshot; walk again with snapshots")
-    check_loss(ds, problem, 0, float(problem.loss(theta_at(ds, problem, 0)).mean()))
+        if not callable(function):
+            check_problem(function, f"observables[{name!r}]")
 
 
 def _check_cost(problem: ProblemLike, points: int, n_functions: int) -> None:
@@ -252,8 +249,9 @@ def _grid(
     return axes[0], axes[1]
 
 
-def _one_by_one(function: Observable) -> Evaluation:
-    return lambda thetas: [float(function(theta)) for theta in thetas]
+def _one_by_one(function: Observable, name: str) -> Evaluation:
+    named = f"observables[{name!r}](θ)"
+    return lambda thetas: [kinds.as_number(function(theta), named) for theta in thetas]
 
 
 def _in_batches(problem: ProblemLike, walked: ProblemLike, batch_size: int | None) -> Evaluation:

@@ -161,8 +161,10 @@ def bezier(
     for name, point in (("start", start), ("end", end)):
         check_like(point, problem.theta0, name)
     _check_one(problem)
+    evaluations = kinds.as_whole(evaluations, "evaluations")
     if evaluations < 1:
         raise InputError(f"evaluations={evaluations}; use a positive whole number")
+    learning_rate = kinds.as_number(learning_rate, "learning_rate")
     if not 0 < learning_rate < np.inf:
         raise InputError(f"learning_rate={learning_rate}; use a positive number such as 0.01")
     drawn = np.random.default_rng(check_seed(seed))
@@ -199,6 +201,7 @@ def barrier(problem: ProblemLike, curve: Curve, *, points: int = 51) -> Barrier:
     kinds.check_kind(curve, Curve, "curve", "what straight or bezier returned")
     check_like(curve.start, problem.theta0, "curve: its start")
     _check_one(problem)
+    points = kinds.as_whole(points, "points")
     if points < 3:
         raise InputError(f"points={points}; use 3 or more")
     t = np.linspace(0, 1, points)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from geoflow.errors import InputError
+from geoflow.problems.modules import computes_as
 from geoflow.system import kinds
 
 Indices = NDArray[np.intp]
@@ -71,7 +72,8 @@ def layers_of(module: nn.Module) -> Layers:
     ----------
     module : torch.nn.Module
         Dense layers and convolutions, one activation (tanh, ReLU or leaky ReLU) between any two of
-        them, and average pooling; maximum pooling with ReLUs only.
+        them, and average pooling; maximum pooling with ReLUs only. A layer with a hook or a forward
+        pass of its own is none of these.
 
     Raises
     ------
@@ -89,7 +91,7 @@ def layers_of(module: nn.Module) -> Layers:
     names: list[str] = []
     between: list[nn.Module] = []
     for name, child in _leaves(module):
-        if not isinstance(child, WEIGHTED):
+        if not computes_as(child, WEIGHTED):
             between += [] if _is_transparent(child) else [child]
             continue
         tensors = [n for n in ("weight", "bias") if getattr(child, n) is not None]
@@ -110,10 +112,10 @@ def layers_of(module: nn.Module) -> Layers:
 def _hidden(
     flat: dict[str, Indices], name: str, following: str, between: list[nn.Module]
 ) -> HiddenLayer:
-    activations = [m for m in between if isinstance(m, (*ODD, *HOMOGENEOUS))]
-    homogeneous = bool(activations) and isinstance(activations[0], HOMOGENEOUS)
+    activations = [m for m in between if computes_as(m, (*ODD, *HOMOGENEOUS))]
+    homogeneous = bool(activations) and type(activations[0]) in HOMOGENEOUS
     pools = (*AVERAGES, *MAXIMA) if homogeneous else AVERAGES
-    strange = [m for m in between if not isinstance(m, (*ODD, *HOMOGENEOUS, *pools))]
+    strange = [m for m in between if not computes_as(m, (*ODD, *HOMOGENEOUS, *pools))]
     if strange or len(activations) != 1:
         what = type(strange[0]).__name__ if strange else f"{len(activations)} activations"
         raise InputError(f"module: {what} between {name} and {following}: {_KNOWN}")
@@ -136,9 +138,9 @@ def _incoming(flat: dict[str, Indices], name: str) -> list[Indices]:
 
 
 def _is_transparent(module: nn.Module) -> bool:
-    if isinstance(module, nn.Flatten):
+    if computes_as(module, (nn.Flatten,)):
         return (module.start_dim, module.end_dim) == (1, -1)
-    return isinstance(module, WITHOUT_EFFECT)
+    return computes_as(module, WITHOUT_EFFECT)
 
 
 def _leaves(module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -147,6 +149,6 @@ def _leaves(module: nn.Module) -> list[tuple[str, nn.Module]]:
     for name, child in module.named_modules(remove_duplicate=False):
         # What is inside another module is its own affair.
         inside = bool(found) and name.startswith(f"{found[-1][0]}.".lstrip("."))
-        if not isinstance(child, nn.Sequential) and not inside:
+        if not computes_as(child, (nn.Sequential,)) and not inside:
             found.append((name, child))
     return found

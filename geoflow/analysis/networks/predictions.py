@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from geoflow.analysis.walked import snapshot_indices, walk_attributes
 from geoflow.errors import InputError
 from geoflow.problems.parts import OUTPUTS_AT_ONCE, outputs
-from geoflow.system import kinds
+from geoflow.system import kinds, translation
 from geoflow.system.memory import check_memory
 from geoflow.system.progress import progress_bar
 from geoflow.trajectories.dataset import at_snapshots
@@ -86,22 +86,33 @@ def along(
     check_module(ds, module)
     indices = snapshot_indices(ds, snapshots, DEFAULT_SNAPSHOTS)
     kinds.check_kind(inputs, Mapping, "inputs", "a dict of tensors of examples by name")
+    if not inputs:
+        raise InputError("inputs={}; give a set of examples")
     for name, examples in inputs.items():
+        kinds.check_kind(name, str, "inputs: a name", "a str, such as 'test'")
         kinds.check_kind(examples, Tensor, f"inputs[{name!r}]", "a tensor of examples")
-    if not inputs or batch_size < 1:
-        raise InputError(
-            f"inputs={list(inputs)}, batch_size={batch_size}; give a set of examples and a "
-            "positive number"
-        )
+        if not examples.ndim or not len(examples):
+            what = f"has shape {tuple(examples.shape)}"
+            raise InputError(f"inputs[{name!r}] {what}; give one example or more, (N, …)")
+    batch_size = kinds.as_whole(batch_size, "batch_size", 1)
+    kinds.check_switch(classification, "classification")
     module = copy.deepcopy(module).eval()
     steps = progress_bar(progress, indices, "outputs", unit="snapshot")
     found: dict[str, list[Tensor]] = {name: [] for name in inputs}
     for count, index in enumerate(steps):
         parameters = _parameters(module, ds["theta"].isel(snapshot=index).values)
         for name, examples in inputs.items():
-            found[name].append(
-                outputs(module, parameters, _like(parameters, examples), batch_size).cpu()
-            )
+            try:
+                given = outputs(module, parameters, _like(parameters, examples), batch_size)
+            except (IndexError, RuntimeError, TypeError, ValueError) as error:
+                if count or isinstance(error, torch.OutOfMemoryError):
+                    raise
+                what = f"module does not take them ({translation.reason(error)})"
+                raise InputError(
+                    f"inputs[{name!r}] of shape {tuple(examples.shape)} and {examples.dtype}: "
+                    f"{what}; give them as it was trained on"
+                ) from error
+            found[name].append(given.cpu())
         if count == 0:
             needed = sum(part[0].numel() * part[0].element_size() for part in found.values())
             # Once as a list and once stacked; or stacked and in float64, where they are not yet.

@@ -21,6 +21,7 @@ from geoflow.analysis.networks.predictions import (
     pair_coordinates,
 )
 from geoflow.analysis.walked import snapshot_indices
+from geoflow.system import kinds
 from geoflow.system.progress import progress_bar
 
 Floats = NDArray[np.float64]
@@ -197,6 +198,7 @@ def along(
         A network whose symmetries are not known here, or not of this walk.
     """
     check_module(ds, module)
+    kinds.check_switch(classification, "classification")
     layers = layers_of(module)
     indices = snapshot_indices(ds, snapshots, DEFAULT_SNAPSHOTS)
     n = len(indices)

@@ -13,6 +13,7 @@ from scipy.stats import t as student
 
 from geoflow.analysis.series import red_noise
 from geoflow.errors import InputError
+from geoflow.system import kinds
 
 Floats = NDArray[np.float64]
 
@@ -97,13 +98,16 @@ def fit(
     InputError
         An argument that cannot be used.
     """
-    t, y = np.asarray(times, float), np.asarray(values, float)
+    t, y = kinds.as_numbers(times, "times"), kinds.as_numbers(values, "values")
     if t.ndim != 1 or t.shape != y.shape or not (np.diff(t) > 0).all():
         raise InputError("times: give increasing numbers, and as many values")
     if not np.isfinite(y).all():
         raise InputError("values are not finite; leave those out")
+    n_terms = kinds.as_whole(n_terms, "n_terms")
     if n_terms not in (1, 2):
         raise InputError(f"n_terms={n_terms}; use 1 or 2")
+    confidence = kinds.as_number(confidence, "confidence")
+    limit = None if limit is None else kinds.as_number(limit, "limit")
     if not 0 < confidence < 1:
         raise InputError(f"confidence={confidence}; use a number between 0 and 1")
     if limit is not None and not (y > limit).all():

@@ -74,6 +74,9 @@ def frequency_grid(
     With uneven samples there is no Nyquist frequency; what lies above half the median rate may be
     asked for by ``max_frequency``.
     """
+    oversampling = kinds.as_number(oversampling, "oversampling")
+    if max_frequency is not None:
+        max_frequency = kinds.as_number(max_frequency, "max_frequency")
     if max_frequency is not None and not (math.isfinite(max_frequency) and max_frequency > 0):
         raise InputError(f"max_frequency={max_frequency:g}; use a positive number")
     if not (math.isfinite(oversampling) and oversampling > 0):
@@ -142,7 +145,9 @@ def lomb_scargle(
     """
     t, y = kinds.as_numbers(times, "times"), kinds.as_numbers(values, "values")
     y = y[:, None] if y.ndim == 1 else y
-    _check(t, y, detrend, levels, n_simulations, seed)
+    levels = checked_levels(levels)
+    n_simulations = kinds.as_whole(n_simulations, "n_simulations")
+    _check(t, y, detrend, n_simulations, seed)
     frequency = frequency_grid(t, oversampling=oversampling, max_frequency=max_frequency)
     _check_cost(y.shape, len(frequency), n_simulations)
     shared = None if detrend == "relaxation" else _Design(t, _background(t, y, detrend), frequency)
@@ -300,9 +305,22 @@ def _check_cost(shape: tuple[int, ...], n_frequencies: int, n_simulations: int) 
     check_work(operations, OPERATIONS, named, "operations")
 
 
-def _check(
-    t: Floats, y: Floats, detrend: str, levels: Sequence[float], count: int, seed: int
-) -> None:
+def checked_levels(levels: Sequence[float]) -> list[float]:
+    """Return levels of significance as a list.
+
+    Raises
+    ------
+    InputError
+        There are none, or they are no numbers between 0 and 1.
+    """
+    found = kinds.as_numbers(levels, "levels")
+    if found.ndim != 1 or not found.size or not ((found > 0) & (found < 1)).all():
+        given = kinds.shown(levels)
+        raise InputError(f"levels={given}; use numbers between 0 and 1 in a list")
+    return [float(level) for level in found]
+
+
+def _check(t: Floats, y: Floats, detrend: str, count: int, seed: int) -> None:
     if t.ndim != 1 or y.ndim != 2 or len(y) != len(t) or not (np.diff(t) > 0).all():
         raise InputError("times: give increasing numbers, and values of shape (N,) or (N, K)")
     if len(t) < FEWEST:
@@ -311,8 +329,6 @@ def _check(
         raise InputError("values are not finite; leave those out")
     if detrend not in DETREND:
         raise InputError(f"detrend={detrend!r}; choose from {', '.join(DETREND)}")
-    if not levels or not all(0 < level < 1 for level in levels):
-        raise InputError(f"levels={list(levels)}; use numbers between 0 and 1")
     if count < 19:
         raise InputError(f"n_simulations={count}; use at least 19, for p-values of 5%")
     check_seed(seed)

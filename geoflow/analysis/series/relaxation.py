@@ -90,7 +90,7 @@ def along(
         raise InputError(
             f"ds holds {n} {found.samples}{plural}, and a rate takes two or more; walk {more}"
         )
-    begin = float(found.time[-1]) / 2 if start is None else start
+    begin = float(found.time[-1]) / 2 if start is None else kinds.as_number(start, "start")
     window = found.time >= begin
     if window.sum() < 2:
         raise InputError(f"start={begin:g}: the walk ends at {found.time[-1]:.6g}; begin earlier")
@@ -160,7 +160,7 @@ def _curvature(
             flow,
             snapshots=[-1],
             operators=["tangent"],
-            k=min(5, flow.problem.n_parameters - 1),
+            k=max(1, min(5, flow.problem.n_parameters - 1)),
             n_probes=2,
             n_steps=8,
             n_trace=6,

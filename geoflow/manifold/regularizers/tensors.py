@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -12,7 +11,8 @@ from torch import Tensor
 from geoflow.errors import InputError
 from geoflow.manifold.regularizers.bound import ThetaFunction
 from geoflow.manifold.regularizers.named import Make
-from geoflow.problems.parts import TensorSpec
+from geoflow.problems.modules import matching_names, tied_names
+from geoflow.problems.parts import TensorSpec, network_of
 from geoflow.problems.protocol import ProblemLike
 
 Patterns = str | Sequence[str] | None
@@ -20,6 +20,8 @@ Patterns = str | Sequence[str] | None
 
 def matching(problem: ProblemLike, patterns: Patterns) -> list[TensorSpec]:
     """Parameter tensors whose names match a pattern, in flat order; all for None.
+
+    A tensor that several modules share has a name in each.
 
     Raises
     ------
@@ -29,14 +31,19 @@ def matching(problem: ProblemLike, patterns: Patterns) -> list[TensorSpec]:
     if patterns is None:
         return list(problem.tensors)
     names = [t.name for t in problem.tensors]
+    network = network_of(problem)
+    ties = tied_names(network) if network else {}
+    chosen: set[str] = set()
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        found = matching_names(names, ties, pattern)
+        if not found:
             known = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
             raise InputError(
                 f"regularizer: tensors={pattern!r} is the name of no parameter tensor; there are "
                 f"{known}"
             )
-    return [t for t in problem.tensors if any(fnmatchcase(t.name, p) for p in patterns)]
+        chosen |= found
+    return [t for t in problem.tensors if t.name in chosen]
 
 
 def entries(function: Callable[[Tensor], Tensor], patterns: Patterns) -> Make:
