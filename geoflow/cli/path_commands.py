@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from rich.table import Table
 
@@ -16,6 +18,7 @@ from geoflow.cli.own_problem import named_experiment
 from geoflow.cli.terminal import DONE, ENDED_EARLY, INTERRUPTED, number, or_dash, show, show_json
 from geoflow.errors import InputError
 from geoflow.manifold import regularizers
+from geoflow.paths.extending import kept_threads
 from geoflow.problems.dtypes import DTYPES
 from geoflow.system import files
 from geoflow.system.messages import note
@@ -82,6 +85,7 @@ def resume(args: argparse.Namespace, further: dict[str, Any]) -> int:
     if refused:
         option = refused[0].replace("_", "-")
         raise InputError(f"--{option}: {args.file} is a path; give --levels A,B,… to go on with it")
+    torch.set_num_threads(kept_threads(Path(args.file)))
     ds = gf.resume_path(
         args.file,
         levels=args.levels or (),

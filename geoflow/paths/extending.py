@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import xarray as xr
 
 from geoflow import experiments
@@ -92,6 +93,7 @@ def resume_path(
         # Further levels of a path that had ended.
         taken = _ended(path)[1]
     config = json.loads(attributes["config"])
+    _check_threads(path, config, begun=unfinished is not None)
     wanted = _wanted(path, attributes, taken, levels, max_evaluations)
     budget = max_evaluations or config["max_evaluations"]
     _refuse_spent(attributes, taken, budget)
@@ -134,6 +136,30 @@ def _ended(path: Path) -> tuple[dict[str, Any], list[PathPoint]]:
         shapes = zip(ds["tensor_name"].values, ds["tensor_shape"].values, strict=True)
         tensors = [[str(name), json.loads(shape)] for name, shape in shapes]
         return attributes | {"tensors": tensors}, points_of(ds.load())
+
+
+def kept_threads(path: Path) -> int:
+    """Threads that a path was followed with, or was begun to be.
+
+    Raises
+    ------
+    ArchiveError
+        There is none, or its settings cannot be used.
+    """
+    unfinished = path_files.kept_settings(path)
+    if unfinished is None:
+        return int(json.loads(_ended(path)[0]["config"])["threads"])
+    configuration.check_path(path, unfinished)
+    return int(json.loads(unfinished["config"])["threads"])
+
+
+def _check_threads(path: Path, config: Mapping[str, Any], *, begun: bool) -> None:
+    """Refuse to go on with points of another number of threads, which round otherwise."""
+    if begun and config["threads"] != torch.get_num_threads():
+        raise InputError(
+            f"{path}: its points were computed with threads={config['threads']}, and torch has "
+            f"{torch.get_num_threads()}; call torch.set_num_threads({config['threads']}) first"
+        )
 
 
 def _of_experiment(path: Path, attributes: Mapping[str, Any]) -> experiments.RebuiltWalk:

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import geoflow as gf
 from geoflow import cli
@@ -205,7 +206,14 @@ def test_resume_goes_on_with_an_interrupted_path(problem, monkeypatch, capsys):
     assert _path(problem, "--levels", LEVELS) == INTERRUPTED
     assert cli.main(["resume", "path.nc", "--problem", problem, "--levels", "1.0"]) == BAD_INPUT
     assert "an unfinished path" in capsys.readouterr().err
-    assert cli.main(["resume", "path.nc", "--problem", problem]) == DONE
+    # Another process may have other threads; its command goes on with those of the path.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert cli.main(["resume", "path.nc", "--problem", problem]) == DONE
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(threads)
     with gf.open_path("path.nc") as ds, gf.open_path("whole.nc") as whole:
         for name in ("level", "theta", "n_gradient", "penalty"):
             np.testing.assert_array_equal(ds[name], whole[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import signal
@@ -236,6 +237,31 @@ def test_a_walk_is_no_path_and_a_path_no_walk(written, tmp_path):
         gf.ArchiveError, match=r"is a regularisation path, which gf.open_path opens"
     ):
         gf.open_trajectory(written)
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_points_of_another_number_of_threads_are_kept_and_not_gone_on_with(tmp_path, extended):
+    file = tmp_path / "path.nc"
+    cut = {"total": _Counting(1)}
+    if extended:
+        _path(file, LEVELS[:1]).close()
+        go = functools.partial(gf.resume_path, file, _flow(), levels=LEVELS[1:])
+    else:
+        go = functools.partial(gf.regularization_path, _flow(), LEVELS, archive=file)
+    with pytest.raises(KeyboardInterrupt):
+        go(observables=cut)
+    kept = {p: p.read_bytes() for p in pieces.folder_beside(file).glob("*.*")}
+    assert len(kept) >= 2
+    threads, observables = torch.get_num_threads(), {"total": _Counting()}
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.raises(gf.InputError, match=rf"threads={threads}, and torch has"):
+            gf.resume_path(file, _flow(), observables=observables)
+    finally:
+        torch.set_num_threads(threads)
+    assert kept == {p: p.read_bytes() for p in kept}
+    with gf.resume_path(file, _flow(), observables=observables) as ds:
+        assert ds.attrs["status"] == "complete"
 
 
 KILLED = """
