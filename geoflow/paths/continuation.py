@@ -102,7 +102,9 @@ def at_level(flow: RegularizingFlow, level: float, theta: Tensor | None = None) 
     problem = flow.problem
     if theta is not None:
         problem = cast(ProblemLike, _From(problem, theta))
-    return RegularizingFlow(LevelSet(problem, level, flow.level_set.level_rtol), flow.regularizer)
+    own = flow.level_set
+    level_set = LevelSet(problem, level, own.level_rtol, level_atol=own.level_atol)
+    return RegularizingFlow(level_set, flow.regularizer)
 
 
 class Continuation:

@@ -231,6 +231,12 @@ def _check(
     for name, value in here.items():
         if value != attributes[name]:
             raise InputError(f"flow: its {name} is {value!r}, the path's is {attributes[name]!r}")
+    config = json.loads(attributes["config"])
+    atol = config.get("level_atol", 0.0)
+    if flow.level_set.level_atol != atol:
+        raise InputError(
+            f"flow: its level_atol is {flow.level_set.level_atol!r}, the path's is {atol!r}; use that"
+        )
     if not same_data(flow.problem, attributes["data_sha256"]):
         raise InputError("flow: its data are not those of the path; use the same data")
     apart = " ".join(p.data_sha256 for p in apart_from(flow))
@@ -242,7 +248,7 @@ def _check(
             f"flow: its network's tensors are not those of the path ({different}); give the flow "
             "that the path started with"
         )
-    names = json.loads(attributes["config"])["observables"]
+    names = config["observables"]
     if sorted(observables) != names:
         raise InputError(
             f"observables: the path has {names}, given are {sorted(observables)}; give the same"

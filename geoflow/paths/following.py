@@ -182,6 +182,7 @@ def follow(
         "observables": sorted(observables),
         "threads": torch.get_num_threads(),
         "provenance": dict(settings.provenance),
+        **({"level_atol": flow.level_set.level_atol} if flow.level_set.level_atol else {}),
     }
     header = path_dataset.attributes(flow, degrees=degrees, config=config)
     tensors = [[t.name, list(t.shape)] for t in flow.problem.tensors]

@@ -167,11 +167,9 @@ def _config_defects(attributes: Mapping[str, Any]) -> Iterator[str]:
         yield f"its config has no {missing[0]!r}"
         return
     yield from _common_defects(config)
-    division, atol = config.get("constraints", ""), config.get("level_atol", 0.0)
+    division = config.get("constraints", "")
     if division != "" and division not in list(DIVISIONS):
         yield f"config: constraints are {str(division)[:40]!r}, not one of {', '.join(DIVISIONS)}"
-    if isinstance(atol, bool) or not isinstance(atol, int | float) or not 0 <= atol < math.inf:
-        yield f"config: level_atol is {str(atol)[:40]!r}, not a number from 0 on"
     yield from _provenance_defects(config["provenance"], attributes)
     yield from _settings_defects(config, attributes)
 
@@ -185,6 +183,9 @@ def _common_defects(config: Mapping[str, Any]) -> Iterator[str]:
     threads = config["threads"]
     if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
         yield f"config: threads is {str(threads)[:40]!r}, not a number up to {MOST_THREADS}"
+    atol = config.get("level_atol", 0.0)
+    if isinstance(atol, bool) or not isinstance(atol, int | float) or not 0 <= atol < math.inf:
+        yield f"config: level_atol is {str(atol)[:40]!r}, not a number from 0 on"
 
 
 def _path_config_defects(attributes: Mapping[str, Any]) -> Iterator[str]:

@@ -264,6 +264,25 @@ def test_points_of_another_number_of_threads_are_kept_and_not_gone_on_with(tmp_p
         assert ds.attrs["status"] == "complete"
 
 
+def test_a_path_keeps_its_absolute_tolerance_and_goes_on_with_that_alone(tmp_path):
+    file = tmp_path / "path.nc"
+
+    def loose(level_atol):
+        level_set = gf.LevelSet(_flow().problem, 0.5, level_atol=level_atol)
+        return gf.RegularizingFlow(level_set, gf.regularizers.squared_norm)
+
+    with _path(file, LEVELS[:2], flow=loose(1e-3)) as ds:
+        assert (abs(ds["level_residual"]) <= 1e-3 + 1e-6 * ds["level"]).all()
+        assert (abs(ds["level_residual"]) > 1e-6 * ds["level"]).any()
+    observables = {"total": _Counting()}
+    for other in (0.0, 1e-4):
+        with pytest.raises(gf.InputError, match=rf"level_atol is {other}, the path's is 0.001"):
+            gf.resume_path(file, loose(other), levels=[3.0], observables=observables)
+    with gf.resume_path(file, loose(1e-3), levels=[3.0], observables=observables) as ds:
+        assert ds.sizes["level"] == 4
+    assert not gf.validate(file)
+
+
 KILLED = """
 import os, signal, sys
 import torch
