@@ -30,7 +30,7 @@ from torch.nn import functional as F
 import geoflow as gf
 from geoflow.experiments.synthetic import textured_images
 
-SEED, EPOCHS, LEVEL_RTOL, MAX_EVALUATIONS = 0, 300, 1e-5, 8_000
+SEED, EPOCHS, LEVEL_RTOL, MAX_EVALUATIONS = 0, 400, 1e-5, 8_000
 SOLVER = "exponential"
 EXAMPLES = {"resnet18": 8, "gpt": 4}
 # Of AdamW, and of the loss afterwards.
@@ -158,8 +158,8 @@ def train(module: nn.Module, inputs: Tensor, targets: Tensor, decays: tuple[floa
     what ∇L has along θ.
     """
     first, then = decays
-    for make, rate, decay in ((torch.optim.AdamW, 1e-3, first), (torch.optim.Adam, 5e-4, then)):
-        optimizer = make(module.parameters(), lr=rate, weight_decay=decay)
+    for make, decay in ((torch.optim.AdamW, first), (torch.optim.Adam, then)):
+        optimizer = make(module.parameters(), lr=1e-3, weight_decay=decay)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
         for _ in range(EPOCHS):
             for s in torch.randperm(len(inputs)).split(CHUNK):

@@ -235,7 +235,8 @@ def _check(
     atol = config.get("level_atol", 0.0)
     if flow.level_set.level_atol != atol:
         raise InputError(
-            f"flow: its level_atol is {flow.level_set.level_atol!r}, the path's is {atol!r}; use that"
+            f"flow: its level_atol is {flow.level_set.level_atol!r}, the path's is {atol!r}; "
+            "use that"
         )
     if not same_data(flow.problem, attributes["data_sha256"]):
         raise InputError("flow: its data are not those of the path; use the same data")
