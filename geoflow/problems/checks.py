@@ -258,10 +258,10 @@ def explained(dtype: torch.dtype, of: str = "loss") -> Iterator[None]:
         said = (str(error) or type(error).__name__).splitlines()[0]
         name = str(dtype).removeprefix("torch.")
         if any(word in said for word in ("dtype", "scalar type", "Float", "Double", "BFloat16")):
+            like = "the inputs (x.dtype" if of == "loss" else "θ (theta.dtype"
             raise InputError(
                 f"{of}: evaluated in {name}, and a tensor of yours is of another dtype ({said}); "
-                "make it in the dtype of what it is given (x.dtype, not .float()), or give "
-                "dtype=torch.float32"
+                f"make it in the dtype of {like}, not .float()), or give dtype=torch.float32"
             ) from error
         raise InputError(f"{of}: its first evaluation failed ({said})") from error
 

@@ -146,7 +146,7 @@ def of_function(loss: Callable[[Tensor], Tensor], theta0: Tensor) -> Made:
     shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
     if shape != () or value.is_complex():
         what = f"shape {shape}" if shape != () else f"a {value.dtype}"
-        raise InputError(f"loss returned {what}; it must return a real scalar tensor")
+        raise InputError(f"loss returned {what}; it must return a scalar tensor, a real one")
     return (FunctionPart(loss),), theta0, (TensorSpec("theta", 0, tuple(theta0.shape)),), ""
 
 
