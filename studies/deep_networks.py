@@ -1,4 +1,4 @@
-"""Two deep networks walked in float32: a residual one on images, a transformer on text; seed 0.
+"""Deep networks walked in float32: a residual one on images, transformers on text; seed 0.
 
     THP_MEM_ALLOC_ENABLE=1 python studies/deep_networks.py [resnet18] [gpt] [deeper_gpt]
                    [--device DEVICE] [--examples N] [--degrees A] [--solver SOLVER] [--minutes M]
