@@ -313,6 +313,12 @@ def test_levels_are_given_one_by_one():
     assert np.array_equal(gf.LevelSet([sphere(), plane()], [2.0, 2.5]).levels, [2.0, 2.5])
 
 
+def test_levels_may_be_a_tensor():
+    levels = torch.tensor([3.0, 2.5])
+    assert gf.LevelSet([sphere(), plane()], level=levels).levels.tolist() == [3.0, 2.5]
+    assert gf.LevelSet(sphere(), level=levels[1]).level == 2.5
+
+
 def test_a_list_of_one_is_that_one():
     level_set = gf.LevelSet([sphere()], level=[1.5])
     assert level_set.level == 1.5
