@@ -9,8 +9,8 @@ Newton's method for it asks for (I + cA)⁻¹G with A = ∇²R + (μ/c)∇²L in
 iteration for that would spend a gradient on every image of A. Here each of these gradients is
 taken where the iteration has come to, at y itself: the difference of two in a row is the
 image of the last correction. The corrections of a step span a space in which the system is solved
-exactly (Galerkin, as conjugate gradients do, by Anderson's mixing of type I); outside it the pairs
-of the steps before serve as preconditioner. So what an inexact Newton iteration spends on products
+exactly (Galerkin, by Anderson's mixing of type I); outside it the pairs of the steps before serve
+as preconditioner. So what an inexact Newton iteration spends on products
 goes into points nearer and nearer to the solution, the last of which is the state a walk needs.
 
 Where the minimum is, I + cA is positive definite along the level set. Corrections in whose space it
@@ -54,6 +54,9 @@ DIVERGED = 30.0
 # Directions of the corrections that depend on the others but for this part, squared, say nothing on
 # whether I + cA is definite: the images they would be made of belong to different points.
 DISTINCT = 1e-2
+# Images are of one matrix where what a move in their space leaves is less than so many times what
+# there was.
+APART = 2.0
 # Corrections along the normal alone, at the end.
 NORMAL_ITERATIONS = 6
 
@@ -229,44 +232,50 @@ class _Space:
         self.vectors = like.new_empty((limit, like.numel()), dtype=torch.float32)
         self.images = torch.empty_like(self.vectors)
         self.system, self.gram = np.zeros((2, limit, limit))
-        self.n, self.least = 0, 1.0
+        self.first, self.n, self.least = 0, 0, 1.0
 
     def add(self, vector: Tensor, image: Tensor, c: float) -> None:
         """Take in a unit vector and its image under A."""
-        n, new = self.n, self.n + 1
+        n = self.n
         last = self.vectors[n].copy_(vector)
         torch.add(vector, image, alpha=c, out=self.images[n])
-        self.n = new
-        self.gram[n, :new] = self.gram[:new, n] = numbers(self.vectors[:new] @ last)
-        found = numbers(self.vectors[:new] @ self.images[n]) + numbers(self.images[:new] @ last)
-        self.system[n, :new] = self.system[:new, n] = found / 2
-        sizes, directions = np.linalg.eigh(self.gram[:new, :new])
+        self.n += 1
+        used = slice(self.first, self.n)
+        self.gram[n, used] = self.gram[used, n] = numbers(self.vectors[used] @ last)
+        self.system[used, n] = numbers(self.vectors[used] @ self.images[n])
+        self.system[n, used] = numbers(self.images[used] @ last)
+        sizes, directions = np.linalg.eigh(self.gram[used, used])
         distinct = sizes > DISTINCT * sizes[-1]
         basis = directions[:, distinct] / np.sqrt(sizes[distinct])
-        self.least = float(np.linalg.eigvalsh(basis.T @ self.system[:new, :new] @ basis)[0])
+        projected = basis.T @ self.system[used, used] @ basis
+        self.least = float(np.linalg.eigvalsh((projected + projected.T) / 2)[0])
 
     def solve(self, force: Tensor, normals: Tensor) -> Tensor:
         """Tangent move in the space after which no force is left along it.
 
-        What is left of the force elsewhere takes its place.
+        What is left of the force elsewhere takes its place. Where that is more than there was, the
+        images are those of points too far apart, and the oldest corrections are given up.
         """
-        n = self.n
-        if not n:
-            return torch.zeros_like(force)
-        vectors, images = self.vectors[:n], self.images[:n]
-        on_normals = numbers(vectors @ normals.T)
-        size = n + len(normals)
-        system = np.zeros((size, size))
-        system[:n, :n] = self.system[:n, :n]
-        system[:n, n:] = on_normals
-        system[n:, :n] = on_normals.T
-        right = np.append(-numbers(vectors @ force), np.zeros(len(normals)))
-        # Corrections that all but repeat one another are left out of it.
-        found = np.linalg.lstsq(system, right, rcond=1e-8)[0][:n]
-        coefficients = torch.from_numpy(found).to(vectors)
-        force.addmv_(images.T, coefficients)
-        force.addmv_(normals.T, normals @ force, alpha=-1)
-        return coefficients @ vectors
+        before = float(torch.linalg.vector_norm(force))
+        while n := self.n - self.first:
+            used = slice(self.first, self.n)
+            vectors, images = self.vectors[used], self.images[used]
+            on_normals = numbers(vectors @ normals.T)
+            size = n + len(normals)
+            system = np.zeros((size, size))
+            system[:n, :n] = self.system[used, used]
+            system[:n, n:] = on_normals
+            system[n:, :n] = on_normals.T
+            right = np.append(-numbers(vectors @ force), np.zeros(len(normals)))
+            # Corrections that all but repeat one another are left out of it.
+            found = np.linalg.lstsq(system, right, rcond=1e-8)[0][:n]
+            coefficients = torch.from_numpy(found).to(vectors)
+            left = torch.addmv(force, images.T, coefficients)
+            if float(torch.linalg.vector_norm(left)) <= APART * before:
+                force.copy_(left.addmv_(normals.T, normals @ left, alpha=-1))
+                return coefficients @ vectors
+            self.first += 1
+        return torch.zeros_like(force)
 
 
 def _learn(
