@@ -66,6 +66,8 @@ from geoflow.solvers.krylov import (
 OTHER_VECTORS = 12
 
 SAFETY, SHRINK, GROW = 0.9, 0.2, 3.0
+# Growth of the step while none has been as long as its error allows.
+GROW_AT_START = 1e4
 
 # The Krylov residual, h times it in units of the error allowed, and in units of ‖f‖, without which
 # a loose tolerance would let θ leave the slow manifold.
@@ -143,7 +145,8 @@ class Exponential:
 
     def init(self, flow: RegularizingFlow, state: FlowState, tolerance: Tolerance) -> Carry:
         """Start with a step about as long as the error allowed."""
-        return {"step_size": first_step(state, tolerance.scale(state.theta)), "radius": 0.0}
+        step = first_step(state, tolerance.scale(state.theta))
+        return {"step_size": step, "radius": 0.0, "starting": True}
 
     def step(
         self,
@@ -162,12 +165,14 @@ class Exponential:
             flow, state, tolerance, radius, self.max_vectors, DTYPES.get(self.basis or "")
         )
         floor = VELOCITY_FLOOR * _norm(state.regularizer_gradient)
+        starting = bool(carry.get("starting", False))
+        most = GROW_AT_START if starting else GROW
         n_rejected = 0
         while True:
             step = attempts.resolve(step)
             try:
                 end, error = attempts.attempt(step)
-                factor = min(max(SAFETY * max(error, 1e-4) ** (-1 / 3), SHRINK), GROW)
+                factor = min(max(SAFETY * max(error, 1e-12) ** (-1 / 3), SHRINK), most)
                 grows = end.tangent_norm > VELOCITY_GROWTH * max(state.tangent_norm, floor)
                 if error <= 1 and not grows:
                     break
@@ -185,7 +190,11 @@ class Exponential:
             following = max(following, wanted)
         return StepResult(
             state=end,
-            carry={"step_size": following, "radius": attempts.radius},
+            carry={
+                "step_size": following,
+                "radius": attempts.radius,
+                "starting": starting and not n_rejected and factor > GROW,
+            },
             time=step,
             error_estimate=error,
             n_rejected=n_rejected,
