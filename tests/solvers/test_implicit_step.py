@@ -51,7 +51,7 @@ def space_of(*pairs):
 def test_images_of_points_apart_leave_no_force_along_the_corrections():
     # As v is kept beside v + c·image, A is the image less v: of no symmetric matrix.
     first, second = AXES[0], AXES[0] + AXES[1]
-    space = space_of((first, AXES[0] + 2 * AXES[1]), (second, AXES[0] - 0.5 * AXES[1]))
+    space = space_of((first, AXES[0] + 2 * AXES[1]), (second, 4 * AXES[1]))
     force = (AXES[0] + AXES[1] + AXES[2]).float()
     move = space.solve(force, AXES[4:].float())
     assert move.norm() > 0.1
@@ -61,7 +61,7 @@ def test_images_of_points_apart_leave_no_force_along_the_corrections():
 
 def test_corrections_whose_images_would_leave_more_force_than_there_was_are_given_up():
     last = AXES[0] + 0.1 * AXES[1]
-    # All but parallel, by images that differ: what takes the force away leaves another, 30 times it.
+    # All but parallel, images that differ: what takes the force away leaves 30 times as much.
     space = space_of((AXES[0], 0 * AXES[0]), (last, 3 * AXES[2]))
     before = AXES[1].float()
     force = before.clone()
@@ -79,6 +79,17 @@ def test_a_space_of_nothing_else_leaves_the_force_as_it_is():
     force = AXES[1].float()
     assert torch.equal(space.solve(force, AXES[4:].float()), torch.zeros(5))
     assert torch.equal(force, AXES[1].float())
+
+
+def test_the_oldest_images_are_given_up_until_the_rest_is_positive_definite():
+    # I + A of these is 1 along the second and the third, and -3 along the first.
+    space = space_of((AXES[0], -4 * AXES[0]), (AXES[1], 0 * AXES[1]), (AXES[2], 0 * AXES[2]))
+    assert space.least == pytest.approx(1.0)
+    assert (space.first, space.n) == (1, 3)
+    # The newest says it itself: nothing is left to be given up.
+    space = space_of((AXES[1], 0 * AXES[1]), (AXES[0], -4 * AXES[0]))
+    assert space.least == pytest.approx(-3.0)
+    assert (space.first, space.n) == (1, 2)
 
 
 @pytest.mark.slow

@@ -13,8 +13,10 @@ exactly (Galerkin, by Anderson's mixing of type I); outside it the pairs of the 
 as preconditioner. So what an inexact Newton iteration spends on products
 goes into points nearer and nearer to the solution, the last of which is the state a walk needs.
 
-Where the minimum is, I + cA is positive definite along the level set. Corrections in whose space it
-is not say that the step is too long for there to be one near, long before the iteration diverges.
+Where the minimum is, I + cA is positive definite along the level set. By images taken at points far
+apart it may seem not to be; the oldest corrections are given up then. Where their lengths have not
+fallen either, the step is too long for there to be a minimum near, long before the iteration
+diverges.
 
 Far from the solution A changes from one correction to the next, and the images taken early are no
 longer those of the system: it may become all but singular there. No correction is therefore longer
@@ -57,6 +59,9 @@ DISTINCT = 1e-2
 # Images are of one matrix where what a move in their space leaves is less than so many times what
 # there was.
 APART = 2.0
+# Where they are not, the iteration goes on while its corrections are shorter than this part of the
+# first.
+PROGRESS = 0.5
 # Corrections along the normal alone, at the end.
 NORMAL_ITERATIONS = 6
 
@@ -160,7 +165,7 @@ def correct(
         small = size <= negligible and float(torch.linalg.vector_norm(onto)) <= negligible
         if small and (abs(residuals) <= level_set.tolerances).all():
             return Corrected(state, iteration)
-        if space.least < 0:
+        if space.least < 0 and size > PROGRESS * sizes[0]:
             residual = float(residuals[np.argmax(abs(residuals) / level_set.scales)])
             raise IndefiniteError(space.least, iterations=iteration, residual=residual)
         if not math.isfinite(size) or (len(sizes) > 2 and size > DIVERGED * min(sizes)):
@@ -225,7 +230,7 @@ class _Space:
     Attributes
     ----------
     least : float
-        Smallest eigenvalue of I + cA in it; 1 while it is empty.
+        Smallest eigenvalue of I + cA in it, before any were given up; 1 while it is empty.
     """
 
     def __init__(self, limit: int, like: Tensor) -> None:
@@ -235,7 +240,10 @@ class _Space:
         self.first, self.n, self.least = 0, 0, 1.0
 
     def add(self, vector: Tensor, image: Tensor, c: float) -> None:
-        """Take in a unit vector and its image under A."""
+        """Take in a unit vector and its image under A.
+
+        The oldest are given up until I + cA is positive definite by those that are left.
+        """
         n = self.n
         last = self.vectors[n].copy_(vector)
         torch.add(vector, image, alpha=c, out=self.images[n])
@@ -244,11 +252,19 @@ class _Space:
         self.gram[n, used] = self.gram[used, n] = numbers(self.vectors[used] @ last)
         self.system[used, n] = numbers(self.vectors[used] @ self.images[n])
         self.system[n, used] = numbers(self.images[used] @ last)
+        self.least = left = self._smallest()
+        while left < 0 and self.first < n:
+            self.first += 1
+            left = self._smallest()
+
+    def _smallest(self) -> float:
+        """Smallest eigenvalue of I + cA by the images in use."""
+        used = slice(self.first, self.n)
         sizes, directions = np.linalg.eigh(self.gram[used, used])
         distinct = sizes > DISTINCT * sizes[-1]
         basis = directions[:, distinct] / np.sqrt(sizes[distinct])
         projected = basis.T @ self.system[used, used] @ basis
-        self.least = float(np.linalg.eigvalsh((projected + projected.T) / 2)[0])
+        return float(np.linalg.eigvalsh((projected + projected.T) / 2)[0])
 
     def solve(self, force: Tensor, normals: Tensor) -> Tensor:
         """Tangent move in the space after which no force is left along it.
