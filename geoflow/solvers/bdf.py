@@ -52,7 +52,7 @@ SHORTEST = 0.25
 GROW_BY_CORRECTIONS = ((12, 0.9), (8, 1.0), (5, 1.1))
 # Attempts in vain, those of each step before counting for so much less, from which on the next
 # steps are made by the exponential method: how many at first, twice as many each time after, and at
-# most. Networks trained to a minimum have come to 4.8.
+# most. Networks trained to a minimum have come to 3.9.
 FADING, MANY_IN_VAIN = 0.9, 5.0
 ASIDE, LONGEST_ASIDE = 8, 64
 # From this rtol down the errors of so many steps add up.
