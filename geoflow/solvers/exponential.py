@@ -66,8 +66,9 @@ from geoflow.solvers.krylov import (
 OTHER_VECTORS = 12
 
 SAFETY, SHRINK, GROW = 0.9, 0.2, 3.0
-# Growth of the step while none has been as long as its error allows.
-GROW_AT_START = 1e4
+# While none has been as long as its error allows, a step may also grow up to this part of ‖θ‖ at
+# once, or so many times: so short, it is brought back to the level set from anywhere.
+SHORT, GROW_AT_START = 3e-3, 1e4
 
 # The Krylov residual, h times it in units of the error allowed, and in units of ‖f‖, without which
 # a loose tolerance would let θ leave the slow manifold.
@@ -166,12 +167,15 @@ class Exponential:
         )
         floor = VELOCITY_FLOOR * _norm(state.regularizer_gradient)
         starting = bool(carry.get("starting", False))
-        most = GROW_AT_START if starting else GROW
         n_rejected = 0
         while True:
             step = attempts.resolve(step)
             try:
                 end, error = attempts.attempt(step)
+                most = GROW
+                if starting:
+                    length = step * max(state.tangent_norm, torch.finfo(torch.float64).tiny)
+                    most = max(GROW, min(SHORT * _norm(state.theta) / length, GROW_AT_START))
                 factor = min(max(SAFETY * max(error, 1e-12) ** (-1 / 3), SHRINK), most)
                 grows = end.tangent_norm > VELOCITY_GROWTH * max(state.tangent_norm, floor)
                 if error <= 1 and not grows:

@@ -146,7 +146,7 @@ def worst_errors(name, rtols):
     return errors, steps
 
 
-@pytest.mark.parametrize("rtol", [1e-3, 1e-6, 1e-9])
+@pytest.mark.parametrize("rtol", [1e-5, 1e-7, 1e-9])
 def test_the_third_step_is_as_long_as_its_error_allows(rtol):
     ds = gf.walk(references.oja().flow, "exponential", rtol=rtol, atol=0.0, t_end=0.5, stop=None)
     errors, steps = ds["error_estimate"].values, ds["step_size"].values
@@ -172,7 +172,7 @@ SLOW_PROBLEMS = [pytest.param(name, marks=pytest.mark.slow) for name in ("torus"
 
 @pytest.mark.parametrize("name", ["ellipsoid", *SLOW_PROBLEMS])
 def test_the_error_is_in_proportion_to_the_tolerance_and_to_the_step_cubed(name):
-    rtols = [1e-6, 1e-7, 1e-8]
+    rtols = [1e-7, 1e-8, 1e-9]
     errors, steps = worst_errors(name, rtols)
     assert abs(references.order_of_convergence(rtols, errors) - 1) <= 0.15
     assert abs(references.order_of_convergence(steps, errors) + 3) <= 0.2
