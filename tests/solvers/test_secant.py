@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from geoflow.solvers.multistep.directions import CHUNK, inner
 from geoflow.solvers.multistep.secant import BLOCK, BLOCKS, SecantPairs
 
 
@@ -191,3 +192,30 @@ def test_beside_the_pairs_the_inverse_is_that_of_their_lower_quartile():
     assert torch.allclose(pairs.inverse(beside, 0.5), beside / (1 + 0.5 * 20.0))
     on_pairs = unit[:5] / torch.tensor([[6.0], [251.0], [11.0], [501.0], [21.0]])
     assert torch.allclose(pairs.inverse(unit[:5], 0.5), on_pairs, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n", [CHUNK - 1, CHUNK, 2 * CHUNK + 100])
+def test_products_in_pieces_are_those_of_the_whole(n):
+    rows, vectors = (
+        torch.stack([vector(n, 10 * k + seed) for seed in range(k)]).float() for k in (5, 3)
+    )
+    exact = rows.double() @ vectors.double().T
+    assert torch.allclose(inner(rows, vectors).double(), exact, atol=1e-4 * n**0.5)
+
+
+def test_products_that_are_not_taken_anew_are_those_of_the_rows():
+    n = CHUNK + 50
+    curvatures = torch.logspace(0, 4, n, dtype=torch.float64)
+    pairs = SecantPairs(20, [], np.zeros((0, 0)))
+    for seed in range(6 * BLOCK):
+        s = vector(n, seed) / curvatures.sqrt()
+        s = s / s.norm()
+        pairs.add(s, curvatures * s)
+        pairs.inverse(s[None], 1e-3)
+    rows = torch.cat(list(pairs.blocks))[: 2 * len(pairs)].double()
+    sizes = rows.norm(dim=1)
+    exact = rows @ rows.T / sizes / sizes[:, None]
+    assert np.allclose(pairs.products / np.outer(sizes, sizes), exact, atol=1e-5)
+    across = pairs.directions.rows.double() @ rows.T / sizes
+    assert len(pairs.directions.rows) == 20
+    assert np.allclose(pairs.across / sizes.numpy(), across, atol=1e-4)
