@@ -25,9 +25,9 @@ import references  # noqa: E402 - from the tests' folder
 SOLVERS = ("exponential", "bdf")
 RTOLS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
 JITTER = (0.85, 1.0, 1.15)
-# Where a walk takes fewer, its count says nothing of an order: the first and the last have lengths
-# of their own.
-MANY_STEPS = 20
+# Where a walk takes fewer, its count says little of an order: the first ones, which grow from a
+# guess, and the last have lengths of their own.
+MANY_STEPS = 30
 FRACTIONS = (0.1, 0.3, 1.0)
 MAX_EVALUATIONS = 20_000
 PAGE = ROOT / "docs" / "accuracy.md"
