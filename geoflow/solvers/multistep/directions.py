@@ -25,8 +25,6 @@ Matrix = NDArray[np.float64]
 LEAST_CURVATURE = 0.05
 # Vectors that depend on the others but for this part, squared: it is rounding of single precision.
 DEPENDENT = 1e-5
-# Columns at a time, few enough that a core's own cache holds them.
-CHUNK = 4096
 # An image this short is none: its inverse is still a number of single precision.
 VANISHING = 1e-30
 
@@ -50,45 +48,29 @@ class Directions:
         """Those of I + cA in these directions, shape (k,)."""
         return np.maximum(1 + c * self.curvatures, LEAST_CURVATURE)
 
-    def with_pairs(
-        self,
-        block: Tensor,
-        products: Matrix,
-        across: Matrix,
-        *,
-        c: float,
-        bulk: float,
-        limit: int,
-    ) -> tuple[Directions, Matrix]:
-        """What the BFGS updates of I + cA by pairs make of it; of what its rows are combinations.
+    def with_pairs(self, block: Tensor, c: float, bulk: float, limit: int) -> Directions:
+        """What the BFGS updates of I + cA by pairs make of it.
 
         Parameters
         ----------
         block : Tensor of float32, shape (2n, P)
             s and As in turn.
-        products : ndarray, shape (2n, 2n)
-            Their scalar products.
-        across : ndarray, shape (k, 2n)
-            Those of the directions with them.
         c : float
             In flow time.
         bulk : float
             b.
         limit : int
             Directions that are kept at most.
-
-        Returns
-        -------
-        directions : Directions
-            The new ones.
-        weights : ndarray, shape (…, k + 2n)
-            Each of them as a combination of the former ones and the block.
         """
-        k = len(self.curvatures)
-        gram = np.block([[numbers(self.rows @ self.rows.T), across], [across.T, products]])
+        k, n = len(self.curvatures), len(self.curvatures) + len(block)
+        gram = np.empty((n, n))
+        gram[:k, :k] = numbers(self.rows @ self.rows.T)
+        gram[:k, k:] = numbers(self.rows @ block.T)
+        gram[k:, :k] = gram[:k, k:].T
+        gram[k:, k:] = numbers(block @ block.T)
         # All is done in an orthonormal basis of what they span; an image may vanish.
         norms = np.sqrt(np.diag(gram))
-        scale = np.divide(1, norms, out=np.zeros(len(gram)), where=norms > VANISHING)
+        scale = np.divide(1, norms, out=np.zeros(n), where=norms > VANISHING)
         sizes, vectors = np.linalg.eigh(gram * scale[:, None] * scale)
         independent = sizes > DEPENDENT * sizes[-1]
         to_basis = scale[:, None] * vectors[:, independent] / np.sqrt(sizes[independent])
@@ -103,29 +85,9 @@ class Directions:
                 matrix += np.outer(y, y) / (s @ y) - np.outer(changed, changed) / (s @ changed)
         eigenvalues, vectors = np.linalg.eigh(matrix)
         kept = np.argsort(-abs(eigenvalues - beside), kind="stable")[:limit]
-        combined = (to_basis @ vectors[:, kept]).T
-        weights = torch.from_numpy(combined).to(block)
+        weights = torch.from_numpy((to_basis @ vectors[:, kept]).T).to(block)
         directions = (weights[:, k:] @ block).addmm_(weights[:, :k], self.rows)
-        return Directions(directions, (eigenvalues[kept] - 1) / c), combined
-
-
-def inner(rows: Tensor, vectors: Tensor) -> Tensor:
-    """Scalar products of rows with a few vectors, shape (n, k).
-
-    On a CPU the product of a few rows by as many columns as θ has takes twice the time that reading
-    them takes, but not in pieces, which are added up in double precision.
-    """
-    size = rows.shape[1]
-    whole = size - size % CHUNK
-    if rows.device.type != "cpu" or not whole:
-        return rows @ vectors.T
-    pieces = (m[:, :whole].unflatten(1, (-1, CHUNK)).transpose(0, 1) for m in (vectors, rows))
-    left, right = pieces
-    # In this order, the few rows first, it is faster by half.
-    found = (left @ right.mT).double().sum(0).T
-    if whole < size:
-        found += rows[:, whole:] @ vectors[:, whole:].T
-    return found
+        return Directions(directions, (eigenvalues[kept] - 1) / c)
 
 
 def numbers(products: Tensor) -> Matrix:

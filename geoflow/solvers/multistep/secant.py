@@ -22,7 +22,7 @@ from scipy.linalg import solve_triangular
 from torch import Tensor
 
 from geoflow.solvers.base import Carry
-from geoflow.solvers.multistep.directions import LEAST_CURVATURE, Directions, inner, numbers
+from geoflow.solvers.multistep.directions import LEAST_CURVATURE, Directions, numbers
 
 Matrix = NDArray[np.float64]
 
@@ -158,7 +158,7 @@ class SecantPairs:
         c *= self.unit or 1.0
         while len(self) >= (BLOCKS + 1) * BLOCK:
             self._give_up_oldest(c)
-        on_rows, on_directions = self._products_with(vectors.to(torch.float32))
+        inner, on_directions = self._products_with(vectors.to(torch.float32))
         rows = np.arange(0, len(self.products), 2)
         base = 1 / (1 + c * self._bulk())
         gains = np.zeros((0, 1))
@@ -171,7 +171,7 @@ class SecantPairs:
         # y = s + c·As.
         sy, yy = ss + c * sw, ss + c * (sw + sw.T) + c * c * ww
         across = self.across[:, rows] + c * self.across[:, rows + 1]
-        on_s, on_y = on_rows[rows], on_rows[rows] + c * on_rows[rows + 1]
+        on_s, on_y = inner[rows], inner[rows] + c * inner[rows + 1]
         # Nocedal's two loops are two triangular systems.
         upper = np.triu(sy)
         alpha = solve_triangular(upper, on_s) if len(rows) else on_s
@@ -211,17 +211,10 @@ class SecantPairs:
         before = self.directions or Directions(oldest[:0], np.zeros(0))
         # The scale at which curvatures matter; without one, that of the images.
         scale = c if c > 0 else 1.0
-        n = 2 * BLOCK
-        self.directions, weights = before.with_pairs(
-            oldest,
-            self.products[:n, :n],
-            self.across[:, :n],
-            c=scale,
-            bulk=self._bulk(),
-            limit=self.limit,
-        )
-        self.across = weights @ np.concatenate([self.across[:, n:], self.products[:n, n:]])
-        self.products = self.products[n:, n:]
+        self.directions = before.with_pairs(oldest, scale, self._bulk(), self.limit)
+        self.products = self.products[2 * BLOCK :, 2 * BLOCK :]
+        found = torch.cat([self.directions.rows @ block.T for block in self._in_use()], 1)
+        self.across = numbers(found)
 
     def _products_with(self, vectors: Tensor | None) -> tuple[Matrix, Matrix]:
         """Scalar products of all rows, and of all directions, with vectors; each of shape (…, n).
@@ -236,9 +229,11 @@ class SecantPairs:
         left = self._in_use()
         if self.directions is not None:
             left.append(self.directions.rows)
-        # Brought together, so that each row is read once.
-        whole = torch.cat(right)
-        found = numbers(torch.cat([inner(rows, whole) for rows in left]))
+        # In this order the product of a few rows with a block is three times faster, and two by
+        # two as fast as of four that would have to be brought together.
+        found = np.concatenate(
+            [numbers(torch.cat([rows @ block.T for block in left], 1).T) for rows in right], 1
+        )
         on_directions = found[len(found) - n_directions :]
         if n_new:
             grown = np.empty((n + n_new, n + n_new))
