@@ -67,8 +67,8 @@ OTHER_VECTORS = 12
 
 SAFETY, SHRINK, GROW = 0.9, 0.2, 3.0
 # While none has been as long as its error allows, a step may also grow up to this part of ‖θ‖ at
-# once, or so many times: so short, it is brought back to the level set from anywhere.
-SHORT, GROW_AT_START = 3e-3, 1e4
+# once: longer ones failed to come back to the level set. An error below the least says no more.
+SHORT, LEAST_ERROR = 3e-3, 1e-12
 
 # The Krylov residual, h times it in units of the error allowed, and in units of ‖f‖, without which
 # a loose tolerance would let θ leave the slow manifold.
@@ -174,9 +174,8 @@ class Exponential:
                 end, error = attempts.attempt(step)
                 most = GROW
                 if starting:
-                    length = step * max(state.tangent_norm, torch.finfo(torch.float64).tiny)
-                    most = max(GROW, min(SHORT * _norm(state.theta) / length, GROW_AT_START))
-                factor = min(max(SAFETY * max(error, 1e-12) ** (-1 / 3), SHRINK), most)
+                    most = max(GROW, SHORT * _norm(state.theta) / (step * state.tangent_norm))
+                factor = min(max(SAFETY * max(error, LEAST_ERROR) ** (-1 / 3), SHRINK), most)
                 grows = end.tangent_norm > VELOCITY_GROWTH * max(state.tangent_norm, floor)
                 if error <= 1 and not grows:
                     break
