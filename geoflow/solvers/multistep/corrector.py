@@ -10,8 +10,8 @@ iteration for that would spend a gradient on every image of A. Here each of thes
 taken where the iteration has come to, at y itself: the difference of two in a row is the
 image of the last correction. The corrections of a step span a space in which the system is solved
 exactly (Galerkin, by Anderson's mixing of type I); outside it the pairs of the steps before serve
-as preconditioner. So what an inexact Newton iteration spends on products
-goes into points nearer and nearer to the solution, the last of which is the state a walk needs.
+as preconditioner. So what an inexact Newton iteration spends on products goes into points nearer
+and nearer to the solution, the last of which is the state a walk needs.
 
 Where the minimum is, I + cA is positive definite along the level set. By images taken at points far
 apart it may seem not to be; the oldest corrections are given up then. Where their lengths have not
@@ -59,8 +59,8 @@ DISTINCT = 1e-2
 # Images are of one matrix where what a move in their space leaves is less than so many times what
 # there was.
 APART = 2.0
-# Where they are not, the iteration goes on while its corrections are shorter than this part of the
-# first.
+# Where I + cA seems indefinite, the iteration goes on while its corrections are no longer than this
+# part of the first.
 PROGRESS = 0.5
 # Corrections along the normal alone, at the end.
 NORMAL_ITERATIONS = 6
@@ -91,7 +91,7 @@ class IndefiniteError(ConvergenceError):
     Attributes
     ----------
     least : float
-        Smallest eigenvalue of I + cA by the images of the corrections made, negative.
+        Smallest eigenvalue of I + cA by the images of the latest corrections, negative.
     """
 
     def __init__(self, least: float, *, iterations: int, residual: float) -> None:
