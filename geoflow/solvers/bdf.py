@@ -45,11 +45,15 @@ GROW_AGAIN = 2.0
 RAISE = 0.9
 # The next step after an implicit equation that could not be solved, and the most that it may grow
 # after one that took more than so many corrections. What a correction costs is spent best by steps
-# of eight to twelve; near to where the equation can be solved no more they grow slowly.
+# of seven to ten; near to where the equation can be solved no more they grow slowly.
 UNSOLVED = 0.5
 # At the least, where the equation has told how much too long its step was.
 SHORTEST = 0.25
-GROW_BY_CORRECTIONS = ((12, 0.9), (8, 1.0), (5, 1.1))
+GROW_BY_CORRECTIONS = ((10, 0.9), (7, 1.0), (4, 1.1))
+# Where ‖∇L‖ has fallen to less than this part over a step, the walk goes around an end of the level
+# set, and λ has grown as much as the gradient has fallen: the next step is no longer than that part
+# of this one. What is known of A is that of the smaller λ.
+FALLEN = 0.7
 # Attempts in vain, those of each step before counting for so much less, from which on the next
 # steps are made by the exponential method: how many at first, twice as many each time after, and at
 # most. Networks trained to a minimum have come to 3.9.
@@ -184,6 +188,9 @@ class BDF:
         )
         if n_rejected:
             following = min(following, step)
+        fallen = float((corrected.state.gradient_norms / state.gradient_norms).min())
+        if fallen < FALLEN:
+            following = min(following, step * fallen)
         following = min(following, _longest(corrected.state))
         if step == asked < wanted and following >= step:
             # A step cut short by max_time says little about how long a step could be.

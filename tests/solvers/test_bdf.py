@@ -229,6 +229,28 @@ def test_a_step_that_follows_a_rejection_is_no_longer():
     assert (sizes[first + 1 :] <= 2.0 * sizes[first:-1] * (1 + 1e-12)).all()
 
 
+def around_the_end_of_an_ellipsoid():
+    """From the side of one 50 times as long as it is thick, where ‖∇L‖ is as many times larger."""
+    weights = torch.tensor([2500.0, 1.0, 1.0, 4.0], dtype=torch.float64)
+    side = torch.tensor([0.02, 0.05, 0.05, 0.02], dtype=torch.float64)
+    theta0 = side / (weights * side * side).sum().sqrt()
+    beyond = torch.tensor([0.0, 30.0, 10.0, 0.0], dtype=torch.float64)
+    problem = gf.Problem.from_function(lambda t: (weights * t * t).sum() / 2, theta0)
+    return gf.RegularizingFlow(gf.LevelSet(problem), lambda t: (t - beyond).square().sum())
+
+
+def test_after_a_step_over_which_the_gradient_falls_the_next_is_shorter():
+    ds = gf.walk(around_the_end_of_an_ellipsoid(), "bdf", rtol=1e-3, stop=gf.Stationary(179.0))
+    assert ds.attrs["status"] == "stationary"
+    norms, steps = ds["gradient_norm"].values, ds["step_size"].values
+    fallen, longer = norms[1:-1] / norms[:-2], steps[2:] / steps[1:-1]
+    corner = fallen < 0.7
+    assert corner.sum() >= 3
+    assert (longer[corner] <= fallen[corner] * (1 + 1e-9)).all()
+    # Six attempts in vain where steps are by their errors and corrections alone.
+    assert ds["n_rejected"][-1] <= 3
+
+
 @pytest.mark.parametrize("budget", [1, 2, 10, 37, 60])
 def test_the_budget_is_never_passed(network, budget):
     ds = gf.walk(network, "bdf", rtol=1e-8, stop=None, max_evaluations=budget)
