@@ -72,8 +72,9 @@ class BDF:
     Parameters
     ----------
     pairs : int
-        Directions that the curvature is known by, beside the newest pairs of vectors; each takes
-        half as much memory as one θ in float64. Twenty to a hundred take about as many evaluations.
+        Directions that the curvature is known by at the most, beside the newest pairs of vectors;
+        each takes half as much memory as one θ in float64. There are as many as differ from what
+        is beside them: some ten where the training set is small, and up to all on MNIST.
     max_order : int
         Highest order taken, from 1 to 5.
 

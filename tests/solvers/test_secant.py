@@ -67,8 +67,15 @@ def eigenpairs(pairs, n, curvatures, c=0.5):
         pairs.inverse(unit[:1], c)
 
 
+def stiff_among_soft(n):
+    """Curvatures: every fifth from 10⁴ down to 30, all others 3."""
+    curvatures = np.full(n, 3.0)
+    curvatures[::5] = np.geomspace(1e4, 30.0, len(curvatures[::5]))
+    return curvatures
+
+
 def test_pairs_gone_by_are_known_by_their_directions():
-    n, curvatures = 60, np.geomspace(1e4, 3.0, 50)
+    n, curvatures = 60, stiff_among_soft(50)
     pairs = SecantPairs(40, [], np.zeros((0, 0)))
     eigenpairs(pairs, n, curvatures)
     assert len(pairs) < 25
@@ -90,6 +97,15 @@ def test_the_directions_kept_are_those_farthest_from_the_bulk():
     assert np.allclose(kept, np.sort(curvatures[:32])[-12:], rtol=1e-3)
 
 
+def test_directions_in_which_the_matrix_is_as_beside_them_are_not_kept():
+    # At first the bulk is 500, and what is kept are those apart from it by more than half.
+    curvatures = np.concatenate([[600.0, 400.0, 100.0, 2000.0, 5000.0], np.full(19, 500.0)])
+    pairs = SecantPairs(40, [], np.zeros((0, 0)))
+    eigenpairs(pairs, 40, np.append(curvatures, 500.0), c=1.0)
+    kept = np.sort(pairs.unit * pairs.directions.curvatures)
+    assert np.allclose(kept, [100.0, 2000.0, 5000.0], rtol=1e-3)
+
+
 def test_images_that_vanish_make_no_direction():
     pairs = SecantPairs(40, [], np.zeros((0, 0)))
     eigenpairs(pairs, 40, 32 * [0.0])
@@ -98,7 +114,7 @@ def test_images_that_vanish_make_no_direction():
 
 
 def test_a_carry_of_an_earlier_version_has_pairs_alone():
-    n, curvatures = 100, np.geomspace(1e4, 3.0, 88)
+    n, curvatures = 100, stiff_among_soft(88)
     unit, blocks = torch.eye(n, dtype=torch.float64), []
     for first in range(0, 88, BLOCK):
         several = range(first, first + BLOCK)
@@ -162,7 +178,7 @@ def test_a_carry_holds_no_rows_that_nothing_is_in(n_pairs):
         assert torch.equal(now.inverse(vectors, 0.5), then.inverse(vectors, 0.5))
 
 
-def test_beside_pairs_and_directions_the_inverse_follows_the_quartile_of_both():
+def test_beside_pairs_and_directions_the_inverse_follows_the_softer_of_both():
     # 24 stiff pairs come first, and would have the softer ones after them wrong for ever.
     pairs = SecantPairs(40, [], np.zeros((0, 0)))
     curvatures = np.concatenate([np.full(24, 1e4), np.full(24, 10.0)])
@@ -182,13 +198,13 @@ def test_directions_that_do_not_fit_their_products_are_no_carry():
             SecantPairs.unpack({n: v for n, v in carry.items() if n != name}, 40)
 
 
-def test_beside_the_pairs_the_inverse_is_that_of_their_lower_quartile():
+def test_beside_the_pairs_the_inverse_is_that_of_two_fifths_of_them():
     pairs = SecantPairs(40, [], np.zeros((0, 0)))
     unit = torch.eye(8, dtype=torch.float64)
     for i, curvature in enumerate([10.0, 500.0, 20.0, 1000.0, 40.0]):
         pairs.add(unit[i], curvature * unit[i])
     beside = torch.stack([unit[5], unit[7]])
-    assert torch.allclose(pairs.inverse(beside, 0.5), beside / (1 + 0.5 * 20.0))
+    assert torch.allclose(pairs.inverse(beside, 0.5), beside / (1 + 0.5 * 32.0))
     on_pairs = unit[:5] / torch.tensor([[6.0], [251.0], [11.0], [501.0], [21.0]])
     assert torch.allclose(pairs.inverse(unit[:5], 0.5), on_pairs, rtol=1e-5)
 
@@ -201,11 +217,11 @@ def test_the_products_kept_are_those_of_the_rows():
         s = vector(n, seed) / curvatures.sqrt()
         s = s / s.norm()
         pairs.add(s, curvatures * s)
-        pairs.inverse(s[None], 1e-3)
+        pairs.inverse(s[None], 10.0)
     rows = torch.cat(list(pairs.blocks))[: 2 * len(pairs)].double()
     sizes = rows.norm(dim=1)
     exact = rows @ rows.T / sizes / sizes[:, None]
     assert np.allclose(pairs.products / np.outer(sizes, sizes), exact, atol=1e-5)
     across = pairs.directions.rows.double() @ rows.T / sizes
-    assert len(pairs.directions.rows) == 20
+    assert len(pairs.directions.rows) >= 10
     assert np.allclose(pairs.across / sizes.numpy(), across, atol=1e-4)

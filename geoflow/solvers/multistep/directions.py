@@ -11,6 +11,7 @@ many.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,9 @@ Matrix = NDArray[np.float64]
 
 # Less than this part of the identity I + cA is taken to be nowhere.
 LEAST_CURVATURE = 0.05
+# A direction is one where I + cA is larger or smaller than beside them by more than this factor.
+# Others were so beside what was there before: they would stand for curvature that is gone.
+DISTINCT = 1.5
 # Vectors that depend on the others but for this part, squared: it is rounding of single precision.
 DEPENDENT = 1e-5
 # An image this short is none: its inverse is still a number of single precision.
@@ -84,7 +88,9 @@ class Directions:
                 changed = matrix @ s
                 matrix += np.outer(y, y) / (s @ y) - np.outer(changed, changed) / (s @ changed)
         eigenvalues, vectors = np.linalg.eigh(matrix)
-        kept = np.argsort(-abs(eigenvalues - beside), kind="stable")[:limit]
+        ratio = np.maximum(eigenvalues, LEAST_CURVATURE) / beside
+        distinct = np.flatnonzero(abs(np.log(ratio)) > math.log(DISTINCT))
+        kept = distinct[np.argsort(-abs(eigenvalues - beside)[distinct], kind="stable")][:limit]
         weights = torch.from_numpy((to_basis @ vectors[:, kept]).T).to(block)
         directions = (weights[:, k:] @ block).addmm_(weights[:, :k], self.rows)
         return Directions(directions, (eigenvalues[kept] - 1) / c)

@@ -32,7 +32,7 @@ BLOCK = 8
 # and one.
 BLOCKS = 2
 # Part of the curvatures known that are less than A is taken to have beside them.
-SOFTER = 0.25
+SOFTER = 0.4
 
 
 class SecantPairs:
@@ -196,7 +196,7 @@ class SecantPairs:
         return moved.to(vectors.dtype).add_(vectors, alpha=base)
 
     def _bulk(self) -> float:
-        """Lower quartile of all curvatures known, and not below zero, which it is before there are.
+        """Curvature that so many of all known are below; not negative, and 0 before there are any.
 
         It is never that of the first pairs alone: a walk becomes less stiff.
         """
