@@ -113,7 +113,10 @@ def test_a_walk_ends_at_the_kkt_point_that_slsqp_finds(name, solver):
         method="SLSQP",
         options={"ftol": 1e-20, "maxiter": 500},
     )
-    assert np.abs(theta - found.x).max() < 1e-8
+    # SLSQP's point is not exact either.
+    left = flow.evaluate(torch.from_numpy(found.x)).tangent_norm
+    assert left < 1e-8
+    assert np.abs(theta - found.x).max() < 10 * (5e-10 + left)
     assert abs(float(ds["regularizer"][-1]) - found.fun) < 1e-8
     if len(problems) > 1:
         multipliers = ds["constraint_multiplier"].values[-1]
