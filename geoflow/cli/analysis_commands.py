@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import xarray as xr
 from rich.table import Table
 
 import geoflow as gf
-from geoflow import baselines, experiments, plots
+from geoflow import experiments, plots
 from geoflow.analysis.components import pca
 from geoflow.analysis.curvature import spectra
 from geoflow.analysis.landscape import planes, slices
@@ -25,50 +24,15 @@ from geoflow.cli.own_problem import rebuilt_walk
 from geoflow.cli.terminal import DONE, or_dash, say, show, span
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
-from geoflow.plots.styles import COLUMN_INCHES, SLIDE_INCHES
 from geoflow.problems.parts import TensorSpec
-from geoflow.report.page import report as write_report
-from geoflow.system import files, translation
+from geoflow.system import files
 from geoflow.system.messages import note
-from geoflow.trajectories import path_schema
-
-WIDTHS = {"column": COLUMN_INCHES, "slide": SLIDE_INCHES}
 
 PREDICTION_HEADS = {
     "output_distance": "RMS",
     "js_divergence": "JS / bit",
     "disagreement": "differing",
 }
-
-
-def plot(args: argparse.Namespace) -> int:
-    """Write the figures of a walk, of a path, of a sweep's folder, or of an analysis."""
-    width = WIDTHS[args.size]
-    with ExitStack() as stack:
-        ds = stack.enter_context(_open(netcdf.named(args.file)))
-        baseline = None
-        if args.baseline:
-            if not path_schema.is_path(ds):
-                raise InputError("--baseline: only a path has trainings drawn beside it")
-            baseline = stack.enter_context(baselines.open_weight_decay(args.baseline))
-        stack.enter_context(translation.reading(args.file, "what can be drawn"))
-        paths = plots.save_figures(ds, args.out, Path(args.file).stem, args.kind, width, baseline)
-    for path in paths:
-        say(path)
-    return DONE
-
-
-def _open(path: Path) -> xr.Dataset:
-    """Open whatever geoflow has written."""
-    if files.is_folder(path):
-        return gf.open_sweep(path)
-    try:
-        return gf.open_trajectory(path)
-    except gf.ArchiveError as error:
-        try:
-            return netcdf.open_analysis(path)
-        except gf.ArchiveError:
-            raise error from None
 
 
 def spectrum(args: argparse.Namespace) -> int:
@@ -225,26 +189,6 @@ def _observables(names: Sequence[str] | None, rebuilt: experiments.RebuiltWalk) 
     # As a problem it is evaluated in batches.
     test = rebuilt.test_problem() if "test_loss" in names else None
     return found | ({} if test is None else {"test_loss": test})
-
-
-def animate(args: argparse.Namespace) -> int:
-    """Film a walk over its slice."""
-    with (
-        netcdf.open_analysis(args.file, "slice") as ds,
-        translation.reading(args.file, "what can be drawn"),
-    ):
-        plots.animate(
-            ds,
-            args.out,
-            frames=args.frames,
-            fps=args.fps,
-            pace=args.pace,
-            overwrite=args.force,
-            progress=not args.quiet,
-        )
-    if not args.quiet:
-        note(f"wrote {args.out}")
-    return DONE
 
 
 def compare_predictions(args: argparse.Namespace) -> int:
@@ -406,10 +350,3 @@ def _draw(found: xr.Dataset, args: argparse.Namespace, file: Path | None = None)
     if not args.quiet:
         for path in [*([args.out] if args.out else []), *figures]:
             note(f"wrote {path}")
-
-
-def report(args: argparse.Namespace) -> int:
-    """Write one self-contained page about walks and baselines."""
-    write_report(args.files, args.out, overwrite=args.force)
-    note(f"wrote {args.out}")
-    return DONE

@@ -7,13 +7,13 @@ import argparse
 from geoflow.analysis.curvature.spectra import DEFAULT_OPERATORS, OPERATORS
 from geoflow.analysis.series.lomb_scargle import DETREND
 from geoflow.analysis.series.scalars import CLOCKS
-from geoflow.cli import analysis_commands
+from geoflow.cli import analysis_commands, picture_commands
 from geoflow.cli.reading import add_problem, folder, integers, names
 from geoflow.plots.kinds import KINDS
 
 
 def _plot(p: argparse.ArgumentParser) -> None:
-    p.set_defaults(command=analysis_commands.plot)
+    p.set_defaults(command=picture_commands.plot)
     p.add_argument("file", metavar="FILE.nc", help="a walk, path or analysis; or a sweep's folder")
     p.add_argument(
         "--out",
@@ -31,7 +31,7 @@ def _plot(p: argparse.ArgumentParser) -> None:
         help="trainings with weight decay, drawn beside a path",
     )
     help_size = "3.5 inches wide, a journal's column, or 7 (slide)"
-    p.add_argument("--size", choices=analysis_commands.WIDTHS, default="slide", help=help_size)
+    p.add_argument("--size", choices=picture_commands.WIDTHS, default="slide", help=help_size)
 
 
 def _spectrum(p: argparse.ArgumentParser) -> None:
@@ -118,7 +118,7 @@ def _slice(p: argparse.ArgumentParser) -> None:
 
 
 def _animate(p: argparse.ArgumentParser) -> None:
-    p.set_defaults(command=analysis_commands.animate)
+    p.set_defaults(command=picture_commands.animate)
     p.add_argument("file", metavar="SLICE.nc", help="of geoflow slice")
     p.add_argument("--out", metavar="FILE.gif", required=True, help="or FILE.mp4, with ffmpeg")
     p.add_argument("--frames", type=int, default=100, metavar="N", help="of the film (100)")
@@ -179,7 +179,7 @@ def _relaxation(p: argparse.ArgumentParser) -> None:
 
 
 def _report(p: argparse.ArgumentParser) -> None:
-    p.set_defaults(command=analysis_commands.report)
+    p.set_defaults(command=picture_commands.report)
     help_files = "walks, paths, baselines, or folders of them, in any order"
     p.add_argument("files", metavar="FILE.nc", nargs="+", help=help_files)
     p.add_argument("--out", metavar="PAGE.html", required=True, help="write the page here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from geoflow.errors import InputError
 from geoflow.system import files
@@ -65,3 +66,8 @@ def add_problem(p: argparse.ArgumentParser) -> None:
         metavar="FILE.py:FUNCTION",
         help="an experiment of your own: FUNCTION(seed) gives it",
     )
+
+
+def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return the options that are given."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}

@@ -155,8 +155,8 @@ def _as_json(value: Any) -> Any:
 
 
 def number(value: float | int | None) -> str:
-    """A number in a table."""
-    if value is None:
+    """A number in a table; a dash where there is none."""
+    if value is None or math.isnan(value):
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
 

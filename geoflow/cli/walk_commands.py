@@ -1,10 +1,9 @@
-"""What each subcommand does: a function of the parsed arguments that returns an exit status."""
+"""What the subcommands of one walk do: functions of the arguments that return an exit status."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,13 @@ import xarray as xr
 from rich.table import Table
 
 import geoflow as gf
-from geoflow import baselines, experiments
-from geoflow.archive import netcdf, parts, pieces
+from geoflow import experiments
+from geoflow.archive import parts, pieces
 from geoflow.archive.path_files import is_path, open_walk_or_path
 from geoflow.archive.saved import Saved, check_target, saved
 from geoflow.cli import path_commands, processes
 from geoflow.cli.own_problem import check_own, named_experiment
+from geoflow.cli.reading import given
 from geoflow.cli.terminal import (
     BAD_INPUT,
     DIFFERENT,
@@ -30,14 +30,9 @@ from geoflow.cli.terminal import (
     show,
     show_json,
 )
-from geoflow.comparisons.cost import ANGLES
-from geoflow.comparisons.cost import bench as run_bench
-from geoflow.comparisons.work_precision import compare_experiment
 from geoflow.errors import InputError
 from geoflow.manifold import regularizers
 from geoflow.problems.dtypes import DTYPES
-from geoflow.system import files
-from geoflow.system.limits import EPOCHS
 from geoflow.system.messages import note
 from geoflow.trajectories.schema import REACHED
 from geoflow.walking import configuration, events
@@ -119,7 +114,7 @@ def _settings(args: argparse.Namespace) -> Run:
         settings.constraints = args.constraints
     if args.event:
         settings.events = events.from_config([events.from_text(text) for text in args.event])
-    settings.walk = settings.walk.changed(**_given(args, *OPTIONS))
+    settings.walk = settings.walk.changed(**given(args, *OPTIONS))
     # Before the training, which takes its time.
     experiment = experiments.get(settings.experiment)
     dtype = preparation.get("dtype", experiment.usual_dtype)
@@ -131,7 +126,7 @@ def _settings(args: argparse.Namespace) -> Run:
 def resume(args: argparse.Namespace) -> int:
     """Go on with a walk or path: an interrupted one to its end, a finished one further."""
     if is_path(args.file):
-        return path_commands.resume(args, _given(args, *(n for n in OPTIONS if hasattr(args, n))))
+        return path_commands.resume(args, given(args, *(n for n in OPTIONS if hasattr(args, n))))
     if args.levels:
         if not parts.is_resumable(Path(args.file)):
             open_walk_or_path(args.file).close()  # says what is damaged
@@ -153,7 +148,7 @@ def _checked(args: argparse.Namespace) -> Saved:
 def _resume(args: argparse.Namespace) -> int:
     path, kept = Path(args.file), _checked(args)
     torch.set_num_threads(kept.config.get("threads", torch.get_num_threads()))
-    goals = _given(args, *(n for n in OPTIONS if hasattr(args, n)))
+    goals = given(args, *(n for n in OPTIONS if hasattr(args, n)))
     several: dict[str, Any] = {}
     if processes.number() > 1:
         rebuilt = experiments.rebuild(kept.attributes, device=kept.attributes["device"])
@@ -212,151 +207,6 @@ def info(args: argparse.Namespace) -> int:
     return DONE
 
 
-def bench(args: argparse.Namespace) -> int:
-    """Count evaluations and wall time to each angle, per method, in one process."""
-
-    def progress(name: str) -> None:
-        note(f"{experiment}: {name}")
-
-    report = {}
-    names = [*args.experiments, *([args.own.name] if args.own else [])]
-    if not names:
-        raise InputError("name an EXPERIMENT, or your own with --problem FILE.py:FUNCTION")
-    for name in names:
-        experiments.get(name)
-    for experiment in names:
-        report[experiment] = run_bench(experiment, args.seed, args.max_evaluations, progress)
-    if args.json:
-        show_json(report)
-        return DONE
-    table = Table("experiment", "method", *(f"to {a}°" for a in ANGLES), "to the loop's R", "s")
-    for experiment, methods in report.items():
-        for method, entry in methods.items():
-            counts = [entry["evaluations"][str(a)] for a in ANGLES]
-            counts.append(entry["to_regularizer"]["evaluations"])
-            seconds = entry["wall_time"][str(ANGLES[2])]
-            cells = ["not reached" if n is None else f"{n:,}" for n in counts]
-            table.add_row(experiment, method, *cells, "–" if seconds is None else f"{seconds:.1f}")
-    show(table)
-    show("evaluations; s: wall time to 175°; the loop's R: least ‖θ‖² of the paper's loop")
-    return DONE
-
-
-def compare(args: argparse.Namespace) -> int:
-    """Compare solvers and tolerances with a tight reference, at equal flow times."""
-
-    def progress(text: str) -> None:
-        if not args.quiet:
-            note(f"{experiment}: {text}")
-
-    experiment = named_experiment(args)
-    files.check_target(args.out, overwrite=args.force)
-    ds = compare_experiment(
-        experiment,
-        args.solvers.split(","),
-        args.rtols,
-        args.times,
-        args.max_evaluations,
-        seed=args.seed,
-        data=args.data,
-        reference=args.reference,
-        reference_rtol=args.reference_rtol,
-        runs=args.runs,
-        note=progress,
-    )
-    netcdf.save_dataset(ds, args.out, overwrite=args.force)
-    stem = Path(args.out).stem
-    figures = gf.plots.save_figures(ds, args.figures, stem) if args.figures else []
-    last = ds.isel(snapshot=-1)
-    errors = {
-        "θ": "theta_error",
-        "R": "regularizer_error",
-        "test loss": "test_loss_error",
-        "|L − c|/c": "level_error",
-    }
-    errors = {head: name for head, name in errors.items() if name in ds}
-    head = ["solver", "rtol", *errors, "θ's worst / rtol", "worst |L − c|/c"]
-    table = Table(*head, "evaluations", "s", "status")
-    for solver in ds["solver"].values:
-        for rtol in ds["rtol"].values:
-            cell = last.sel(solver=solver, rtol=rtol)
-            cells = [with_deviation(cell, n) for n in errors.values()]
-            # Of those flow times to which the walk came.
-            ratio = ds["theta_error"].sel(solver=solver, rtol=rtol).max() / rtol
-            cells += [number(_plain(ratio)), number(_plain(cell["level_error_worst"]))]
-            cells += [with_deviation(cell, "evaluations"), number(_plain(cell["wall_time"]))]
-            table.add_row(solver, f"{rtol:g}", *cells, cell["status"].item())
-    show(table)
-    show(
-        f"errors at t = {float(last['snapshot_time']):g}: of θ relative, of R and test loss "
-        f"absolute; the reference's ({ds.attrs['reference_solver']}) own in θ: "
-        f"{float(last['reference_theta_error']):.1e}; mean ± deviation of {args.runs} walks"
-    )
-    if not args.quiet:
-        for path in [args.out, *figures]:
-            note(f"wrote {path}")
-    return INTERRUPTED if ds.attrs["status"] == "interrupted" else DONE
-
-
-def with_deviation(cell: xr.Dataset, name: str) -> str:
-    """Write a mean, and where there are several runs and it is kept, their deviation."""
-    spread = float(cell.get(f"{name}_deviation", math.nan))
-    mean = number(_plain(cell[name]))
-    return mean if math.isnan(spread) else f"{mean} ± {spread:.2g}"
-
-
-def baseline(args: argparse.Namespace) -> int:
-    """Train with weight decay, over the paper's penalties."""
-    files.check_target(args.out, overwrite=args.force)
-    if not 1 <= args.runs <= EPOCHS:
-        raise InputError(f"--runs {args.runs}; use 1 to {EPOCHS:,}")
-    ds = baselines.weight_decay(
-        args.experiment,
-        penalties=args.penalties or baselines.PENALTIES,
-        seeds=range(args.seed, args.seed + args.runs),
-        epochs=args.epochs,
-        validation=args.validation,
-        data=args.data,
-        dtype=DTYPES[args.dtype],
-        device=args.device,
-        progress=not args.quiet,
-    )
-    baselines.save_weight_decay(ds, args.out, overwrite=args.force)
-    if not args.quiet:
-        for by in ("test_loss", "validation_loss")[: 1 + (args.validation > 0)]:
-            note(f"best by {by}: {baselines.best_penalty(ds, by):g}")
-        note(f"wrote {args.out}")
-    return DONE
-
-
-def sweep(args: argparse.Namespace) -> int:
-    """Walk from many seeds, on all processors or on a Dask cluster."""
-    experiment = named_experiment(args)
-    common: dict[str, Any] = {
-        "epochs": args.epochs,
-        "scheduler": args.scheduler,
-        "workers": args.workers,
-        "threads": args.threads,
-        "progress": not args.quiet,
-    } | _given(args, "dtype", "device", "data")
-    walk = _given(args, "regularizer", "constraints", *OPTIONS)
-    if args.baseline:
-        for name in walk:
-            option = name.replace("_", "-")
-            raise InputError(f"--{option} is for walks; leave it out with --baseline")
-        outcomes = gf.sweep_weight_decay(experiment, args.seeds, args.out, **common)
-    else:
-        outcomes = gf.sweep(experiment, args.seeds, args.out, **walk, **common)
-    if not args.quiet:
-        new = sum(o.new for o in outcomes)
-        note(f"{len(outcomes)} runs, {new} of them new, in {args.out}")
-    for o in outcomes:
-        if o.status == "failed":
-            note(f"geoflow: {o.name} failed: {o.message}")
-    ended = all(o.status in (*REACHED, "trained") for o in outcomes)
-    return DONE if ended else ENDED_EARLY
-
-
 def describe(ds: xr.Dataset) -> dict[str, Any]:
     """Collect a trajectory's attributes, sizes, and the first and last value of every scalar."""
     attributes = {str(k): v.tolist() if hasattr(v, "tolist") else v for k, v in ds.attrs.items()}
@@ -365,16 +215,10 @@ def describe(ds: xr.Dataset) -> dict[str, Any]:
     for name, variable in ds.variables.items():
         alone = variable.dims in (("step",), ("snapshot",), ("level",))
         if alone and variable.size and variable.dtype.kind in "fi":
-            first, last = (_plain(variable.values[i]) for i in (0, -1))
+            first, last = (variable.values[i].item() for i in (0, -1))
             scalars[str(name)] = {"units": variable.attrs["units"], "first": first, "last": last}
     sizes = {str(k): int(v) for k, v in ds.sizes.items()}
     return {"attributes": attributes, "sizes": sizes, "scalars": scalars}
-
-
-def _plain(value: Any) -> float | int | None:
-    """As JSON has it: no NaN."""
-    number: float | int = value.item()
-    return None if number != number else number
 
 
 def hint(args: argparse.Namespace) -> str:
@@ -411,8 +255,3 @@ def _exit_status(ds: xr.Dataset) -> int:
 
 def _stem(args: argparse.Namespace, ds: xr.Dataset) -> str:
     return Path(args.out).stem if args.out else f"{ds.attrs['experiment']}-{ds.attrs['seed']}"
-
-
-def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Return the options that are given."""
-    return {name: value for name in names if (value := getattr(args, name)) is not None}

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from geoflow import solvers
-from geoflow.cli import completion, path_commands, walk_commands
+from geoflow.cli import completion, path_commands, study_commands, walk_commands
 from geoflow.cli.reading import add_problem, floats, folder, seeds
 from geoflow.comparisons.work_precision import DEFAULT_TIMES, JITTER
 from geoflow.errors import InputError
@@ -79,7 +79,7 @@ def _info(p: argparse.ArgumentParser) -> None:
 
 
 def _bench(p: argparse.ArgumentParser) -> None:
-    p.set_defaults(command=walk_commands.bench)
+    p.set_defaults(command=study_commands.bench)
     p.add_argument("experiments", metavar="EXPERIMENT", nargs="*", help="see: geoflow experiments")
     add_problem(p)
     _add_seed(p, default=0)
@@ -89,7 +89,7 @@ def _bench(p: argparse.ArgumentParser) -> None:
 
 
 def _compare(p: argparse.ArgumentParser) -> None:
-    p.set_defaults(command=walk_commands.compare)
+    p.set_defaults(command=study_commands.compare)
     p.add_argument("experiment", metavar="EXPERIMENT", nargs="?", help="see: geoflow experiments")
     add_problem(p)
     names = ", ".join(solvers.names())
@@ -136,7 +136,7 @@ class _NotTrained(argparse.Action):
 
 
 def _baseline(p: argparse.ArgumentParser) -> None:
-    p.set_defaults(command=walk_commands.baseline)
+    p.set_defaults(command=study_commands.baseline)
     p.add_argument("experiment", metavar="EXPERIMENT", help="see: geoflow experiments")
     p.add_argument("--problem", action=_NotTrained, help=argparse.SUPPRESS)
     _add_out(p)
@@ -159,7 +159,7 @@ def _baseline(p: argparse.ArgumentParser) -> None:
 
 
 def _sweep(p: argparse.ArgumentParser) -> None:
-    p.set_defaults(command=walk_commands.sweep)
+    p.set_defaults(command=study_commands.sweep)
     p.add_argument("experiment", metavar="EXPERIMENT", nargs="?", help="see: geoflow experiments")
     add_problem(p)
     _add_walk_options(p, many=True)
