@@ -97,6 +97,19 @@ def test_the_directions_kept_are_those_farthest_from_the_bulk():
     assert np.allclose(kept, np.sort(curvatures[:32])[-12:], rtol=1e-3)
 
 
+def test_sums_and_scalar_products_of_images_are_those_of_the_images_made():
+    n = 120
+    pairs = SecantPairs(40, [], np.zeros((0, 0)))
+    eigenpairs(pairs, n, stiff_among_soft(60), c=0.5)
+    assert pairs.directions is not None
+    vectors = torch.stack([vector(n, seed) for seed in range(3)]).float()
+    images, solved = pairs.inverse(vectors, 0.5), pairs.solved(vectors, 0.5)
+    assert np.allclose(solved.products, vectors @ images.T, rtol=1e-4, atol=1e-4)
+    weights = np.array([[-1.0, 0.5, 2.0], [0.0, 0.0, 1.0]])
+    found = solved.combined(weights)
+    assert torch.allclose(found, torch.from_numpy(weights).float() @ images, rtol=1e-4, atol=1e-4)
+
+
 def test_directions_in_which_the_matrix_is_as_beside_them_are_not_kept():
     # At first the bulk is 500, and what is kept are those apart from it by more than half.
     curvatures = np.concatenate([[600.0, 400.0, 100.0, 2000.0, 5000.0], np.full(19, 500.0)])

@@ -38,7 +38,8 @@ from torch import Tensor
 from geoflow.errors import ConvergenceError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.manifold.level_set import as_values
-from geoflow.solvers.multistep.directions import LEAST_CURVATURE, numbers
+from geoflow.manifold.normals import Numbers
+from geoflow.solvers.multistep.directions import LEAST_CURVATURE, Matrix, Vector, numbers
 from geoflow.solvers.multistep.history import Formula
 from geoflow.solvers.multistep.secant import SecantPairs
 
@@ -155,14 +156,13 @@ def correct(
         torch.div(g, norms[:, None], out=normals)
         # What remains to be done: in the space of the corrections so far, and by the pairs.
         move = space.solve(force, normals)
-        images = pairs.inverse(columns, c)
-        along, oblique = images[0], _Oblique(normals, images[1:])
-        move = move.sub_(along).add_(oblique.carrying(normals @ along))
+        solved = pairs.solved(columns, c)
+        along, onto = _weights(solved.products, residuals / state.gradient_norms)
+        move.add_(solved.combined((along + onto)[None])[0])
         size = float(torch.linalg.vector_norm(move))
-        onto = oblique.carrying(torch.from_numpy(residuals).to(g) / norms)
         gone = float(torch.linalg.vector_norm(theta - formula.start))
         negligible = min(most, max(PART * gone, least))
-        small = size <= negligible and float(torch.linalg.vector_norm(onto)) <= negligible
+        small = size <= negligible
         if small and (abs(residuals) <= level_set.tolerances).all():
             return Corrected(state, iteration)
         if space.least < 0 and size > PROGRESS * sizes[0]:
@@ -170,12 +170,19 @@ def correct(
             raise IndefiniteError(space.least, iterations=iteration, residual=residual)
         if not math.isfinite(size) or (len(sizes) > 2 and size > DIVERGED * min(sizes)):
             break
-        if sizes and size > sizes[0]:
-            # Far from the images known: to go on a little is to learn what is missing.
-            move *= sizes[0] / size
-            size = sizes[0]
+        if not sizes or size > sizes[0]:
+            # Far from the images known: to go on a little is to learn what is missing. What leads
+            # onto the level set is not cut. To know it apart is to read all rows once more.
+            level = solved.combined(onto[None])[0]
+            move.sub_(level)
+            size = float(torch.linalg.vector_norm(move))
+            longest = sizes[0] if sizes else size
+            if size > longest:
+                move *= longest / size
+                size = longest
+            move.add_(level)
         sizes.append(size)
-        theta = theta + move.sub_(onto)
+        theta = theta + move
         if small:
             end, projection = flow.project(theta, max_iterations=NORMAL_ITERATIONS)
             return Corrected(end, iteration + 1 + projection.iterations)
@@ -188,37 +195,38 @@ def correct(
     )
 
 
-class _Oblique:
-    """The normals' images under the inverse of I + cA: along them the level is come to.
+def _weights(products: Matrix, distances: Numbers) -> tuple[Vector, Vector]:
+    """Weights of the images of the force and of the normals in the moves that are to be made.
+
+    One takes the force away within the level set, the other leads onto it.
 
     Parameters
     ----------
-    normals, images : Tensor, shape (n, P)
-        Unit normals, and their images.
+    products : ndarray, shape (1 + n, 1 + n)
+        Scalar products of the force and the unit normals with their images.
+    distances : ndarray, shape (n,)
+        From the levels, along the normals.
+
+    Returns
+    -------
+    along, onto : ndarray, shape (1 + n,)
+
+    Raises
+    ------
+    ConvergenceError
+        The images do not span the normal space.
     """
-
-    def __init__(self, normals: Tensor, images: Tensor) -> None:
-        self.images = images
-        self.products = numbers(normals @ images.T)
-
-    def carrying(self, components: Tensor) -> Tensor:
-        """Combine the images so that the result has these components along the normals.
-
-        Raises
-        ------
-        ConvergenceError
-            The images do not span the normal space.
-        """
-        try:
-            found = np.linalg.solve(self.products, numbers(components))
-        except np.linalg.LinAlgError:
-            raise ConvergenceError(
-                "the normals of the constraints cannot be told apart in an implicit step",
-                iterations=0,
-                residual=math.nan,
-                reason="iterations",
-            ) from None
-        return torch.from_numpy(found).to(self.images) @ self.images
+    try:
+        right = np.column_stack([products[1:, 0], -distances])
+        found = np.linalg.solve(products[1:, 1:], right)
+    except np.linalg.LinAlgError:
+        raise ConvergenceError(
+            "the normals of the constraints cannot be told apart in an implicit step",
+            iterations=0,
+            residual=math.nan,
+            reason="iterations",
+        ) from None
+    return np.append(-1.0, found[:, 0]), np.append(0.0, found[:, 1])
 
 
 class _Space:

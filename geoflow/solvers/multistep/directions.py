@@ -52,26 +52,43 @@ class Directions:
         """Those of I + cA in these directions, shape (k,)."""
         return np.maximum(1 + c * self.curvatures, LEAST_CURVATURE)
 
-    def with_pairs(self, block: Tensor, c: float, bulk: float, limit: int) -> Directions:
+    def with_pairs(
+        self,
+        block: Tensor,
+        across: Matrix,
+        products: Matrix,
+        c: float,
+        bulk: float,
+        limit: int,
+    ) -> tuple[Directions, Matrix]:
         """What the BFGS updates of I + cA by pairs make of it.
 
         Parameters
         ----------
         block : Tensor of float32, shape (2n, P)
             s and As in turn.
+        across : ndarray, shape (k, 2n)
+            Scalar products of the directions with them.
+        products : ndarray, shape (2n, 2n)
+            And among themselves.
         c : float
             In flow time.
         bulk : float
             b.
         limit : int
             Directions that are kept at most.
+
+        Returns
+        -------
+        Directions
+            With these pairs.
+        ndarray, shape (…, k + 2n)
+            What each is made of: of the directions before, and of the block.
         """
         k, n = len(self.curvatures), len(self.curvatures) + len(block)
         gram = np.empty((n, n))
         gram[:k, :k] = numbers(self.rows @ self.rows.T)
-        gram[:k, k:] = numbers(self.rows @ block.T)
-        gram[k:, :k] = gram[:k, k:].T
-        gram[k:, k:] = numbers(block @ block.T)
+        gram[:k, k:], gram[k:, :k], gram[k:, k:] = across, across.T, products
         # All is done in an orthonormal basis of what they span; an image may vanish.
         norms = np.sqrt(np.diag(gram))
         scale = np.divide(1, norms, out=np.zeros(n), where=norms > VANISHING)
@@ -91,9 +108,10 @@ class Directions:
         ratio = np.maximum(eigenvalues, LEAST_CURVATURE) / beside
         distinct = np.flatnonzero(abs(np.log(ratio)) > math.log(DISTINCT))
         kept = distinct[np.argsort(-abs(eigenvalues - beside)[distinct], kind="stable")][:limit]
-        weights = torch.from_numpy((to_basis @ vectors[:, kept]).T).to(block)
+        made_of = (to_basis @ vectors[:, kept]).T
+        weights = torch.from_numpy(made_of).to(block)
         directions = (weights[:, k:] @ block).addmm_(weights[:, :k], self.rows)
-        return Directions(directions, (eigenvalues[kept] - 1) / c)
+        return Directions(directions, (eigenvalues[kept] - 1) / c), made_of
 
 
 def numbers(products: Tensor) -> Matrix:

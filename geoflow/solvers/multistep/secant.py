@@ -14,6 +14,7 @@ begin with is the curvature of the pairs before, by its eigenvectors
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -155,10 +156,14 @@ class SecantPairs:
         c : float
             In flow time.
         """
+        return self.solved(vectors, c).combined(np.eye(len(vectors)))
+
+    def solved(self, vectors: Tensor, c: float) -> Solved:
+        """As :meth:`inverse`, the images not made yet: what is needed of them may be one sum."""
         c *= self.unit or 1.0
         while len(self) >= (BLOCKS + 1) * BLOCK:
             self._give_up_oldest(c)
-        inner, on_directions = self._products_with(vectors.to(torch.float32))
+        inner, on_directions, among = self._products_with(vectors.to(torch.float32))
         rows = np.arange(0, len(self.products), 2)
         base = 1 / (1 + c * self._bulk())
         gains = np.zeros((0, 1))
@@ -179,21 +184,11 @@ class SecantPairs:
         begun = base * (on_y - yy @ alpha) + across.T @ through
         right = np.diag(sy)[:, None] * alpha - begun
         gain = solve_triangular(upper, right, trans="T") if len(rows) else right
-        coefficients = np.zeros((len(self.blocks) * 2 * BLOCK, len(vectors)))
+        coefficients = np.zeros((len(self.products), len(vectors)))
         coefficients[rows], coefficients[rows + 1] = gain - base * alpha, -base * c * alpha
-        return self._combined(vectors, base, coefficients, through)
-
-    def _combined(
-        self, vectors: Tensor, base: float, of_blocks: Matrix, of_directions: Matrix
-    ) -> Tensor:
-        """``base`` times vectors, and the rows by their coefficients."""
-        moved = torch.zeros_like(vectors, dtype=torch.float32)
-        of_rows = torch.from_numpy(of_blocks.T).to(moved)
-        for i, block in enumerate(self._in_use()):
-            moved.addmm_(of_rows[:, 2 * BLOCK * i :][:, : len(block)], block)
-        if self.directions is not None:
-            moved.addmm_(torch.from_numpy(of_directions.T).to(moved), self.directions.rows)
-        return moved.to(vectors.dtype).add_(vectors, alpha=base)
+        products = base * among + inner.T @ coefficients + on_directions.T @ through
+        of_rows = np.concatenate([coefficients, through])
+        return Solved(vectors, self._all_rows(), base, of_rows, products)
 
     def _bulk(self) -> float:
         """Curvature that so many of all known are below; not negative, and 0 before there are any.
@@ -207,34 +202,34 @@ class SecantPairs:
     def _give_up_oldest(self, c: float) -> None:
         """Make directions of the oldest block of pairs."""
         self._products_with(None)
-        oldest, *self.blocks = self.blocks
+        n, (oldest, *self.blocks) = 2 * BLOCK, self.blocks
         before = self.directions or Directions(oldest[:0], np.zeros(0))
         # The scale at which curvatures matter; without one, that of the images.
         scale = c if c > 0 else 1.0
-        self.directions = before.with_pairs(oldest, scale, self._bulk(), self.limit)
-        self.products = self.products[2 * BLOCK :, 2 * BLOCK :]
-        found = torch.cat([self.directions.rows @ block.T for block in self._in_use()], 1)
-        self.across = numbers(found)
+        across = self.across[:, :n] if self.directions else np.zeros((0, n))
+        self.directions, weights = before.with_pairs(
+            oldest, across, self.products[:n, :n], scale, self._bulk(), self.limit
+        )
+        beside = np.concatenate([self.across[:, n:], self.products[:n, n:]])
+        self.products, self.across = self.products[n:, n:], weights @ beside
 
-    def _products_with(self, vectors: Tensor | None) -> tuple[Matrix, Matrix]:
-        """Scalar products of all rows, and of all directions, with vectors; each of shape (…, n).
+    def _all_rows(self) -> list[Tensor]:
+        """All rows, blocks and then directions."""
+        return [*self._in_use(), *([] if self.directions is None else [self.directions.rows])]
+
+    def _products_with(self, vectors: Tensor | None) -> tuple[Matrix, Matrix, Matrix]:
+        """Scalar products with vectors: of all rows, of all directions, and among themselves.
 
         Those with the rows just added are taken too.
         """
         n, n_new, n_directions = len(self.products), 2 * len(self._new), len(self.across)
         right = [*self._new, *([] if vectors is None else [vectors])]
-        n_vectors = 0 if vectors is None else len(vectors)
-        if not right or not n + n_new + n_directions:
-            return np.zeros((n, n_vectors)), np.zeros((n_directions, n_vectors))
-        left = self._in_use()
-        if self.directions is not None:
-            left.append(self.directions.rows)
-        # In this order the product of a few rows with a block is three times faster, and two by
-        # two as fast as of four that would have to be brought together.
-        found = np.concatenate(
-            [numbers(torch.cat([rows @ block.T for block in left], 1).T) for rows in right], 1
-        )
-        on_directions = found[len(found) - n_directions :]
+        if not right:
+            return np.zeros((n, 0)), np.zeros((n_directions, 0)), np.zeros((0, 0))
+        # Rows are read once for all of these: from memory, they are what it costs.
+        given = torch.cat(right) if len(right) > 1 else right[0]
+        found = numbers(torch.cat([given @ rows.T for rows in [*self._all_rows(), given]], 1).T)
+        on_directions = found[n + n_new : n + n_new + n_directions]
         if n_new:
             grown = np.empty((n + n_new, n + n_new))
             grown[:n, :n] = self.products
@@ -242,4 +237,43 @@ class SecantPairs:
             grown[n:, :n] = found[:n, :n_new].T
             self.products, self._new = grown, []
             self.across = np.concatenate([self.across, on_directions[:, :n_new]], 1)
-        return found[: n + n_new, n_new:], on_directions[:, n_new:]
+        among = found[n + n_new + n_directions + n_new :, n_new:]
+        return found[: n + n_new, n_new:], on_directions[:, n_new:], among
+
+
+@dataclass(frozen=True)
+class Solved:
+    """The images of some vectors under an inverse, not yet made.
+
+    Attributes
+    ----------
+    vectors : Tensor, shape (n, P)
+        They themselves.
+    rows : list of Tensor, each of shape (…, P)
+        What their images are made of besides.
+    base : float
+        Part of a vector that is in its image as it is.
+    coefficients : ndarray, shape (number of rows, n)
+        Parts of the rows.
+    products : ndarray, shape (n, n)
+        Scalar products of the vectors with the images.
+    """
+
+    vectors: Tensor
+    rows: list[Tensor]
+    base: float
+    coefficients: Matrix
+    products: Matrix
+
+    def combined(self, weights: Matrix) -> Tensor:
+        """Sums of the images by their weights, shape (m, n): shape (m, P)."""
+        own = torch.from_numpy(self.base * weights).to(self.vectors)
+        moved = torch.zeros(
+            (len(weights), self.vectors.shape[1]), dtype=torch.float32, device=self.vectors.device
+        )
+        of_rows = torch.from_numpy(weights @ self.coefficients.T).to(moved)
+        end = 0
+        for block in self.rows:
+            start, end = end, end + len(block)
+            moved.addmm_(of_rows[:, start:end], block)
+        return moved.to(self.vectors.dtype).addmm_(own, self.vectors)
