@@ -22,11 +22,12 @@ from geoflow.manifold.level_set import (
     only,
 )
 from geoflow.manifold.linearization import TangentHessian
-from geoflow.manifold.normals import NormalSpace, Numbers, normal_space
+from geoflow.manifold.normals import NormalSpace, Numbers, length, normal_space, tangent
 from geoflow.manifold.protocol import Scalar
 from geoflow.manifold.regularizers.bound import BoundRegularizer, ThetaFunction, Weighted
 from geoflow.manifold.regularizers.named import bound, name_of
-from geoflow.problems import checks
+from geoflow.problems import checks, live
+from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
 
@@ -239,9 +240,7 @@ class RegularizingFlow:
         """
         r_value, r_gradient = self._bound.value_and_gradient(theta)
         normals = normal_space(gradient)
-        normal = normals.split(r_gradient)
-        velocity = normal.part - r_gradient
-        tangent_norm = float(torch.linalg.vector_norm(velocity))
+        normal, velocity, tangent_norm = tangent(r_gradient, normals)
         return FlowState(
             theta=theta,
             values=as_values(loss),
@@ -258,9 +257,19 @@ class RegularizingFlow:
         )
 
     def start(self, theta: Tensor) -> tuple[FlowState, Projection]:
-        """State at the beginning of a walk: at the re-projection of θ, from however far."""
+        """State at the beginning of a walk: at the re-projection of θ, from however far.
+
+        Raises
+        ------
+        InputError
+            R or L is of so small a scale that the square of its gradient's norm underflows.
+        """
         projection = self.level_set.project(theta, max_iterations=START_ITERATIONS)
-        return self.state(projection.theta, projection.values, projection.gradients), projection
+        state = self.state(projection.theta, projection.values, projection.gradients)
+        _check_scale("regularizer", length(state.regularizer_gradient), theta.dtype)
+        for norm in state.gradient_norms:
+            _check_scale("loss", float(norm), theta.dtype)
+        return state, projection
 
     def evaluate(self, theta: Tensor) -> FlowState:
         """State at θ as it is, on the level set or not: one gradient a constraint."""
@@ -288,7 +297,7 @@ class RegularizingFlow:
 
     def at_rest(self, state: FlowState) -> bool:
         """Whether Π∇R is no more than its own rounding."""
-        norm = float(torch.linalg.vector_norm(state.regularizer_gradient))
+        norm = length(state.regularizer_gradient)
         return state.tangent_norm <= UNITS_OF_ROUNDING * torch.finfo(state.theta.dtype).eps * norm
 
     def values(self, state: FlowState) -> dict[str, float]:
@@ -311,7 +320,7 @@ class RegularizingFlow:
         residuals = self.level_set.residuals(state.values)
         smallest = float(state.gradient_norms.min())
         # Its length, whatever the signs of the multipliers: the constraints are equations.
-        part = float(torch.linalg.vector_norm(state.regularizer_gradient + state.velocity))
+        part = length(state.regularizer_gradient + state.velocity)
         return {
             "train_loss": float(state.values.mean()),
             "level_residual": float(residuals[np.argmax(abs(residuals) / self.level_set.scales)]),
@@ -361,6 +370,21 @@ def check_single(flow: RegularizingFlow, what: str) -> None:
         )
 
 
+def _check_scale(name: str, norm: float, dtype: torch.dtype) -> None:
+    """Refuse what solvers could not tell from nothing.
+
+    Raises
+    ------
+    InputError
+        Names the scale.
+    """
+    if 0 < norm < math.sqrt(torch.finfo(dtype).tiny):
+        raise InputError(
+            f"{name}: its gradient at the start has norm {norm:.1e}, whose square {dtype_name(dtype)} "
+            f"does not hold; multiply the {name} by some 1e{-round(math.log10(norm))}"
+        )
+
+
 def _check_regularizer(bound: BoundRegularizer, theta0: Tensor) -> None:
     """Refuse an R of θ alone that is no finite scalar with its gradient, in sums too.
 
@@ -384,10 +408,18 @@ def _check_regularizer(bound: BoundRegularizer, theta0: Tensor) -> None:
                     f"regularizer gave {shown} at theta0; it must return a finite scalar tensor"
                 )
             checks.check_gradient(bound.value_and_gradient, theta0, "regularizer")
-    if not bound.problems:
-        value, gradient = bound.value_and_gradient(theta0)
-        if not (torch.isfinite(value) and torch.isfinite(gradient).all()):
-            raise InputError(
-                f"regularizer gave {float(value)} at theta0 with a gradient of norm "
-                f"{float(torch.linalg.vector_norm(gradient))}; both must be finite, there as well"
-            )
+            live.check_alone(bound.function, theta0, "regularizer")
+    if bound.problems:
+        return
+    first, second = (bound.value_and_gradient(theta0) for _ in range(2))
+    value, gradient = first
+    if not (torch.isfinite(value) and torch.isfinite(gradient).all()):
+        raise InputError(
+            f"regularizer gave {float(value)} at theta0 with a gradient of norm "
+            f"{length(gradient)}; both must be finite, there as well"
+        )
+    if not all(torch.equal(a, b) for a, b in zip(first, second, strict=True)):
+        raise InputError(
+            "regularizer: two evaluations at theta0 differ, so R(θ) is random or stateful; remove "
+            "the randomness, on a GPU also operations that add in any order"
+        )

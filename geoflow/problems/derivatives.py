@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ Tensors = dict[str, Tensor]
 # Value and weight; the weight has no part in the derivatives.
 Weighted = tuple[Tensor, Tensor]
 Scalar = Callable[[Tensors], Weighted]
+Result = TypeVar("Result")
 
 
 def value_and_gradient(
@@ -36,10 +37,16 @@ def value_and_gradient(
     variables = _variables(at)
     with torch.enable_grad():
         value, weight = function(variables)
-        gradients = torch.autograd.grad(
-            _derivable(value), list(variables.values()), allow_unused=True, materialize_grads=True
+        found = torch.autograd.grad(
+            _derivable(value), list(variables.values()), allow_unused=True
         )
-    return value.detach(), weight, dict(zip(variables, gradients, strict=True))
+    if all(gradient is None for gradient in found):
+        raise _underivable()
+    gradients = {
+        name: torch.zeros_like(at[name]) if gradient is None else gradient
+        for name, gradient in zip(variables, found, strict=True)
+    }
+    return value.detach(), weight, gradients
 
 
 def hessian_product(
@@ -53,7 +60,7 @@ def hessian_product(
         The function has no second derivative.
     """
     variables = _variables(at)
-    with torch.enable_grad(), _twice_differentiable():
+    with torch.enable_grad(), twice_differentiable():
         value, weight = function(variables)
         products = _hessian_product(
             _derivable(value), list(variables.values()), [v[n] for n in variables]
@@ -78,13 +85,13 @@ def gauss_newton_product(
     """
     variables = _variables(at)
     inputs = list(variables.values())
-    with torch.enable_grad(), _twice_differentiable():
+    with torch.enable_grad(), twice_differentiable():
         tree = outputs(variables)
         given = [t for _, t in data.leaves(tree, "") if t.requires_grad]
         if not given:
             _derivable(torch.zeros(()))
         u = [torch.zeros_like(t, requires_grad=True) for t in given]
-        pulled = _second(lambda: _gradients(given, inputs, u, create_graph=True))
+        pulled = second(lambda: _gradients(given, inputs, u, create_graph=True))
         moved = _gradients(pulled, u, [v[n] for n in variables], retain_graph=True)
         values = iter([t.detach().requires_grad_() for t in given])
         points: list[Tensor] = []
@@ -109,20 +116,24 @@ def _derivable(value: Tensor) -> Tensor:
     if value.is_complex():
         raise InputError(f"loss: it is {value.dtype}; return a real scalar tensor")
     if not value.requires_grad:
-        raise InputError(
-            "loss: it has no derivative in θ, so something in it leaves the graph (detach, item, "
-            "NumPy, vector_to_parameters); compute it from its argument alone, a module's by "
-            "torch.func.functional_call"
-        )
+        raise _underivable()
     return value
 
 
+def _underivable() -> InputError:
+    return InputError(
+        "loss: it has no derivative in θ, so something in it leaves the graph (detach, item, "
+        "NumPy, vector_to_parameters), or it is of another module than the one given; compute it "
+        "from its argument alone, a module's by torch.func.functional_call"
+    )
+
+
 def _hessian_product(value: Tensor, at: list[Tensor], v: list[Tensor]) -> list[Tensor]:
-    gradients = _second(lambda: _gradients([value], at, None, create_graph=True))
+    gradients = second(lambda: _gradients([value], at, None, create_graph=True))
     kept = [(g, w) for g, w in zip(gradients, v, strict=True) if g.requires_grad]
     if not kept:
         return [torch.zeros_like(t) for t in at]
-    return _second(lambda: _gradients([g for g, _ in kept], at, [w for _, w in kept]))
+    return second(lambda: _gradients([g for g, _ in kept], at, [w for _, w in kept]))
 
 
 def _gradients(
@@ -133,8 +144,14 @@ def _gradients(
     )
 
 
-def _second(compute: Callable[[], list[Tensor]]) -> list[Tensor]:
-    """Say of a missing formula what it means; memory that runs out is another matter."""
+def second(compute: Callable[[], Result], name: str = "loss") -> Result:
+    """Say of a missing formula what it means; memory that runs out is another matter.
+
+    Raises
+    ------
+    InputError
+        What is computed has no second derivative.
+    """
     try:
         return compute()
     except torch.OutOfMemoryError:
@@ -143,12 +160,12 @@ def _second(compute: Callable[[], list[Tensor]]) -> list[Tensor]:
         if "memory" in str(error):
             raise
         raise InputError(
-            f"loss: it has no second derivative ({str(error).splitlines()[0]})"
+            f"{name}: it has no second derivative ({str(error).splitlines()[0]})"
         ) from None
 
 
 @contextmanager
-def _twice_differentiable() -> Iterator[None]:
+def twice_differentiable() -> Iterator[None]:
     """Attention and recurrent layers by those of PyTorch's kernels that have second derivatives."""
     with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
         yield

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from geoflow.errors import InputError
-from geoflow.problems import arithmetic, capture, checks, data, derivatives, making, products
+from geoflow.problems import (
+    arithmetic,
+    capture,
+    checks,
+    data,
+    derivatives,
+    live,
+    making,
+    products,
+)
 from geoflow.problems.data import Tree
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.parts import (
@@ -175,9 +184,11 @@ class Problem(Picklable):
         ------
         InputError
             ``theta0`` is not a finite flat floating tensor, or the loss not a scalar that has a
-            gradient.
+            gradient; or it uses parameters of a module that are not frozen.
         """
-        return cls(*making.of_function(loss, theta0))
+        problem = cls(*making.of_function(loss, theta0))
+        live.check_alone(loss, problem.theta0, "loss")
+        return problem
 
     def __repr__(self) -> str:
         return (
@@ -287,8 +298,8 @@ class Problem(Picklable):
     def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
         """∇²L(θ) v, shape (P,): one Hessian-vector product.
 
-        Exact to rounding, where PyTorch's second derivatives of what the loss uses are: the first
-        product is compared with differences of gradients. Where they are not, or are not there,
+        Exact to rounding, where PyTorch's second derivatives of what the loss uses are: before the
+        first product a few are compared with differences of gradients, tensor by tensor. Where they are not, or are not there,
         products are such differences, with a warning that says how good they are.
 
         Raises
@@ -300,7 +311,8 @@ class Problem(Picklable):
         """
         if self._products.exact is None:
             with self._uncounted():
-                self._products.choose(self._derived, self.value_and_gradient, self.theta0)
+                sizes = [math.prod(s.shape) for s in self.tensors]
+                self._products.choose(self._derived, self.value_and_gradient, self.theta0, sizes)
         if self._products.exact:
             return self._derived(theta, v)
         checks.check_like(v, self.theta0, "v")
