@@ -24,9 +24,8 @@ from geoflow.manifold.level_set import (
 from geoflow.manifold.linearization import TangentHessian
 from geoflow.manifold.normals import NormalSpace, Numbers, length, normal_space, tangent
 from geoflow.manifold.protocol import Scalar
-from geoflow.manifold.regularizers.bound import BoundRegularizer, ThetaFunction, Weighted
+from geoflow.manifold.regularizers.checked import check_regularizer
 from geoflow.manifold.regularizers.named import bound, name_of
-from geoflow.problems import checks, live
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
@@ -208,7 +207,7 @@ class RegularizingFlow:
         self.problem: ProblemLike = level_set.problem
         self.regularizer = regularizer
         self._bound = bound(regularizer, self.problem)
-        _check_regularizer(self._bound, self.problem.theta0)
+        check_regularizer(self._bound, self.problem.theta0)
 
     def __repr__(self) -> str:
         return f"RegularizingFlow(down {self.regularizer_name} on {self.level_set!r})"
@@ -380,46 +379,7 @@ def _check_scale(name: str, norm: float, dtype: torch.dtype) -> None:
     """
     if 0 < norm < math.sqrt(torch.finfo(dtype).tiny):
         raise InputError(
-            f"{name}: its gradient at the start has norm {norm:.1e}, whose square {dtype_name(dtype)} "
-            f"does not hold; multiply the {name} by some 1e{-round(math.log10(norm))}"
-        )
-
-
-def _check_regularizer(bound: BoundRegularizer, theta0: Tensor) -> None:
-    """Refuse an R of θ alone that is no finite scalar with its gradient, in sums too.
-
-    What evaluates problems costs evaluations, and they were checked when they were made.
-
-    Raises
-    ------
-    InputError
-        Says what it gave.
-    """
-    terms = [term for _, term in bound.terms] if isinstance(bound, Weighted) else []
-    for term in terms:
-        _check_regularizer(term, theta0)
-    if isinstance(bound, ThetaFunction):
-        with checks.explained(theta0.dtype, "regularizer"):
-            value = bound.function(theta0.clone())
-            real = isinstance(value, Tensor) and value.shape == () and not value.is_complex()
-            if not real or not torch.isfinite(value):
-                shown = kinds.shown(value.tolist() if isinstance(value, Tensor) else value)
-                raise InputError(
-                    f"regularizer gave {shown} at theta0; it must return a finite scalar tensor"
-                )
-            checks.check_gradient(bound.value_and_gradient, theta0, "regularizer")
-            live.check_alone(bound.function, theta0, "regularizer")
-    if bound.problems:
-        return
-    first, second = (bound.value_and_gradient(theta0) for _ in range(2))
-    value, gradient = first
-    if not (torch.isfinite(value) and torch.isfinite(gradient).all()):
-        raise InputError(
-            f"regularizer gave {float(value)} at theta0 with a gradient of norm "
-            f"{length(gradient)}; both must be finite, there as well"
-        )
-    if not all(torch.equal(a, b) for a, b in zip(first, second, strict=True)):
-        raise InputError(
-            "regularizer: two evaluations at theta0 differ, so R(θ) is random or stateful; remove "
-            "the randomness, on a GPU also operations that add in any order"
+            f"{name}: its gradient at the start has norm {norm:.1e}, whose square "
+            f"{dtype_name(dtype)} does not hold; multiply the {name} by some "
+            f"1e{-round(math.log10(norm))}"
         )

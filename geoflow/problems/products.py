@@ -1,8 +1,8 @@
-"""Products with a Hessian: by PyTorch's second derivatives where they are right, else by differences.
-"""
+"""Products with a Hessian: PyTorch's second derivatives where right, else differences."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +21,8 @@ Product = Callable[[Tensor, Tensor], Tensor]
 GROUPS = 4
 # Differences over two steps that agree to this part of what a product is off are right, not it.
 AGREEMENT = 0.1
+
+WRONG = "PyTorch's second derivatives of it are not those of its gradient"
 
 
 @dataclass
@@ -63,10 +65,12 @@ class HessianProducts:
         theta = _beside(function, theta0)
         try:
             probes = _probes(theta, sizes)
-            right = all(_agrees(derived(theta, v), function, theta, v, sizes) for v in probes)
-            fault = "" if right else "PyTorch's second derivatives of it are not those of its gradient"
-        except InputError as error:
-            fault = str(error).removeprefix(f"{self.name}: ")
+            right = all(agrees(derived(theta, v), function, theta, v, sizes) for v in probes)
+            fault = (
+                "" if right else "PyTorch's second derivatives of it are not those of its gradient"
+            )
+        except InputError as refusal:
+            fault = str(refusal).removeprefix(f"{self.name}: ")
         self.exact = not fault
         if fault:
             error = torch.finfo(theta.dtype).eps ** (2 / 3)
@@ -114,7 +118,7 @@ def _probes(theta: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
         yield torch.cat(parts) / math.sqrt(len(chosen))
 
 
-def _agrees(
+def agrees(
     found: Tensor, function: Derivable, theta: Tensor, v: Tensor, sizes: Sequence[int]
 ) -> bool:
     """Whether a product is a difference of gradients: as a whole, and in each tensor by itself."""
@@ -137,7 +141,7 @@ def _agrees(
         return False
     # A gradient's rounding is not that of its size where much of it cancels, and then no two steps
     # give the same.
-    pairs = zip(differences, differences[1:], strict=False)
+    pairs = itertools.pairwise(differences)
     spread = torch.stack([_norms(a - b, sizes) for a, b in pairs]).amin(0)
     return not (wrong & (spread < AGREEMENT * torch.stack(errors).amin(0))).any()
 
