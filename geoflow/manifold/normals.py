@@ -341,7 +341,8 @@ def _gram(gradients: Tensor) -> Numbers:
     rows = _rows(gradients)
     if rows is None:
         return _numpy(gradients @ gradients.T)
-    return (rows @ rows.T).astype(np.float64)
+    with np.errstate(over="ignore"):
+        return (rows @ rows.T).astype(np.float64)
 
 
 def _rank(gram: Numbers, smallest: float) -> str:

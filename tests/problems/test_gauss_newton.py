@@ -79,9 +79,7 @@ def test_outputs_that_are_not_found_are_refused():
         lambda: gauss_newton(problem, problem.theta0),
         lambda: problem.gauss_newton_product(problem.theta0, problem.theta0),
     ):
-        with pytest.raises(
-            InputError, match=r"^module: what it gives \(a Outputs\).*tuple or dict"
-        ):
+        with pytest.raises(InputError, match=r"^module: .* \(a Outputs\).*tuple or dict"):
             ask()
 
 
@@ -159,7 +157,7 @@ def test_a_backward_that_leaves_the_graph_is_refused(between):
 
 
 def test_a_wrong_curvature_of_the_loss_is_refused():
-    with pytest.raises(InputError, match="^loss: its second derivatives in the outputs"):
+    with pytest.raises(InputError, match=r"^loss: its second derivatives in the outputs"):
         product_of(lambda outputs, targets: Square.apply(outputs - targets))
 
 
@@ -170,7 +168,7 @@ LOSSES = {
     ),
     "given probabilities": (
         lambda o, y: nn.functional.binary_cross_entropy(o, (y > 0).to(o)),
-        lambda o, x: torch.sigmoid(40 * o),
+        lambda o, x: torch.sigmoid(15 * o),
     ),
     "with kinks": (lambda o, y: nn.functional.smooth_l1_loss(o, y, beta=0.3), lambda o, x: o),
     "without curvature": (nn.functional.l1_loss, lambda o, x: o),

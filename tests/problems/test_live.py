@@ -43,17 +43,15 @@ class Scale(torch.autograd.Function):
         return 2 * gradient * scale * theta, None
 
 
-def physics(theta):
-    outputs = functional_call(LIVE, PROBLEM.unflatten(theta), (POINTS,))
-    (slope,) = torch.autograd.grad(outputs.sum(), POINTS, create_graph=True)
+@torch.enable_grad()
+def physics(theta, points=POINTS):
+    outputs = functional_call(LIVE, PROBLEM.unflatten(theta), (points,))
+    (slope,) = torch.autograd.grad(outputs.sum(), points, create_graph=True)
     return slope.square().mean()
 
 
 def fresh_physics(theta):
-    points = X.clone().requires_grad_()
-    outputs = functional_call(LIVE, PROBLEM.unflatten(theta), (points,))
-    (slope,) = torch.autograd.grad(outputs.sum(), points, create_graph=True)
-    return slope.square().mean()
+    return physics(theta, X.clone().requires_grad_())
 
 
 def head_alone(theta):
