@@ -22,11 +22,11 @@ from geoflow.manifold.level_set import (
     only,
 )
 from geoflow.manifold.linearization import TangentHessian
-from geoflow.manifold.normals import NormalSpace, Numbers, normal_space
+from geoflow.manifold.normals import NormalSpace, Numbers, length, normal_space, tangent
 from geoflow.manifold.protocol import Scalar
-from geoflow.manifold.regularizers.bound import BoundRegularizer, ThetaFunction, Weighted
+from geoflow.manifold.regularizers.checked import check_regularizer
 from geoflow.manifold.regularizers.named import bound, name_of
-from geoflow.problems import checks
+from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
 
@@ -207,7 +207,7 @@ class RegularizingFlow:
         self.problem: ProblemLike = level_set.problem
         self.regularizer = regularizer
         self._bound = bound(regularizer, self.problem)
-        _check_regularizer(self._bound, self.problem.theta0)
+        check_regularizer(self._bound, self.problem.theta0)
 
     def __repr__(self) -> str:
         return f"RegularizingFlow(down {self.regularizer_name} on {self.level_set!r})"
@@ -239,9 +239,7 @@ class RegularizingFlow:
         """
         r_value, r_gradient = self._bound.value_and_gradient(theta)
         normals = normal_space(gradient)
-        normal = normals.split(r_gradient)
-        velocity = normal.part - r_gradient
-        tangent_norm = float(torch.linalg.vector_norm(velocity))
+        normal, velocity, tangent_norm = tangent(r_gradient, normals)
         return FlowState(
             theta=theta,
             values=as_values(loss),
@@ -258,9 +256,19 @@ class RegularizingFlow:
         )
 
     def start(self, theta: Tensor) -> tuple[FlowState, Projection]:
-        """State at the beginning of a walk: at the re-projection of θ, from however far."""
+        """State at the beginning of a walk: at the re-projection of θ, from however far.
+
+        Raises
+        ------
+        InputError
+            R or L is of so small a scale that the square of its gradient's norm underflows.
+        """
         projection = self.level_set.project(theta, max_iterations=START_ITERATIONS)
-        return self.state(projection.theta, projection.values, projection.gradients), projection
+        state = self.state(projection.theta, projection.values, projection.gradients)
+        _check_scale("regularizer", length(state.regularizer_gradient), theta.dtype)
+        for norm in state.gradient_norms:
+            _check_scale("loss", float(norm), theta.dtype)
+        return state, projection
 
     def evaluate(self, theta: Tensor) -> FlowState:
         """State at θ as it is, on the level set or not: one gradient a constraint."""
@@ -288,7 +296,7 @@ class RegularizingFlow:
 
     def at_rest(self, state: FlowState) -> bool:
         """Whether Π∇R is no more than its own rounding."""
-        norm = float(torch.linalg.vector_norm(state.regularizer_gradient))
+        norm = length(state.regularizer_gradient)
         return state.tangent_norm <= UNITS_OF_ROUNDING * torch.finfo(state.theta.dtype).eps * norm
 
     def values(self, state: FlowState) -> dict[str, float]:
@@ -311,7 +319,7 @@ class RegularizingFlow:
         residuals = self.level_set.residuals(state.values)
         smallest = float(state.gradient_norms.min())
         # Its length, whatever the signs of the multipliers: the constraints are equations.
-        part = float(torch.linalg.vector_norm(state.regularizer_gradient + state.velocity))
+        part = length(state.regularizer_gradient + state.velocity)
         return {
             "train_loss": float(state.values.mean()),
             "level_residual": float(residuals[np.argmax(abs(residuals) / self.level_set.scales)]),
@@ -361,33 +369,17 @@ def check_single(flow: RegularizingFlow, what: str) -> None:
         )
 
 
-def _check_regularizer(bound: BoundRegularizer, theta0: Tensor) -> None:
-    """Refuse an R of θ alone that is no finite scalar with its gradient, in sums too.
-
-    What evaluates problems costs evaluations, and they were checked when they were made.
+def _check_scale(name: str, norm: float, dtype: torch.dtype) -> None:
+    """Refuse what solvers could not tell from nothing.
 
     Raises
     ------
     InputError
-        Says what it gave.
+        Names the scale.
     """
-    terms = [term for _, term in bound.terms] if isinstance(bound, Weighted) else []
-    for term in terms:
-        _check_regularizer(term, theta0)
-    if isinstance(bound, ThetaFunction):
-        with checks.explained(theta0.dtype, "regularizer"):
-            value = bound.function(theta0.clone())
-            real = isinstance(value, Tensor) and value.shape == () and not value.is_complex()
-            if not real or not torch.isfinite(value):
-                shown = kinds.shown(value.tolist() if isinstance(value, Tensor) else value)
-                raise InputError(
-                    f"regularizer gave {shown} at theta0; it must return a finite scalar tensor"
-                )
-            checks.check_gradient(bound.value_and_gradient, theta0, "regularizer")
-    if not bound.problems:
-        value, gradient = bound.value_and_gradient(theta0)
-        if not (torch.isfinite(value) and torch.isfinite(gradient).all()):
-            raise InputError(
-                f"regularizer gave {float(value)} at theta0 with a gradient of norm "
-                f"{float(torch.linalg.vector_norm(gradient))}; both must be finite, there as well"
-            )
+    if 0 < norm < math.sqrt(torch.finfo(dtype).tiny):
+        raise InputError(
+            f"{name}: its gradient at the start has norm {norm:.1e}, whose square "
+            f"{dtype_name(dtype)} does not hold; multiply the {name} by some "
+            f"1e{-round(math.log10(norm))}"
+        )

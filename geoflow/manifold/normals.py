@@ -20,6 +20,35 @@ Numbers = NDArray[np.float64]
 # The sine squared between a gradient and the others comes from their Gram matrix, rounded to
 # some units of its dtype; below so many of these units it is rounding alone.
 UNITS_OF_ROUNDING = 100
+# Scales leave to the squares of a vector's entries this part of the exponents there are.
+SCALED_EXPONENTS = 0.8
+
+
+def in_range(norm: float, dtype: torch.dtype) -> bool:
+    """Whether squares of vectors of this length, and products of two such, lose no digits."""
+    info = torch.finfo(dtype)
+    return math.sqrt(info.tiny) / info.eps <= norm <= math.sqrt(info.max) * info.eps
+
+
+def scale_of(v: Tensor) -> float:
+    """A power of two that takes the largest entry to about 1; 1 for zero and what is not finite.
+
+    Times a power of two, nothing changes but exponents: what comes of it is the same to the bit.
+    """
+    size = float(v.abs().max())
+    if not 0 < size < math.inf:
+        return 1.0
+    limit = int(-SCALED_EXPONENTS * math.log2(torch.finfo(v.dtype).tiny))
+    return 2.0 ** -min(max(math.frexp(size)[1], -limit), limit)
+
+
+def length(v: Tensor) -> float:
+    """‖v‖, of whatever scale v is."""
+    norm = float(torch.linalg.vector_norm(v))
+    if in_range(norm, v.dtype):
+        return norm
+    scale = scale_of(v)
+    return norm if scale == 1 else float(torch.linalg.vector_norm(v * scale)) / scale
 
 
 class Split(NamedTuple):
@@ -123,6 +152,8 @@ class Normals:
     ----------
     gradients : Tensor, shape (n, P)
         N.
+    gram : ndarray, shape (n, n)
+        G, rounded to N's dtype.
 
     Raises
     ------
@@ -130,9 +161,8 @@ class Normals:
         The gradients are linearly dependent to rounding, so the constraints are no manifold here.
     """
 
-    def __init__(self, gradients: Tensor) -> None:
+    def __init__(self, gradients: Tensor, gram: Numbers) -> None:
         self.gradients = gradients
-        gram = self._gram()
         self.norms: Numbers = np.sqrt(gram.diagonal())
         eps = torch.finfo(gradients.dtype).eps
         smallest = UNITS_OF_ROUNDING * len(gram) * eps
@@ -183,17 +213,9 @@ class Normals:
         half: Numbers = solve_triangular(self.factor, scaled, lower=True, check_finite=False)
         return half
 
-    # On a CPU by NumPy, which reads N once for a product with a vector, and knows that the Gram
-    # matrix is symmetric: twice as fast as torch here.
-
     @cached_property
     def _rows(self) -> NDArray[np.floating] | None:
-        return self.gradients.numpy() if self.gradients.device.type == "cpu" else None
-
-    def _gram(self) -> Numbers:
-        if self._rows is None:
-            return _numpy(self.gradients @ self.gradients.T)
-        return (self._rows @ self._rows.T).astype(np.float64)
+        return _rows(self.gradients)
 
     def _along(self, v: Tensor) -> Numbers:
         """N v."""
@@ -208,9 +230,119 @@ class Normals:
         return torch.from_numpy(coefficients.astype(self._rows.dtype) @ self._rows)
 
 
+class Scaled:
+    """The normal space of gradients whose own squares leave their dtype's range.
+
+    Parameters
+    ----------
+    scales : ndarray, shape (n,)
+        Powers of two.
+    space : NormalSpace
+        That of the gradients times these.
+    """
+
+    def __init__(self, scales: Numbers, space: NormalSpace) -> None:
+        self.scales = scales
+        self.space = space
+
+    @property
+    def norms(self) -> Numbers:
+        """Norms of the gradients, shape (n,)."""
+        return self.space.norms / self.scales
+
+    def split(self, v: Tensor) -> Split:
+        """Part of v in the space, which scales have no share in; multipliers of the gradients."""
+        found = self.space.split(v)
+        return found._replace(multipliers=found.multipliers * self.scales)
+
+    def multipliers(self, v: Tensor) -> Numbers:
+        """λ, shape (n,), of that split."""
+        return self.space.multipliers(v) * self.scales
+
+    def step(self, residuals: Numbers) -> Tensor:
+        """Newton's step."""
+        return self.space.step(residuals * self.scales)
+
+    def distance(self, residuals: Numbers) -> float:
+        """Its length."""
+        return self.space.distance(residuals * self.scales)
+
+
 def normal_space(gradients: Tensor) -> NormalSpace:
-    """Return the normal space of one gradient (P,) or of several, (n, P)."""
-    return Normal(gradients) if gradients.ndim == 1 else Normals(gradients)
+    """Return the normal space of one gradient (P,) or of several, (n, P).
+
+    Raises
+    ------
+    CriticalPointError
+        Several are linearly dependent to rounding.
+    """
+    dtype = gradients.dtype
+    if gradients.ndim == 1:
+        normal = Normal(gradients)
+        if in_range(float(normal.norms[0]), dtype):
+            return normal
+        scales = np.array([scale_of(gradients)])
+        return normal if scales[0] == 1 else Scaled(scales, Normal(gradients * scales[0]))
+    gram = _gram(gradients)
+    if all(in_range(norm, dtype) for norm in np.sqrt(gram.diagonal())):
+        return Normals(gradients, gram)
+    scales = np.array([scale_of(row) for row in gradients])
+    scaled = gradients * torch.from_numpy(scales).to(gradients)[:, None]
+    return Scaled(scales, Normals(scaled, _gram(scaled)))
+
+
+class Tangent(NamedTuple):
+    """What of a vector v is along the level set, and what is not.
+
+    Attributes
+    ----------
+    normal : Split
+        v against the normal space.
+    back : Tensor, shape (P,)
+        −Πv.
+    length : float
+        ‖Πv‖.
+    """
+
+    normal: Split
+    back: Tensor
+    length: float
+
+
+def tangent(v: Tensor, space: NormalSpace) -> Tangent:
+    """Divide v, shape (P,), between the level set and its normals, of whatever scale it is."""
+    found = _tangent(v, space)
+    # The length of v, about; that itself would be another pass over it.
+    if in_range(max(abs(found.normal.component), found.length), v.dtype):
+        return found
+    scale = scale_of(v)
+    if scale == 1:
+        return found
+    (part, multipliers, component), back, norm = _tangent(v * scale, space)
+    normal = Split(part / scale, multipliers / scale, component / scale)
+    return Tangent(normal, back / scale, norm / scale)
+
+
+def _tangent(v: Tensor, space: NormalSpace) -> Tangent:
+    normal = space.split(v)
+    back = normal.part - v
+    return Tangent(normal, back, float(torch.linalg.vector_norm(back)))
+
+
+# On a CPU by NumPy, which reads N once for a product with a vector, and knows that the Gram matrix
+# is symmetric: twice as fast as torch here.
+
+
+def _rows(gradients: Tensor) -> NDArray[np.floating] | None:
+    return gradients.numpy() if gradients.device.type == "cpu" else None
+
+
+def _gram(gradients: Tensor) -> Numbers:
+    rows = _rows(gradients)
+    if rows is None:
+        return _numpy(gradients @ gradients.T)
+    with np.errstate(over="ignore"):
+        return (rows @ rows.T).astype(np.float64)
 
 
 def _rank(gram: Numbers, smallest: float) -> str:

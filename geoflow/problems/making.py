@@ -52,7 +52,7 @@ def of_module(
     digest = data.sha256(inputs, targets)
     network = modules.network(module, parameters, dtype, device)
     if isinstance(loss_fn, nn.Module):
-        loss_fn = copy.deepcopy(loss_fn).to(device=device, dtype=dtype)
+        loss_fn = copy.deepcopy(loss_fn).to(device=device, dtype=dtype).requires_grad_(False)
     x = data.convert(inputs, dtype, device)
     # PyTorch's losses want class indices as int64.
     y = data.mapped(

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from geoflow.errors import InputError
-from geoflow.problems import arithmetic, capture, checks, data, derivatives, making, products
+from geoflow.problems import (
+    arithmetic,
+    capture,
+    checks,
+    derivatives,
+    gauss_newton,
+    live,
+    making,
+    products,
+)
 from geoflow.problems.data import Tree
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.parts import (
@@ -61,6 +70,7 @@ class Problem(Picklable):
         self._n_gradient = 0
         self._n_hvp = 0
         self._products = products.HessianProducts()
+        self._gauss_newton = gauss_newton.Products()
         # Batches may be made anew for each evaluation, and functions may close over anything.
         fixed = isinstance(parts, tuple) and isinstance(parts[0], ModulePart)
         self._captured = capture.Captured() if fixed and capture.pays(theta0) else None
@@ -175,9 +185,11 @@ class Problem(Picklable):
         ------
         InputError
             ``theta0`` is not a finite flat floating tensor, or the loss not a scalar that has a
-            gradient.
+            gradient; or it uses parameters of a module that are not frozen.
         """
-        return cls(*making.of_function(loss, theta0))
+        problem = cls(*making.of_function(loss, theta0))
+        live.check_alone(loss, problem.theta0, "loss")
+        return problem
 
     def __repr__(self) -> str:
         return (
@@ -194,15 +206,17 @@ class Problem(Picklable):
     def n_outputs(self) -> int:
         """Numbers that the network gives on the whole training set: examples × outputs of each.
 
+        A complex output is two.
+
         Raises
         ------
         InputError
-            The problem is not of :meth:`from_module`, so its outputs are not known.
+            The problem is not of :meth:`from_module`, so its outputs are not known; or they are no
+            tensors, in tuples or dictionaries.
         """
         parameters = self.unflatten(self.theta0)
         parts = of_network(self._parts, "their number")
-        found = [part.outputs(parameters) for part in parts]
-        return sum(t.numel() for o in found for _, t in data.leaves(o, ""))
+        return sum(gauss_newton.n_outputs(part.outputs(parameters)) for part in parts)
 
     @property
     def n_chunks(self) -> int:
@@ -287,9 +301,10 @@ class Problem(Picklable):
     def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
         """∇²L(θ) v, shape (P,): one Hessian-vector product.
 
-        Exact to rounding, where PyTorch's second derivatives of what the loss uses are: the first
-        product is compared with differences of gradients. Where they are not, or are not there,
-        products are such differences, with a warning that says how good they are.
+        Exact to rounding, where PyTorch's second derivatives of what the loss uses are: before the
+        first product a few are compared with differences of gradients, tensor by tensor. Where they
+        are not, or are not there, products are such differences, with a warning that says how good
+        they are.
 
         Raises
         ------
@@ -300,7 +315,8 @@ class Problem(Picklable):
         """
         if self._products.exact is None:
             with self._uncounted():
-                self._products.choose(self._derived, self.value_and_gradient, self.theta0)
+                sizes = [math.prod(s.shape) for s in self.tensors]
+                self._products.choose(self._derived, self.value_and_gradient, self.theta0, sizes)
         if self._products.exact:
             return self._derived(theta, v)
         checks.check_like(v, self.theta0, "v")
@@ -321,18 +337,14 @@ class Problem(Picklable):
         Raises
         ------
         InputError
-            The problem is not of :meth:`from_module`, so its outputs are not known; or θ or v has
-            another shape, dtype or device than :attr:`theta0`.
+            The problem is not of :meth:`from_module`, so its outputs are not known; the loss is no
+            function of them alone, or its second derivative or a backward in the network is wrong,
+            by a check at the first product; or θ or v does not fit :attr:`theta0`.
         EvaluationLimitError
             A :meth:`budget` is spent.
         """
         of_network(self._parts, "the Gauss–Newton matrix")
-
-        def product(part: LossPart, at: Parameters, along: Parameters) -> tuple[Parameters, Tensor]:
-            assert isinstance(part, ModulePart)
-            return derivatives.gauss_newton_product(part.outputs, part.weighted_sum, at, along)
-
-        return self._product(theta, v, product)
+        return self._product(theta, v, self._gauss_newton)
 
     def unflatten(self, theta: Tensor, name: str = "theta") -> Parameters:
         """Views of flat θ by parameter name, as the module names them; differentiable in θ.

@@ -1,9 +1,11 @@
-"""Products with ∇²L: by PyTorch's second derivatives where they are right, else by differences."""
+"""Products with a Hessian: PyTorch's second derivatives where right, else differences."""
 
 from __future__ import annotations
 
+import itertools
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +15,14 @@ from geoflow.errors import InputError
 from geoflow.problems.checks import DIFFERENCE_RTOL, Derivable, steps
 
 Product = Callable[[Tensor, Tensor], Tensor]
+
+# Into so many groups tensors are divided, each probed by itself: what is wrong of a small one is
+# not seen among all the others.
+GROUPS = 4
+# Differences over two steps that agree to this part of what a product is off are right, not it.
+AGREEMENT = 0.1
+
+WRONG = "PyTorch's second derivatives of it are not those of its gradient"
 
 
 @dataclass
@@ -24,37 +34,55 @@ class HessianProducts:
 
     Attributes
     ----------
+    name : str
+        The argument whose Hessian it is.
     exact : bool, optional
         Whether products are exact to rounding; None before the first.
     """
 
+    name: str = "loss"
     exact: bool | None = None
 
-    def choose(self, derived: Product, function: Derivable, theta: Tensor) -> None:
-        """Compare PyTorch's product along one direction with differences of gradients.
+    def choose(
+        self, derived: Product, function: Derivable, theta0: Tensor, sizes: Sequence[int]
+    ) -> None:
+        """Compare PyTorch's products along a few directions with differences of gradients.
+
+        Beside ``theta0``: where a weight is zero, so are whole blocks of a Hessian, and there may
+        be a kink.
 
         Parameters
         ----------
         derived : callable
-            (θ, v) → ∇²L v by PyTorch's second derivatives.
+            (θ, v) → ∇²f v by PyTorch's second derivatives.
         function : callable
-            θ → (L, ∇L).
-        theta : Tensor, shape (P,)
+            θ → (f, ∇f).
+        theta0 : Tensor, shape (P,)
             Where.
+        sizes : sequence of int
+            Numbers of parameters of the tensors that θ is made of, in their order.
         """
-        fault = _fault(derived, function, theta)
+        theta = _beside(function, theta0)
+        try:
+            probes = _probes(theta, sizes)
+            right = all(agrees(derived(theta, v), function, theta, v, sizes) for v in probes)
+            fault = (
+                "" if right else "PyTorch's second derivatives of it are not those of its gradient"
+            )
+        except InputError as refusal:
+            fault = str(refusal).removeprefix(f"{self.name}: ")
         self.exact = not fault
         if fault:
             error = torch.finfo(theta.dtype).eps ** (2 / 3)
             warnings.warn(
-                f"loss: {fault}; Hessian-vector products are differences of gradients, with "
+                f"{self.name}: {fault}; Hessian-vector products are differences of gradients, with "
                 f"relative errors of about {error:.0e}",
                 stacklevel=4,
             )
 
 
 def difference(function: Derivable, theta: Tensor, v: Tensor) -> Tensor:
-    """∇²L v by a central difference of gradients: two evaluations."""
+    """∇²f v by a central difference of gradients: two evaluations."""
     size = float(torch.linalg.vector_norm(v))
     if size == 0:
         return torch.zeros_like(v)
@@ -63,19 +91,61 @@ def difference(function: Derivable, theta: Tensor, v: Tensor) -> Tensor:
     return (ahead - behind) / (2 * step)
 
 
-def _fault(derived: Product, function: Derivable, theta: Tensor) -> str:
+def _beside(function: Derivable, theta0: Tensor) -> Tensor:
+    """A point near ``theta0`` where the function is finite, or that itself."""
+    generator = torch.Generator().manual_seed(2)
+    random = torch.randn(theta0.shape, generator=generator, dtype=torch.float64).to(theta0)
+    scale = max(float(torch.linalg.vector_norm(theta0)), 1.0)
+    theta = theta0 + random * (1e-3 * scale / math.sqrt(theta0.numel()))
+    finite = all(bool(torch.isfinite(found).all()) for found in function(theta))
+    return theta if finite else theta0
+
+
+def _probes(theta: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
+    """Unit vectors: one along all tensors, and one along those of each group, equally long."""
     generator = torch.Generator().manual_seed(1)
     v = torch.randn(theta.shape, generator=generator, dtype=torch.float64).to(theta)
-    v = v / torch.linalg.vector_norm(v)
-    try:
-        found = derived(theta, v)
-    except InputError as error:
-        return str(error).removeprefix("loss: ")
+    yield v / torch.linalg.vector_norm(v)
+    if len(sizes) == 1:
+        return
+    order = torch.randperm(len(sizes), generator=generator).tolist()
+    for start in range(min(GROUPS, len(sizes))):
+        chosen = set(order[start::GROUPS])
+        parts = [
+            t / torch.linalg.vector_norm(t) if i in chosen else torch.zeros_like(t)
+            for i, t in enumerate(v.split(list(sizes)))
+        ]
+        yield torch.cat(parts) / math.sqrt(len(chosen))
+
+
+def agrees(
+    found: Tensor, function: Derivable, theta: Tensor, v: Tensor, sizes: Sequence[int]
+) -> bool:
+    """Whether a product is a difference of gradients: as a whole, and in each tensor by itself."""
+    eps, rtol = torch.finfo(theta.dtype).eps, DIFFERENCE_RTOL[theta.dtype]
+    whole, wrong = False, torch.ones(len(sizes), dtype=torch.bool, device=theta.device)
+    differences, errors = [], []
     for step in steps(theta):
         ahead, behind = (function(theta + s * v)[1] for s in (step, -step))
         expected = (ahead - behind) / (2 * step)
-        rounding = 10 * torch.finfo(theta.dtype).eps * torch.linalg.vector_norm(ahead) / step
-        allowed = DIFFERENCE_RTOL[theta.dtype] * torch.linalg.vector_norm(expected) + rounding
-        if torch.linalg.vector_norm(found - expected) <= allowed:
-            return ""
-    return "PyTorch's second derivatives of it are not those of its gradient"
+        rounding = 10 * eps * torch.linalg.vector_norm(ahead) / step
+        error, size = (_norms(t, sizes) for t in (found - expected, expected))
+        allowed = rtol * torch.linalg.vector_norm(size) + rounding
+        whole = whole or bool(torch.linalg.vector_norm(error) <= allowed)
+        wrong &= ~(error <= rtol * size + rounding)
+        if whole and not wrong.any():
+            return True
+        differences.append(expected)
+        errors.append(error)
+    if not whole:
+        return False
+    # A gradient's rounding is not that of its size where much of it cancels, and then no two steps
+    # give the same.
+    pairs = itertools.pairwise(differences)
+    spread = torch.stack([_norms(a - b, sizes) for a, b in pairs]).amin(0)
+    return not (wrong & (spread < AGREEMENT * torch.stack(errors).amin(0))).any()
+
+
+def _norms(t: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Norm of each tensor's share."""
+    return torch.stack([torch.linalg.vector_norm(part) for part in t.split(list(sizes))])

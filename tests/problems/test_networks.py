@@ -262,7 +262,7 @@ REFUSED = {
     ),
     "vector_to_parameters": (
         lambda: vector_to_parameters(),
-        "a part of it is not in the gradient .*vector_to_parameters",
+        "no derivative in θ.*vector_to_parameters",
     ),
     "data in a list of strings": (
         lambda: gf.Problem.from_module(mlp(nn.Tanh), classify, "data", LABELS),

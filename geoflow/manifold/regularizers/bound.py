@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import InputError
+from geoflow.problems import derivatives, products
 from geoflow.problems.protocol import ProblemLike
 
 Product = Callable[[Tensor], Tensor]
@@ -70,13 +72,13 @@ class ThetaFunction:
         variable = theta.detach().clone().requires_grad_()
         with torch.enable_grad():
             value = self.function(variable)
-            if not value.requires_grad:
-                raise InputError(
-                    "regularizer: it has no derivative in θ, so something in it leaves the graph "
-                    "(detach, item, NumPy), or it is constant; compute it from its argument alone"
-                )
-            (gradient,) = torch.autograd.grad(
-                value, variable, allow_unused=True, materialize_grads=True
+            gradient = None
+            if value.requires_grad:
+                (gradient,) = torch.autograd.grad(value, variable, allow_unused=True)
+        if gradient is None:
+            raise InputError(
+                "regularizer: it has no derivative in θ, so something in it leaves the graph "
+                "(detach, item, NumPy), or it is constant; compute it from its argument alone"
             )
         return value.detach(), gradient
 
@@ -95,6 +97,42 @@ class ThetaFunction:
             return found[0]
 
         return product
+
+
+class OwnFunction(ThetaFunction):
+    """A user's function of θ, whose second derivatives are compared with differences of ∇R first.
+
+    Parameters
+    ----------
+    function : callable
+        Tensor (P,) → scalar Tensor, differentiable by autograd.
+    problem : ProblemLike
+        Has θ0, where they are compared, and the tensors that θ is made of.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], problem: ProblemLike) -> None:
+        super().__init__(function)
+        self._theta0 = problem.theta0
+        self._sizes = [math.prod(s.shape) for s in problem.tensors]
+        self._products = products.HessianProducts("regularizer")
+
+    def hessian(self, theta: Tensor, gradient: Tensor | None = None) -> Product:
+        """∇²R(θ) by autograd, or by differences of ∇R where that is missing or wrong."""
+        if self._products.exact is None:
+            self._products.choose(
+                lambda at, v: derivatives.second(lambda: self._derived(at)(v), "regularizer"),
+                self.value_and_gradient,
+                self._theta0,
+                self._sizes,
+            )
+        if self._products.exact:
+            return self._derived(theta)
+        return lambda v: products.difference(self.value_and_gradient, theta, v)
+
+    def _derived(self, theta: Tensor) -> Product:
+        with derivatives.twice_differentiable():
+            # A user's function never gets the walk's own θ to write into.
+            return super().hessian(theta.clone())
 
 
 class Loss:
@@ -157,11 +195,11 @@ class Weighted:
         """Σ wᵢ∇²Rᵢ."""
         # Of a single term its gradient is known too.
         known = None if gradient is None or len(self.terms) > 1 else gradient / self.terms[0][0]
-        products = [(weight, term.hessian(theta, known)) for weight, term in self.terms]
+        by_term = [(weight, term.hessian(theta, known)) for weight, term in self.terms]
 
         def product(v: Tensor) -> Tensor:
             total = torch.zeros_like(v)
-            for weight, one in products:
+            for weight, one in by_term:
                 total.add_(one(v), alpha=weight)
             return total
 

@@ -17,6 +17,7 @@ from geoflow.errors import InputError
 from geoflow.manifold.regularizers.bound import (
     BoundRegularizer,
     Loss,
+    OwnFunction,
     ThetaFunction,
     Weighted,
 )
@@ -283,7 +284,7 @@ def bound(one: Any, problem: ProblemLike) -> BoundRegularizer:
             )
         return Loss(one)
     if callable(one):
-        return ThetaFunction(one)
+        return OwnFunction(one, problem)
     raise InputError(
         f"regularizer={one!r} is none; give a callable θ → scalar, one of gf.regularizers "
         f"({', '.join(REGULARIZERS)}), or a Problem"

@@ -1,0 +1,52 @@
+"""What is asked of a regularisation function when a flow is made."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from geoflow.errors import InputError
+from geoflow.manifold.normals import length
+from geoflow.manifold.regularizers.bound import BoundRegularizer, ThetaFunction, Weighted
+from geoflow.problems import checks, live
+from geoflow.system import kinds
+
+
+def check_regularizer(bound: BoundRegularizer, theta0: Tensor) -> None:
+    """Refuse an R of θ alone that is no finite scalar with its gradient, in sums too.
+
+    What evaluates problems costs evaluations, and they were checked when they were made.
+
+    Raises
+    ------
+    InputError
+        Says what it gave.
+    """
+    terms = [term for _, term in bound.terms] if isinstance(bound, Weighted) else []
+    for term in terms:
+        check_regularizer(term, theta0)
+    if isinstance(bound, ThetaFunction):
+        with checks.explained(theta0.dtype, "regularizer"):
+            value = bound.function(theta0.clone())
+            real = isinstance(value, Tensor) and value.shape == () and not value.is_complex()
+            if not real or not torch.isfinite(value):
+                shown = kinds.shown(value.tolist() if isinstance(value, Tensor) else value)
+                raise InputError(
+                    f"regularizer gave {shown} at theta0; it must return a finite scalar tensor"
+                )
+            checks.check_gradient(bound.value_and_gradient, theta0, "regularizer")
+            live.check_alone(bound.function, theta0, "regularizer")
+    if bound.problems:
+        return
+    first, second = (bound.value_and_gradient(theta0) for _ in range(2))
+    value, gradient = first
+    if not (torch.isfinite(value) and torch.isfinite(gradient).all()):
+        raise InputError(
+            f"regularizer gave {float(value)} at theta0 with a gradient of norm "
+            f"{length(gradient)}; both must be finite, there as well"
+        )
+    if not all(torch.equal(a, b) for a, b in zip(first, second, strict=True)):
+        raise InputError(
+            "regularizer: two evaluations at theta0 differ, so R(θ) is random or stateful; remove "
+            "the randomness, on a GPU also operations that add in any order"
+        )

@@ -1,0 +1,152 @@
+"""Functions of θ that use the parameters of a module itself are refused, and nothing else is."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+import geoflow as gf
+from geoflow.errors import InputError
+
+D = torch.float64
+X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0), dtype=D)
+Y = X.sum(1, keepdim=True).sin()
+
+
+def module():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+
+
+def penalty(net):
+    return sum(p.square().sum() for p in net.parameters())
+
+
+LIVE = module()
+VECTOR = nn.utils.parameters_to_vector(LIVE.parameters())
+POINTS = X.clone().requires_grad_()
+PROBLEM = gf.Problem.from_module(LIVE, nn.functional.mse_loss, X, Y)
+THETA = PROBLEM.theta0
+
+
+class Scale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, theta, scale):
+        ctx.save_for_backward(theta, scale)
+        return scale * (theta @ theta)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        theta, scale = ctx.saved_tensors
+        return 2 * gradient * scale * theta, None
+
+
+@torch.enable_grad()
+def physics(theta, points=POINTS):
+    outputs = functional_call(LIVE, PROBLEM.unflatten(theta), (points,))
+    (slope,) = torch.autograd.grad(outputs.sum(), points, create_graph=True)
+    return slope.square().mean()
+
+
+def fresh_physics(theta):
+    return physics(theta, X.clone().requires_grad_())
+
+
+def head_alone(theta):
+    named = {n: t for n, t in PROBLEM.unflatten(theta).items() if n.startswith("2.")}
+    return functional_call(LIVE, named, (X,)).square().mean()
+
+
+LIVE_ONES = {
+    "a constant": lambda t: t @ t + 10 * penalty(LIVE),
+    "a factor": lambda t: (t @ t) * penalty(LIVE),
+    "a vector": lambda t: (
+        (t - nn.utils.parameters_to_vector(LIVE.parameters())).square().sum() + t @ t
+    ),
+    "in a function of one's own": lambda t: Scale.apply(t, LIVE[0].weight[0, 0]),
+    "beside a problem": lambda t: PROBLEM.loss(t) + penalty(LIVE),
+    "in functional_call": head_alone,
+}
+
+FINE = {
+    "frozen": lambda t: t @ t + penalty(copy.deepcopy(LIVE).requires_grad_(False)),
+    "without a graph": lambda t: t @ t + penalty(LIVE).detach(),
+    "a vector of before": lambda t: (t - VECTOR).square().sum() + t.sum(),
+    "a problem": PROBLEM.loss,
+    "inner derivatives": fresh_physics,
+    "inner derivatives at given points": physics,
+    "its parameters by name": lambda t: sum(w.abs().sum() for w in PROBLEM.unflatten(t).values()),
+}
+
+
+def as_loss(function):
+    return gf.Problem.from_function(function, THETA)
+
+
+def as_regularizer(function):
+    return gf.RegularizingFlow(gf.LevelSet(PROBLEM), function)
+
+
+def in_a_sum(function):
+    total = gf.regularizers.weighted_sum((1.0, function), (1.0, gf.regularizers.l1))
+    return as_regularizer(total)
+
+
+@pytest.mark.parametrize("take", [as_loss, as_regularizer, in_a_sum])
+@pytest.mark.parametrize("function", LIVE_ONES.values(), ids=LIVE_ONES)
+def test_parameters_of_a_module_itself_are_refused(take, function):
+    with pytest.raises(InputError, match=r"^(loss|regularizer): .* itself.*unflatten") as caught:
+        take(function)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("take", [as_loss, as_regularizer, in_a_sum])
+@pytest.mark.parametrize("function", FINE.values(), ids=FINE)
+def test_what_is_of_theta_alone_is_taken(take, function):
+    assert take(function) is not None
+
+
+@pytest.mark.parametrize("take", [as_loss, as_regularizer])
+def test_a_function_without_theta_is_refused(take):
+    with pytest.raises(InputError, match="no derivative in θ"):
+        take(lambda t: penalty(LIVE))
+
+
+def test_a_criterion_with_parameters_of_its_own_may_be_in_a_regularizer():
+    class Criterion(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(3.0))
+
+        def forward(self, outputs, targets):
+            return self.weight * nn.functional.mse_loss(outputs, targets)
+
+    other = gf.Problem.from_module(LIVE, Criterion(), X, Y)
+    flow = as_regularizer(lambda t: other.loss(t) + t @ t)
+    expected = 3 * PROBLEM.loss(THETA) + THETA @ THETA
+    assert flow.evaluate(THETA).regularizer == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_batches_must_use_the_module_they_are_given():
+    other = module()
+
+    def ignoring(own, batch):
+        return nn.functional.mse_loss(other(batch[0]), batch[1], reduction="sum"), len(batch[0])
+
+    def with_a_teacher(own, batch):
+        outputs = own(batch[0]) - other(batch[0])
+        return outputs.square().sum() + own(batch[0]).square().sum(), len(batch[0])
+
+    with pytest.raises(InputError, match="of another module than the one given"):
+        gf.Problem.from_batches(LIVE, ignoring, [(X, Y)])
+    assert gf.Problem.from_batches(LIVE, with_a_teacher, [(X, Y)]).n_parameters == len(THETA)
+
+
+def test_a_random_regularizer_is_refused_however_small():
+    generator = torch.Generator().manual_seed(0)
+    with pytest.raises(InputError, match="regularizer: two evaluations at theta0 differ"):
+        as_regularizer(
+            lambda t: (t @ t) * (1 + 1e-9 * torch.rand((), generator=generator, dtype=D))
+        )
