@@ -19,10 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geoflow.errors import ConvergenceError, CriticalPointError
+from geoflow.errors import StepSizeError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.solvers.base import REGULARIZER, Carry, StepResult, Tolerance
-from geoflow.solvers.control import Elementary, check_step, clip_step
+from geoflow.solvers.control import (
+    TOO_FAR,
+    TOO_INACCURATE,
+    Elementary,
+    check_step,
+    clip_step,
+)
 from geoflow.solvers.interpolation import hermite
 
 DAMPING = 2 / 13
@@ -134,11 +140,9 @@ class RKC:
             try:
                 end, error, iterations = _attempt(flow, state, step, radius, tolerance)
                 n_newton += iterations
-                cause = "the local error stays above the tolerance"
-            except ConvergenceError as failure:
-                n_newton += failure.iterations
-                error, cause = 8.0, str(failure)
-            except CriticalPointError as failure:
+                cause = TOO_INACCURATE
+            except TOO_FAR as failure:
+                n_newton += getattr(failure, "iterations", 0)
                 error, cause = 8.0, str(failure)
             if error <= 1:
                 break
@@ -200,7 +204,13 @@ def _spectral_radius(
 ) -> tuple[float, Tensor]:
     """Spectral radius of the flow's Jacobian by the nonlinear power method, and its vector.
 
-    The method starts from the vector of the step before, so that one or two evaluations do.
+    The method starts from the vector of the step before, so that one or two evaluations do. Where
+    the flow ends on one side of θ, it looks to the other.
+
+    Raises
+    ------
+    StepSizeError
+        It ends on both.
     """
     vector = carry["vector"]
     assert isinstance(vector, Tensor)
@@ -210,7 +220,13 @@ def _spectral_radius(
         norm = _norm(vector)
         if norm == 0:
             break
-        ahead = flow.evaluate(state.theta + vector * (size / norm))
+        try:
+            ahead = flow.evaluate(state.theta + vector * (size / norm))
+        except TOO_FAR:
+            try:
+                ahead = flow.evaluate(state.theta - vector * (size / norm))
+            except TOO_FAR as failure:
+                raise StepSizeError(f"within {size:.1e} of θ: {failure}") from failure
         vector = ahead.velocity - state.velocity
         before, radius = radius, _norm(vector) / size
         if abs(radius - before) <= RADIUS_RTOL * radius:
@@ -219,9 +235,21 @@ def _spectral_radius(
 
 
 def _starting_step(flow: RegularizingFlow, state: FlowState, radius: float, scale: float) -> float:
-    """Return a tenth of the step an explicit Euler step of 1/ρ says is allowed."""
+    """Return a tenth of the step an explicit Euler step of 1/ρ says is allowed.
+
+    Raises
+    ------
+    StepSizeError
+        The flow ends however short that step is.
+    """
     step = 1 / radius
-    ahead = flow.evaluate(state.theta + step * state.velocity)
+    while True:
+        try:
+            ahead = flow.evaluate(state.theta + step * state.velocity)
+            break
+        except TOO_FAR as failure:
+            step *= CONTROL.retry[0]
+            check_step(step, state, str(failure))
     error = step * _norm(ahead.velocity - state.velocity) / scale
     return 0.1 * step / math.sqrt(error) if error > 0 else step
 
