@@ -143,7 +143,9 @@ class RKC:
                 cause = TOO_INACCURATE
             except TOO_FAR as failure:
                 n_newton += getattr(failure, "iterations", 0)
-                error, cause = 8.0, str(failure)
+                # How much too long the step was is known of neither.
+                error = math.inf if getattr(failure, "reason", "") == "not_finite" else 8.0
+                cause = str(failure)
             if error <= 1:
                 break
             n_rejected += 1
@@ -180,7 +182,7 @@ def _attempt(
     # The embedded estimate of the paper's section 2: third order, bounded where the flow is stiff.
     local = 0.8 * (state.theta - theta) + 0.4 * step * (state.velocity + ahead.velocity)
     distance = flow.level_set.distance(*ahead.evaluated)
-    # NumPy's maximum is NaN where either is, as beyond the edge of where L is defined.
+    # NumPy's maximum is NaN where either is, as where they overflow.
     error = float(np.maximum(_norm(local), distance)) / min(scale, _stiff_scale(state, radius))
     if not error <= 1:
         return ahead, error, 0
