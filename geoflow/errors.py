@@ -54,8 +54,8 @@ class ConvergenceError(GeoflowError):
         L − c at the last point evaluated, in units of the loss.
     reason : str
         ``"diverged"``, ``"displacement"``, ``"iterations"``, ``"kkt"`` where it is no re-projection
-        that failed but the way to a KKT point, or, where rounding holds up the iteration above the
-        tolerance, ``"floor"``.
+        that failed but the way to a KKT point, ``"not_finite"`` where L, R or a gradient is no
+        number there, or, where rounding holds up the iteration above the tolerance, ``"floor"``.
     """
 
     def __init__(self, message: str, *, iterations: int, residual: float, reason: str) -> None:

@@ -9,10 +9,16 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from geoflow.errors import CriticalPointError, EvaluationLimitError, InputError
+from geoflow.errors import (
+    ConvergenceError,
+    CriticalPointError,
+    EvaluationLimitError,
+    InputError,
+)
 from geoflow.manifold.flows import FlowState, RegularizingFlow, check_single
 from geoflow.trajectories import dataset, records
 from geoflow.trajectories.records import Snapshot, StepRecords
+from geoflow.walking import ending
 from geoflow.walking.stopping import Stop
 
 NAME = "predictor_corrector"
@@ -126,8 +132,8 @@ class _Loop:
                     state = self.step(state)
         except EvaluationLimitError:
             end = "max_evaluations", f"the budget of {budget} evaluations is spent"
-        except CriticalPointError as error:
-            end = "critical_point", str(error)
+        except (ConvergenceError, CriticalPointError) as error:
+            end = ending.of_error(error, budget)
         except KeyboardInterrupt:
             end = "interrupted", "interrupted by the user"
         if state is not None and len(self.records) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,6 +13,7 @@ from geoflow.comparisons.dataset import ATOL_OVER_RTOL, Run, Values
 from geoflow.errors import ConvergenceError, CriticalPointError, InputError
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.solvers import Solver
+from geoflow.system.translation import reason
 from geoflow.trajectories.records import Observable
 from geoflow.walking.loop import walk
 
@@ -42,30 +44,48 @@ class Judge:
         nothing = np.empty((0, flow.problem.n_parameters))
         before = flow.problem.evaluations
         try:
-            ds = walk(
-                flow,
-                solver,
-                rtol=rtol,
-                atol=ATOL_OVER_RTOL * rtol,
-                t_end=times[-1],
-                stop=None,
-                max_evaluations=max_evaluations,
-                snapshot_times=times,
-            )
+            return self.reference(flow, solver, rtol, times, max_evaluations)
         except InputError as error:
             return Run("not_resolved", str(error), nothing, {})
         except (ConvergenceError, CriticalPointError) as error:
             critical = isinstance(error, CriticalPointError)
             status = "critical_point" if critical else "projection_failed"
             return Run(status, str(error), nothing, {}, flow.problem.evaluations - before)
+
+    def reference(
+        self,
+        flow: RegularizingFlow,
+        solver: Solver,
+        rtol: float,
+        times: list[float],
+        max_evaluations: int | None = None,
+    ) -> Run:
+        """Walk to each of the times, where without a start there is nothing to compare.
+
+        Raises
+        ------
+        InputError, ConvergenceError, CriticalPointError
+            The walk has no start.
+        """
+        before = flow.problem.evaluations
+        ds = walk(
+            flow,
+            solver,
+            rtol=rtol,
+            atol=ATOL_OVER_RTOL * rtol,
+            t_end=times[-1],
+            stop=None,
+            max_evaluations=max_evaluations,
+            snapshot_times=times,
+        )
         spent = flow.problem.evaluations - before
         at = ds.isel(step=ds["snapshot_step"].values)
-        values = self.measure(ds["theta"].values.astype(float))
+        values, failed = self.measure(ds["theta"].values.astype(float))
         values["evaluations"] = (at["n_gradient"] + 2 * at["n_hvp"]).values.astype(float)
         values["wall_time"] = at["wall_time"].values
         return Run(
             ds.attrs["status"],
-            ds.attrs["status_message"],
+            "; ".join([ds.attrs["status_message"], *failed]),
             ds["theta"].values.astype(float),
             values,
             spent,
@@ -74,22 +94,32 @@ class Judge:
             float(abs(ds["level_residual"]).max()) / abs(flow.level_set.level),
         )
 
-    def measure(self, thetas: NDArray[np.float64]) -> Values:
-        """Scalars and observables at each θ of shape (S, P), by name."""
+    def measure(self, thetas: NDArray[np.float64]) -> tuple[Values, list[str]]:
+        """Scalars and observables at each θ of shape (S, P), by name, and what failed.
+
+        An observable that raises is NaN there.
+        """
         level_set = self.flow.level_set
-        rows = []
+        rows, failed = [], dict[str, str]()
         for row in thetas:
             theta = torch.as_tensor(row).to(self.flow.problem.theta0)
             state = self.flow.evaluate(theta)
             residual = abs(level_set.residual(state.loss))
-            rows.append(
-                {
-                    "regularizer": state.regularizer,
-                    "angle": state.angle,
-                    "level_error": residual / abs(level_set.level),
-                    "level_distance": residual / state.gradient_norm,
-                }
-                | {name: float(f(theta)) for name, f in self.observables.items()}
-            )
+            values = {
+                "regularizer": state.regularizer,
+                "angle": state.angle,
+                "level_error": residual / abs(level_set.level),
+                "level_distance": residual / state.gradient_norm,
+            }
+            for name, function in self.observables.items():
+                try:
+                    values[name] = float(function(theta.clone()))
+                except Exception as error:
+                    values[name] = math.nan
+                    failed[name] = f"observables[{name!r}] raised {type(error).__name__}: " + (
+                        reason(error)
+                    )
+            rows.append(values)
         names = ("regularizer", "angle", "level_error", "level_distance", *self.observables)
-        return {name: np.array([row[name] for row in rows], dtype=float) for name in names}
+        found = {name: np.array([row[name] for row in rows], dtype=float) for name in names}
+        return found, list(failed.values())

@@ -160,7 +160,7 @@ def compare(
         solver = known_solvers.get(reference)
         # Its steps end at the times: what is interpolated would not fall with rtol in order.
         solver.dense = False
-        run = judge.walk(exact, solver, rtol, ends, None)
+        run = judge.reference(exact, solver, rtol, ends)
         if run.status == "interrupted":
             raise KeyboardInterrupt
         pair.append(run)

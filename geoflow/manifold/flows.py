@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geoflow.errors import InputError
+from geoflow.errors import ConvergenceError, CriticalPointError, InputError
 from geoflow.manifold.level_set import (
     MAX_ITERATIONS,
     Evaluated,
@@ -234,18 +234,30 @@ class RegularizingFlow:
 
         Raises
         ------
+        ConvergenceError
+            L, R or one of their gradients is not finite.
         CriticalPointError
-            The gradients of several constraints are dependent to rounding.
+            ∇L vanishes, or the gradients of several constraints are dependent to rounding.
         """
         r_value, r_gradient = self._bound.value_and_gradient(theta)
-        normals = normal_space(gradient)
-        normal, velocity, tangent_norm = tangent(r_gradient, normals)
+        values, regularizer = as_values(loss), float(r_value)
+        try:
+            normals = normal_space(gradient)
+            normal, velocity, tangent_norm = tangent(r_gradient, normals)
+        except CriticalPointError:
+            # Where L is no number its gradient is often zero: what is missing there is L.
+            if not np.isfinite(values).all():
+                raise _not_finite(values, gradient, regularizer, r_gradient) from None
+            raise
+        finite = math.isfinite(tangent_norm) and math.isfinite(regularizer)
+        if not (finite and np.isfinite(values).all()):
+            raise _not_finite(values, gradient, regularizer, r_gradient)
         return FlowState(
             theta=theta,
-            values=as_values(loss),
+            values=values,
             gradients=gradient,
             gradient_norms=normals.norms,
-            regularizer=float(r_value),
+            regularizer=regularizer,
             regularizer_gradient=r_gradient,
             velocity=velocity,
             multipliers=normal.multipliers,
@@ -351,6 +363,24 @@ class RegularizingFlow:
         problems by differences of ∇R, which ``gradient`` is at θ, where it is known.
         """
         return self._bound.hessian(theta, gradient)
+
+
+def _not_finite(
+    values: Numbers, gradients: Tensor, regularizer: float, regularizer_gradient: Tensor
+) -> ConvergenceError:
+    """Say what is not finite where there is no state."""
+    norms = torch.linalg.vector_norm(torch.atleast_2d(gradients), dim=-1).tolist()
+    r_norm = float(torch.linalg.vector_norm(regularizer_gradient))
+    found = [("R", regularizer), ("‖∇R‖", r_norm)]
+    found += [("L", float(value)) for value in values] + [("‖∇L‖", norm) for norm in norms]
+    said = {name: f"{name} = {value}" for name, value in found if not math.isfinite(value)}
+    return ConvergenceError(
+        f"{' and '.join(said.values()) or 'the velocity is not finite'} at a trial point, and must "
+        "be finite near the walk; choose another L or R, or end the walk before by t_end",
+        iterations=0,
+        residual=math.nan,
+        reason="not_finite",
+    )
 
 
 def check_single(flow: RegularizingFlow, what: str) -> None:

@@ -10,9 +10,14 @@ from dataclasses import dataclass
 
 import torch
 
-from geoflow.errors import StepSizeError
+from geoflow.errors import ConvergenceError, CriticalPointError, StepSizeError
 from geoflow.manifold.flows import FlowState
 from geoflow.manifold.protocol import State
+
+# What a flow raises at a point that is none of the walk's, only tried: the step was too long.
+TOO_FAR = (ConvergenceError, CriticalPointError)
+TOO_INACCURATE = "the local error stays above the tolerance"
+REMEDY = "loosen rtol, choose a level further from the minimum, or a stiff-aware solver"
 
 
 @dataclass(frozen=True)
@@ -84,11 +89,10 @@ def check_step(step: float, state: State, cause: str) -> None:
     Raises
     ------
     StepSizeError
-        With the cause: why the steps before it were rejected.
+        With the cause: why the steps before it were rejected. One that has a remedy of its own
+        gives it after a semicolon.
     """
     size, speed = (float(torch.linalg.vector_norm(v)) for v in (state.flat, state.velocity))
     if step * speed <= 4 * torch.finfo(state.flat.dtype).eps * size:
-        raise StepSizeError(
-            f"step size underflow at {step:.1e} of flow time: {cause}; loosen rtol, choose a level "
-            "further from the minimum, or a stiff-aware solver"
-        )
+        remedy = "" if ";" in cause else f"; {REMEDY}"
+        raise StepSizeError(f"step size underflow at {step:.1e} of flow time: {cause}{remedy}")

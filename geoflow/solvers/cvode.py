@@ -21,6 +21,7 @@ from geoflow.solvers.base import (
     StepResult,
     Tolerance,
 )
+from geoflow.solvers.control import TOO_FAR
 
 # Rate at which L − c decays along the normal, times the flow's own scale of time.
 KAPPA = 30.0
@@ -144,6 +145,8 @@ class _Running:
     solver: Any
     time: float = 0.0
     n_steps: int = 0
+    # Why the flow had no velocity where, in the last step, CVODE first asked for one in vain.
+    cause: str = ""
 
     @classmethod
     def start(
@@ -154,7 +157,12 @@ class _Running:
 
         def velocity(_: float, theta: NDArray[np.float64], rate: NDArray[np.float64]) -> None:
             there = torch.from_numpy(theta.copy())
-            rate[:] = _stabilised(flow, there, rate_of_return).cpu().numpy()
+            try:
+                rate[:] = _stabilised(flow, there, rate_of_return).cpu().numpy()
+            except TOO_FAR as failure:
+                # By it CVODE's iteration does not converge, and it takes a shorter step.
+                rate[:] = math.nan
+                running.cause = running.cause or str(failure)
 
         allowed = tolerance.scale(state.theta) / math.sqrt(state.theta.numel())
         solver = _cvode()(
@@ -165,8 +173,9 @@ class _Running:
             rtol=1e-14,
             atol=allowed,
         )
+        running = cls(serial, flow, solver)
         solver.init_step(0.0, state.theta.cpu().numpy())
-        return cls(serial, flow, solver)
+        return running
 
     def is_at(self, flow: RegularizingFlow, carry: Carry) -> bool:
         """Tell whether this is where a carry was made."""
@@ -181,17 +190,18 @@ class _Running:
         StepSizeError
             CVODE can make no step.
         """
+        before, self.cause = self.time, ""
         # What it is to come to only tells it the direction, and has to be finite.
         finite = end < math.inf
         result = self.solver.step(
             end if finite else self.time + 1, "onestep", end if finite else None
         )
-        if not result.success:
-            raise StepSizeError(
-                f"CVODE stopped at flow time {self.time:.6g} of its own: {result.message}; loosen "
-                "rtol, or use solver='exponential'"
-            )
         self.time = float(result.t)
+        # Before where the flow ends its steps shrink below the rounding of the time.
+        stuck = self.cause and self.time - before <= 4 * np.finfo(np.float64).eps * self.time
+        if stuck or not result.success:
+            why = self.cause or f"{result.message}; loosen rtol, or use solver='exponential'"
+            raise StepSizeError(f"CVODE stopped at flow time {before:.6g} of its own: {why}")
         self.n_steps += 1
         return np.array(result.y, dtype=np.float64)
 

@@ -19,10 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geoflow.errors import ConvergenceError, CriticalPointError
+from geoflow.errors import StepSizeError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.solvers.base import REGULARIZER, Carry, StepResult, Tolerance
-from geoflow.solvers.control import Elementary, check_step, clip_step
+from geoflow.solvers.control import (
+    TOO_FAR,
+    TOO_INACCURATE,
+    Elementary,
+    check_step,
+    clip_step,
+)
 from geoflow.solvers.interpolation import hermite
 
 DAMPING = 2 / 13
@@ -134,12 +140,12 @@ class RKC:
             try:
                 end, error, iterations = _attempt(flow, state, step, radius, tolerance)
                 n_newton += iterations
-                cause = "the local error stays above the tolerance"
-            except ConvergenceError as failure:
-                n_newton += failure.iterations
-                error, cause = 8.0, str(failure)
-            except CriticalPointError as failure:
-                error, cause = 8.0, str(failure)
+                cause = TOO_INACCURATE
+            except TOO_FAR as failure:
+                n_newton += getattr(failure, "iterations", 0)
+                # How much too long the step was is known of neither.
+                error = math.inf if getattr(failure, "reason", "") == "not_finite" else 8.0
+                cause = str(failure)
             if error <= 1:
                 break
             n_rejected += 1
@@ -176,7 +182,7 @@ def _attempt(
     # The embedded estimate of the paper's section 2: third order, bounded where the flow is stiff.
     local = 0.8 * (state.theta - theta) + 0.4 * step * (state.velocity + ahead.velocity)
     distance = flow.level_set.distance(*ahead.evaluated)
-    # NumPy's maximum is NaN where either is, as beyond the edge of where L is defined.
+    # NumPy's maximum is NaN where either is, as where they overflow.
     error = float(np.maximum(_norm(local), distance)) / min(scale, _stiff_scale(state, radius))
     if not error <= 1:
         return ahead, error, 0
@@ -200,7 +206,13 @@ def _spectral_radius(
 ) -> tuple[float, Tensor]:
     """Spectral radius of the flow's Jacobian by the nonlinear power method, and its vector.
 
-    The method starts from the vector of the step before, so that one or two evaluations do.
+    The method starts from the vector of the step before, so that one or two evaluations do. Where
+    the flow ends on one side of θ, it looks to the other.
+
+    Raises
+    ------
+    StepSizeError
+        It ends on both.
     """
     vector = carry["vector"]
     assert isinstance(vector, Tensor)
@@ -210,7 +222,13 @@ def _spectral_radius(
         norm = _norm(vector)
         if norm == 0:
             break
-        ahead = flow.evaluate(state.theta + vector * (size / norm))
+        try:
+            ahead = flow.evaluate(state.theta + vector * (size / norm))
+        except TOO_FAR:
+            try:
+                ahead = flow.evaluate(state.theta - vector * (size / norm))
+            except TOO_FAR as failure:
+                raise StepSizeError(f"within {size:.1e} of θ: {failure}") from failure
         vector = ahead.velocity - state.velocity
         before, radius = radius, _norm(vector) / size
         if abs(radius - before) <= RADIUS_RTOL * radius:
@@ -219,9 +237,21 @@ def _spectral_radius(
 
 
 def _starting_step(flow: RegularizingFlow, state: FlowState, radius: float, scale: float) -> float:
-    """Return a tenth of the step an explicit Euler step of 1/ρ says is allowed."""
+    """Return a tenth of the step an explicit Euler step of 1/ρ says is allowed.
+
+    Raises
+    ------
+    StepSizeError
+        The flow ends however short that step is.
+    """
     step = 1 / radius
-    ahead = flow.evaluate(state.theta + step * state.velocity)
+    while True:
+        try:
+            ahead = flow.evaluate(state.theta + step * state.velocity)
+            break
+        except TOO_FAR as failure:
+            step *= CONTROL.retry[0]
+            check_step(step, state, str(failure))
     error = step * _norm(ahead.velocity - state.velocity) / scale
     return 0.1 * step / math.sqrt(error) if error > 0 else step
 

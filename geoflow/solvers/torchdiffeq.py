@@ -20,7 +20,7 @@ from geoflow.errors import ConvergenceError, InputError, StepSizeError
 from geoflow.manifold.level_set import as_values
 from geoflow.manifold.protocol import Flow, State
 from geoflow.solvers.base import Carry, Interpolant, StepResult, Tolerance
-from geoflow.solvers.control import check_step, clip_step
+from geoflow.solvers.control import TOO_FAR, TOO_INACCURATE, check_step, clip_step
 from geoflow.solvers.interpolation import hermite, moved_end
 
 ADAPTIVE = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}
@@ -37,7 +37,7 @@ WITH_STAGES = "dopri5"
 
 RETRY_FACTOR = 0.25
 FAR = 1e300
-TOO_INACCURATE = "the local error stays above the tolerance"
+NOT_FINITE = "L or the velocity is not finite at a trial point"
 
 
 class TorchDiffEq:
@@ -134,18 +134,21 @@ class TorchDiffEq:
             n_rejected += field.n_rejected
             due = self.reproject_every is None or time >= self._left(since) * (1 - 1e-9)
             evaluated = field.evaluated_at(theta)
-            if not due:
-                end = evaluated or flow.evaluate(theta)
-                break
             known = None if evaluated is None else evaluated.evaluated
             try:
-                end, projection = flow.project(theta, evaluated=known)
-                n_newton += projection.iterations
+                if due:
+                    end, projection = flow.project(theta, evaluated=known)
+                    n_newton += projection.iterations
+                else:
+                    end = evaluated or flow.evaluate(theta)
                 break
-            except ConvergenceError as error:
+            except TOO_FAR as error:
                 if self.name in FIXED:
-                    raise
-                n_newton += error.iterations
+                    # Newton's own failures have a status of their own.
+                    if due and isinstance(error, ConvergenceError):
+                        raise
+                    raise _too_far(self.name, step, str(error)) from error
+                n_newton += getattr(error, "iterations", 0)
                 n_rejected += 1
                 step = time * RETRY_FACTOR
                 check_step(step, state, str(error))
@@ -216,11 +219,8 @@ class TorchDiffEq:
                 theta = odeint(
                     lambda t, y: field(t, y), state.flat, times, method=method, options=options
                 )[-1]
-        except _NotFiniteError:
-            raise StepSizeError(
-                f"{method} left the range of finite numbers at step_size={step:.3g}; "
-                "use a smaller step_size or an adaptive solver"
-            ) from None
+        except _TooFarError as error:
+            raise _too_far(method, options["step_size"], str(error)) from None
         return time, theta, step
 
     def _adaptive(
@@ -270,10 +270,10 @@ class TorchDiffEq:
                 whole = field.n_rejected == 0 and accepted.time >= clipped > 0
                 next_step = max(accepted.next_step, step) if whole else accepted.next_step
                 return accepted.time, accepted.theta, next_step
-            except _NotFiniteError:
+            except _TooFarError as error:
                 field.n_rejected += 1
                 attempt = field.attempted * RETRY_FACTOR
-                check_step(attempt, state, TOO_INACCURATE)
+                check_step(attempt, state, str(error))
 
 
 class _AcceptedError(Exception):
@@ -284,8 +284,16 @@ class _AcceptedError(Exception):
         self.time, self.theta, self.next_step = time, theta, next_step
 
 
-class _NotFiniteError(Exception):
-    """Leaves ``odeint`` where L or ∇L is not finite."""
+class _TooFarError(Exception):
+    """Leaves ``odeint`` where the flow has no velocity: the step was too long."""
+
+
+def _too_far(method: str, step: float, cause: str) -> StepSizeError:
+    """What a method cannot mend that keeps to its step; the remedy is another than the cause's."""
+    return StepSizeError(
+        f"{method} fails at step_size={step:.3g}: {cause.split(';')[0]}; use a smaller step_size "
+        "or an adaptive solver"
+    )
 
 
 class _Field:
@@ -303,10 +311,16 @@ class _Field:
     def __call__(self, t: Tensor, theta: Tensor) -> Tensor:
         known = self.evaluated_at(theta)
         if known is None:
-            known = self.flow.evaluate(theta)
+            # Before the first attempt torchdiffeq looks ahead, to choose its size.
+            self.attempted = self.attempted or float(t)
+            try:
+                known = self.flow.evaluate(theta)
+            except TOO_FAR as failure:
+                raise _TooFarError(str(failure)) from None
+            # A flow of one's own may tell nothing.
             finite = np.isfinite(as_values(known.evaluated[0])).all()
             if not finite or not math.isfinite(_norm(known.velocity)):
-                raise _NotFiniteError
+                raise _TooFarError(NOT_FINITE)
             self.last = known
         if self.keeps_stages:
             self.stages.append(known.velocity)
@@ -350,12 +364,18 @@ def _dormand_prince(start: State, stages: Sequence[Tensor], duration: float) -> 
 
 
 def _starting_step(flow: Flow, state: State, tolerance: Tolerance, order: int) -> float:
-    """Hairer, Nørsett & Wanner, Solving ODEs I, section II.4: one evaluation."""
+    """Hairer, Nørsett & Wanner, Solving ODEs I, section II.4: one evaluation, mostly."""
     scale = tolerance.scale(state.flat)
     d0 = _norm(state.flat) / scale
     d1 = _norm(state.velocity) / scale
     h0 = 0.01 * d0 / d1 if min(d0, d1) > 1e-5 else 1e-6
-    ahead = flow.evaluate(state.flat + h0 * state.velocity)
+    while True:
+        try:
+            ahead = flow.evaluate(state.flat + h0 * state.velocity)
+            break
+        except TOO_FAR as failure:
+            h0 *= RETRY_FACTOR
+            check_step(h0, state, str(failure))
     d2 = _norm(ahead.velocity - state.velocity) / scale / h0
     largest = max(d1, d2)
     h1 = (0.01 / largest) ** (1 / (order + 1)) if largest > 1e-15 else max(1e-6, h0 * 1e-3)

@@ -13,6 +13,7 @@ from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
 from geoflow.problems.dtypes import DTYPES
 from geoflow.system import kinds
+from geoflow.walking.configuration import MOST_THREADS
 
 
 def several(values: Any, name: str) -> Iterable[Any]:
@@ -52,15 +53,17 @@ def check_common(
     Raises
     ------
     InputError
-        One is of another.
+        One is of another, or there are more threads than a machine can have.
     """
     kinds.check_kind(dtype, str | None, "dtype", "'float64' or 'float32'")
     kinds.check_kind(device, str | None, "device", "the name of one, such as 'cpu'")
     kinds.check_kind(epochs, Integral | None, "epochs", "a whole number, or None")
     kinds.check_kind(data, str | None, "data", "a folder's name, or None")
     kinds.check_kind(scheduler, str | None, "scheduler", "an address, such as tcp://host:8786")
-    kinds.check_kind(workers, Integral | None, "workers", "a whole number, or None")
-    kinds.check_kind(threads, Integral, "threads", "a whole number")
+    if workers is not None:
+        kinds.as_whole(workers, "workers")
+    if kinds.as_whole(threads, "threads") > MOST_THREADS:
+        raise InputError(f"threads={threads}; use 1 to {MOST_THREADS}")
 
 
 def named_dtype(name: str) -> torch.dtype:

@@ -70,15 +70,18 @@ def resample(runs: Sequence[xr.Dataset], along: str = "time", n: int = 200) -> x
     xarray.Dataset
         Dimensions ``run`` (its coordinate is the seed), ``along`` and ``parameter``. The scalars
         and observables of the trajectories by run and axis; ``theta_start`` and ``theta_end``,
-        ``level`` and ``status`` by run.
+        ``level`` and ``status`` by run. Attributes that the walks differ in are listed, and
+        numbers left out.
 
     Raises
     ------
     InputError
         No walks, walks of different experiments or settings of θ, or without a common range.
     """
+    n = kinds.as_whole(n, "n")
     if along not in ALONG or n < 2:
         raise InputError(f"along={along!r}, n={n}; use along='time' or 'angle', and n of 2 or more")
+    kinds.check_kind(runs, Sequence, "runs", "a list of walks")
     _check(runs)
     # Of each scalar, by run and joined.
     check_memory(
@@ -121,7 +124,15 @@ def resample(runs: Sequence[xr.Dataset], along: str = "time", n: int = 200) -> x
         "title": f"{first['experiment'] or 'walks'}: {len(runs)} walks by {along}",
         "kind": "ensemble",
         "along": along,
-    } | {k: first[k] for k in ("experiment", "solver", "rtol", "atol", "regularizer_name", "dtype")}
+        "experiment": first["experiment"],
+    }
+    for name in ("solver", "rtol", "atol", "regularizer_name", "dtype"):
+        there = list(dict.fromkeys(ds.attrs[name] for ds in runs))
+        # What is not that of all is not the ensemble's: names are listed, numbers left out.
+        if len(there) == 1:
+            attributes[name] = there[0]
+        elif isinstance(there[0], str):
+            attributes[name] = ", ".join(there)
     return xr.Dataset(variables, coordinates, attributes)
 
 
@@ -149,7 +160,7 @@ def _check(runs: Sequence[xr.Dataset]) -> None:
     names = {str(k) for k in first.data_vars}
     for ds in runs:
         seed = ds.attrs["seed"]
-        if not ds.sizes["snapshot"]:
+        if not (ds.sizes["snapshot"] and ds.sizes["step"]):
             raise InputError(f"the walk of seed {seed} has no snapshot; walk again with some")
         if ds.attrs["experiment"] != first.attrs["experiment"]:
             raise InputError(

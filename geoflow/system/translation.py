@@ -94,8 +94,13 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def numerics() -> Iterator[None]:
+def numerics(where: str = "") -> Iterator[None]:
     """Tell numbers that cannot be worked with from errors of programming.
+
+    Parameters
+    ----------
+    where : str
+        What is done, for the message: " in the step from flow time 2".
 
     Raises
     ------
@@ -111,12 +116,19 @@ def numerics() -> Iterator[None]:
         np.linalg.LinAlgError,
         ArithmeticError,
     ) as error:
-        raise NumericalError(f"numbers that cannot be worked with ({reason(error)})") from error
+        raise _unusable(error, where) from error
     except ValueError as error:
         # Python, NumPy and SciPy have no type of their own for it.
         if not NOT_FINITE.search(str(error)):
             raise
-        raise NumericalError(f"numbers that cannot be worked with ({reason(error)})") from error
+        raise _unusable(error, where) from error
+
+
+def _unusable(error: Exception, where: str) -> NumericalError:
+    return NumericalError(
+        f"numbers that cannot be worked with{where} ({reason(error)}); use float64, or an L and an "
+        "R that are finite with their gradients"
+    )
 
 
 def _remedy(error: Exception, path: Path) -> str:

@@ -26,6 +26,9 @@ STATUS: dict[type[Exception], str] = {
     DivergenceError: "processes_diverged",
 }
 
+# Of a ConvergenceError, what is more than a projection that failed.
+BY_REASON = {"floor": "level_not_kept", "not_finite": "numerical_failure"}
+
 
 def of_error(error: Exception, max_evaluations: int) -> End:
     """Status and message of a walk that an error ended; what was walked is kept.
@@ -39,8 +42,8 @@ def of_error(error: Exception, max_evaluations: int) -> End:
     """
     if isinstance(error, EvaluationLimitError):
         return "max_evaluations", f"the budget of {max_evaluations} evaluations is spent"
-    if isinstance(error, ConvergenceError) and error.reason == "floor":
-        return "level_not_kept", str(error)
+    if isinstance(error, ConvergenceError) and error.reason in BY_REASON:
+        return BY_REASON[error.reason], str(error)
     status = next((s for kind, s in STATUS.items() if isinstance(error, kind)), None)
     if status:
         return status, str(error)

@@ -34,8 +34,9 @@ class Event:
 
     It is seen where the function less ``value`` has another sign at the end of a step than at its
     start, and is then located inside the step by the solver's interpolant, re-projected: to 10⁻³ of
-    the step's flow time or of the function's change over it, and never before the crossing. What
-    crosses and returns within one step is not seen.
+    the step's flow time or of the function's change over it, and never before the crossing. To come
+    to the value is to cross it, to leave it is not. What crosses and returns within one step is not
+    seen.
 
     Parameters
     ----------
@@ -192,8 +193,12 @@ class Event:
         return rises or (before > 0 >= after and self.direction <= 0)
 
     def tolerance(self, before: float, after: float) -> float:
-        """How far behind the crossing the function may be where the event is located."""
-        return LOCATED * abs(after - before)
+        """How far behind the crossing the function may be where the event is located.
+
+        Always less than at the end of the step: a function that has come to the value and stays
+        there says nothing of when.
+        """
+        return min(LOCATED * abs(after - before), abs(after) / 2)
 
     def message(self, level: float) -> tuple[str, str]:
         """Status and message of a walk that ends with the event."""
@@ -239,7 +244,8 @@ def locate(
     """Find where in a step a function crosses zero.
 
     Regula falsi, after Dowell & Jarratt's Illinois rule, aimed a little beyond the crossing: what
-    is returned never lies before it.
+    is returned never lies before it. Where the function is zero, or the same as at the trial
+    before, it may be so for long, and the step is halved.
 
     Parameters
     ----------
@@ -250,7 +256,7 @@ def locate(
     levels : tuple of float
         The function at its start and at its end, of opposite signs.
     tolerance : float
-        What the function may be where it is located, beyond the crossing.
+        What the function may be where it is located, beyond the crossing; zero says nothing.
     within : float
         Part of the step by which it may be late.
 
@@ -266,12 +272,13 @@ def locate(
     aim = AIM * tolerance
     # Weights of the ends: an end that stays for a second time counts half.
     below, above = (sign * at_end - aim for at_end in levels)
-    found, stayed = levels[1], 0
+    found, stayed, flat = levels[1], 0, False
     for _ in range(MAX_TRIALS):
-        if abs(found) <= tolerance or high - low <= within * duration:
+        if 0 < abs(found) <= tolerance or high - low <= within * duration:
             break
-        time = low + (high - low) * (below / (below - above) if above > 0 else 0.5)
+        time = low + (high - low) * (below / (below - above) if above > 0 and not flat else 0.5)
         now = level(time)
+        flat = now == found
         if sign * now >= 0:
             high, found, above = time, now, sign * now - aim
             below, stayed = (below / 2 if stayed == 1 else below), 1

@@ -86,6 +86,8 @@ class Walk:
         self.goes_on_from: Checkpoint | None = None
         # What the seeker found at the end of the last step.
         self.levels: list[float] = []
+        # Whether the recorder is at work: a user's own function can raise a StorageError too.
+        self.storing = False
 
     def restore(self, checkpoint: Checkpoint, *, same_stop: bool) -> None:
         """Go back to a checkpoint; the recorder and the rule have been restored before.
@@ -140,10 +142,10 @@ class Walk:
                 if self.state is None or self.recorder.n_steps < n_records:
                     raise
                 end = "interrupted", "interrupted by the user"
-            except StorageError:
-                # What was streamed is kept, and nothing more can be.
-                raise
             except Exception as error:
+                if isinstance(error, StorageError) and self.storing:
+                    # What was streamed is kept, and nothing more can be.
+                    raise
                 # Nothing is lost where nothing was walked.
                 unusable = isinstance(error, InputError) and self.recorder.n_steps == 1
                 if self.state is None or unusable or self.recorder.n_steps < n_records:
@@ -205,7 +207,7 @@ class Walk:
         snapshot = math.inf if is_dense(self.solver) else self.rule.next_time(last["time"])
         target = min(snapshot, goals.t_end)
         left = target - last["time"]
-        with numerics(), one_blas_thread():
+        with numerics(f" in the step from flow time {last['time']:.6g}"), one_blas_thread():
             result = self.solver.step(self.flow, state, self.carry, self.tolerance, left)
             # The sum may round past or short of the time asked for; the step ended exactly there.
             whole = target if result.time >= left else last["time"] + result.time
@@ -311,6 +313,7 @@ class Walk:
             own = [self._snapshot(state, step + i, record)] if keep else []
             made.append((record, dropped, kept + own))
         with interrupts.put_off():
+            self.storing = True
             if inside:
                 self.goes_on_from = self.checkpoint
             for record, dropped, snapshots in made:
@@ -321,6 +324,7 @@ class Walk:
             if not inside:
                 self.carry, self.counts, self.levels = carry, counts, levels
                 self.recorder.accepted(self.checkpoint)
+            self.storing = False
 
     def _snapshot(self, state: State, step: int, record: Mapping[str, float]) -> Snapshot:
         return Snapshot(step, record["time"], state.theta, self.observables, self.theta_dtype)

@@ -115,3 +115,25 @@ def test_bad_input(walk, monkeypatch):
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1))
     with pytest.raises(InputError, match="choose fewer"):
         predictions.along(walk, module, SETS, classification=True)
+
+
+class OtherOutputs(nn.Sequential):
+    def __init__(self, made):
+        super().__init__(*references.small_module())
+        self.made = made
+
+    def forward(self, x):
+        return self.made(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda y: (y, y), "give .* a module whose output is one tensor"),
+        (lambda y: {"logits": y}, "give .* a module whose output is one tensor"),
+        (lambda y: y * 1j, r"outputs are of torch.complex128; let the module return real"),
+    ],
+)
+def test_outputs_that_are_no_real_tensor_are_refused(walk, made, message):
+    with pytest.raises(InputError, match=message):
+        predictions.along(walk, OtherOutputs(made), SETS, classification=False)

@@ -13,7 +13,7 @@ from geoflow.cli.terminal import BAD_INPUT, DONE, INTERRUPTED
 from geoflow.comparisons import judging
 from geoflow.comparisons.reference import reference_for
 from geoflow.comparisons.work_precision import compare
-from geoflow.errors import InputError
+from geoflow.errors import ConvergenceError, InputError
 from geoflow.experiments import registry
 from geoflow.solvers import TorchDiffEq
 
@@ -330,3 +330,30 @@ def test_an_interrupt_keeps_what_has_been_walked(quick, tmp_path, monkeypatch):
     with xr.open_dataset(path) as ds:
         assert ds["status"].values.tolist() == [["t_end", "interrupted", "not_run"]]
         assert ds.attrs["status"] == "interrupted"
+
+
+def test_a_reference_without_a_start_is_an_error():
+    problem = gf.Problem.from_function(
+        lambda t: 1 + torch.dot(t, t), torch.ones(2, dtype=torch.float64)
+    )
+    flow = gf.RegularizingFlow(gf.LevelSet(problem, 0.5), lambda t: t[0])
+    with pytest.raises(ConvergenceError, match="choose a level the loss can reach"):
+        compare(flow, ["dopri5"], [1e-3], [1.0])
+
+
+def test_an_observable_that_raises_costs_its_own_numbers_and_no_others(oja):
+    n_asked = 0
+
+    def failing(theta):
+        nonlocal n_asked
+        n_asked += 1
+        # At θ0, and at the times of the reference and of the walk that it is checked by.
+        if n_asked > 1 + 2 * len(TIMES):
+            raise MemoryError("out of memory")
+        return float(theta[0])
+
+    ds = compare(oja.flow, ["dopri5"], [1e-3], TIMES, {"failing": failing}, reference="dopri5")
+    assert np.isnan(ds["failing_error"]).all()
+    assert (ds["theta_error"] < 1e-2).all()
+    assert np.isfinite(ds["reference_failing"]).all()
+    assert "observables['failing'] raised MemoryError: out of" in str(ds["status_message"].item())

@@ -240,3 +240,31 @@ def test_the_controller_is_of_the_order_of_the_estimate():
     for h in steps:
         errors.append(_attempt(flow, state, h, 1.2, Tolerance(1.0, 0.0))[1])
     assert references.order_of_convergence(steps, errors) == pytest.approx(CONTROL.order, abs=0.05)
+
+
+def test_beside_a_wall_the_radius_is_found_on_the_other_side():
+    # R = −x + ½x², and the wall is within the difference of the power method.
+    problem = gf.Problem.from_function(
+        lambda t: t[1] + torch.where(t[0] < 1e-9, 0.0, torch.nan),
+        torch.tensor([-1.0, 1.0], dtype=torch.float64),
+    )
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), lambda t: 0.5 * t[0] ** 2 - t[0])
+    state = flow.evaluate(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    radius, _ = _spectral_radius(flow, state, RKC().init(flow, state, TOLERANCE))
+    assert radius == pytest.approx(1.2, rel=1e-6)
+
+
+class Nowhere(Refusing):
+    """Has no state but the one that it is started from."""
+
+    def evaluate(self, theta):
+        raise self.error
+
+
+@pytest.mark.parametrize("carry", [{}, {"radius": 1.0}])
+@pytest.mark.parametrize("error", [REFUSED, CRITICAL])
+def test_where_no_point_can_be_evaluated_the_error_says_why(error, carry):
+    state, start = begin(straight())
+    flow = Nowhere(straight(), 0, error)
+    with pytest.raises(StepSizeError, match=r"within .* of θ: refused"):
+        RKC().step(flow, state, {**start, **carry}, TOLERANCE, math.inf)

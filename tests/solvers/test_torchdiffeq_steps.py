@@ -37,7 +37,7 @@ def test_at_a_wall_the_steps_end_with_an_error():
     flow, solver = straight(wall=0.9), TorchDiffEq("dopri5")
     state = flow.evaluate(torch.tensor([math.nextafter(0.9, 0), 1.0], dtype=torch.float64))
     carry = {**solver.init(flow, state, TOLERANCE), "step_size": 16.0}
-    with pytest.raises(StepSizeError, match="local error stays above the tolerance"):
+    with pytest.raises(StepSizeError, match=r"L = nan.*at a trial point"):
         solver.step(flow, state, carry, TOLERANCE, math.inf)
 
 

@@ -69,6 +69,16 @@ def test_a_fall_of_the_angle_does_not_count_twice(runs):
     assert at[-1] == fallen["angle"].max()
 
 
+def test_what_the_walks_differ_in_is_not_said_of_all_of_them(runs):
+    same = ensemble.resample(runs).attrs
+    assert (same["solver"], same["rtol"]) == ("bdf", 1e-4)
+    other = runs[1].assign_attrs(solver="dopri5", rtol=1e-6)
+    mixed = ensemble.resample([runs[0], other]).attrs
+    assert mixed["solver"] == "bdf, dopri5"
+    assert "rtol" not in mixed
+    assert mixed["regularizer_name"] == "squared_norm"
+
+
 def test_every_variable_has_units(runs):
     ds = ensemble.resample(runs)
     assert all({"long_name", "units"} <= set(v.attrs) for v in ds.variables.values())
@@ -80,6 +90,9 @@ def test_every_variable_has_units(runs):
         (lambda runs: ensemble.resample([]), "at least one walk"),
         (lambda runs: ensemble.resample(runs, "step"), "along='step'"),
         (lambda runs: ensemble.resample(runs, n=1), "n=1"),
+        (lambda runs: ensemble.resample(runs, n="5"), "n='5'; give a whole number"),
+        (lambda runs: ensemble.resample(runs[0]), "give a list of walks"),
+        (lambda runs: ensemble.resample([runs[0].isel(step=[])]), "has no snapshot"),
         (lambda runs: ensemble.resample([runs[0], runs[1].drop_vars("norm")]), "other observables"),
         (
             lambda runs: ensemble.resample([runs[0], runs[1].assign_attrs(experiment="x")]),

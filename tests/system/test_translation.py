@@ -96,6 +96,7 @@ def test_a_step_that_fails_ends_the_walk_with_what_was_walked(name, tmp_path):
     assert gf.validate(path) == []
     in_memory = gf.walk(flow, Failing(FAILURES[name]), stop=None, t_end=1.0)
     assert in_memory.sizes["step"] == in_memory.sizes["snapshot"] == 4
+    assert "in the step from flow time 0.03 (" in in_memory.attrs["status_message"]
 
 
 def test_a_bug_in_a_solver_is_not_called_a_numerical_failure():

@@ -370,3 +370,46 @@ def test_an_event_at_the_goal_of_the_walk_is_recorded(network, solver, stop):
     assert sorted(ds["event"].values)[-2:] == [0, 1]
     assert ds["event"].values[-2:].any()
     assert float(ds["angle"][-1]) < 150.02
+
+
+@pytest.mark.parametrize("value", [0.75, 0.99, 1.0 - 1e-4, 1.0])
+@pytest.mark.parametrize("solver", ["bdf", "exponential", "dopri5", "rk4"])
+def test_what_comes_to_its_value_and_stays_is_located_where_it_comes(solver, value):
+    """Of the circle's x, an accuracy that rises to 1 at once: θ is there at its time."""
+    theta0 = torch.tensor([math.cos(2.0), math.sin(2.0)], dtype=torch.float64)
+    flow = gf.RegularizingFlow(
+        gf.LevelSet(gf.Problem.from_function(lambda t: torch.dot(t, t), theta0)), lambda t: -t[0]
+    )
+    n_asked = 0
+
+    def accuracy(theta):
+        nonlocal n_asked
+        n_asked += 1
+        return 0.5 + 0.5 * float(theta[0] > 0.2)
+
+    def falling(theta):
+        return -accuracy(theta)
+
+    expected = math.log(math.tan(1.0) / math.tan(math.acos(0.2) / 2))
+    for event in (gf.Event(accuracy, 1, value=value), gf.Event(falling, -1, value=-value)):
+        n_asked = 0
+        ds = gf.walk(flow, solver, rtol=1e-6, stop=event)
+        assert ds.attrs["status"] == "event"
+        size = np.diff(gf.walk(flow, solver, rtol=1e-6, stop=None, t_end=1.0)["time"]).max()
+        assert float(ds["time"][-1]) == pytest.approx(expected, abs=1e-3 * size + 1e-5)
+        assert n_asked <= ds.sizes["step"] + 2 + 40
+        beside = gf.walk(flow, solver, rtol=1e-6, stop=None, t_end=1.0, events=[event])
+        at = beside["time"].values[beside["event"].values > 0]
+        assert at == pytest.approx([float(ds["time"][-1])], abs=1e-12)
+
+
+def test_to_come_to_a_value_is_an_event_and_to_leave_it_or_to_start_there_is_none():
+    def located(before, after):
+        event = gf.Event("regularizer", value=0.0)
+        return event.crosses(before, after)
+
+    assert located(-1.0, 0.0)
+    assert located(1.0, 0.0)
+    assert not located(0.0, 1.0)
+    assert not located(0.0, -1.0)
+    assert not located(0.0, 0.0)

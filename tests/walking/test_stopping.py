@@ -66,7 +66,7 @@ def test_a_walk_into_no_number_ends_before_it():
     problem = gf.Problem.from_function(lambda theta: theta.square().sum(), theta0)
     ds = gf.walk(gf.RegularizingFlow(gf.LevelSet(problem), regularizer), "euler")
     assert ds.attrs["status"] == "numerical_failure"
-    assert "regularizer is nan" in ds.attrs["status_message"]
+    assert "R = nan and ‖∇R‖ = nan at a trial point" in ds.attrs["status_message"]
     assert np.isfinite(ds["regularizer"]).all()
 
 

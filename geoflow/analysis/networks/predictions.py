@@ -104,13 +104,14 @@ def along(
         for name, examples in inputs.items():
             try:
                 given = outputs(module, parameters, _like(parameters, examples), batch_size)
-            except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 if count or isinstance(error, torch.OutOfMemoryError):
                     raise
                 what = f"module does not take them ({translation.reason(error)})"
                 raise InputError(
                     f"inputs[{name!r}] of shape {tuple(examples.shape)} and {examples.dtype}: "
-                    f"{what}; give them as it was trained on"
+                    f"{what}; give them as it was trained on, and a module whose output is one "
+                    "tensor"
                 ) from error
             found[name].append(given.cpu())
         if count == 0:
@@ -163,8 +164,13 @@ def between(outputs: Tensor, classification: bool) -> dict[str, Floats]:
     Raises
     ------
     InputError
-        A classification without at least two classes.
+        A classification without at least two classes, or complex numbers.
     """
+    if outputs.is_complex():
+        raise InputError(
+            f"outputs are of {outputs.dtype}; let the module return real numbers, as by "
+            "torch.view_as_real"
+        )
     if classification and (outputs.ndim < 3 or outputs.shape[2] < 2):
         raise InputError(
             f"classification=True and outputs of shape {tuple(outputs.shape[1:])}; logits of two "
