@@ -25,7 +25,6 @@ from geoflow.manifold.linearization import TangentHessian
 from geoflow.paths.corrector import residual_of
 from geoflow.paths.learned import Bearing, Learned
 from geoflow.paths.tangent_solver import oblique_normal, solve
-from geoflow.solvers.multistep.corrector import evaluate
 
 # Arc length of strides, in ‖θ‖: the first, the most and the least; their growth.
 FIRST, FURTHEST, SHORTEST, GROW, SHRINK = 0.02, 0.1, 1e-6, 1.6, 0.4
@@ -126,7 +125,7 @@ class Arc:
     def _strides(self, at: OnArc, length: float) -> tuple[OnArc, int, float] | None:
         ahead = at.state.theta + length * at.direction
         try:
-            state = evaluate(self.flow, ahead)
+            state = self.flow.evaluate(ahead)
             state, iterations = self._newton(state, at.direction, lambda state: (None, 0.0))
             after = self._tangent(state, at.direction)
         except ConvergenceError:
@@ -151,7 +150,7 @@ class Arc:
         ahead = near.state.theta
         if slope and abs(gap / slope) < FURTHEST * float(torch.linalg.vector_norm(ahead)):
             ahead = ahead + (gap / slope) * near.direction
-        state = evaluate(self.flow, ahead)
+        state = self.flow.evaluate(ahead)
         tolerance = self.flow.level_set.level_rtol * abs(level)
         state, _ = self._newton(
             state, near.direction, lambda state: (level - state.loss, tolerance)
@@ -216,7 +215,7 @@ class Arc:
             blocks = _Blocks(self.flow, state, direction, self.memory, state.velocity)
             normal, other = direction_in(blocks, direction)
             row = (normal, other, 0.0) if wanted is None else (state.gradient_norm, 0.0, wanted)
-            state = evaluate(self.flow, state.theta + blocks.step(row))
+            state = self.flow.evaluate(state.theta + blocks.step(row))
         raise ConvergenceError(
             f"Newton's iteration onto the branch near L = {state.loss:.6g} does not converge",
             iterations=ITERATIONS,

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from geoflow.errors import ConvergenceError
+from geoflow.errors import ConvergenceError, CriticalPointError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.manifold.linearization import TangentHessian
 from geoflow.paths.learned import FIRST_REACH, FIRST_TIME, Learned
@@ -31,7 +31,6 @@ from geoflow.paths.tangent_solver import (
     oblique_normal,
     solve,
 )
-from geoflow.solvers.multistep.corrector import evaluate
 
 # Farther from its level than this, in log L, a point is moved there, not relaxed there.
 NEAR = 0.1
@@ -325,8 +324,8 @@ def _learn(curvature: LossCurvature, before: FlowState, after: FlowState) -> Non
 
 
 def _tried(flow: RegularizingFlow, theta: Tensor) -> FlowState | None:
-    """State at a point, or None where the loss is not finite."""
+    """State at a point, or None where the loss is not finite or flat."""
     try:
-        return evaluate(flow, theta)
-    except ConvergenceError:
+        return flow.evaluate(theta)
+    except (ConvergenceError, CriticalPointError):
         return None

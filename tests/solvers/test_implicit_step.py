@@ -32,7 +32,7 @@ def test_curvature_that_single_precision_does_not_hold_only_shortens_the_step(he
     with pytest.raises(ConvergenceError) as caught:
         correct(flow, formula, SecantPairs(3, [], np.zeros((0, 0))), 1e-6)
     # And not as one that many iterations have not solved.
-    assert caught.value.reason in ("diverged", "not_finite")
+    assert caught.value.reason != "iterations"
     ds = gf.walk(flow, "bdf", stop=None, t_end=0.4)
     assert ds.attrs["status"] == "t_end"
     assert ds["theta"].values[-1] == pytest.approx([0.1, 0.6, 0.0], abs=1e-3)

@@ -37,7 +37,6 @@ from torch import Tensor
 
 from geoflow.errors import ConvergenceError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
-from geoflow.manifold.level_set import as_values
 from geoflow.manifold.normals import Numbers
 from geoflow.solvers.multistep.directions import LEAST_CURVATURE, Matrix, Vector, numbers
 from geoflow.solvers.multistep.history import Formula
@@ -144,7 +143,7 @@ def correct(
     columns = theta.new_empty((1 + level_set.n_constraints, theta.numel()), dtype=torch.float32)
     force, normals = columns[0], columns[1:]
     for iteration in range(MAX_ITERATIONS):
-        state = evaluate(flow, theta)
+        state = flow.evaluate(theta)
         residuals = level_set.residuals(state.values)
         g = torch.atleast_2d(state.gradients)
         whole = torch.sub(theta, shift).add_(state.regularizer_gradient, alpha=c)
@@ -337,25 +336,3 @@ def _learn(
     space.add(s, image, c)
     if 1 + c * float(torch.dot(s, image)) > LEAST_CURVATURE:
         pairs.add(s, image)
-
-
-def evaluate(flow: RegularizingFlow, theta: Tensor) -> FlowState:
-    """State at θ, finite.
-
-    Raises
-    ------
-    ConvergenceError
-        L or ∇L is not finite, or ∇L is zero: the point is too far off.
-    """
-    loss, gradient = flow.problem.value_and_gradient(theta)
-    sizes = torch.linalg.vector_norm(gradient, dim=-1)
-    smallest, largest, values = float(sizes.min()), float(sizes.max()), as_values(loss)
-    if np.isfinite(values).all() and smallest > 0 and largest < math.inf:
-        return flow.state(theta, loss, gradient)
-    raise ConvergenceError(
-        f"the loss is {values.max():.3g} and the norm of its gradient {largest:.3g} at a trial "
-        "point",
-        iterations=0,
-        residual=float(flow.level_set.residuals(loss)[0]),
-        reason="diverged",
-    )
