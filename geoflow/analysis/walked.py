@@ -68,6 +68,12 @@ def theta_at(ds: xr.Dataset, problem: ProblemLike, index: int) -> Tensor:
     return theta.to(dtype=problem.dtype, device=problem.device)
 
 
+def loss_rtol(ds: xr.Dataset, problem: ProblemLike) -> float:
+    """How far a loss at a snapshot, computed again, may be from the one that was recorded."""
+    # θ may be kept with fewer digits than it was computed with.
+    return max(LOSS_RTOL[problem.dtype], LOSS_RTOL[DTYPES[str(ds["theta"].dtype)]])
+
+
 def check_loss(ds: xr.Dataset, problem: ProblemLike, index: int, loss: float) -> None:
     """Make sure that a snapshot has the loss that was recorded there, of several their mean.
 
@@ -77,9 +83,7 @@ def check_loss(ds: xr.Dataset, problem: ProblemLike, index: int, loss: float) ->
         It has another, so that the walk is one of another problem.
     """
     step = int(ds["snapshot_step"][index])
-    recorded = float(ds["train_loss"][step])
-    # θ may be kept with fewer digits than it was computed with.
-    rtol = max(LOSS_RTOL[problem.dtype], LOSS_RTOL[DTYPES[str(ds["theta"].dtype)]])
+    recorded, rtol = float(ds["train_loss"][step]), loss_rtol(ds, problem)
     if float(ds["snapshot_time"][index]) != float(ds["time"][step]):
         # Within a step nothing is recorded: it is the level, as near as re-projection came.
         recorded, rtol = float(ds.attrs["level"]), max(rtol, 2 * float(ds.attrs["level_rtol"]))

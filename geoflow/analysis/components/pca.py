@@ -95,6 +95,7 @@ def along(
     n_components = kinds.as_whole(n_components, "n_components")
     kinds.check_switch(standardise, "standardise")
     kinds.check_switch(null_models, "null_models")
+    kinds.check_switch(progress, "progress")
     give = f"{kinds.A_WALK}, or several of them"
     kinds.check_kind(datasets, xr.Dataset | str | Path | Iterable, "datasets", give)
     several: Sequence[Any] = (

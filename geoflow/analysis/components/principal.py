@@ -132,6 +132,7 @@ def fit(
         there = "a single point is" if n else "no point is"
         raise InputError(f"points: {there} there, and it takes two; walk again with more snapshots")
     kinds.check_switch(standardise, "standardise")
+    kinds.check_switch(progress, "progress")
     n_components = kinds.as_whole(n_components, "n_components")
     if not 1 <= n_components < n:
         have = "one component" if n == 2 else f"1 to {n - 1} components"

@@ -148,6 +148,8 @@ def along(
         The archive cannot be written; the snapshots that were done are kept.
     """
     kinds.check_kind(flow, RegularizingFlow, "flow", kinds.A_FLOW)
+    kinds.check_switch(overwrite, "overwrite")
+    kinds.check_switch(progress, "progress")
     seed = check_seed(seed)
     indices = snapshot_indices(ds, snapshots, DEFAULT_SNAPSHOTS)
     operators = kinds.as_names(operators, "operators")

@@ -96,6 +96,7 @@ def along(
             raise InputError(f"inputs[{name!r}] {what}; give one example or more, (N, …)")
     batch_size = kinds.as_whole(batch_size, "batch_size", 1)
     kinds.check_switch(classification, "classification")
+    kinds.check_switch(progress, "progress")
     module = copy.deepcopy(module).eval()
     steps = progress_bar(progress, indices, "outputs", unit="snapshot")
     found: dict[str, list[Tensor]] = {name: [] for name in inputs}
