@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from geoflow.analysis.components import null_models as nulls
 from geoflow.analysis.components.brownian import check_simulations
-from geoflow.analysis.components.path_components import cosine_content
+from geoflow.analysis.components.path_components import cosine_content, participation_ratio
 from geoflow.analysis.components.principal import KIND, PCA, fit
 from geoflow.archive.trajectory_files import open_trajectory
 from geoflow.errors import InputError
@@ -219,7 +219,7 @@ def _dataset(
             ),
             "participation_ratio": described(
                 "",
-                eigenvalues.sum() ** 2 / (eigenvalues**2).sum(),
+                participation_ratio(eigenvalues[None])[0],
                 "participation ratio of the principal components",
             ),
             "n_directions": described(

@@ -33,6 +33,7 @@ from geoflow.analysis.curvature.operators import (
     tangent_hessian,
     tensor_subspace,
 )
+from geoflow.analysis.curvature.scaling import power_of_two
 from geoflow.analysis.walked import snapshot_indices, state_at, walk_attributes
 from geoflow.archive.pieces import Pieces, fingerprint
 from geoflow.errors import InputError
@@ -263,6 +264,7 @@ def overlap(operator: Curvature, eigenvectors: np.ndarray[Any, Any], state: Flow
         Gives the velocity.
     """
     velocity = operator.subspace.coordinates(state.velocity).double().cpu().numpy()
+    velocity = velocity * power_of_two(float(np.abs(velocity).max()))
     norm = float(np.linalg.norm(velocity))
     if norm == 0:
         return math.nan

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from geoflow.analysis.curvature import spectra
 from geoflow.analysis.curvature.operators import tangent_hessian
+from geoflow.analysis.curvature.scaling import power_of_two
 from geoflow.analysis.series.exponentials import FITTED, ExponentialFit, fit
 from geoflow.analysis.series.scalars import series
 from geoflow.analysis.walked import state_at, walk_attributes
@@ -169,6 +170,7 @@ def _curvature(
         state = state_at(ds, flow, ds.sizes["snapshot"] - 1)
         operator = tangent_hessian(flow, state)
         v = operator.subspace.coordinates(state.velocity)
+        v = v * power_of_two(float(v.abs().max()), v.dtype)
         velocity_rate = float(torch.dot(v, operator(v)) / torch.dot(v, v))
     else:
         found = curvature
