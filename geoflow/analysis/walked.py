@@ -14,9 +14,9 @@ from torch import Tensor
 
 from geoflow.errors import InputError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
-from geoflow.problems.dtypes import DTYPES
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
+from geoflow.trajectories.given import check_placed, check_walk, kept_dtype
 
 # The loss of a snapshot, computed again, differs by rounding and by the software's version.
 LOSS_RTOL = {torch.float64: 1e-8, torch.float32: 1e-3}
@@ -31,6 +31,7 @@ def snapshot_indices(ds: xr.Dataset, snapshots: Sequence[int] | None, default: i
         One is not there or given twice, or none is given.
     """
     kinds.check_dataset(ds, "snapshot", "theta")
+    check_walk(ds, "theta")
     n = ds.sizes["snapshot"]
     if not n:
         raise InputError("ds holds no snapshot; walk again with snapshots")
@@ -71,7 +72,7 @@ def theta_at(ds: xr.Dataset, problem: ProblemLike, index: int) -> Tensor:
 def loss_rtol(ds: xr.Dataset, problem: ProblemLike) -> float:
     """How far a loss at a snapshot, computed again, may be from the one that was recorded."""
     # θ may be kept with fewer digits than it was computed with.
-    return max(LOSS_RTOL[problem.dtype], LOSS_RTOL[DTYPES[str(ds["theta"].dtype)]])
+    return max(LOSS_RTOL[problem.dtype], LOSS_RTOL[kept_dtype(ds)])
 
 
 def check_loss(ds: xr.Dataset, problem: ProblemLike, index: int, loss: float) -> None:
@@ -80,8 +81,11 @@ def check_loss(ds: xr.Dataset, problem: ProblemLike, index: int, loss: float) ->
     Raises
     ------
     InputError
-        It has another, so that the walk is one of another problem.
+        It has another, so that the walk is one of another problem; or the dataset was cut along
+        its steps.
     """
+    check_placed(ds, [index])
+    check_walk(ds, "train_loss", attributes=("level", "level_rtol"))
     step = int(ds["snapshot_step"][index])
     recorded, rtol = float(ds["train_loss"][step]), loss_rtol(ds, problem)
     if float(ds["snapshot_time"][index]) != float(ds["time"][step]):

@@ -14,10 +14,13 @@ from geoflow.errors import ArchiveError, InputError
 from geoflow.system import kinds
 from geoflow.system.memory import check_memory
 from geoflow.trajectories import schema
+from geoflow.trajectories.given import NAMING, check_walk
 
 Floats = NDArray[np.float64]
 
 ALONG = ("time", "angle")
+# What is said of all of them by the first.
+REPEATED = ("experiment", "solver", "rtol", "atol", "regularizer_name", "dtype")
 # What is known of each run, beside what its walk recorded.
 OF_RUN = {
     "theta_start": "parameters at the start, flat",
@@ -113,7 +116,7 @@ def resample(runs: Sequence[xr.Dataset], along: str = "time", n: int = 200) -> x
         variables[name] = (("run", along), np.stack(rows), dict(runs[0][name].attrs))
     for name, index in (("theta_start", 0), ("theta_end", -1)):
         attributes = {"long_name": OF_RUN[name], "units": "1"}
-        rows = [ds["theta"][index].values for ds in runs]
+        rows = [ds["theta"].isel(snapshot=index).values for ds in runs]
         variables[name] = (("run", "parameter"), np.stack(rows), attributes)
     for name in ("level", "status"):
         values = np.array([ds.attrs[name] for ds in runs])
@@ -128,7 +131,7 @@ def resample(runs: Sequence[xr.Dataset], along: str = "time", n: int = 200) -> x
         "title": f"{first['experiment'] or 'walks'}: {len(runs)} walks by {along}",
         "kind": "ensemble",
         "along": along,
-    } | {k: first[k] for k in ("experiment", "solver", "rtol", "atol", "regularizer_name", "dtype")}
+    } | {k: first[k] for k in REPEATED}
     return xr.Dataset(variables, coordinates, attributes)
 
 
@@ -152,6 +155,8 @@ def _passage(ds: xr.Dataset, along: str) -> tuple[Floats, Floats]:
 def _check(runs: Sequence[xr.Dataset]) -> None:
     if not runs:
         raise InputError("runs=[]; give at least one walk")
+    for ds in runs:
+        check_walk(ds, "theta", "time", "snapshot_time", attributes=(*NAMING, *REPEATED))
     first = runs[0]
     names = {str(k) for k in first.data_vars}
     if taken := sorted(names & {"run", *OF_RUN}):

@@ -153,7 +153,7 @@ def check_squares(gram: Floats) -> None:
         raise InputError(f"points: squares of their distances {what} float64; give them rescaled")
 
 
-def _of_size_one(values: Floats, axis: int) -> Floats:
+def _of_size_one(values: NDArray[np.floating], axis: int) -> Floats:
     """Divide by powers of two, which rounds nothing, so that squares stay within a float."""
     _, exponents = np.frexp(np.abs(values).max(axis=axis, keepdims=True))
     scaled: Floats = np.ldexp(values, -exponents)

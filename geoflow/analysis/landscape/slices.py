@@ -138,6 +138,7 @@ def on_plane(
     for name, f in observables.items():
         each = _one_by_one(f, name) if callable(f) else _in_batches(f, problem, batch_size)
         functions[name] = _named(each, name)
+    train_loss = at_snapshots(ds, "train_loss")
     recorded = {n: ds[n].values for n in observables if n in ds and ds[n].dims == ("snapshot",)}
     _check_cost(problem, points, len(functions))
     walk, n = _projected(ds, plane), ds.sizes["snapshot"]
@@ -158,7 +159,7 @@ def on_plane(
             at_snapshot, projected = beside(name)
             values[projected] = [f([tensor(plane.at(*end))])[0] for end in ends]
             if name == LOSS:
-                values[at_snapshot] = at_snapshots(ds, "train_loss")
+                values[at_snapshot] = train_loss
                 continue
             found = np.array([f([tensor(_theta(ds, i))])[0] for i in range(n)])
             # Of an observable the walk has the name alone: it may have been another function. Where

@@ -21,6 +21,7 @@ from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.system import kinds
+from geoflow.trajectories.given import check_walk
 
 Floats = NDArray[np.float64]
 
@@ -85,6 +86,7 @@ def along(
     """
     seed = check_seed(seed)
     found = series(ds, scalars)
+    check_walk(ds, attributes=("status",))
     if (n := len(found.time)) < 2:
         more = "further" if found.samples == "step" else "again with more snapshots"
         plural = "" if n == 1 else "s"
@@ -141,7 +143,8 @@ def along(
             "n_terms": n_terms,
             "confidence": confidence,
             "walk_status": ds.attrs["status"],
-            "final_angle": float(ds["angle"][-1]),
+            # A flow of one's own need not record it.
+            "final_angle": float(ds["angle"][-1]) if "angle" in ds else math.nan,
         },
     )
 
