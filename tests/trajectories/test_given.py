@@ -32,7 +32,9 @@ def flow(network):
 
 @pytest.fixture(scope="module")
 def ds(flow):
-    return gf.walk(flow, rtol=1e-6, stop=None, t_end=0.3, observables={"first": lambda t: float(t[0])})
+    return gf.walk(
+        flow, rtol=1e-6, stop=None, t_end=0.3, observables={"first": lambda t: float(t[0])}
+    )
 
 
 @pytest.fixture(scope="module")
