@@ -98,19 +98,11 @@ def open_trajectory(path: str | Path) -> xr.Dataset:
     ArchiveError
         There is no such file, or it is not a trajectory in schema 1.0.
     """
-    path = netcdf.existing(path)
-    ds = None
-    try:
-        with translation.reading(path):
-            ds = netcdf.open_lazily(netcdf.checked(path))
-            ds = migrations.upgrade(ds)
-            found = schema.defects(ds)
+    with netcdf.kept_open(path) as read:
+        ds = migrations.upgrade(read)
+        found = schema.defects(ds)
         if found:
             raise ArchiveError(f"{path} is not a trajectory: {_other(ds) or found[0]}")
-    except BaseException:
-        if ds is not None:
-            ds.close()
-        raise
     return ds
 
 
