@@ -88,7 +88,7 @@ class NumericalError(GeoflowError):
 
 
 class ObservableError(GeoflowError):
-    """An observable raised an error where θ was to be kept."""
+    """An observable raised an error: names it, and what was raised."""
 
 
 class EvaluationLimitError(GeoflowError):

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from geoflow.errors import InputError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
-from geoflow.problems.dtypes import DTYPES
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
+from geoflow.trajectories.given import check_placed, check_walk, kept_dtype
 
 # The loss of a snapshot, computed again, differs by rounding and by the software's version.
 LOSS_RTOL = {torch.float64: 1e-8, torch.float32: 1e-3}
@@ -31,6 +31,7 @@ def snapshot_indices(ds: xr.Dataset, snapshots: Sequence[int] | None, default: i
         One is not there or given twice, or none is given.
     """
     kinds.check_dataset(ds, "snapshot", "theta")
+    check_walk(ds, "theta")
     n = ds.sizes["snapshot"]
     if not n:
         raise InputError("ds holds no snapshot; walk again with snapshots")
@@ -68,18 +69,25 @@ def theta_at(ds: xr.Dataset, problem: ProblemLike, index: int) -> Tensor:
     return theta.to(dtype=problem.dtype, device=problem.device)
 
 
+def loss_rtol(ds: xr.Dataset, problem: ProblemLike) -> float:
+    """How far a loss at a snapshot, computed again, may be from the one that was recorded."""
+    # θ may be kept with fewer digits than it was computed with.
+    return max(LOSS_RTOL[problem.dtype], LOSS_RTOL[kept_dtype(ds)])
+
+
 def check_loss(ds: xr.Dataset, problem: ProblemLike, index: int, loss: float) -> None:
     """Make sure that a snapshot has the loss that was recorded there, of several their mean.
 
     Raises
     ------
     InputError
-        It has another, so that the walk is one of another problem.
+        It has another, so that the walk is one of another problem; or the dataset was cut along
+        its steps.
     """
+    check_placed(ds, [index])
+    check_walk(ds, "train_loss", attributes=("level", "level_rtol"))
     step = int(ds["snapshot_step"][index])
-    recorded = float(ds["train_loss"][step])
-    # θ may be kept with fewer digits than it was computed with.
-    rtol = max(LOSS_RTOL[problem.dtype], LOSS_RTOL[DTYPES[str(ds["theta"].dtype)]])
+    recorded, rtol = float(ds["train_loss"][step]), loss_rtol(ds, problem)
     if float(ds["snapshot_time"][index]) != float(ds["time"][step]):
         # Within a step nothing is recorded: it is the level, as near as re-projection came.
         recorded, rtol = float(ds.attrs["level"]), max(rtol, 2 * float(ds.attrs["level_rtol"]))

@@ -6,7 +6,7 @@ import math
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NewType
 
@@ -257,6 +257,21 @@ def existing(path: str | Path) -> Path:
     raise ArchiveError(f"{path} is not a file; name a trajectory written by geoflow")
 
 
+@contextmanager
+def kept_open(path: str | Path) -> Iterator[xr.Dataset]:
+    """Open a file lazily and leave it open, unless the block finds that it is not what it is for.
+
+    Raises
+    ------
+    ArchiveError
+        There is no such file, or it cannot be read.
+    """
+    path = existing(path)
+    with translation.reading(path), ExitStack() as closing:
+        yield closing.enter_context(open_lazily(checked(path)))
+        closing.pop_all()
+
+
 def open_analysis(path: str | Path, kind: str | None = None) -> xr.Dataset:
     """Open lazily what an analysis has written with :func:`save_dataset`.
 
@@ -272,13 +287,10 @@ def open_analysis(path: str | Path, kind: str | None = None) -> xr.Dataset:
     ArchiveError
         There is no such file, or it is of another kind.
     """
-    path = existing(path)
-    with translation.reading(path):
-        ds = open_lazily(checked(path))
-    found = ds.attrs.get("kind")
-    if not isinstance(found, str) or kind not in (None, found):
-        ds.close()
-        what = f"of the kind {found!r}" if found else "no analysis of geoflow"
-        wanted = "a file that geoflow wrote" if kind is None else f"one of the kind {kind!r}"
-        raise ArchiveError(f"{path} is {what}; give {wanted}")
+    with kept_open(path) as ds:
+        found = ds.attrs.get("kind")
+        if not isinstance(found, str) or kind not in (None, found):
+            what = f"of the kind {found!r}" if found else "no analysis of geoflow"
+            wanted = "a file that geoflow wrote" if kind is None else f"one of the kind {kind!r}"
+            raise ArchiveError(f"{path} is {what}; give {wanted}")
     return ds

@@ -50,18 +50,10 @@ def open_path(path: str | Path) -> xr.Dataset:
     ArchiveError
         There is no such file, or it is no path.
     """
-    path = netcdf.existing(path)
-    ds = None
-    try:
-        with translation.reading(path):
-            ds = netcdf.open_lazily(netcdf.checked(path))
-            found = path_schema.defects(ds)
+    with netcdf.kept_open(path) as ds:
+        found = path_schema.defects(ds)
         if found:
             raise ArchiveError(f"{path} is not a regularisation path: {found[0]}")
-    except BaseException:
-        if ds is not None:
-            ds.close()
-        raise
     return ds
 
 

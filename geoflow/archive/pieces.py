@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from geoflow.archive import netcdf, parts
 from geoflow.errors import ArchiveError, InputError
-from geoflow.system import files, translation
+from geoflow.system import files, kinds, translation
 
 SETTINGS = "settings.json"
 
@@ -69,6 +69,8 @@ class Pieces:
     def __init__(
         self, target: str | Path | None, settings: Mapping[str, Any], *, overwrite: bool = False
     ) -> None:
+        # Without a target too.
+        kinds.check_switch(overwrite, "overwrite")
         self.target = None if target is None else files.check_target(target, overwrite=overwrite)
         # Numbers from a file's attributes are NumPy's.
         self.settings = json.dumps(settings, sort_keys=True, indent=1, default=lambda x: x.item())

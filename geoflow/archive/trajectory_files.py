@@ -13,7 +13,8 @@ from geoflow.archive import netcdf, seal
 from geoflow.archive.checkpoint import CARRIED, STATE, Checkpoint
 from geoflow.errors import ArchiveError
 from geoflow.system import files, kinds, translation
-from geoflow.trajectories import migrations, path_schema, schema
+from geoflow.system.messages import note
+from geoflow.trajectories import consistency, migrations, path_schema, schema
 
 CHECKPOINT_GROUP = "checkpoint"
 
@@ -28,6 +29,9 @@ COMPRESSED = {"zlib": True, "complevel": 1, "shuffle": True}
 def save_trajectory(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
     """Write a trajectory to a netCDF-4 file, under a temporary name first.
 
+    What does not fit together in it, so that :func:`geoflow.validate` will find it, is said on
+    standard error: θ that is not finite, or in another dtype than the walk kept it in.
+
     Raises
     ------
     InputError
@@ -36,7 +40,13 @@ def save_trajectory(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False
         The dataset is not in schema 1.0, or writing failed; ``path`` is as it was.
     """
     kinds.check_dataset(ds)
-    write(ds, files.check_target(path, overwrite=overwrite))
+    path = files.check_target(path, overwrite=overwrite)
+    write(ds, path)
+    # Of what was written, since θ may be something that takes long to compute.
+    with open_trajectory(path) as written:
+        found = consistency.inconsistencies(written)
+    if found:
+        note(f"{path}: gf.validate will find that {'; that '.join(found)}")
 
 
 def write(
@@ -88,19 +98,11 @@ def open_trajectory(path: str | Path) -> xr.Dataset:
     ArchiveError
         There is no such file, or it is not a trajectory in schema 1.0.
     """
-    path = netcdf.existing(path)
-    ds = None
-    try:
-        with translation.reading(path):
-            ds = netcdf.open_lazily(netcdf.checked(path))
-            ds = migrations.upgrade(ds)
-            found = schema.defects(ds)
+    with netcdf.kept_open(path) as read:
+        ds = migrations.upgrade(read)
+        found = schema.defects(ds)
         if found:
             raise ArchiveError(f"{path} is not a trajectory: {_other(ds) or found[0]}")
-    except BaseException:
-        if ds is not None:
-            ds.close()
-        raise
     return ds
 
 

@@ -16,6 +16,7 @@ from geoflow.errors import (
     InputError,
 )
 from geoflow.manifold.flows import FlowState, RegularizingFlow, check_single
+from geoflow.system.kinds import check_switch
 from geoflow.trajectories import dataset, records
 from geoflow.trajectories.records import Snapshot, StepRecords
 from geoflow.walking import ending
@@ -74,6 +75,7 @@ def predictor_corrector(
         A parameter that is not positive.
     """
     check_single(flow, "the paper's loop")
+    check_switch(adaptive_corrector, "adaptive_corrector")
     positive = {
         "predictor_min": predictor_min,
         "corrector_min": corrector_min,
@@ -90,7 +92,7 @@ def predictor_corrector(
             "name": NAME,
             "predictor_min": predictor_min,
             "corrector_min": corrector_min,
-            "adaptive_corrector": adaptive_corrector,
+            "adaptive_corrector": bool(adaptive_corrector),
         },
         "steps": steps,
         "max_evaluations": max_evaluations,

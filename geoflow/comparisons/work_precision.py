@@ -135,7 +135,8 @@ def compare(
     if flow.problem.dtype != torch.float64:
         raise InputError(f"flow is in {flow.problem.dtype}; the reference needs torch.float64")
     records.check_observables(observables, flow.problem.theta0)
-    for name in TAKEN & set(observables):
+    errors = {f"{name}_error" for name in ("theta", "regularizer", "angle", *observables)}
+    for name in sorted((TAKEN | errors) & set(observables)):
         raise InputError(f"observables: {name!r} is taken; choose another")
     config = {
         "solvers": {label: {"name": s.name, **s.options} for label, s in chosen.items()},

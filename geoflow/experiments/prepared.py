@@ -74,5 +74,5 @@ def check_seed(seed: object) -> int:
     except TypeError:
         raise InputError(f"seed={shown(seed)}; use a whole number") from None
     if not 0 <= number < 2**63:
-        raise InputError(f"seed={number}; use zero or a positive number below 2**63")
+        raise InputError(f"seed={shown(number)}; use zero or a positive number below 2**63")
     return number

@@ -393,9 +393,10 @@ def _as_one(problem: ProblemLike | Sequence[ProblemLike]) -> ProblemLike:
 
 def _levels(problem: ProblemLike, level: float | Sequence[float | None] | Tensor | None) -> Numbers:
     start = as_values(problem.loss(problem.theta0))
-    level = level.tolist() if isinstance(level, Tensor) else level
+    # Of one number, an array or a tensor without dimensions.
+    level = level.tolist() if isinstance(level, Tensor | np.ndarray) else level
     text = isinstance(level, str | bytes)  # a sequence, of letters
-    given = level if isinstance(level, Sequence | np.ndarray) and not text else [level]
+    given = level if isinstance(level, Sequence) and not text else [level]
     if level is None:
         return start
     if len(given) != len(start):

@@ -81,6 +81,7 @@ def resume_path(
     give = f"{kinds.A_FLOW}, that of the path, or None; further levels go by name, levels=[…]"
     kinds.check_kind(flow, RegularizingFlow | None, "flow", give)
     observables = records.as_observables(observables)
+    kinds.check_switch(progress, "progress")
     none = isinstance(levels, Sequence) and not levels
     levels = [] if none else checked_levels(levels)
     if max_evaluations is not None:

@@ -9,7 +9,6 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 
@@ -109,8 +108,9 @@ def regularization_path(
     kinds.check_kind(provenance, Mapping | None, "provenance", "a dict")
     levels = checked_levels(levels)
     kinds.check_kind(degrees, Real, "degrees", "an angle between 90 and 180")
-    kinds.check_kind(overwrite, bool, "overwrite", "True or False")
-    kinds.check_kind(smallest_eigenvalue, bool | np.bool_, "smallest_eigenvalue", "True or False")
+    kinds.check_switch(overwrite, "overwrite")
+    kinds.check_switch(progress, "progress")
+    kinds.check_switch(smallest_eigenvalue, "smallest_eigenvalue")
     if smallest_eigenvalue and flow.problem.n_parameters == 1:
         raise InputError(
             "smallest_eigenvalue=True: a level set in 1 parameter has no tangent directions; leave "

@@ -14,7 +14,7 @@ from matplotlib.animation import AbstractMovieWriter, FFMpegWriter, PillowWriter
 from geoflow.errors import InputError
 from geoflow.plots.slices import HALO, WALK, check, colour_bar, surface, title
 from geoflow.plots.styles import LABELS, SLIDE_INCHES, laid_out, new_figure, style
-from geoflow.system import files, translation
+from geoflow.system import files, kinds, translation
 from geoflow.system.memory import check_memory
 from geoflow.system.progress import progress_bar
 
@@ -95,6 +95,7 @@ def animate(
     writer = _writer(path, frames, fps, pace)
     _check_cost(path, frames)
     files.check_target(path, overwrite=overwrite)
+    kinds.check_switch(progress, "progress")
     whole = files.replacing(path, ending=path.suffix)
     with translation.writing(path), whole as temporary, style():
         _film(ds, writer, temporary, frames, pace, progress)

@@ -14,10 +14,20 @@ from geoflow.errors import ArchiveError, InputError
 from geoflow.system import kinds
 from geoflow.system.memory import check_memory
 from geoflow.trajectories import schema
+from geoflow.trajectories.given import NAMING, check_walk
 
 Floats = NDArray[np.float64]
 
 ALONG = ("time", "angle")
+# What is said of an ensemble where all its walks have it.
+SETTINGS = ("solver", "rtol", "atol", "regularizer_name", "dtype")
+# What is known of each run, beside what its walk recorded.
+OF_RUN = {
+    "theta_start": "parameters at the start, flat",
+    "theta_end": "parameters at the end, flat",
+    "level": "loss the walk keeps",
+    "status": "how the walk ended",
+}
 PATTERN = "seed-*.nc"
 
 
@@ -108,12 +118,12 @@ def resample(runs: Sequence[xr.Dataset], along: str = "time", n: int = 200) -> x
         ]
         variables[name] = (("run", along), np.stack(rows), dict(runs[0][name].attrs))
     for name, index in (("theta_start", 0), ("theta_end", -1)):
-        attributes = {"long_name": f"parameters at the {name[6:]}, flat", "units": "1"}
-        rows = [ds["theta"][index].values for ds in runs]
+        attributes = {"long_name": OF_RUN[name], "units": "1"}
+        rows = [ds["theta"].isel(snapshot=index).values for ds in runs]
         variables[name] = (("run", "parameter"), np.stack(rows), attributes)
-    for name, long_name in (("level", "loss the walk keeps"), ("status", "how the walk ended")):
+    for name in ("level", "status"):
         values = np.array([ds.attrs[name] for ds in runs])
-        variables[name] = (("run",), values, {"long_name": long_name, "units": "1"})
+        variables[name] = (("run",), values, {"long_name": OF_RUN[name], "units": "1"})
     seeds = [int(ds.attrs["seed"]) for ds in runs]
     coordinates = {
         "run": ("run", seeds, {"long_name": "seed of the run", "units": "1"}),
@@ -126,7 +136,7 @@ def resample(runs: Sequence[xr.Dataset], along: str = "time", n: int = 200) -> x
         "along": along,
         "experiment": first["experiment"],
     }
-    for name in ("solver", "rtol", "atol", "regularizer_name", "dtype"):
+    for name in SETTINGS:
         there = list(dict.fromkeys(ds.attrs[name] for ds in runs))
         # What is not that of all is not the ensemble's: names are listed, numbers left out.
         if len(there) == 1:
@@ -156,8 +166,15 @@ def _passage(ds: xr.Dataset, along: str) -> tuple[Floats, Floats]:
 def _check(runs: Sequence[xr.Dataset]) -> None:
     if not runs:
         raise InputError("runs=[]; give at least one walk")
+    for ds in runs:
+        check_walk(ds, "theta", "time", "snapshot_time", attributes=(*NAMING, *SETTINGS))
     first = runs[0]
     names = {str(k) for k in first.data_vars}
+    if taken := sorted(names & {"run", *OF_RUN}):
+        raise InputError(
+            f"runs: their observable {taken[0]!r} has the name of what a sweep has itself; give "
+            "it another, ds.rename(…)"
+        )
     for ds in runs:
         seed = ds.attrs["seed"]
         if not (ds.sizes["snapshot"] and ds.sizes["step"]):

@@ -125,6 +125,7 @@ snapshot_every, max_snapshots, theta_dtype
     """
     chosen = experiments.get(experiment)
     check_common(dtype, device, epochs, data, scheduler, workers, threads)
+    kinds.check_switch(progress, "progress")
     regularizers.get(regularizer)
     check_division(constraints)
     checked = checked_seeds(seeds)
@@ -211,6 +212,7 @@ def sweep_weight_decay(
     """
     experiments.registry.of_paper(experiment)
     check_common(dtype, device, epochs, data, scheduler, workers, threads)
+    kinds.check_switch(progress, "progress")
     penalties = [kinds.as_number(p, "penalties") for p in several(penalties, "penalties")]
     validation = kinds.as_number(validation, "validation")
     check_device_and_dtype(device, named_dtype(dtype))

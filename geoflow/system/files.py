@@ -32,9 +32,12 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
     ------
     InputError
         The path is empty, its folder is not there or cannot be written, the name is too long or
-        not UTF-8, the file is there already, or what is there is no regular file.
+        not UTF-8, the file is there already, or what is there is no regular file; ``overwrite`` is
+        neither True nor False.
     """
     kinds.as_path(path)
+    # What stands for False elsewhere, such as "no", would have the file replaced.
+    kinds.check_switch(overwrite, "overwrite")
     if not os.fspath(path):
         raise InputError(f"{os.fspath(path)!r} names no file; give its name")
     path = Path(path)

@@ -17,6 +17,9 @@ from geoflow.errors import InputError
 # What a message shows of a value.
 LONGEST = 60
 
+# As of a float: what is longer is no count of anything, and Python may not write it.
+LONGEST_WHOLE = 1024
+
 A_WALK = "what gf.walk or gf.open_trajectory returned"
 A_PATH = "what gf.regularization_path or gf.open_path returned"
 A_FLOW = "a gf.RegularizingFlow"
@@ -84,6 +87,8 @@ def as_number(value: Any, name: str) -> float:
         if isinstance(value, str | bytes | bool | np.bool_):
             raise TypeError
         return float(value)
+    except OverflowError:  # a whole number, or a fraction of two
+        raise InputError(f"{name}={shown(value)}; give a number that a float can hold") from None
     except (TypeError, ValueError, RuntimeError):  # a tensor of several, or on no device
         raise InputError(f"{name}={shown(value)}; give a real number") from None
 
@@ -109,6 +114,8 @@ def as_whole(value: Any, name: str, least: int | None = None) -> int:
         number = _index(value)
     except TypeError:
         raise InputError(f"{name}={shown(value)}; give a whole number") from None
+    except OverflowError:
+        raise InputError(f"{name}={shown(value)}; give a smaller whole number") from None
     if least is not None and number < least:
         raise InputError(f"{name}={number}; use at least {least}")
     return number
@@ -124,7 +131,7 @@ def as_wholes(values: Any, name: str) -> list[int]:
     """
     try:
         return [_index(value) for value in values]
-    except TypeError:
+    except (TypeError, OverflowError):
         give = "give whole numbers in a list, such as [0, -1]"
         raise InputError(f"{name}={shown(values)}; {give}") from None
 
@@ -150,7 +157,10 @@ def _index(value: Any) -> int:
     # True is a whole number to Python.
     if isinstance(value, bool | np.bool_):
         raise TypeError
-    return operator.index(value)
+    number = operator.index(value)
+    if number.bit_length() > LONGEST_WHOLE:
+        raise OverflowError
+    return number
 
 
 def check_switch(value: Any, name: str) -> None:
@@ -178,12 +188,20 @@ def as_numbers(values: Any, name: str) -> NDArray[np.float64]:
         if array.dtype == object and any(value is None for value in array.flat):
             raise TypeError
         return np.asarray(values, dtype=np.float64)
+    except OverflowError:
+        raise InputError(f"{name}={shown(values)}; give numbers that a float can hold") from None
     except (TypeError, ValueError, RuntimeError):  # a tensor with a gradient
         raise InputError(f"{name}={shown(values)}; give real numbers") from None
 
 
 class _Short(reprlib.Repr):
-    """Dicts in their order: settings have their name first."""
+    """Dicts in their order: settings have their name first. Whole numbers of any length."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        try:
+            return super().repr_int(x, level)
+        except ValueError:  # of more digits than Python writes
+            return f"a number of {x.bit_length()} bits"
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
         parts = [f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}" for k, v in x.items()]

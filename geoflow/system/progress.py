@@ -10,6 +10,8 @@ from typing import Any
 
 from tqdm import TqdmWarning
 
+from geoflow.system.kinds import check_switch
+
 with warnings.catch_warnings():
     # A notebook without ipywidgets gets the line of a terminal, without being told off.
     warnings.simplefilter("ignore", TqdmWarning)
@@ -37,7 +39,13 @@ def progress_bar(wanted: bool, *args: Any, **options: Any) -> Bar:
         Show it, where standard error is a terminal or a notebook's.
     *args, **options
         As :class:`tqdm.tqdm` takes them.
+
+    Raises
+    ------
+    InputError
+        ``wanted``, of users the argument ``progress``, is neither True nor False.
     """
+    check_switch(wanted, "progress")
     # A notebook's standard error says that it is no terminal.
     notebook = type(sys.stderr).__module__ == "ipykernel.iostream"
     # disable=None: shown on a terminal only.

@@ -20,6 +20,7 @@ from geoflow.manifold.protocol import Flow, apart_from
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.protocol import ProblemLike
 from geoflow.trajectories import schema, storable
+from geoflow.trajectories.given import check_placed, check_walk
 from geoflow.trajectories.records import Snapshot, StepRecords
 
 # What a walk's provenance says of itself in the attributes.
@@ -128,7 +129,14 @@ def at_snapshots(ds: xr.Dataset, name: str) -> NDArray[np.float64]:
     """Values of a scalar of the steps at the snapshots, shape (snapshot,).
 
     As recorded where a step ends at the snapshot; between the steps interpolated linearly in time.
+
+    Raises
+    ------
+    InputError
+        There is no such scalar, or the dataset was cut along its steps.
     """
+    check_placed(ds)
+    check_walk(ds, *{name} & schema.VARIABLES.keys(), attributes=())
     at, steps = ds["snapshot_time"].values, ds["snapshot_step"].values
     time, values = ds["time"].values, ds[name].values.astype(float)
     return np.where(at == time[steps], values[steps], np.interp(at, time, values))

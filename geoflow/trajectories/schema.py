@@ -438,10 +438,29 @@ def _misplaced(
     at: NDArray[np.float64], steps: NDArray[np.int64], time: NDArray[np.float64], version: str
 ) -> list[str]:
     """Say which snapshots do not lie where their step is."""
+    placed = in_their_steps(at, steps, time, version).all()
     if version == SCHEMA_VERSION:
-        if not np.array_equal(at, time[steps]):
-            return ["snapshot_time differs from the time of its step"]
-        return []
-    begin = np.where(steps > 0, time[steps - 1], -np.inf)
-    found = [] if ((begin < at) & (at <= time[steps])).all() else ["a snapshot is outside its step"]
+        return [] if placed else ["snapshot_time differs from the time of its step"]
+    found = [] if placed else ["a snapshot is outside its step"]
     return found + ["snapshot_time does not increase"] * bool((np.diff(at) <= 0).any())
+
+
+def in_their_steps(
+    at: NDArray[np.float64], steps: NDArray[np.int64], time: NDArray[np.float64], version: str
+) -> NDArray[np.bool_]:
+    """Whether each snapshot lies where its step is: at its end, from 1.1 on within it too.
+
+    Parameters
+    ----------
+    at, steps : array, shape (snapshot,)
+        Times and steps of the snapshots; the steps are there.
+    time : array, shape (step,)
+        Where the steps end.
+    version : str
+        Of the schema.
+    """
+    found: NDArray[np.bool_] = at == time[steps]
+    if version != SCHEMA_VERSION:
+        # The first is no step but the start.
+        found |= (steps > 0) & (time[steps - 1] < at) & (at <= time[steps])
+    return found

@@ -14,18 +14,22 @@ from torch import Tensor
 from geoflow import solvers
 from geoflow.errors import InputError
 from geoflow.manifold.protocol import Flow, State, check_flow
-from geoflow.problems.dtypes import DTYPES, dtype_name
+from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.earlier import same_data
 from geoflow.solvers import Solver, Tolerance
 from geoflow.system import kinds
 from geoflow.system.threads import one_blas_thread
 from geoflow.system.translation import numerics
 from geoflow.trajectories import schema
+from geoflow.trajectories.given import check_placed, check_walk, kept_dtype, theta_of
 from geoflow.walking.fitting import differences
 from geoflow.walking.inside import Inside
 
 # What rounding in the dtype of the snapshots does to a loss, over its level: a hundred units.
 UNITS_OF_ROUNDING = 100
+
+# Attributes that say how it walked.
+NEEDED = ("config", "level", "rtol", "atol", "dtype", "regularizer_name", "data_sha256")
 
 
 def interpolate(
@@ -63,10 +67,14 @@ def interpolate(
     StepSizeError, ConvergenceError, CriticalPointError
         A step fails.
     """
-    kinds.check_dataset(ds, "snapshot_time", "step")
+    check_walk(ds, "theta", "time", "snapshot_time", attributes=NEEDED)
     check_flow(flow)
     at = np.atleast_1d(kinds.as_numbers(times, "times"))
     there, tolerance = ds["snapshot_time"].values, _tolerance(ds, flow)
+    if not (np.diff(there) > 0).all():
+        raise InputError("ds: its snapshots are not in the order of the walk; cut it in that order")
+    if not ds.sizes["step"]:
+        raise InputError("ds holds no step; cut it along snapshot only, or open it anew")
     end = float(ds["time"][-1])
     if at.ndim != 1 or not at.size or not (np.diff(at) > 0).all():
         raise InputError(f"times={at.tolist()[:5]}; use increasing flow times")
@@ -79,10 +87,12 @@ def interpolate(
     chosen = solver or solvers.from_config(config["solver"])
     solvers.check_needs(chosen, flow)
     found = np.empty((at.size, ds.sizes["parameter"]), ds.attrs["dtype"])
+    thetas = theta_of(ds)
     before = np.searchsorted(there, at, side="right") - 1
+    check_placed(ds, np.unique(before).tolist())
     for index in np.unique(before):
         rows = np.flatnonzero(before == index)
-        start, then = torch.from_numpy(ds["theta"][int(index)].values), _recorded(ds, int(index))
+        start, then = torch.from_numpy(thetas[int(index)].values), _recorded(ds, int(index))
         wanted = at[rows] - there[index]
         with numerics(), one_blas_thread():
             made = _from(flow, chosen, tolerance, start, wanted, then)
@@ -158,7 +168,7 @@ def _tolerance(ds: xr.Dataset, flow: Flow) -> Tolerance:
     """
     problem, levels = flow.problem, flow.level_set.levels
     then = schema.levels(ds.attrs) or [ds.attrs["level"]]
-    kept = DTYPES[str(ds["theta"].dtype)]
+    kept = kept_dtype(ds)
     rounding = UNITS_OF_ROUNDING * torch.finfo(kept).eps
     if ds.attrs["rtol"] < rounding:
         raise InputError(

@@ -16,7 +16,7 @@ from geoflow.errors import (
 from geoflow.manifold.protocol import Flow, check_flow
 from geoflow.problems import dtypes
 from geoflow.solvers import Solver, is_dense
-from geoflow.system.kinds import as_number, check_kind
+from geoflow.system.kinds import as_number, check_kind, check_switch
 from geoflow.trajectories import dataset, records
 from geoflow.trajectories.records import Observable
 from geoflow.walking.crossings import Seeker
@@ -149,6 +149,8 @@ def walk(
     if not as_number(checkpoint_seconds, "checkpoint_seconds") >= 0:
         raise InputError(f"checkpoint_seconds={checkpoint_seconds}; use zero or more")
     check_kind(provenance, Mapping | None, "provenance", "a dict")
+    check_switch(overwrite, "overwrite")
+    check_switch(progress, "progress")
     goals, rule, recorded = settings.goals(), settings.rule(), from_config(events)
     check_fit(flow, settings.make_solver(), goals, observables, recorded)
     if recorder is not None and archive is not None:

@@ -97,6 +97,7 @@ def resume(
         The disk does not take what is streamed; what was streamed is kept.
     """
     path = kinds.as_path(path)
+    kinds.check_switch(progress, "progress")
     if flow is not None:
         protocol.check_flow(flow)
     kept = saved(path)

@@ -146,7 +146,7 @@ class WalkSettings:
             if isinstance(value, (str, bytes, bool)):
                 raise TypeError
             object.__setattr__(self, name, convert(value))
-        except (TypeError, ValueError, OverflowError):
+        except (TypeError, ValueError, OverflowError, RuntimeError):
             raise InputError(f"{name}={shown(value)}; use {what}") from None
 
     def make_solver(self) -> Solver:

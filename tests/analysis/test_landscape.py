@@ -13,7 +13,7 @@ from geoflow import cli
 from geoflow.analysis import landscape
 from geoflow.analysis.landscape import planes, slices
 from geoflow.cli.terminal import BAD_INPUT, DONE, INTERRUPTED
-from geoflow.errors import InputError
+from geoflow.errors import InputError, ObservableError
 from geoflow.experiments import RebuiltWalk
 from geoflow.experiments.registry import Data
 
@@ -229,6 +229,72 @@ def test_what_the_walk_recorded_is_taken_from_it(ds, flow):
     assert found.attrs["kind"] == "slice"
     assert all({"units", "long_name"} <= set(v.attrs) for v in found.variables.values())
     assert np.array_equal(found["snapshot_time"], ds["snapshot_time"])
+
+
+def test_another_function_of_a_recorded_name_is_evaluated(ds, flow):
+    test = other_problem()
+    for other in (lambda t: -float(test.loss(t)), lambda t: float(test.loss(t)) + 1e-6):
+        found = landscape.on_plane(ds, flow, points=2, observables={"test_loss": other})
+        for snapshot, theta in enumerate(ds["theta"].values):
+            assert np.isclose(found["walk_test_loss"][snapshot], other(torch.tensor(theta)), 1e-12)
+        # Beside what the same function has at the projections.
+        assert abs(found["walk_test_loss"] - found["projected_test_loss"]).max() < 0.1
+
+
+OWN_NAMES = [
+    *("alpha", "beta", "direction", "snapshot", "snapshot_time", "snapshot_arc_length"),
+    *("walk_alpha", "walk_beta", "off_plane_distance", "direction_norm"),
+    *("explained_variance_ratio", "walk_loss", "projected_loss"),
+]
+
+
+@pytest.mark.parametrize("name", OWN_NAMES)
+def test_a_name_that_a_slice_has_itself_is_refused_before_it_is_evaluated(name, ds, flow):
+    calls = []
+    with pytest.raises(InputError, match=f"observables: '{name}' is taken or not a name"):
+        landscape.on_plane(ds, flow, points=2, observables={name: calls.append})
+    assert calls == []
+
+
+def test_observables_that_would_share_a_variable_are_refused(ds, flow):
+    for other in ("walk_x", "projected_x"):
+        with pytest.raises(InputError, match=r"observables: '\w*x' is taken"):
+            landscape.on_plane(ds, flow, points=2, observables={"x": float, other: float})
+    with pytest.raises(InputError, match="is a name of 260 bytes; use at most 255"):
+        landscape.on_plane(ds, flow, points=2, observables={"x" * 250: float})
+    # Names of a walk's own are free, and have nothing to do with those of a slice.
+    names = {"time": lambda t: 1.0, "step": lambda t: 2.0, "angle": lambda t: 3.0}
+    found = landscape.on_plane(ds, flow, points=2, observables=names)
+    assert [float(found[name][0, 0]) for name in names] == [1, 2, 3]
+
+
+def test_an_observable_that_raises_is_named_and_the_rows_are_kept(ds, flow, tmp_path):
+    def until(n, calls):
+        def late(theta):
+            calls.append(1)
+            if len(calls) > n:
+                raise ValueError("no more\nof that")
+            return 1.0
+
+        return {"observables": {"o": late}, "points": 4, "archive": target}
+
+    target = tmp_path / "slice.nc"
+    # At the snapshots and their projections, and in the third row.
+    for n in (0, 2 * ds.sizes["snapshot"] + 8):
+        with pytest.raises(ObservableError) as caught:
+            landscape.on_plane(ds, flow, **until(n, []))
+        said = "observables['o'] raised ValueError: no more; with archive=… the rows done are kept"
+        assert str(caught.value) == said
+    calls = []
+    landscape.on_plane(ds, flow, **until(99, calls))
+    assert len(calls) == 8
+
+
+def test_an_observable_that_writes_into_its_point_changes_no_other(ds, flow):
+    observables = {"zero": lambda t: float(t.zero_().sum()), "norm": lambda t: float(t.norm())}
+    both = landscape.on_plane(ds, flow, points=2, observables=observables)
+    one = landscape.on_plane(ds, flow, points=2, observables={"norm": observables["norm"]})
+    assert np.array_equal(both["norm"], one["norm"])
 
 
 def press_ctrl_c_once(monkeypatch, call):

@@ -156,6 +156,65 @@ def test_few_probes_have_an_honest_error(make):
         assert error.max() > 1e-3 * density.max()
 
 
+def scaled(values, scale, dtype=torch.float64):
+    """diag(values)·scale: of float64, or made in another dtype."""
+    d = (torch.as_tensor(values, dtype=torch.float64) * scale).to(dtype)
+    identity = Subspace(len(d), lambda x: x, lambda v: v)
+    return Curvature("diagonal", lambda v: d * v, identity, torch.zeros_like(d))
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest"])
+@pytest.mark.parametrize(
+    ("dtype", "scales", "rtol"),
+    [
+        (torch.float64, [1.0, 1e-8, 1e-12, 1e-20, 1e-200, 1e-300, 1e8, 1e100], 1e-9),
+        (torch.float32, [1.0, 1e-8, 1e-12, 1e-20, 1e-30, 1e8], 1e-5),
+    ],
+)
+def test_tol_is_relative_whatever_the_size_of_the_spectrum(which, dtype, scales, rtol):
+    exact = np.linspace(-1, 1, 60)
+    wanted = exact[::-1][:5] if which == "largest" else exact[:5]
+    for scale in scales:
+        pairs = extreme_eigenvalues(scaled(exact, scale, dtype), 5, which=which)
+        assert np.abs(pairs.values / scale - wanted).max() < rtol
+        # The bound holds of these as well.
+        off = np.abs(pairs.values / scale - wanted)
+        assert (off <= pairs.residuals / scale + 10 * torch.finfo(dtype).eps).all()
+
+
+def test_a_spectrum_scaled_by_a_power_of_two_is_the_same_to_the_bit():
+    exact = np.linspace(0.5, 2, 60) ** 3
+    for scale in (2.0**-40, 2.0**-900):
+        for which in ("largest", "smallest"):
+            one = extreme_eigenvalues(scaled(exact, 2.0**-10), 3, which=which)
+            two = extreme_eigenvalues(scaled(exact, scale), 3, which=which)
+            assert np.array_equal(one.values * 2.0**10, two.values / scale)
+            assert np.array_equal(one.vectors, two.vectors)
+            assert np.array_equal(one.residuals * 2.0**10, two.residuals / scale)
+        ones, twos = (spectral_density(scaled(exact, s)) for s in (1.0, scale))
+        assert np.allclose(twos.nodes / scale, ones.nodes, rtol=1e-12, atol=0)
+        assert np.allclose(twos.weights, ones.weights, rtol=1e-9, atol=1e-15)
+        large, small = (trace(scaled(exact, s), n_products=12) for s in (1.0, scale))
+        # LAPACK's factorisation of the sketch may scale it otherwise.
+        assert np.allclose(np.array(small) / scale, large, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype"),
+    [(1e-200, torch.float64), (1e-300, torch.float64), (1e-30, torch.float32)],
+)
+def test_the_error_of_a_tiny_trace_is_honest(scale, dtype):
+    exact = np.ones(50) * 2
+    off = []
+    for seed in range(40):
+        found = trace(scaled(exact, scale, dtype), n_products=12, seed=seed)
+        assert found.standard_error > 0
+        off.append(abs(found.value / scale - 100) / (found.standard_error / scale))
+    # Of few probes, heavier than normal: not one in ten beyond three.
+    assert np.mean(np.array(off) > 3) < 0.1
+    assert np.median(off) > 0.1
+
+
 def test_the_seed_decides_everything(wide):
     operator = loss_hessian(wide.problem, wide.problem.theta0)
     for function in (

@@ -57,7 +57,9 @@ def test_normal_curvature_of_spheres_and_ellipsoids(sphere):
     flow = sphere.flow
     state = flow.evaluate(flow.problem.theta0)
     radius = float(state.theta.norm())
-    assert normal_curvature(flow, state, state.velocity) == pytest.approx(-1 / radius)
+    for scale in (1, 1e-160, 1e-200, 1e200):
+        tangent = state.velocity * scale
+        assert normal_curvature(flow, state, tangent) == pytest.approx(-1 / radius)
     assert math.isnan(normal_curvature(flow, state, torch.zeros_like(state.theta)))
 
     # On the third axis of L = ½θᵀDθ, an ellipse of semi-axes a = s√(3/5) along e₄ and s along e₃:

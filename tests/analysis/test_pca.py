@@ -42,6 +42,29 @@ def points():
     return [all_points[:18], all_points[18:]]
 
 
+@pytest.mark.parametrize("scale", [1e-140, 1e-100, 1e-85, 1e100, 1e140])
+def test_ratios_are_those_of_points_of_another_size(scale):
+    points = np.random.default_rng(0).standard_normal((9, 30)).cumsum(axis=0)
+    ratio = gf.analysis.fit_pca([points], 3).explained_variance_ratio
+    found = gf.analysis.fit_pca([points * scale], 3)
+    assert np.allclose(found.explained_variance_ratio, ratio, rtol=1e-12)
+    scores = points[:, :2] - points[:, :2].mean(axis=0)
+    content = path_components.cosine_content(scores)
+    assert np.allclose(path_components.cosine_content(scores * scale), content, rtol=1e-12)
+    values = np.array([[1.0, 2.0, 3.0]])
+    # 36/14 directions.
+    assert path_components.participation_ratio(values * scale * scale)[0] == pytest.approx(18 / 7)
+
+
+def test_points_whose_squares_no_float_holds_are_refused():
+    points = np.random.default_rng(0).standard_normal((9, 30)).cumsum(axis=0)
+    for scale, what in ((1e-160, "underflow"), (1e160, "overflow")):
+        with pytest.raises(gf.InputError, match=f"squares of their distances {what} float64"):
+            gf.analysis.fit_pca([points * scale], 3)
+        with pytest.raises(gf.InputError, match=f"squares of their distances {what} float64"):
+            null_models.compare(points * scale, n_components=3, n_simulations=19)
+
+
 @pytest.mark.parametrize("standardise", [False, True])
 def test_it_is_scikit_learns_pca(points, standardise, monkeypatch):
     from sklearn.decomposition import PCA

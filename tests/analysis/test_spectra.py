@@ -1,12 +1,14 @@
 """Spectra along a walk, beside dense ones."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 import geoflow as gf
 import references
-from curvatures import dense_hessian, dense_tangent
+from curvatures import dense_hessian, dense_tangent, diagonal
 from geoflow.analysis import gauss_newton
 from geoflow.analysis.curvature import spectra
 from geoflow.errors import InputError
@@ -42,6 +44,14 @@ def test_along_a_walk(network):
         assert float(found["multiplier"][i]) == state.multiplier
     again = spectra.along(ds, network, snapshots=[0, -1], k=3, n_trace=12, n_steps=20, n_probes=3)
     assert found.equals(again)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-160, 1e-200, 1e200])
+def test_the_overlap_is_that_of_a_velocity_of_another_size(scale):
+    velocity = torch.tensor([3.0, 0.0, 4.0], dtype=torch.float64) * scale
+    state = SimpleNamespace(velocity=velocity)
+    found = spectra.overlap(diagonal([1.0, 2.0, 3.0]), np.eye(3)[:, 2:], state)
+    assert found == pytest.approx(0.64, rel=1e-14)
 
 
 def test_along_a_walk_of_few_parameters_has_every_eigenvalue():

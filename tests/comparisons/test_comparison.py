@@ -212,6 +212,8 @@ def test_the_diagram_has_a_line_for_each_solver_and_the_floor(ds, tmp_path):
         ({"reference": "newton"}, "solver='newton'"),
         ({"observables": {"level": lambda theta: 0.0}}, "'level' is taken"),
         ({"observables": {"angle": lambda theta: 0.0}}, "'angle' is taken"),
+        ({"observables": {"angle_error": lambda theta: 0.0}}, "'angle_error' is taken"),
+        ({"observables": dict.fromkeys(("x", "x_error"), lambda theta: 0.0)}, "'x_error' is taken"),
     ],
 )
 def test_bad_input(oja, arguments, message):

@@ -103,6 +103,8 @@ def test_every_variable_has_units(runs):
             r"walks of \d+ and 1 parameters do not belong together; give those of one network",
         ),
         (lambda runs: ensemble.resample([runs[0].isel(snapshot=[])]), "has no snapshot"),
+        (lambda runs: ensemble.resample([runs[0].rename(norm="level")]), "observable 'level' has"),
+        (lambda runs: ensemble.resample([runs[0].rename(norm="run")]), "observable 'run' has"),
         (
             lambda runs: ensemble.resample(
                 [runs[0], runs[1].assign(angle=runs[1]["angle"] - 90)], "angle"

@@ -23,7 +23,9 @@ from geoflow.analysis import (
     walked,
 )
 from geoflow.analysis.components import brownian
+from geoflow.baselines.paper_loop import predictor_corrector
 from geoflow.system import kinds
+from geoflow.system.progress import progress_bar
 
 
 @pytest.fixture(scope="module")
@@ -286,6 +288,30 @@ def _through(t, **arguments):
     planes.through(t["walk"], **arguments)
 
 
+def _walk(t, **arguments):
+    gf.walk(t["flow"], **arguments)
+
+
+def _resume(t, **arguments):
+    gf.resume(t["folder"] / "walk.nc", t["flow"], **arguments)
+
+
+def _path(t, **arguments):
+    gf.regularization_path(t["flow"], [1.2 * t["flow"].level_set.level], **arguments)
+
+
+def _resume_path(t, **arguments):
+    gf.resume_path(t["folder"] / "p.nc", t["flow"], **arguments)
+
+
+def _save(t, **arguments):
+    gf.save_trajectory(t["walk"], t["folder"] / "new.nc", **arguments)
+
+
+def _loop(t, **arguments):
+    predictor_corrector(t["flow"], steps=1, **arguments)
+
+
 WHOLE = {
     _spectra: ("k", "n_probes", "n_steps", "n_trace", "n_points", "max_products"),
     _eigenvalues: ("k", "max_products"),
@@ -310,11 +336,21 @@ REAL = {
     _bezier: ("learning_rate",),
 }
 SWITCHES = {
-    _pca: ("standardise",),
-    _fit_pca: ("standardise",),
-    _predictions: ("classification",),
-    _symmetry: ("classification",),
+    _spectra: ("overwrite", "progress"),
+    _slice: ("overwrite", "progress"),
+    _pca: ("standardise", "progress"),
+    _fit_pca: ("standardise", "progress"),
+    _predictions: ("classification", "progress"),
+    _symmetry: ("classification", "progress"),
+    _walk: ("overwrite", "progress"),
+    _resume: ("progress",),
+    _path: ("overwrite", "progress", "smallest_eigenvalue"),
+    _resume_path: ("progress",),
+    _save: ("overwrite",),
+    _loop: ("adaptive_corrector",),
 }
+# No float holds the one; the other has more digits than Python writes.
+LARGE, LONG = 10**400, 10**5000
 # What None has a meaning for.
 OPTIONAL = ("batch_size", "max_frequency", "start", "dimension")
 
@@ -324,21 +360,23 @@ OPTIONAL = ("batch_size", "max_frequency", "start", "dimension")
     [
         (function, argument, value)
         for kind, values in (
-            (WHOLE, ("a", None, 2.5, True, [3, 4])),
-            (REAL, ("a", None, True, [3, 4])),
-            (SWITCHES, ("a", None, 1)),
+            (WHOLE, ("a", None, 2.5, True, [3, 4], LONG)),
+            (REAL, ("a", None, True, [3, 4], LARGE)),
+            (SWITCHES, ("a", None, 1, "False")),
         )
         for function, arguments in kind.items()
         for argument in arguments
         for value in values
         if not (value is None and argument in OPTIONAL and function is not _predictions)
     ],
+    ids=lambda value: "long" if value is LONG else None,
 )
 def test_an_analysis_names_a_number_that_is_none(function, argument, value, things):
     with pytest.raises(gf.InputError) as caught:
         function(things, **{argument: value})
     message = str(caught.value)
-    assert message.startswith(f"{argument}={value!r}")
+    named = kinds.shown(value) if value in (LONG, LARGE) else repr(value)
+    assert message.startswith(f"{argument}={named}")
     assert "\n" not in message
     assert len(message) <= 300
 
@@ -528,3 +566,58 @@ def test_a_value_is_shown_in_one_short_line():
     assert kinds.shown(torch.nn.Sequential(torch.nn.Linear(1, 1))) == "Sequential("
     assert kinds.shown("a" * 1000).startswith("'aaa")
     assert len(kinds.shown(np.zeros((100, 100)))) <= kinds.LONGEST
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda t, x: gf.Stationary(x),
+        lambda t, x: gf.Plateau(x),
+        lambda t, x: gf.LevelSet(t["problem"], x),
+        lambda t, x: gf.LevelSet(t["problem"], [x]),
+        lambda t, x: gf.LevelSet(t["problem"], level_rtol=x),
+        lambda t, x: _walk(t, checkpoint_seconds=x),
+        lambda t, x: _walk(t, t_end=x),
+        lambda t, x: _path(t, degrees=x),
+        lambda t, x: gf.interpolate(t["walk"], [x], t["flow"]),
+        lambda t, x: gf.diff(t["walk"], t["walk"], rtol=x),
+    ],
+)
+@pytest.mark.parametrize("number", [LARGE, -LARGE, LONG], ids=["large", "small", "long"])
+def test_a_number_that_no_float_holds_is_refused_in_one_line(call, number, things):
+    with pytest.raises(gf.InputError) as caught:
+        call(things, number)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) <= 300
+
+
+def test_a_level_is_taken_from_an_array_without_dimensions(things):
+    problem = things["problem"]
+    for level in (np.array(3.0), np.float64(3.0), torch.tensor(3.0), np.array([3.0]), [3]):
+        assert gf.LevelSet(problem, level=level).level == 3.0
+    assert gf.LevelSet(problem, np.array(None)).level == gf.LevelSet(problem).level
+
+
+@pytest.mark.parametrize("wrong", ["False", "no", np.nan, 0, np.array([0])])
+def test_what_is_no_switch_replaces_no_file(wrong, things, tmp_path):
+    file = tmp_path / "walk.nc"
+    gf.save_trajectory(things["walk"], file)
+    before = file.read_bytes()
+    calls = [
+        lambda: gf.walk(things["flow"], max_evaluations=30, archive=file, overwrite=wrong),
+        lambda: gf.save_trajectory(things["walk"], file, overwrite=wrong),
+        lambda: _spectra(things, snapshots=[0], archive=file, overwrite=wrong),
+        lambda: _slice(things, points=2, archive=file, overwrite=wrong),
+    ]
+    for call in calls:
+        with pytest.raises(gf.InputError, match=r"overwrite=.*; give True or False"):
+            call()
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(2), torch.ones(()), "no", 1])
+def test_a_bar_is_wanted_or_not(wrong, things):
+    with pytest.raises(gf.InputError, match=r"progress=.*; give True or False"):
+        gf.walk(things["flow"], max_evaluations=30, progress=wrong)
+    with pytest.raises(gf.InputError, match=r"progress=.*; give True or False"):
+        progress_bar(wrong, range(3))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,6 +46,7 @@ def cosine_content(scores: NDArray[np.floating]) -> Floats:
         raise InputError(
             f"scores have shape {scores.shape}; give finite scores (N, k) with N greater than k"
         )
+    scores = _of_size_one(scores, axis=0)
     total = (scores**2).sum(axis=0)
     spectrum = dct(scores, type=2, norm="ortho", axis=0)
     k = np.arange(scores.shape[1])
@@ -78,10 +78,12 @@ def step_gram(points: Any) -> tuple[Floats, float]:
     gram = np.zeros((n - 1, n - 1))
     for _, block in column_blocks([points]):
         steps = np.diff(block, axis=0)
-        gram += steps @ steps.T
+        if not np.isfinite(steps).all():
+            raise InputError("points have non-finite values; leave those out")
+        with np.errstate(over="ignore"):
+            gram += steps @ steps.T
+    check_squares(gram)
     mean = float(np.trace(gram)) / len(gram)
-    if not math.isfinite(mean):
-        raise InputError("points have non-finite values; leave those out")
     if mean == 0:
         raise InputError("points are all the same; there is no walk to compare")
     return gram / mean, mean
@@ -130,8 +132,32 @@ def components_of_steps(gram: Floats, n_components: int) -> StepComponents:
 
 def participation_ratio(values: Floats) -> Floats:
     """(Σλ)²/Σλ² of the eigenvalues of each path, shape (count, n): how many directions it uses."""
+    values = _of_size_one(values, axis=1)
     ratio: Floats = values.sum(axis=1) ** 2 / (values**2).sum(axis=1)
     return ratio
+
+
+def check_squares(gram: Floats) -> None:
+    """Refuse inner products that are beyond float64, or so small that it rounds them.
+
+    Raises
+    ------
+    InputError
+        The points are too far from each other, or too near.
+    """
+    total = float(np.trace(gram))
+    least = np.finfo(float).tiny / np.finfo(float).eps
+    # Of zero the rank is known.
+    if not (total == 0 or least <= total < np.inf):
+        what = "overflow" if total > 1 else "underflow"
+        raise InputError(f"points: squares of their distances {what} float64; give them rescaled")
+
+
+def _of_size_one(values: NDArray[np.floating], axis: int) -> Floats:
+    """Divide by powers of two, which rounds nothing, so that squares stay within a float."""
+    _, exponents = np.frexp(np.abs(values).max(axis=axis, keepdims=True))
+    scaled: Floats = np.ldexp(values, -exponents)
+    return scaled
 
 
 def check_sizes(n_points: int, n_components: int | None) -> None:

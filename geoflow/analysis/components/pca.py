@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from geoflow.analysis.components import null_models as nulls
 from geoflow.analysis.components.brownian import check_simulations
-from geoflow.analysis.components.path_components import cosine_content
+from geoflow.analysis.components.path_components import cosine_content, participation_ratio
 from geoflow.analysis.components.principal import KIND, PCA, fit
 from geoflow.archive.trajectory_files import open_trajectory
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
 from geoflow.system import kinds
 from geoflow.trajectories.dataset import at_snapshots
+from geoflow.trajectories.given import check_placed, check_walk, theta_of
 
 Floats = NDArray[np.float64]
 
@@ -95,6 +96,7 @@ def along(
     n_components = kinds.as_whole(n_components, "n_components")
     kinds.check_switch(standardise, "standardise")
     kinds.check_switch(null_models, "null_models")
+    kinds.check_switch(progress, "progress")
     give = f"{kinds.A_WALK}, or several of them"
     kinds.check_kind(datasets, xr.Dataset | str | Path | Iterable, "datasets", give)
     several: Sequence[Any] = (
@@ -119,13 +121,13 @@ def along(
         _check_walks(walks)
         if null_models:
             _check_lengths(walks)
-        points = [ds["theta"] for ds in walks]
+        points = [theta_of(ds) for ds in walks]
         fitted, scores, floor = fit(points, n_components, standardise, progress)
         found = _dataset(walks, fitted, scores, floor, standardise)
         if null_models:
             beside = [
                 nulls.compare(
-                    ds["theta"],
+                    theta_of(ds),
                     ds["snapshot_time"].values,
                     n_components=min(n_components, ds.sizes["snapshot"] - 1),
                     n_simulations=n_simulations,
@@ -218,7 +220,7 @@ def _dataset(
             ),
             "participation_ratio": described(
                 "",
-                eigenvalues.sum() ** 2 / (eigenvalues**2).sum(),
+                participation_ratio(eigenvalues[None])[0],
                 "participation ratio of the principal components",
             ),
             "n_directions": described(
@@ -266,6 +268,9 @@ def _prefixed(beside: Sequence[xr.Dataset]) -> xr.Dataset:
 def _check_walks(walks: Sequence[xr.Dataset]) -> None:
     if not walks:
         raise InputError("datasets=[]; give at least one walk")
+    for ds in walks:
+        check_walk(ds, "theta", "arc_length", *TENSOR_COORDINATES)
+        check_placed(ds)
     shapes = {tuple(map(str, ds["tensor_shape"].values)) for ds in walks}
     if len(shapes) > 1:
         raise InputError("the walks are of networks of different shapes; give those of one")

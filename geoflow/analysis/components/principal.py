@@ -11,6 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from geoflow.analysis.components.blocks import block_bytes, column_blocks
+from geoflow.analysis.components.path_components import check_squares
 from geoflow.errors import InputError, RankError
 from geoflow.system import kinds
 from geoflow.system.memory import check_memory
@@ -132,6 +133,7 @@ def fit(
         there = "a single point is" if n else "no point is"
         raise InputError(f"points: {there} there, and it takes two; walk again with more snapshots")
     kinds.check_switch(standardise, "standardise")
+    kinds.check_switch(progress, "progress")
     n_components = kinds.as_whole(n_components, "n_components")
     if not 1 <= n_components < n:
         have = "one component" if n == 2 else f"1 to {n - 1} components"
@@ -158,10 +160,13 @@ def fit(
             still = spread <= 10 * np.finfo(float).eps * np.abs(mean[columns])
             scale[columns] = np.where(still, 1.0, spread)
             block /= scale[columns]
-        gram += block @ block.T
+        with np.errstate(over="ignore"):
+            gram += block @ block.T
         # Rounding is even within half a unit in the last place, so its variance is a twelfth.
-        size = (mean[columns] ** 2 + spread**2) / scale[columns] ** 2
+        with np.errstate(over="ignore"):
+            size = (mean[columns] ** 2 + spread**2) / scale[columns] ** 2
         stored += epsilon**2 / 12 * float(size.sum())
+    check_squares(gram)
     eigenvalues, vectors = np.linalg.eigh(gram)
     # The last is that of the mean, which is zero.
     eigenvalues, vectors = eigenvalues[:0:-1], vectors[:, :0:-1]

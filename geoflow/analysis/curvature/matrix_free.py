@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator
 from torch import Tensor
 
 from geoflow.analysis.curvature.operators import Curvature
+from geoflow.analysis.curvature.scaling import power_of_two, scaled_norm
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
 from geoflow.system import kinds
@@ -146,7 +147,7 @@ def extreme_eigenvalues(
         ``"largest"`` or ``"smallest"``. Where the spectrum has outliers above and a dense bulk
         below, the smallest take far more products.
     tol : float
-        Relative accuracy.
+        Relative accuracy, whatever the size of the spectrum.
     max_products : int
         Give up after about this many products; what has not converged is NaN.
     seed : int
@@ -177,18 +178,23 @@ def extreme_eigenvalues(
     # ARPACK's are on the CPU, wherever the operator is: a basis, four of work, and what it finds.
     _check_memory(operator, n_vectors + k + 4, f"{k} eigenvectors", CPU)
     start = _generator(seed).standard_normal(n)
-    if not operator(torch.from_numpy(start).to(operator.theta)).any():
+    image = operator(torch.from_numpy(start).to(operator.theta))
+    if not image.any():
         # No random vector but that of a zero operator has no image; ARPACK refuses those.
         return _pairs(operator, np.zeros(k), np.eye(n, k))
+    # To ARPACK no eigenvalue is smaller than ε^(2/3): where all are, it takes anything for them.
+    size = scaled_norm(image) / float(np.linalg.norm(start))
+    scale = max(1.0, power_of_two(size, operator.theta.dtype))
+    scaled = replace(operator, product=lambda v: scale * operator.product(v))
     arguments = (n_vectors, start, seed, max_products)
     if which == "largest":
-        values, vectors = _arpack(operator, 0.0, 1.0, k, tol, *arguments)
-        return _pairs(operator, values, vectors)
-    top, _ = _arpack(operator, 0.0, 1.0, 1, 1e-2, *arguments)
+        values, vectors = _arpack(scaled, 0.0, 1.0, k, tol, *arguments)
+        return _pairs(operator, values / scale, vectors)
+    top, _ = _arpack(scaled, 0.0, 1.0, 1, 1e-2, *arguments)
     # Above the spectrum, so that a multiple of the identity does not become zero.
     shift = float(top[0]) + 0.1 * abs(float(top[0])) if np.isfinite(top[0]) else 0.0
-    values, vectors = _arpack(operator, shift, -1.0, k, tol, *arguments)
-    return _pairs(operator, shift - values, vectors)
+    values, vectors = _arpack(scaled, shift, -1.0, k, tol, *arguments)
+    return _pairs(operator, (shift - values) / scale, vectors)
 
 
 def spectral_density(
@@ -275,14 +281,17 @@ def trace(operator: Curvature, *, n_products: int = 60, seed: int = 0) -> Estima
     if basis.shape[1] == n:
         return Estimate(exact, 0.0)
     rest, squares = [], []
+    scale = power_of_two(float(sketch.abs().max()), sketch.dtype)
     for _ in range(third):
         probe = _normal(rng, operator)
         probe = probe - basis @ (basis.T @ probe)
         image = operator(probe)
         image = image - basis @ (basis.T @ image)
         rest.append(float(torch.dot(probe, image)))
+        # Whose squares may be less than a float holds, and an error of zero would be none.
+        image = image * scale
         squares.append(float(torch.dot(image, image)))
-    error = math.sqrt(2 * float(np.mean(squares)) / third)
+    error = math.sqrt(2 * float(np.mean(squares)) / third) / scale
     return Estimate(exact + float(np.mean(rest)), error)
 
 
@@ -409,7 +418,7 @@ def _pairs(operator: Curvature, values: Floats, vectors: Floats) -> Eigenpairs:
         if np.isfinite(value):
             x = torch.as_tensor(vectors[:, i].copy(), dtype=operator.theta.dtype)
             x = x.to(operator.theta.device)
-            residuals[i] = float(torch.linalg.vector_norm(operator(x) - float(value) * x))
+            residuals[i] = scaled_norm(operator(x) - float(value) * x)
     return Eigenpairs(values.copy(), residuals, vectors.copy())
 
 
@@ -422,11 +431,11 @@ def _lanczos(operator: Curvature, start: Tensor, n_steps: int) -> tuple[Floats, 
     for step in range(n_steps):
         image = operator(basis[step])
         diagonal.append(float(torch.dot(basis[step], image)))
-        scale = max(float(torch.linalg.vector_norm(image)), *map(abs, diagonal))
+        scale = max(scaled_norm(image), *map(abs, diagonal))
         known = basis[: step + 1]
         for _ in range(2):
             image = image - known.T @ (known @ image)
-        norm = float(torch.linalg.vector_norm(image))
+        norm = scaled_norm(image)
         # Nothing but rounding is left: the space is invariant.
         if step + 1 == n_steps or norm <= 10 * torch.finfo(start.dtype).eps * scale:
             break

@@ -33,6 +33,7 @@ from geoflow.analysis.curvature.operators import (
     tangent_hessian,
     tensor_subspace,
 )
+from geoflow.analysis.curvature.scaling import power_of_two
 from geoflow.analysis.walked import snapshot_indices, state_at, walk_attributes
 from geoflow.archive.pieces import Pieces, fingerprint
 from geoflow.errors import InputError
@@ -148,6 +149,8 @@ def along(
         The archive cannot be written; the snapshots that were done are kept.
     """
     kinds.check_kind(flow, RegularizingFlow, "flow", kinds.A_FLOW)
+    kinds.check_switch(overwrite, "overwrite")
+    kinds.check_switch(progress, "progress")
     seed = check_seed(seed)
     indices = snapshot_indices(ds, snapshots, DEFAULT_SNAPSHOTS)
     operators = kinds.as_names(operators, "operators")
@@ -261,6 +264,7 @@ def overlap(operator: Curvature, eigenvectors: np.ndarray[Any, Any], state: Flow
         Gives the velocity.
     """
     velocity = operator.subspace.coordinates(state.velocity).double().cpu().numpy()
+    velocity = velocity * power_of_two(float(np.abs(velocity).max()))
     norm = float(np.linalg.norm(velocity))
     if norm == 0:
         return math.nan

@@ -15,6 +15,7 @@ from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
 from geoflow.problems.parts import TensorSpec
 from geoflow.system import kinds
+from geoflow.trajectories.given import theta_of
 
 Floats = NDArray[np.float64]
 
@@ -113,7 +114,7 @@ def principal(ds: xr.Dataset, tensors: Sequence[TensorSpec] | None = None) -> Pl
             "planes.random (--random)"
         )
     # Read block by block, where it is on the disk.
-    theta: Any = ds["theta"]
+    theta: Any = theta_of(ds)
     pca = fit_pca([theta], 2)
     directions = pca.components
     if tensors is not None:

@@ -17,14 +17,22 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from geoflow.analysis.landscape.planes import Plane, principal
-from geoflow.analysis.walked import check_walked, walk_attributes
+from geoflow.analysis.landscape.slice_dataset import (
+    KIND,
+    LOSS,
+    ON_THE_WALK,
+    assemble,
+    beside,
+    check_observables,
+)
+from geoflow.analysis.walked import check_walked, loss_rtol
 from geoflow.archive.pieces import Pieces, fingerprint
-from geoflow.errors import InputError
+from geoflow.errors import GeoflowError, InputError, ObservableError
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.problem import Problem
-from geoflow.problems.protocol import ProblemLike, check_problem
-from geoflow.system import kinds
+from geoflow.problems.protocol import ProblemLike
+from geoflow.system import kinds, translation
 from geoflow.system.limits import EVALUATIONS, check_work
 from geoflow.system.memory import check_memory
 from geoflow.system.messages import note
@@ -42,9 +50,6 @@ MEMORY = 2**30
 
 # Extents of the walk: beyond, the loss of what is drawn overflows.
 LARGEST_MARGIN = 1e9
-
-KIND = "slice"
-LOSS = "loss"
 
 
 def on_plane(
@@ -77,7 +82,8 @@ def on_plane(
         its two extents.
     observables : mapping of str to Problem or callable, optional
         Further functions of θ to evaluate: a :class:`~geoflow.Problem`, such as the loss
-        on the test set, is evaluated in batches; a function θ → float point by point.
+        on the test set, is evaluated in batches; a function θ → float point by point. They are
+        evaluated at the snapshots too, whatever the walk recorded under their names.
     batch_size : int, optional
         Points evaluated at once, by ``torch.func.vmap``. None: 8, or fewer where those would take
         more than 1 GiB; 1 where the problem evaluates its examples in chunks, or vmap cannot take
@@ -95,15 +101,17 @@ def on_plane(
     -------
     xarray.Dataset
         ``loss(alpha, beta)`` and one variable for each observable; ``walk_alpha``, ``walk_beta``
-        and ``off_plane_distance`` of each snapshot; ``walk_loss`` at the snapshots and
-        ``projected_loss`` at their projections on the plane, and so for each observable. A walk
-        on the level set leaves the plane, so that its projections are not on the contour of the
-        level: the last three say by how much.
+        and ``off_plane_distance`` of each snapshot; ``walk_loss`` at the snapshots, as the walk
+        recorded it, and ``projected_loss`` at their projections on the plane; and so for each
+        observable, both evaluated. A walk on the level set leaves the plane, so that its
+        projections are not on the contour of the level: the last three say by how much.
 
     Raises
     ------
     InputError
         An argument that cannot be used, or a flow that the dataset is not a walk of.
+    ObservableError
+        An observable raised an error; the rows that were done are kept where there is an archive.
     ArchiveError
         The archive cannot be written; the rows that were done are kept.
     """
@@ -114,7 +122,10 @@ def on_plane(
     problem, observables = flow.problem, dict(observables or {})
     points, margin = kinds.as_whole(points, "points"), kinds.as_number(margin, "margin")
     batch_size = None if batch_size is None else kinds.as_whole(batch_size, "batch_size")
-    _check(points, margin, batch_size, observables)
+    kinds.check_switch(overwrite, "overwrite")
+    kinds.check_switch(progress, "progress")
+    _check(points, margin, batch_size)
+    check_observables(observables)
     check_walked(ds, problem)
     if plane is None:
         plane = principal(ds)
@@ -123,14 +134,14 @@ def on_plane(
             f"plane has directions of shape {plane.directions.shape}; the flow needs "
             f"(2, {problem.n_parameters})"
         )
-    functions = {
-        name: _one_by_one(f, name) if callable(f) else _in_batches(f, problem, batch_size)
-        for name, f in {LOSS: problem, **observables}.items()
-    }
+    functions = {LOSS: _in_batches(problem, problem, batch_size)}
+    for name, f in observables.items():
+        each = _one_by_one(f, name) if callable(f) else _in_batches(f, problem, batch_size)
+        functions[name] = _named(each, name)
+    train_loss = at_snapshots(ds, "train_loss")
     recorded = {n: ds[n].values for n in observables if n in ds and ds[n].dims == ("snapshot",)}
-    recorded[LOSS] = at_snapshots(ds, "train_loss")
     _check_cost(problem, points, len(functions))
-    walk = _projected(ds, plane)
+    walk, n = _projected(ds, plane), ds.sizes["snapshot"]
     alpha, beta = _grid(walk, plane, points, margin)
 
     def tensor(theta: Floats) -> Tensor:
@@ -145,12 +156,16 @@ def on_plane(
         for name, f in functions.items():
             ends = zip(walk["walk_alpha"], walk["walk_beta"], strict=True)
             # One at a time: there may be many, and each has P numbers.
-            values[f"projected_{name}"] = [f([tensor(plane.at(*end))])[0] for end in ends]
-            values[f"walk_{name}"] = (
-                recorded[name]
-                if name in recorded
-                else [f([tensor(_theta(ds, i))])[0] for i in range(ds.sizes["snapshot"])]
-            )
+            at_snapshot, projected = beside(name)
+            values[projected] = [f([tensor(plane.at(*end))])[0] for end in ends]
+            if name == LOSS:
+                values[at_snapshot] = train_loss
+                continue
+            found = np.array([f([tensor(_theta(ds, i))])[0] for i in range(n)])
+            # Of an observable the walk has the name alone: it may have been another function. Where
+            # it is this one, the record is of θ before that was rounded to be kept.
+            there = recorded.get(name, found)
+            values[at_snapshot] = there if _same(there, found, loss_rtol(ds, problem)) else found
         return xr.Dataset({name: ("snapshot", v) for name, v in values.items()})
 
     settings = {
@@ -171,13 +186,13 @@ def on_plane(
         todo = len(pieces.missing(names))
         if progress and todo:
             _announce(functions, tensor(plane.origin), points * todo)
-        beside = pieces.compute("walk", of_the_walk)
+        of_walk = pieces.compute("walk", of_the_walk)
         shown = progress_bar(progress, range(points), "slice", unit="row")
         rows = [pieces.compute(names[index], partial(row, index)) for index in shown]
         grid = {name: np.stack([r[name].values for r in rows]) for name in functions}
-        found = _dataset(ds, plane, (alpha, beta), grid, walk | _values(beside))
-        evaluations = len(functions) * (points**2 + ds.sizes["snapshot"])
-        evaluations += ds.sizes["snapshot"] * len(functions.keys() - recorded.keys())
+        found = assemble(ds, plane, (alpha, beta), grid, walk | _values(of_walk))
+        # At the snapshots the loss is known.
+        evaluations = len(functions) * (points**2 + n) + len(observables) * n
         found.attrs |= {
             "level": float(flow.level_set.levels.mean()),
             "margin": margin,
@@ -187,24 +202,23 @@ def on_plane(
     return found
 
 
+def _same(recorded: Floats, evaluated: Floats, rtol: float) -> bool:
+    """Whether two series agree to rounding, which is relative to the largest of a series."""
+    largest = float(np.abs(recorded[np.isfinite(recorded)]).max(initial=0))
+    return np.allclose(recorded, evaluated, rtol=0, atol=rtol * largest, equal_nan=True)
+
+
 def _values(ds: xr.Dataset) -> dict[str, Floats]:
     return {str(name): variable.values for name, variable in ds.data_vars.items()}
 
 
-def _check(
-    points: int, margin: float, batch_size: int | None, observables: Mapping[str, object]
-) -> None:
+def _check(points: int, margin: float, batch_size: int | None) -> None:
     if points < 2:
         raise InputError(f"points={points}; use at least 2 along each direction")
     if not 0 <= margin <= LARGEST_MARGIN:
         raise InputError(f"margin={margin}; use a number from 0 to {LARGEST_MARGIN:g}")
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size={batch_size}; use a positive number or None")
-    for name, function in observables.items():
-        if not isinstance(name, str) or not name.isidentifier() or name == LOSS:
-            raise InputError(f"observables: {name!r} is taken or not a name; choose another")
-        if not callable(function):
-            check_problem(function, f"observables[{name!r}]")
 
 
 def _check_cost(problem: ProblemLike, points: int, n_functions: int) -> None:
@@ -225,7 +239,7 @@ def _projected(ds: xr.Dataset, plane: Plane) -> dict[str, Floats]:
     """Coordinates of each snapshot on the plane, and its distance from it."""
     n = ds.sizes["snapshot"]
     found = np.array([plane.coordinates(_theta(ds, i)) for i in range(n)])
-    return dict(zip(("walk_alpha", "walk_beta", "off_plane_distance"), found.T, strict=True))
+    return dict(zip(ON_THE_WALK, found.T, strict=True))
 
 
 def _grid(
@@ -251,7 +265,25 @@ def _grid(
 
 def _one_by_one(function: Observable, name: str) -> Evaluation:
     named = f"observables[{name!r}](θ)"
-    return lambda thetas: [kinds.as_number(function(theta), named) for theta in thetas]
+    # A copy, since other functions get the same points.
+    return lambda thetas: [kinds.as_number(function(theta.clone()), named) for theta in thetas]
+
+
+def _named(evaluate: Evaluation, name: str) -> Evaluation:
+    """Say of what an observable raises that it did, in one line."""
+
+    def guarded(thetas: Sequence[Tensor]) -> list[float]:
+        try:
+            return evaluate(thetas)
+        except GeoflowError:
+            raise
+        except Exception as error:
+            said = f"{type(error).__name__}: {translation.reason(error)}"
+            raise ObservableError(
+                f"observables[{name!r}] raised {said}; with archive=… the rows done are kept"
+            ) from error
+
+    return guarded
 
 
 def _in_batches(problem: ProblemLike, walked: ProblemLike, batch_size: int | None) -> Evaluation:
@@ -319,60 +351,3 @@ def _announce(functions: Mapping[str, Evaluation], theta: Tensor, n: int) -> Non
         f(thetas)
     seconds = (time.perf_counter() - before) / len(thetas) * n
     note(f"slice: about {duration(seconds)} for {' and '.join(functions)} at {n:,} points")
-
-
-def _dataset(
-    ds: xr.Dataset,
-    plane: Plane,
-    axes: tuple[Floats, Floats],
-    grid: Mapping[str, Floats],
-    walk: Mapping[str, Floats],
-) -> xr.Dataset:
-    def described(dims: Any, values: Any, long_name: str, units: str = "1") -> Any:
-        return dims, values, {"long_name": long_name, "units": units}
-
-    text = {name: name.replace("_", " ") for name in grid} | {LOSS: "training loss"}
-    variables = {
-        name: described(("alpha", "beta"), values, f"{text[name]} on the plane")
-        for name, values in grid.items()
-    }
-    long_names = {
-        "walk_alpha": "first coordinate of the snapshot's projection",
-        "walk_beta": "second coordinate of the snapshot's projection",
-        "off_plane_distance": "distance of the snapshot from the plane",
-    }
-    for name in grid:
-        long_names[f"walk_{name}"] = f"{text[name]} at the snapshot"
-        long_names[f"projected_{name}"] = f"{text[name]} at the snapshot's projection"
-    for name, long_name in long_names.items():
-        variables[name] = described("snapshot", walk[name], long_name)
-    variables["direction_norm"] = described("direction", plane.norms, "length in θ of a direction")
-    attributes = dict(plane.attributes)
-    if "explained_variance_ratio" in attributes:
-        ratio = attributes.pop("explained_variance_ratio")
-        variables["explained_variance_ratio"] = described(
-            "direction", np.array(ratio), "part of the snapshots' variance along the component"
-        )
-    coordinates = {
-        "alpha": described("alpha", axes[0], "first coordinate on the plane"),
-        "beta": described("beta", axes[1], "second coordinate on the plane"),
-        "direction": described("direction", list(plane.names), "direction of the plane"),
-        "snapshot_arc_length": described(
-            "snapshot",
-            at_snapshots(ds, "arc_length"),
-            "arc length in θ at the snapshot",
-        ),
-    }
-    chosen = ds[["snapshot_time", "snapshot_step"]].load()
-    found = xr.Dataset(
-        variables,
-        coordinates,
-        {
-            "kind": KIND,
-            "title": "Loss on a plane through a walk",
-            **walk_attributes(ds),
-            **attributes,
-            "direction_cosine": plane.cosine,
-        },
-    )
-    return found.assign_coords(chosen.coords)

@@ -21,6 +21,7 @@ from geoflow.system import kinds, translation
 from geoflow.system.memory import check_memory
 from geoflow.system.progress import progress_bar
 from geoflow.trajectories.dataset import at_snapshots
+from geoflow.trajectories.given import theta_of
 
 Floats = NDArray[np.float64]
 
@@ -96,6 +97,9 @@ def along(
             raise InputError(f"inputs[{name!r}] {what}; give one example or more, (N, …)")
     batch_size = kinds.as_whole(batch_size, "batch_size", 1)
     kinds.check_switch(classification, "classification")
+    kinds.check_switch(progress, "progress")
+    # Before the outputs, which take long.
+    arc = at_snapshots(ds, "arc_length")[indices]
     module = copy.deepcopy(module).eval()
     steps = progress_bar(progress, indices, "outputs", unit="snapshot")
     found: dict[str, list[Tensor]] = {name: [] for name in inputs}
@@ -127,7 +131,6 @@ def along(
             matrices.setdefault(variable, []).append(matrix)
     pair = ("snapshot", other("snapshot"))
     variables: dict[str, Any] = {n: (("set", *pair), np.stack(m)) for n, m in matrices.items()}
-    arc = at_snapshots(ds, "arc_length")[indices]
     variables["parameter_distance"] = (pair, parameter_distances(ds, indices))
     variables["arc_length_difference"] = (pair, np.abs(arc[:, None] - arc))
     return xr.Dataset(
@@ -195,7 +198,7 @@ def between(outputs: Tensor, classification: bool) -> dict[str, Floats]:
 
 def parameter_distances(ds: xr.Dataset, indices: Sequence[int]) -> Floats:
     """‖θ_i − θ_j‖ between snapshots, shape (S, S), from differences, a block of θ at a time."""
-    theta = ds["theta"].isel(snapshot=list(indices))
+    theta = theta_of(ds).isel(snapshot=list(indices))
     squares = np.zeros((len(indices), len(indices)))
     for start in range(0, ds.sizes["parameter"], BLOCK):
         block = theta.isel(parameter=slice(start, start + BLOCK)).values.astype(float)

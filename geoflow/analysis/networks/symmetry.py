@@ -199,6 +199,7 @@ def along(
     """
     check_module(ds, module)
     kinds.check_switch(classification, "classification")
+    kinds.check_switch(progress, "progress")
     layers = layers_of(module)
     indices = snapshot_indices(ds, snapshots, DEFAULT_SNAPSHOTS)
     n = len(indices)

@@ -12,6 +12,7 @@ from geoflow.analysis.series.lomb_scargle import LEVELS, lomb_scargle
 from geoflow.analysis.series.scalars import series
 from geoflow.analysis.walked import walk_attributes
 from geoflow.experiments.prepared import check_seed
+from geoflow.trajectories import schema
 
 SCALARS = ("angle", "tangent_norm")
 
@@ -75,7 +76,8 @@ def along(
         found.values,
         {"long_name": "scalar", "units": "1", "units_of_scalars": " ".join(found.units)},
     )
-    clock = ds[against].attrs
+    spec = schema.STEP_COORDINATES[against]
+    clock = {"long_name": spec.long_name, "units": spec.units}
     return xr.Dataset(
         variables,
         coords={
@@ -90,7 +92,7 @@ def along(
                 np.asarray(levels, float),
                 {"long_name": "1 − probability under red noise", "units": "1"},
             ),
-            against: ("sample", found.clock, dict(clock)),
+            against: ("sample", found.clock, clock),
         },
         attrs={
             "title": f"Periodogram along {clock['long_name']}",

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from geoflow.analysis.curvature import spectra
 from geoflow.analysis.curvature.operators import tangent_hessian
+from geoflow.analysis.curvature.scaling import power_of_two
 from geoflow.analysis.series.exponentials import FITTED, ExponentialFit, fit
 from geoflow.analysis.series.scalars import series
 from geoflow.analysis.walked import state_at, walk_attributes
@@ -20,6 +21,7 @@ from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.system import kinds
+from geoflow.trajectories.given import check_walk
 
 Floats = NDArray[np.float64]
 
@@ -84,6 +86,7 @@ def along(
     """
     seed = check_seed(seed)
     found = series(ds, scalars)
+    check_walk(ds, attributes=("status",))
     if (n := len(found.time)) < 2:
         more = "further" if found.samples == "step" else "again with more snapshots"
         plural = "" if n == 1 else "s"
@@ -140,7 +143,8 @@ def along(
             "n_terms": n_terms,
             "confidence": confidence,
             "walk_status": ds.attrs["status"],
-            "final_angle": float(ds["angle"][-1]),
+            # A flow of one's own need not record it.
+            "final_angle": float(ds["angle"][-1]) if "angle" in ds else math.nan,
         },
     )
 
@@ -169,6 +173,7 @@ def _curvature(
         state = state_at(ds, flow, ds.sizes["snapshot"] - 1)
         operator = tangent_hessian(flow, state)
         v = operator.subspace.coordinates(state.velocity)
+        v = v * power_of_two(float(v.abs().max()), v.dtype)
         velocity_rate = float(torch.dot(v, operator(v)) / torch.dot(v, v))
     else:
         found = curvature

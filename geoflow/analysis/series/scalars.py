@@ -14,6 +14,7 @@ from geoflow.analysis.components import pca
 from geoflow.errors import InputError
 from geoflow.system import kinds
 from geoflow.trajectories import dataset as trajectory
+from geoflow.trajectories.given import check_walk
 
 Floats = NDArray[np.float64]
 
@@ -74,6 +75,7 @@ def series(ds: xr.Dataset, scalars: Sequence[str | xr.DataArray], against: str =
         scalars = [scalars]
     if against not in CLOCKS:
         raise InputError(f"against={against!r}; choose from {', '.join(CLOCKS)}")
+    check_walk(ds, "time", against)
     found = [column for scalar in _with_scores(ds, scalars) for column in _columns(ds, scalar)]
     if not found:
         raise InputError("scalars: none is given; name one, such as angle")
