@@ -71,8 +71,9 @@ class Problem(Picklable):
         with self._uncounted():
             with checks.naming_padding(parts):
                 checks.check_gradient(self.value_and_gradient, theta0, "loss")
-            first, second = (self.value_and_gradient(theta0)[1] for _ in range(2))
+            (value, first), (_, second) = (self.value_and_gradient(theta0) for _ in range(2))
             checks.check_repeatable(first, second)
+            checks.check_same_value(first_loss, value, first, theta0)
             self.evaluation_bytes: int = peak_bytes(lambda: self._evaluated(theta0))
 
     @classmethod
@@ -235,12 +236,15 @@ class Problem(Picklable):
         InputError
             θ has another shape, dtype or device than :attr:`theta0`.
         """
-        parameters = self.unflatten(theta)
+        derivable = theta.requires_grad and torch.is_grad_enabled()
+        given = theta if derivable or not theta.requires_grad else theta.detach()
+        parameters = self.unflatten(given)
 
         def contribution(part: LossPart) -> tuple[tuple[Tensor], Tensor]:
-            value, weight = part.sum_and_weight(parameters)
-            # Inner derivatives leave a graph even where θ has none.
-            inner = value.requires_grad and not theta.requires_grad
+            # There may be inner derivatives. They leave a graph even where θ has none.
+            with torch.enable_grad():
+                value, weight = part.sum_and_weight(parameters)
+            inner = value.requires_grad and not derivable
             return (value.detach() if inner else value,), weight
 
         return self._mean(contribution(part) for part in self._parts)[0]
