@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from geoflow.errors import InputError
-from geoflow.problems import modules
-from geoflow.problems.parts import Parameters
+from geoflow.problems import arithmetic, modules
+from geoflow.problems.parts import LossPart, Parameters
 
 # (module, parameters that take the place of its own, loss that was copied with it) → loss.
 Loss = Callable[[nn.Module, Parameters, nn.Module | None], Tensor]
@@ -22,7 +23,11 @@ LIVE = (
 
 
 def check(
-    module: nn.Module, network: modules.Network, loss_module: nn.Module | None, loss: Loss
+    module: nn.Module,
+    network: modules.Network,
+    loss: Loss,
+    loss_module: nn.Module | None = None,
+    of: str = "loss_fn",
 ) -> None:
     """Refuse a loss that is not a function of the parameters that move, by four evaluations.
 
@@ -36,10 +41,13 @@ def check(
         The user's own, which is only read.
     network : Network
         The copy.
-    loss_module : torch.nn.Module, optional
-        The loss, where it is a module: a copy that shares with the network what the user's do.
     loss : callable
         See :data:`Loss`.
+    loss_module : torch.nn.Module, optional
+        What computes the loss, where it is a module.
+    of : str
+        The argument that it is. A ``loss_fn`` is a copy, which shares with the network's what the
+        user's own share.
 
     Raises
     ------
@@ -49,13 +57,15 @@ def check(
     """
     memo: modules.Memo = {}
     unused = modules.duplicate(network.module, memo=memo)
-    unused_loss = loss_module and modules.duplicate(loss_module, "loss_fn", memo)
+    unused_loss = loss_module
+    if loss_module is not None and of == "loss_fn":
+        unused_loss = modules.duplicate(loss_module, of, memo)
     _check_live(module, network.module, lambda: loss(network.module, {}, loss_module))
     near = nearby(network.moving)
     state = _generator_state(network)
     # With a graph: there may be inner derivatives.
     value = loss(network.module, near, loss_module)
-    _check_graph(value, network, loss_module)
+    _check_graph(value, network, {} if loss_module is None else _parameters(loss_module), of)
     first, second = value.detach(), loss(network.module, near, loss_module).detach()
     # What is random or stateful is refused by a message of its own.
     if not torch.equal(first, second):
@@ -118,18 +128,72 @@ def _check_live(module: nn.Module, copied: nn.Module, evaluate: Callable[[], Ten
             )
 
 
-def _check_graph(value: Tensor, network: modules.Network, loss_module: nn.Module | None) -> None:
+def check_used(
+    parts: Iterable[LossPart],
+    module: nn.Module | None,
+    parameters: Parameters,
+    gradient: Parameters,
+) -> None:
+    """Refuse a loss that no parameter has a part in, and say which have none where that is odd.
+
+    A module need not use all of its parameters. One that keeps tensors beside them may keep what it
+    has computed of those without a part, as low-rank factors merged outside of training are.
+
+    Parameters
+    ----------
+    parts : iterable of LossPart
+        Evaluated until each parameter without a gradient has been found in one.
+    module : torch.nn.Module, optional
+        The network, where there is one.
+    parameters, gradient : dict of str to Tensor
+        Where it is evaluated, and its gradient there.
+
+    Raises
+    ------
+    InputError
+        No parameter has a part in it.
+    """
+    at = {n: t.detach().clone().requires_grad_() for n, t in parameters.items()}
+    missing = {n: t for n, t in at.items() if t.numel() and not gradient[n].any()}
+    keeps = [] if module is None else sorted({name for (_, name), _ in _kept(module)})
+    if not missing or not (keeps or len(missing) == len(at)):
+        return
+    device = next(iter(at.values())).device
+    with torch.enable_grad(), arithmetic.exact(device):
+        for part in parts:
+            used = _leaves(part.sum_and_weight(at)[0])
+            missing = {n: t for n, t in missing.items() if id(t) not in used}
+            if not missing:
+                return
+    if len(missing) == len(at):
+        raise InputError(
+            "loss: none of the parameters that move has a part in it; evaluate the module that it "
+            "is given, and clear what a module keeps of its weights first"
+        )
+    if keeps:
+        names = ", ".join([*list(missing)[:4], *(["…"] if len(missing) > 4 else [])])
+        n = sum(t.numel() for t in missing.values())
+        warnings.warn(
+            f"module: {names} ({n:,} parameters of θ) have no part in the loss, and it keeps "
+            f"{', '.join(keeps[:4])}: clear that first if it was computed of them, or leave them "
+            "out by requires_grad_(False)",
+            stacklevel=4,
+        )
+
+
+def _check_graph(
+    value: Tensor, network: modules.Network, of_loss: dict[str, nn.Parameter], of: str
+) -> None:
     """Refuse a loss at other parameters that uses the copy's own, or such of a loss."""
     used = _leaves(value)
-    own = {id(p): n for n, p in network.module.named_parameters() if n in network.moving}
-    of_loss = {} if loss_module is None else dict(loss_module.named_parameters())
+    own = {id(p): n for n, p in _parameters(network.module).items() if n in network.moving}
     for name, parameter in of_loss.items():
         if id(parameter) in used and id(parameter) in own:
             raise InputError(LIVE)
         if id(parameter) in used:
             raise InputError(
-                f"loss_fn: its parameter {name} is no part of θ, which is the module's; make it "
-                "one of the module's, or fix it by loss_fn.requires_grad_(False)"
+                f"{of}: its parameter {name} is no part of θ, which is the module's; make it one "
+                f"of the module's, or fix it by {of}.requires_grad_(False)"
             )
     for parameter_id in used & own.keys():
         raise InputError(
@@ -137,6 +201,10 @@ def _check_graph(value: Tensor, network: modules.Network, loss_module: nn.Module
             "object), and uses that, which stays as it is while θ moves; reach it through the "
             "layer that it is of"
         )
+
+
+def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    return dict(module.named_parameters())
 
 
 def _leaves(value: Tensor) -> set[int]:

@@ -54,7 +54,8 @@ def of_module(
     own_loss = fresh = loss_fn
     if isinstance(loss_fn, nn.Module):
         own_loss = modules.loss(loss_fn, dtype, device, memo)
-        fresh = modules.duplicate(own_loss, "loss_fn")
+        # Of one that keeps something of the first examples it sees.
+        fresh = modules.duplicate(own_loss, "loss_fn") if batch_size else own_loss
     x = data.owned(data.convert(inputs, dtype, device), given)
     # PyTorch's losses want class indices as int64.
     y = data.mapped(
@@ -66,11 +67,12 @@ def of_module(
         first = data.chunk(x, 0, size), data.chunk(y, 0, size)
 
         def loss(own: nn.Module, at: Parameters, loss_module: nn.Module | None) -> Tensor:
-            part = ModulePart(own, network.fixed, *first, loss_module or own_loss)
+            called = own_loss if loss_module is None else loss_module
+            part = ModulePart(own, network.fixed, *first, called)
             return part.sum_and_weight(at)[0]
 
         held = own_loss if isinstance(own_loss, nn.Module) else None
-        dependence.check(module, network, held, loss)
+        dependence.check(module, network, loss, held)
         whole = ModulePart(network.module, network.fixed, x, y, own_loss)
         parts = divided(whole, batch_size, network.moving, fresh)
     return parts, *flat(network.moving), digest
@@ -123,7 +125,7 @@ def of_batches(
             return total
 
         held = batch_loss if isinstance(batch_loss, nn.Module) else None
-        dependence.check(module, network, held, loss)
+        dependence.check(module, network, loss, held, "batch_loss")
     return parts, *flat(network.moving), digest
 
 

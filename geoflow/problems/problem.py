@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from geoflow.errors import InputError
-from geoflow.problems import arithmetic, capture, checks, data, derivatives, making, products
+from geoflow.problems import (
+    arithmetic,
+    capture,
+    checks,
+    data,
+    dependence,
+    derivatives,
+    making,
+    products,
+)
 from geoflow.problems.data import Tree
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.parts import (
@@ -22,6 +31,7 @@ from geoflow.problems.parts import (
     Parameters,
     TensorSpec,
     add_up,
+    network_of,
     of_network,
 )
 from geoflow.problems.pickling import Picklable
@@ -74,6 +84,8 @@ class Problem(Picklable):
             (value, first), (_, second) = (self.value_and_gradient(theta0) for _ in range(2))
             checks.check_repeatable(first, second)
             checks.check_same_value(first_loss, value, first, theta0)
+            gradient = self.unflatten(first)
+            dependence.check_used(parts, network_of(self), self.unflatten(theta0), gradient)
             self.evaluation_bytes: int = peak_bytes(lambda: self._evaluated(theta0))
 
     @classmethod
@@ -97,15 +109,17 @@ class Problem(Picklable):
             Copied, never modified. Parameters with ``requires_grad=False`` and all
             buffers stay fixed.
         loss_fn : callable
-            ``loss_fn(outputs, targets)`` → scalar mean over the examples. A module is converted
-            with the network.
+            ``loss_fn(outputs, targets)`` → scalar mean over the examples. A module is copied and
+            converted with the network; parameters of its own are not part of θ, and must be fixed.
         inputs, targets : Tensor or array, shape (N, …), or tuple or dict of such
             The network is called ``module(inputs)``, ``module(*inputs)`` for a tuple,
             ``module(**inputs)`` for a dictionary. Floating numbers are converted to ``dtype``;
-            whole numbers are kept, integer targets as int64.
+            whole numbers are kept, integer targets as int64. Copied: nothing that happens to
+            yours later is of effect, and the loss may not write into them.
         batch_size : int, optional
             Evaluate in chunks of this many examples: the same result to rounding,
-            with memory flat in N. None: the whole set at once.
+            with memory flat in N, where examples do not act on each other. None: the whole set at
+            once.
         parameters : str or sequence of str, optional
             Patterns of the names of those that move, as ``"head.*"``; the rest stays fixed.
         dtype : torch.dtype
