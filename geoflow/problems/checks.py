@@ -20,6 +20,10 @@ from geoflow.system import kinds
 # A derivative by differences may differ from the gradient's by this part of ‖∇f‖.
 DIFFERENCE_RTOL = {torch.float64: 1e-3, torch.float32: 5e-2}
 
+# And the loss from that beside its gradient, by this part of |L| and of ‖∇L‖‖θ‖: other kernels may
+# compute it, some of it in float32.
+VALUE_RTOL = {torch.float64: 1e-6, torch.float32: 1e-4}
+
 # How torch says that it wants whole numbers, and that it has got some beside others.
 _WHOLE_WANTED = re.compile(
     r"(target dtype|expected scalar type)( to be)? (Long|Byte|Int)\b|for index\b|'indices'"
@@ -351,10 +355,10 @@ def check_same_value(loss: Tensor, beside: Tensor, gradient: Tensor, theta0: Ten
     InputError
         They differ by more than rounding of θ and of the loss makes of it.
     """
-    eps = torch.finfo(theta0.dtype).eps
     size = max(float(torch.linalg.vector_norm(theta0)), 1.0)
     slope = float(torch.linalg.vector_norm(gradient)) * size
-    allowed = 1e4 * eps * (max(abs(float(loss)), abs(float(beside))) + slope) + (1e4 * eps) ** 2
+    rtol = VALUE_RTOL[theta0.dtype]
+    allowed = rtol * (max(abs(float(loss)), abs(float(beside))) + slope) + rtol**2
     if not abs(float(loss) - float(beside)) <= allowed:
         raise InputError(
             f"loss: it is {float(loss):.9g}, and {float(beside):.9g} where its gradient is "

@@ -258,7 +258,8 @@ def _set(module: nn.Module, values: Parameters) -> None:
 
 
 def _close(first: Tensor, second: Tensor) -> bool:
-    return torch.allclose(first, second, rtol=1e4 * torch.finfo(first.dtype).eps, atol=0)
+    rtol = max(1e4 * torch.finfo(first.dtype).eps, 1e-9)
+    return torch.allclose(first, second, rtol=rtol, atol=0)
 
 
 def _generator_state(network: modules.Network) -> Tensor:

@@ -83,7 +83,7 @@ def network(
         if bad := int((~torch.isfinite(tensor)).sum()):
             raise InputError(f"module: {name} has {bad} non-finite values in {dtype}; set them")
     own = parameters_by_name(given)
-    check_memory({n: own[n] for n in moving}, {**own, **dict(given.named_buffers())})
+    check_memory({n: own[n] for n in moving if n in own}, {**own, **dict(given.named_buffers())})
     for name, child in plain.named_modules():
         moves = (f"{name}.weight" if name else "weight") in moving
         if moves and isinstance(child, nn.Embedding | nn.EmbeddingBag) and child.sparse:
