@@ -24,7 +24,9 @@ def exact(device: torch.device) -> Iterator[None]:
     PyTorch lets cuDNN convolve float32 numbers in TensorFloat-32, of 10 bits, and
     ``torch.set_float32_matmul_precision`` lets products of matrices do the like, on CPUs too; on
     GPUs some operations add in whatever order their threads come; ``torch.autocast`` multiplies in
-    bfloat16. A level kept to 10⁻⁶ and a walk that resumes to the bit want none of it.
+    bfloat16; and where no gradient is asked for, attention takes a fast path that leaves padding
+    out, so that a loss and the loss beside its gradient would be two numbers. A level kept to 10⁻⁶
+    and a walk that resumes to the bit want none of it.
     """
     with _LOCK:
         n = _inside.get(device.type, 0)
@@ -55,12 +57,15 @@ def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
 def _full_precision() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
-    cudnn = torch.backends.cudnn
+    cudnn, attention = torch.backends.cudnn, torch.backends.mha
+    fast = attention.get_fastpath_enabled()
+    attention.set_fastpath_enabled(False)
     try:
         with cudnn.flags(enabled=cudnn.enabled, deterministic=True, allow_tf32=False):
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+        attention.set_fastpath_enabled(fast)
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -12,12 +13,26 @@ import torch
 from torch import Tensor, nn
 
 from geoflow.errors import GeoflowError, InputError
-from geoflow.problems import data, modules
+from geoflow.problems import data
 from geoflow.problems.data import Tree
 from geoflow.system import kinds
 
 # A derivative by differences may differ from the gradient's by this part of ‖∇f‖.
 DIFFERENCE_RTOL = {torch.float64: 1e-3, torch.float32: 5e-2}
+
+# And the loss from that beside its gradient, by this part of |L| and of ‖∇L‖‖θ‖: other kernels may
+# compute it, some of it in float32.
+VALUE_RTOL = {torch.float64: 1e-6, torch.float32: 1e-4}
+
+# How torch says that it wants whole numbers, and that it has got some beside others.
+_WHOLE_WANTED = re.compile(
+    r"(target dtype|expected scalar type)( to be)? (Long|Byte|Int)\b|for index\b|'indices'"
+    r"|used as indices|index tensor"
+)
+_WHOLE_GIVEN = re.compile(
+    r"(got|and|found|type|dtype|!=):? (Long|Int|Short|Char|Byte|Bool|UInt\d+|long int|int)\b"
+    r"|\bwith (two|a) bool tensor"
+)
 
 
 class Derivable(Protocol):
@@ -77,15 +92,38 @@ def check_data(inputs: Tree, targets: Tree, batch_size: int | None) -> None:
         # True is a whole number to Python.
         kind = type(None) if isinstance(batch_size, bool) else int | np.integer
         kinds.check_kind(batch_size, kind, "batch_size", "a whole number or None")
-    found = [*data.leaves(inputs, "inputs"), *data.leaves(targets, "targets")]
-    lengths = {len(t) if t.ndim else -1 for _, t in found}
+    named = {"inputs": list(data.leaves(inputs, "inputs"))}
+    named["targets"] = list(data.leaves(targets, "targets"))
+    if not named["inputs"]:
+        raise InputError(f"inputs={kinds.shown(inputs)} holds nothing; give the examples")
+    found = [*named["inputs"], *named["targets"]]
+    for where, tensor in found:
+        check_form(tensor, where)
+    lengths = {_n_examples(t) for _, t in found}
     if len(lengths) != 1 or lengths <= {-1, 0}:
-        shapes = " and ".join(f"{name} have shape {tuple(t.shape)}" for name, t in found)
-        raise InputError(f"{shapes}; all need the same, non-zero number of examples first")
+        shapes = [f"{name} have shape {tuple(t.shape)}" for name, t in found]
+        said = " and ".join(shapes[:4]) + (" and so on" if len(shapes) > 4 else "")
+        for name, other in (("inputs", "targets"), ("targets", "inputs")):
+            if _is_list_of_examples(named[name], named[other]):
+                said += f"; {name} are taken for several of each example, so give one tensor"
+                raise InputError(f"{said}, torch.stack({name})")
+        raise InputError(f"{said}; all need the same, non-zero number of examples first")
     check_finite(inputs, "inputs")
     check_finite(targets, "targets")
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size={batch_size}; use a positive number or None")
+
+
+def _n_examples(tensor: Tensor) -> int:
+    return len(tensor) if tensor.ndim else -1
+
+
+def _is_list_of_examples(
+    tensors: list[tuple[str, Tensor]], others: list[tuple[str, Tensor]]
+) -> bool:
+    """Whether there is a tensor for each example, where one of all of them is wanted."""
+    alike = len({t.shape for _, t in tensors}) == 1 < len(tensors)
+    return alike and len(tensors) in (len(others), *(_n_examples(t) for _, t in others))
 
 
 def check_finite(tree: Tree, name: str) -> None:
@@ -97,13 +135,30 @@ def check_finite(tree: Tree, name: str) -> None:
         Says where, and how many; or tensors that are sparse or without values.
     """
     for where, tensor in data.leaves(tree, name):
-        if tensor.is_meta:
-            raise InputError(f"{where} are on the device 'meta', without values; give the values")
-        if tensor.layout != torch.strided:
-            raise InputError(f"{where} are {tensor.layout}; give .to_dense()")
-        bad = int((~torch.isfinite(tensor)).sum())
+        check_form(tensor, where)
+        # torch knows no isfinite of dtypes of a byte.
+        narrow = tensor.is_floating_point() and tensor.element_size() < 2
+        bad = int((~torch.isfinite(tensor.float() if narrow else tensor)).sum())
         if bad:
             raise InputError(f"{where} have {bad} non-finite values; remove or impute them")
+
+
+def check_form(tensor: Tensor, where: str) -> None:
+    """Refuse a tensor whose values are not there, or not one by one.
+
+    Raises
+    ------
+    InputError
+        It is on the device 'meta', nested, quantized or sparse.
+    """
+    if tensor.is_meta:
+        raise InputError(f"{where} are on the device 'meta', without values; give the values")
+    if tensor.is_nested:
+        raise InputError(f"{where} are nested; give .to_padded_tensor(0.0), and a mask if need be")
+    if tensor.is_quantized:
+        raise InputError(f"{where} are quantized; give .dequantize()")
+    if tensor.layout != torch.strided:
+        raise InputError(f"{where} are {tensor.layout}; give .to_dense()")
 
 
 def check_mode(module: nn.Module, batch_size: int | None) -> None:
@@ -129,90 +184,6 @@ def check_mode(module: nn.Module, batch_size: int | None) -> None:
                 f"batch_size={batch_size}: {where} normalises by batch statistics, so chunks "
                 "would change the loss; use batch_size=None"
             )
-
-
-def check_live(
-    module: nn.Module, loss: Callable[[nn.Module], Tensor], network: modules.Network
-) -> None:
-    """Compare the loss of the copy with that of the module as it was given.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        The user's own; only read.
-    loss : callable
-        Module → loss, on data in the copy's dtype.
-    network : Network
-        The copy.
-
-    Raises
-    ------
-    InputError
-        The loss uses the user's module beside the one it is given, so that a part of it would
-        not be a function of θ; or it is not a scalar.
-    """
-    own = [p for p in module.parameters() if p.requires_grad]
-    with torch.enable_grad():
-        value = loss(network.module)
-        if not (isinstance(value, Tensor) and value.shape == ()):
-            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise InputError(
-                f"loss_fn returned shape {shape}; it must return a scalar mean (reduction='mean')"
-            )
-        if own and value.requires_grad:
-            found = torch.autograd.grad(value, own, allow_unused=True, retain_graph=True)
-            if any(g is not None for g in found):
-                raise InputError(
-                    "loss: it uses the parameters of the module itself, which stay as they are "
-                    "while θ moves; write it with Problem.from_batches, whose batch_loss gets the "
-                    "module with the θ in question"
-                )
-
-
-def check_forgetful(
-    loss: Callable[[nn.Module, dict[str, Tensor]], Tensor],
-    network: modules.Network,
-    unused: nn.Module,
-) -> None:
-    """Compare the loss near ``theta0`` with that of a copy that has never been evaluated before.
-
-    Parameters
-    ----------
-    loss : callable
-        (module, the parameters that move) → loss.
-    network : Network
-        Evaluated before.
-    unused : torch.nn.Module
-        A copy of its module from before that.
-
-    Raises
-    ------
-    InputError
-        They differ: the module keeps what it has computed of its weights, and the loss would be
-        a function of the first ones beside θ.
-    """
-    near = nearby(network.moving)
-    # With a graph: there may be inner derivatives.
-    first, second = (loss(network.module, near).detach() for _ in range(2))
-    # What is random or stateful is refused by a message of its own.
-    if not torch.equal(first, second):
-        return
-    found = loss(unused, near).detach()
-    if not torch.allclose(first, found, rtol=1e4 * torch.finfo(first.dtype).eps, atol=0):
-        raise InputError(
-            "module: it keeps something that its first evaluation computed from its weights: at "
-            f"other weights its loss is {float(first):.6g}, and of a new copy {float(found):.6g}; "
-            "compute it at every evaluation, or all of it in __init__"
-        )
-
-
-def nearby(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Other parameters, of about the same size."""
-    generator = torch.Generator().manual_seed(0)
-    return {
-        n: t + 0.1 * torch.randn(t.shape, generator=generator).to(t) * (t.abs().mean() + 0.01)
-        for n, t in parameters.items()
-    }
 
 
 @contextmanager
@@ -248,6 +219,11 @@ def explained(dtype: torch.dtype, of: str = "loss") -> Iterator[None]:
     InputError
         In place of whatever the user's code raised.
     """
+    if torch.is_inference_mode_enabled():
+        raise InputError(
+            f"{of}: inside torch.inference_mode() nothing has a derivative; leave it, or take "
+            "torch.no_grad()"
+        )
     try:
         yield
     except GeoflowError:
@@ -257,6 +233,16 @@ def explained(dtype: torch.dtype, of: str = "loss") -> Iterator[None]:
     except Exception as error:
         said = (str(error) or type(error).__name__).splitlines()[0]
         name = str(dtype).removeprefix("torch.")
+        if of == "loss" and _WHOLE_WANTED.search(said):
+            raise InputError(
+                f"{of}: it wants whole numbers, as class labels and indices are, and has been "
+                f"given others ({said}); give them as .long()"
+            ) from error
+        if of == "loss" and _WHOLE_GIVEN.search(said):
+            raise InputError(
+                f"{of}: it has been given whole numbers beside {name} ({said}); give them as "
+                ".float(), which is converted"
+            ) from error
         if any(word in said for word in ("dtype", "scalar type", "Float", "Double", "BFloat16")):
             like = "the inputs (x.dtype" if of == "loss" else "θ (theta.dtype"
             raise InputError(
@@ -358,6 +344,26 @@ def check_deterministic(first: Any, second: Any) -> None:
             "loss: two evaluations at theta0 differ, so L(θ) is random or stateful; "
             "remove the randomness (for a module, call module.eval()), on a GPU also operations "
             "that add in any order (cross_entropy of more than two dimensions: flatten them)"
+        )
+
+
+def check_same_value(loss: Tensor, beside: Tensor, gradient: Tensor, theta0: Tensor) -> None:
+    """Compare the loss with the one that comes with its gradient.
+
+    Raises
+    ------
+    InputError
+        They differ by more than rounding of θ and of the loss makes of it.
+    """
+    size = max(float(torch.linalg.vector_norm(theta0)), 1.0)
+    slope = float(torch.linalg.vector_norm(gradient)) * size
+    rtol = VALUE_RTOL[theta0.dtype]
+    allowed = rtol * (max(abs(float(loss)), abs(float(beside))) + slope) + rtol**2
+    if not abs(float(loss) - float(beside)) <= allowed:
+        raise InputError(
+            f"loss: it is {float(loss):.9g}, and {float(beside):.9g} where its gradient is "
+            "computed with it, so it is another function there (requires_grad, "
+            "torch.is_grad_enabled); compute the same in both"
         )
 
 

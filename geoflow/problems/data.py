@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,18 @@ from torch import Tensor
 
 from geoflow.errors import InputError
 
-# A tensor, or a tuple, list or dictionary of such.
+# A tensor, or a tuple, list or mapping of such.
 Tree = Any
+
+WHOLE = (
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint64,
+    torch.uint32,
+    torch.uint16,
+    torch.uint8,
+)
 
 
 def tensors(data: Tree, name: str) -> Tree:
@@ -33,10 +44,13 @@ def tensors(data: Tree, name: str) -> Tree:
             raise InputError(f"{name} has dtype {data.dtype}; give numbers")
         if np.ma.is_masked(data):
             raise InputError(f"{name} have masked values; leave those examples out, or fill them")
-        data = data.astype(data.dtype.newbyteorder("="), copy=False)
+        # torch has nothing wider.
+        wide = {np.dtype(np.longdouble): np.float64, np.dtype(np.clongdouble): np.complex128}
+        native = data.dtype.newbyteorder("=")
+        data = data.astype(wide.get(native, native), copy=False)
         # A copy, since torch cannot take negative strides and warns of read-only arrays.
         return torch.from_numpy(np.array(data))
-    if isinstance(data, dict):
+    if isinstance(data, Mapping):
         return {key: tensors(value, f"{name}[{key!r}]") for key, value in data.items()}
     if isinstance(data, tuple | list):
         return tuple(tensors(value, f"{name}[{i}]") for i, value in enumerate(data))
@@ -50,7 +64,7 @@ def leaves(data: Tree, name: str) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a tree, with its place for error messages, in fixed order."""
     if isinstance(data, Tensor):
         yield name, data
-    elif isinstance(data, dict):
+    elif isinstance(data, Mapping):
         for key, value in data.items():
             yield from leaves(value, f"{name}[{key!r}]")
     elif isinstance(data, tuple | list):
@@ -62,13 +76,32 @@ def mapped(data: Tree, function: Callable[[Tensor], Tensor]) -> Tree:
     """Apply a function to every tensor of a tree; what is no tensor stays as it is."""
     if isinstance(data, Tensor):
         return function(data)
-    if isinstance(data, dict):
-        return type(data)((key, mapped(value, function)) for key, value in data.items())
-    if isinstance(data, tuple) and hasattr(data, "_fields"):
-        return type(data)(*(mapped(value, function) for value in data))
+    if isinstance(data, Mapping):
+        return with_items(data, {key: mapped(value, function) for key, value in data.items()})
     if isinstance(data, tuple | list):
-        return type(data)(mapped(value, function) for value in data)
+        return with_values(data, [mapped(value, function) for value in data])
     return data
+
+
+def with_items(like: Mapping[Any, Any], items: dict[Any, Any]) -> Mapping[Any, Any]:
+    """A mapping of the kind of another and with its keys, that holds other values.
+
+    What a kind of mapping is made of only itself knows, so it is a copy that is filled. One that
+    cannot be is a dictionary.
+    """
+    if type(like) is dict or not isinstance(like, MutableMapping):
+        return items
+    filled = copy.copy(like)
+    for key, value in items.items():
+        filled[key] = value
+    return filled
+
+
+def with_values(like: tuple[Any, ...] | list[Any], values: list[Any]) -> Any:
+    """A tuple or list of the kind of another, named tuples too, that holds other values."""
+    if isinstance(like, tuple) and hasattr(like, "_fields"):
+        return type(like)(*values)
+    return type(like)(values)
 
 
 def convert(data: Tree, dtype: torch.dtype, device: torch.device) -> Tree:
@@ -81,6 +114,24 @@ def convert(data: Tree, dtype: torch.dtype, device: torch.device) -> Tree:
         return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
     return mapped(data, converted)
+
+
+def owned(data: Tree, given: Tree) -> Tree:
+    """Copy the tensors whose memory is that of a tensor in another tree.
+
+    What a user does to his own afterwards is then of no effect.
+    """
+    users = {t.untyped_storage().data_ptr() for _, t in leaves(given, "")}
+
+    def own(tensor: Tensor) -> Tensor:
+        return tensor.clone() if tensor.untyped_storage().data_ptr() in users else tensor
+
+    return mapped(data, own)
+
+
+def versions(data: Tree) -> list[int]:
+    """How often each tensor of a tree has been written to."""
+    return [0 if t.is_inference() else t._version for _, t in leaves(data, "")]
 
 
 def sha256(*data: Tree) -> str:
@@ -98,7 +149,8 @@ def update(digest: hashlib._Hash, data: Any) -> None:
     """
     if isinstance(data, Tensor):
         digest.update(f"{data.dtype}{tuple(data.shape)}".encode())
-        raw = data.detach().cpu().contiguous()
+        # Of a conjugate or negative view the bytes are those of what it is a view of.
+        raw = data.detach().cpu().resolve_conj().resolve_neg().contiguous()
         if raw.numel() == 1:  # contiguous whatever its strides say, and no view of other bytes
             raw = raw.clone(memory_format=torch.contiguous_format)
         # NumPy has no bfloat16.

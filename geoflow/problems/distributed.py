@@ -259,9 +259,7 @@ def _share(problem: Problem, rank: int, n: int) -> Iterable[LossPart]:
         # As even as can be: of 10 examples for 4 processes no chunk of 3 leaves one for the last.
         while -(-sum(examples) // size) < n:
             size -= 1
-        found = divided(
-            first.module, first.fixed, first.loss_fn, first.inputs, first.targets, size, moving
-        )
+        found = divided(first, size, moving)
     # Copies, so that nothing holds on to all data.
     return tuple(_own(part) for part in found[rank::n])
 

@@ -2,57 +2,63 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from geoflow.errors import InputError
-from geoflow.problems import checks, data
+from geoflow.problems import data, modules
 from geoflow.problems.data import Tree
+from geoflow.problems.dependence import nearby
 from geoflow.problems.parts import LossPart, ModulePart, Parameters
 
 LossFn = Callable[[Any, Any], Tensor]
 
 
+# Sums of losses whose examples are evaluated together and apart differ by this at the most: what a
+# level is kept to, and a network may compute some of it in float32.
+TOGETHER_RTOL = {torch.float64: 1e-6, torch.float32: 1e-4}
+
+
 def divided(
-    module: nn.Module,
-    fixed: Mapping[str, Tensor],
-    loss_fn: LossFn,
-    inputs: Tree,
-    targets: Tree,
+    whole: ModulePart,
     batch_size: int | None,
     parameters: Parameters,
+    fresh: LossFn | None = None,
 ) -> tuple[LossPart, ...]:
     """Divide a loss over all examples into parts of ``batch_size``.
 
     A loss with a ``reduction``, as PyTorch's own have, is summed in the chunks and divided by what
     the mean divides by: class weights and ignored targets are counted as the mean counts them. Of
     any other loss a chunk weighs as many examples as it has. Both are compared with the loss of
-    all examples, at the parameters given and at others near them.
+    all examples, at the parameters given and at others near them; and there each two chunks are
+    evaluated as one: that is not their sum where examples act on each other in the network.
 
     Parameters
     ----------
-    module, fixed, loss_fn, inputs, targets
-        See :class:`~geoflow.problems.parts.ModulePart`.
+    whole : ModulePart
+        The mean loss of all examples.
     batch_size : int, optional
         None: one part.
     parameters : dict of str to Tensor
         Where to compare.
+    fresh : callable, optional
+        A copy of the loss that has not been evaluated yet. None: the loss itself.
 
     Raises
     ------
     InputError
         The loss of all examples is no such sum.
     """
-    whole = ModulePart(module, fixed, inputs, targets, loss_fn)
-    if batch_size is None or batch_size >= data.length(inputs):
+    if batch_size is None or batch_size >= data.length(whole.inputs):
         return (whole,)
-    return _chunks(whole, batch_size, parameters)
+    return _chunks(whole, batch_size, parameters, whole.loss_fn if fresh is None else fresh)
 
 
 def weighed(part: ModulePart, parameters: Parameters) -> ModulePart:
@@ -65,49 +71,47 @@ def weighed(part: ModulePart, parameters: Parameters) -> ModulePart:
     InputError
         The loss is no such sum.
     """
-    return _chunks(part, data.length(part.inputs), parameters)[0]
+    return _chunks(part, data.length(part.inputs), parameters, part.loss_fn)[0]
 
 
-def _chunks(whole: ModulePart, batch_size: int, parameters: Parameters) -> tuple[ModulePart, ...]:
-    module, fixed, loss_fn = whole.module, whole.fixed, whole.loss_fn
-    inputs, targets = whole.inputs, whole.targets
-    n = data.length(inputs)
-    chunks = [
-        (data.chunk(inputs, s, batch_size), data.chunk(targets, s, batch_size))
-        for s in range(0, n, batch_size)
-    ]
-    sizes = [data.length(x) for x, _ in chunks]
-    summed = _summed(loss_fn)
+def _chunks(
+    whole: ModulePart, batch_size: int, parameters: Parameters, fresh: LossFn
+) -> tuple[ModulePart, ...]:
+    n, near = data.length(whole.inputs), nearby(parameters)
+    summed = _summed(whole.loss_fn)
+    parts = tuple(_some(whole, summed, s, s + batch_size) for s in range(0, n, batch_size))
     # The network is evaluated chunk by chunk, and the loss on all outputs at once: no more memory
     # is needed than later.
-    found = [_outputs(whole, chunks, p) for p in (parameters, checks.nearby(parameters))]
-    means = [float(loss_fn(o, targets)) for o in found]
-    if summed is None:
-        parts = tuple(
-            ModulePart(module, fixed, x, y, loss_fn, float(size), float(size))
-            for (x, y), size in zip(chunks, sizes, strict=True)
-        )
-    else:
+    (here, _), (beside, sums) = (_evaluated(parts, p) for p in (parameters, near))
+    found = [(o, float(whole.loss_fn(o, whole.targets).detach())) for o in (here, beside)]
+    if summed is not None:
         # A loss of zero does not tell what it is divided by.
-        weights = [
-            float(summed(o, targets)) / mean for o, mean in zip(found, means, strict=True) if mean
-        ]
+        weights = [float(summed(o, whole.targets)) / mean for o, mean in found if mean]
         weight = weights[0] if weights else float(n)
-        parts = tuple(
-            ModulePart(module, fixed, x, y, summed, 1.0, weight * size / n)
-            for (x, y), size in zip(chunks, sizes, strict=True)
-        )
-    for outputs, mean in zip(found, means, strict=True):
-        _check(parts, outputs, sizes, mean, batch_size)
+        parts = tuple(replace(p, weight=weight * p.weight / n) for p in parts)
+    for outputs, mean in found:
+        _check_mean(parts, outputs, mean, batch_size)
+    _check_alone(replace(whole, loss_fn=fresh), parts, sums, near, batch_size)
     return parts
+
+
+def _some(whole: ModulePart, summed: LossFn | None, start: int, end: int) -> ModulePart:
+    """The sum of losses of some of the examples, weighing as many as they are."""
+    x, y = (data.chunk(tree, start, end - start) for tree in (whole.inputs, whole.targets))
+    n = float(data.length(x))
+    if summed is None:
+        return replace(whole, inputs=x, targets=y, scale=n, weight=n)
+    return replace(whole, inputs=x, targets=y, loss_fn=summed, weight=n)
 
 
 def _summed(loss_fn: LossFn) -> LossFn | None:
     """The same loss with ``reduction='sum'``, where it has that option and is a mean."""
     if isinstance(loss_fn, nn.Module):
-        if getattr(loss_fn, "reduction", None) != "mean":
+        # What a scripted one does was fixed with its code.
+        scripted = isinstance(loss_fn, torch.jit.ScriptModule)
+        if scripted or getattr(loss_fn, "reduction", None) != "mean":
             return None
-        summed = copy.deepcopy(loss_fn)
+        summed = modules.duplicate(loss_fn, "loss_fn")
         summed.__dict__["reduction"] = "sum"
         return summed
     try:
@@ -120,12 +124,15 @@ def _summed(loss_fn: LossFn) -> LossFn | None:
     return summed_function
 
 
-def _outputs(whole: ModulePart, chunks: list[tuple[Tree, Tree]], parameters: Parameters) -> Tree:
-    found = [
-        ModulePart(whole.module, whole.fixed, x, y, whole.loss_fn).outputs(parameters)
-        for x, y in chunks
-    ]
-    return data.mapped(joined(found), lambda t: t.detach())
+def _evaluated(parts: tuple[ModulePart, ...], parameters: Parameters) -> tuple[Tree, list[float]]:
+    """The outputs of all examples, and each part's sum of losses."""
+    outputs, sums = [], []
+    for part in parts:
+        found = part.outputs(parameters)
+        # Right after the outputs: a loss may use what a hook has kept of them.
+        sums.append(float(part.sum_of_outputs(found).detach()))
+        outputs.append(data.mapped(found, lambda t: t.detach()))
+    return joined(outputs), sums
 
 
 def joined(found: list[Tree]) -> Tree:
@@ -138,22 +145,26 @@ def joined(found: list[Tree]) -> Tree:
     """
     first = found[0]
     if isinstance(first, Tensor):
+        if not first.ndim:
+            raise InputError(
+                "module: its outputs hold a number of all examples, which has no part in each "
+                "chunk; use batch_size=None, or Problem.from_batches"
+            )
         return torch.cat(found)
-    if isinstance(first, dict):
-        return type(first)((k, joined([f[k] for f in found])) for k in first)
+    if isinstance(first, Mapping):
+        return data.with_items(first, {k: joined([f[k] for f in found]) for k in first})
     if isinstance(first, tuple | list):
-        return tuple(joined([f[i] for f in found]) for i in range(len(first)))
+        return data.with_values(first, [joined([f[i] for f in found]) for i in range(len(first))])
     raise InputError(
         f"module: its outputs hold a {type(first).__name__}, which cannot be joined over chunks; "
         "use batch_size=None, or Problem.from_batches"
     )
 
 
-def _check(
-    parts: tuple[ModulePart, ...], outputs: Tree, sizes: list[int], mean: float, batch_size: int
-) -> None:
+def _check_mean(parts: tuple[ModulePart, ...], outputs: Tree, mean: float, batch_size: int) -> None:
     start, total = 0, 0.0
-    for part, size in zip(parts, sizes, strict=True):
+    for part in parts:
+        size = data.length(part.inputs)
         total += float(part.sum_of_outputs(data.chunk(outputs, start, size)))
         start += size
     found = total / sum(part.weight for part in parts)
@@ -171,3 +182,45 @@ def _check(
             f"examples is {mean:.6g}, so loss_fn is no mean over examples; use batch_size=None, or "
             "Problem.from_batches, whose batch_loss gives each batch's sum and weight"
         )
+
+
+def _check_alone(
+    whole: ModulePart,
+    parts: tuple[ModulePart, ...],
+    sums: list[float],
+    at: Parameters,
+    batch_size: int,
+) -> None:
+    """Compare the sum of two chunks with that of their examples as one, or of one with its halves.
+
+    Without a graph two chunks at once take no more memory than one with it.
+    """
+    summed = _summed(whole.loss_fn)
+
+    def evaluated(start: int, end: int) -> float:
+        return float(_some(whole, summed, start, end).sum_and_weight(at)[0].detach())
+
+    ends = list(accumulate((data.length(part.inputs) for part in parts), initial=0))
+    compared: list[tuple[tuple[float, ...], tuple[tuple[int, int], ...]]]
+    if len(parts) == 1:
+        halves = (0, ends[1] // 2), (ends[1] // 2, ends[1])
+        compared = [((sums[0],), halves)] if ends[1] > 1 else []
+    else:
+        # Of an odd number the last but one is in two pairs.
+        firsts = sorted({*range(0, len(parts) - 1, 2), len(parts) - 2})
+        compared = [((sums[i], sums[i + 1]), ((ends[i], ends[i + 2]),)) for i in firsts]
+    rtol = TOGETHER_RTOL[next(iter(at.values())).dtype]
+    for known, cuts in compared:
+        found = [evaluated(*cut) for cut in cuts]
+        size = max(sum(map(abs, known)), sum(map(abs, found)))
+        differ = abs(sum(known) - sum(found)) > rtol * size
+        # What is random is refused by a message of its own.
+        if differ and found == [evaluated(*cut) for cut in cuts]:
+            together, apart = (found, known) if len(cuts) == 1 else (known, found)
+            where = "module" if len(parts) == 1 else f"batch_size={batch_size}"
+            raise InputError(
+                f"{where}: the losses of some examples add up to {sum(together):.6g} in one chunk "
+                f"and {sum(apart):.6g} in two, so they act on each other (batch statistics, "
+                "attention or a recurrent layer without batch_first=True, a sum over the batch), "
+                "or the loss keeps something of the first; use batch_size=None, or change that"
+            )

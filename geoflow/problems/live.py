@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from geoflow.errors import InputError
+from geoflow.problems.graph import children, leaf_of, nodes
 
 
 def check_alone(function: Callable[[Tensor], Tensor], theta0: Tensor, name: str) -> None:
@@ -33,10 +34,10 @@ def check_alone(function: Callable[[Tensor], Tensor], theta0: Tensor, name: str)
         Names one of them by its shape.
     """
     with torch.enable_grad():
-        graph = _graph(function(theta0.detach().clone().requires_grad_()))
+        graph = nodes(function(theta0.detach().clone().requires_grad_()))
         if not any(_parameters(node) for node in graph):
             return
-        again = _graph(function(theta0.detach().clone().requires_grad_()))
+        again = nodes(function(theta0.detach().clone().requires_grad_()))
     # A node that both evaluations have is of neither: it was there before.
     before = {id(node) for node in graph}
     found = [p for node in again if id(node) not in before for p in _parameters(node)]
@@ -48,24 +49,7 @@ def check_alone(function: Callable[[Tensor], Tensor], theta0: Tensor, name: str)
         )
 
 
-def _graph(value: Any) -> list[Any]:
-    """Every node of a graph, kept so that it stays the same object."""
-    start = getattr(value, "grad_fn", None)
-    found: list[Any] = [] if start is None else [start]
-    seen = {id(node) for node in found}
-    for node in found:
-        for child in _children(node):
-            if id(child) not in seen:
-                seen.add(id(child))
-                found.append(child)
-    return found
-
-
 def _parameters(node: Any) -> list[nn.Parameter]:
     """Those that a node takes as they are."""
-    leaves = (getattr(child, "variable", None) for child in _children(node))
+    leaves = map(leaf_of, children(node))
     return [leaf for leaf in leaves if isinstance(leaf, nn.Parameter)]
-
-
-def _children(node: Any) -> Iterator[Any]:
-    return (child for child, _ in node.next_functions if child is not None)

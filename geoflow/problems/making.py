@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from geoflow.errors import InputError
-from geoflow.problems import arithmetic, checks, data, modules
+from geoflow.problems import arithmetic, checks, data, dependence, modules
 from geoflow.problems.data import Tree
 from geoflow.problems.division import divided
 from geoflow.problems.parts import (
@@ -22,10 +21,9 @@ from geoflow.problems.parts import (
     FunctionPart,
     LossPart,
     ModulePart,
+    Parameters,
     TensorSpec,
-    as_arguments,
     as_weight,
-    as_weighted,
 )
 from geoflow.system import kinds
 
@@ -45,36 +43,46 @@ def of_module(
     """What :meth:`geoflow.Problem.from_module` is made of; see there."""
     device = checks.check_device_and_dtype(device, dtype)
     kinds.check_kind(module, nn.Module, "module", "a torch.nn.Module")
-    kinds.check_kind(loss_fn, Callable, "loss_fn", "a function of (outputs, targets)")
+    _check_loss(loss_fn)
+    given = inputs, targets
     inputs, targets = data.tensors(inputs, "inputs"), data.tensors(targets, "targets")
     checks.check_data(inputs, targets, batch_size)
     checks.check_mode(module, batch_size)
     digest = data.sha256(inputs, targets)
-    network = modules.network(module, parameters, dtype, device)
+    memo: modules.Memo = {}
+    network = modules.network(module, parameters, dtype, device, memo)
+    own_loss = fresh = loss_fn
     if isinstance(loss_fn, nn.Module):
-        loss_fn = copy.deepcopy(loss_fn).to(device=device, dtype=dtype).requires_grad_(False)
-    x = data.convert(inputs, dtype, device)
+        own_loss = modules.loss(loss_fn, dtype, device, memo)
+        # Of one that keeps something of the first examples it sees.
+        fresh = modules.duplicate(own_loss, "loss_fn") if batch_size else own_loss
+    x = data.owned(data.convert(inputs, dtype, device), given)
     # PyTorch's losses want class indices as int64.
     y = data.mapped(
-        data.convert(targets, dtype, device),
-        lambda t: t.long() if t.dtype in (torch.int32, torch.int16, torch.int8) else t,
+        data.owned(data.convert(targets, dtype, device), given),
+        lambda t: t.long() if t.dtype in data.WHOLE else t,
     )
-    with checks.explained(dtype), arithmetic.exact(device):
+    with checks.explained(dtype), arithmetic.exact(device), torch.enable_grad():
         size = batch_size or data.length(x)
-        arguments, keywords = as_arguments(data.chunk(x, 0, size))
-        some = data.chunk(y, 0, size)
-        unused = modules.duplicate(network.module)
-        checks.check_live(module, lambda own: loss_fn(own(*arguments, **keywords), some), network)
-        first = data.chunk(x, 0, size)
-        checks.check_forgetful(
-            lambda own, at: ModulePart(own, network.fixed, first, some, loss_fn).sum_and_weight(at)[
-                0
-            ],
-            network,
-            unused,
-        )
-        parts = divided(network.module, network.fixed, loss_fn, x, y, batch_size, network.moving)
+        first = data.chunk(x, 0, size), data.chunk(y, 0, size)
+
+        def loss(own: nn.Module, at: Parameters, loss_module: nn.Module | None) -> Tensor:
+            called = own_loss if loss_module is None else loss_module
+            part = ModulePart(own, network.fixed, *first, called)
+            return part.sum_and_weight(at)[0]
+
+        held = own_loss if isinstance(own_loss, nn.Module) else None
+        dependence.check(module, network, loss, held)
+        whole = ModulePart(network.module, network.fixed, x, y, own_loss)
+        parts = divided(whole, batch_size, network.moving, fresh)
     return parts, *flat(network.moving), digest
+
+
+def _check_loss(loss_fn: Any) -> None:
+    kinds.check_kind(loss_fn, Callable, "loss_fn", "a function of (outputs, targets)")
+    if isinstance(loss_fn, type) and issubclass(loss_fn, nn.Module):
+        name = loss_fn.__name__
+        raise InputError(f"loss_fn={name} is a class; give one that is made of it, {name}()")
 
 
 def of_batches(
@@ -106,24 +114,18 @@ def of_batches(
         )
     network = modules.network(module, parameters, dtype, device)
     parts = BatchParts(Bound(network.module, batch_loss), network.fixed, batches, dtype, device)
-    one = data.convert(next(iter(batches)), dtype, device)
-    with checks.explained(dtype), arithmetic.exact(device):
-        unused = modules.duplicate(network.module)
+    # What the function does to it is not done to the user's.
+    one = data.mapped(data.convert(next(iter(batches)), dtype, device), torch.clone)
+    with checks.explained(dtype), arithmetic.exact(device), torch.enable_grad():
 
-        def first_loss(own: nn.Module) -> Tensor:
-            total, weight = as_weighted(batch_loss(own, one))
+        def loss(own: nn.Module, at: Parameters, _: nn.Module | None) -> Tensor:
+            total, weight = BatchPart(Bound(own, batch_loss), network.fixed, one).sum_and_weight(at)
             # At every evaluation a GPU would be waited for.
-            as_weight(float(torch.as_tensor(weight).detach()))
+            as_weight(float(weight))
             return total
 
-        checks.check_live(module, first_loss, network)
-        checks.check_forgetful(
-            lambda own, at: BatchPart(Bound(own, batch_loss), network.fixed, one).sum_and_weight(
-                at
-            )[0],
-            network,
-            unused,
-        )
+        held = batch_loss if isinstance(batch_loss, nn.Module) else None
+        dependence.check(module, network, loss, held, "batch_loss")
     return parts, *flat(network.moving), digest
 
 

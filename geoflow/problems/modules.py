@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, TypeGuard, TypeVar
@@ -12,8 +13,14 @@ from torch import Tensor, nn
 
 from geoflow.errors import InputError
 from geoflow.system import kinds
+from geoflow.system.translation import reason
 
 Layer = TypeVar("Layer", bound=nn.Module)
+
+PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+# What ``copy.deepcopy`` remembers of the objects it has copied.
+Memo = dict[int, Any]
 
 COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
 
@@ -39,6 +46,7 @@ def network(
     parameters: str | Sequence[str] | None,
     dtype: torch.dtype,
     device: torch.device,
+    memo: Memo | None = None,
 ) -> Network:
     """Copy a module into a dtype, with the parameters named free to move.
 
@@ -51,23 +59,31 @@ def network(
         ``requires_grad``.
     dtype, device
         Of the copy.
+    memo : dict, optional
+        Of :func:`duplicate`.
 
     Raises
     ------
     InputError
         Nothing to move, or a module that cannot be evaluated at parameters other than its own.
     """
-    plain = unwrap(module)
-    check_kind(plain)
-    plain = duplicate(plain)
+    _check_wrappers(module)
+    given = unwrap(module)
+    check_kind(given)
+    plain = duplicate(given, memo=memo)
     for child in list(plain.modules()):
         for key, grandchild in list(child.named_children()):
             if (inner := unwrap(grandchild)) is not grandchild:
                 setattr(child, key, inner)
-    _convert(plain, dtype, device)
+    convert(plain, dtype, device)
     free = {n: p for n, p in plain.named_parameters() if p.requires_grad}
     chosen = _matching(list(free), parameters, tied_names(plain))
     moving = {n: free[n].detach() for n in chosen}
+    for name, tensor in moving.items():
+        if bad := int((~torch.isfinite(tensor)).sum()):
+            raise InputError(f"module: {name} has {bad} non-finite values in {dtype}; set them")
+    own = parameters_by_name(given)
+    check_memory({n: own[n] for n in moving if n in own}, {**own, **dict(given.named_buffers())})
     for name, child in plain.named_modules():
         moves = (f"{name}.weight" if name else "weight") in moving
         if moves and isinstance(child, nn.Embedding | nn.EmbeddingBag) and child.sparse:
@@ -80,15 +96,74 @@ def network(
     return Network(plain, moving, fixed)
 
 
+def loss(module: nn.Module, dtype: torch.dtype, device: torch.device, memo: Memo) -> nn.Module:
+    """Copy a loss that is a module into a dtype, as the network that it belongs to.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Not changed.
+    dtype, device
+        Of the copy.
+    memo : dict
+        Of the network's copy: what the two share, the copies share.
+
+    Raises
+    ------
+    InputError
+        It cannot be copied, or has parameters that are not there yet.
+    """
+    for name, parameter in module.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise InputError(f"loss_fn: {name} is not initialised yet; run it once")
+    copied = duplicate(module, "loss_fn", memo)
+    convert(copied, dtype, device)
+    return copied
+
+
 def unwrap(module: nn.Module) -> nn.Module:
-    """Take off what ``torch.compile`` and ``DataParallel`` put around a module."""
-    while True:
-        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            module = module.module
-        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
-            module = inner
-        else:
-            return module
+    """Take off what ``torch.compile`` and ``DataParallel`` put around a module.
+
+    Not what a class of a user's own puts there: what that computes beside is part of the network.
+    """
+    while (inner := _inside(module)) is not None:
+        module = inner
+    return module
+
+
+def _inside(wrapper: nn.Module) -> nn.Module | None:
+    for parallel in PARALLEL:
+        if isinstance(wrapper, parallel) and type(wrapper).forward is parallel.forward:
+            return wrapper.module
+    # Where nothing was compiled it is not loaded, and takes a second.
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    if compiler is not None and type(wrapper) is compiler.OptimizedModule:
+        compiled: nn.Module = wrapper.__dict__["_modules"]["_orig_mod"]
+        return compiled
+    return None
+
+
+def _check_wrappers(module: nn.Module) -> None:
+    """Refuse wrappers that compute something beside what they wrap.
+
+    Raises
+    ------
+    InputError
+        One has a hook, or a forward pass of its own.
+    """
+    for name, child in module.named_modules():
+        where = f"{name or 'module'} ({type(child).__name__})"
+        if _inside(child) is not None:
+            if child._forward_hooks or child._forward_pre_hooks:
+                raise InputError(
+                    f"module: {where} has a forward hook, and is taken off; register it on the "
+                    "module inside"
+                )
+        elif isinstance(child, PARALLEL):
+            raise InputError(
+                f"module: {where} has a forward pass of its own, which is lost where it is taken "
+                "off; make it a plain nn.Module around the one inside"
+            )
 
 
 def check_kind(module: nn.Module) -> None:
@@ -126,24 +201,109 @@ def check_kind(module: nn.Module) -> None:
             )
 
 
-def duplicate(module: nn.Module) -> nn.Module:
+def duplicate(module: Layer, of: str = "module", memo: Memo | None = None) -> Layer:
     """Copy a module, also one that keeps what it has computed.
 
     Tensors inside a graph cannot be copied; of those the values are.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Not changed.
+    of : str
+        The argument that it is, for the message.
+    memo : dict, optional
+        As ``copy.deepcopy`` has it. What two modules share, their copies by one memo share too.
+
+    Raises
+    ------
+    InputError
+        It cannot be copied.
     """
-    kept = {
-        id(value): value.detach().clone()
-        for child in module.modules()
-        for value in _tensors(vars(child))
-        if not value.is_leaf
-    }
+    memo = {} if memo is None else memo
+    for child in module.modules():
+        for value in _tensors(vars(child)):
+            if not value.is_leaf:
+                memo.setdefault(id(value), value.detach().clone())
     try:
-        return copy.deepcopy(module, dict(kept))
-    except (TypeError, RuntimeError) as error:
+        return copy.deepcopy(module, memo)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    # Whatever a module holds on to may refuse in its own way.
+    except Exception as error:
         raise InputError(
-            f"module: {type(module).__name__} cannot be copied "
-            f"({str(error).splitlines()[0]}); remove what it keeps beside its parameters"
+            f"{of}: {type(module).__name__} cannot be copied "
+            f"({reason(error)}); remove what it keeps beside its parameters"
         ) from None
+
+
+def check_memory(moving: Mapping[str, Tensor], beside: Mapping[str, Tensor]) -> None:
+    """Refuse parameters that are stored in one memory: each would be a coordinate of its own.
+
+    Parameters
+    ----------
+    moving : mapping of str to Tensor
+        Parameters that are to move.
+    beside : mapping of str to Tensor
+        Those, and whatever else could share their memory. A parameter under two names is one.
+
+    Raises
+    ------
+    InputError
+        Two of them share memory, or one has elements that do.
+    """
+    held = {**beside, **moving}
+    by_storage: dict[tuple[str, int], dict[int, str]] = {}
+    for name, tensor in held.items():
+        if tensor.numel() and tensor.layout == torch.strided:
+            storage = (str(tensor.device), tensor.untyped_storage().data_ptr())
+            by_storage.setdefault(storage, {}).setdefault(id(tensor), name)
+    for name, tensor in moving.items():
+        if _has_element_twice(tensor):
+            raise InputError(
+                f"module: {name} has elements that share memory (expand), and θ would hold each; "
+                "make the parameter of those that differ, and expand it in forward"
+            )
+    for sharing in by_storage.values():
+        names = sorted(sharing.values(), key=lambda name: _extent(held[name]))
+        for i, first in enumerate(names):
+            for second in names[i + 1 :]:
+                if _extent(held[second])[0] >= _extent(held[first])[1]:
+                    break
+                moves = first in moving or second in moving
+                # Columns of one matrix lie between one another.
+                if moves and torch.isin(_places(held[first]), _places(held[second])).any():
+                    raise InputError(
+                        f"module: {first} and {second} share memory without being one parameter, "
+                        "and θ would hold it twice; tie them as one nn.Parameter under both names"
+                    )
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """The bytes of its storage that a tensor begins and ends at."""
+    size, start = tensor.element_size(), int(tensor.storage_offset())
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return size * start, size * (start + int(last) + 1)
+
+
+def _places(tensor: Tensor) -> Tensor:
+    """The byte of its storage that each element of a tensor begins at, flat."""
+    places = torch.tensor(tensor.storage_offset())
+    for n, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        places = places[..., None] + torch.arange(n) * stride
+    return tensor.element_size() * places.reshape(-1)
+
+
+def _has_element_twice(tensor: Tensor) -> bool:
+    if tensor.layout != torch.strided or not tensor.numel():
+        return False
+    reach = 0
+    for stride, n in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        # Each dimension steps over all that those before it reach.
+        if n > 1 and stride <= reach:
+            return len(_places(tensor).unique()) < tensor.numel()
+        reach += (n - 1) * stride
+    return False
 
 
 def computes_as(module: nn.Module, layers: tuple[type[Layer], ...]) -> TypeGuard[Layer]:
@@ -170,7 +330,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _convert(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+def convert(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
     """Convert in place; complex buffers stay complex."""
 
     def converted(tensor: Tensor) -> Tensor:
@@ -228,5 +388,9 @@ def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter]:
 
     Tied parameters are there under each of their names.
     """
-    named = unwrap(module).named_parameters(remove_duplicate=False)
-    return {name.replace("_orig_mod.", ""): parameter for name, parameter in named}
+    inner = unwrap(module)
+    found = dict(inner.named_parameters(recurse=False, remove_duplicate=False))
+    for name, child in inner._modules.items():
+        if child is not None:
+            found.update({f"{name}.{n}": p for n, p in parameters_by_name(child).items()})
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -95,13 +96,40 @@ class ModulePart(LossPart):
         return value if self.scale == 1.0 else self.scale * value
 
     def sum_and_weight(self, parameters: Parameters) -> Weighted:
-        """Sum of the losses of the examples."""
-        return self.weighted_sum(self.outputs(parameters))
+        """Sum of the losses of the examples.
+
+        Raises
+        ------
+        InputError
+            The network or the loss writes into them.
+        """
+        examples = {"inputs": self.inputs, "targets": self.targets}
+        with unwritten(examples):
+            return self.weighted_sum(self.outputs(parameters))
 
     def weighted_sum(self, outputs: Any) -> Weighted:
         """The part's sum as a function of the outputs, and its weight."""
         value = self.sum_of_outputs(outputs)
         return value, torch.full_like(value.detach(), self.weight)
+
+
+@contextmanager
+def unwritten(examples: Mapping[str, Tree]) -> Iterator[None]:
+    """Refuse an evaluation that changes the data: the next would be of others.
+
+    Raises
+    ------
+    InputError
+        A tensor of theirs has been written to.
+    """
+    before = {name: data.versions(tree) for name, tree in examples.items()}
+    yield
+    for name, tree in examples.items():
+        if data.versions(tree) != before[name]:
+            raise InputError(
+                f"{name}: an in-place operation writes into them while the loss is evaluated (a "
+                "first layer with inplace=True, clamp_); set inplace=False, or write into a clone"
+            )
 
 
 def module_parts(problem: Any, purpose: str) -> list[ModulePart]:
@@ -176,10 +204,11 @@ class BatchPart(LossPart):
         Raises
         ------
         InputError
-            The function gave something else.
+            The function gave something else, or it writes into the batch.
         """
         named = {f"module.{n}": t for n, t in {**self.fixed, **parameters}.items()}
-        total, weight = as_weighted(functional_call(self.bound, named, (self.batch,)))
+        with unwritten({"batches": self.batch}):
+            total, weight = as_weighted(functional_call(self.bound, named, (self.batch,)))
         return total, torch.as_tensor(weight, dtype=total.dtype, device=total.device).detach()
 
 
@@ -208,20 +237,24 @@ def as_weight(weight: Any) -> Any:
     Raises
     ------
     InputError
-        It is no finite number, or below zero. Of a tensor its value is not looked at.
+        It is no finite number, or below zero. Of a tensor on a GPU its value is not looked at.
     """
     if isinstance(weight, Tensor | np.ndarray):
         found = torch.as_tensor(weight)
         if found.numel() == 1 and not found.is_complex():
-            return found.reshape(())
+            found = found.reshape(())
+            with suppress(RuntimeError):  # inside torch.func.vmap there are several values
+                if found.device.type == "cpu":
+                    as_weight(float(found.detach()))
+            return found
     try:
         number = math.nan if isinstance(weight, str | bytes) else float(weight)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         number = math.nan
     if not (math.isfinite(number) and number >= 0):
         raise InputError(
-            f"batch_loss returned the weight {kinds.shown(weight)}; return a finite number, such "
-            "as that of the examples"
+            f"batch_loss returned the weight {kinds.shown(weight)}; return a finite number that "
+            "is not below zero, such as that of the examples"
         )
     return number
 

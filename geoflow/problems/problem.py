@@ -17,6 +17,7 @@ from geoflow.problems import (
     arithmetic,
     capture,
     checks,
+    dependence,
     derivatives,
     gauss_newton,
     live,
@@ -31,6 +32,7 @@ from geoflow.problems.parts import (
     Parameters,
     TensorSpec,
     add_up,
+    network_of,
     of_network,
 )
 from geoflow.problems.pickling import Picklable
@@ -81,8 +83,11 @@ class Problem(Picklable):
         with self._uncounted():
             with checks.naming_padding(parts):
                 checks.check_gradient(self.value_and_gradient, theta0, "loss")
-            first, second = (self.value_and_gradient(theta0)[1] for _ in range(2))
+            (value, first), (_, second) = (self.value_and_gradient(theta0) for _ in range(2))
             checks.check_repeatable(first, second)
+            checks.check_same_value(first_loss, value, first, theta0)
+            gradient = self.unflatten(first)
+            dependence.check_used(parts, network_of(self), self.unflatten(theta0), gradient)
             self.evaluation_bytes: int = peak_bytes(lambda: self._evaluated(theta0))
 
     @classmethod
@@ -106,15 +111,17 @@ class Problem(Picklable):
             Copied, never modified. Parameters with ``requires_grad=False`` and all
             buffers stay fixed.
         loss_fn : callable
-            ``loss_fn(outputs, targets)`` → scalar mean over the examples. A module is converted
-            with the network.
+            ``loss_fn(outputs, targets)`` → scalar mean over the examples. A module is copied and
+            converted with the network; parameters of its own are not part of θ, and must be fixed.
         inputs, targets : Tensor or array, shape (N, …), or tuple or dict of such
             The network is called ``module(inputs)``, ``module(*inputs)`` for a tuple,
             ``module(**inputs)`` for a dictionary. Floating numbers are converted to ``dtype``;
-            whole numbers are kept, integer targets as int64.
+            whole numbers are kept, integer targets as int64. Copied: nothing that happens to
+            yours later is of effect, and the loss may not write into them.
         batch_size : int, optional
             Evaluate in chunks of this many examples: the same result to rounding,
-            with memory flat in N. None: the whole set at once.
+            with memory flat in N, where examples do not act on each other. None: the whole set at
+            once.
         parameters : str or sequence of str, optional
             Patterns of the names of those that move, as ``"head.*"``; the rest stays fixed.
         dtype : torch.dtype
@@ -249,12 +256,15 @@ class Problem(Picklable):
         InputError
             θ has another shape, dtype or device than :attr:`theta0`.
         """
-        parameters = self.unflatten(theta)
+        derivable = theta.requires_grad and torch.is_grad_enabled()
+        given = theta if derivable or not theta.requires_grad else theta.detach()
+        parameters = self.unflatten(given)
 
         def contribution(part: LossPart) -> tuple[tuple[Tensor], Tensor]:
-            value, weight = part.sum_and_weight(parameters)
-            # Inner derivatives leave a graph even where θ has none.
-            inner = value.requires_grad and not theta.requires_grad
+            # There may be inner derivatives. They leave a graph even where θ has none.
+            with torch.enable_grad():
+                value, weight = part.sum_and_weight(parameters)
+            inner = value.requires_grad and not derivable
             return (value.detach() if inner else value,), weight
 
         return self._mean(contribution(part) for part in self._parts)[0]

@@ -10,7 +10,7 @@ import xarray as xr
 from torch import nn
 
 from geoflow.errors import InputError
-from geoflow.problems.modules import parameters_by_name
+from geoflow.problems.modules import check_memory, parameters_by_name
 from geoflow.system import kinds
 from geoflow.system.translation import reason
 from geoflow.trajectories import path_schema
@@ -91,6 +91,8 @@ def load_into(module: nn.Module, ds: xr.Dataset, snapshot: int = -1) -> None:
             f"ds: its tensors hold {offset} parameters, theta {len(theta)}; see gf.validate of its "
             "file"
         )
+    names = map(str, ds["tensor_name"].values)
+    check_memory(dict(zip(names, (parameter for parameter, _ in pairs), strict=True)), own)
     with torch.no_grad():
         for parameter, part in pairs:
             parameter.copy_(theta[part].reshape(parameter.shape))

@@ -123,7 +123,7 @@ def test_a_criterion_with_parameters_of_its_own_may_be_in_a_regularizer():
         def forward(self, outputs, targets):
             return self.weight * nn.functional.mse_loss(outputs, targets)
 
-    other = gf.Problem.from_module(LIVE, Criterion(), X, Y)
+    other = gf.Problem.from_module(LIVE, Criterion().requires_grad_(False), X, Y)
     flow = as_regularizer(lambda t: other.loss(t) + t @ t)
     expected = 3 * PROBLEM.loss(THETA) + THETA @ THETA
     assert flow.evaluate(THETA).regularizer == pytest.approx(float(expected), rel=1e-12)

@@ -209,6 +209,55 @@ def weighted_by_a_lambda():
     )
 
 
+class HoldsItsWeights(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = mlp(nn.Tanh)
+        self.held = [self.body[2].weight]
+
+    def forward(self, x):
+        return self.body(x) + self.held[0].square().sum()
+
+
+class Centred(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = mlp(nn.Tanh)
+
+    def forward(self, x):
+        return self.body(x - x.mean(0))
+
+
+class Penalised(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, outputs, targets):
+        penalty = sum(p.square().sum() for p in self.module.parameters())
+        return classify(outputs, targets) + penalty
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, outputs, targets):
+        return classify(outputs * self.log_scale.exp(), targets)
+
+
+def loss_that_holds_the_network():
+    module = mlp(nn.Tanh)
+    return supervised(module, Penalised(module), X, LABELS)
+
+
+def one_memory():
+    module = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    module[2].weight.data = module[0].weight.data
+    return module
+
+
 REFUSED = {
     "max_norm": (
         lambda: gf.Problem.from_module(
@@ -243,6 +292,32 @@ REFUSED = {
     "weights in a lambda, in chunks": (
         lambda: weighted_by_a_lambda().problem(batch_size=7),
         r"batch_size=7: the mean over chunks is .* no mean over examples",
+    ),
+    "examples that act on each other, in chunks": (
+        lambda: supervised(Centred(), classify, X, LABELS).problem(batch_size=7),
+        r"batch_size=7: the losses .* act on each other .* use batch_size=None",
+    ),
+    "weights in a list": (
+        lambda: supervised(HoldsItsWeights(), classify, X, LABELS).problem(),
+        "module: it holds body.2.weight beside its parameters",
+    ),
+    "loss that holds the network": (
+        lambda: loss_that_holds_the_network().problem(),
+        "uses the parameters of the module itself",
+    ),
+    "loss with parameters of its own": (
+        lambda: supervised(mlp(nn.Tanh), Scaled(), X, LABELS).problem(),
+        r"loss_fn: its parameter log_scale is no part of θ",
+    ),
+    "two parameters in one memory": (
+        lambda: supervised(one_memory(), classify, X, LABELS).problem(),
+        "module: 0.weight and 2.weight share memory",
+    ),
+    "inputs that are written into": (
+        lambda: supervised(
+            nn.Sequential(nn.ReLU(inplace=True), mlp(nn.Tanh)), classify, X, LABELS
+        ).problem(),
+        "inputs: an in-place operation writes into them",
     ),
     "batches that are used up": (
         lambda: gf.Problem.from_batches(mlp(nn.Tanh), lambda m, b: None, iter([(X, LABELS)])),

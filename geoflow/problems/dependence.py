@@ -1,0 +1,244 @@
+"""Whether a loss is a function of θ: of no weights beside, none of before, and none twice."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from geoflow.errors import InputError
+from geoflow.problems import arithmetic, modules
+from geoflow.problems.graph import leaf_ids
+from geoflow.problems.parts import LossPart, Parameters
+
+# (module, parameters that take the place of its own, loss that was copied with it) → loss.
+Loss = Callable[[nn.Module, Parameters, nn.Module | None], Tensor]
+
+LIVE = (
+    "loss: it uses the parameters of the module itself, which stay as they are while θ moves; "
+    "write it with Problem.from_batches, whose batch_loss gets the module with the θ in question"
+)
+
+
+def check(
+    module: nn.Module,
+    network: modules.Network,
+    loss: Loss,
+    loss_module: nn.Module | None = None,
+    of: str = "loss_fn",
+) -> None:
+    """Refuse a loss that is not a function of the parameters that move, by four evaluations.
+
+    The first is at the copy's own parameters. Two near them tell what else is in the graph, and
+    what is random. The last is of a copy that has never been evaluated before, whose parameters
+    are not replaced but set: it agrees where all that the loss uses goes with them.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The user's own, which is only read.
+    network : Network
+        The copy.
+    loss : callable
+        See :data:`Loss`.
+    loss_module : torch.nn.Module, optional
+        What computes the loss, where it is a module.
+    of : str
+        The argument that it is. A ``loss_fn`` is a copy, which shares with the network's what the
+        user's own share.
+
+    Raises
+    ------
+    InputError
+        The loss uses weights of the user's module, of a copy or of itself, which would stay as
+        they are, or something that was computed of them before; or it is no scalar.
+    """
+    memo: modules.Memo = {}
+    unused = modules.duplicate(network.module, memo=memo)
+    unused_loss = loss_module
+    if loss_module is not None and of == "loss_fn":
+        unused_loss = modules.duplicate(loss_module, of, memo)
+    _check_live(module, network.module, lambda: loss(network.module, {}, loss_module))
+    near = nearby(network.moving)
+    state = _generator_state(network)
+    # With a graph: there may be inner derivatives.
+    value = loss(network.module, near, loss_module)
+    _check_graph(value, network, {} if loss_module is None else _parameters(loss_module), of)
+    first, second = value.detach(), loss(network.module, near, loss_module).detach()
+    # What is random or stateful is refused by a message of its own.
+    if not torch.equal(first, second):
+        return
+    _set(unused, near)
+    found = loss(unused, {}, unused_loss).detach()
+    if _close(first, found):
+        return
+    if not torch.equal(state, _generator_state(network)):
+        raise InputError(
+            "loss: it draws random numbers and differs by them; remove the randomness (for a "
+            "module, call module.eval(); functional.dropout wants training=self.training)"
+        )
+    # What an evaluation near θ0 has left there, if anything, goes on.
+    _set(unused, network.moving)
+    if _close(first, loss(unused, near, unused_loss).detach()):
+        raise InputError(
+            "module: it holds weights beside its parameters (a list, another object, .data or "
+            f"detach), which stay as they are while θ moves: its loss is {float(first):.6g} where "
+            f"it should be {float(found):.6g}; reach each through the layer that it is of"
+        )
+    raise InputError(
+        "module: it keeps something that its first evaluation computed from its weights: at "
+        f"other weights its loss is {float(first):.6g}, and of a new copy {float(found):.6g}; "
+        "compute it at every evaluation, or all of it in __init__"
+    )
+
+
+def nearby(parameters: Parameters) -> Parameters:
+    """Other parameters, of about the same size."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        n: t + 0.1 * torch.randn(t.shape, generator=generator).to(t) * (t.abs().mean() + 0.01)
+        for n, t in parameters.items()
+    }
+
+
+def _check_live(module: nn.Module, copied: nn.Module, evaluate: Callable[[], Tensor]) -> None:
+    """Refuse a loss that uses the user's module beside the one it is given."""
+    before = dict(_kept(copied))
+    with torch.enable_grad(), _watched(modules.unwrap(module)) as kept:
+        value = evaluate()
+    if not (isinstance(value, Tensor) and value.shape == ()):
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(
+            f"loss_fn returned shape {shape}; it must return a scalar mean (reduction='mean')"
+        )
+    if value.is_complex():
+        raise InputError(f"loss: it is {value.dtype}; return a real scalar tensor")
+    used = leaf_ids(value)
+    if any(id(p) in used for p in module.parameters() if p.requires_grad):
+        raise InputError(LIVE)
+    # What an evaluation leaves behind is of the weights; a mask, say, stays as it is.
+    for place, tensor in _kept(copied):
+        if place in kept and id(kept[place]) in used and tensor is not before.get(place):
+            raise InputError(
+                f"loss: it uses what the module itself keeps of an evaluation ({place[1]}), which "
+                "stays as it is while θ moves; write it with Problem.from_batches, whose "
+                "batch_loss gets the module with the θ in question"
+            )
+
+
+def check_used(
+    parts: Iterable[LossPart],
+    module: nn.Module | None,
+    parameters: Parameters,
+    gradient: Parameters,
+) -> None:
+    """Warn of parameters that have no part in a loss, where that is odd.
+
+    A module need not use all of its parameters. One that keeps tensors beside them may keep what it
+    has computed of those without a part, as low-rank factors merged outside of training are.
+
+    Parameters
+    ----------
+    parts : iterable of LossPart
+        Evaluated until each parameter without a gradient has been found in one.
+    module : torch.nn.Module, optional
+        The network, where there is one.
+    parameters, gradient : dict of str to Tensor
+        Where it is evaluated, and its gradient there.
+    """
+    at = {n: t.detach().clone().requires_grad_() for n, t in parameters.items()}
+    missing = {n: t for n, t in at.items() if t.numel() and not gradient[n].any()}
+    keeps = [] if module is None else sorted({name for (_, name), _ in _kept(module)})
+    if not (missing and keeps):
+        return
+    device = next(iter(at.values())).device
+    with torch.enable_grad(), arithmetic.exact(device):
+        for part in parts:
+            used = leaf_ids(part.sum_and_weight(at)[0])
+            missing = {n: t for n, t in missing.items() if id(t) not in used}
+            if not missing:
+                return
+    names = ", ".join([*list(missing)[:4], *(["…"] if len(missing) > 4 else [])])
+    n = sum(t.numel() for t in missing.values())
+    warnings.warn(
+        f"module: {names} ({n:,} parameters of θ) have no part in the loss, and it keeps "
+        f"{', '.join(keeps[:4])}: clear that first if it was computed of them, or leave them "
+        "out by requires_grad_(False)",
+        stacklevel=4,
+    )
+
+
+def _check_graph(
+    value: Tensor, network: modules.Network, of_loss: dict[str, nn.Parameter], of: str
+) -> None:
+    """Refuse a loss at other parameters that uses the copy's own, or such of a loss."""
+    used = leaf_ids(value)
+    own = {id(p): n for n, p in _parameters(network.module).items() if n in network.moving}
+    for name, parameter in of_loss.items():
+        if id(parameter) in used and id(parameter) in own:
+            raise InputError(LIVE)
+        if id(parameter) in used:
+            raise InputError(
+                f"{of}: its parameter {name} is no part of θ, which is the module's; make it one "
+                f"of the module's, or fix it by {of}.requires_grad_(False)"
+            )
+    for parameter_id in used & own.keys():
+        raise InputError(
+            f"module: it holds {own[parameter_id]} beside its parameters (in a list, another "
+            "object), and uses that, which stays as it is while θ moves; reach it through the "
+            "layer that it is of"
+        )
+
+
+def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    return dict(module.named_parameters())
+
+
+def _kept(module: nn.Module) -> Iterator[tuple[tuple[str, str], Tensor]]:
+    """Floating tensors that are plain attributes, by module and name."""
+    for where, child in module.named_modules():
+        for key, tensor in vars(child).items():
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                yield (where, key), tensor
+
+
+@contextmanager
+def _watched(module: nn.Module) -> Iterator[dict[tuple[str, str], Tensor]]:
+    """Have what the module keeps outside of any graph replaced by leaves of one for a while."""
+    children = dict(module.named_modules())
+    before = {place: t for place, t in _kept(module) if not t.requires_grad}
+    leaves = {place: t.detach().clone().requires_grad_() for place, t in before.items()}
+    try:
+        for (where, key), leaf in leaves.items():
+            children[where].__dict__[key] = leaf
+        yield leaves
+    finally:
+        for (where, key), tensor in before.items():
+            children[where].__dict__[key] = tensor
+
+
+def _set(module: nn.Module, values: Parameters) -> None:
+    """Set parameters in place, so that whatever shares them has them too."""
+    for name, parameter in module.named_parameters():
+        # As of those that take its place no gradient is asked for, and the kernels are the same.
+        parameter.requires_grad_(False)
+        if name in values and parameter.is_inference():
+            parameter.data = values[name].clone()
+        elif name in values:
+            parameter.data.copy_(values[name])
+
+
+def _close(first: Tensor, second: Tensor) -> bool:
+    rtol = max(1e4 * torch.finfo(first.dtype).eps, 1e-9)
+    return torch.allclose(first, second, rtol=rtol, atol=0)
+
+
+def _generator_state(network: modules.Network) -> Tensor:
+    device = next(iter(network.moving.values())).device
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return torch.cat(states)

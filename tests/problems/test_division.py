@@ -1,0 +1,220 @@
+"""Chunks are the whole, or refused: also where examples act on each other."""
+
+from collections import namedtuple
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import geoflow as gf
+from geoflow.errors import InputError
+from geoflow.problems.division import weighed
+from geoflow.problems.parts import ModulePart
+
+X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+Y = X.sum(1, keepdim=True).sin()
+LABELS = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
+SEQUENCES = torch.randn(64, 5, 6, generator=torch.Generator().manual_seed(1))
+MSE = functional.mse_loss
+
+
+def seeded(make, *arguments):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make(*arguments)
+
+
+class Coupled(nn.Module):
+    def __init__(self, act):
+        super().__init__()
+        self.enter, self.leave, self.act = nn.Linear(6, 8), nn.Linear(8, 1), act
+
+    def forward(self, x):
+        return self.leave(torch.tanh(self.act(self.enter(x))))
+
+
+class OverTime(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cells, self.leave = nn.LSTM(6, 8), nn.Linear(8, 1)
+
+    def forward(self, x):
+        return self.leave(self.cells(x)[0])
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attend, self.leave = nn.MultiheadAttention(6, 2), nn.Linear(6, 1)
+
+    def forward(self, x):
+        return self.leave(self.attend(x, x, x)[0].mean(1))
+
+
+class WithGram(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(6, 1)
+
+    def forward(self, x):
+        found = self.inner(x)
+        return found, found.T @ found
+
+
+def batch_norm(hidden):
+    return functional.batch_norm(hidden, None, None, training=True)
+
+
+COUPLED = {
+    "batch mean": (lambda: Coupled(lambda h: h - h.mean(0)), X),
+    "batch norm": (lambda: Coupled(batch_norm), X),
+    "normalised over examples": (lambda: Coupled(lambda h: functional.normalize(h, dim=0)), X),
+    "softmax over examples": (lambda: Coupled(lambda h: h * h.softmax(0)), X),
+    "series": (OverTime, X),
+    "attention": (Attending, SEQUENCES),
+}
+
+
+# Of one example there are no statistics.
+ONE = "first evaluation failed .Expected more than 1 value per channel"
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 40])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", COUPLED)
+def test_examples_that_act_on_each_other_are_not_divided(name, dtype, size):
+    make, inputs = COUPLED[name]
+    module = seeded(make)
+    gf.Problem.from_module(module, MSE, inputs, Y, dtype=dtype)
+    with pytest.raises(InputError, match=f"batch_size={size}: .* act on each other|{ONE}"):
+        gf.Problem.from_module(module, MSE, inputs, Y, size, dtype=dtype)
+
+
+def test_nor_are_those_of_a_process():
+    module = seeded(Coupled, lambda h: h - h.mean(0)).double()
+    part = ModulePart(module, {}, X.double(), Y.double(), MSE)
+    with pytest.raises(InputError, match=r"module: .* act on each other"):
+        weighed(part, dict(module.named_parameters()))
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 63])
+def test_what_is_of_a_chunk_counts_where_the_loss_uses_it(size):
+    module = seeded(WithGram)
+    with pytest.raises(InputError, match=r"act on each other|no mean over examples"):
+        gf.Problem.from_module(module, lambda o, t: MSE(o[0], t) + 1e-3 * o[1].sum(), X, Y, size)
+    plain = gf.Problem.from_module(module.inner, MSE, X, Y)
+    found = gf.Problem.from_module(module, lambda o, t: MSE(o[0], t), X, Y, size)
+    theta = plain.theta0
+    assert float(found.loss(theta)) == pytest.approx(float(plain.loss(theta)), rel=1e-13)
+
+
+def hooked():
+    features = {}
+    module = seeded(lambda: nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1)))
+    module[1].register_forward_hook(lambda m, i, o: features.update(h=o))
+    return module, features
+
+
+@pytest.mark.parametrize("size", [7, 16])
+def test_what_a_hook_keeps_is_that_of_the_chunk(size):
+    module, features = hooked()
+    with pytest.raises(InputError, match="act on each other"):
+        gf.Problem.from_module(
+            module, lambda o, t: MSE(o, t) + 1e-3 * features["h"].abs().sum(), X, Y, size
+        )
+
+    def mean(outputs, targets):
+        return MSE(outputs, targets) + 1e-3 * features["h"].abs().mean()
+
+    whole, divided = (gf.Problem.from_module(module, mean, X, Y, s) for s in (None, size))
+    theta = whole.theta0
+    assert float(divided.loss(theta)) == pytest.approx(float(whole.loss(theta)), rel=1e-13)
+
+
+class WeighsByTheFirst(nn.Module):
+    """Class weights of the first targets it sees."""
+
+    weights = None
+
+    def forward(self, outputs, targets):
+        if self.weights is None:
+            self.weights = 1 / torch.bincount(targets, minlength=3).clamp(min=1).to(outputs)
+        each = functional.cross_entropy(outputs, targets, reduction="none")
+        return (each * self.weights[targets]).mean()
+
+
+def test_a_loss_that_keeps_something_of_the_first_chunk_is_refused():
+    module = nn.Linear(6, 3)
+    gf.Problem.from_module(module, WeighsByTheFirst(), X, LABELS)
+    with pytest.raises(InputError, match="or the loss keeps something of the first"):
+        gf.Problem.from_module(module, WeighsByTheFirst(), X, LABELS, 7)
+
+
+Named = namedtuple("Named", "logits inputs")
+
+
+class NamedOutputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return Named(self.inner(x), x)
+
+
+def test_named_outputs_keep_their_names_in_chunks():
+    def loss(outputs, targets):
+        return functional.cross_entropy(outputs.logits, targets)
+
+    whole, divided = (
+        gf.Problem.from_module(seeded(NamedOutputs), loss, X, LABELS, s) for s in (None, 7)
+    )
+    theta = whole.theta0
+    assert float(divided.loss(theta)) == pytest.approx(float(whole.loss(theta)), rel=1e-13)
+
+
+class WithItsPenalty(NamedOutputs):
+    def forward(self, x):
+        found = self.inner(x)
+        return {"logits": found, "penalty": found.square().mean()}
+
+
+def test_a_number_of_all_examples_is_no_output_of_a_chunk():
+    with pytest.raises(InputError, match="module: its outputs hold a number of all examples"):
+        gf.Problem.from_module(
+            WithItsPenalty(),
+            lambda o, t: functional.cross_entropy(o["logits"], t) + o["penalty"],
+            X,
+            LABELS,
+            7,
+        )
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_a_scripted_loss_is_divided_by_its_mean():
+    losses = [
+        gf.Problem.from_module(seeded(nn.Linear, 6, 1), loss, X, Y, 7)
+        for loss in (nn.MSELoss(), torch.jit.script(nn.MSELoss()))
+    ]
+    theta = losses[0].theta0
+    assert float(losses[1].loss(theta)) == pytest.approx(float(losses[0].loss(theta)), rel=1e-13)
+
+
+def test_two_evaluations_of_two_chunks_as_one_are_all_that_is_asked_for():
+    calls = []
+
+    class Counted(nn.Linear):
+        def forward(self, x):
+            calls.append(len(x))
+            return super().forward(x)
+
+    counts = {}
+    for size in (None, 16):
+        calls.clear()
+        gf.Problem.from_module(seeded(Counted, 6, 1), MSE, X, Y, size)
+        counts[size] = sum(calls)
+    calls.clear()
+    # Two at other parameters, chunk by chunk, and one of the chunks in pairs; the four evaluations
+    # of a copy are of the first chunk alone.
+    assert counts[16] == counts[None] + 3 * len(X) - 4 * (len(X) - 16)
