@@ -12,12 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 
 from geoflow import solvers
 from geoflow.archive.pieces import folder_beside
 from geoflow.errors import ArchiveError, GeoflowError
+from geoflow.manifold.flows import RegularizingFlow
+from geoflow.manifold.level_set import LARGEST_RTOL
 from geoflow.problems.dtypes import DTYPES
 from geoflow.problems.grouped import DIVISIONS
 from geoflow.solvers import Tolerance
@@ -31,6 +34,12 @@ MOST_THREADS = 1024
 # What the settings of every walk and path have, and those of a path beside that.
 COMMON = ("observables", "threads", "provenance")
 OF_PATH = ("levels", "degrees", "max_evaluations", "smallest_eigenvalue")
+
+# Of differences of recorded numbers, relative to the greater of them.
+ROUNDING = 1e-12
+
+# The flow whose scalars the schema knows, of several constraints too.
+OURS = RegularizingFlow.__name__
 
 # What `geoflow run` says of an experiment, by its type. Others may be there.
 PROVENANCE: Mapping[str, tuple[type, ...]] = {
@@ -67,6 +76,48 @@ def defects(attributes: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def level_defects(attributes: Mapping[str, Any], records: Mapping[str, Any]) -> list[str]:
+    """Say that the level in the attributes is not that of the records, where it is not.
+
+    Whatever machine has walked them, a residual is the loss less the level; a level that was
+    changed since is another level set.
+
+    Parameters
+    ----------
+    attributes : mapping
+        Of a walk, without :func:`defects`.
+    records : mapping of str to array-like
+        Its scalars by step: those of its constraints with a second axis, or each a column.
+    """
+    if attributes.get(schema.FLOW, OURS) != OURS:
+        # What a flow of one's own records is known to it alone.
+        return []
+    levels = schema.levels(attributes) or [float(attributes["level"])]
+    loss = np.asarray(records["train_loss"], dtype=float)
+    if len(levels) == 1:
+        residual = np.asarray(records["level_residual"], dtype=float)
+        what = "level_residual is not train_loss less the level"
+    else:
+        # The loss is their mean, and so is the level.
+        columns = schema.column_names("constraint_residual", len(levels))
+        several = (
+            records["constraint_residual"]
+            if "constraint_residual" in records
+            else np.stack([records[column] for column in columns], axis=-1)
+        )
+        residual = np.asarray(several, dtype=float).mean(axis=-1)
+        what = "constraint_residual is not the losses less constraint_levels"
+    level = float(np.mean(levels))
+    scale = np.maximum(np.abs(loss), np.abs(levels).max())
+    with np.errstate(all="ignore"):
+        # At the most: what is not finite is said by itself.
+        far = np.abs(loss - level - residual) > ROUNDING * np.minimum(scale, 1e300)
+    found = [what] if far.any() else []
+    if not math.isclose(level, attributes["level"], rel_tol=ROUNDING):
+        found.append("attribute level is not the mean of constraint_levels")
+    return found
+
+
 def path_defects(attributes: Mapping[str, Any]) -> list[str]:
     """Say what in a regularisation path's attributes and settings cannot be used, one line each.
 
@@ -93,6 +144,11 @@ def path_variable_defects(ds: xr.Dataset) -> list[str]:
         found.append("the observables are not those that its config names")
     if ("smallest_eigenvalue" in ds.variables) != config["smallest_eigenvalue"]:
         found.append("smallest_eigenvalue is not there as its config has it")
+    level, loss, residual = (ds[n].values for n in ("level", "train_loss", "level_residual"))
+    if level[0] != ds.attrs["level"]:
+        found.append("the first level is not the attribute level")
+    elif (abs(loss - level - residual) > ROUNDING * np.maximum(abs(level), abs(loss))).any():
+        found.append("level_residual is not train_loss less the level")
     return found
 
 
@@ -114,8 +170,10 @@ def check_path(path: Path, attributes: Mapping[str, Any], ds: xr.Dataset | None 
         raise ArchiveError(f"{path}: {found[0]}; {where}")
 
 
-def check(path: Path, attributes: Mapping[str, Any]) -> None:
+def check(path: Path, attributes: Mapping[str, Any], ds: xr.Dataset | None = None) -> None:
     """Refuse a walk whose attributes or settings cannot be used, or in another schema.
+
+    Of a file, ``ds``, also one whose records are of another level.
 
     Raises
     ------
@@ -129,8 +187,16 @@ def check(path: Path, attributes: Mapping[str, Any]) -> None:
             f"go on with the geoflow that wrote it ({attributes.get('geoflow_version')})"
         )
     found = defects(attributes)
+    if not found and ds is not None:
+        found = level_defects(attributes, records_of(ds))
     if found:
         raise ArchiveError(f"{path}: {found[0]}; `geoflow validate` says more, or walk again")
+
+
+def records_of(ds: xr.Dataset) -> dict[str, Any]:
+    """What :func:`level_defects` looks at of a trajectory; nothing else of it is read."""
+    names = ("train_loss", "level_residual", "constraint_residual")
+    return {name: ds[name].values for name in names if name in ds}
 
 
 def _attribute_defects(attributes: Mapping[str, Any]) -> Iterator[str]:
@@ -144,6 +210,8 @@ def _value_defects(attributes: Mapping[str, Any], numbers: Sequence[str]) -> Ite
             yield f"attribute {name} is not finite"
         elif value < 0 and name != "level":
             yield f"attribute {name} is negative"
+        elif name == "level_rtol" and value > LARGEST_RTOL:
+            yield f"attribute {name} is {value:g}, above {LARGEST_RTOL}"
     if attributes["dtype"] not in DTYPES:
         yield "attribute dtype is neither float32 nor float64"
     try:

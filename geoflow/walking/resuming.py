@@ -20,7 +20,7 @@ from geoflow.problems.earlier import same_data
 from geoflow.solvers import Solver, is_dense
 from geoflow.system import kinds
 from geoflow.trajectories import records, schema
-from geoflow.trajectories.records import Observable
+from geoflow.trajectories.records import Observable, StepRecords
 from geoflow.walking import configuration, rerunning
 from geoflow.walking.counting import spent
 from geoflow.walking.crossings import Seeker
@@ -139,6 +139,7 @@ def resume(
         seeker = Seeker(flow, observables, recorded, goals.crossing)
         walk = Walk(flow, chosen, tolerance, rule, observables, stream, theta_dtype, seeker)
         try:
+            _check_level(path, kept, stream.records)
             # A walk that was cut off at its own goals only has its file to be written.
             if kept.has_ended or any(kept.config[k] != v for k, v in goals.config.items()):
                 _refuse_passed(goals, stream.records, checkpoint.counts)
@@ -159,16 +160,29 @@ def check_further(kept: Saved, path: Path, goals: Goals) -> int:
     ------
     InputError
         Names the goal.
+    ArchiveError
+        The records of the file are of another level.
     """
     if "status" not in kept.attributes:
         return 0
     with trajectory_files.open_trajectory(path) as ds:
+        configuration.check(path, ds.attrs, ds)
         last = {str(n): float(v[-1]) for n, v in ds.variables.items() if v.dims == ("step",)}
         n_records = ds.sizes["step"]
     if kept.has_ended:
         counts = {name: int(last[f"n_{name}"]) for name in kept.checkpoint.counts}
         _refuse_passed(goals, [last], counts)
     return n_records
+
+
+def _check_level(path: Path, kept: Saved, records: StepRecords) -> None:
+    """Refuse a walk whose last records are of another level than its flow keeps."""
+    found = configuration.level_defects(kept.attributes, records.columns)
+    if found:
+        raise ArchiveError(
+            f"{path}: {found[0]}: the archive was changed since; `geoflow validate` says more, "
+            "or walk again"
+        )
 
 
 def check_flow(flow: Flow, kept: Saved) -> None:

@@ -125,14 +125,13 @@ def _step_inconsistencies(ds: xr.Dataset) -> list[str]:
     ]
     if (values["step_size"][1:] <= 0).any():
         found.append("step_size is not positive after the start")
+    found += configuration.level_defects(ds.attrs, values)
     if schema.FLOW in ds.attrs:
         # What a flow of one's own records is known to it alone.
         return found
     if (values["angle"] > 180).any():
         found.append("angle is above 180 degrees")
-    level, loss, residual = ds.attrs["level"], values["train_loss"], values["level_residual"]
-    if not np.allclose(loss - level, residual, rtol=0, atol=1e-12 * min(abs(level), 1e300)):
-        found.append("level_residual is not train_loss less the level")
+    residual = values["level_residual"]
     with np.errstate(all="ignore"):
         distance = np.abs(residual) / values["gradient_norm"]
     if not np.allclose(distance, values["level_distance"], rtol=1e-9, atol=0):
@@ -181,11 +180,9 @@ def _path_inconsistencies(ds: xr.Dataset) -> list[str]:
     found = [*_created_defects(ds), *configuration.path_defects(ds.attrs)]
     if found:
         return found
-    return [
-        *configuration.path_variable_defects(ds),
-        *path_schema.inconsistencies(ds),
-        *_theta_inconsistencies(ds),
-    ]
+    found = [*configuration.path_variable_defects(ds), *path_schema.inconsistencies(ds)]
+    # Some is asked for before a path is gone on with, too.
+    return [*dict.fromkeys(found), *_theta_inconsistencies(ds)]
 
 
 def _checkpoint_defects(path: netcdf.Checked, ds: xr.Dataset) -> list[str]:
