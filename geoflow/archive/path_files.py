@@ -108,11 +108,15 @@ def kept_settings(path: str | Path) -> dict[str, Any] | None:
 
 
 def is_path(path: str | Path) -> bool:
-    """Whether this is the file of a path, there or not yet."""
-    if kept_settings(path) is not None:
-        return True
-    if not files.is_file(Path(path)):
-        return False
-    with suppress(*translation.UNREADABLE), netcdf.open_lazily(netcdf.checked(Path(path))) as ds:
-        return path_schema.is_path(ds)
-    return False
+    """Whether this is the file of a path, there or not yet.
+
+    A walk that is there is none, whatever of a path was begun under its name.
+    """
+    if files.is_file(Path(path)):
+        with (
+            suppress(*translation.UNREADABLE),
+            netcdf.open_lazily(netcdf.checked(Path(path))) as ds,
+        ):
+            if path_schema.is_path(ds) or "geoflow_schema" in ds.attrs:
+                return path_schema.is_path(ds)
+    return kept_settings(path) is not None

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import geoflow as gf
 from geoflow.cli.own_problem import own_problem
 from geoflow.cli.processes import check_number
+from geoflow.cli.reading import check_output
 from geoflow.cli.terminal import (
     BAD_INPUT,
     CLOSED_PIPE,
@@ -86,6 +87,7 @@ def _command(arguments: Sequence[str]) -> int:
             parser.error(f"{text}: -- is no value")
     args = parser.parse_args(arguments)
     check_number(args)
+    check_output(args)
     try:
         with own_problem(args):
             return int(args.command(args))
