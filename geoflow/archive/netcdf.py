@@ -138,6 +138,19 @@ def opened(path: Checked) -> Iterator[netCDF4.Dataset]:
         yield file
 
 
+def load_ahead() -> None:
+    """Load what :func:`write` needs, before hours are spent on what is to be written.
+
+    Raises
+    ------
+    InputError
+        Dask cannot be loaded, as where a file of its settings is damaged.
+    """
+    with translation.importing("dask"):
+        import dask.array
+        import dask.delayed  # noqa: F401
+
+
 def write(
     ds: xr.Dataset,
     path: Path,

@@ -73,6 +73,8 @@ class Pieces:
         # Numbers from a file's attributes are NumPy's.
         self.settings = json.dumps(settings, sort_keys=True, indent=1, default=lambda x: x.item())
         self.overwrite = overwrite
+        if self.target is not None:
+            netcdf.load_ahead()
         self._lock: files.Lock | None = None
 
     def __enter__(self) -> Self:

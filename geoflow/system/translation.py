@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from geoflow.errors import ArchiveError, DamageError, GeoflowError, NumericalError
+from geoflow.errors import ArchiveError, DamageError, GeoflowError, InputError, NumericalError
 
 # What libraries raise where a file is not what it says it is, or cannot be read at all.
 UNREADABLE = (
@@ -47,7 +47,9 @@ def reason(error: BaseException) -> str:
     if isinstance(error, DamageError) and error.__cause__:
         return reason(error.__cause__)
     said = error.strerror if isinstance(error, OSError) else None
-    return (said or str(error) or type(error).__name__).splitlines()[0][:200]
+    lines = [line.strip() for line in (said or str(error)).splitlines()]
+    # Some begin with an empty one.
+    return next(filter(None, lines), type(error).__name__)[:200]
 
 
 @contextmanager
@@ -90,6 +92,27 @@ def writing(path: str | Path) -> Iterator[None]:
     except UNWRITABLE as error:
         raise ArchiveError(
             f"writing {path} failed ({reason(error)}); {_remedy(error, Path(path))}"
+        ) from error
+
+
+@contextmanager
+def importing(package: str) -> Iterator[None]:
+    """Say what cannot be loaded, where it is not there or chokes on its own settings.
+
+    Raises
+    ------
+    InputError
+        Importing fails; errors of geoflow pass as they are.
+    """
+    try:
+        yield
+    except GeoflowError:
+        raise
+    # Whatever a package raises while it reads its settings.
+    except Exception as error:
+        raise InputError(
+            f"{package} cannot be loaded ({type(error).__name__}: {reason(error)}); look at its "
+            "installation, and at its settings in files and in the environment"
         ) from error
 
 

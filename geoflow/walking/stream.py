@@ -26,7 +26,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from geoflow.archive import parts, trajectory_files
+from geoflow.archive import netcdf, parts, trajectory_files
 from geoflow.archive.checkpoint import Checkpoint
 from geoflow.archive.saved import check_target, identity, saved
 from geoflow.errors import ArchiveError, StorageError
@@ -120,6 +120,7 @@ class Stream:
         ArchiveError
             Another process is writing there, or the disk does not take it.
         """
+        netcdf.load_ahead()
         lock = files.Lock(parts.folder_beside(path), parts.CHECKPOINT, OWN)
         try:
             check_target(path, overwrite=overwrite)
@@ -151,6 +152,7 @@ class Stream:
         ArchiveError
             Another process is writing there, or something is missing or damaged.
         """
+        netcdf.load_ahead()
         lock = files.Lock(parts.folder_beside(path), parts.CHECKPOINT, OWN)
         # What was not there before goes again: it would stand before the archive from now on.
         fresh = not parts.is_resumable(path)
