@@ -91,7 +91,7 @@ def kept_settings(path: str | Path) -> dict[str, Any] | None:
     if not pieces.are_kept(Path(path)) or file.is_symlink():
         return None
     with translation.reading(file, f"what an analysis keeps, {_OVER}"):
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = _decoded(files.content(file, pieces.LONGEST_SETTINGS).decode("utf-8"))
         if not isinstance(settings, dict):
             raise ValueError("no JSON object")
     if path_schema.PATH not in settings:
@@ -105,6 +105,13 @@ def kept_settings(path: str | Path) -> dict[str, Any] | None:
     if found:
         raise ArchiveError(f"{file} is not of a path: {found[0]}; {_OVER}")
     return settings
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
 
 
 def is_path(path: str | Path) -> bool:

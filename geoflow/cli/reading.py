@@ -82,7 +82,7 @@ def check_output(args: argparse.Namespace) -> None:
     out = getattr(args, "out", None)
     if not isinstance(out, str) or not files.is_file(out):
         return
-    read = [getattr(args, name, None) for name in ("file", "baseline")]
+    read = [getattr(args, "file", None)]
     for path in getattr(args, "files", []):
         read += sorted(Path(path).glob("*.nc")) if files.is_folder(path) else [path]
     # FILE.py:FUNCTION, and where that is no such text it is refused by itself.

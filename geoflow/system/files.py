@@ -179,6 +179,41 @@ def is_file(path: str | Path) -> bool:
     return os.path.isfile(path)
 
 
+# Bytes that a file may grow by while it is read.
+SPARE = 2**12
+
+
+def content(path: Path, largest: int) -> bytes:
+    """Read a regular file whole.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    largest : int
+        Bytes that it may have.
+
+    Raises
+    ------
+    ValueError
+        It is no regular file, from which might come bytes without an end, or none; or longer.
+    OSError
+        The system cannot read it.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):
+        raise ValueError("it is no regular file")
+    with open(path, "rb") as file:
+        # As much is reserved as is asked for.
+        size = os.fstat(file.fileno()).st_size
+        found = file.read(min(size + SPARE, largest + 1))
+    if len(found) > largest:
+        raise ValueError(f"it has more than {largest:,} bytes")
+    return found
+
+
 def is_folder(path: str | Path) -> bool:
     """Whether a folder is there; what no folder can be named by is none."""
     return os.path.isdir(path)

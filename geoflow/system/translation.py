@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 import struct
@@ -35,6 +36,9 @@ UNREADABLE = (
 
 # And where a file cannot be written, or cannot hold what is to be written.
 UNWRITABLE = (OSError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError)
+
+# Bytes that are free, with which a disk is full for the smallest file of netCDF.
+LITTLE = 2**14
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -90,6 +94,8 @@ def writing(path: str | Path) -> Iterator[None]:
     except GeoflowError:
         raise
     except UNWRITABLE as error:
+        if _is_full(error, Path(path)):
+            error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise ArchiveError(
             f"writing {path} failed ({reason(error)}); {_remedy(error, Path(path))}"
         ) from error
@@ -140,6 +146,20 @@ def numerics() -> Iterator[None]:
         if not NOT_FINITE.search(str(error)):
             raise
         raise NumericalError(f"numbers that cannot be worked with ({reason(error)})") from error
+
+
+def _is_full(error: Exception, path: Path) -> bool:
+    """Whether it is a full disk that a library says may not be written.
+
+    The netCDF library says so of each file that HDF5 cannot make.
+    """
+    if not (isinstance(error, OSError) and error.errno in FORBIDDEN):
+        return False
+    try:
+        free = shutil.disk_usage(path.parent).free
+    except OSError:
+        return False
+    return free < LITTLE and os.access(path.parent, os.W_OK)
 
 
 def _remedy(error: Exception, path: Path) -> str:

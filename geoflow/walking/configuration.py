@@ -31,6 +31,9 @@ from geoflow.walking.settings import DEFAULTS, WalkSettings
 # No machine has more; one thread each of this many still starts.
 MOST_THREADS = 1024
 
+# Lists and objects in each other: provenance of one's own has some, and readers have an end.
+DEEPEST = 100
+
 # What the settings of every walk and path have, and those of a path beside that.
 COMMON = ("observables", "threads", "provenance")
 OF_PATH = ("levels", "degrees", "max_evaluations", "smallest_eigenvalue")
@@ -234,6 +237,9 @@ def _config_defects(attributes: Mapping[str, Any]) -> Iterator[str]:
     if missing:
         yield f"its config has no {missing[0]!r}"
         return
+    if _is_deep(config, DEEPEST):
+        yield f"its config is nested more than {DEEPEST} deep"
+        return
     yield from _common_defects(config)
     division = config.get("constraints", "")
     if division != "" and division not in list(DIVISIONS):
@@ -264,6 +270,9 @@ def _path_config_defects(attributes: Mapping[str, Any]) -> Iterator[str]:
     if missing:
         yield f"its config has no {missing[0]!r}"
         return
+    if _is_deep(config, DEEPEST):
+        yield f"its config is nested more than {DEEPEST} deep"
+        return
     yield from _common_defects(config)
     levels = config["levels"]
     if not isinstance(levels, list) or not levels or not all(map(_is_number, levels)):
@@ -278,6 +287,17 @@ def _path_config_defects(attributes: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(config["smallest_eigenvalue"], bool):
         yield "config: smallest_eigenvalue is neither true nor false"
     yield from _provenance_defects(config["provenance"], attributes)
+
+
+def _is_deep(value: Any, deepest: int) -> bool:
+    """Whether lists and objects lie in each other more than so many deep."""
+    level = [value]
+    for _ in range(deepest):
+        inner = [v.values() if isinstance(v, dict) else v for v in level]
+        level = [v for values in inner for v in values if isinstance(v, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _is_number(value: Any) -> bool:

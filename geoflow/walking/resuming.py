@@ -10,7 +10,7 @@ from typing import Any
 import xarray as xr
 
 from geoflow import experiments
-from geoflow.archive import trajectory_files
+from geoflow.archive import netcdf, trajectory_files
 from geoflow.archive.saved import Saved, saved
 from geoflow.errors import ArchiveError, InputError
 from geoflow.manifold import protocol
@@ -96,7 +96,7 @@ def resume(
     StorageError
         The disk does not take what is streamed; what was streamed is kept.
     """
-    path = kinds.as_path(path)
+    path = netcdf.named(path)
     if flow is not None:
         protocol.check_flow(flow)
     kept = saved(path)
