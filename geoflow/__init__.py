@@ -7,6 +7,11 @@ from importlib.metadata import version
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+# Before all else, as it takes care of what the rest may raise while it is loaded.
+import geoflow.system.starting  # noqa: F401
+
+# isort: split
+
 from geoflow import accessor, baselines, experiments, solvers
 from geoflow.archive.path_files import open_path
 from geoflow.archive.trajectory_files import open_trajectory, save_trajectory

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -177,6 +178,87 @@ def many_texts_of_one_in_an_attribute(path: Path, foreign: Path) -> None:
         file["theta"].attrs.create("x", texts, dtype=h5py.string_dtype())
 
 
+def _replace(path: Path, old: bytes, new: bytes) -> None:
+    """Write other bytes in the place of some that are there, wherever they are."""
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new))
+
+
+def _element(length: int, heap: bytes, index: int) -> bytes:
+    """What stands in the place of a text of variable length, or of a list."""
+    return length.to_bytes(4, "little") + heap + index.to_bytes(4, "little")
+
+
+def _heap_of(path: Path, text: bytes) -> tuple[bytes, int]:
+    """Address of the heap that a text is in, as bytes, and its index there."""
+    content = path.read_bytes()
+    at = content.find(text)
+    heap = content.rfind(b"GCOL", 0, at)
+    return heap.to_bytes(8, "little"), int.from_bytes(content[at - 16 : at - 14], "little")
+
+
+def a_text_that_claims(length: int) -> Callable[[Path, Path], None]:
+    """A text of 100 characters that says it has some gigabytes."""
+
+    def change(path: Path, foreign: Path) -> None:
+        # As HDF5 wrote it once, without checksums that would tell.
+        with h5py.File(path, "w", libver="earliest") as file:
+            file.attrs.create("x", "Q" * 100, dtype=h5py.string_dtype())
+        place = _heap_of(path, b"Q" * 100)
+        _replace(path, _element(100, *place), _element(length, *place))
+
+    return change
+
+
+def a_tie_that_claims(length: int) -> Callable[[Path, Path], None]:
+    """A variable tied to one dimension that says it is tied to millions."""
+
+    def change(path: Path, foreign: Path) -> None:
+        with h5py.File(path, "r+") as file:
+            made = file.create_dataset("y", data=np.arange(4.0))
+            file["x"] = np.arange(4.0)
+            file["x"].make_scale("x")
+            address = h5py.h5o.get_info(file["x"].id).addr.to_bytes(8, "little")
+            made.dims[0].attach_scale(file["x"])
+        content = path.read_bytes()
+        # In the heap, behind its index and its length.
+        heap = content.find((8).to_bytes(8, "little") + address) - 8
+        index = int.from_bytes(content[heap : heap + 2], "little")
+        start = content.rfind(b"GCOL", 0, heap).to_bytes(8, "little")
+        _replace(path, _element(1, start, index), _element(length, start, index))
+
+    return change
+
+
+def attributes_of_one_text(path: Path, foreign: Path) -> None:
+    """100 attributes, all of them the same 300,000 bytes of the file."""
+    with h5py.File(path, "w", libver="earliest") as file:
+        file.attrs.create("big", "Q" * 300_000, dtype=h5py.string_dtype())
+        for i in range(100):
+            file.attrs.create(f"z{i:03d}", f"r{i:05d}", dtype=h5py.string_dtype())
+    big = _heap_of(path, b"Q" * 300_000)
+    for i in range(100):
+        place = _heap_of(path, f"r{i:05d}".encode())
+        _replace(path, _element(6, *place), _element(300_000, *big))
+
+
+def a_packed_text_that_claims(path: Path, foreign: Path) -> None:
+    """Texts in a chunk that is deflated: what they claim is not seen in the file's bytes."""
+    with h5py.File(path, "r+") as file:
+        how = {"dtype": h5py.string_dtype(), "chunks": (300,), "compression": 9}
+        made = file.create_dataset("x", data=np.array(["a"] * 300, dtype=object), **how)
+        mask, packed = made.id.read_direct_chunk((0,))
+        elements = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(300, 16).copy()
+        elements[:, 3] = 1
+        made.id.write_direct_chunk((0,), zlib.compress(elements.tobytes(), 9), mask)
+
+
+def another_encoding(file: h5py.File, foreign: Path) -> None:
+    """Python takes a time that grows with the square of the length to read some of them."""
+    file["tensor_name"].attrs["_Encoding"] = np.bytes_("punycode")
+
+
 def longer_dimension(file: h5py.File, foreign: Path) -> None:
     """Ten values on a dimension of 10¹¹: netCDF takes the dimension's word for it."""
     scale = file.create_dataset("long", (10**11,), ">f4")
@@ -242,11 +324,18 @@ STRUCTURES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     ),
     "one chunk of many": (_in(one_chunk_of_many), "'x' declares 8.8e+12 bytes"),
     "a long chunk": (_in(a_long_chunk), "'x' declares 5.37e+08 bytes"),
-    "many texts of one": (many_texts_of_one, "'x' holds more text than the file"),
+    "many texts of one": (many_texts_of_one, "its texts claim 1.05e+09 bytes, more than"),
     "many texts of one, in an attribute": (
         many_texts_of_one_in_an_attribute,
-        "attribute 'x' of 'theta' is a list of 1,000 texts, too long",
+        "attribute 'x' of 'theta' is too long: it claims 1.05e+06 bytes",
     ),
+    "a text that claims": (a_text_that_claims(2**31 - 1), "attribute 'x' is too long: it claims"),
+    "a text that claims all": (a_text_that_claims(2**32 - 1), "attribute 'x' is too long"),
+    "a tie that claims": (a_tie_that_claims(2**28), "attribute 'DIMENSION_LIST' is too"),
+    "a tie that claims all": (a_tie_that_claims(2**32 - 1), "attribute 'DIMENSION_LIST' is"),
+    "attributes of one text": (attributes_of_one_text, "its texts claim 3.03e+07 bytes, more than"),
+    "a packed text that claims": (a_packed_text_that_claims, "its texts claim 5.03e+09 bytes"),
+    "another encoding": (_in(another_encoding), "'tensor_name' is in 'punycode', not in UTF-8"),
     "longer dimension": (_in(longer_dimension), "its variables declare 8e+11 bytes"),
     "long attribute": (_in(_attribute(np.zeros(2**18))), "attribute 'x' of 'theta' is too long"),
     "long text": (_in(_attribute("x" * 2**21)), "attribute 'x' of 'theta' is too long"),

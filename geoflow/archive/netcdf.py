@@ -24,6 +24,10 @@ from geoflow.system.files import is_folder, resolved
 Checked = NewType("Checked", Path)
 
 
+# What text may be in, as a file's attribute _Encoding has it; geoflow writes the first.
+ENCODINGS = ("utf-8", "utf8", "ascii", "us-ascii")
+
+
 class Lock:
     """Only one thread at a time in the netCDF and HDF5 libraries, which crash otherwise.
 
@@ -121,6 +125,8 @@ def open_lazily(path: Checked, group: str | None = None) -> xr.Dataset:
                 raise ValueError(
                     f"its variables declare {declared:.3g} bytes, more than the file can hold"
                 )
+            for name, variable in store.ds.variables.items():
+                _check_encoding(name, getattr(variable, "_Encoding", None))
             ds = xr.open_dataset(store, decode_times=False)
             for variable in ds.variables.values():
                 if variable.dtype.kind not in "fiu":
@@ -131,11 +137,36 @@ def open_lazily(path: Checked, group: str | None = None) -> xr.Dataset:
             raise
 
 
+def _check_encoding(name: str, encoding: object) -> None:
+    """Refuse text in another encoding: some take a time that grows with the square of its length.
+
+    Raises
+    ------
+    ValueError
+        It is neither UTF-8 nor ASCII.
+    """
+    if encoding is not None and str(encoding).lower() not in ENCODINGS:
+        raise ValueError(f"{name[:80]!a} is in {str(encoding)[:40]!a}, not in UTF-8")
+
+
 @contextmanager
 def opened(path: Checked) -> Iterator[netCDF4.Dataset]:
     """Hold the lock and a file as the netCDF library itself shows it."""
     with LOCK, netCDF4.Dataset(path) as file:
         yield file
+
+
+def load_ahead() -> None:
+    """Load what :func:`write` needs, before hours are spent on what is to be written.
+
+    Raises
+    ------
+    InputError
+        Dask cannot be loaded, as where a file of its settings is damaged.
+    """
+    with translation.importing("dask"):
+        import dask.array
+        import dask.delayed  # noqa: F401
 
 
 def write(

@@ -19,19 +19,18 @@ from numpy.typing import NDArray
 from geoflow.errors import ArchiveError
 from geoflow.system import files, translation
 
-CHECKPOINT = "checkpoint.npz"
+CHECKPOINT = files.CHECKPOINT
 
 
 def folder_beside(path: Path) -> Path:
     """Return the folder in which the walk that will be ``path`` is streamed, links resolved."""
-    path = files.resolved(path)
-    return path.with_name(f".{path.name}.parts")
+    return files.checkpoint_beside(path).parent
 
 
 def is_resumable(path: Path) -> bool:
     """Whether an unfinished walk is streamed beside this file."""
     # Whatever it is: what is no file is said to be none where it is read.
-    return os.path.lexists(folder_beside(path) / CHECKPOINT)
+    return os.path.lexists(files.checkpoint_beside(path))
 
 
 def write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

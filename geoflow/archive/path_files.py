@@ -83,7 +83,7 @@ def kept_settings(path: str | Path) -> dict[str, Any] | None:
     if not pieces.are_kept(Path(path)) or file.is_symlink():
         return None
     with translation.reading(file, f"what an analysis keeps, {_OVER}"):
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = _decoded(files.content(file, pieces.LONGEST_SETTINGS).decode("utf-8"))
         if not isinstance(settings, dict):
             raise ValueError("no JSON object")
     if path_schema.PATH not in settings:
@@ -99,12 +99,23 @@ def kept_settings(path: str | Path) -> dict[str, Any] | None:
     return settings
 
 
+def _decoded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
 def is_path(path: str | Path) -> bool:
-    """Whether this is the file of a path, there or not yet."""
-    if kept_settings(path) is not None:
-        return True
-    if not files.is_file(Path(path)):
-        return False
-    with suppress(*translation.UNREADABLE), netcdf.open_lazily(netcdf.checked(Path(path))) as ds:
-        return path_schema.is_path(ds)
-    return False
+    """Whether this is the file of a path, there or not yet.
+
+    A walk that is there is none, whatever of a path was begun under its name.
+    """
+    if files.is_file(Path(path)):
+        with (
+            suppress(*translation.UNREADABLE),
+            netcdf.open_lazily(netcdf.checked(Path(path))) as ds,
+        ):
+            if path_schema.is_path(ds) or "geoflow_schema" in ds.attrs:
+                return path_schema.is_path(ds)
+    return kept_settings(path) is not None

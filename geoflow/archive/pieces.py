@@ -21,6 +21,8 @@ from geoflow.errors import ArchiveError, InputError
 from geoflow.system import files, kinds, translation
 
 SETTINGS = "settings.json"
+# Bytes; an analysis has some thousand.
+LONGEST_SETTINGS = 2**24
 
 
 class Write(Protocol):
@@ -75,6 +77,8 @@ class Pieces:
         # Numbers from a file's attributes are NumPy's.
         self.settings = json.dumps(settings, sort_keys=True, indent=1, default=lambda x: x.item())
         self.overwrite = overwrite
+        if self.target is not None:
+            netcdf.load_ahead()
         self._lock: files.Lock | None = None
 
     def __enter__(self) -> Self:
@@ -200,7 +204,10 @@ class Pieces:
         """Make sure the folder holds pieces of this very analysis, or none."""
         assert self._lock
         if files.is_regular(path, follow=False) and not path.is_symlink():
-            kept = path.read_text(encoding="utf-8")
+            try:
+                kept = files.content(path, LONGEST_SETTINGS).decode("utf-8", "replace")
+            except ValueError:
+                kept = ""
             if kept == self.settings:
                 return
             if not self.overwrite:
@@ -236,5 +243,5 @@ def _difference(kept: str, wanted: str) -> str:
         if name == "config":
             return _difference(old[name], new[name])
         return f"{name}: {str(old.get(name))[:40]}, not {str(new.get(name))[:40]}"
-    except (ValueError, TypeError, AttributeError, StopIteration):
+    except (ValueError, TypeError, AttributeError, StopIteration, RecursionError):
         return "unreadable"

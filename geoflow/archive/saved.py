@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from geoflow.archive import parts, seal, trajectory_files
+from geoflow.archive import parts, pieces, seal, trajectory_files
 from geoflow.archive.checkpoint import Checkpoint
 from geoflow.errors import ArchiveError, InputError
 from geoflow.system import files, translation
 
 WANTED = "a walk to go on from, run again"
+
+# What a file has in common with the walk streamed beside it, where it is of that walk: these
+# attributes, and the settings but for the goals, which change where a walk goes further.
+SAME = ("experiment", "seed", "data_sha256", "dtype", "level", "regularizer_name")
+FURTHER = ("t_end", "stop", "max_evaluations")
+
+# That identify a file.
+END_BYTES = 4096
 
 
 class Saved(NamedTuple):
@@ -25,11 +36,15 @@ class Saved(NamedTuple):
         Global attributes; with its status, where the walk has ended.
     tensors : list
         Name and shape of each parameter tensor.
+    replaces : str, optional
+        Of a walk that is not finished: :func:`identity` of the file that had its name when it was
+        begun. None where that was not noted.
     """
 
     checkpoint: Checkpoint
     attributes: dict[str, Any]
     tensors: list[list[Any]]
+    replaces: str | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -48,9 +63,16 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
     Raises
     ------
     InputError
-        See :func:`geoflow.system.files.check_target`; or an unfinished walk is streamed there.
+        See :func:`geoflow.system.files.check_target`; or an unfinished walk is streamed there, or
+        what is done of a path or an analysis lies there.
     """
-    path = files.check_target(path, overwrite=overwrite)
+    path = files.check_target(path, overwrite=overwrite, streams=True)
+    if pieces.are_kept(path):
+        raise InputError(
+            f"{path}: an unfinished path or analysis lies beside it, in "
+            f"{pieces.folder_beside(path)}; go on with that one, remove the folder, or choose "
+            "another name"
+        )
     if parts.is_resumable(path) and not overwrite:
         raise InputError(
             f"{path}: an unfinished walk is streamed beside it; `geoflow resume {path}` goes on "
@@ -65,14 +87,18 @@ def saved(path: Path) -> Saved:
     Raises
     ------
     ArchiveError
-        There is neither, or it is damaged.
+        There is neither, or it is damaged; or both, and they do not belong together.
     """
     if parts.is_resumable(path):
         arrays = parts.read(parts.folder_beside(path) / parts.CHECKPOINT)
         with translation.reading(path, WANTED):
             state = json.loads(arrays["state"].tobytes())
             attributes, tensors = dict(state["attributes"]), state["tensors"]
-        return Saved(Checkpoint.unpack(arrays, state), attributes, tensors)
+            replaces = state.get("replaces")
+        checkpoint = Checkpoint.unpack(arrays, state)
+        if files.is_file(path) and replaces != identity(path):
+            _check_same_walk(path, attributes)
+        return Saved(checkpoint, attributes, tensors, replaces)
     if not files.is_file(path):
         raise ArchiveError(f"{path}: there is no such file, and no walk is streamed beside it")
     defect = seal.defect(path)
@@ -83,3 +109,45 @@ def saved(path: Path) -> Saved:
         shapes = zip(ds["tensor_name"].values, ds["tensor_shape"].values, strict=True)
         tensors = [[str(name), json.loads(shape)] for name, shape in shapes]
         return Saved(trajectory_files.read_checkpoint(path, ds), attributes, tensors)
+
+
+def identity(path: Path) -> str:
+    """Tell a file from others that may get its name: its length, and a hash of its end.
+
+    A file of geoflow ends with its seal, and so with the hash of all of it. Empty where there is
+    no file.
+    """
+    if not files.is_file(path):
+        return ""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - END_BYTES, 0))
+        return f"{size}:{hashlib.sha256(file.read()).hexdigest()}"
+
+
+def _check_same_walk(path: Path, attributes: Mapping[str, Any]) -> None:
+    """Refuse to let an unfinished walk take the place of another, or of what is none."""
+    try:
+        with trajectory_files.open_trajectory(path) as ds:
+            pairs = [(_settings(a), a) for a in (dict(ds.attrs), attributes)]
+        different = next((n for n in SAME if pairs[0][1].get(n) != pairs[1][1].get(n)), None)
+        if different is None:
+            there, streamed = (settings for settings, _ in pairs)
+            names = sorted({*there, *streamed} - {*FURTHER})
+            different = next((n for n in names if there.get(n) != streamed.get(n)), None)
+        what = different and f"its {different} is another"
+    except (ArchiveError, *translation.UNREADABLE):
+        what = "it is no walk"
+    if what:
+        raise ArchiveError(
+            f"{path} is not of the walk that is streamed beside it, in "
+            f"{parts.folder_beside(path)}: {what}; move the file elsewhere to go on with the walk, "
+            "or the folder"
+        )
+
+
+def _settings(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    found = json.loads(attributes["config"])
+    if not isinstance(found, dict):
+        raise ValueError("config is no JSON object")
+    return found

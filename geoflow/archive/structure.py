@@ -3,7 +3,7 @@
 A file says of itself where its values lie and how many they are. A netCDF reader believes it: it
 opens the other files that are named, goes round a circle of groups, and reserves what is declared.
 So each file is walked once, with bounds, by the low-level functions of h5py. They follow no link,
-open no other file and read no value, text of variable length apart.
+open no other file and read no value.
 
 What passes is what the netCDF library writes without plugins. Nothing of it costs more than its own
 size says:
@@ -11,7 +11,8 @@ size says:
 - a variable holds at most the bytes stored for it, or 1,032 times as many where they are deflated
   (zlib makes no more of a byte), and ``ALLOWANCE`` where nothing is stored;
 - what is stored of all variables together is within the file;
-- texts of variable length, which are never compressed, are together no longer than the file;
+- texts and lists of variable length, which are never compressed, are together no longer than the
+  file, by the lengths that they claim (:mod:`geoflow.archive.claims`);
 - a dimension without values may have any length, as nothing is read of it.
 """
 
@@ -24,8 +25,10 @@ from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5a, h5d, h5g, h5l, h5o, h5s, h5t, h5z
+from h5py import h5a, h5d, h5g, h5l, h5o, h5t, h5z
 
+from geoflow.archive import claims
+from geoflow.archive.claims import Unsound
 from geoflow.trajectories.storable import LONGEST_TEXT
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -43,9 +46,6 @@ DEEPEST = 8
 
 # Of a variable whose texts have no common length; geoflow writes none.
 MOST_TEXTS = 2**17
-
-# Bytes that such texts may take while they are looked at.
-TEXT_BLOCK = 2**26
 
 # Pure dimensions are data sets without values; netCDF says so in their names.
 NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable."
@@ -71,10 +71,6 @@ SHORT = (b"NAME", b"CLASS")
 LONGEST_NAME = 256
 
 
-class Unsound(ValueError):
-    """A file that would cost more than its size says, or read from another."""
-
-
 def check(path: Path) -> None:
     """Walk a regular file's structure once, with bounds.
 
@@ -92,7 +88,8 @@ def check(path: Path) -> None:
         raise Unsound("it is in netCDF's classic format; nccopy -k netCDF-4 makes a new one of it")
     if start != SIGNATURE:
         raise Unsound("it does not start as an HDF5 file does")
-    _Walk(size).file(path)
+    with claims.Recording(path) as file:
+        _Walk(size, file).check()
 
 
 class _Walk:
@@ -102,18 +99,30 @@ class _Walk:
     ----------
     size : int
         Bytes of the file.
+    source : Recording
+        The file.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, source: claims.Recording) -> None:
+        self.size, self.source = size, source
         self.stored = self.text = self.entries = 0
         self.seen: set[int] = set()
+        # Attributes of variable length by name: how many elements, and how they are shown.
+        self.claiming: dict[bytes, list[tuple[int, str]]] = {}
 
-    def file(self, path: Path) -> None:
-        with h5py.File(path, "r") as file:
+    def check(self) -> None:
+        with h5py.File(self.source, "r") as file:
+            if file.id.get_create_plist().get_sizes() != (8, 8):
+                raise Unsound("its addresses are not as long as netCDF's")
             root = h5g.open(file.id, b"/")
             self.seen.add(h5o.get_info(root).addr)
             self.group(root, "", 0)
+        self.claimed(claims.check(self.source.pieces(), self.claiming, LONGEST_TEXT))
+
+    def claimed(self, more: int) -> None:
+        self.text += more
+        if self.text > self.size:
+            raise Unsound(f"its texts claim {self.text:.3g} bytes, more than the file has")
 
     def group(self, group: Any, name: str, depth: int) -> None:
         if depth > DEEPEST:
@@ -150,10 +159,11 @@ class _Walk:
             if attribute.get_storage_size() > LONGEST_TEXT:
                 raise Unsound(f"{shown} is too long")
             kind = attribute.get_type()
-            if _is_text(kind):
-                if kind.is_variable_str():
-                    self.texts(attribute, shown)
-            elif not (_is_number(kind) or (rank is not None and _is_tie(attribute, kind))):
+            if (_is_text(kind) and kind.is_variable_str()) or kind.get_class() == h5t.VLEN:
+                number = math.prod(attribute.shape or (0,) * (attribute.shape is None))
+                self.claiming.setdefault(attribute.name, []).append((number, shown))
+            tie = rank is not None and _is_tie(attribute, kind)
+            if not (_is_text(kind) or _is_number(kind) or tie):
                 raise Unsound(f"{shown} holds neither numbers nor text")
             if not _is_as_written(attribute, kind, rank or 0):
                 raise Unsound(f"{shown} is not as netCDF writes it")
@@ -189,7 +199,9 @@ class _Walk:
         if texts:
             if number > MOST_TEXTS:
                 raise Unsound(f"{name} holds more than {MOST_TEXTS:,} texts")
-            self.long_texts(variable, math.prod(shape), name)
+            chunk = math.prod(plan.get_chunk()) if plan.get_layout() == h5d.CHUNKED else 0
+            largest = chunk * claims.ELEMENT.itemsize
+            self.claimed(claims.of_variable(variable, self.source, name, largest))
 
     def filters(self, plan: Any, name: str) -> bool:
         """Whether values are deflated; refuses filters that netCDF has only by plugins."""
@@ -200,32 +212,6 @@ class _Walk:
             if number not in known or found.count(number) > 1:
                 raise Unsound(f"{name} has the filter {number}, which geoflow does not write")
         return h5z.FILTER_DEFLATE in found
-
-    def texts(self, attribute: Any, name: str) -> None:
-        """Read an attribute's texts of variable length, where as many as these can be."""
-        if attribute.shape is None:
-            return
-        number = math.prod(attribute.shape)
-        if number > 1 and number * self.size > max(TEXT_BLOCK, 4 * self.size):
-            raise Unsound(f"{name} is a list of {number:,} texts, too long for the file")
-        found = np.empty(attribute.shape, dtype=attribute.dtype)
-        attribute.read(found)
-        if sum(map(len, found.flat)) > LONGEST_TEXT:
-            raise Unsound(f"{name} is too long")
-
-    def long_texts(self, variable: Any, number: int, name: str) -> None:
-        """Add up a variable's texts of variable length, some of them at a time."""
-        space = variable.get_space()
-        block = min(max(TEXT_BLOCK // self.size, 1), 1024)
-        for start in range(0, number, block):
-            places = np.arange(start, min(start + block, number))
-            if variable.shape:
-                space.select_elements(np.stack(np.unravel_index(places, variable.shape), axis=1))
-            found = np.empty(len(places), dtype=variable.dtype)
-            variable.read(h5s.create_simple(found.shape), space, found)
-            self.text += sum(map(len, found))
-            if self.text > self.size:
-                raise Unsound(f"{name} holds more text than the file")
 
 
 def _is_text(kind: Any) -> bool:

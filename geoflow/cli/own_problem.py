@@ -73,6 +73,6 @@ def rebuilt_walk(ds: xr.Dataset, args: argparse.Namespace) -> experiments.Rebuil
     InputError
         See :func:`check_own` and :func:`geoflow.experiments.rebuild`.
     """
-    configuration.check(Path(args.file), ds.attrs)
+    configuration.check(Path(args.file), ds.attrs, ds)
     check_own(args, ds.attrs["experiment"])
     return experiments.rebuild(ds.attrs, device=args.device)

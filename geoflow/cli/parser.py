@@ -10,8 +10,10 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 import geoflow as gf
+from geoflow.archive import netcdf
 from geoflow.cli.own_problem import own_problem
 from geoflow.cli.processes import check_number
+from geoflow.cli.reading import check_output
 from geoflow.cli.terminal import (
     BAD_INPUT,
     CLOSED_PIPE,
@@ -23,6 +25,7 @@ from geoflow.cli.terminal import (
     write,
 )
 from geoflow.errors import ClusterError, GeoflowError, StorageError
+from geoflow.system import starting, translation
 from geoflow.system.messages import note, open_standard_streams
 
 COMMANDS = {
@@ -64,10 +67,15 @@ ANALYSES = {
 }
 
 
+# Nothing is lost where these fail, and they need not wait for what they do not need.
+AT_ONCE = {"list_experiments", "completion", "validate", "diff", "info"}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    open_standard_streams()
     try:
+        starting.started()
+        open_standard_streams()
         with warnings.catch_warnings(), lenient_output(), no_window():
             warnings.showwarning = _warn
             return _command(sys.argv[1:] if arguments is None else arguments)
@@ -76,6 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ENDED_EARLY if isinstance(error, StorageError | ClusterError) else BAD_INPUT
     except ClosedPipeError:
         return CLOSED_PIPE
+    except KeyboardInterrupt:
+        # While its packages are loaded.
+        note("geoflow: interrupted")
+        return INTERRUPTED
 
 
 def _command(arguments: Sequence[str]) -> int:
@@ -86,6 +98,8 @@ def _command(arguments: Sequence[str]) -> int:
             parser.error(f"{text}: -- is no value")
     args = parser.parse_args(arguments)
     check_number(args)
+    check_output(args)
+    _load_ahead(args)
     try:
         with own_problem(args):
             return int(args.command(args))
@@ -94,6 +108,22 @@ def _command(arguments: Sequence[str]) -> int:
 
         note(f"geoflow: interrupted{hint(args)}")
         return INTERRUPTED
+
+
+def _load_ahead(args: argparse.Namespace) -> None:
+    """Load what a result is written and drawn with before it is worked for.
+
+    Raises
+    ------
+    InputError
+        It cannot be loaded.
+    """
+    if args.command.__name__ in AT_ONCE:
+        return
+    netcdf.load_ahead()
+    if getattr(args, "figures", None):
+        with translation.importing("matplotlib"):
+            import_module("geoflow.plots")
 
 
 def _warn(message: Warning | str, *details: Any, **more: Any) -> None:
@@ -133,5 +163,7 @@ def _with_options(*called: str | None) -> argparse.ArgumentParser:
         child = children.add_parser(name, help=text, description=text)
         if name in called:
             module = "analysis_options" if name in ANALYSES else "walk_options"
-            import_module(f"geoflow.cli.{module}").ADD[name](child)
+            with translation.importing(f"what geoflow {name} needs"):
+                found = import_module(f"geoflow.cli.{module}")
+            found.ADD[name](child)
     return parser

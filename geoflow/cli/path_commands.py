@@ -49,7 +49,7 @@ def path(args: argparse.Namespace) -> int:
     for name in ("data", "device"):
         if getattr(args, name) is not None:
             run.preparation[name] = getattr(args, name)
-    if args.dtype:
+    if args.dtype is not None:
         run.preparation["dtype"] = DTYPES[args.dtype]
     if args.regularizer is not None:
         run.regularizer = regularizers.get(args.regularizer)
@@ -58,7 +58,9 @@ def path(args: argparse.Namespace) -> int:
     experiments.get(experiment)
     prepared = run.prepare(progress=not args.quiet)
     flow = run.flow(prepared)
-    levels = args.levels or _spaced(flow.level_set.level, args.levels_to, args.points)
+    levels = args.levels
+    if levels is None:
+        levels = _spaced(flow.level_set.level, args.levels_to, args.points)
     ds = gf.regularization_path(
         flow,
         levels,
@@ -111,7 +113,7 @@ def _spaced(level: float, to: float, points: int | None) -> list[float]:
     n = 10 if points is None else points
     if n < 2:
         raise InputError(f"--points {n}; use 2 or more")
-    if not (math.isfinite(to) and to / level > 0 and to != level):
+    if not (math.isfinite(to / level) and to / level > 0 and to != level):
         raise InputError(
             f"--levels-to {to}: the level of the trained network is {level:.6g}; name another of "
             "its sign"

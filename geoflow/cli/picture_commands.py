@@ -28,10 +28,12 @@ def plot(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         ds = stack.enter_context(_open(netcdf.named(args.file)))
         baseline = None
-        if args.baseline:
+        if args.baseline is not None:
             if not path_schema.is_path(ds):
                 raise InputError("--baseline: only a path has trainings drawn beside it")
-            baseline = stack.enter_context(baselines.open_weight_decay(args.baseline))
+            baseline = stack.enter_context(
+                baselines.open_weight_decay([netcdf.named(p) for p in args.baseline])
+            )
         stack.enter_context(translation.reading(args.file, "what can be drawn"))
         paths = plots.save_figures(ds, args.out, Path(args.file).stem, args.kind, width, baseline)
     for path in paths:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from geoflow.errors import InputError
@@ -66,6 +67,27 @@ def add_problem(p: argparse.ArgumentParser) -> None:
         metavar="FILE.py:FUNCTION",
         help="an experiment of your own: FUNCTION(seed) gives it",
     )
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """Refuse an output that is one of the files that a command reads, under --force too.
+
+    That of ``run --like`` may be walked again in its place.
+
+    Raises
+    ------
+    InputError
+        Names it.
+    """
+    out = getattr(args, "out", None)
+    if not isinstance(out, str) or not files.is_file(out):
+        return
+    read = [getattr(args, "file", None)]
+    for path in getattr(args, "files", []):
+        read += sorted(Path(path).glob("*.nc")) if files.is_folder(path) else [path]
+    # FILE.py:FUNCTION, and where that is no such text it is refused by itself.
+    read.append((getattr(args, "problem", None) or "").rpartition(":")[0])
+    files.check_apart(out, [path for path in read if isinstance(path, str | Path)])
 
 
 def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:

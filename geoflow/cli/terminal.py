@@ -139,7 +139,11 @@ def show_json(content: Mapping[str, Any]) -> None:
     ClosedPipeError, InputError
         See :func:`say`.
     """
-    write(json.dumps(_as_json(content), indent=2, allow_nan=False) + "\n")
+    try:
+        text = json.dumps(_as_json(content), indent=2, allow_nan=False)
+    except RecursionError:
+        raise InputError("what is to be shown is nested too deep; leave --json out") from None
+    write(text + "\n")
 
 
 def _as_json(value: Any) -> Any:

@@ -14,6 +14,7 @@ from rich.table import Table
 import geoflow as gf
 from geoflow import experiments
 from geoflow.archive import parts, pieces
+from geoflow.archive.netcdf import named
 from geoflow.archive.path_files import is_path, open_walk_or_path
 from geoflow.archive.saved import Saved, check_target, saved
 from geoflow.cli import path_commands, processes
@@ -86,7 +87,7 @@ def _run(args: argparse.Namespace, settings: Run) -> int:
 
 def _settings(args: argparse.Namespace) -> Run:
     """What to run: as the file of --like says, changed by the options that are given."""
-    if args.like:
+    if args.like is not None:
         if args.experiment is not None:
             raise InputError("name either an EXPERIMENT or a file, with --like FILE.nc")
         settings = like(args.like)
@@ -106,13 +107,13 @@ def _settings(args: argparse.Namespace) -> Run:
     if args.data is not None:
         # As many inputs as these have.
         settings.tensors = []
-    if args.dtype:
+    if args.dtype is not None:
         preparation["dtype"] = DTYPES[args.dtype]
     if args.regularizer is not None:
         settings.regularizer = regularizers.get(args.regularizer)
-    if args.constraints:
+    if args.constraints is not None:
         settings.constraints = args.constraints
-    if args.event:
+    if args.event is not None:
         settings.events = events.from_config([events.from_text(text) for text in args.event])
     settings.walk = settings.walk.changed(**given(args, *OPTIONS))
     # Before the training, which takes its time.
@@ -125,9 +126,10 @@ def _settings(args: argparse.Namespace) -> Run:
 
 def resume(args: argparse.Namespace) -> int:
     """Go on with a walk or path: an interrupted one to its end, a finished one further."""
+    named(args.file, "FILE.nc")
     if is_path(args.file):
         return path_commands.resume(args, given(args, *(n for n in OPTIONS if hasattr(args, n))))
-    if args.levels:
+    if args.levels is not None:
         if not parts.is_resumable(Path(args.file)):
             open_walk_or_path(args.file).close()  # says what is damaged
         raise InputError("--levels: the file is a walk's, not a path's; give --t-end, for example")

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
+import math
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geoflow.errors import DataError
+from geoflow.system import files
+from geoflow.system.translation import reason
 
 IDX_IMAGES, IDX_LABELS = 0x00000803, 0x00000801
+# Of three dimensions; and bytes of a file, some ten times the largest of those published.
+LONGEST_HEADER, LARGEST = 16, 2**29
 CIFAR_RECORD = 1 + 3 * 32 * 32
 
 MNIST_SOURCE = "get the four IDX files of MNIST and name their folder with --data"
@@ -45,10 +52,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     """
     content = _read(path, MNIST_SOURCE)
     if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError) as error:
-            raise DataError(f"{path}: damaged gzip file ({error}); {MNIST_SOURCE}") from None
+        content = _unpacked(path, content)
     magic = struct.unpack(">I", content[:4])[0] if len(content) >= 4 else -1
     if magic not in (IDX_IMAGES, IDX_LABELS):
         raise DataError(f"{path}: not an IDX file of images or labels; {MNIST_SOURCE}")
@@ -57,7 +61,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     if len(content) < header:
         raise DataError(f"{path}: ends within its header; {MNIST_SOURCE}")
     shape = struct.unpack(f">{n_dims}I", content[4:header])
-    expected = header + int(np.prod(shape, dtype=np.int64))
+    expected = header + math.prod(shape)
     if len(content) != expected:
         raise DataError(
             f"{path}: {len(content)} bytes, but its header says {expected}; {MNIST_SOURCE}"
@@ -142,8 +146,21 @@ def _check_published(path: Path, content: bytes, remedy: str) -> None:
         )
 
 
+def _unpacked(path: Path, content: bytes) -> bytes:
+    """Unpack a gzip file, as far as its own header says that it is long, and a byte more."""
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            start = file.read(LONGEST_HEADER)
+            n_dims = start[3] if len(start) > 3 else 0
+            shape = struct.unpack_from(f">{min(n_dims, 3)}I", start.ljust(LONGEST_HEADER), 4)
+            expected = min(4 + 4 * n_dims + math.prod(shape), LARGEST)
+            return start + file.read(max(expected - len(start), 0) + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: damaged gzip file ({error}); {MNIST_SOURCE}") from None
+
+
 def _read(path: Path, remedy: str) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}; {remedy}") from None
+        return files.content(path, LARGEST)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: {reason(error)}; {remedy}") from None

@@ -17,7 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from geoflow.errors import InputError
+from geoflow.system import files
 from geoflow.system.translation import reason
+
+# Bytes of a program that somebody has written.
+LARGEST = 2**24
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,8 @@ class Source:
             raise InputError(f"--problem {text}: use FILE.py:FUNCTION")
         path = Path(file).absolute()
         try:
-            content = path.read_bytes()
-        except OSError as error:
+            content = files.content(path, LARGEST)
+        except (OSError, ValueError) as error:
             raise InputError(
                 f"--problem {text}: {path} cannot be read ({reason(error)}); name a Python file"
             ) from None

@@ -19,6 +19,9 @@ from geoflow.system import kinds
 
 MAX_ITERATIONS = 20
 
+# Of ``level_rtol``: a set of points from one level to another that far off is no level set.
+LARGEST_RTOL = 0.25
+
 # Newton's residual falls by four at the least once it falls at all (a parabola seen from far
 # off); one that does not halve, twice running, has stopped falling.
 STALL_RATIO = 0.5
@@ -103,8 +106,8 @@ class LevelSet:
     ------
     InputError
         What is no problem, or several that do not fit; a level that is zero or not finite; or a
-        ``level_rtol`` that is not positive or below what the problem's dtype resolves; or a
-        negative ``level_atol``.
+        ``level_rtol`` that is not positive, below what the problem's dtype resolves or above
+        ``LARGEST_RTOL``; or a negative ``level_atol``.
     """
 
     def __init__(
@@ -130,6 +133,11 @@ class LevelSet:
             raise InputError(
                 f"level_rtol={level_rtol} is below what {self.problem.dtype} resolves; "
                 f"use at least {resolution:.1e}"
+            )
+        if self.level_rtol > LARGEST_RTOL:
+            raise InputError(
+                f"level_rtol={level_rtol} keeps no level; use at most {LARGEST_RTOL}, and usually "
+                "1e-6"
             )
         if not 0 <= self.level_atol < math.inf:
             raise InputError(f"level_atol={level_atol}; use zero or a positive number")

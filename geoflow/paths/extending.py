@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 
 from geoflow import experiments
-from geoflow.archive import path_files, seal
+from geoflow.archive import netcdf, path_files, seal
 from geoflow.errors import ArchiveError, InputError
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.protocol import apart_from
@@ -77,7 +77,7 @@ def resume_path(
         There is no point yet and the first is not reached; see
         :func:`geoflow.regularization_path`.
     """
-    path = kinds.as_path(path)
+    path = netcdf.named(path)
     give = f"{kinds.A_FLOW}, that of the path, or None; further levels go by name, levels=[…]"
     kinds.check_kind(flow, RegularizingFlow | None, "flow", give)
     observables = records.as_observables(observables)

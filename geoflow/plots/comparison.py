@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
 from geoflow.errors import InputError
-from geoflow.plots.styles import COLOURS, COLUMN_INCHES, LINES, MARKERS, new_figure, style
+from geoflow.plots.styles import COLOURS, COLUMN_INCHES, LINES, MARKERS, new_figure, plain, style
 
 
 def work_precision(
@@ -53,7 +53,7 @@ def work_precision(
                 linestyle=LINES[number % len(LINES)],
                 marker=MARKERS[number % len(MARKERS)],
                 markersize=4,
-                label=f"{solver}{note}",
+                label=f"{plain(solver)}{note}",
             )
         ax.set_xscale("log")
         ax.set_yscale("log")
@@ -66,7 +66,7 @@ def work_precision(
         ax.xaxis.set_minor_formatter("")
         ax.set_xlabel(f"gradient evaluations to $t$ = {float(at['snapshot_time']):g}")
         ax.set_ylabel(r"relative error in $\theta$")
-        ax.set_title(ds.attrs["title"])
+        ax.set_title(plain(ds.attrs["title"]))
         if own:
             # Under the axes, where it hides no line.
             ax.figure.legend(loc="outside lower center", ncols=2)

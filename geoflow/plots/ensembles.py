@@ -18,7 +18,9 @@ from geoflow.plots.styles import (
     LABELS,
     SLIDE_INCHES,
     WIDE_INCHES,
+    axis_label,
     new_figure,
+    plain,
     style,
 )
 from geoflow.plots.trajectory import angle, line
@@ -66,7 +68,9 @@ def sweep_stack(
                 ax.set_ylim(min(89.0, low - 2), 183)
         axes[-1].set_xlabel(LABELS["time"])
         plural = "s" if len(walks) > 1 else ""
-        axes[0].set_title(f"{walks[0].attrs['experiment'] or 'walk'}: {len(walks)} run{plural}")
+        axes[0].set_title(
+            f"{plain(walks[0].attrs['experiment'] or 'walk')}: {len(walks)} run{plural}"
+        )
         figure.align_ylabels(axes)
     return figure
 
@@ -107,12 +111,14 @@ def ensemble(
             runs = _runs(ds, name)
             ax.plot(x, runs.T, color=colour, linewidth=0.5, alpha=0.5, linestyle="-")
             _mean_and_std(ax, x, runs, colour)
-            ax.set_ylabel(LABELS.get(name, name.replace("_", " ")))
+            ax.set_ylabel(axis_label(name))
         for ax in axes.flat[len(chosen) :]:
             ax.remove()
         for ax in axes[-1]:
             ax.set_xlabel(LABELS[along])
-        figure.suptitle(f"{ds.attrs['experiment'] or 'walks'}: {ds.sizes['run']} runs", fontsize=8)
+        figure.suptitle(
+            f"{plain(ds.attrs['experiment'] or 'walks')}: {ds.sizes['run']} runs", fontsize=8
+        )
         figure.align_ylabels()
     return figure
 

@@ -18,12 +18,13 @@ from geoflow.errors import InputError
 from geoflow.manifold import regularizers
 from geoflow.plots.styles import (
     COLOURS,
-    LABELS,
     LINES,
     MARKERS,
     SLIDE_INCHES,
     WIDE_INCHES,
+    axis_label,
     new_figure,
+    plain,
     style,
 )
 from geoflow.problems.parts import TensorSpec
@@ -92,7 +93,7 @@ def regularization_path(
             )
             if name in beside:
                 _draw_ends(ax, *beside[name])
-            ax.set_ylabel("training loss = level" if name == "train_loss" else _label(name))
+            ax.set_ylabel("training loss = level" if name == "train_loss" else axis_label(name))
             _scale(ax, name, values, beside.get(name))
         _penalty_axes(axes, len(names), beside, ds)
         handles, labels = axes.flat[len(names) - 1].get_legend_handles_labels()
@@ -146,7 +147,7 @@ def singular_values(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
             ax.set_yscale("log")
             _few_ticks(ax)
             shape = " × ".join(map(str, tensor.shape))
-            ax.set_title(f"{tensor.name} ({shape})")
+            ax.set_title(f"{plain(tensor.name)} ({shape})")
         for ax in axes[:, 0]:
             ax.set_ylabel("singular value")
         _penalty_axes(axes, len(chosen), {}, ds)
@@ -172,13 +173,13 @@ def has_matrices(ds: xr.Dataset) -> bool:
 
 def title(ds: xr.Dataset) -> str:
     """Experiment, seed and R of a path, and how it ended where that was early."""
-    name = ds.attrs["experiment"]
+    name = plain(ds.attrs["experiment"])
     seed = f", seed {ds.attrs['seed']}" if ds.attrs["seed"] >= 0 else ""
     of = f"{name}{seed}: " if name else "path: "
     n, status = ds.sizes["level"], ds.attrs["status"]
     ended = "" if status == "complete" else f", ended early: {status}"
     levels = f"{n} level{'s' if n > 1 else ''}"
-    return f"{of}{levels}{ended}\nR = {ds.attrs['regularizer_name']}"
+    return f"{of}{levels}{ended}\nR = {plain(ds.attrs['regularizer_name'])}"
 
 
 def _check_path(ds: xr.Dataset) -> None:
@@ -312,7 +313,3 @@ def _few_ticks(ax: Axes) -> None:
 
 def _shown(name: str, values: Floats) -> Floats:
     return values * 100.0 if name.endswith("accuracy") else values
-
-
-def _label(name: str) -> str:
-    return LABELS.get(name, name.replace("_", " "))

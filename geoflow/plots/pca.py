@@ -28,6 +28,7 @@ from geoflow.plots.styles import (
     SLIDE_INCHES,
     laid_out,
     new_figure,
+    plain,
     style,
 )
 
@@ -148,7 +149,7 @@ def explained_variance(
                 # What is not there has no place on a logarithmic axis.
                 ratio = np.where(ratio > 0, ratio, np.nan)
                 look |= {"color": COLOURS[number], "linestyle": LINES[number]}
-                label = NAMES.get(model, model)
+                label = NAMES.get(model, plain(model))
                 ax.plot(component, ratio, marker=MARKERS[number], label=label, **look)
             limit, text = ds["brownian_limit"].values, "Brownian, even steps"
             ax.plot(component, limit, ":", color="#888888", label=text, linewidth=1)
@@ -333,7 +334,7 @@ def _component_label(ds: xr.Dataset, component: int, short: bool = False) -> str
 
 def _title(ds: xr.Dataset, narrow: bool) -> str:
     """The dataset's title, on two lines where a column is too narrow for one."""
-    title: str = ds.attrs["title"]
+    title = plain(ds.attrs["title"])
     return title.replace(": ", ":\n", 1) if narrow else title
 
 

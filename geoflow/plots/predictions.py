@@ -15,6 +15,7 @@ from geoflow.plots.styles import (
     MARKERS,
     SLIDE_INCHES,
     new_figure,
+    plain,
     style,
 )
 
@@ -75,7 +76,7 @@ def function_distance(
                 alpha=0.5,
             )
             from_start = np.where((y[0, 1:] > 0) | linear, y[0, 1:], np.nan)
-            label, dashes = str(part), LINES[number % 7]
+            label, dashes = plain(part), LINES[number % 7]
             ax.plot(x[0, 1:], from_start, color=colour, linestyle=dashes, label=label)
         if (x > 0).any():
             ax.set_xscale("log")
@@ -138,7 +139,7 @@ def matrices(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
             label = r"$\|\theta_i - \theta_j\|$" if whole else DISTANCES[name]
             ax.set_xlabel(label.replace(" d", "\nd", 1))
         figure.supylabel("flow time of the snapshot", fontsize=8)
-        figure.suptitle(f"{_title(ds)}: {part} set", fontsize=8)
+        figure.suptitle(f"{_title(ds)}: {plain(part)} set", fontsize=8)
     return figure
 
 
@@ -150,6 +151,6 @@ def _names(ds: xr.Dataset) -> list[str]:
 
 
 def _title(ds: xr.Dataset) -> str:
-    name = ds.attrs.get("experiment") or "walk"
+    name = plain(ds.attrs.get("experiment") or "walk")
     seed = ds.attrs.get("walk_seed", -1)
     return f"{name}, seed {seed}" if seed >= 0 else name

@@ -18,8 +18,10 @@ from geoflow.plots.styles import (
     LINES,
     SLIDE_INCHES,
     WIDE_INCHES,
+    axis_label,
     laid_out,
     new_figure,
+    plain,
     style,
 )
 
@@ -58,7 +60,7 @@ def periodogram(ds: xr.Dataset, scalar: str | None = None, ax: Axes | None = Non
         ax.set_ylim(power.max() / 3e3, 6)
         ax.set_xlabel(_frequency(ds))
         ax.set_ylabel("power, part of the variance")
-        ax.set_title(f"{_walk(ds)}: {one['scalar'].item().replace('_', ' ')}")
+        ax.set_title(f"{_walk(ds)}: {plain(one['scalar'].item().replace('_', ' '))}")
         ax.legend(loc="upper right", ncols=2)
     return ax
 
@@ -193,7 +195,7 @@ def relaxation(
                 ax.plot(t[shown], slope[shown], color=COLOURS[2], linestyle="--", label=label)
             below.plot(t, distance - fitted, **points)
             below.axhline(0, color="#888888", linewidth=0.8, linestyle="-")
-            ax.set_ylabel(f"{_label(name)}\nfrom its limit, {limit:.5g}")
+            ax.set_ylabel(f"{axis_label(name)}\nfrom its limit, {limit:.5g}")
             ax.set_yscale("log")
             ax.legend()
             below.set_ylabel("residual")
@@ -201,10 +203,12 @@ def relaxation(
         else:
             ax = figure.subplots()
             ax.plot(t, value, **points)
-            ax.set_ylabel(_label(name))
-            ax.annotate(one["status"].item(), (0.5, 0.9), xycoords="axes fraction", ha="center")
+            ax.set_ylabel(axis_label(name))
+            ax.annotate(
+                plain(one["status"].item()), (0.5, 0.9), xycoords="axes fraction", ha="center"
+            )
             ax.set_xlabel(LABELS["time"])
-        ax.set_title(f"{_walk(ds)}: {name.replace('_', ' ')}")
+        ax.set_title(f"{_walk(ds)}: {plain(name.replace('_', ' '))}")
     return figure
 
 
@@ -244,10 +248,6 @@ def _of(ds: xr.Dataset, kind: str, scalar: str | None) -> xr.Dataset:
     return ds.sel(scalar=names[0] if scalar is None else scalar)
 
 
-def _label(name: str) -> str:
-    return LABELS.get(name, name.replace("_", " "))
-
-
 def _walk(ds: xr.Dataset) -> str:
     seed = f", seed {ds.attrs['walk_seed']}" if ds.attrs["walk_seed"] >= 0 else ""
-    return f"{ds.attrs['experiment'] or 'walk'}{seed}"
+    return f"{plain(ds.attrs['experiment'] or 'walk')}{seed}"

@@ -25,6 +25,7 @@ from geoflow.plots.styles import (
     WIDE_INCHES,
     laid_out,
     new_figure,
+    plain,
     style,
 )
 
@@ -83,8 +84,8 @@ def surface(ds: xr.Dataset, name: str, ax: Axes, together: Sequence[str]) -> Qua
         line = ax.contour(alpha, beta, loss, levels=[c], colors="#000000", linewidths=1.4)
         line.set_path_effects(HALO)
     ax.grid(visible=False)
-    ax.set_xlabel(rf"$\alpha$: {ds['direction'].values[0]}")
-    ax.set_ylabel(rf"$\beta$: {ds['direction'].values[1]}")
+    ax.set_xlabel(rf"$\alpha$: {plain(ds['direction'].values[0])}")
+    ax.set_ylabel(rf"$\beta$: {plain(ds['direction'].values[1])}")
     norms = ds["direction_norm"].values
     # Where α and β are distances in θ, circles are round.
     if abs(ds.attrs["direction_cosine"]) < 1e-6 and np.allclose(norms, norms[0]):
@@ -231,7 +232,7 @@ def slice_figure(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
 
 def title(ds: xr.Dataset) -> str:
     """Experiment, seed and level of a slice, and whether the plane reaches it."""
-    name = ds.attrs["experiment"] or "walk"
+    name = plain(ds.attrs["experiment"] or "walk")
     seed = f", seed {ds.attrs['walk_seed']}" if ds.attrs["walk_seed"] >= 0 else ""
     rescaled = ", filter-normalised" if ds.attrs.get("filter_normalised") else ""
     what = "is the black contour" if _is_reached(ds) else "is reached at no point of this grid"

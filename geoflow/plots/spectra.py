@@ -11,7 +11,15 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from geoflow.errors import InputError
-from geoflow.plots.styles import COLOURS, COLUMN_INCHES, LABELS, SLIDE_INCHES, new_figure, style
+from geoflow.plots.styles import (
+    COLOURS,
+    COLUMN_INCHES,
+    LABELS,
+    SLIDE_INCHES,
+    new_figure,
+    plain,
+    style,
+)
 
 Floats = NDArray[np.float64]
 
@@ -97,7 +105,7 @@ def waterfall(
         ax.set_yticks(spacing * np.arange(len(times)), [f"{t:.2g}" for t in times])
         ax.set_ylabel(f"{LABELS['time']} (height: log of the count)")
         ax.set_xlabel("eigenvalue")
-        ax.set_title(OPERATOR_LABELS.get(operator, operator))
+        ax.set_title(OPERATOR_LABELS.get(operator, plain(operator)))
         ax.grid(visible=False, axis="y")
         _decade(ax)
     return ax
@@ -156,7 +164,7 @@ def extremes(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
                 _extreme(at, end, ax)
                 if not column:
                     ax.set_ylabel(f"{end} eigenvalues")
-            axes[0, column].set_title(OPERATOR_LABELS.get(name, name))
+            axes[0, column].set_title(OPERATOR_LABELS.get(name, plain(name)))
             axes[-1, column].set_xlabel(LABELS["time"])
     return figure
 

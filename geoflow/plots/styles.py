@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from geoflow.errors import InputError
-from geoflow.system import files
+from geoflow.system import files, translation
 
 # Okabe & Ito's palette: told apart by the colour-blind, and by lightness in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -57,6 +58,16 @@ LABELS = {
 }
 
 
+def plain(text: object) -> str:
+    """Return text of a dataset as matplotlib shows it as it is: nothing of it is a formula."""
+    return str(text).replace("$", r"\$")
+
+
+def axis_label(name: str) -> str:
+    """What is written at the axis of a scalar, by its name."""
+    return LABELS.get(name) or plain(name.replace("_", " "))
+
+
 @contextmanager
 def style() -> Iterator[None]:
     """Draw inside this block in geoflow's style; nothing outside changes."""
@@ -96,7 +107,7 @@ def save(figures: Mapping[str, Figure], folder: str | Path, stem: str) -> list[P
     Raises
     ------
     InputError
-        The folder cannot be made or written, or has no name.
+        The folder cannot be made or written, or has no name; or a figure cannot be drawn.
     """
     if not os.fspath(folder):
         raise InputError("folder='' names no folder; give its name, '.' for the present one")
@@ -107,11 +118,25 @@ def save(figures: Mapping[str, Figure], folder: str | Path, stem: str) -> list[P
         for name, figure in figures.items():
             for ending in ("png", "pdf"):
                 path = folder / f"{stem}-{name}.{ending}"
-                # Without its date, so that the same walk gives the same file.
-                undated = {"CreationDate": None} if ending == "pdf" else None
+                content = _drawn(name, figure, ending)
                 with files.replacing(path, follow=False) as temporary:
-                    figure.savefig(temporary, format=ending, dpi=200, metadata=undated)
+                    temporary.write_bytes(content)
                 paths.append(path)
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror}); name another") from None
     return paths
+
+
+def _drawn(name: str, figure: Figure, ending: str) -> bytes:
+    """A figure as the bytes of a file: what fails is the drawing, and not a disk that is full."""
+    # Without its date, so that the same walk gives the same file.
+    undated = {"CreationDate": None} if ending == "pdf" else None
+    content = io.BytesIO()
+    try:
+        figure.savefig(content, format=ending, dpi=200, metadata=undated)
+    except translation.UNREADABLE as error:
+        raise InputError(
+            f"figure {name!r} cannot be drawn ({translation.reason(error)}); look at the settings "
+            "of matplotlib, and at what is drawn"
+        ) from error
+    return content.getvalue()

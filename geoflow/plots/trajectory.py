@@ -18,7 +18,9 @@ from geoflow.plots.styles import (
     LINES,
     SLIDE_INCHES,
     WIDE_INCHES,
+    axis_label,
     new_figure,
+    plain,
     style,
 )
 from geoflow.trajectories.dataset import at_snapshots
@@ -54,7 +56,7 @@ def line(ds: xr.Dataset, name: str, ax: Axes, x: str = "time", **kwargs: Any) ->
         few = len(steps) <= 40
         kwargs = {"marker": "o" if few else None, "markersize": 2.5} | kwargs
     ax.plot(steps, values, **kwargs)
-    ax.set_ylabel(LABELS.get(name, name.replace("_", " ")))
+    ax.set_ylabel(axis_label(name))
     if name.endswith("accuracy"):
         # A flat curve still gets an axis that means something.
         low, high = ax.get_ylim()
@@ -150,7 +152,7 @@ def paper_stack(
 
 def title(ds: xr.Dataset) -> str:
     """Experiment, seed, solver and tolerance of a walk."""
-    name = ds.attrs["experiment"] or "walk"
+    name = plain(ds.attrs["experiment"] or "walk")
     seed = f", seed {ds.attrs['seed']}" if ds.attrs["seed"] >= 0 else ""
     note = ", synthetic images" if "synthetic" in ds.attrs["title"] else ""
-    return f"{name}{seed}{note}: {ds.attrs['solver']}, rtol {ds.attrs['rtol']:g}"
+    return f"{name}{seed}{note}: {plain(ds.attrs['solver'])}, rtol {ds.attrs['rtol']:g}"

@@ -30,7 +30,7 @@ from geoflow.report.paths import path_section
 from geoflow.report.walks import sentence
 from geoflow.sweeps import ensemble
 from geoflow.system import translation
-from geoflow.system.files import check_target, replacing
+from geoflow.system.files import check_apart, check_target, replacing
 from geoflow.system.memory import check_memory
 from geoflow.trajectories import path_schema
 from geoflow.trajectories.schema import REACHED
@@ -67,12 +67,13 @@ def report(
     Raises
     ------
     InputError
-        No files, or ``out`` cannot be used.
+        No files, or ``out`` cannot be used, or is one of them.
     ArchiveError
         A file that is none of these, or writing failed.
     """
     out = check_target(out, overwrite=overwrite)
     paths = expand(files)
+    check_apart(out, paths, "out")
     walks, trainings, followed, compared = _sort(paths)
     alone = sorted(set(trainings) - {subject for subject, *_ in walks})
     sections = []

@@ -13,9 +13,7 @@ import cloudpickle
 
 from geoflow import baselines, experiments
 from geoflow.archive.saved import saved
-from geoflow.archive.trajectory_files import open_trajectory
 from geoflow.errors import GeoflowError, InputError
-from geoflow.experiments.rebuilding import constraints_of
 from geoflow.manifold import regularizers
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.level_set import LevelSet
@@ -23,6 +21,7 @@ from geoflow.problems.checks import check_device_and_dtype
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.grouped import check_division, divided
 from geoflow.solvers import Solver
+from geoflow.sweeps import kept
 from geoflow.sweeps.arguments import check_common, checked_seeds, named_dtype, several
 from geoflow.sweeps.tasks import Outcome, Task, run_tasks, settle
 from geoflow.system import files, kinds
@@ -167,8 +166,11 @@ snapshot_every, max_snapshots, theta_dtype
         Task(f"seed-{s:04d}", folder / f"seed-{s:04d}.nc", _walk, settings | {"seed": s} | carried)
         for s in checked
     ]
-    done = {t.name: _walked(t.path) for t in tasks if t.path.is_file()}
-    finished = {name: end for name, end in done.items() if end[0] != "interrupted"}
+    finished = {}
+    for task, seed in zip(tasks, checked, strict=True):
+        end = kept.walk_of(task.path, settings, seed, chosen)
+        if end and end[0] != kept.CUT_OFF:
+            finished[task.name] = end
     return run_tasks(tasks, finished, scheduler, workers, threads, progress)
 
 
@@ -234,9 +236,8 @@ def sweep_weight_decay(
         tasks.append(Task(name, folder / f"{name}.nc", _train, arguments))
     finished = {}
     for task in tasks:
-        if task.path.is_file():
-            baselines.open_weight_decay(task.path).close()
-            finished[task.name] = ("trained", "trained before")
+        if end := kept.training_of(task.path, settings, task.arguments["penalty"]):
+            finished[task.name] = end
     return run_tasks(tasks, finished, scheduler, workers, threads, progress)
 
 
@@ -262,12 +263,11 @@ def _walk(
     level_set = LevelSet(divided(prepared.problem, constraints))
     flow = RegularizingFlow(level_set, regularizers.get(settings["regularizer"]))
     walks = WalkSettings.from_config(settings)
-    resolved = walks.resolved(prepared.problem.dtype)
-    if _is_there(Path(path), resolved, settings["experiment"], seed, constraints):
-        # A worker may die when its walk has been written, and before it could say so.
-        end = _walked(Path(path)) if files.is_regular(Path(path)) else ("interrupted", "")
-        if end[0] != "interrupted":
-            return end
+    # A worker may die when its walk has been written, and before it could say so.
+    end = kept.walk_of(Path(path), settings | {"threads": threads}, seed, experiment)
+    if end and end[0] != kept.CUT_OFF:
+        return end
+    if end and _can_be_resumed(Path(path)):
         ds = resume(path, flow, observables=prepared.observables)
         return ds.attrs["status"], ds.attrs["status_message"]
     ds = walk(
@@ -282,18 +282,13 @@ def _walk(
     return ds.attrs["status"], ds.attrs["status_message"]
 
 
-def _is_there(
-    path: Path, walks: WalkSettings, experiment: str, seed: int, constraints: str
-) -> bool:
-    """Whether a walk of these settings, finished or cut off, is kept there."""
+def _can_be_resumed(path: Path) -> bool:
+    """Whether nothing that the walk would go on from is damaged."""
     try:
-        kept = saved(path)
-        same = WalkSettings.from_config(kept.config) == walks
+        saved(path)
     except GeoflowError:
         return False
-    there = [kept.attributes[n] for n in ("experiment", "seed")]
-    there.append(constraints_of(kept.attributes))
-    return same and there == [experiment, seed, constraints]
+    return True
 
 
 def _carried(experiment: experiments.OwnExperiment) -> bytes:
@@ -389,8 +384,3 @@ def _current(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"regularizer": regularizers.DEFAULT, **rest} | walks.resolved(
         named_dtype(settings["dtype"])
     ).config
-
-
-def _walked(path: Path) -> tuple[str, str]:
-    with open_trajectory(path) as ds:
-        return ds.attrs["status"], ds.attrs["status_message"]

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from geoflow.errors import ClusterError, GeoflowError, InputError
 from geoflow.system.messages import note
 from geoflow.system.progress import progress_bar
-from geoflow.system.translation import reason
+from geoflow.system.translation import importing, reason
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -127,7 +127,8 @@ def _results(
     """Name, status and message of each run, as it ends."""
     if not missing:
         return
-    from distributed import as_completed
+    with importing("distributed"):
+        from distributed import as_completed
 
     waiting = list(missing.items())
     with _client(scheduler, workers, threads, len(missing)) as client:

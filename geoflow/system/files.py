@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -25,15 +25,40 @@ LOCK = "lock"
 LONGEST_NAME = 240
 
 
-def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
+# What a walk that is not finished goes on from, in the folder in which it is streamed.
+CHECKPOINT = "checkpoint.npz"
+
+
+def checkpoint_beside(path: Path) -> Path:
+    """Return what an unfinished walk that will be ``path`` goes on from, links resolved."""
+    path = resolved(path)
+    return path.with_name(f".{path.name}.parts") / CHECKPOINT
+
+
+def check_target(path: str | Path, *, overwrite: bool = False, streams: bool = False) -> Path:
     """Make sure a file can be written before hours are spent on its content.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    overwrite : bool
+        Replace it where it exists.
+    streams : bool
+        What is written is a walk that may be streamed beside it. False: nothing else is written
+        where an unfinished walk is streamed, which would take its place when it is gone on with.
+
+    Returns
+    -------
+    Path
+        The file.
 
     Raises
     ------
     InputError
         The path is empty, its folder is not there or cannot be written, the name is too long or
-        not UTF-8, the file is there already, or what is there is no regular file; ``overwrite`` is
-        neither True nor False.
+        not UTF-8, the file is there already, what is there is no regular file, or an unfinished
+        walk is streamed beside it; ``overwrite`` is neither True nor False.
     """
     kinds.as_path(path)
     # What stands for False elsewhere, such as "no", would have the file replaced.
@@ -55,6 +80,12 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
             raise InputError(f"{path}: the folder {named} does not exist; create it first")
         if is_regular(path) and not overwrite:
             raise InputError(f"{path} exists; choose another name, or --force to replace it")
+        beside = checkpoint_beside(path)
+        if not streams and os.path.lexists(beside):
+            raise InputError(
+                f"{path}: an unfinished walk is streamed beside it, in {beside.parent}; go on with "
+                "that one (geoflow resume), remove the folder, or choose another name"
+            )
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -66,6 +97,32 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
             raise
         raise InputError(f"{str(path)!r} is no name of a file ({error})") from None
     return path
+
+
+def check_apart(path: str | Path, inputs: Iterable[str | Path], name: str = "--out") -> None:
+    """Refuse to write what is made of files over one of them, whatever is to be replaced.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file to be written, there or not yet.
+    inputs : iterable of str or Path
+        Those that it is made of.
+    name : str
+        Of the argument that names ``path``.
+
+    Raises
+    ------
+    InputError
+        Both are one file, by this name or another.
+    """
+    for given in inputs:
+        try:
+            same = is_file(path) and os.path.samefile(path, given)
+        except (OSError, ValueError):  # what is not there is the same as nothing
+            continue
+        if same:
+            raise InputError(f"{name} {path}: it is made of this file; choose another name")
 
 
 def check_encoding(path: Path) -> None:
@@ -124,6 +181,41 @@ def is_file(path: str | Path) -> bool:
     return os.path.isfile(path)
 
 
+# Bytes that a file may grow by while it is read.
+SPARE = 2**12
+
+
+def content(path: Path, largest: int) -> bytes:
+    """Read a regular file whole.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    largest : int
+        Bytes that it may have.
+
+    Raises
+    ------
+    ValueError
+        It is no regular file, from which might come bytes without an end, or none; or longer.
+    OSError
+        The system cannot read it.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):
+        raise ValueError("it is no regular file")
+    with open(path, "rb") as file:
+        # As much is reserved as is asked for.
+        size = os.fstat(file.fileno()).st_size
+        found = file.read(min(size + SPARE, largest + 1))
+    if len(found) > largest:
+        raise ValueError(f"it has more than {largest:,} bytes")
+    return found
+
+
 def is_folder(path: str | Path) -> bool:
     """Whether a folder is there; what no folder can be named by is none."""
     return os.path.isdir(path)
@@ -167,7 +259,7 @@ def replacing(
     Parameters
     ----------
     path : Path
-        The file; it gets the mode of a new one.
+        The file; it gets the mode of the one that it replaces, or that of a new one.
     folder : Path, optional
         Holds it until it is whole; on the same file system. None: where the file will be.
     ending : str
@@ -195,11 +287,17 @@ def replacing(
     descriptor = os.open(temporary, flags, 0o666)
     try:
         try:
+            mode = _mode(target)
+            if mode is not None:
+                # While it is written, as private as what it replaces.
+                os.fchmod(descriptor, mode | stat.S_IRUSR | stat.S_IWUSR)
             yield temporary
             if not os.path.samestat(os.fstat(descriptor), os.lstat(temporary)):
                 raise ArchiveError(
                     f"writing {path} failed: another process exchanged {temporary} meanwhile"
                 )
+            if mode is not None:
+                os.fchmod(descriptor, mode)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -209,6 +307,15 @@ def replacing(
         with suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def _mode(path: Path) -> int | None:
+    """Who may read and write a file that is there; None where there is none of its own."""
+    try:
+        found = os.lstat(path).st_mode
+    except OSError:
+        return None
+    return found & 0o777 if stat.S_ISREG(found) else None
 
 
 def sync(folder: Path) -> None:
@@ -229,6 +336,8 @@ class Lock:
         Made where it is not there.
     first : str
         The file without which the folder is nothing to go on from, whatever is left in it.
+    own : sequence of str
+        Patterns of the names of all else that is written there: nothing else is ever removed.
 
     Raises
     ------
@@ -236,8 +345,9 @@ class Lock:
         Another process has it, the folder cannot be written, or a link has its name.
     """
 
-    def __init__(self, folder: Path, first: str) -> None:
+    def __init__(self, folder: Path, first: str, own: Sequence[str] = ("*.npz", "*.nc")) -> None:
         self.folder, self.first = folder, first
+        self.own = (first, f"*{UNFINISHED}", *own)
         self._lock = FileLock(folder / LOCK)
         while True:
             try:
@@ -264,19 +374,20 @@ class Lock:
         self._lock.release()
 
     def clear(self, keep: Iterable[str] = ()) -> None:
-        """Remove every file of the folder but those named, and ``first`` first of all."""
+        """Remove what is written in the folder but those named, and ``first`` first of all."""
         kept = {LOCK, *keep}
         if self.first not in kept:
             (self.folder / self.first).unlink(missing_ok=True)
             sync(self.folder)
         for file in self.folder.iterdir():
-            if file.name not in kept:
+            if file.name not in kept and any(fnmatchcase(file.name, own) for own in self.own):
                 file.unlink()
 
     def remove(self) -> None:
-        """Remove the folder, and release."""
+        """Remove the folder, unless there is something of somebody else's in it, and release."""
         # What may be left without its first file disturbs nobody.
         with suppress(OSError):
             self.clear()
-            shutil.rmtree(self.folder)
+            (self.folder / LOCK).unlink(missing_ok=True)
+            self.folder.rmdir()
         self.release()

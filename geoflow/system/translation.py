@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 import struct
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from geoflow.errors import ArchiveError, DamageError, GeoflowError, NumericalError
+from geoflow.errors import ArchiveError, DamageError, GeoflowError, InputError, NumericalError
 
 # What libraries raise where a file is not what it says it is, or cannot be read at all.
 UNREADABLE = (
@@ -36,6 +37,9 @@ UNREADABLE = (
 # And where a file cannot be written, or cannot hold what is to be written.
 UNWRITABLE = (OSError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError)
 
+# Bytes that are free, with which a disk is full for the smallest file of netCDF.
+LITTLE = 2**14
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -47,7 +51,9 @@ def reason(error: BaseException) -> str:
     if isinstance(error, DamageError) and error.__cause__:
         return reason(error.__cause__)
     said = error.strerror if isinstance(error, OSError) else None
-    return (said or str(error) or type(error).__name__).splitlines()[0][:200]
+    lines = [line.strip() for line in (said or str(error)).splitlines()]
+    # Some begin with an empty one.
+    return next(filter(None, lines), type(error).__name__)[:200]
 
 
 @contextmanager
@@ -88,8 +94,31 @@ def writing(path: str | Path) -> Iterator[None]:
     except GeoflowError:
         raise
     except UNWRITABLE as error:
+        if _is_full(error, Path(path)):
+            error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise ArchiveError(
             f"writing {path} failed ({reason(error)}); {_remedy(error, Path(path))}"
+        ) from error
+
+
+@contextmanager
+def importing(package: str) -> Iterator[None]:
+    """Say what cannot be loaded, where it is not there or chokes on its own settings.
+
+    Raises
+    ------
+    InputError
+        Importing fails; errors of geoflow pass as they are.
+    """
+    try:
+        yield
+    except GeoflowError:
+        raise
+    # Whatever a package raises while it reads its settings.
+    except Exception as error:
+        raise InputError(
+            f"{package} cannot be loaded ({type(error).__name__}: {reason(error)}); look at its "
+            "installation, and at its settings in files and in the environment"
         ) from error
 
 
@@ -129,6 +158,20 @@ def _unusable(error: Exception, where: str) -> NumericalError:
         f"numbers that cannot be worked with{where} ({reason(error)}); use float64, or an L and an "
         "R that are finite with their gradients"
     )
+
+
+def _is_full(error: Exception, path: Path) -> bool:
+    """Whether it is a full disk that a library says may not be written.
+
+    The netCDF library says so of each file that HDF5 cannot make.
+    """
+    if not (isinstance(error, OSError) and error.errno in FORBIDDEN):
+        return False
+    try:
+        free = shutil.disk_usage(path.parent).free
+    except OSError:
+        return False
+    return free < LITTLE and os.access(path.parent, os.W_OK)
 
 
 def _remedy(error: Exception, path: Path) -> str:

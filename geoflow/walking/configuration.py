@@ -18,15 +18,19 @@ import xarray as xr
 from geoflow import solvers
 from geoflow.archive.pieces import folder_beside
 from geoflow.errors import ArchiveError, GeoflowError
+from geoflow.manifold.level_set import LARGEST_RTOL
 from geoflow.problems.dtypes import DTYPES
 from geoflow.problems.grouped import DIVISIONS
 from geoflow.solvers import Tolerance
-from geoflow.trajectories import path_schema, schema
+from geoflow.trajectories import consistency, path_schema, schema
 from geoflow.walking import stopping
 from geoflow.walking.settings import DEFAULTS, WalkSettings
 
 # No machine has more; one thread each of this many still starts.
 MOST_THREADS = 1024
+
+# Lists and objects in each other: provenance of one's own has some, and readers have an end.
+DEEPEST = 100
 
 # What the settings of every walk and path have, and those of a path beside that.
 COMMON = ("observables", "threads", "provenance")
@@ -93,6 +97,11 @@ def path_variable_defects(ds: xr.Dataset) -> list[str]:
         found.append("the observables are not those that its config names")
     if ("smallest_eigenvalue" in ds.variables) != config["smallest_eigenvalue"]:
         found.append("smallest_eigenvalue is not there as its config has it")
+    level, loss, residual = (ds[n].values for n in ("level", "train_loss", "level_residual"))
+    if level[0] != ds.attrs["level"]:
+        found.append("the first level is not the attribute level")
+    elif not consistency.is_difference(residual, loss, level, abs(level)):
+        found.append("level_residual is not train_loss less the level")
     return found
 
 
@@ -114,8 +123,10 @@ def check_path(path: Path, attributes: Mapping[str, Any], ds: xr.Dataset | None 
         raise ArchiveError(f"{path}: {found[0]}; {where}")
 
 
-def check(path: Path, attributes: Mapping[str, Any]) -> None:
+def check(path: Path, attributes: Mapping[str, Any], ds: xr.Dataset | None = None) -> None:
     """Refuse a walk whose attributes or settings cannot be used, or in another schema.
+
+    Of a file, ``ds``, also one whose records are of another level.
 
     Raises
     ------
@@ -129,6 +140,8 @@ def check(path: Path, attributes: Mapping[str, Any]) -> None:
             f"go on with the geoflow that wrote it ({attributes.get('geoflow_version')})"
         )
     found = defects(attributes)
+    if not found and ds is not None:
+        found = consistency.level_defects(attributes, consistency.records_of(ds))
     if found:
         raise ArchiveError(f"{path}: {found[0]}; `geoflow validate` says more, or walk again")
 
@@ -144,6 +157,8 @@ def _value_defects(attributes: Mapping[str, Any], numbers: Sequence[str]) -> Ite
             yield f"attribute {name} is not finite"
         elif value < 0 and name != "level":
             yield f"attribute {name} is negative"
+        elif name == "level_rtol" and value > LARGEST_RTOL:
+            yield f"attribute {name} is {value:g}, above {LARGEST_RTOL}"
     if attributes["dtype"] not in DTYPES:
         yield "attribute dtype is neither float32 nor float64"
     try:
@@ -165,6 +180,9 @@ def _config_defects(attributes: Mapping[str, Any]) -> Iterator[str]:
     missing = [n for n in COMMON if n not in config]
     if missing:
         yield f"its config has no {missing[0]!r}"
+        return
+    if _is_deep(config, DEEPEST):
+        yield f"its config is nested more than {DEEPEST} deep"
         return
     yield from _common_defects(config)
     division = config.get("constraints", "")
@@ -196,6 +214,9 @@ def _path_config_defects(attributes: Mapping[str, Any]) -> Iterator[str]:
     if missing:
         yield f"its config has no {missing[0]!r}"
         return
+    if _is_deep(config, DEEPEST):
+        yield f"its config is nested more than {DEEPEST} deep"
+        return
     yield from _common_defects(config)
     levels = config["levels"]
     if not isinstance(levels, list) or not levels or not all(map(_is_number, levels)):
@@ -210,6 +231,17 @@ def _path_config_defects(attributes: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(config["smallest_eigenvalue"], bool):
         yield "config: smallest_eigenvalue is neither true nor false"
     yield from _provenance_defects(config["provenance"], attributes)
+
+
+def _is_deep(value: Any, deepest: int) -> bool:
+    """Whether lists and objects lie in each other more than so many deep."""
+    level = [value]
+    for _ in range(deepest):
+        inner = [v.values() if isinstance(v, dict) else v for v in level]
+        level = [v for values in inner for v in values if isinstance(v, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _is_number(value: Any) -> bool:

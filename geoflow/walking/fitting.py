@@ -71,7 +71,8 @@ def check_same(now: Mapping[str, float], then: Mapping[str, float], dtype: torch
     ArchiveError
         L, ‖∇L‖, R or ∇R is another, by more than another machine makes it.
     """
-    if all(now[name] == then[name] for name in now):
+    rounded = [name for name in now if now[name] != then[name]]
+    if not rounded:
         return
     different = differences(now, then, dtype)
     if different:
@@ -80,8 +81,8 @@ def check_same(now: Mapping[str, float], then: Mapping[str, float], dtype: torch
             "regularisation function that the walk started with"
         )
     warnings.warn(
-        "the loss differs in its last digits from that recorded, so the walk goes on but not bit "
-        "for bit: another machine, number of threads or of processes, or version of torch",
+        f"other last digits than those recorded, of {', '.join(rounded)}, so the walk goes on but "
+        "not bit for bit: another machine, number of threads or of processes, or version of torch",
         stacklevel=3,
     )
 

@@ -113,7 +113,7 @@ def like(path: str | Path) -> Run:
         attributes = dict(ds.attrs)
         shapes = zip(ds["tensor_name"].values, ds["tensor_shape"].values, strict=True)
         tensors = [[str(name), json.loads(shape)] for name, shape in shapes]
-    configuration.check(Path(path), attributes)
+        configuration.check(Path(path), attributes, ds)
     config = json.loads(attributes["config"])
     settings = settings_of(path, config)
     try:

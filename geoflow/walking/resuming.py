@@ -10,7 +10,7 @@ from typing import Any
 import xarray as xr
 
 from geoflow import experiments
-from geoflow.archive import trajectory_files
+from geoflow.archive import netcdf, trajectory_files
 from geoflow.archive.saved import Saved, saved
 from geoflow.errors import ArchiveError, InputError
 from geoflow.manifold import protocol
@@ -19,8 +19,8 @@ from geoflow.problems import dtypes
 from geoflow.problems.earlier import same_data
 from geoflow.solvers import Solver, is_dense
 from geoflow.system import kinds
-from geoflow.trajectories import records, schema
-from geoflow.trajectories.records import Observable
+from geoflow.trajectories import consistency, records, schema
+from geoflow.trajectories.records import Observable, StepRecords
 from geoflow.walking import configuration, rerunning
 from geoflow.walking.counting import spent
 from geoflow.walking.crossings import Seeker
@@ -96,7 +96,7 @@ def resume(
     StorageError
         The disk does not take what is streamed; what was streamed is kept.
     """
-    path = kinds.as_path(path)
+    path = netcdf.named(path)
     kinds.check_switch(progress, "progress")
     if flow is not None:
         protocol.check_flow(flow)
@@ -140,6 +140,7 @@ def resume(
         seeker = Seeker(flow, observables, recorded, goals.crossing)
         walk = Walk(flow, chosen, tolerance, rule, observables, stream, theta_dtype, seeker)
         try:
+            _check_level(path, kept, stream.records)
             # A walk that was cut off at its own goals only has its file to be written.
             if kept.has_ended or any(kept.config[k] != v for k, v in goals.config.items()):
                 _refuse_passed(goals, stream.records, checkpoint.counts)
@@ -160,16 +161,29 @@ def check_further(kept: Saved, path: Path, goals: Goals) -> int:
     ------
     InputError
         Names the goal.
+    ArchiveError
+        The records of the file are of another level.
     """
     if "status" not in kept.attributes:
         return 0
     with trajectory_files.open_trajectory(path) as ds:
+        configuration.check(path, ds.attrs, ds)
         last = {str(n): float(v[-1]) for n, v in ds.variables.items() if v.dims == ("step",)}
         n_records = ds.sizes["step"]
     if kept.has_ended:
         counts = {name: int(last[f"n_{name}"]) for name in kept.checkpoint.counts}
         _refuse_passed(goals, [last], counts)
     return n_records
+
+
+def _check_level(path: Path, kept: Saved, records: StepRecords) -> None:
+    """Refuse a walk whose last records are of another level than its flow keeps."""
+    found = consistency.level_defects(kept.attributes, records.columns)
+    if found:
+        raise ArchiveError(
+            f"{path}: {found[0]}: the archive was changed since; `geoflow validate` says more, "
+            "or walk again"
+        )
 
 
 def check_flow(flow: Flow, kept: Saved) -> None:

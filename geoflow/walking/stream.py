@@ -26,9 +26,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from geoflow.archive import parts, trajectory_files
+from geoflow.archive import netcdf, parts, trajectory_files
 from geoflow.archive.checkpoint import Checkpoint
-from geoflow.archive.saved import check_target, saved
+from geoflow.archive.saved import check_target, identity, saved
 from geoflow.errors import ArchiveError, StorageError
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import files, interrupts, translation
@@ -39,6 +39,8 @@ from geoflow.walking.snapshots import SnapshotRule, between
 
 STEPS_PER_PART = 65_536
 SNAPSHOTS_PER_PART = 64
+# Names of the parts beside the checkpoint.
+OWN = ("theta-*.npz", "steps-*.npz")
 PENDING_BYTES = 16 * 2**20
 # In the key of a snapshot within a step, between the step and its number there.
 BETWEEN = "."
@@ -95,6 +97,8 @@ class Stream:
         self.where: dict[str, Path] = {}
         self.saved_at = clock.monotonic()
         self.unpacked = False
+        # The file that has the archive's name so far, and that this walk may replace.
+        self.replaces: str | None = identity(path)
 
     @classmethod
     def create(
@@ -116,7 +120,8 @@ class Stream:
         ArchiveError
             Another process is writing there, or the disk does not take it.
         """
-        lock = files.Lock(parts.folder_beside(path), parts.CHECKPOINT)
+        netcdf.load_ahead()
+        lock = files.Lock(parts.folder_beside(path), parts.CHECKPOINT, OWN)
         try:
             check_target(path, overwrite=overwrite)
             stream = cls(path, problem, header, lock, look_back, interval)
@@ -147,7 +152,8 @@ class Stream:
         ArchiveError
             Another process is writing there, or something is missing or damaged.
         """
-        lock = files.Lock(parts.folder_beside(path), parts.CHECKPOINT)
+        netcdf.load_ahead()
+        lock = files.Lock(parts.folder_beside(path), parts.CHECKPOINT, OWN)
         # What was not there before goes again: it would stand before the archive from now on.
         fresh = not parts.is_resumable(path)
         try:
@@ -155,7 +161,8 @@ class Stream:
             with translation.writing(lock.folder):
                 if fresh:
                     stream._unpack()
-                checkpoint = saved(path).checkpoint
+                kept = saved(path)
+                checkpoint, stream.replaces = kept.checkpoint, kept.replaces
                 stream._restore(checkpoint, rule)
         except BaseException:
             lock.remove() if fresh else lock.release()
@@ -227,7 +234,8 @@ class Stream:
     def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
         arrays, state = checkpoint.pack()
         tensors = [[t.name, list(t.shape)] for t in self.problem.tensors]
-        text = json.dumps({**state, "attributes": self.header, "tensors": tensors})
+        beside = {"attributes": self.header, "tensors": tensors, "replaces": self.replaces}
+        text = json.dumps({**state, **beside})
         arrays["state"] = np.frombuffer(text.encode(), np.uint8)
         parts.write(self.folder / parts.CHECKPOINT, arrays)
 

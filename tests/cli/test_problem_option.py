@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -265,6 +266,7 @@ BAD = [
     (":tiny", "use FILE.py:FUNCTION"),
     ("none.py:tiny", "none.py cannot be read (No such file or directory)"),
     (".:tiny", "cannot be read (Is a directory)"),
+    ("/dev/zero:tiny", "/dev/zero cannot be read (it is no regular file); name a Python file"),
     ("mine.py:nothing", "nothing is not there; mine.py has data, network, tiny, bare"),
     ("mine.py:number", "number is no function"),
     ("mine.py:Sizes", "give a function of a seed"),
@@ -394,6 +396,16 @@ def test_a_walk_is_not_run_again_with_other_tensors(tmp_path, capsys, more):
     assert "the network of bare is not that of the archive" in said
     assert "(of its tensors ['0.weight', [4, 3]] and ['0.weight', [5, 3]])" in said
     assert not out.exists()
+
+
+def test_a_problem_in_a_pipe_or_without_an_end_is_refused(tmp_path, capsys, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.py")
+    assert cli.main(["run", "--problem", f"{tmp_path}/pipe.py:tiny"]) == BAD_INPUT
+    one_line(capsys, "pipe.py cannot be read (it is no regular file)")
+    monkeypatch.setattr("geoflow.experiments.problem_file.LARGEST", 10)
+    (tmp_path / "long.py").write_text(FILE)
+    assert cli.main(["run", "--problem", f"{tmp_path}/long.py:tiny"]) == BAD_INPUT
+    one_line(capsys, "long.py cannot be read (it has more than 10 bytes)")
 
 
 @pytest.mark.slow

@@ -1,6 +1,9 @@
 import gzip
 import json
+import os
 import struct
+import tracemalloc
+from math import prod
 
 import numpy as np
 import pytest
@@ -138,6 +141,7 @@ def test_idx_files_are_read_gzipped_or_not(mnist_folder):
         (lambda f: (f / "train-labels-idx1-ubyte").unlink(), "train-labels-idx1-ubyte is missing"),
         (lambda f: cut(f / "train-labels-idx1-ubyte"), "1057 bytes, but its header says 1058"),
         (lambda f: cut(f / "train-images-idx3-ubyte.gz"), "damaged gzip file"),
+        (lambda f: spoil_deflated(f / "train-images-idx3-ubyte.gz"), "damaged gzip file"),
         (lambda f: (f / "train-labels-idx1-ubyte").write_bytes(b"\x80\x04."), "not an IDX file"),
         (
             lambda f: (f / "train-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01\0"),
@@ -152,6 +156,46 @@ def test_damaged_idx_files_are_named_with_the_remedy(mnist_folder, damage, messa
         formats.read_mnist(mnist_folder[0])
     assert "--data" in str(failure.value)
     assert "\n" not in str(failure.value)
+
+
+def spoil_deflated(path):
+    content = bytearray(path.read_bytes())
+    content[10:40] = b"\xff" * 30
+    path.write_bytes(content)
+
+
+def bomb(path):
+    """More than the header says, without an end that is worth its memory."""
+    with gzip.open(path, "wb", 1) as file:
+        file.write(struct.pack(">4I", formats.IDX_IMAGES, 10, 28, 28))
+        for _ in range(64):
+            file.write(bytes(2**20))
+
+
+def test_a_gzip_bomb_is_unpacked_no_further_than_its_header_says(tmp_path):
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    bomb(path)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="7857 bytes, but its header says 7856"):
+            formats.read_idx(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_header_that_claims_more_than_numbers_hold_is_refused(tmp_path):
+    path = tmp_path / "train-images-idx3-ubyte"
+    for lengths in ((2**31, 2**31, 4), (2**32 - 1,) * 3):
+        path.write_bytes(struct.pack(">4I", formats.IDX_IMAGES, *lengths))
+        with pytest.raises(DataError, match=f"16 bytes, but its header says {16 + prod(lengths)}"):
+            formats.read_idx(path)
+
+
+def test_data_in_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "data_batch_1.bin")
+    with pytest.raises(DataError, match="it is no regular file"):
+        formats.read_cifar10(tmp_path)
 
 
 def cut(path):

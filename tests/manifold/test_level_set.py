@@ -216,6 +216,9 @@ def test_a_residual_that_rounding_of_theta_does_not_force_is_refused():
         ({"level": math.nan}, "level=nan"),
         ({"level_rtol": 0.0}, "level_rtol=0.0"),
         ({"level_rtol": 1e-17}, "below what torch.float64 resolves"),
+        ({"level_rtol": 0.5}, r"level_rtol=0.5 keeps no level; use at most 0.25"),
+        ({"level_rtol": 1e3}, r"level_rtol=1000.0 keeps no level"),
+        ({"level_rtol": math.inf}, "level_rtol=inf keeps no level"),
     ],
 )
 def test_bad_input(kwargs, message):

@@ -229,6 +229,23 @@ def test_values_that_do_not_fit_are_named(written, tmp_path, name, index, value,
     assert any(line.startswith(defect) for line in gf.validate(file))
 
 
+@pytest.mark.parametrize(("name", "said"), [("level", "level_residual is not"), ("", "the first")])
+def test_a_path_whose_levels_were_changed_is_not_gone_on_with(written, tmp_path, name, said):
+    file = tmp_path / "path.nc"
+    file.write_bytes(written.read_bytes()[: -seal.LENGTH])
+    with netCDF4.Dataset(file, "a") as ds:
+        if name:
+            ds.variables[name][1] *= 1.01
+        else:
+            ds.setncattr("level", 1.01 * ds.getncattr("level"))
+    seal.append(file)
+    before = file.read_bytes()
+    assert [line for line in gf.validate(file) if line.startswith(said)]
+    with pytest.raises(gf.ArchiveError, match=said):
+        gf.resume_path(file, _flow(), [0.05])
+    assert file.read_bytes() == before
+
+
 def test_a_walk_is_no_path_and_a_path_no_walk(written, tmp_path):
     gf.walk(_flow(), archive=tmp_path / "walk.nc").close()
     with pytest.raises(gf.ArchiveError, match=r"it is a walk, which gf.open_trajectory opens"):

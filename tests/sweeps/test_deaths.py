@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import geoflow as gf
+from geoflow.archive import parts
 from geoflow.cli.terminal import DONE
 from geoflow.errors import ClusterError, InputError
 from geoflow.sweeps.runs import _walk
@@ -85,14 +86,27 @@ def test_a_walk_that_was_cut_off_goes_on_from_its_checkpoint(tmp_path, monkeypat
     assert same(whole, cut)
 
 
-def test_what_was_cut_off_with_other_settings_starts_anew(tmp_path, monkeypatch):
+def test_what_was_cut_off_with_other_settings_is_refused_and_stays(tmp_path, monkeypatch):
+    for other, said in (
+        ({"rtol": 1e-4}, "its rtol is 0.0001, not 0.001"),
+        ({"seed": 2}, "its seed is 2, not 1"),
+        ({"max_snapshots": 2}, "its max_snapshots is 2, not 3"),
+    ):
+        path = tmp_path / f"{next(iter(other))}.nc"
+        cut_off(path, monkeypatch, 2, **other)
+        kept = [p.read_bytes() for p in sorted(parts.folder_beside(path).glob("*.npz"))]
+        with pytest.raises(InputError, match=rf"\.nc\.parts: .* {said}; move it elsewhere"):
+            _walk(str(path), **SETTINGS)
+        assert [p.read_bytes() for p in sorted(parts.folder_beside(path).glob("*.npz"))] == kept
+
+
+def test_what_was_cut_off_and_is_damaged_starts_anew(tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole.nc", tmp_path / "cut.nc"
     steps = steps_of(whole, monkeypatch)
-    for other in ({"rtol": 1e-4}, {"seed": 2}, {"max_snapshots": 2}):
-        cut_off(cut, monkeypatch, 2, **other)
-        assert steps_of(cut, monkeypatch) == steps
-        assert same(whole, cut)
-        cut.unlink()
+    cut_off(cut, monkeypatch, 2)
+    (parts.folder_beside(cut) / parts.CHECKPOINT).write_bytes(b"damaged")
+    assert steps_of(cut, monkeypatch) == steps
+    assert same(whole, cut)
 
 
 def listening(path, **arguments):

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import xarray as xr
 
@@ -198,10 +200,10 @@ def test_the_loss_of_each_class_is_kept_where_that_is_asked_for(tmp_path):
         assert ds.sizes["constraint"] == 3
     assert _walk(str(path), **constrained)[0] == "t_end"
     assert path.read_bytes() == before
-    # What is there of one kind is not taken for the other.
-    assert _walk(str(path), **settings(seed=0))[0] == "t_end"
-    with gf.open_trajectory(path) as ds:
-        assert "constraint" not in ds.sizes
+    # What is there of one kind is not taken for the other, nor written over.
+    with pytest.raises(InputError, match=r"its constraints is 'by_class', not ''; move it"):
+        _walk(str(path), **settings(seed=0))
+    assert path.read_bytes() == before
 
 
 def test_a_folder_is_of_one_kind_of_constraints(finished):
@@ -209,6 +211,74 @@ def test_a_folder_is_of_one_kind_of_constraints(finished):
         gf.sweep("iris_ff", range(2), finished, constraints="by_class", **SHORT)
     with pytest.raises(InputError, match="constraints='by_sign'; use each_example or by_class"):
         gf.sweep("iris_ff", range(2), finished, constraints="by_sign", **SHORT)
+
+
+# What is changed in a file of the sweep, and what is said of it.
+FOREIGN = {
+    "experiment": ({"experiment": "mpg_ff"}, {}, "experiment is 'mpg_ff', not 'iris_ff'"),
+    "seed": ({"seed": 7}, {}, "seed is 7, not 1"),
+    "rtol": ({"rtol": 1e-2}, {"rtol": 1e-2}, "rtol is 0.01, not 0.001"),
+    "solver": ({"solver": "rk4"}, {"solver": {"name": "rk4"}}, "solver is "),
+    "regularizer": ({"regularizer_name": "l1"}, {}, "regularizer is 'l1', not 'squared_norm'"),
+    "level_rtol": ({"level_rtol": 1e-3}, {}, "level_rtol is 0.001, not 1e-06"),
+    "threads": ({}, {"threads": 3}, "threads is 3, not 1"),
+    "snapshots": ({}, {"max_snapshots": 4}, "max_snapshots is 4, not 3"),
+    "data": ({}, {"provenance": {"data": "elsewhere"}}, "data is 'elsewhere', not None"),
+    "epochs": ({}, {"provenance": {"training": {"epochs": 9}}}, "epochs is 9, not 3"),
+}
+
+
+@pytest.mark.parametrize(("attributes", "config", "said"), FOREIGN.values(), ids=FOREIGN)
+def test_a_file_that_is_not_of_the_sweep_is_refused(finished, attributes, config, said):
+    path = finished / "seed-0001.nc"
+    with h5py.File(path, "r+") as file:
+        there = json.loads(file.attrs["config"])
+        provenance = there["provenance"] | config.get("provenance", {})
+        named = {n: v for n, v in attributes.items() if n in ("experiment", "seed")}
+        there |= config | {"provenance": provenance | named}
+        for name, value in (attributes | {"config": json.dumps(there)}).items():
+            file.attrs[name] = np.bytes_(value) if isinstance(value, str) else value
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=rf"seed-0001.nc: .* not of this sweep: its {said}"):
+        gf.sweep("iris_ff", range(2), finished, **SHORT)
+    # Nor by a worker.
+    with pytest.raises(InputError, match="not of this sweep"):
+        _walk(str(path), **settings(seed=1))
+    assert path.read_bytes() == before
+
+
+def test_a_walk_that_was_cut_off_is_replaced_by_none_of_other_settings(finished):
+    path = finished / "seed-0001.nc"
+    with h5py.File(path, "r+") as file:
+        file.attrs["status"] = np.bytes_("interrupted")
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"its t_end is 0.01, not 0.02; move it elsewhere"):
+        _walk(str(path), **settings(seed=1, t_end=0.02))
+    assert path.read_bytes() == before
+
+
+def test_trainings_that_are_not_of_the_sweep_are_refused(tmp_path):
+    baseline = gf.baselines.weight_decay("iris_ff", seeds=[0], penalties=[0.0], epochs=2)
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    gf.baselines.save_weight_decay(baseline, folder / "penalty-0.0.nc")
+    usual = {"seeds": [0], "out": folder, "penalties": [0.0], "epochs": 2}
+    (outcome,) = gf.sweep_weight_decay("iris_ff", **usual)
+    assert not outcome.new
+    (folder / "penalty-0.0.nc").rename(folder / "penalty-1.0.nc")
+    with pytest.raises(InputError, match=r"penalty-1.0.nc: .* its penalty is \[0.0\], not \[1.0\]"):
+        gf.sweep_weight_decay("iris_ff", **(usual | {"penalties": [1.0]}))
+    for changes, said in (
+        ({"seeds": [1]}, r"seeds is \[0\], not \[1\]"),
+        ({"epochs": 3}, "epochs is 2, not 3"),
+        ({"validation": 0.0}, "validation is 0.2, not 0.0"),
+        ({"dtype": "float32"}, "dtype is 'float64', not 'float32'"),
+    ):
+        other = tmp_path / next(iter(changes))
+        other.mkdir()
+        gf.baselines.save_weight_decay(baseline, other / "penalty-0.0.nc")
+        with pytest.raises(InputError, match=rf"penalty-0.0.nc: .* its {said}"):
+            gf.sweep_weight_decay("iris_ff", **(usual | {"out": other} | changes))
 
 
 def test_a_damaged_file_is_named(finished):

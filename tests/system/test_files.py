@@ -167,6 +167,37 @@ def test_the_mode_is_that_of_a_new_file(write, umask, tmp_path):
     assert stat.S_IMODE((tmp_path / "a.nc").stat().st_mode) == 0o666 & ~umask
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o444])
+def test_what_is_replaced_keeps_its_mode(write, mode, tmp_path):
+    path = tmp_path / "a.nc"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    write(path)
+    assert path.read_bytes() != b"old"
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_a_walk_that_is_gone_on_with_stays_private(tmp_path):
+    path = tmp_path / "walk.nc"
+    crashes.walk("rk4", path, t_end=0.02).close()
+    path.chmod(0o600)
+    crashes.resume(path, t_end=0.04).close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_what_is_not_of_a_walk_in_its_folder_stays(tmp_path):
+    path = tmp_path / "walk.nc"
+    beside = parts.folder_beside(path)
+    beside.mkdir()
+    (beside / "mine.txt").write_text("mine")
+    (beside / "data.nc").write_text("mine")
+    crashes.walk("rk4", path, t_end=0.02).close()
+    assert sorted(p.name for p in beside.iterdir()) == ["data.nc", "mine.txt"]
+    # It disturbs nobody.
+    crashes.resume(path, t_end=0.04).close()
+    assert sorted(p.name for p in beside.iterdir()) == ["data.nc", "mine.txt"]
+
+
 @pytest.mark.parametrize("operation", ["open", "fsync", "replace"])
 def test_a_failure_leaves_the_old_file_and_nothing_beside_it(operation, tmp_path, monkeypatch):
     path = tmp_path / "a.nc"

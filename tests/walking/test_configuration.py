@@ -96,6 +96,9 @@ ATTRIBUTES = [
     ({"device": "nowhere"}, "attribute device is 'nowhere', which torch does not know"),
     ({"dtype": "int8"}, "attribute dtype is neither float32 nor float64"),
     ({"level_rtol": -1.0}, "attribute level_rtol is negative"),
+    ({"level_rtol": 0.5}, "attribute level_rtol is 0.5, above 0.25"),
+    ({"level_rtol": 1e3}, "attribute level_rtol is 1000, above 0.25"),
+    ({"level": 0.05}, "level_residual is not train_loss less the level"),
     ({"level": float("nan")}, "attribute level is not finite"),
     ({"seed": -7}, "attribute seed is negative"),
     ({"geoflow_schema": "0.3"}, "'0.3'"),
@@ -147,6 +150,14 @@ def test_a_device_that_is_not_here_is_said_to_be_so(doctored, capsys):
     for arguments in (["resume", str(path), "--t-end", "2e-3"], ["run", "--like", str(path)]):
         assert cli.main(arguments) == terminal.BAD_INPUT
         assert "cuda:9" in capsys.readouterr().err
+
+
+def test_another_level_than_that_of_the_records_is_refused_by_analyses_too(doctored, capsys):
+    path = doctored(attributes={"level": 0.05})
+    out = str(path.with_name("out.nc"))
+    for command in ("spectrum", "slice", "predictions"):
+        assert cli.main([command, str(path), "--out", out]) == terminal.BAD_INPUT
+        assert "level_residual is not train_loss less the level" in capsys.readouterr().err
 
 
 def spoil_checkpoint(path: Path, change) -> None:

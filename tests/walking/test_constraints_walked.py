@@ -14,6 +14,7 @@ from torch import nn
 import geoflow as gf
 import references
 from geoflow import cli
+from geoflow.archive import seal
 from geoflow.errors import ArchiveError, InputError
 from geoflow.experiments.registry import registered
 from geoflow.walking.rerunning import like
@@ -301,6 +302,22 @@ def test_several_problems_of_ones_own_are_resumed_with_their_flow_and_not_withou
         gf.resume(paths[1], flow([None, 0.5]), t_end=0.2)
     with pytest.raises(InputError, match="not of one of geoflow's experiments"):
         gf.resume(paths[1], t_end=0.2)
+    # Levels that were changed since, in all places that have them.
+    other = flow()
+    changed = other.level_set.levels * [1.0, 1.1]
+    path = tmp_path / "changed.nc"
+    path.write_bytes(paths[1].read_bytes()[: -seal.LENGTH])
+    with netCDF4.Dataset(path, "a") as file:
+        file["constraint_level"][:] = changed
+        file.setncattr("constraint_levels", json.dumps(changed.tolist()))
+        file.setncattr("level", changed.mean())
+    seal.append(path)
+    before = path.read_bytes()
+    said = "constraint_residual is not the losses less constraint_levels"
+    assert said in gf.validate(path)
+    with pytest.raises(ArchiveError, match=said):
+        gf.resume(path, flow(list(changed)), t_end=0.2)
+    assert path.read_bytes() == before
 
 
 def test_the_angle_tells_a_kkt_point_whatever_the_signs_of_the_multipliers():

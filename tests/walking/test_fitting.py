@@ -27,7 +27,7 @@ def test_the_same_numbers_say_nothing():
 @pytest.mark.parametrize("name", THEN)
 def test_one_last_digit_is_told(name):
     now = {**THEN, name: math.nextafter(THEN[name], 10.0)}
-    with pytest.warns(UserWarning, match="number of threads or of processes"):
+    with pytest.warns(UserWarning, match=f"recorded, of {name}, so .* threads or of processes"):
         check_same(now, THEN, torch.float64)
 
 

@@ -2,7 +2,9 @@
 
 import json
 import random
+import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -211,6 +213,23 @@ def test_a_walk_cut_off_at_its_goal_only_has_its_file_written(tmp_path, monkeypa
     with crashes.resume(path, t_end=0.1) as ds:
         assert ds.attrs["status"] == "t_end"
         assert ds.sizes["step"] == reached
+
+
+def test_what_is_streamed_of_another_level_is_not_gone_on_with(tmp_path):
+    beside = tmp_path / ".walk.nc.parts"
+    shutil.copytree(Path(__file__).parents[1] / "data/resuming/rk4.parts", beside)
+    arrays = parts.read(beside / parts.CHECKPOINT)
+    state = json.loads(arrays["state"].tobytes())
+    state["attributes"]["level"] *= 0.9
+    arrays["state"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    parts.write(beside / parts.CHECKPOINT, arrays)
+    flow = references.ellipsoid()
+    flow = gf.RegularizingFlow(
+        gf.LevelSet(flow.problem, state["attributes"]["level"]), flow.regularizer
+    )
+    with pytest.raises(ArchiveError, match="level_residual is not train_loss less the level"):
+        gf.resume(tmp_path / "walk.nc", flow, observables=crashes.OBSERVABLES)
+    assert parts.read(beside / parts.CHECKPOINT).keys() == arrays.keys()
 
 
 def test_another_version_of_the_schema_is_not_gone_on_with(tmp_path, monkeypatch):

@@ -1,0 +1,144 @@
+"""What lies beside a file under its name: it never takes the place of what is not its own."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import crashes
+import geoflow as gf
+from geoflow.archive import netcdf, parts, path_files, pieces, saved, trajectory_files
+from geoflow.archive.pieces import Pieces
+from geoflow.errors import ArchiveError, InputError
+from geoflow.walking.stream import Stream
+
+DATA = Path(__file__).parents[1] / "data" / "resuming"
+ANALYSIS = xr.Dataset({"x": ("n", np.arange(5.0))}, attrs={"kind": "test"})
+
+
+class Killed(BaseException):
+    """Ends a walk as a kill does: nothing is tidied up."""
+
+
+@pytest.fixture
+def killed(monkeypatch):
+    """Return a function that walks or resumes, with a checkpoint at each step, and dies."""
+
+    def kill(walk, path, **kwargs):
+        accepted, taken = Stream.accepted, []
+
+        def dying(self, checkpoint):
+            self.interval = 0
+            accepted(self, checkpoint)
+            taken.append(self.n_steps)
+            if len(taken) == 3:
+                raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Stream, "accepted", dying)
+            with pytest.raises(Killed):
+                walk(path=path, **kwargs)
+        assert parts.is_resumable(path)
+
+    return kill
+
+
+def test_nothing_is_written_where_an_unfinished_walk_is_streamed(killed, tmp_path):
+    path = tmp_path / "walk.nc"
+    killed(crashes.walk, path, solver="rk4")
+    with crashes.walk("rk4", tmp_path / "other.nc", t_end=0.1) as ds:
+        for write in (
+            lambda: netcdf.save_dataset(ANALYSIS, path),
+            lambda: netcdf.save_dataset(ANALYSIS, path, overwrite=True),
+            lambda: Pieces(path, {}, overwrite=True),
+            lambda: path_files.save_path(ds, path, overwrite=True),
+            lambda: gf.save_trajectory(ds, path, overwrite=True),
+        ):
+            with pytest.raises(InputError, match="an unfinished walk is streamed beside it, in"):
+                write()
+    assert not path.exists()
+    with crashes.resume(path) as ds:
+        assert ds.attrs["status"] == "t_end"
+
+
+def test_an_unfinished_walk_takes_the_place_of_no_other_file(killed, tmp_path):
+    path, other = tmp_path / "walk.nc", tmp_path / "other.nc"
+    killed(crashes.walk, path, solver="rk4")
+    for write in (
+        lambda: netcdf.save_dataset(ANALYSIS, other, overwrite=True),
+        lambda: other.write_bytes(b"mine"),
+        lambda: crashes.walk("dopri5", other, t_end=0.01, rtol=1e-4, overwrite=True).close(),
+    ):
+        write()
+        shutil.copyfile(other, path)
+        with pytest.raises(ArchiveError, match="is not of the walk that is streamed beside it"):
+            crashes.resume(path)
+        assert path.read_bytes() == other.read_bytes()
+    path.unlink()
+    with crashes.resume(path) as ds:
+        assert ds.attrs["status"] == "t_end"
+
+
+def test_a_walk_begun_over_another_goes_on_over_it(killed, tmp_path):
+    path = tmp_path / "walk.nc"
+    crashes.walk("dopri5", path, t_end=0.01, rtol=1e-4).close()
+    killed(crashes.walk, path, solver="rk4", overwrite=True)
+    # Once more cut off, after it was taken up.
+    killed(crashes.resume, path)
+    with crashes.resume(path) as ds:
+        assert (ds.attrs["solver"], ds.attrs["status"]) == ("rk4", "t_end")
+
+
+def test_a_walk_that_went_further_and_was_cut_off_goes_on(killed, tmp_path):
+    path = tmp_path / "walk.nc"
+    crashes.walk("rk4", path, t_end=0.1).close()
+    killed(crashes.resume, path, t_end=1.0)
+    with crashes.resume(path) as ds:
+        assert float(ds["time"][-1]) == 1.0
+
+
+def test_a_walk_that_died_once_its_file_was_there_goes_on(killed, monkeypatch, tmp_path):
+    path = tmp_path / "walk.nc"
+    written = trajectory_files.write
+
+    def write(*args):
+        written(*args)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trajectory_files, "write", write)
+        with pytest.raises(Killed):
+            crashes.walk("rk4", path, t_end=0.1)
+    assert path.is_file()
+    assert parts.is_resumable(path)
+    with crashes.resume(path) as ds:
+        assert ds.attrs["status"] == "t_end"
+
+
+def test_what_earlier_versions_streamed_goes_on_beside_a_file_of_the_same_walk(tmp_path):
+    path = tmp_path / "walk.nc"
+    shutil.copytree(DATA / "rk4.parts", parts.folder_beside(path))
+    with crashes.walk("rk4", tmp_path / "same.nc", t_end=0.1, overwrite=True):
+        pass
+    shutil.copyfile(tmp_path / "same.nc", path)
+    assert saved.saved(path).replaces is None
+    with crashes.resume(path) as ds:
+        assert float(ds["time"][-1]) == 0.5
+
+
+def test_a_walk_is_not_begun_where_a_path_is_unfinished_and_a_file_is_looked_at_first(tmp_path):
+    path = tmp_path / "walk.nc"
+    beside = pieces.folder_beside(path)
+    beside.mkdir()
+    (beside / pieces.SETTINGS).write_text("{}")
+    with pytest.raises(InputError, match="an unfinished path or analysis lies beside it, in"):
+        crashes.walk("rk4", path, t_end=0.1, overwrite=True)
+    crashes.walk("rk4", tmp_path / "other.nc", t_end=0.1).close()
+    shutil.copyfile(tmp_path / "other.nc", path)
+    # Where it is asked first, this is damage.
+    (beside / pieces.SETTINGS).write_text("[")
+    assert not path_files.is_path(path)
+    with crashes.resume(path, t_end=0.2) as ds:
+        assert float(ds["time"][-1]) == 0.2
