@@ -59,21 +59,31 @@ class Pieces:
     overwrite : bool
         Replace the file where it exists, and start over where pieces of another analysis lie
         beside it.
+    of : Dataset, optional
+        What is analysed: the file that it was opened from is never replaced.
 
     Raises
     ------
     InputError
-        The file exists or cannot be written, or pieces of another analysis lie beside it.
+        The file exists or cannot be written, is that of ``of``, or pieces of another analysis lie
+        beside it.
     ArchiveError
         Another process is at it.
     """
 
     def __init__(
-        self, target: str | Path | None, settings: Mapping[str, Any], *, overwrite: bool = False
+        self,
+        target: str | Path | None,
+        settings: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        of: xr.Dataset | None = None,
     ) -> None:
         # Without a target too.
         kinds.check_switch(overwrite, "overwrite")
         self.target = None if target is None else files.check_target(target, overwrite=overwrite)
+        if self.target is not None and of is not None:
+            files.check_apart(self.target, _sources(of), "archive")
         # Numbers from a file's attributes are NumPy's.
         self.settings = json.dumps(settings, sort_keys=True, indent=1, default=lambda x: x.item())
         self.overwrite = overwrite
@@ -233,6 +243,12 @@ def fingerprint(ds: xr.Dataset) -> str:
     settings = {str(k): str(v) for k, v in ds.attrs.items()}
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _sources(ds: xr.Dataset) -> set[str]:
+    """Files that a dataset was opened from; its variables know where it itself was changed."""
+    parts = (ds, *ds.variables.values())
+    return {found for part in parts if isinstance(found := part.encoding.get("source"), str)}
 
 
 def _difference(kept: str, wanted: str) -> str:

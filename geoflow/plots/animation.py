@@ -147,6 +147,8 @@ def _film(
     progress: bool,
 ) -> None:
     along, label = PACES[pace]
+    # A walk may be cut in any order; what is interpolated rises.
+    ds = ds.sortby("snapshot_time")
     place = ds[along].values
     names = [n for n in ("loss", "test_loss") if n in ds]
     figure = new_figure(SLIDE_INCHES, HEIGHT_INCHES)

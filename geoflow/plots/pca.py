@@ -308,9 +308,11 @@ def _check(ds: xr.Dataset, n_components: int, kind: str = KIND) -> None:
 
 
 def _walks(ds: xr.Dataset) -> Iterator[xr.Dataset]:
-    """The points of one walk after the other."""
+    """The points of one walk after the other, in the order of time."""
     for index in ds["walk"].values:
-        yield ds[["scores", "off_plane_distance"]].isel(point=ds["walk_index"].values == index)
+        walk = ds[["scores", "off_plane_distance"]].isel(point=ds["walk_index"].values == index)
+        # A walk may be cut in any order; it is drawn from its start to its end.
+        yield walk.sortby("snapshot_time")
 
 
 def _norm(ds: xr.Dataset) -> Normalize:

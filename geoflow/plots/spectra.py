@@ -73,7 +73,8 @@ def waterfall(
     # Room at the left for the bar that gives the scale of the heights.
     left = ends[0] - 0.7 - 0.2 * (ends[1] - ends[0])
     grid = np.linspace(ends[0] - 0.7, ends[1] + 0.7, 1200)
-    curves = np.array([_counts(row, grid, linear, n) for _, row in at.groupby("snapshot_step")])
+    rows = [at.isel(snapshot=row) for row in range(at.sizes["snapshot"])]
+    curves = np.array([_counts(row, grid, linear, n) for row in rows])
     heights = np.log10(np.maximum(curves, FLOOR) / FLOOR)
     # The highest reaches the next line but one.
     spacing = 0.55 * float(heights.max())
@@ -179,7 +180,8 @@ def _of_operator(ds: xr.Dataset, operator: str) -> xr.Dataset:
     names = _operators(ds)
     if operator not in names:
         raise InputError(f"operator={operator!r} is not in ds; use one of {', '.join(names)}")
-    return ds.sel(operator=operator)
+    # In whatever order they were asked for, flow time rises along an axis.
+    return ds.sel(operator=operator).sortby("snapshot_time")
 
 
 def _counts(at: xr.Dataset, grid: Floats, linear: float, n: float) -> Floats:

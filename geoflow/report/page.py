@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import resources
 from importlib.metadata import version
@@ -32,11 +32,12 @@ from geoflow.sweeps import ensemble
 from geoflow.system import translation
 from geoflow.system.files import check_apart, check_target, replacing
 from geoflow.system.memory import check_memory
-from geoflow.trajectories import path_schema
-from geoflow.trajectories.schema import REACHED
+from geoflow.trajectories import path_schema, schema
 
 Floats = NDArray[np.float64]
 COMPONENTS, DRAWN = 6, 3
+# The R of the paper, which is that of weight decay.
+SQUARED_NORM = "squared_norm"
 
 
 def report(
@@ -44,11 +45,11 @@ def report(
 ) -> list[Section]:
     """Write one HTML page that needs nothing but itself.
 
-    Walks of one experiment with the same solver and tolerances make a section: their runs one by
-    one; angle, R, test loss and test accuracy, mean ± standard deviation over the runs; the table
-    of Tahir & Katz (2021), every penalty of weight decay beside the walks' start and end; the
-    principal components of all points of all walks. A regularisation path makes one of its own, and
-    so does a comparison of solvers.
+    Walks of one experiment down the same R on as many constraints, with the same solver and
+    tolerances, make a section: their runs one by one; angle, R, test loss and test accuracy, mean ±
+    standard deviation over the runs; the table of Tahir & Katz (2021), every penalty of weight
+    decay beside the walks' start and end; the principal components of all points of all walks. A
+    regularisation path makes one of its own, and so does a comparison of solvers.
 
     Parameters
     ----------
@@ -118,6 +119,8 @@ def report(
 def penalty_table(walks: Sequence[xr.Dataset], baseline: xr.Dataset | None) -> Table:
     """Build the paper's table: the walks' start and end, and every penalty, mean ± std.
 
+    Trainings have ‖θ‖² alone: another R of the walks has a column of its own beside it.
+
     Parameters
     ----------
     walks : sequence of Dataset
@@ -127,12 +130,13 @@ def penalty_table(walks: Sequence[xr.Dataset], baseline: xr.Dataset | None) -> T
     """
     names = ["test_loss", "test_accuracy"]
     has = [n for n in names if all(n in ds for ds in (*walks, *([baseline] if baseline else [])))]
-    head = ["", "runs", "R = ‖θ‖²", *(n.replace("_", " ") for n in has), "validation loss"]
+    norms = _norm_columns(walks)
+    head = ["", "runs", *norms, *(n.replace("_", " ") for n in has), "validation loss"]
     rows = []
     for name, index in (("walk: start", 0), ("walk: end", -1)):
         if walks:
             cells = [name, str(len(walks))]
-            cells.append(mean_std([float(ds["regularizer"][index]) for ds in walks]))
+            cells += [mean_std([at(ds, index) for ds in walks]) for at in norms.values()]
             cells += [mean_std([float(ds[n][index]) for ds in walks], n) for n in has]
             rows.append(Row([*cells, "–"], marked=True))
     if baseline is not None:
@@ -141,6 +145,7 @@ def penalty_table(walks: Sequence[xr.Dataset], baseline: xr.Dataset | None) -> T
             one = baseline.sel(penalty=penalty)
             marks = "".join(m for m, by in _marks(best).items() if best[by] == penalty)
             cells = [f"penalty {penalty:g} {marks}".strip(), str(baseline.sizes["run"])]
+            cells += ["–"] * (len(norms) - 1)
             cells.append(mean_std(one["regularizer"].values))
             cells += [mean_std(one[n].values[:, -1], n) for n in has]
             cells.append(mean_std(one["validation_loss"].values[:, -1]))
@@ -154,6 +159,24 @@ def penalty_table(walks: Sequence[xr.Dataset], baseline: xr.Dataset | None) -> T
             "without the validation part."
         )
     return Table("penalties", caption, head, rows)
+
+
+def _norm_columns(walks: Sequence[xr.Dataset]) -> dict[str, Callable[[xr.Dataset, int], float]]:
+    """Heads of R of walks and ‖θ‖² of all, the latter last, and each at a walk's start or end."""
+
+    def recorded(ds: xr.Dataset, index: int) -> float:
+        return float(ds["regularizer"][index])
+
+    def computed(ds: xr.Dataset, index: int) -> float:
+        theta = ds["theta"].isel(snapshot=index).values.astype(float)
+        return float(theta @ theta)
+
+    names = {str(ds.attrs["regularizer_name"]) for ds in walks}
+    if names <= {SQUARED_NORM}:
+        return {"R = ‖θ‖²": recorded}
+    # Of different functions there is no mean.
+    own = {f"R = {name}": recorded for name in names} if len(names) == 1 else {}
+    return {**own, "‖θ‖²": computed}
 
 
 def mean_std(values: Sequence[float] | Floats, name: str = "") -> str:
@@ -174,11 +197,15 @@ def _section(subject: str, walks: list[xr.Dataset], baseline: xr.Dataset | None)
         n, a = len(walks), walks[0].attrs
         plural = "s" if n > 1 else ""
         what = f"{n} walk{plural}, {a['solver']}, rtol {a['rtol']:g}, {a['dtype']}"
+        if (name := a["regularizer_name"]) != SQUARED_NORM:
+            what += f", R = {name}"
+        if (constraints := _n_constraints(a)) > 1:
+            what += f", {constraints} constraints"
     else:
         what = "weight decay"
     section = Section(f"{subject}: {what}")
     section.warnings += synthetic(subject)
-    early = [w for w in walks if w.attrs["status"] not in REACHED]
+    early = [w for w in walks if w.attrs["status"] not in schema.REACHED]
     for ds in early:
         section.warnings.append(
             f"Seed {ds.attrs['seed']} ended early: {ds.attrs['status']}, "
@@ -328,12 +355,20 @@ def _sort(
             ds.load()
             a = ds.attrs
             solver = json.dumps(json.loads(a["config"])["solver"], sort_keys=True)
-            key = (_subject(a), solver, f"{a['rtol']:g}", f"{a['atol']:g}", a["dtype"])
+            key = (
+                *(_subject(a), solver, f"{a['rtol']:g}", f"{a['atol']:g}", a["dtype"]),
+                # R of different functions has no mean, nor have scalars of different flows.
+                *(a["regularizer_name"], a.get(schema.FLOW, ""), str(_n_constraints(a))),
+            )
         walks.setdefault(key, []).append(ds)
     for runs in walks.values():
         runs.sort(key=lambda ds: int(ds.attrs["seed"]))
     followed.sort(key=lambda one: (one[0], int(one[2].attrs["seed"])))
     return walks, trainings, followed, compared
+
+
+def _n_constraints(attributes: Mapping[str, Any]) -> int:
+    return len(json.loads(attributes.get(schema.LEVELS, "[0]")))
 
 
 def _subject(attributes: Mapping[str, Any], unnamed: str = "walk") -> str:

@@ -21,6 +21,8 @@ Floats = NDArray[np.float64]
 ALONG = ("time", "angle")
 # What is said of an ensemble where all its walks have it.
 SETTINGS = ("solver", "rtol", "atol", "regularizer_name", "dtype")
+# In units of R: what walks down different functions have of it is not on one axis.
+OF_R = ("regularizer", "multiplier", "tangent_norm")
 # What is known of each run, beside what its walk recorded.
 OF_RUN = {
     "theta_start": "parameters at the start, flat",
@@ -81,7 +83,8 @@ def resample(runs: Sequence[xr.Dataset], along: str = "time", n: int = 200) -> x
         Dimensions ``run`` (its coordinate is the seed), ``along`` and ``parameter``. The scalars
         and observables of the trajectories by run and axis; ``theta_start`` and ``theta_end``,
         ``level`` and ``status`` by run. Attributes that the walks differ in are listed, and
-        numbers left out.
+        numbers left out. So are ``regularizer``, ``multiplier`` and ``tangent_norm`` where R is
+        another function for some: their θ, angles and observables can be compared, their R cannot.
 
     Raises
     ------
@@ -93,6 +96,7 @@ def resample(runs: Sequence[xr.Dataset], along: str = "time", n: int = 200) -> x
         raise InputError(f"along={along!r}, n={n}; use along='time' or 'angle', and n of 2 or more")
     kinds.check_kind(runs, Sequence, "runs", "a list of walks")
     _check(runs)
+    runs = [_in_order(ds) for ds in runs]
     # Of each scalar, by run and joined.
     check_memory(
         2 * 8 * n * sum(len(ds.variables) for ds in runs),
@@ -108,7 +112,8 @@ def resample(runs: Sequence[xr.Dataset], along: str = "time", n: int = 200) -> x
     times = np.stack([np.interp(axis, at, time) for at, time in passages])
 
     specs = schema.STEP_COORDINATES | schema.STEP_VARIABLES
-    names = [name for name in specs if name != along]
+    one_r = len({ds.attrs["regularizer_name"] for ds in runs}) == 1
+    names = [name for name in specs if name != along and (one_r or name not in OF_R)]
     observables = [str(k) for k in runs[0].data_vars if schema.is_observable(str(k))]
     variables: dict[str, tuple[tuple[str, ...], NDArray[np.generic], dict[str, str]]] = {}
     for name in [*names, *observables]:
@@ -146,6 +151,12 @@ def resample(runs: Sequence[xr.Dataset], along: str = "time", n: int = 200) -> x
     return xr.Dataset(variables, coordinates, attributes)
 
 
+def _in_order(ds: xr.Dataset) -> xr.Dataset:
+    """Return the walk with its snapshots in the order of time, in which it is interpolated."""
+    rising = (np.diff(ds["snapshot_time"].values) >= 0).all()
+    return ds if rising else ds.sortby("snapshot_time")
+
+
 def _passage(ds: xr.Dataset, along: str) -> tuple[Floats, Floats]:
     """Values of the axis, increasing, and the flow times at which a walk first has them."""
     time = ds["time"].values
@@ -154,12 +165,24 @@ def _passage(ds: xr.Dataset, along: str) -> tuple[Floats, Floats]:
     time = time[inside]
     if along == "time":
         return time, time
-    highest = np.maximum.accumulate(ds["angle"].values[inside])
+    return _first_passages(ds["angle"].values[inside], time)
+
+
+def _first_passages(angle: Floats, time: Floats) -> tuple[Floats, Floats]:
+    """Angles, increasing, and the times at which the line through the steps first has them."""
+    highest = np.maximum.accumulate(angle)
     rises = np.flatnonzero(np.diff(highest) > 0)
-    # Between two records the angle rises from the record before to the one that passes it.
-    at = np.concatenate([highest[:1], *[[highest[i], highest[i + 1]] for i in rises]])
-    when = np.concatenate([time[:1], *[[time[i], time[i + 1]] for i in rises]])
-    keep = np.append(True, np.diff(at) > 0)
+    # Where the angle fell in between, it passes its record within the step that makes the next.
+    part = (highest[rises] - angle[rises]) / (angle[rises + 1] - angle[rises])
+    passed = time[rises] + part * (time[rises + 1] - time[rises])
+    at = np.concatenate([highest[:1], np.stack([highest[rises], highest[rises + 1]], 1).ravel()])
+    when = np.concatenate([time[:1], np.stack([passed, time[rises + 1]], 1).ravel()])
+    # A record is first had when it is made, and what is above it once it is passed: two times
+    # where it is not passed at once.
+    again = np.append(False, np.diff(at) <= 0)
+    waits = again & np.append(False, np.diff(when) > 0)
+    at = np.where(waits, np.nextafter(at, np.inf), at)
+    keep = np.append(True, np.diff(at) > 0) & (~again | waits)
     return at[keep], when[keep]
 
 

@@ -225,7 +225,7 @@ def along(
         "device": str(flow.problem.device),
         "dtype": dtype_name(flow.problem.dtype),
     }
-    with Pieces(archive, settings, overwrite=overwrite) as pieces:
+    with Pieces(archive, settings, overwrite=overwrite, of=ds) as pieces:
         names = [f"snapshot-{index:06d}" for index in indices]
         todo = [i for i, n in zip(indices, names, strict=True) if n in pieces.missing(names)]
         if progress and todo:

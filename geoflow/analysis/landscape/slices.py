@@ -181,7 +181,7 @@ def on_plane(
         "dtype": dtype_name(problem.dtype),
         "version": version("geoflow"),
     }
-    with Pieces(archive, settings, overwrite=overwrite) as pieces:
+    with Pieces(archive, settings, overwrite=overwrite, of=ds) as pieces:
         names = [f"row-{index:05d}" for index in range(points)]
         todo = len(pieces.missing(names))
         if progress and todo:
