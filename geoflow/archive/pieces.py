@@ -247,8 +247,8 @@ def fingerprint(ds: xr.Dataset) -> str:
 
 def _sources(ds: xr.Dataset) -> set[str]:
     """Files that a dataset was opened from; its variables know where it itself was changed."""
-    parts = (ds, *ds.variables.values())
-    return {found for part in parts if isinstance(found := part.encoding.get("source"), str)}
+    encodings = (ds.encoding, *(variable.encoding for variable in ds.variables.values()))
+    return {found for one in encodings if isinstance(found := one.get("source"), str)}
 
 
 def _difference(kept: str, wanted: str) -> str:

@@ -7,6 +7,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from geoflow.analysis.networks.predictions import other
 from geoflow.errors import InputError
 from geoflow.plots.styles import (
     COLOURS,
@@ -54,6 +55,7 @@ def function_distance(
     """
     if name not in DISTANCES or name not in ds:
         raise InputError(f"name={name!r}: ds has no such distance in predictions")
+    ds = _in_order(ds)
     factor = 100 if name == "disagreement" else 1
     i, j = np.triu_indices(ds.sizes["snapshot"], 1)
     x = ds["parameter_distance"].values
@@ -116,6 +118,7 @@ def matrices(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
         The dataset holds no distances in predictions.
     """
     names = [*_names(ds), "parameter_distance"]
+    ds = _in_order(ds)
     part = str(ds["set"].values[-1])
     n = ds.sizes["snapshot"]
     columns = 2 if width <= COLUMN_INCHES else len(names)
@@ -141,6 +144,11 @@ def matrices(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
         figure.supylabel("flow time of the snapshot", fontsize=8)
         figure.suptitle(f"{_title(ds)}: {plain(part)} set", fontsize=8)
     return figure
+
+
+def _in_order(ds: xr.Dataset) -> xr.Dataset:
+    """Return the snapshots in the order of time, whatever that they were asked for in."""
+    return ds.sortby("snapshot_time").sortby(other("snapshot_time"))
 
 
 def _names(ds: xr.Dataset) -> list[str]:

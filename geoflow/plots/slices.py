@@ -105,6 +105,8 @@ def colour_bar(figure: Any, filled: QuadContourSet, axes: list[Axes]) -> None:
 
 def path(ds: xr.Dataset, ax: Axes) -> None:
     """Draw the walk's projection, its start and its end."""
+    # A walk may be cut in any order; it is drawn from its start to its end.
+    ds = ds.sortby("snapshot_time")
     alpha, beta = ds["walk_alpha"].values, ds["walk_beta"].values
     ax.plot(
         alpha,
@@ -143,6 +145,7 @@ def off_plane(ds: xr.Dataset, ax: Axes | None = None) -> Axes:
     with style():
         if ax is None:
             ax = new_figure(COLUMN_INCHES, 0.6 * COLUMN_INCHES).subplots()
+        ds = ds.sortby("snapshot_time")
         ax.plot(ds["snapshot_time"].values, ds["off_plane_distance"].values, color=WALK, **_LOOK)
         ax.set_ylim(bottom=0)
         ax.set_xlabel(LABELS["time"])
@@ -162,6 +165,7 @@ def projections(ds: xr.Dataset, ax: Axes | None = None) -> Axes:
     with style():
         if ax is None:
             ax = new_figure(COLUMN_INCHES, 0.6 * COLUMN_INCHES).subplots()
+        ds = ds.sortby("snapshot_time")
         time = ds["snapshot_time"].values
         number = 0
         for name, label in (("loss", "training"), ("test_loss", "test")):

@@ -330,6 +330,21 @@ def test_interrupted_it_goes_on_to_the_same_bits(ds, flow, tmp_path, monkeypatch
     assert os.listdir(tmp_path) == ["slice.nc"]
 
 
+def test_a_slice_does_not_replace_its_own_walk(network, tmp_path):
+    file, link = tmp_path / "walk.nc", tmp_path / "link.nc"
+    walk(network, archive=file)
+    link.symlink_to(file)
+    before = file.read_bytes()
+    with gf.open_trajectory(file) as opened:
+        for of in (opened, opened.isel(snapshot=[0, 1, -1])):
+            for target in (file, link):
+                with pytest.raises(InputError, match=r"archive .* it is made of this file"):
+                    landscape.on_plane(of, network, points=3, archive=target, overwrite=True)
+        landscape.on_plane(opened, network, points=3, archive=tmp_path / "slice.nc")
+    assert file.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["link.nc", "slice.nc", "walk.nc"]
+
+
 def test_the_commands(network, tmp_path, monkeypatch, capsys):
     file, target = tmp_path / "walk.nc", tmp_path / "slice.nc"
     walk(network, archive=file)

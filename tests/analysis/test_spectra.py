@@ -143,3 +143,18 @@ def test_a_budget_without_a_product_is_refused_before_the_first(network, max_pro
     with pytest.raises(InputError, match=f"max_products={max_products}; use a positive number"):
         spectra.along(ds, network, max_products=max_products)
     assert network.problem.counts == before
+
+
+def test_spectra_do_not_replace_their_own_walk(network, tmp_path):
+    file = tmp_path / "walk.nc"
+    gf.walk(network, t_end=0.1, archive=file)
+    before = file.read_bytes()
+    quick = {"snapshots": [0], "k": 1, "n_trace": 6, "n_steps": 12, "n_probes": 2}
+    with gf.open_trajectory(file) as ds:
+        with pytest.raises(InputError, match=r"archive .* it is made of this file"):
+            spectra.along(ds, network, archive=file, overwrite=True, **quick)
+        kept = {"archive": tmp_path / "spectra.nc", "overwrite": True}
+        spectra.along(ds, network, **kept, **quick)
+        # Its own result it may.
+        spectra.along(ds, network, **kept, **quick)
+    assert file.read_bytes() == before

@@ -27,6 +27,38 @@ def compared(walk):
     return predictions.along(walk, references.small_module(), sets, classification=True)
 
 
+def drawn(axes):
+    """All that the lines of some axes hold."""
+    return [line.get_xydata() for ax in axes for line in ax.lines]
+
+
+@pytest.mark.parametrize("order", [[-1, 1, 0], [1, 0, -1]])
+def test_snapshots_asked_for_in_another_order_are_drawn_at_their_own_times(
+    spectrum, compared, order
+):
+    rising = sorted(i % spectrum.sizes["snapshot"] for i in order)
+    for draw, ds, pair in (
+        (plots.waterfalls, spectrum, ["snapshot"]),
+        (plots.extremes, spectrum, ["snapshot"]),
+        (plots.function_space, compared, ["snapshot", "snapshot_other"]),
+        (plots.matrices, compared, ["snapshot", "snapshot_other"]),
+    ):
+        one, other = (draw(ds.isel(dict.fromkeys(pair, i))) for i in (rising, order))
+        found = zip(drawn(one.axes), drawn(other.axes), strict=True)
+        assert all(np.array_equal(a, b, equal_nan=True) for a, b in found)
+        for a, b in zip(one.axes, other.axes, strict=True):
+            assert all(
+                np.array_equal(x.get_array(), y.get_array())
+                for x, y in zip(a.images, b.images, strict=True)
+            )
+
+
+def test_snapshots_within_one_step_have_a_curve_each(spectrum):
+    within = spectrum.assign_coords(snapshot_step=spectrum["snapshot_step"] * 0)
+    ax = plots.waterfall(within)
+    assert sum(len(line.get_xdata()) > 100 for line in ax.lines) == spectrum.sizes["snapshot"]
+
+
 def test_a_waterfall_has_a_curve_a_snapshot_that_counts_every_eigenvalue(spectrum):
     ax = plots.waterfall(spectrum, "hessian")
     assert ax.get_xscale() == "asinh"

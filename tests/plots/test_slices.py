@@ -101,6 +101,19 @@ def test_a_film_has_its_frames_and_is_the_same_each_time(ds, tmp_path):
     assert (tmp_path / "time.gif").read_bytes() != (tmp_path / "a.gif").read_bytes()
 
 
+def test_a_walk_cut_in_another_order_is_drawn_the_same(ds, tmp_path):
+    turned = ds.isel(snapshot=slice(None, None, -1))
+    for draw in (plots.slice_figure, slices.off_plane, slices.projections):
+        one, other = draw(ds), draw(turned)
+        axes = [(part.axes if draw is plots.slice_figure else [part]) for part in (one, other)]
+        for a, b in zip(*axes, strict=True):
+            for x, y in zip(a.lines, b.lines, strict=True):
+                assert np.array_equal(x.get_xydata(), y.get_xydata())
+    for name, part in (("a.gif", ds), ("b.gif", turned)):
+        plots.animate(part, tmp_path / name, frames=5, fps=10)
+    assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
+
+
 @pytest.mark.parametrize("fps", [7.0, 20.0, 30.0, 45.0, 60.0, 100.0])
 def test_a_gif_has_the_rate_asked_for_on_the_whole(ds, tmp_path, monkeypatch, fps):
     monkeypatch.setattr(animation, "_film", blank_film)

@@ -282,6 +282,48 @@ def test_walks_of_other_settings_get_a_section_of_their_own(files, tmp_path):
     assert alone[0].title == "iris_ff: weight decay"
 
 
+def test_walks_down_another_r_stand_apart_and_say_which(files, tmp_path):
+    with gf.open_trajectory(files / "0.nc") as ds:
+        ds.load()
+    other = ds.assign_attrs(regularizer_name="l1", seed=7)
+    gf.save_trajectory(other, tmp_path / "l1.nc")
+    paths = [files / "0.nc", files / "1.nc", tmp_path / "l1.nc", files / "baseline.nc"]
+    sections = report.report(paths, tmp_path / "page.html")
+    assert sorted(section.title for section in sections) == [
+        "iris_ff: 1 walk, bdf, rtol 0.001, float64, R = l1",
+        "iris_ff: 2 walks, bdf, rtol 0.001, float64",
+    ]
+    tables = {
+        section.title: next(part for part in section.parts if part.id == "penalties")
+        for section in sections
+    }
+    one, two = (tables[title] for title in sorted(tables))
+    assert two.head[2:4] == ["R = ‖θ‖²", "test loss"]
+    assert one.head[2:5] == ["R = l1", "‖θ‖²", "test loss"]
+    start = ds.isel(snapshot=0)["theta"].values
+    assert one.rows[0].cells[2:4] == [f"{float(ds['regularizer'][0]):.4g}", f"{start @ start:.4g}"]
+    # Of trainings ‖θ‖² alone is known; each row has as many cells as there are heads.
+    assert [row.cells[2] for row in one.rows[2:]] == ["–", "–"]
+    assert [row.cells[3:] for row in one.rows[2:]] == [row.cells[2:] for row in two.rows[2:]]
+    assert {len(row.cells) for row in one.rows} == {len(one.head)}
+    mixed = report.penalty_table([ds, other], None)
+    assert mixed.head[2:4] == ["‖θ‖²", "test loss"]
+
+
+def test_walks_on_several_constraints_stand_apart(tmp_path):
+    problem = small_network().problem
+    for seed, constraints in enumerate([problem, gf.by_class(problem)]):
+        flow = gf.RegularizingFlow(gf.LevelSet(constraints), gf.regularizers.squared_norm)
+        named = {"experiment": "small", "seed": seed}
+        file = tmp_path / f"{seed}.nc"
+        gf.walk(flow, t_end=0.1, stop=None, provenance=named, archive=file)
+    sections = report.report([tmp_path], tmp_path / "page.html")
+    assert [section.title for section in sections] == [
+        "small: 1 walk, bdf, rtol 0.001, float64",
+        "small: 1 walk, bdf, rtol 0.001, float64, 3 constraints",
+    ]
+
+
 def test_the_command_and_its_errors(files, tmp_path, capsys):
     page = tmp_path / "page.html"
     assert cli.main(["report", str(files), "--out", str(page)]) == terminal.DONE

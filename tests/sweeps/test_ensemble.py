@@ -124,3 +124,50 @@ def test_a_folder_of_walks_opens_as_one_dataset(runs, tmp_path):
     for i, run in enumerate(runs):
         gf.save_trajectory(run, tmp_path / f"seed-{i:04d}.nc")
     assert gf.open_sweep(tmp_path, "angle", 20).equals(ensemble.resample(runs, "angle", 20))
+
+
+def first_passage(time, angle, value):
+    """When the line through the steps first comes to a value, step by step."""
+    i = int(np.flatnonzero(angle >= value)[0])
+    if i == 0:
+        return time[0]
+    part = (value - angle[i - 1]) / (angle[i] - angle[i - 1])
+    return time[i - 1] + part * (time[i] - time[i - 1])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_an_angle_that_falls_in_between_is_first_come_to_where_it_passes_its_record(runs, seed):
+    rng = np.random.default_rng(seed)
+    ds = runs[0].copy(deep=True)
+    # Plateaus too, of what is recorded with few digits.
+    angle = 120 + np.cumsum(rng.normal(0.5, 2, ds.sizes["step"])).round(seed % 3)
+    angle[-1] = angle.max() + 1
+    ds["angle"] = ("step", angle, ds["angle"].attrs)
+    found = ensemble.resample([ds, ds], "angle", 301)
+    expected = [first_passage(ds["time"].values, angle, v) for v in found["angle"].values]
+    assert np.allclose(found["time"][0], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_steady_angle_is_interpolated_between_its_own_steps(runs):
+    """To the bit, so that nothing changes where nothing falls."""
+    ds = runs[0].isel(step=np.flatnonzero(np.diff(runs[0]["angle"], prepend=0) > 0))
+    at, when = ensemble._passage(ds, "angle")
+    assert np.array_equal(at, ds["angle"])
+    assert np.array_equal(when, ds["time"])
+
+
+def test_walks_down_different_functions_have_no_r_in_common(runs):
+    other = runs[1].assign_attrs(regularizer_name="l1")
+    mixed = ensemble.resample([runs[0], other], "time", 20)
+    alone = ensemble.resample(runs, "time", 20)
+    assert mixed.attrs["regularizer_name"] == "squared_norm, l1"
+    of_r = {"regularizer", "multiplier", "tangent_norm"}
+    assert set(alone.data_vars) - set(mixed.data_vars) == of_r
+    assert mixed.drop_attrs().equals(alone.drop_vars(of_r).drop_attrs())
+    assert gf.plots.ensemble(mixed).axes
+
+
+def test_snapshots_in_another_order_are_the_same_walk(runs):
+    turned = [ds.isel(snapshot=slice(None, None, -1)) for ds in runs]
+    for along in ensemble.ALONG:
+        assert ensemble.resample(turned, along, 20).equals(ensemble.resample(runs, along, 20))
