@@ -320,7 +320,7 @@ def test_walks_on_several_constraints_stand_apart(tmp_path):
     sections = report.report([tmp_path], tmp_path / "page.html")
     assert [section.title for section in sections] == [
         "small: 1 walk, bdf, rtol 0.001, float64",
-        "small: 1 walk, bdf, rtol 0.001, float64, 3 constraints",
+        "small: 1 walk, bdf, rtol 0.001, float64, 2 constraints",
     ]
 
 
