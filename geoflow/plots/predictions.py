@@ -148,7 +148,8 @@ def matrices(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
 
 def _in_order(ds: xr.Dataset) -> xr.Dataset:
     """Return the snapshots in the order of time, whatever that they were asked for in."""
-    return ds.sortby("snapshot_time").sortby(other("snapshot_time"))
+    order = np.argsort(ds["snapshot_time"].values, kind="stable")
+    return ds.isel({"snapshot": order, other("snapshot"): order})
 
 
 def _names(ds: xr.Dataset) -> list[str]:
