@@ -203,8 +203,9 @@ def _at_the_end(ds: xr.Dataset, curvature: xr.Dataset) -> xr.Dataset:
         raise InputError(
             f"curvature holds no operator 'tangent' at the last snapshot of this walk; {again}"
         )
-    if some := curvature.attrs.get("tensors"):
-        raise InputError(f"curvature is of tensors={some.split()!r} alone; {again}")
+    some = curvature.attrs.get("tensors", "").split()
+    if some and set(some) != set(ds["tensor_name"].values.tolist()):
+        raise InputError(f"curvature is of tensors={some!r} alone; {again}")
     walk = walk_attributes(ds)
     for name in ("experiment", "walk_seed"):
         if (there := curvature.attrs.get(name, walk[name])) != walk[name]:
