@@ -143,11 +143,10 @@ def test_spectra_count_at_the_last_snapshot_wherever_it_stands_and_of_this_walk_
     assert one == pytest.approx(last_first["smallest_eigenvalue"].values[0, 0], rel=0)
     assert one[0] == pytest.approx(1.0, abs=1e-8)
 
-    part = spectra.along(ds, flow, snapshots=[-1], tensors=["theta"], **settings)
-    with pytest.raises(
-        InputError, match=r"curvature is of tensors=\['theta'\] alone; make it with"
-    ):
-        relaxation.along(ds, curvature=part)
+    # All of them by name.
+    named = spectra.along(ds, flow, snapshots=[-1], tensors=["theta"], **settings)
+    again = relaxation.along(ds, curvature=named)["smallest_eigenvalue"].values
+    assert again == pytest.approx(one, rel=1e-9)
     for name, other in (("experiment", "another"), ("walk_seed", 3)):
         wrong = last_first.assign_attrs({name: other})
         with pytest.raises(InputError, match=f"of another walk, whose {name} is {other!r} and not"):
@@ -158,6 +157,15 @@ def test_spectra_count_at_the_last_snapshot_wherever_it_stands_and_of_this_walk_
     wrong = last_first.assign_coords(snapshot_time=last_first["snapshot_time"] + 1)
     with pytest.raises(InputError, match="no operator 'tangent' at the last snapshot"):
         relaxation.along(ds, curvature=wrong)
+
+
+def test_spectra_of_part_of_the_parameters_are_not_those_of_the_walk(network):
+    ds = gf.walk(network, t_end=0.3)
+    some = [str(ds["tensor_name"].values[-1])]
+    settings = {"operators": ["tangent"], "k": 1, "n_probes": 2, "n_steps": 4, "n_trace": 6}
+    part = spectra.along(ds, network, snapshots=[-1], tensors=some, **settings)
+    with pytest.raises(InputError, match=r"curvature is of tensors=\[.*\] alone; make it with"):
+        relaxation.along(ds, curvature=part)
 
 
 def test_a_scalar_at_its_limit_has_no_rate_and_the_others_keep_theirs(oja):
