@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+from geoflow.errors import InputError
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -42,15 +44,21 @@ class Plots:
         from geoflow.plots import kinds
 
         kind = name.replace("_", "-")
-        if kind not in kinds.names(self._ds):
-            there = ", ".join(self.__dir__())
-            raise AttributeError(f"no figure {name!r} of this dataset; there are {there}")
+        there = self.__dir__()
+        if name not in there:
+            what = f"there are {', '.join(there)}" if there else "geoflow draws none of it"
+            raise AttributeError(f"no figure {name!r} of this dataset; {what}")
         return partial(kinds.draw, self._ds, kind)
 
     def __dir__(self) -> list[str]:
         from geoflow.plots import kinds
 
-        return [name.replace("-", "_") for name in kinds.names(self._ds)]
+        # What looks for attributes, as completion and hasattr do, asks of any dataset.
+        try:
+            there = kinds.names(self._ds)
+        except InputError:
+            return []
+        return [name.replace("-", "_") for name in there]
 
 
 @xr.register_dataset_accessor("geoflow")

@@ -92,6 +92,11 @@ def test_divergence_of_certain_classes_is_one_bit_and_of_near_ones_a_quarter_of_
     found = predictions.between(far, classification=True)
     assert found["js_divergence"].tolist() == [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
     assert found["disagreement"].tolist() == [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
+    far[2, 0, 1] = math.nan
+    for matrix in predictions.between(far, classification=True).values():
+        assert np.isnan(matrix[2, :2]).all()
+        assert np.isnan(matrix[:2, 2]).all()
+        assert matrix[0, 1] >= 1
     p = torch.tensor([0.2, 0.3, 0.5]).double()
     change = 1e-6 * torch.tensor([1.0, 1.0, -2.0]).double()
     near = torch.stack([p.log(), (p + change).log()])[:, None]

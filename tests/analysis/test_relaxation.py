@@ -135,6 +135,56 @@ def test_spectra_made_before_do_as_well_as_the_flow(oja):
             relaxation.along(ds, curvature=wrong)
 
 
+def test_spectra_count_at_the_last_snapshot_wherever_it_stands_and_of_this_walk_only(oja):
+    flow, ds = oja
+    settings = {"operators": ["tangent"], "k": 2, "n_probes": 2, "n_steps": 4, "n_trace": 6}
+    last_first = spectra.along(ds, flow, snapshots=[-1, 0], **settings)
+    one = relaxation.along(ds, curvature=last_first)["smallest_eigenvalue"].values
+    assert one == pytest.approx(last_first["smallest_eigenvalue"].values[0, 0], rel=0)
+    assert one[0] == pytest.approx(1.0, abs=1e-8)
+
+    # All of them by name.
+    named = spectra.along(ds, flow, snapshots=[-1], tensors=["theta"], **settings)
+    again = relaxation.along(ds, curvature=named)["smallest_eigenvalue"].values
+    assert again == pytest.approx(one, rel=1e-9)
+    for name, other in (("experiment", "another"), ("walk_seed", 3)):
+        wrong = last_first.assign_attrs({name: other})
+        with pytest.raises(InputError, match=f"of another walk, whose {name} is {other!r} and not"):
+            relaxation.along(ds, curvature=wrong)
+    wrong = last_first.assign(multiplier=1.01 * last_first["multiplier"])
+    with pytest.raises(InputError, match="of another walk, whose multiplier is"):
+        relaxation.along(ds, curvature=wrong)
+    wrong = last_first.assign_coords(snapshot_time=last_first["snapshot_time"] + 1)
+    with pytest.raises(InputError, match="no operator 'tangent' at the last snapshot"):
+        relaxation.along(ds, curvature=wrong)
+
+
+def test_spectra_of_part_of_the_parameters_are_not_those_of_the_walk(network):
+    ds = gf.walk(network, t_end=0.3)
+    some = [str(ds["tensor_name"].values[-1])]
+    settings = {"operators": ["tangent"], "k": 1, "n_probes": 2, "n_steps": 4, "n_trace": 6}
+    part = spectra.along(ds, network, snapshots=[-1], tensors=some, **settings)
+    with pytest.raises(InputError, match=r"curvature is of tensors=\[.*\] alone; make it with"):
+        relaxation.along(ds, curvature=part)
+
+
+def test_a_scalar_at_its_limit_has_no_rate_and_the_others_keep_theirs(oja):
+    _, ds = oja
+    at_rest = ds.copy(deep=True)
+    at_rest["tangent_norm"][-1] = 0
+    found, before = relaxation.along(at_rest), relaxation.along(ds)
+    for name in ("rate", "late_rate", "limit", "fitted", "status"):
+        assert (
+            found[name]
+            .drop_sel(scalar="tangent_norm")
+            .identical(before[name].drop_sel(scalar="tangent_norm"))
+        )
+    one = found.sel(scalar="tangent_norm")
+    assert np.isnan([one["rate"].item(), one["late_rate"].item(), one["limit"].item()]).all()
+    assert one["status"].item() == "no decay: tangent_norm is at its limit, 0, already"
+    assert isinstance(plots.relaxation(found, "tangent_norm"), Figure)
+
+
 def test_where_a_walk_is_not_asymptotic_it_says_so(oja):
     flow, ds = oja
     # Started beside a saddle of R, a walk first seems to settle there.

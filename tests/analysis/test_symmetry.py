@@ -8,7 +8,7 @@ from torch import nn
 
 import geoflow as gf
 import references
-from geoflow.analysis.networks import symmetry
+from geoflow.analysis.networks import predictions, symmetry
 from geoflow.analysis.networks.layers import layers_of
 from geoflow.errors import InputError
 from geoflow.experiments import networks
@@ -214,6 +214,10 @@ def test_along_a_walk(network):
     found = symmetry.along(ds, module, classification=True)
     n = ds.sizes["snapshot"]
     assert found["symmetric_distance"].shape == (n, n)
+    made = predictions.along(ds, module, {"one": torch.ones(1, 3)}, classification=True)
+    assert found.attrs["kind"] == "symmetry"
+    assert set(found.attrs) == set(made.attrs)
+    assert all(found.attrs[k] == made.attrs[k] for k in ("experiment", "walk_seed"))
     assert found["symmetric_distance"].attrs["bound"] == "exact"
     theta = ds["theta"].values
     direct = np.linalg.norm(theta[:, None] - theta, axis=2)
@@ -226,6 +230,96 @@ def test_along_a_walk(network):
     assert "shift_fraction" not in symmetry.along(ds, module, classification=False)
     with pytest.raises(InputError, match="its tensors are not those of ds"):
         symmetry.along(ds, dense(3, 4, 2), classification=True)
+
+
+LAYOUTS = {
+    "dense, places": ((3, 5), [nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2)]),
+    "dense, flattened": ((5,), [nn.Linear(5, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2)]),
+    "dense, places averaged": (
+        (6, 5),
+        [nn.Linear(5, 4), nn.ReLU(), nn.AvgPool2d((3, 1)), nn.Linear(4, 2)],
+    ),
+    "two convolutions": ((2, 8), [nn.Conv1d(2, 4, 1), nn.Tanh(), nn.Conv1d(4, 3, 3), nn.Flatten()]),
+    "pooled": (
+        (2, 8),
+        [nn.Conv1d(2, 4, 1), nn.ReLU(), nn.AvgPool1d(2), nn.Flatten(), nn.Linear(16, 3)],
+    ),
+    "flattened before tanh": (
+        (1, 6, 6),
+        [nn.Conv2d(1, 3, 3), nn.AvgPool2d(2), nn.Flatten(), nn.Tanh(), nn.Linear(12, 2)],
+    ),
+    "maxima before relu": (
+        (1, 6, 6),
+        [nn.Conv2d(1, 3, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)],
+    ),
+    "volumes": (
+        (1, 4, 4, 4),
+        [nn.Conv3d(1, 3, 3), nn.LeakyReLU(), nn.AvgPool3d(2), nn.Flatten(), nn.Linear(3, 2)],
+    ),
+    "around a circle": (
+        (2, 8),
+        [
+            nn.Conv1d(2, 4, 3, padding=1, padding_mode="circular"),
+            *(nn.Tanh(), nn.Dropout(0.0), nn.Flatten(), nn.Linear(32, 3)),
+        ],
+    ),
+    "deep": (
+        (1, 8, 8),
+        [
+            *(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(3, 4, 2), nn.ReLU()),
+            *(nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 2)),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_of_every_layout_a_copy_gives_the_same_outputs_and_so_do_rescalings(layout):
+    shape, parts = LAYOUTS[layout]
+    module = drawn(nn.Sequential(*parts))
+    layers, theta = layers_of(module), flat(module)
+    inputs = references._normal(7 * math.prod(shape), 9).view(7, *shape)
+    same = outputs(module, theta, inputs)
+    moved = 0.0
+    for seed in range(5, 9):
+        target = references._normal(len(theta), seed).numpy()
+        copy = symmetry.nearest_copy(layers, target, theta).theta
+        moved += np.linalg.norm(copy - theta)
+        assert float((outputs(module, copy, inputs) - same).abs().max()) < 1e-12
+    assert moved > 1
+    for tangent in symmetry._rescaling_tangents(layers, theta).toarray().T:
+        ahead, behind = (outputs(module, theta + h * tangent, inputs) for h in (1e-5, -1e-5))
+        assert float((ahead - behind).abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("shape", "parts"),
+    [
+        # Of the columns, s·4 + u belongs to unit u at place s.
+        ((3, 5), [nn.Linear(5, 4), nn.Tanh(), nn.Flatten(), nn.Linear(12, 2)]),
+        ((2, 8), [nn.Conv1d(2, 4, 1), nn.Tanh(), nn.Linear(8, 3)]),
+        ((4, 5), [nn.Linear(5, 4), nn.Tanh(), nn.Conv1d(4, 2, 1)]),
+        ((2, 8), [nn.Conv1d(2, 4, 1), nn.ReLU(), nn.AvgPool1d(2), nn.Linear(4, 3)]),
+        ((5,), [nn.Linear(5, 4), nn.ReLU(), nn.AvgPool1d(3, 1, 1), nn.Linear(4, 2)]),
+        ((5,), [nn.Linear(5, 4), nn.ReLU(), nn.MaxPool1d(3, 1, 1), nn.Linear(4, 2)]),
+        ((6, 5), [nn.Linear(5, 4), nn.ReLU(), nn.AvgPool2d(3, 1, 1), nn.Linear(4, 2)]),
+        (
+            (2, 6),
+            [nn.Conv1d(2, 4, 1), nn.ReLU(), nn.Flatten(), nn.AvgPool1d(3), nn.Linear(8, 2)],
+        ),
+        (
+            (2, 8),
+            [nn.Conv1d(2, 4, 1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8, 2)],
+        ),
+        ((4, 8), [nn.Conv1d(4, 4, 1), nn.Tanh(), nn.Conv2d(4, 2, 1)]),
+    ],
+)
+def test_units_that_the_next_layer_takes_elsewhere_are_not_taken_for_its_own(shape, parts):
+    module = drawn(nn.Sequential(*parts))
+    n = shape[0] if isinstance(parts[-1], nn.Conv2d) else 3
+    outputs(module, flat(module), references._normal(n * math.prod(shape), 1).view(n, *shape))
+    with pytest.raises(InputError, match=r"does not take the 4 units of 0.*nn\.Flatten"):
+        layers_of(module)
 
 
 def tied():

@@ -53,6 +53,14 @@ def test_the_usual_figure_is_the_overview_of_a_walk_and_the_first_of_anything_el
         xr.Dataset().geoflow.plot()
 
 
+def test_of_a_dataset_without_figures_none_is_listed():
+    plot = xr.Dataset(attrs={"kind": "symmetry"}).geoflow.plot
+    assert dir(plot) == []
+    assert not hasattr(plot, "overview")
+    with pytest.raises(AttributeError, match="no figure 'overview' of this dataset; geoflow draws"):
+        plot.overview()
+
+
 def test_no_figures_and_no_folder_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for figures in ("", "overview", []):

@@ -19,11 +19,13 @@ ODD, HOMOGENEOUS = (nn.Tanh,), (nn.ReLU, nn.LeakyReLU)
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 MAXIMA = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+# The last axes of an array that a pooling takes its means or maxima over.
+POOLED = {pool: n for pools in (AVERAGES, MAXIMA) for n, pool in enumerate(pools, start=1)}
 WITHOUT_EFFECT = (nn.Identity, nn.Dropout)
 
 _KNOWN = (
     "symmetries are known of an nn.Sequential of dense layers and convolutions, with one tanh or "
-    "ReLU between them and average pooling"
+    "ReLU between them, average pooling of images, and nn.Flatten() before a dense layer"
 )
 
 
@@ -72,8 +74,10 @@ def layers_of(module: nn.Module) -> Layers:
     ----------
     module : torch.nn.Module
         Dense layers and convolutions, one activation (tanh, ReLU or leaky ReLU) between any two of
-        them, and average pooling; maximum pooling with ReLUs only. A layer with a hook or a forward
-        pass of its own is none of these.
+        them, and average pooling; maximum pooling with ReLUs only. Each layer takes the units of
+        the one before where they are: a dense layer has them along the last axis, which no pooling
+        may mix, and a convolution in its channels, after which ``nn.Flatten()`` comes before a
+        dense layer. A layer with a hook or a forward pass of its own is none of these.
 
     Raises
     ------
@@ -92,7 +96,7 @@ def layers_of(module: nn.Module) -> Layers:
     between: list[nn.Module] = []
     for name, child in _leaves(module):
         if not computes_as(child, WEIGHTED):
-            between += [] if _is_transparent(child) else [child]
+            between += [] if computes_as(child, WITHOUT_EFFECT) else [child]
             continue
         tensors = [n for n in ("weight", "bias") if getattr(child, n) is not None]
         missing = [n for n in tensors if f"{name}.{n}" not in flat]
@@ -105,7 +109,8 @@ def layers_of(module: nn.Module) -> Layers:
         between = []
     if not hidden:
         raise InputError(f"module has no hidden layer: {_KNOWN}")
-    output = None if between else np.hstack(_incoming(flat, names[-1]))
+    closed = not all(map(_flattens, between))
+    output = None if closed else np.hstack(_incoming(flat, names[-1]))
     return Layers(tuple(hidden), output)
 
 
@@ -115,18 +120,41 @@ def _hidden(
     activations = [m for m in between if computes_as(m, (*ODD, *HOMOGENEOUS))]
     homogeneous = bool(activations) and type(activations[0]) in HOMOGENEOUS
     pools = (*AVERAGES, *MAXIMA) if homogeneous else AVERAGES
-    strange = [m for m in between if not computes_as(m, (*ODD, *HOMOGENEOUS, *pools))]
+    known = (*ODD, *HOMOGENEOUS, *pools)
+    strange = [m for m in between if not (computes_as(m, known) or _flattens(m))]
     if strange or len(activations) != 1:
         what = type(strange[0]).__name__ if strange else f"{len(activations)} activations"
         raise InputError(f"module: {what} between {name} and {following}: {_KNOWN}")
     incoming = _incoming(flat, name)
     n = len(incoming[0])
     after = flat[f"{following}.weight"]
-    if after.shape[1] % n:
+    if not _takes(flat[f"{name}.weight"], after, between):
         raise InputError(f"module: {following} does not take the {n} units of {name}: {_KNOWN}")
     # A dense layer after a convolution has a block of columns for each channel.
     outgoing = np.moveaxis(after.reshape(len(after), n, -1), 1, 0).reshape(n, -1)
     return HiddenLayer(np.hstack(incoming), outgoing, not homogeneous, homogeneous)
+
+
+def _takes(weight: Indices, after: Indices, between: list[nn.Module]) -> bool:
+    """Whether each unit has inputs of its own in the next layer, in blocks unit by unit."""
+    n, width = len(weight), after.shape[1]
+    # Where the units are, counted from the last axis, which is 1: there of a dense layer.
+    axis, in_blocks = weight.ndim - 1, False
+    for module in between:
+        if _flattens(module):
+            # Of channels, each is a block then; of a dense layer's units, those of all places
+            # alternate, and there is one place only where the width stays.
+            axis, in_blocks = 1, in_blocks or axis > 1
+        elif type(module) in POOLED and _mixes(module, axis):
+            return False
+    return after.ndim - 1 == axis and (width % n == 0 if in_blocks else width == n)
+
+
+def _mixes(pool: nn.Module, axis: int) -> bool:
+    """Whether a pooling goes over an axis, counted from the last, in windows of more than one."""
+    n = POOLED[type(pool)]
+    given = [getattr(pool, name) for name in ("kernel_size", "stride", "padding")]
+    return n >= axis and [np.broadcast_to(v, n)[n - axis] for v in given] != [1, 1, 0]
 
 
 def _incoming(flat: dict[str, Indices], name: str) -> list[Indices]:
@@ -137,10 +165,8 @@ def _incoming(flat: dict[str, Indices], name: str) -> list[Indices]:
     return found
 
 
-def _is_transparent(module: nn.Module) -> bool:
-    if computes_as(module, (nn.Flatten,)):
-        return (module.start_dim, module.end_dim) == (1, -1)
-    return computes_as(module, WITHOUT_EFFECT)
+def _flattens(module: nn.Module) -> bool:
+    return computes_as(module, (nn.Flatten,)) and (module.start_dim, module.end_dim) == (1, -1)
 
 
 def _leaves(module: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -163,6 +163,7 @@ def between(outputs: Tensor, classification: bool) -> dict[str, Floats]:
     Returns
     -------
     dict of str to array, shape (S, S)
+        NaN for two of which one has a NaN among its outputs.
 
     Raises
     ------
@@ -183,6 +184,8 @@ def between(outputs: Tensor, classification: bool) -> dict[str, Floats]:
     n = len(outputs)
     names = ["output_distance", *(["js_divergence", "disagreement"] if classification else [])]
     found = {name: np.zeros((n, n)) for name in names}
+    classes = outputs.argmax(dim=2) if classification else outputs
+    no_class = outputs.isnan().flatten(1).any(dim=1)
     for i in range(n):
         p = outputs[i].softmax(dim=1) if classification else outputs[i]
         for j in range(i + 1, n):
@@ -191,8 +194,9 @@ def between(outputs: Tensor, classification: bool) -> dict[str, Floats]:
             if classification:
                 divergence = _jensen_shannon(p, outputs[j].softmax(dim=1)).mean()
                 _set(found["js_divergence"], i, j, divergence)
-                different = outputs[i].argmax(dim=1) != outputs[j].argmax(dim=1)
-                _set(found["disagreement"], i, j, different.double().mean())
+                different = (classes[i] != classes[j]).double().mean()
+                # argmax takes a NaN for the most probable class.
+                _set(found["disagreement"], i, j, math.nan if no_class[[i, j]].any() else different)
     return found
 
 
@@ -246,7 +250,7 @@ def pair_coordinates(ds: xr.Dataset, indices: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _set(matrix: Floats, i: int, j: int, value: Tensor) -> None:
+def _set(matrix: Floats, i: int, j: int, value: Tensor | float) -> None:
     matrix[i, j] = matrix[j, i] = float(value)
 
 

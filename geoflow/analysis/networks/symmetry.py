@@ -20,7 +20,7 @@ from geoflow.analysis.networks.predictions import (
     other,
     pair_coordinates,
 )
-from geoflow.analysis.walked import snapshot_indices
+from geoflow.analysis.walked import snapshot_indices, walk_attributes
 from geoflow.system import kinds
 from geoflow.system.progress import progress_bar
 
@@ -186,11 +186,11 @@ def along(
     Returns
     -------
     xarray.Dataset
-        ``symmetric_distance(snapshot, other)``: from the nearest copy of the one to the other; its
-        attribute ``bound`` is ``exact`` or ``upper bound``. ``rescaling_fraction(snapshot)`` and
-        ``shift_fraction(snapshot)``: of the squared displacement to the next of these snapshots;
-        NaN for the last. A tanh network has discrete symmetries only, along which nothing
-        continuous moves: the former is exactly 0.
+        Of kind ``symmetry``. ``symmetric_distance(snapshot, other)``: from the nearest copy of the
+        one to the other; its attribute ``bound`` is ``exact`` or ``upper bound``.
+        ``rescaling_fraction(snapshot)`` and ``shift_fraction(snapshot)``: of the squared
+        displacement to the next of these snapshots; NaN for the last. A tanh network has discrete
+        symmetries only, along which nothing continuous moves: the former is exactly 0.
 
     Raises
     ------
@@ -220,7 +220,14 @@ def along(
                 rescaled[i] = rescaling_fraction(layers, here, there - here)
                 shifted[i] = shift_fraction(layers, there - here)
     part = "part of the squared displacement to the next snapshot along"
-    found = xr.Dataset(coords=pair_coordinates(ds, indices))
+    found = xr.Dataset(
+        coords=pair_coordinates(ds, indices),
+        attrs={
+            "kind": "symmetry",
+            "title": "Motion of a walk along its network's symmetries",
+            **walk_attributes(ds),
+        },
+    )
     found["symmetric_distance"] = (
         ("snapshot", other("snapshot")),
         distance,

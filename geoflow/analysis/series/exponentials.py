@@ -114,20 +114,20 @@ def fit(
         raise InputError(f"limit={limit}: not all values are above it; leave it to be fitted")
     n_parameters = 2 * n_terms + (limit is None)
     if len(t) < n_parameters + SPARE_POINTS:
-        return _refused(
+        return refused(
             f"too few points: {len(t)}, of {n_parameters + SPARE_POINTS} needed", len(t), n_terms
         )
     span = float(t[-1] - t[0])
     x = (t - t[0]) / span
     scale = float(np.ptp(y)) if limit is None else 1.0
     if scale == 0:
-        return _refused("no decay: the curve is constant", len(t), n_terms)
+        return refused("no decay: the curve is constant", len(t), n_terms)
     z = (y - y[-1]) / scale if limit is None else np.log(y - limit)
     if limit is not None and np.polyfit(x, z, 1)[0] >= 0:
-        return _refused("no decay: the curve does not fall towards its limit", len(t), n_terms)
+        return refused("no decay: the curve does not fall towards its limit", len(t), n_terms)
     start = _start(x, z, n_terms, limit is None)
     if start is None:
-        return _refused("no decay: no sum of exponentials comes near", len(t), n_terms)
+        return refused("no decay: no sum of exponentials comes near", len(t), n_terms)
 
     def model(p: Floats) -> tuple[Floats, Floats]:
         """The curve and its derivatives; of its logarithm where the limit is known."""
@@ -163,7 +163,7 @@ def fit(
     width = float(student.ppf((1 + confidence) / 2, len(t) - n_parameters)) * error
     status = _judge(p[:n_terms], width, limit is None, float(x[1]))
     if status != FITTED:
-        return _refused(status, len(t), n_terms)
+        return refused(status, len(t), n_terms)
     rate = np.exp(p[:n_terms]) / span
     known = limit is not None
     return ExponentialFit(
@@ -176,6 +176,22 @@ def fit(
         limit + np.exp(curve) if limit is not None else y[-1] + scale * curve,
         float(noise.time_constant[0]),
         jacobian,
+    )
+
+
+def refused(status: str, n: int, n_terms: int) -> ExponentialFit:
+    """What is said of a curve that has no rate: why, and NaN.
+
+    Parameters
+    ----------
+    status : str
+        Why there is none.
+    n, n_terms : int
+        Samples of the curve, and exponentials that were asked for.
+    """
+    none, curve = np.full(n_terms, math.nan), np.full(n, math.nan)
+    return ExponentialFit(
+        status, none, none, none, none, math.nan, curve, math.nan, np.full((n, 0), math.nan)
     )
 
 
@@ -228,10 +244,3 @@ def _judge(log_rates: Floats, width: Floats, free: bool, spacing: float) -> str:
     if not (2 * width < math.log(WIDEST)).all():
         return f"unresolved: the rate is uncertain by more than a factor of {WIDEST:g}"
     return FITTED
-
-
-def _refused(status: str, n: int, n_terms: int) -> ExponentialFit:
-    none, curve = np.full(n_terms, math.nan), np.full(n, math.nan)
-    return ExponentialFit(
-        status, none, none, none, none, math.nan, curve, math.nan, np.full((n, 0), math.nan)
-    )

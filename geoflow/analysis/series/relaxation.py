@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from geoflow.analysis.curvature import spectra
 from geoflow.analysis.curvature.operators import tangent_hessian
 from geoflow.analysis.curvature.scaling import power_of_two
-from geoflow.analysis.series.exponentials import FITTED, ExponentialFit, fit
+from geoflow.analysis.series.exponentials import FITTED, ExponentialFit, fit, refused
 from geoflow.analysis.series.scalars import series
 from geoflow.analysis.walked import state_at, walk_attributes
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.system import kinds
-from geoflow.trajectories.given import check_walk
+from geoflow.trajectories.given import check_walk, kept_dtype
 
 Floats = NDArray[np.float64]
 
@@ -29,6 +29,9 @@ SCALARS = ("tangent_norm", "regularizer", "arc_length")
 
 # A curve without noise has an interval far narrower than what its other exponentials leave in it.
 CLOSE = 0.01
+
+# The multiplier of a snapshot, computed again, differs by rounding: in parts of ‖∇R‖/‖∇L‖.
+MULTIPLIER_RTOL = {torch.float64: 1e-6, torch.float32: 1e-2}
 
 
 def along(
@@ -64,7 +67,7 @@ def along(
         See :func:`fit`.
     curvature : RegularizingFlow or Dataset, optional
         The walk's own flow, or what :func:`geoflow.analysis.spectra.along` made of the walk, with
-        the operator ``tangent`` at the last snapshot. None: no comparison.
+        the operator ``tangent`` of all parameters at the last snapshot. None: no comparison.
     seed : int
         Of the Lanczos iteration, where a flow is given.
 
@@ -102,13 +105,7 @@ def along(
 
     def fitted(part: NDArray[np.bool_] | slice) -> list[ExponentialFit]:
         return [
-            fit(
-                t[part],
-                found.values[window, k][part],
-                n_terms=n_terms,
-                limit=0.0 if name == "tangent_norm" else None,
-                confidence=confidence,
-            )
+            _fit(name, t[part], found.values[window, k][part], n_terms, confidence)
             for k, name in enumerate(found.names)
         ]
 
@@ -149,6 +146,13 @@ def along(
     )
 
 
+def _fit(name: str, times: Floats, y: Floats, n_terms: int, confidence: float) -> ExponentialFit:
+    limit = 0.0 if name == "tangent_norm" else None
+    if limit is not None and not (y > limit).all():
+        return refused(f"no decay: {name} is at its limit, {limit:g}, already", len(y), n_terms)
+    return fit(times, y, n_terms=n_terms, limit=limit, confidence=confidence)
+
+
 def _curvature(
     ds: xr.Dataset, curvature: RegularizingFlow | xr.Dataset | None, seed: int
 ) -> tuple[Floats, Floats, float]:
@@ -180,15 +184,50 @@ def _curvature(
     kinds.check_kind(
         found, xr.Dataset, "curvature", "a RegularizingFlow or what spectra.along returned"
     )
-    names = found["operator"].values.tolist() if "operator" in found.coords else []
-    last = int(ds["snapshot_step"][-1])
-    if "tangent" not in names or int(found["snapshot_step"][-1]) != last:
-        raise InputError(
-            "curvature holds no operator 'tangent' at the last snapshot of this walk; make it with "
-            "spectra.along(ds, flow, snapshots=[-1], operators=['tangent'])"
-        )
-    cell = found.isel(snapshot=-1).sel(operator="tangent")
+    cell = _at_the_end(ds, found)
     return cell["smallest_eigenvalue"].values, cell["smallest_residual"].values, velocity_rate
+
+
+def _at_the_end(ds: xr.Dataset, curvature: xr.Dataset) -> xr.Dataset:
+    """Spectrum of A at the last snapshot of a walk, after making sure that it is that walk's."""
+    again = "make it with spectra.along(ds, flow, snapshots=[-1], operators=['tangent'])"
+    names = curvature["operator"].values.tolist() if "operator" in curvature.coords else []
+    last = ds["snapshot_step"].isel(snapshot=-1)
+    step, when = int(last), float(ds["snapshot_time"][-1])
+    at: list[int] = []
+    if "tangent" in names:
+        # Within one step there may be several snapshots.
+        here = (curvature["snapshot_step"] == step) & (curvature["snapshot_time"] == when)
+        at = np.flatnonzero(here.values).tolist()
+    if not at:
+        raise InputError(
+            f"curvature holds no operator 'tangent' at the last snapshot of this walk; {again}"
+        )
+    some = curvature.attrs.get("tensors", "").split()
+    if some and set(some) != set(ds["tensor_name"].values.tolist()):
+        raise InputError(f"curvature is of tensors={some!r} alone; {again}")
+    walk = walk_attributes(ds)
+    for name in ("experiment", "walk_seed"):
+        if (there := curvature.attrs.get(name, walk[name])) != walk[name]:
+            raise InputError(
+                f"curvature is of another walk, whose {name} is {there!r} and not {walk[name]!r}; "
+                f"{again}"
+            )
+    cell = curvature.isel(snapshot=at[0])
+    # Within a step nothing is recorded.
+    if "multiplier" in ds and step < ds.sizes["step"] and float(ds["time"][step]) == when:
+        own, slope, tangent = (
+            float(ds[name][step]) for name in ("multiplier", "gradient_norm", "tangent_norm")
+        )
+        there = float(cell["multiplier"])
+        single = ds.attrs.get("dtype") == "float32" or kept_dtype(ds) == torch.float32
+        rtol = MULTIPLIER_RTOL[torch.float32 if single else torch.float64]
+        if abs(there - own) * slope > rtol * math.hypot(tangent, own * slope):
+            raise InputError(
+                f"curvature is of another walk, whose multiplier is {there:.9g} at the last "
+                f"snapshot and not {own:.9g}; {again}"
+            )
+    return cell.sel(operator="tangent")
 
 
 def _verdict(
