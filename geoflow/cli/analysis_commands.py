@@ -211,7 +211,11 @@ def compare_predictions(args: argparse.Namespace) -> int:
         predictions.check_module(ds, rebuilt.module)
         check_walked(ds, rebuilt.flow.problem, args.snapshots)
         found = predictions.along(ds, rebuilt.module, inputs, **settings)
-        found = found.assign(symmetry.along(ds, rebuilt.module, **settings).data_vars)
+        try:
+            found = found.assign(symmetry.along(ds, rebuilt.module, **settings).data_vars)
+        except InputError as error:
+            # All else has been checked: it has layers whose symmetries are not known.
+            note(f"geoflow: distances to copies are left out: {error}")
     _keep(found, args)
     _draw(found, args)
     from_first = found.isel(snapshot_other=0)
@@ -222,7 +226,8 @@ def compare_predictions(args: argparse.Namespace) -> int:
         for part in inputs
     }
     columns["‖Δθ‖"] = from_first["parameter_distance"]
-    columns["to its nearest copy"] = from_first["symmetric_distance"]
+    if "symmetric_distance" in found:
+        columns["to its nearest copy"] = from_first["symmetric_distance"]
     table = Table("time", *columns, title="from the first of these snapshots")
     for row, time in enumerate(found["snapshot_time"].values):
         table.add_row(f"{time:.4g}", *(f"{float(c[row]):.4g}" for c in columns.values()))
@@ -233,7 +238,9 @@ def compare_predictions(args: argparse.Namespace) -> int:
 
 
 def _symmetry_lines(found: xr.Dataset) -> list[str]:
-    """What of the motion lies along symmetries, in words."""
+    """What of the motion lies along symmetries, in words; nothing where they are not known."""
+    if "symmetric_distance" not in found:
+        return []
     nearest, direct = found["symmetric_distance"], found["parameter_distance"]
     pairs = nearest.size - nearest.sizes["snapshot"]
     nearer = int((nearest < (1 - 1e-9) * direct).sum())

@@ -361,6 +361,21 @@ def test_another_version_of_the_file_is_a_warning_and_another_problem_an_error(t
     assert "go on with the network, the loss function" in capsys.readouterr().err
 
 
+def test_predictions_of_a_network_whose_symmetries_are_not_known_are_compared(tmp_path, capsys):
+    path, walk = tmp_path / "mine.py", tmp_path / "walk.nc"
+    path.write_text(FILE.replace("nn.Tanh()", "nn.GELU()"))
+    (tmp_path / "my_widths.py").write_text(HELPER)
+    problem = ["--problem", f"{path}:tiny", "--quiet"]
+    assert cli.main(["run", *problem, *WALK[:-1], "--out", str(walk)]) == DONE
+    capsys.readouterr()
+    assert cli.main(["predictions", str(walk), *problem]) == DONE
+    said = capsys.readouterr()
+    assert "JS / bit, test" in said.out
+    assert "nearest copy" not in said.out
+    assert said.err.startswith("geoflow: distances to copies are left out: module: ")
+    assert said.err.count("\n") == 1
+
+
 @pytest.mark.filterwarnings("default")
 def test_predictions_of_another_network_of_the_same_tensors_are_refused(tmp_path, capsys):
     (tmp_path / "my_widths.py").write_text(HELPER)
