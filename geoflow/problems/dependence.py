@@ -117,21 +117,19 @@ def _evaluated_nearby(
 
     A loss need not have one far from θ0, as that of a Cholesky factor.
     """
-    failed: Exception | None = None
-    for by in (0.1, 1e-3, 1e-5):
+    sizes = [0.1, 1e-3, 1e-5]
+    for by in sizes:
         near, state = nearby(network.moving, by), _generator_state(network)
         try:
             value = function(near)
         except (GeoflowError, torch.OutOfMemoryError):
             raise
-        except (RuntimeError, ValueError) as error:
-            failed = failed or error
+        except (RuntimeError, ValueError):
+            if by == sizes[-1]:
+                raise
             continue
         if torch.isfinite(value.detach()):
             break
-    else:
-        if failed is not None:
-            raise failed
     return near, state, value
 
 
