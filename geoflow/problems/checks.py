@@ -173,7 +173,11 @@ def check_mode(module: nn.Module, batch_size: int | None) -> None:
     random = (nn.modules.dropout._DropoutNd, nn.RReLU)
     for name, child in module.named_modules():
         where = name or type(module).__name__
-        if child.training and isinstance(child, (*random, norms)):
+        # Without running statistics it computes the same in either mode; over processes it may not.
+        stateful = isinstance(child, nn.SyncBatchNorm) or (
+            isinstance(child, norms) and child.running_var is not None
+        )
+        if child.training and (stateful or isinstance(child, random)):
             raise InputError(
                 f"module: {where} ({type(child).__name__}) is in training mode, which makes the "
                 "loss random or stateful; call module.eval()"
@@ -270,7 +274,7 @@ def check_gradient(function: Derivable, theta0: Tensor, name: str) -> None:
     random = torch.randn(theta0.shape, generator=generator, dtype=torch.float64).to(theta0)
     scale = max(float(torch.linalg.vector_norm(theta0)), 1.0)
     theta = theta0 + random * (1e-3 * scale / math.sqrt(theta0.numel()))
-    if not math.isfinite(float(function(theta)[0])):
+    if not math.isfinite(_value(function, theta)):
         theta = theta0
     value, gradient = function(theta)
     norm = float(torch.linalg.vector_norm(gradient))
@@ -285,7 +289,7 @@ def check_gradient(function: Derivable, theta0: Tensor, name: str) -> None:
         slope = float(torch.dot(gradient, unit))
         allowed = DIFFERENCE_RTOL[theta.dtype] * max(norm / math.sqrt(theta.numel()), abs(slope))
         for step in steps(theta):
-            ahead, behind = (float(function(theta + s * unit)[0]) for s in (step, -step))
+            ahead, behind = (_value(function, theta + s * unit) for s in (step, -step))
             found = (ahead - behind) / (2 * step)
             rounding = 10 * eps * max(abs(ahead), abs(behind), abs(float(value))) / step
             if abs(found - slope) <= allowed + rounding:
@@ -301,18 +305,28 @@ def check_gradient(function: Derivable, theta0: Tensor, name: str) -> None:
     _check_jump(function, theta0, float(start), random / random.norm(), steepest, name)
 
 
+def _value(function: Derivable, theta: Tensor) -> float:
+    """Value beside ``theta0``, where the function may have none, as a root or a Cholesky factor."""
+    try:
+        return float(function(theta)[0])
+    except (GeoflowError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError):
+        return math.nan
+
+
 def _check_jump(
     function: Derivable, theta0: Tensor, start: float, unit: Tensor, steepest: float, name: str
 ) -> None:
     """Refuse a value at ``theta0`` that those near it do not come to."""
     _, far, near, _ = steps(theta0)
     for side in (unit, -unit):
-        close = float(function(theta0 + near * side)[0])
+        close = _value(function, theta0 + near * side)
         # What a slope and rounding make of it; a kink is no more than that.
         explained = 100 * steepest * near + 1e4 * torch.finfo(theta0.dtype).eps * abs(start)
         if abs(close - start) <= explained:
             continue
-        further = float(function(theta0 + far * side)[0])
+        further = _value(function, theta0 + far * side)
         # A root's change is smaller the nearer it is, a jump's is not.
         if abs(close - start) > 0.5 * abs(further - start):
             raise InputError(

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from geoflow.errors import InputError
-from geoflow.problems import arithmetic, modules
+from geoflow.errors import GeoflowError, InputError
+from geoflow.problems import arithmetic, derivatives, modules
 from geoflow.problems.graph import leaf_ids
 from geoflow.problems.parts import LossPart, Parameters
 
@@ -30,11 +30,12 @@ def check(
     loss_module: nn.Module | None = None,
     of: str = "loss_fn",
 ) -> None:
-    """Refuse a loss that is not a function of the parameters that move, by four evaluations.
+    """Refuse a loss that is not a function of the parameters that move, by six evaluations.
 
     The first is at the copy's own parameters. Two near them tell what else is in the graph, and
-    what is random. The last is of a copy that has never been evaluated before, whose parameters
-    are not replaced but set: it agrees where all that the loss uses goes with them.
+    what is random. The fourth is of a copy that has never been evaluated before, whose parameters
+    are not replaced but set: it agrees where all that the loss uses goes with them. Then the
+    gradients of both are compared.
 
     Parameters
     ----------
@@ -54,7 +55,8 @@ def check(
     ------
     InputError
         The loss uses weights of the user's module, of a copy or of itself, which would stay as
-        they are, or something that was computed of them before; or it is no scalar.
+        they are, or something that was computed of them before; or its gradient does. Or it is no
+        scalar.
     """
     memo: modules.Memo = {}
     unused = modules.duplicate(network.module, memo=memo)
@@ -62,10 +64,10 @@ def check(
     if loss_module is not None and of == "loss_fn":
         unused_loss = modules.duplicate(loss_module, of, memo)
     _check_live(module, network.module, lambda: loss(network.module, {}, loss_module))
-    near = nearby(network.moving)
-    state = _generator_state(network)
     # With a graph: there may be inner derivatives.
-    value = loss(network.module, near, loss_module)
+    near, state, value = _evaluated_nearby(
+        network, lambda near: loss(network.module, near, loss_module)
+    )
     _check_graph(value, network, {} if loss_module is None else _parameters(loss_module), of)
     first, second = value.detach(), loss(network.module, near, loss_module).detach()
     # What is random or stateful is refused by a message of its own.
@@ -74,6 +76,10 @@ def check(
     _set(unused, near)
     found = loss(unused, {}, unused_loss).detach()
     if _close(first, found):
+        _check_gradient(
+            _gradient(lambda at: loss(network.module, at, loss_module), near),
+            _gradient(lambda _: loss(unused, {}, unused_loss), near, unused),
+        )
         return
     if not torch.equal(state, _generator_state(network)):
         raise InputError(
@@ -95,20 +101,81 @@ def check(
     )
 
 
-def nearby(parameters: Parameters) -> Parameters:
-    """Other parameters, of about the same size."""
+def nearby(parameters: Parameters, by: float = 0.1) -> Parameters:
+    """Other parameters, of about the same size: ``by`` is the part of it that they differ by."""
     generator = torch.Generator().manual_seed(0)
     return {
-        n: t + 0.1 * torch.randn(t.shape, generator=generator).to(t) * (t.abs().mean() + 0.01)
+        n: t + by * torch.randn(t.shape, generator=generator).to(t) * (t.abs().mean() + 0.01)
         for n, t in parameters.items()
     }
+
+
+def _evaluated_nearby(
+    network: modules.Network, function: Callable[[Parameters], Tensor]
+) -> tuple[Parameters, Tensor, Tensor]:
+    """Other parameters that the loss has a value at, the generators' state before, and the value.
+
+    A loss need not have one far from θ0, as that of a Cholesky factor.
+    """
+    sizes = [0.1, 1e-3, 1e-5]
+    for by in sizes:
+        near, state = nearby(network.moving, by), _generator_state(network)
+        try:
+            value = function(near)
+        except (GeoflowError, torch.OutOfMemoryError):
+            raise
+        except (RuntimeError, ValueError):
+            if by == sizes[-1]:
+                raise
+            continue
+        if torch.isfinite(value.detach()):
+            break
+    return near, state, value
+
+
+def _gradient(
+    function: Callable[[Parameters], Tensor], at: Parameters, module: nn.Module | None = None
+) -> list[Tensor]:
+    """Gradient in parameters, or in a module's own of the same names; none where there is none."""
+    variables = derivatives.variables_of(at)
+    if module is not None:
+        variables = {n: p.requires_grad_() for n, p in _parameters(module).items() if n in at}
+    with torch.enable_grad():
+        value = function(variables)
+    if not value.requires_grad:
+        return []
+    return derivatives.gradients_of([value], [variables[n] for n in at], None)
+
+
+def _check_gradient(found: list[Tensor], right: list[Tensor]) -> None:
+    """Refuse what is computed with the copy's own parameters, but only for the gradient.
+
+    Checkpointing computes again in the backward pass, when none are replaced any more. Near θ0 no
+    differences tell of it: the gradient is wrong by as much as θ differs.
+    """
+    off = sum(float((a - b).square().sum()) for a, b in zip(found, right, strict=False)) ** 0.5
+    size = sum(float(b.square().sum()) for b in right) ** 0.5
+    if right and off > 1e4 * torch.finfo(right[0].dtype).eps * size:
+        raise InputError(
+            f"module: at other weights than its own its gradient is off by {off / size:.1e} of its "
+            "norm, so they are not in the gradient everywhere (checkpointing computes again at its "
+            "own weights, in the backward pass); leave that out, as by use_checkpoint=False"
+        )
 
 
 def _check_live(module: nn.Module, copied: nn.Module, evaluate: Callable[[], Tensor]) -> None:
     """Refuse a loss that uses the user's module beside the one it is given."""
     before = dict(_kept(copied))
-    with torch.enable_grad(), _watched(modules.unwrap(module)) as kept:
-        value = evaluate()
+    kept: dict[tuple[str, str], Tensor] = {}
+    with torch.enable_grad():
+        try:
+            with _watched(modules.unwrap(module)) as kept:
+                value = evaluate()
+        # A leaf cannot be written into nor taken to NumPy, as what it stands for can. Without it
+        # there is no telling whether it is in the graph. Other errors come again.
+        except RuntimeError:
+            kept, before = {}, dict(_kept(copied))
+            value = evaluate()
     if not (isinstance(value, Tensor) and value.shape == ()):
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise InputError(
@@ -137,8 +204,10 @@ def check_used(
 ) -> None:
     """Warn of parameters that have no part in a loss, where that is odd.
 
-    A module need not use all of its parameters. One that keeps tensors beside them may keep what it
-    has computed of those without a part, as low-rank factors merged outside of training are.
+    A module need not use all of its parameters. A layer that keeps tensors beside its own, or what
+    that layer is part of, may keep what it has computed of those without a part, as low-rank
+    factors merged outside of training are. What the whole network keeps, as a mask, is of none of
+    its layers.
 
     Parameters
     ----------
@@ -151,16 +220,17 @@ def check_used(
     """
     at = {n: t.detach().clone().requires_grad_() for n, t in parameters.items()}
     missing = {n: t for n, t in at.items() if t.numel() and not gradient[n].any()}
-    keeps = [] if module is None else sorted({name for (_, name), _ in _kept(module)})
-    if not (missing and keeps):
+    if module is None or not _kept_of(module, missing):
         return
     device = next(iter(at.values())).device
     with torch.enable_grad(), arithmetic.exact(device):
         for part in parts:
             used = leaf_ids(part.sum_and_weight(at)[0])
             missing = {n: t for n, t in missing.items() if id(t) not in used}
-            if not missing:
+            if not _kept_of(module, missing):
                 return
+    keeps = sorted(_kept_of(module, missing))
+    missing = {n: t for n, t in missing.items() if _kept_of(module, [n])}
     names = ", ".join([*list(missing)[:4], *(["…"] if len(missing) > 4 else [])])
     n = sum(t.numel() for t in missing.values())
     warnings.warn(
@@ -203,6 +273,15 @@ def _kept(module: nn.Module) -> Iterator[tuple[tuple[str, str], Tensor]]:
         for key, tensor in vars(child).items():
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 yield (where, key), tensor
+
+
+def _kept_of(module: nn.Module, names: Iterable[str]) -> set[str]:
+    """What the layers that hold some parameters keep, and what those are part of."""
+    places: set[str] = set()
+    for name in names:
+        path = name.split(".")[:-1]
+        places |= {".".join(path[:n]) for n in range(1, len(path) + 1)} or {""}
+    return {key for (where, key), _ in _kept(module) if where in places}
 
 
 @contextmanager

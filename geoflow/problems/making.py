@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from geoflow.errors import InputError
-from geoflow.problems import arithmetic, checks, data, dependence, modules
+from geoflow.problems import arithmetic, checks, data, dependence, live, modules
 from geoflow.problems.data import Tree
 from geoflow.problems.division import divided
 from geoflow.problems.parts import (
@@ -75,6 +75,7 @@ def of_module(
         dependence.check(module, network, loss, held)
         whole = ModulePart(network.module, network.fixed, x, y, own_loss)
         parts = divided(whole, batch_size, network.moving, fresh)
+    live.remember(modules.unwrap(module))
     return parts, *flat(network.moving), digest
 
 
@@ -126,6 +127,7 @@ def of_batches(
 
         held = batch_loss if isinstance(batch_loss, nn.Module) else None
         dependence.check(module, network, loss, held, "batch_loss")
+    live.remember(modules.unwrap(module))
     return parts, *flat(network.moving), digest
 
 

@@ -87,12 +87,12 @@ class ModulePart(LossPart):
 
     def outputs(self, parameters: Parameters) -> Any:
         """What the network gives on the examples."""
-        arguments, keywords = as_arguments(self.inputs)
+        arguments, keywords = as_arguments(_own(self.inputs))
         return functional_call(self.module, {**self.fixed, **parameters}, arguments, keywords)
 
     def sum_of_outputs(self, outputs: Any) -> Tensor:
         """The part's sum, as a function of the outputs."""
-        value = self.loss_fn(outputs, self.targets)
+        value = self.loss_fn(outputs, _own(self.targets))
         return value if self.scale == 1.0 else self.scale * value
 
     def sum_and_weight(self, parameters: Parameters) -> Weighted:
@@ -111,6 +111,11 @@ class ModulePart(LossPart):
         """The part's sum as a function of the outputs, and its weight."""
         value = self.sum_of_outputs(outputs)
         return value, torch.full_like(value.detach(), self.weight)
+
+
+def _own(tree: Tree) -> Tree:
+    """The same tensors in containers that may be changed, as by ``batch.pop("labels")``."""
+    return data.mapped(tree, lambda tensor: tensor)
 
 
 @contextmanager
@@ -208,7 +213,8 @@ class BatchPart(LossPart):
         """
         named = {f"module.{n}": t for n, t in {**self.fixed, **parameters}.items()}
         with unwritten({"batches": self.batch}):
-            total, weight = as_weighted(functional_call(self.bound, named, (self.batch,)))
+            found = functional_call(self.bound, named, (_own(self.batch),))
+            total, weight = as_weighted(found)
         return total, torch.as_tensor(weight, dtype=total.dtype, device=total.device).detach()
 
 

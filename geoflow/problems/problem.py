@@ -192,7 +192,7 @@ class Problem(Picklable):
         ------
         InputError
             ``theta0`` is not a finite flat floating tensor, or the loss not a scalar that has a
-            gradient; or it uses parameters of a module that are not frozen.
+            gradient; or it uses parameters of a module that a problem was made of, not frozen.
         """
         problem = cls(*making.of_function(loss, theta0))
         live.check_alone(loss, problem.theta0, "loss")

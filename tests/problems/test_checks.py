@@ -77,3 +77,21 @@ def test_a_module_that_keeps_what_its_first_weights_gave_is_refused(size):
 def test_one_that_computes_it_anew_is_not():
     gf.Problem.from_module(Keeping(anew=True), nn.functional.cross_entropy, INPUTS, TARGETS, 7)
     gf.Problem.from_batches(Keeping(anew=True), batch_loss, [(INPUTS, TARGETS)])
+
+
+@pytest.mark.parametrize("largest", [1.0, 800.0, 8000.0])
+def test_a_function_need_not_have_a_value_beside_theta0(largest):
+    theta0 = torch.diag(torch.tensor([1e-3, 1.0, largest], dtype=torch.float64)).flatten()
+
+    def log_determinant(theta):
+        matrix = theta.view(3, 3)
+        factor = torch.linalg.cholesky((matrix + matrix.T) / 2)
+        return matrix.trace() - 2 * factor.diagonal().log().sum()
+
+    problem = gf.Problem.from_function(log_determinant, theta0)
+    expected = torch.eye(3, dtype=torch.float64) - theta0.view(3, 3).inverse()
+    torch.testing.assert_close(problem.value_and_gradient(theta0)[1], expected.flatten())
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), lambda t: log_determinant(t) + t @ t)
+    assert flow.evaluate(theta0).regularizer == pytest.approx(
+        float(log_determinant(theta0) + theta0 @ theta0), rel=1e-12
+    )

@@ -294,3 +294,134 @@ def test_it_is_made_without_gradients_and_not_in_inference_mode():
         pytest.raises(InputError, match=r"inside torch.inference_mode\(\)"),
     ):
         gf.Problem.from_module(net(), MSE, X, Y)
+
+
+class Checkpointed(Layers):
+    """Computes its hidden layer again in the backward pass."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.activation = activation
+
+    def hidden(self, x):
+        return torch.utils.checkpoint.checkpoint(
+            lambda y: self.activation(self.a(y)), x, use_reentrant=False
+        )
+
+
+class CheckpointedOut(Checkpointed):
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(
+            lambda y: super(Checkpointed, self).hidden(y).square() @ self.b.weight.T,
+            x,
+            use_reentrant=False,
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("made", [Checkpointed, CheckpointedOut])
+@pytest.mark.parametrize("activation", [functional.gelu, torch.tanh, torch.relu])
+def test_a_gradient_that_is_partly_at_other_weights_is_refused(made, activation, dtype):
+    message = r"module: .* not in the gradient .*checkpointing"
+    with pytest.raises(InputError, match=message):
+        gf.Problem.from_module(made(activation), MSE, X, Y, dtype=dtype)
+    with pytest.raises(InputError, match=message):
+        gf.Problem.from_module(made(activation), MSE, X, Y, 9, dtype=dtype)
+    with pytest.raises(InputError, match=message):
+        gf.Problem.from_batches(made(activation), summed, [(X, Y)], dtype=dtype)
+
+
+def test_what_is_checkpointed_and_does_not_move_is_taken():
+    module = Checkpointed(functional.gelu)
+    problem = gf.Problem.from_module(module, MSE, X, Y, parameters="b.*")
+    theta = problem.theta0 + 0.1
+    module.double().load_state_dict(problem.unflatten(theta), strict=False)
+    loss = MSE(module(X.double()), Y.double())
+    expected = torch.autograd.grad(loss, list(module.b.parameters()))
+    found = problem.value_and_gradient(theta)[1]
+    torch.testing.assert_close(found, torch.cat([g.reshape(-1) for g in expected]))
+
+
+def test_a_loss_may_do_with_what_the_module_keeps_what_no_leaf_can():
+    module = net()
+    module.mean, module.last = torch.full((1,), 2.0), torch.zeros(())
+
+    def shifted(outputs, targets):
+        return MSE(outputs + torch.from_numpy(module.mean.numpy()), targets)
+
+    def recorded(outputs, targets):
+        loss = MSE(outputs, targets)
+        module.last.copy_(loss.detach())
+        return loss
+
+    plain = gf.Problem.from_module(module, MSE, X, Y - 2)
+    theta = plain.theta0
+    expected = float(plain.loss(theta))
+    problem = gf.Problem.from_module(module, shifted, X, Y)
+    assert float(problem.loss(theta)) == pytest.approx(expected, rel=1e-6)
+    problem = gf.Problem.from_module(module, recorded, X, Y - 2)
+    assert float(problem.loss(theta)) == pytest.approx(expected, rel=1e-14)
+    assert float(module.last) == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(InputError, match=r"first evaluation failed \(of its own\)"):
+        gf.Problem.from_module(module, lambda o, t: failing("of its own"), X, Y)
+
+
+def failing(message):
+    raise RuntimeError(message)
+
+
+class Rotary(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.frequencies = torch.rand(3)
+
+
+def test_what_other_layers_keep_is_not_of_a_spare_one():
+    module = Layers()
+    module.rotary, module.pooler, module.mask = Rotary(), nn.Linear(2, 2), torch.ones(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert gf.Problem.from_module(module, MSE, X, Y).n_parameters == 71
+
+
+class OfALayer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.merging, self.spare, self.mask = Merged(), nn.Linear(2, 2), torch.ones(3)
+
+    def forward(self, x):
+        return self.merging(x)
+
+
+def test_what_a_layer_has_merged_is_found_inside_a_network():
+    module = OfALayer().eval()
+    with torch.no_grad():
+        module(X)
+    message = r"module: merging.up, merging.down \(42 parameters of θ\) have .* keeps merged: "
+    with pytest.warns(UserWarning, match=message):
+        gf.Problem.from_module(module, MSE, X, Y)
+
+
+class Covariance(nn.Module):
+    """A matrix that is positive definite near its first value only."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+        self.matrix = nn.Parameter(torch.diag(torch.tensor([1e-3, 1.0, 5.0])))
+
+    def forward(self, x):
+        return self.layer(x), torch.linalg.cholesky((self.matrix + self.matrix.T) / 2)
+
+
+def test_a_loss_need_not_have_a_value_far_from_theta0():
+    def likelihood(outputs, targets):
+        mean, factor = outputs
+        scaled = torch.linalg.solve_triangular(factor, (targets - mean).T, upper=False)
+        return scaled.square().sum(0).mean() / 2 + factor.diagonal().log().sum()
+
+    module, targets = Covariance(), Y.expand(-1, 3)
+    problem = gf.Problem.from_module(module, likelihood, X, targets)
+    module.double()
+    expected = likelihood(module(X.double()), targets.double())
+    assert float(problem.loss(problem.theta0)) == pytest.approx(float(expected.detach()), rel=1e-12)

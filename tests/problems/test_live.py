@@ -1,6 +1,8 @@
 """Functions of θ that use the parameters of a module itself are refused, and nothing else is."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -70,6 +72,18 @@ LIVE_ONES = {
     "in functional_call": head_alone,
 }
 
+REFERENCE = module()
+COLLOCATION = nn.Parameter(X.clone())
+
+# Of modules that no problem was made of: they may be meant to stay.
+OTHERS = {
+    "a reference": lambda t: (
+        (functional_call(LIVE, PROBLEM.unflatten(t), (X,)) - REFERENCE(X)).square().mean() + t @ t
+    ),
+    "points": lambda t: physics(t, COLLOCATION),
+    "a penalty": lambda t: (t @ t) * penalty(REFERENCE),
+}
+
 FINE = {
     "frozen": lambda t: t @ t + penalty(copy.deepcopy(LIVE).requires_grad_(False)),
     "without a graph": lambda t: t @ t + penalty(LIVE).detach(),
@@ -106,6 +120,26 @@ def test_parameters_of_a_module_itself_are_refused(take, function):
 @pytest.mark.parametrize("function", FINE.values(), ids=FINE)
 def test_what_is_of_theta_alone_is_taken(take, function):
     assert take(function) is not None
+
+
+@pytest.mark.parametrize("take", [as_loss, as_regularizer, in_a_sum])
+@pytest.mark.parametrize("function", OTHERS.values(), ids=OTHERS)
+def test_parameters_of_another_module_are_warned_of(take, function):
+    with pytest.warns(UserWarning, match=r"^(loss|regularizer): .* not of θ.*requires_grad_"):
+        taken = take(function)
+    assert taken is not None
+
+
+def test_a_module_is_remembered_as_long_as_it_is_there():
+    held = [module()]
+    gf.Problem.from_batches(
+        held[0], lambda m, b: (nn.functional.mse_loss(m(b[0]), b[1]), 1.0), [(X, Y)]
+    )
+    with pytest.raises(InputError, match=r"of a module itself.*detach it where it is data"):
+        as_loss(lambda t: (t @ t) * penalty(held[0]))
+    gone = weakref.ref(held.pop())
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.parametrize("take", [as_loss, as_regularizer])

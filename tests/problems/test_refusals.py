@@ -39,6 +39,23 @@ def failing(theta):
     raise ValueError("no such file")
 
 
+NAMED = [{"x": X, "labels": Y, "ids": ["a"] * len(X)}]
+
+
+def popping(module, batch):
+    labels, _ = batch.pop("labels"), batch.pop("ids")
+    return ENTROPY(module(batch.pop("x")), labels, reduction="sum"), len(labels)
+
+
+class Popping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = references.small_module()
+
+    def forward(self, named):
+        return self.inner(named.pop("x"))
+
+
 MASKED = np.ma.array(X.numpy(), mask=X.numpy() > 1)
 
 
@@ -101,6 +118,9 @@ def test_it_is_refused_in_one_line(make, message):
         lambda: batched(torch.tensor([24.0])),
         lambda: batched(np.float32(24)),
         lambda: batched(batches=[(X[:10], Y[:10]), (X[10:], Y[10:])], weight=12),
+        lambda: gf.Problem.from_batches(references.small_module(), popping, NAMED),
+        lambda: of(loss_fn=lambda o, t: ENTROPY(o, t.pop("labels")), targets={"labels": Y}),
+        lambda: of(Popping(), inputs=({"x": X},), batch_size=7),
     ],
 )
 def test_it_is_taken_and_the_loss_is_that_of_the_data(make):
@@ -171,3 +191,16 @@ def test_tied_parameters_go_by_each_of_their_names(patterns, names):
     if "*" not in "".join(chosen):
         size = sum(whole.unflatten(theta)[n].numel() for n in names)
         assert tensor_subspace(whole, chosen).size == size
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm1d, nn.BatchNorm1d])
+def test_a_norm_without_running_statistics_may_be_in_training_mode(norm):
+    sequences = torch.randn(8, 3, 4, generator=torch.Generator().manual_seed(0))
+    first = norm(3, track_running_stats=False)
+    module = nn.Sequential(first, nn.Flatten(), nn.Linear(12, 2)).train()
+    problem = gf.Problem.from_module(module, ENTROPY, sequences, torch.arange(8) % 2)
+    same = gf.Problem.from_module(module.eval(), ENTROPY, sequences, torch.arange(8) % 2)
+    theta = problem.theta0 + 0.1
+    assert torch.equal(problem.loss(theta), same.loss(theta))
+    with pytest.raises(InputError, match="in training mode"):
+        of(norm(3, affine=True, track_running_stats=True), inputs=sequences, targets=sequences)
