@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geoflow.errors import GeoflowError, InputError
 from geoflow.problems import data
-from geoflow.problems.checks import DIFFERENCE_RTOL
+from geoflow.problems.checks import DIFFERENCE_RTOL, steps
 from geoflow.problems.derivatives import (
     Tensors,
     Weighted,
@@ -155,7 +155,7 @@ def _right_curvature(
         value_and_gradient(start)
         value, points = at(start)
         found = _flat(hessian_of(value, points, _shaped(unit, spread.given)))
-        return agrees(found, value_and_gradient, start, unit, [start.numel()])
+        return agrees(found, value_and_gradient, start, unit, [start.numel()], steps(start))
     except InputError:
         return True
 

@@ -192,3 +192,20 @@ def test_where_a_function_fails_beside_theta0_products_are_compared_at_it(least)
     assert chosen.exact
     with pytest.warns(UserWarning, match="differences of gradients"):
         HessianProducts().choose(wrong, with_gradient, theta, [4])
+
+
+def test_the_step_that_told_of_one_product_is_the_first_for_the_next():
+    """Among many kinks larger steps tell nothing, and would else be tried each time."""
+    problem, _, _ = with_kinks(nn.LeakyReLU, torch.float32)
+    calls = []
+
+    def with_gradient(theta):
+        calls.append(theta)
+        return problem.value_and_gradient(theta)
+
+    chosen = HessianProducts()
+    sizes = [tensor.numel() for tensor in problem.unflatten(problem.theta0).values()]
+    chosen.choose(problem.hvp, with_gradient, problem.theta0, sizes)
+    assert chosen.exact
+    # One beside θ0; six for the first of five products, two for each other.
+    assert len(calls) == 1 + 6 + 4 * 2
