@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import accumulate
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geoflow.errors import InputError
+from geoflow.errors import GeoflowError, InputError
 from geoflow.problems import data, modules
 from geoflow.problems.data import Tree
 from geoflow.problems.dependence import nearby
@@ -37,8 +38,9 @@ def divided(
     A loss with a ``reduction``, as PyTorch's own have, is summed in the chunks and divided by what
     the mean divides by: class weights and ignored targets are counted as the mean counts them. Of
     any other loss a chunk weighs as many examples as it has. Both are compared with the loss of
-    all examples, at the parameters given and at others near them; and there each two chunks are
-    evaluated as one: that is not their sum where examples act on each other in the network.
+    all examples, at the parameters given and at others near them, where that is finite; and there
+    each two chunks are evaluated as one: that is not their sum where examples act on each other in
+    the network.
 
     Parameters
     ----------
@@ -77,21 +79,26 @@ def weighed(part: ModulePart, parameters: Parameters) -> ModulePart:
 def _chunks(
     whole: ModulePart, batch_size: int, parameters: Parameters, fresh: LossFn
 ) -> tuple[ModulePart, ...]:
-    n, near = data.length(whole.inputs), nearby(parameters)
+    n = data.length(whole.inputs)
     summed = _summed(whole.loss_fn)
     parts = tuple(_some(whole, summed, s, s + batch_size) for s in range(0, n, batch_size))
     # The network is evaluated chunk by chunk, and the loss on all outputs at once: no more memory
     # is needed than later.
-    (here, _), (beside, sums) = (_evaluated(parts, p) for p in (parameters, near))
-    found = [(o, float(whole.loss_fn(o, whole.targets).detach())) for o in (here, beside)]
+    points = [(parameters, *_evaluated(parts, parameters)), *_beside(parts, parameters)]
+    means = [float(whole.loss_fn(outputs, whole.targets).detach()) for _, outputs, _ in points]
+    # A loss that is not finite at the parameters given is refused by a message of its own.
+    found = [
+        (*point, mean) for point, mean in zip(points, means, strict=True) if math.isfinite(mean)
+    ]
     if summed is not None:
         # A loss of zero does not tell what it is divided by.
-        weights = [float(summed(o, whole.targets)) / mean for o, mean in found if mean]
+        weights = [float(summed(o, whole.targets)) / mean for _, o, _, mean in found if mean]
         weight = weights[0] if weights else float(n)
         parts = tuple(replace(p, weight=weight * p.weight / n) for p in parts)
-    for outputs, mean in found:
+    for _, outputs, _, mean in found:
         _check_mean(parts, outputs, mean, batch_size)
-    _check_alone(replace(whole, loss_fn=fresh), parts, sums, near, batch_size)
+    for at, _, sums, _ in found[-1:]:
+        _check_alone(replace(whole, loss_fn=fresh), parts, sums, at, batch_size)
     return parts
 
 
@@ -135,14 +142,42 @@ def _evaluated(parts: tuple[ModulePart, ...], parameters: Parameters) -> tuple[T
     return joined(outputs), sums
 
 
+def _beside(
+    parts: tuple[ModulePart, ...], parameters: Parameters
+) -> list[tuple[Parameters, Tree, list[float]]]:
+    """Other parameters and what is found there; nothing where the loss is not defined there."""
+    near = nearby(parameters)
+    try:
+        return [(near, *_evaluated(parts, near))]
+    except (GeoflowError, torch.OutOfMemoryError, MemoryError):
+        raise
+    # As a Cholesky factorisation fails, or a distribution, of a variance below zero.
+    except (ArithmeticError, RuntimeError, ValueError):
+        return []
+
+
 def joined(found: list[Tree]) -> Tree:
     """Put chunks together again.
 
     Raises
     ------
     InputError
-        There is something else than tensors in them.
+        They do not fit each other, or there is something else than tensors in them.
     """
+    try:
+        return _joined(found)
+    except (GeoflowError, torch.OutOfMemoryError):
+        raise
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"module: its outputs cannot be joined over chunks ({said}), as those padded to the "
+            "longest of a chunk, or with the examples not in their first dimension; use "
+            "batch_size=None, or Problem.from_batches"
+        ) from None
+
+
+def _joined(found: list[Tree]) -> Tree:
     first = found[0]
     if isinstance(first, Tensor):
         if not first.ndim:
@@ -152,9 +187,12 @@ def joined(found: list[Tree]) -> Tree:
             )
         return torch.cat(found)
     if isinstance(first, Mapping):
-        return data.with_items(first, {k: joined([f[k] for f in found]) for k in first})
+        return data.with_items(first, {k: _joined([f[k] for f in found]) for k in first})
     if isinstance(first, tuple | list):
-        return data.with_values(first, [joined([f[i] for f in found]) for i in range(len(first))])
+        each = zip(*found, strict=True)
+        return data.with_values(first, [_joined(list(values)) for values in each])
+    if all(f is None for f in found):
+        return None
     raise InputError(
         f"module: its outputs hold a {type(first).__name__}, which cannot be joined over chunks; "
         "use batch_size=None, or Problem.from_batches"
@@ -162,15 +200,17 @@ def joined(found: list[Tree]) -> Tree:
 
 
 def _check_mean(parts: tuple[ModulePart, ...], outputs: Tree, mean: float, batch_size: int) -> None:
-    start, total = 0, 0.0
+    start, sums, weight = 0, [], sum(part.weight for part in parts)
     for part in parts:
         size = data.length(part.inputs)
-        total += float(part.sum_of_outputs(data.chunk(outputs, start, size)))
+        sums.append(float(part.sum_of_outputs(data.chunk(outputs, start, size))))
         start += size
-    found = total / sum(part.weight for part in parts)
+    found = sum(sums) / weight
+    # Losses of either sign may cancel, up to their rounding.
+    scale = max(abs(mean), sum(map(abs, sums)) / abs(weight))
     dtype = next(iter(data.leaves(outputs, "")))[1].dtype
     eps = torch.finfo(dtype).eps if dtype.is_floating_point else 1e-7
-    if not abs(found - mean) <= 1e3 * eps * max(abs(mean), abs(found)):
+    if not abs(found - mean) <= 1e3 * eps * scale:
         if len(parts) == 1:
             raise InputError(
                 f"loss_fn: its mean is {mean:.6g}, and its sum by its weight {found:.6g}, so it is "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geoflow.errors import GeoflowError, InputError
 from geoflow.problems import data
-from geoflow.problems.checks import DIFFERENCE_RTOL
+from geoflow.problems.checks import DIFFERENCE_RTOL, steps
 from geoflow.problems.derivatives import (
     Tensors,
     Weighted,
@@ -155,7 +155,7 @@ def _right_curvature(
         value_and_gradient(start)
         value, points = at(start)
         found = _flat(hessian_of(value, points, _shaped(unit, spread.given)))
-        return agrees(found, value_and_gradient, start, unit, [start.numel()])
+        return agrees(found, value_and_gradient, start, unit, [start.numel()], steps(start))
     except InputError:
         return True
 
@@ -174,11 +174,14 @@ class _Outputs:
     def moved(self, v: Mapping[str, Tensor]) -> list[Tensor]:
         """Jv."""
         u = [torch.zeros_like(t, requires_grad=True) for t in self.given]
-        pulled = second(lambda: self.pulled(u, create_graph=True))
+        pulled = second(lambda: self.pulled(u, create_graph=True), "module")
         if not any(t.requires_grad for t in pulled):
             raise _unmoved()
         kept = [(t, v[n]) for t, n in zip(pulled, self.names, strict=True) if t.requires_grad]
-        return gradients_of([t for t, _ in kept], u, [w for _, w in kept], retain_graph=True)
+        along = [w for _, w in kept]
+        return second(
+            lambda: gradients_of([t for t, _ in kept], u, along, retain_graph=True), "module"
+        )
 
     def pulled(self, u: list[Tensor], **options: bool) -> list[Tensor]:
         """Jᵀu."""

@@ -130,3 +130,16 @@ def test_a_kink_at_theta0_itself_is_no_fault(network):
         warnings.simplefilter("error")
         product = flow.regularizer_hessian(problem.theta0)(torch.ones(3, dtype=torch.float64))
     assert not product.any()
+
+
+@pytest.mark.parametrize(("ridge", "curvature"), [(0.0, 0.0), (1.0, 2.0)], ids=["l1", "elastic"])
+def test_kinks_of_many_parameters_are_no_fault(ridge, curvature):
+    """In float32 some are crossed by every difference, each by others."""
+    theta = torch.randn(50_000, generator=torch.Generator().manual_seed(0))
+    problem = gf.Problem.from_function(lambda t: (t - 1).square().mean(), theta)
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), lambda t: t.abs().sum() + ridge * (t @ t))
+    v = torch.ones_like(theta)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        product = flow.regularizer_hessian(theta)(v)
+    assert torch.allclose(product, curvature * v)

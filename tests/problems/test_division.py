@@ -1,6 +1,7 @@
 """Chunks are the whole, or refused: also where examples act on each other."""
 
 from collections import namedtuple
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.nn import functional
 
 import geoflow as gf
 from geoflow.errors import InputError
-from geoflow.problems.division import weighed
+from geoflow.problems.division import divided, weighed
 from geoflow.problems.parts import ModulePart
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
@@ -218,3 +219,112 @@ def test_two_evaluations_of_two_chunks_as_one_are_all_that_is_asked_for():
     # Two at other parameters, chunk by chunk, and one of the chunks in pairs; the six evaluations
     # of a copy are of the first chunk alone.
     assert counts[16] == counts[None] + 3 * len(X) - 6 * (len(X) - 16)
+
+
+@pytest.mark.parametrize("size", [1, 7, 16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_losses_that_cancel_are_divided(dtype, size):
+    module = seeded(nn.Linear, 6, 3).double()
+    inputs = X.double()
+    outputs = module(inputs).detach()
+    targets = torch.randn(64, 3, generator=torch.Generator().manual_seed(2)).double()
+    targets -= (outputs * targets).sum() / outputs.square().sum() * outputs
+    whole, apart = (
+        gf.Problem.from_module(module, lambda o, t: (o * t).mean(), inputs, targets, s, dtype=dtype)
+        for s in (None, size)
+    )
+    theta = whole.theta0
+    assert abs(float(whole.loss(theta))) < 1e-7
+    expected, found = (p.value_and_gradient(theta)[1] for p in (whole, apart))
+    assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+class WithVariance(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(6, 1)
+        self.variance = nn.Parameter(torch.full((3,), 1e-3))
+
+    def forward(self, x):
+        return self.inner(x), self.variance.expand(len(x), 3)
+
+
+def by_formula(outputs, targets):
+    mean, variance = outputs
+    return ((mean - targets) ** 2 / variance + variance.log()).mean()
+
+
+def by_distribution(outputs, targets):
+    mean, variance = outputs
+    return -torch.distributions.Normal(mean, variance.sqrt()).log_prob(targets).mean()
+
+
+def summed_up(outputs, targets):
+    return by_formula(outputs, targets) * len(targets)
+
+
+@pytest.mark.parametrize("loss", [by_formula, by_distribution])
+def test_a_loss_that_is_not_defined_everywhere_is_compared_where_it_is(loss):
+    module = seeded(WithVariance).double()
+    part, at = ModulePart(module, {}, X.double(), Y.double(), loss), dict(module.named_parameters())
+    chunks = [p.sum_and_weight(at) for p in divided(part, 7, at)]
+    found = sum(float(total.detach()) for total, _ in chunks) / sum(float(w) for _, w in chunks)
+    assert found == pytest.approx(float(part.sum_and_weight(at)[0].detach()), rel=1e-13)
+    with pytest.raises(InputError, match="no mean over examples"):
+        divided(replace(part, loss_fn=summed_up), 7, at)
+
+
+def test_a_problem_whose_loss_has_a_domain_is_divided():
+    whole, apart = (
+        gf.Problem.from_module(seeded(WithVariance), by_formula, X, Y, size) for size in (None, 7)
+    )
+    theta = whole.theta0
+    assert float(apart.loss(theta)) == pytest.approx(float(whole.loss(theta)), rel=1e-13)
+
+
+def test_nothing_beside_the_outputs_is_nothing_in_each_chunk():
+    module = seeded(nn.Linear, 6, 1)
+
+    class WithNothing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = module
+
+        def forward(self, x):
+            return {"logits": self.inner(x), "attentions": None, "more": (None,)}
+
+    plain = gf.Problem.from_module(module, MSE, X, Y)
+    apart = gf.Problem.from_module(WithNothing(), lambda o, t: MSE(o["logits"], t), X, Y, 7)
+    theta = plain.theta0
+    assert float(apart.loss(theta)) == pytest.approx(float(plain.loss(theta)), rel=1e-13)
+
+
+def of_the_first(outputs, targets):
+    return outputs[0].square().mean()
+
+
+class Ragged(nn.Module):
+    """As long as the longest of a chunk."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(1, 2)
+
+    def forward(self, x):
+        return (self.inner(x[:, : int(x.abs().sum(0).count_nonzero()), None]),)
+
+
+RAGGED = torch.ones(64, 6).where(torch.arange(6) <= torch.arange(64)[:, None] // 12, 0)
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs"),
+    [(nn.LSTM(6, 8, batch_first=True), SEQUENCES), (Ragged(), RAGGED)],
+    ids=["states", "padded"],
+)
+def test_outputs_that_do_not_fit_each_other_are_not_divided(module, inputs):
+    gf.Problem.from_module(module, of_the_first, inputs, Y)
+    with pytest.raises(
+        InputError, match=r"^module: its outputs cannot be joined .*batch_size=None"
+    ):
+        gf.Problem.from_module(module, of_the_first, inputs, Y, 7)

@@ -149,6 +149,16 @@ class Square(torch.autograd.Function):
         return 2 * gradient * x.detach() / x.numel()
 
 
+def distances(x):
+    return torch.cdist(x[:, None], torch.eye(8, dtype=x.dtype).expand(len(x), 8, 8))[:, 0]
+
+
+@pytest.mark.parametrize("between", [nn.functional.hardsigmoid, distances])
+def test_a_network_without_second_derivatives_is_refused(between):
+    with pytest.raises(InputError, match=r"^module: it has no second derivative \(.*backward"):
+        product_of(between=between)
+
+
 @pytest.mark.parametrize("between", [Tanh.apply, lambda x: torch.tanh(x) + 1e-3 * Tanh.apply(x)])
 def test_a_backward_that_leaves_the_graph_is_refused(between):
     """In part too, which would change products by 10⁻³ and no more."""

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import geoflow as gf
+from geoflow.problems.products import HessianProducts
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = X.sum(1, keepdim=True).sin()
@@ -106,3 +107,105 @@ def test_right_second_derivatives_are_taken_as_they_are(make, dtype):
         warnings.simplefilter("error")
         problem.hvp(problem.theta0, problem.theta0)
     assert problem.counts == {"gradient": 0, "hvp": 1}
+
+
+class Normalised(nn.Module):
+    """Weights of a given length, by PyTorch's fused kernel or written out."""
+
+    def __init__(self, n_in, n_out, fused):
+        super().__init__()
+        layer = nn.Linear(n_in, n_out)
+        self.direction, self.bias = layer.weight, layer.bias
+        self.length = nn.Parameter(layer.weight.detach().norm(dim=1, keepdim=True))
+        self.fused = fused
+
+    def forward(self, x):
+        if self.fused:
+            weight = torch._weight_norm(self.direction, self.length, 0)
+        else:
+            size = self.direction.norm(dim=1, keepdim=True)
+            weight = self.length * self.direction / size
+        return nn.functional.linear(x, weight, self.bias)
+
+
+def with_kinks(activation, dtype, linear=nn.Linear):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        linear(20, 100), activation(), linear(100, 100), activation(), nn.Linear(100, 10)
+    )
+    x, y = torch.randn(1000, 20), torch.randint(0, 10, (1000,))
+    problem = gf.Problem.from_module(network, nn.functional.cross_entropy, x, y, dtype=dtype)
+    v = torch.randn(problem.n_parameters, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+    def loss(theta):
+        outputs = torch.func.functional_call(network, problem.unflatten(theta), (x.to(dtype),))
+        return nn.functional.cross_entropy(outputs, y)
+
+    return problem, v, loss
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_many_kinks_are_no_fault(activation, dtype):
+    problem, v, loss = with_kinks(activation, dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = problem.hvp(problem.theta0, v)
+    expected = torch.autograd.functional.hvp(loss, problem.theta0, v)[1]
+    rtol = {torch.float64: 1e-12, torch.float32: 1e-4}[dtype]
+    assert float((found - expected).norm() / expected.norm()) < rtol
+
+
+def test_what_is_wrong_is_found_among_many_kinks():
+    right, v, _ = with_kinks(nn.ReLU, torch.float64, lambda *n: Normalised(*n, fused=False))
+    wrong, _, _ = with_kinks(nn.ReLU, torch.float64, lambda *n: Normalised(*n, fused=True))
+    with pytest.warns(UserWarning, match="and larger beside kinks"):
+        wrong.hvp(wrong.theta0, v)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        right.hvp(right.theta0, v)
+
+
+@pytest.mark.parametrize("least", [5e-4, 2e-5])
+def test_where_a_function_fails_beside_theta0_products_are_compared_at_it(least):
+    """A Cholesky factorisation does, of a matrix that is hardly positive."""
+
+    def function(theta):
+        root = torch.linalg.cholesky(theta.view(2, 2))
+        return root.diagonal().log().sum().square()
+
+    def with_gradient(theta):
+        return function(theta), torch.func.grad(function)(theta)
+
+    def right(theta, v):
+        return torch.autograd.functional.hvp(function, theta, v)[1]
+
+    def wrong(theta, v):
+        return 1.01 * right(theta, v)
+
+    # Positive by less than what a point beside it is moved by, and then than a step.
+    theta = torch.tensor([1.0, 0.0, 0.0, least], dtype=torch.float64)
+    chosen = HessianProducts()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        chosen.choose(right, with_gradient, theta, [4])
+    assert chosen.exact
+    with pytest.warns(UserWarning, match="differences of gradients"):
+        HessianProducts().choose(wrong, with_gradient, theta, [4])
+
+
+def test_the_step_that_told_of_one_product_is_the_first_for_the_next():
+    """Among many kinks larger steps tell nothing, and would else be tried each time."""
+    problem, _, _ = with_kinks(nn.LeakyReLU, torch.float32)
+    calls = []
+
+    def with_gradient(theta):
+        calls.append(theta)
+        return problem.value_and_gradient(theta)
+
+    chosen = HessianProducts()
+    sizes = [tensor.numel() for tensor in problem.unflatten(problem.theta0).values()]
+    chosen.choose(problem.hvp, with_gradient, problem.theta0, sizes)
+    assert chosen.exact
+    # One beside θ0; six for the first of five products, two for each other.
+    assert len(calls) == 1 + 6 + 4 * 2

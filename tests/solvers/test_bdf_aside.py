@@ -17,7 +17,7 @@ def ridge(monkeypatch):
 
     def refused(flow, formula, pairs, allowed):
         if formula.c * RIDGE > 1:
-            corrector.evaluate(flow, formula.predicted)
+            flow.evaluate(formula.predicted)
             raise corrector.IndefiniteError(1 - formula.c * RIDGE, iterations=1, residual=0.0)
         return corrector.correct(flow, formula, pairs, allowed)
 
