@@ -187,7 +187,7 @@ def test_the_gradient_norm(network):
     assert torch.allclose(gradient, 2 * dense(problem) @ g, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("batch_size", [None, 7])
+@pytest.mark.parametrize("batch_size", [None, pytest.param(7, marks=pytest.mark.slow)])
 def test_jacobian_and_margin_are_those_of_the_network(batch_size):
     flow = references.small_network(batch_size=batch_size)
     problem, module = flow.problem, references.small_module()
