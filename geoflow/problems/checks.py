@@ -16,6 +16,7 @@ from geoflow.errors import GeoflowError, InputError
 from geoflow.problems import data
 from geoflow.problems.data import Tree
 from geoflow.system import kinds
+from geoflow.system.translation import reason
 
 # A derivative by differences may differ from the gradient's by this part of ‖∇f‖.
 DIFFERENCE_RTOL = {torch.float64: 1e-3, torch.float32: 5e-2}
@@ -235,7 +236,7 @@ def explained(dtype: torch.dtype, of: str = "loss") -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        said = (str(error) or type(error).__name__).splitlines()[0]
+        said = reason(error)
         name = str(dtype).removeprefix("torch.")
         if of == "loss" and _WHOLE_WANTED.search(said):
             raise InputError(

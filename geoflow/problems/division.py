@@ -18,6 +18,7 @@ from geoflow.problems import data, modules
 from geoflow.problems.data import Tree
 from geoflow.problems.dependence import nearby
 from geoflow.problems.parts import LossPart, ModulePart, Parameters
+from geoflow.system.translation import reason
 
 LossFn = Callable[[Any, Any], Tensor]
 
@@ -169,7 +170,7 @@ def joined(found: list[Tree]) -> Tree:
     except (GeoflowError, torch.OutOfMemoryError):
         raise
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
-        said = (str(error) or type(error).__name__).splitlines()[0]
+        said = reason(error)
         raise InputError(
             f"module: its outputs cannot be joined over chunks ({said}), as those padded to the "
             "longest of a chunk, or with the examples not in their first dimension; use "

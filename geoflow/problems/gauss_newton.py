@@ -24,6 +24,7 @@ from geoflow.problems.derivatives import (
 )
 from geoflow.problems.parts import LossPart, ModulePart, Parameters
 from geoflow.problems.products import agrees
+from geoflow.system.translation import reason
 
 
 def n_outputs(outputs: Any) -> int:
@@ -197,7 +198,7 @@ class _Outputs:
         except (GeoflowError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            said = (str(error) or type(error).__name__).splitlines()[0]
+            said = reason(error)
             raise InputError(
                 f"loss: of the outputs alone it fails ({said}), so there is no Gauss–Newton "
                 "matrix; let the network's forward compute what derivatives of it are needed"
