@@ -21,10 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geoflow.errors import ConvergenceError, CriticalPointError, InputError
+from geoflow.errors import InputError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.solvers.base import REGULARIZER, Carry, StepResult, Tolerance
-from geoflow.solvers.control import check_step, clip_step, first_step
+from geoflow.solvers.control import (
+    TOO_FAR,
+    TOO_INACCURATE,
+    check_step,
+    clip_step,
+    first_step,
+)
 from geoflow.solvers.exponential import Exponential
 from geoflow.solvers.multistep.corrector import (
     MAX_ITERATIONS,
@@ -63,7 +69,6 @@ ASIDE, LONGEST_ASIDE = 8, 64
 MANY_STEPS = 1e-6
 # Rejections in a row after which the order is lowered too.
 PATIENCE = 2
-ROUNDING = "the local error stays above the tolerance"
 
 
 class BDF:
@@ -158,8 +163,8 @@ class BDF:
                 error = formula.error_constant * float(torch.linalg.vector_norm(moved)) / allowed
                 if error <= 1:
                     break
-                factor, cause = max(0.2, SAFETY * error ** (-1 / (order + 1))), ROUNDING
-            except (ConvergenceError, CriticalPointError) as failure:
+                factor, cause = max(0.2, SAFETY * error ** (-1 / (order + 1))), TOO_INACCURATE
+            except TOO_FAR as failure:
                 n_corrections += getattr(failure, "iterations", 0)
                 factor, cause = UNSOLVED, str(failure)
                 if isinstance(failure, IndefiniteError):

@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geoflow.errors import ConvergenceError, CriticalPointError, InputError
+from geoflow.errors import ConvergenceError, InputError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
 from geoflow.problems.dtypes import DTYPES
 from geoflow.problems.several import values
@@ -51,7 +51,13 @@ from geoflow.solvers.base import (
     Tolerance,
 )
 from geoflow.solvers.basis import BLOCK
-from geoflow.solvers.control import check_step, clip_step, first_step
+from geoflow.solvers.control import (
+    TOO_FAR,
+    TOO_INACCURATE,
+    check_step,
+    clip_step,
+    first_step,
+)
 from geoflow.solvers.krylov import (
     MAX_VECTORS,
     KrylovSpace,
@@ -180,8 +186,8 @@ class Exponential:
                 if error <= 1 and not grows:
                     break
                 factor = min(factor, AFTER_GROWTH) if grows else factor
-                cause = "the local error stays above the tolerance"
-            except (ConvergenceError, CriticalPointError) as failure:
+                cause = TOO_INACCURATE
+            except TOO_FAR as failure:
                 factor = AFTER_FAILURE
                 cause = str(failure)
             n_rejected += 1
