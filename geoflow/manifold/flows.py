@@ -22,10 +22,11 @@ from geoflow.manifold.level_set import (
     only,
 )
 from geoflow.manifold.linearization import TangentHessian
-from geoflow.manifold.normals import NormalSpace, Numbers, length, normal_space, tangent
+from geoflow.manifold.normals import NormalSpace, Numbers, normal_space, tangent
 from geoflow.manifold.protocol import Scalar
 from geoflow.manifold.regularizers.checked import check_regularizer
 from geoflow.manifold.regularizers.named import bound, name_of
+from geoflow.manifold.scaling import length
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds

@@ -14,41 +14,13 @@ from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
 from geoflow.errors import CriticalPointError
+from geoflow.manifold.scaling import in_range, scale_of
 
 Numbers = NDArray[np.float64]
 
 # The sine squared between a gradient and the others comes from their Gram matrix, rounded to
 # some units of its dtype; below so many of these units it is rounding alone.
 UNITS_OF_ROUNDING = 100
-# Scales leave to the squares of a vector's entries this part of the exponents there are.
-SCALED_EXPONENTS = 0.8
-
-
-def in_range(norm: float, dtype: torch.dtype) -> bool:
-    """Whether squares of vectors of this length, and products of two such, lose no digits."""
-    info = torch.finfo(dtype)
-    return math.sqrt(info.tiny) / info.eps <= norm <= math.sqrt(info.max) * info.eps
-
-
-def scale_of(v: Tensor) -> float:
-    """A power of two that takes the largest entry to about 1; 1 for zero and what is not finite.
-
-    Times a power of two, nothing changes but exponents: what comes of it is the same to the bit.
-    """
-    size = float(v.abs().max())
-    if not 0 < size < math.inf:
-        return 1.0
-    limit = int(-SCALED_EXPONENTS * math.log2(torch.finfo(v.dtype).tiny))
-    return 2.0 ** -min(max(math.frexp(size)[1], -limit), limit)
-
-
-def length(v: Tensor) -> float:
-    """‖v‖, of whatever scale v is."""
-    norm = float(torch.linalg.vector_norm(v))
-    if in_range(norm, v.dtype):
-        return norm
-    scale = scale_of(v)
-    return norm if scale == 1 else float(torch.linalg.vector_norm(v * scale)) / scale
 
 
 class Split(NamedTuple):

@@ -8,7 +8,8 @@ import torch
 
 import geoflow as gf
 from geoflow.errors import CriticalPointError, InputError
-from geoflow.manifold.normals import length, normal_space, tangent
+from geoflow.manifold.normals import normal_space, tangent
+from geoflow.manifold.scaling import length
 
 SCALES = [
     (dtype, of_r, of_l)

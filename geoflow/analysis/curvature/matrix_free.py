@@ -14,9 +14,9 @@ from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator
 from torch import Tensor
 
 from geoflow.analysis.curvature.operators import Curvature
-from geoflow.analysis.curvature.scaling import power_of_two, scaled_norm
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
+from geoflow.manifold.scaling import length, power_of_two
 from geoflow.system import kinds
 from geoflow.system.limits import OPERATIONS, check_work
 from geoflow.system.memory import CPU, check_memory
@@ -183,7 +183,7 @@ def extreme_eigenvalues(
         # No random vector but that of a zero operator has no image; ARPACK refuses those.
         return _pairs(operator, np.zeros(k), np.eye(n, k))
     # To ARPACK no eigenvalue is smaller than ε^(2/3): where all are, it takes anything for them.
-    size = scaled_norm(image) / float(np.linalg.norm(start))
+    size = length(image) / float(np.linalg.norm(start))
     scale = max(1.0, power_of_two(size, operator.theta.dtype))
     scaled = replace(operator, product=lambda v: scale * operator.product(v))
     arguments = (n_vectors, start, seed, max_products)
@@ -418,7 +418,7 @@ def _pairs(operator: Curvature, values: Floats, vectors: Floats) -> Eigenpairs:
         if np.isfinite(value):
             x = torch.as_tensor(vectors[:, i].copy(), dtype=operator.theta.dtype)
             x = x.to(operator.theta.device)
-            residuals[i] = scaled_norm(operator(x) - float(value) * x)
+            residuals[i] = length(operator(x) - float(value) * x)
     return Eigenpairs(values.copy(), residuals, vectors.copy())
 
 
@@ -431,11 +431,11 @@ def _lanczos(operator: Curvature, start: Tensor, n_steps: int) -> tuple[Floats, 
     for step in range(n_steps):
         image = operator(basis[step])
         diagonal.append(float(torch.dot(basis[step], image)))
-        scale = max(scaled_norm(image), *map(abs, diagonal))
+        scale = max(length(image), *map(abs, diagonal))
         known = basis[: step + 1]
         for _ in range(2):
             image = image - known.T @ (known @ image)
-        norm = scaled_norm(image)
+        norm = length(image)
         # Nothing but rounding is left: the space is invariant.
         if step + 1 == n_steps or norm <= 10 * torch.finfo(start.dtype).eps * scale:
             break

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from geoflow.analysis.curvature.scaling import scaled_norm
 from geoflow.errors import InputError
 from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.manifold.scaling import length
 from geoflow.problems.checks import check_like
 from geoflow.problems.modules import tied_names
 from geoflow.problems.parts import network_of
@@ -228,7 +228,7 @@ def normal_curvature(flow: RegularizingFlow, state: FlowState, direction: Tensor
     _check_state(flow, state)
     check_like(direction, state.theta, "direction")
     tangent = flow.level_set.tangent(direction, state.gradients)
-    norm = scaled_norm(tangent)
+    norm = length(tangent)
     if norm == 0:
         return math.nan
     unit = tangent / norm

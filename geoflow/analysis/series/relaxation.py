@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from geoflow.analysis.curvature import spectra
 from geoflow.analysis.curvature.operators import tangent_hessian
-from geoflow.analysis.curvature.scaling import power_of_two
 from geoflow.analysis.series.exponentials import FITTED, ExponentialFit, fit, refused
 from geoflow.analysis.series.scalars import series
 from geoflow.analysis.walked import state_at, walk_attributes
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
 from geoflow.manifold.flows import RegularizingFlow
+from geoflow.manifold.scaling import power_of_two
 from geoflow.system import kinds
 from geoflow.trajectories.given import check_walk, kept_dtype
 

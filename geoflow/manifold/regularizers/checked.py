@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import InputError
-from geoflow.manifold.normals import length
 from geoflow.manifold.regularizers.bound import BoundRegularizer, ThetaFunction, Weighted
+from geoflow.manifold.scaling import length
 from geoflow.problems import checks, live
 from geoflow.system import kinds
 
