@@ -300,12 +300,20 @@ class LevelSet:
         scale = max(float(torch.linalg.vector_norm(at.theta)), 1.0)
         eps = torch.finfo(at.theta.dtype).eps
         sizes = np.maximum(abs(at.values), abs(self.levels))
-        for loss, norm, size in zip(at.values, at.normals.norms, sizes, strict=True):
-            if not norm * scale > eps * size:
+        for loss, norm, size, level in zip(
+            at.values, at.normals.norms, sizes, self.levels, strict=True
+        ):
+            if norm * scale > eps * size:
+                continue
+            if norm * scale > eps * abs(loss):
                 raise CriticalPointError(
-                    f"the loss gradient vanishes (norm {norm:.1e} at loss {loss:.6g}): the "
-                    "level set is not a manifold there; start elsewhere or choose another level"
+                    f"the loss gradient (norm {norm:.1e} at loss {loss:.6g}) is nothing beside the "
+                    f"level {level:.6g}, which is out of reach; choose a level the loss can reach"
                 )
+            raise CriticalPointError(
+                f"the loss gradient vanishes (norm {norm:.1e} at loss {loss:.6g}): the "
+                "level set is not a manifold there; start elsewhere or choose another level"
+            )
 
     def _failure(self, reason: str, iterations: int, residuals: Numbers) -> ConvergenceError:
         what = {

@@ -15,7 +15,7 @@ import xarray as xr
 from geoflow import solvers
 from geoflow.archive import path_files
 from geoflow.archive.pieces import Pieces
-from geoflow.errors import ArchiveError, BranchError, ConvergenceError, InputError, StorageError
+from geoflow.errors import ArchiveError, BranchError, ConvergenceError, InputError
 from geoflow.manifold.flows import RegularizingFlow, check_single
 from geoflow.paths.continuation import FAILURES, FIRST_SOLVER, SOLVER, Continuation
 from geoflow.paths.recording import Recording
@@ -199,7 +199,7 @@ def follow(
         )
         recording.take(taken)
         all_levels = [flow.level_set.level, *settings.levels]
-        end = _follow(recording, levels, all_levels, Progress(shown), may_stop=archive is None)
+        end = _follow(recording, levels, all_levels, Progress(shown), kept=archive is not None)
         ds = recording.dataset(recording.points, end[0], storable(end[1]))
         pieces.finish(ds, path_files.save_path)
     return ds if archive is None else path_files.open_path(archive)
@@ -211,11 +211,12 @@ def _follow(
     all_levels: Sequence[float],
     shown: Progress,
     *,
-    may_stop: bool,
+    kept: bool,
 ) -> ending.End:
     """Go from level to level, and say how that ends.
 
-    ``may_stop``: Ctrl-C ends the path; without, it is raised, as the points are kept.
+    ``kept``: the points are in files. Ctrl-C and what is wrong with these is raised then; else it
+    ends the path, which is lost otherwise.
     """
     own = recording.flow.level_set.level
     with shown:
@@ -227,12 +228,12 @@ def _follow(
                     _reach(recording, level, all_levels)
                 shown.show(recording.points[-1].values)
         except KeyboardInterrupt:
-            if not (recording.points and may_stop):
+            if kept or not recording.points:
                 raise
             return "interrupted", "interrupted by the user"
-        except (ArchiveError, StorageError):
-            raise
         except Exception as error:
+            if kept and isinstance(error, ArchiveError):
+                raise
             if not recording.points:
                 where = "the first point is reached"
                 raise ending.before_the_start(error, recording.budget, where) from error

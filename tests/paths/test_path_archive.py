@@ -17,6 +17,7 @@ import torch
 
 import geoflow as gf
 from geoflow.archive import pieces, seal
+from geoflow.errors import ArchiveError
 
 LEVELS = (1.2, 1.5, 2.0, 3.0)
 
@@ -193,6 +194,31 @@ def test_an_observable_that_fails_ends_the_path_and_its_points_are_kept(tmp_path
         assert ds.attrs["status"] == "observable_failed"
         assert ds.sizes["level"] == 3
     assert gf.validate(tmp_path / "path.nc") == []
+
+
+@pytest.mark.parametrize("error", [ValueError, ArchiveError("of a file of the user's own")])
+def test_without_an_archive_a_path_that_fails_is_returned(error):
+    ds = _path(observable=_Counting(3, error))
+    assert ds.attrs["status"] == "observable_failed"
+    assert ds.sizes["level"] == 3
+
+
+@pytest.mark.parametrize("raised", [ValueError, ArchiveError])
+def test_a_path_in_memory_outlives_what_its_regulariser_raises(raised):
+    reached = []
+
+    def regularizer(theta):
+        if len(reached) > 1:
+            raise raised("of the user's own")
+        return (theta * theta).sum()
+
+    problem = gf.Problem.from_function(_loss, torch.full((6,), 1.3, dtype=torch.float64))
+    flow = gf.RegularizingFlow(gf.LevelSet(problem, 0.5), regularizer)
+    ds = gf.regularization_path(
+        flow, LEVELS, observables={"total": lambda t: reached.append(1) or float(t.sum())}
+    )
+    assert "own" in ds.attrs["status_message"]
+    assert ds.sizes["level"] == 1
 
 
 def test_a_sound_file_has_no_defect(written):

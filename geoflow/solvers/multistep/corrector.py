@@ -55,7 +55,7 @@ PART, UNITS_OF_ROUNDING = 0.1, 4.0
 DIVERGED = 30.0
 # Directions of the corrections that depend on the others but for this part, squared, say nothing on
 # whether I + cA is definite: the images they would be made of belong to different points.
-DISTINCT = 1e-2
+INDEPENDENT = 1e-2
 # Images are of one matrix where what a move in their space leaves is less than so many times what
 # there was.
 APART = 2.0
@@ -268,7 +268,7 @@ class _Space:
         """Smallest eigenvalue of I + cA by the images in use."""
         used = slice(self.first, self.n)
         sizes, directions = np.linalg.eigh(self.gram[used, used])
-        distinct = sizes > DISTINCT * sizes[-1]
+        distinct = sizes > INDEPENDENT * sizes[-1]
         basis = directions[:, distinct] / np.sqrt(sizes[distinct])
         projected = basis.T @ self.system[used, used] @ basis
         return float(np.linalg.eigvalsh((projected + projected.T) / 2)[0])
