@@ -18,6 +18,7 @@ from geoflow.manifold.protocol import apart_from
 from geoflow.paths.following import Settings, checked_budget, checked_levels, follow
 from geoflow.paths.recording import points_of
 from geoflow.problems.earlier import same_data
+from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
 from geoflow.trajectories import records, schema
 from geoflow.trajectories.path_dataset import PathPoint
@@ -34,7 +35,7 @@ def resume_path(
     flow: RegularizingFlow | None = None,
     levels: Sequence[float] = (),
     *,
-    observables: Mapping[str, Observable] | None = None,
+    observables: Mapping[str, Observable | ProblemLike] | None = None,
     max_evaluations: int | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
@@ -54,7 +55,7 @@ def resume_path(
         anew, without training, where the path was of an experiment that is registered here.
     levels : sequence of float
         Further levels, in the order in which they are to be reached.
-    observables : mapping of str to callable, optional
+    observables : mapping of str to callable or problem, optional
         Needed, by the same names, where the path had some and ``flow`` is given.
     max_evaluations : int, optional
         Budget of the whole path, what it has spent included. None: as before.

@@ -19,6 +19,7 @@ from geoflow.errors import ArchiveError, BranchError, ConvergenceError, InputErr
 from geoflow.manifold.flows import RegularizingFlow, check_single
 from geoflow.paths.continuation import FAILURES, FIRST_SOLVER, SOLVER, Continuation
 from geoflow.paths.recording import Recording
+from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
 from geoflow.system.memory import check_memory
 from geoflow.system.progress import Progress
@@ -41,7 +42,7 @@ def regularization_path(
     flow: RegularizingFlow,
     levels: Sequence[float],
     degrees: float = 175.0,
-    observables: Mapping[str, Observable] | None = None,
+    observables: Mapping[str, Observable | ProblemLike] | None = None,
     archive: str | Path | None = None,
     *,
     max_evaluations: int | None = None,
@@ -65,8 +66,9 @@ def regularization_path(
     degrees : float
         Angle between ∇R and ∇L that each point comes to at the least: its KKT residual
         ‖Π∇R‖/‖∇R‖ is at most sin(180° − ``degrees``).
-    observables : mapping of str to callable, optional
-        Functions θ → float, evaluated at each point; one variable each.
+    observables : mapping of str to callable or problem, optional
+        Functions θ → float, evaluated at each point; one variable each. Of a problem it is its
+        loss. What they evaluate counts for nothing.
     archive : str or Path, optional
         netCDF-4 file to write the path to. Each point is kept beside it as it is reached. Where
         the process ends early, by Ctrl-C too, the same call goes on from the last of them, to the

@@ -19,6 +19,7 @@ from geoflow.paths.learned import Learned
 from geoflow.trajectories import path_dataset, path_schema
 from geoflow.trajectories.path_dataset import PathPoint
 from geoflow.trajectories.records import Observable, Snapshot
+from geoflow.walking.counting import uncounted
 from geoflow.walking.fitting import differences
 
 # Of the smallest eigenvalue, relative to the range of the spectrum; and its seed.
@@ -69,7 +70,8 @@ class Recording:
         pieces: Pieces,
     ) -> None:
         self.continuation, self.flow = continuation, continuation.flow
-        self.observables, self.eigenvalues = observables, eigenvalues
+        self.observables = {n: uncounted(self.flow, f) for n, f in observables.items()}
+        self.eigenvalues = eigenvalues
         self.header, self.budget, self.pieces = header, budget, pieces
         self.points: list[PathPoint] = []
         self.reached: list[Reached] = []

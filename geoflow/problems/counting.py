@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ _TAKING = threading.Lock()
 class Counted(ABC):
     """What counts its evaluations and can be given a budget of them."""
 
-    _limit: int | None = None
+    _n_gradient = _n_hvp = 0
+    _limit: float | None = None
 
     @property
     @abstractmethod
@@ -50,6 +52,17 @@ class Counted(ABC):
             yield
         finally:
             self._limit = None
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Leave counts and budget as they are: what is measured inside the block is no cost."""
+        before = self._n_gradient, self._n_hvp, self._limit
+        # Of an evaluation that has a budget it stays taken.
+        self._limit = None if self._limit is None else math.inf
+        try:
+            yield
+        finally:
+            self._n_gradient, self._n_hvp, self._limit = before
 
     def _check_budget(self, evaluations: int) -> None:
         if self._limit is not None and self.evaluations + evaluations > self._limit:

@@ -73,7 +73,6 @@ class Grouped(Counted):
         if division == "each_example":
             order = torch.from_numpy(np.array([g[0] for g in groups]))
             self._single = _taken(inputs, order), _taken(targets, order)
-        self._n_gradient = self._n_hvp = 0
         sizes = self.theta0.new_tensor([float(len(g)) for g in groups])
         try:
             values = self.loss(self.theta0)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -69,8 +68,6 @@ class Problem(Picklable):
         self.theta0 = theta0
         self.tensors = tensors
         self.data_sha256 = data_sha256
-        self._n_gradient = 0
-        self._n_hvp = 0
         self._products = products.HessianProducts()
         self._gauss_newton = gauss_newton.Products()
         # Batches may be made anew for each evaluation, and functions may close over anything.
@@ -80,7 +77,7 @@ class Problem(Picklable):
         with checks.explained(theta0.dtype):
             first_loss = self.loss(theta0)
         checks.check_deterministic(first_loss, self.loss(theta0))
-        with self._uncounted():
+        with self.uncounted():
             with checks.naming_padding(parts):
                 checks.check_gradient(self.value_and_gradient, theta0, "loss")
             (value, first), (_, second) = (self.value_and_gradient(theta0) for _ in range(2))
@@ -324,14 +321,14 @@ class Problem(Picklable):
             A :meth:`budget` is spent.
         """
         if self._products.exact is None:
-            with self._uncounted():
+            with self.uncounted():
                 sizes = [math.prod(s.shape) for s in self.tensors]
                 self._products.choose(self._derived, self.value_and_gradient, self.theta0, sizes)
         if self._products.exact:
             return self._derived(theta, v)
         checks.check_like(v, self.theta0, "v")
         self._check_budget(2)
-        with self._uncounted():
+        with self.uncounted():
             product = products.difference(self.value_and_gradient, theta, v)
         self._n_hvp += 1
         return product
@@ -397,16 +394,6 @@ class Problem(Picklable):
             v,
             lambda part, at, along: derivatives.hessian_product(part.sum_and_weight, at, along),
         )
-
-    @contextmanager
-    def _uncounted(self) -> Iterator[None]:
-        """Leave counts and budget as they are."""
-        before = self._n_gradient, self._n_hvp, self._limit
-        self._limit = None
-        try:
-            yield
-        finally:
-            self._n_gradient, self._n_hvp, self._limit = before
 
     def _product(
         self,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -114,6 +115,16 @@ class Problems(Counted):
         """Evaluations so far of all the problems: ``{"gradient": n, "hvp": m}``."""
         names = ("gradient", "hvp")
         return {name: sum(p.counts[name] for p in self.problems) for name in names}
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Leave the counts of all, and the budget, as they are inside the block."""
+        with ExitStack() as stack:
+            stack.enter_context(super().uncounted())
+            for problem in self.problems:
+                if isinstance(problem, Counted):
+                    stack.enter_context(problem.uncounted())
+            yield
 
     def loss(self, theta: Tensor) -> Tensor:
         """The losses at θ, shape (n,), not counted."""

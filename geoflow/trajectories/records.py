@@ -14,6 +14,7 @@ from torch import Tensor
 
 from geoflow.errors import InputError, ObservableError
 from geoflow.manifold.protocol import Flow
+from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
 from geoflow.trajectories import schema, storable
 
@@ -177,8 +178,10 @@ def _of_constraints(flow: Flow, state: Any) -> dict[str, float]:
     return found
 
 
-def as_observables(observables: Mapping[str, Observable] | None) -> dict[str, Observable]:
-    """Observables by name; None: none.
+def as_observables(
+    observables: Mapping[str, Observable | ProblemLike] | None,
+) -> dict[str, Observable]:
+    """Observables by name, of a problem its loss; None: none.
 
     Raises
     ------
@@ -187,7 +190,14 @@ def as_observables(observables: Mapping[str, Observable] | None) -> dict[str, Ob
     """
     give = "a dict of functions of theta by name"
     kinds.check_kind(observables, Mapping | None, "observables", give)
-    return dict(observables or {})
+    return {name: _as_function(f) for name, f in (observables or {}).items()}
+
+
+def _as_function(observable: Observable | ProblemLike) -> Observable:
+    if callable(observable):
+        return observable
+    # What is neither is refused once it is called.
+    return lambda theta: float(observable.loss(theta).mean())
 
 
 def check_observables(observables: Mapping[str, Observable], theta: Tensor) -> None:
@@ -201,10 +211,17 @@ def check_observables(observables: Mapping[str, Observable], theta: Tensor) -> N
     for name, function in observables.items():
         storable.check_name(name, "observables", TAKEN)
         try:
-            float(function(theta.clone()))
+            found = function(theta.clone())
         except Exception as error:
             said = (str(error) or "no message").splitlines()[0]
-            reason = f"{type(error).__name__}: {said}"
             raise InputError(
-                f"observables[{name!r}] gave no number at theta0 ({reason}); return a float"
+                f"observables[{name!r}] raised {type(error).__name__} at theta0: {said}; give a "
+                "function of θ that returns a float"
+            ) from None
+        try:
+            float(found)
+        except Exception:
+            raise InputError(
+                f"observables[{name!r}] gave no number at theta0 ({kinds.shown(found)}); return a "
+                "float, each number by a function of its own"
             ) from None

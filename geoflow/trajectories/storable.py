@@ -39,7 +39,10 @@ def check_name(name: object, what: str, taken: Iterable[str] = ()) -> None:
     """
     if not isinstance(name, str) or not name.isidentifier():
         shown = name if isinstance(name, str) else repr(name)
-        raise InputError(f"{what}: {shown[:80]!a} is taken or not a name; choose another")
+        raise InputError(
+            f"{what}: {shown[:80]!a} is taken or not a name; choose another, of letters, digits "
+            "and underscores"
+        )
     if name in RESERVED or name in taken:
         raise InputError(f"{what}: {name!r} is taken or not a name; choose another")
     normal = unicodedata.normalize("NFC", name)

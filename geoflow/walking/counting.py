@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
+from torch import Tensor
+
 from geoflow.manifold.protocol import Flow, apart_from
+from geoflow.problems.counting import Counted
 from geoflow.problems.protocol import ProblemLike
+from geoflow.trajectories.records import Observable
 
 # By the name of its record, n_regularizer_gradient.
 APART = "regularizer_gradient"
@@ -53,3 +57,19 @@ def budgets(flow: Flow, counts: Mapping[str, int], max_evaluations: int) -> Iter
             left = max_evaluations - before.get(name, 0)
             stack.enter_context(problem.budget(max(left, 0)))
         yield
+
+
+def uncounted(flow: Flow, function: Observable) -> Observable:
+    """A function of θ whose evaluations are no cost of the walk that measures it.
+
+    A problem of another class than geoflow's own counts them as it does.
+    """
+    problems = [p for p in (flow.problem, *apart_from(flow)) if isinstance(p, Counted)]
+
+    def measured(theta: Tensor) -> float:
+        with ExitStack() as stack:
+            for problem in problems:
+                stack.enter_context(problem.uncounted())
+            return function(theta)
+
+    return measured

@@ -16,6 +16,7 @@ from geoflow.manifold.protocol import Flow
 from geoflow.system import kinds
 from geoflow.system.naming import named
 from geoflow.trajectories.records import Observable
+from geoflow.walking.counting import uncounted
 from geoflow.walking.inside import Inside
 
 # The events of a step are kept as the bits of one whole number.
@@ -220,13 +221,14 @@ class Point:
 
     def value(self, function: Observable) -> float:
         """Value of a function of θ, which never gets the walk's own to write into."""
-        return float(function(self._theta(self.time, checked=True)))
+        return float(uncounted(self.flow, function)(self._theta(self.time, checked=True)))
 
     def rate(self, function: Observable) -> float:
         """Rate of change of a function of θ along the walk, as far as the step goes."""
         apart = DIFFERENCE * self.inside.duration
         begin, end = max(self.time - apart, 0.0), min(self.time + apart, self.inside.duration)
-        behind, ahead = (float(function(self._theta(time))) for time in (begin, end))
+        thetas = self._theta(begin), self._theta(end)
+        behind, ahead = (float(uncounted(self.flow, function)(theta)) for theta in thetas)
         return (ahead - behind) / (end - begin)
 
     def _theta(self, time: float, *, checked: bool = False) -> Tensor:

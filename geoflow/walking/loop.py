@@ -15,6 +15,7 @@ from geoflow.errors import (
 )
 from geoflow.manifold.protocol import Flow, check_flow
 from geoflow.problems import dtypes
+from geoflow.problems.protocol import ProblemLike
 from geoflow.solvers import Solver, is_dense
 from geoflow.system.kinds import as_number, check_kind, check_switch
 from geoflow.trajectories import dataset, records
@@ -41,7 +42,7 @@ def walk(
     reproject_every: float | None = DEFAULTS.reproject_every,
     snapshot_times: Sequence[float] | None = DEFAULTS.snapshot_times,
     snapshot_every: float | None = DEFAULTS.snapshot_every,
-    observables: Mapping[str, Observable] | None = None,
+    observables: Mapping[str, Observable | ProblemLike] | None = None,
     archive: str | Path | None = None,
     progress: bool = False,
     *,
@@ -82,8 +83,9 @@ def walk(
     snapshot_every : float, optional
         Keep θ at the multiples of this flow time. With neither, at most ``max_snapshots``
         accepted steps are kept, evenly in arc length, the first and the last among them.
-    observables : mapping of str to callable, optional
-        Functions θ → float, evaluated where θ is kept; one variable each.
+    observables : mapping of str to callable or problem, optional
+        Functions θ → float, evaluated where θ is kept; one variable each. Of a problem it is its
+        loss. What they evaluate counts for nothing in ``n_gradient`` and ``max_evaluations``.
     archive : str or Path, optional
         netCDF-4 file to write the trajectory to. The walk is streamed beside it, with memory
         flat however long it is, and the dataset returned reads the file lazily. Should the

@@ -17,6 +17,7 @@ from geoflow.manifold import protocol
 from geoflow.manifold.protocol import Flow, apart_from
 from geoflow.problems import dtypes
 from geoflow.problems.earlier import same_data
+from geoflow.problems.protocol import ProblemLike
 from geoflow.solvers import Solver, is_dense
 from geoflow.system import kinds
 from geoflow.trajectories import consistency, records, schema
@@ -48,7 +49,7 @@ def resume(
     t_end: float | None = None,
     stop: Stop | None = None,
     max_evaluations: int | None = None,
-    observables: Mapping[str, Observable] | None = None,
+    observables: Mapping[str, Observable | ProblemLike] | None = None,
     progress: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     events: Sequence[Event] | None = None,
@@ -71,7 +72,7 @@ def resume(
         Needed only where the walk had a solver that is not geoflow's own.
     t_end, stop, max_evaluations
         As for :func:`geoflow.walk`; None: as before.
-    observables : mapping of str to callable, optional
+    observables : mapping of str to callable or problem, optional
         Needed, by the same names, where the walk had some and ``flow`` is given.
     progress : bool
         Show the walk on standard error, where that is a terminal or a notebook's.

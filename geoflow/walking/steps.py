@@ -23,7 +23,7 @@ from geoflow.trajectories import records
 from geoflow.trajectories.records import Observable, Snapshot
 from geoflow.trajectories.storable import storable
 from geoflow.walking import ending
-from geoflow.walking.counting import budgets, counts_of
+from geoflow.walking.counting import budgets, counts_of, uncounted
 from geoflow.walking.crossings import Seeker
 from geoflow.walking.fitting import check_same
 from geoflow.walking.inside import FEW, Inside
@@ -71,7 +71,8 @@ class Walk:
         seeker: Seeker,
     ) -> None:
         self.flow, self.solver, self.tolerance = flow, solver, tolerance
-        self.rule, self.observables = rule, observables
+        self.rule = rule
+        self.observables = {n: uncounted(flow, f) for n, f in observables.items()}
         self.recorder, self.theta_dtype, self.seeker = recorder, theta_dtype, seeker
         self.start = flow.problem.theta0
         self.state: State | None = None
