@@ -324,7 +324,7 @@ def _rank(gram: Numbers, smallest: float) -> str:
     _, pivots, rank, _ = dpstrf(gram, tol=smallest)
     others = sorted(int(i) - 1 for i in pivots[rank:])
     shown = ", ".join(map(str, others[:5])) + ", …" * (len(others) > 5)
-    return f" (rank {rank}; the others already span constraint {shown})"
+    return f" (rank {rank}: beside the others nothing is added by constraint {shown})"
 
 
 def _numpy(tensor: Tensor) -> Numbers:
