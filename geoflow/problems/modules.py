@@ -221,7 +221,8 @@ def check_kind(module: nn.Module) -> None:
 def _check_initialised(parameters: Mapping[str, nn.Parameter], of: str) -> None:
     for name, parameter in parameters.items():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise InputError(f"{of}: {name} is not initialised yet; run it once")
+            run = "the module" if of == "module" else "it"
+            raise InputError(f"{of}: {name} is not initialised yet; run {run} once")
 
 
 def duplicate(module: Layer, of: str = "module", memo: Memo | None = None) -> Layer:
