@@ -11,13 +11,14 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 from tqdm import tqdm
 
 from geoflow.baselines.decay_dataset import Curve, to_dataset
 from geoflow.errors import InputError
 from geoflow.experiments import registry, training
 from geoflow.experiments.registry import Data, Experiment, Start
+from geoflow.problems.each import each
 from geoflow.problems.parts import outputs
 from geoflow.system.kinds import shown
 from geoflow.system.limits import EPOCHS, check_work
@@ -217,7 +218,7 @@ def _fit(
     def loss(parameters: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return experiment.loss_fn(functional_call(module, dict(parameters), (x,)), y)
 
-    losses = vmap(loss)
+    losses = each(loss)
     rows = torch.arange(len(starts))[:, None]
     optimizer = torch.optim.Adam(
         list(stacked.values()), lr=training.LEARNING_RATE, eps=training.EPS, fused=True

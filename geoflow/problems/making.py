@@ -24,6 +24,7 @@ from geoflow.problems.parts import (
     Parameters,
     TensorSpec,
     as_weight,
+    laid_out,
 )
 from geoflow.system import kinds
 
@@ -156,11 +157,7 @@ def of_function(loss: Callable[[Tensor], Tensor], theta0: Tensor) -> Made:
 
 def flat(moving: dict[str, Tensor]) -> tuple[Tensor, tuple[TensorSpec, ...]]:
     """θ0, and where each tensor lies in it."""
-    specs, offset = [], 0
-    for name, value in moving.items():
-        specs.append(TensorSpec(name, offset, tuple(value.shape)))
-        offset += value.numel()
-    return torch.cat([p.reshape(-1) for p in moving.values()]), tuple(specs)
+    return torch.cat([p.reshape(-1) for p in moving.values()]), laid_out(moving)
 
 
 def hash_of(batches: Iterator[Any]) -> str:

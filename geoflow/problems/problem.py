@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 
 from geoflow.errors import InputError
 from geoflow.problems import (
@@ -25,6 +24,7 @@ from geoflow.problems import (
 )
 from geoflow.problems.data import Tree
 from geoflow.problems.dtypes import dtype_name
+from geoflow.problems.each import each
 from geoflow.problems.parts import (
     LossPart,
     ModulePart,
@@ -286,7 +286,7 @@ class Problem(Picklable):
         if thetas.ndim != 2:
             raise InputError(f"thetas has shape {tuple(thetas.shape)}; give (N, P)")
         with torch.no_grad():
-            return vmap(self.loss)(thetas)
+            return each(self.loss)(thetas)
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """L(θ), a scalar tensor, and ∇L(θ), shape (P,): one evaluation.

@@ -16,6 +16,8 @@ from geoflow.errors import InputError
 
 # What a message shows of a value.
 LONGEST = 60
+# Numbers of an array; of more its shape.
+FEW = 3
 
 # As of a float: what is longer is no count of anything, and Python may not write it.
 LONGEST_WHOLE = 1024
@@ -202,6 +204,17 @@ class _Short(reprlib.Repr):
             return super().repr_int(x, level)
         except ValueError:  # of more digits than Python writes
             return f"a number of {x.bit_length()} bits"
+
+    def repr_Tensor(self, x: Any, level: int) -> str:
+        """Of many numbers the shape says more than the first of them do."""
+        few = x.numel() <= FEW
+        return self.repr_instance(x, level) if few else f"a tensor of shape {tuple(x.shape)}"
+
+    repr_Parameter = repr_Tensor
+
+    def repr_ndarray(self, x: Any, level: int) -> str:
+        few = x.size <= FEW
+        return self.repr_instance(x, level) if few else f"an array of shape {x.shape}"
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
         parts = [f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}" for k, v in x.items()]

@@ -139,7 +139,7 @@ def _calls(t):
             "",
         ),
         ("pca", "datasets"): (pca.along, "walk"),
-        ("pca", "n_components"): (lambda v: pca.along(walk, v), "number"),
+        ("pca", "n_components"): (lambda v: pca.along(walk, v), "nothing number"),
         ("null_models_of", "ds"): (pca.null_models_of, "walk path"),
         ("fit_pca", "points"): (gf.analysis.fit_pca, ""),
         ("null_models", "points"): (null_models.compare, ""),
@@ -247,6 +247,10 @@ def _predictions(t, **arguments):
     predictions.along(t["walk"], t["network"], **examples | arguments)
 
 
+def _class_dim(t, **arguments):
+    _predictions(t, **{"classification": True} | arguments)
+
+
 def _symmetry(t, **arguments):
     symmetry.along(t["walk"], t["network"], **{"classification": False} | arguments)
 
@@ -324,6 +328,7 @@ WHOLE = {
     _periodogram: ("n_simulations",),
     _relaxation: ("n_terms",),
     _predictions: ("batch_size",),
+    _class_dim: ("class_dim",),
     _bezier: ("evaluations",),
     _barrier: ("points",),
 }
@@ -352,7 +357,7 @@ SWITCHES = {
 # No float holds the one; the other has more digits than Python writes.
 LARGE, LONG = 10**400, 10**5000
 # What None has a meaning for.
-OPTIONAL = ("batch_size", "max_frequency", "start", "dimension")
+OPTIONAL = ("batch_size", "max_frequency", "start", "dimension", "n_components", "class_dim")
 
 
 @pytest.mark.parametrize(
