@@ -21,6 +21,10 @@ from geoflow.system.translation import reason
 # A derivative by differences may differ from the gradient's by this part of ‖∇f‖.
 DIFFERENCE_RTOL = {torch.float64: 1e-3, torch.float32: 5e-2}
 
+# Where differences over several steps are off the slope, and off one another by this part of it, it
+# is by the value's rounding.
+SCATTERED = 0.5
+
 # And the loss from that beside its gradient, by this part of |L| and of ‖∇L‖‖θ‖: other kernels may
 # compute it, some of it in float32.
 VALUE_RTOL = {torch.float64: 1e-6, torch.float32: 1e-4}
@@ -209,7 +213,9 @@ def naming_padding(parts: Any) -> Iterator[None]:
 
 
 @contextmanager
-def explained(dtype: torch.dtype, of: str = "loss") -> Iterator[None]:
+def explained(
+    dtype: torch.dtype, of: str = "loss", *, batch_size: int | None = None, remedy: str = ""
+) -> Iterator[None]:
     """Say of a first evaluation that fails what is likely to be the matter.
 
     Parameters
@@ -218,6 +224,10 @@ def explained(dtype: torch.dtype, of: str = "loss") -> Iterator[None]:
         In which it is evaluated.
     of : str
         The argument that is evaluated.
+    batch_size : int, optional
+        Examples that are evaluated at a time, where that is not all.
+    remedy : str
+        Of a function of flat θ, what gives it another dtype; empty for a network's loss.
 
     Raises
     ------
@@ -244,15 +254,24 @@ def explained(dtype: torch.dtype, of: str = "loss") -> Iterator[None]:
                 f"given others ({said}); give them as .long()"
             ) from error
         if of == "loss" and _WHOLE_GIVEN.search(said):
+            numbers = ".to(theta.dtype)" if remedy else ".float(), which is converted"
             raise InputError(
                 f"{of}: it has been given whole numbers beside {name} ({said}); give them as "
-                ".float(), which is converted"
+                f"{numbers}"
             ) from error
         if any(word in said for word in ("dtype", "scalar type", "Float", "Double", "BFloat16")):
-            like = "the inputs (x.dtype" if of == "loss" else "θ (theta.dtype"
+            like = "θ (theta.dtype" if remedy else "the inputs (x.dtype"
+            other = torch.float64 if dtype == torch.float32 else torch.float32
             raise InputError(
                 f"{of}: evaluated in {name}, and a tensor of yours is of another dtype ({said}); "
-                f"make it in the dtype of {like}, not .float()), or give dtype=torch.float32"
+                f"make it in the dtype of {like}, not .float()), or {remedy or 'give dtype='}"
+                f"{other}"
+            ) from error
+        if batch_size is not None:
+            raise InputError(
+                f"batch_size={batch_size}: the loss fails on {batch_size} of the examples "
+                f"({said}); if it works on all of them use batch_size=None, or "
+                "Problem.from_batches, whose batch_loss gives each batch's sum and weight"
             ) from error
         raise InputError(f"{of}: its first evaluation failed ({said})") from error
 
@@ -289,21 +308,39 @@ def check_gradient(function: Derivable, theta0: Tensor, name: str) -> None:
         unit = direction / size
         slope = float(torch.dot(gradient, unit))
         allowed = DIFFERENCE_RTOL[theta.dtype] * max(norm / math.sqrt(theta.numel()), abs(slope))
+        differences, noise = [], 0.0
         for step in steps(theta):
             ahead, behind = (_value(function, theta + s * unit) for s in (step, -step))
             found = (ahead - behind) / (2 * step)
             rounding = 10 * eps * max(abs(ahead), abs(behind), abs(float(value))) / step
             if abs(found - slope) <= allowed + rounding:
                 break
+            differences.append(found)
+            noise = max(noise, rounding)
         else:
-            raise InputError(
-                f"{name}: along a direction it changes by {found:.6g} and its gradient says "
-                f"{slope:.6g}, so a part of it is not in the gradient (detach, item, NumPy, "
-                "checkpointing, vector_to_parameters) or it is not differentiable; compute it from "
-                "θ alone"
-            )
+            said = f"{name}: along a direction it changes by {found:.6g} and its gradient says "
+            raise InputError(f"{said}{slope:.6g}, so {_cause(differences, slope, noise, theta.dtype)}")
     steepest = max(norm, float(torch.linalg.vector_norm(slopes)))
     _check_jump(function, theta0, float(start), random / random.norm(), steepest, name)
+
+
+def _cause(differences: list[float], slope: float, noise: float, dtype: torch.dtype) -> str:
+    """Why differences over several steps are likely to be off, and the remedy.
+
+    A part without a gradient is missing in all of them alike; coarse rounding is another in each,
+    by more than the ``noise`` of the dtype's own.
+    """
+    off = max(abs(found - slope) for found in differences)
+    if max(differences) - min(differences) > SCATTERED * off + noise:
+        other = "" if dtype == torch.float32 else ", or take float32 for θ"
+        return (
+            f"it is rounded more coarsely than {str(dtype).removeprefix('torch.')} (torch.autocast,"
+            f" .float(), .half()) or jumps; compute it in the dtype of θ{other}"
+        )
+    return (
+        "a part of it is not in the gradient (detach, item, NumPy, checkpointing, "
+        "vector_to_parameters) or it is not differentiable; compute it from θ alone"
+    )
 
 
 def _value(function: Derivable, theta: Tensor) -> float:
@@ -333,7 +370,8 @@ def _check_jump(
             raise InputError(
                 f"{name}: at theta0 it is {start:.6g} and {near:.0e} beside it {close:.6g}, so it "
                 "jumps there (a parametrization that takes its own weights otherwise than others "
-                "does); start elsewhere"
+                'does, as orthogonal of a matrix that is not square: orthogonal_map="cayley" does '
+                "not); start elsewhere"
             )
 
 

@@ -19,6 +19,7 @@ from geoflow.problems import (
     checks,
     dependence,
     derivatives,
+    flattening,
     gauss_newton,
     live,
     making,
@@ -78,6 +79,8 @@ class Problem(Picklable):
         self._captured = capture.Captured() if fixed and capture.pays(theta0) else None
         # Of batches only the first has been evaluated before.
         with checks.explained(theta0.dtype):
+            own = flattening.apart(theta0, tensors, copied=True)
+            self._copied = flattening.views_as_complex(parts, own)
             first_loss = self.loss(theta0)
         checks.check_deterministic(first_loss, self.loss(theta0))
         with self._uncounted():
@@ -359,16 +362,16 @@ class Problem(Picklable):
     def unflatten(self, theta: Tensor, name: str = "theta") -> Parameters:
         """Views of flat θ by parameter name, as the module names them; differentiable in θ.
 
+        Where the loss views numbers as complex ones, as Fourier layers do, they are copies, since
+        torch does that at even places of memory alone; differentiable too.
+
         Raises
         ------
         InputError
             θ has another shape, dtype or device than :attr:`theta0`.
         """
         checks.check_like(theta, self.theta0, name)
-        return {
-            s.name: theta.narrow(0, s.offset, math.prod(s.shape)).view(s.shape)
-            for s in self.tensors
-        }
+        return flattening.apart(theta, self.tensors, copied=self._copied)
 
     def _evaluated(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """L and ∇L; not counted."""
@@ -380,10 +383,11 @@ class Problem(Picklable):
             value, weight, gradient = derivatives.value_and_gradient(
                 part.sum_and_weight, parameters
             )
-            return (value, _flatten(gradient)), weight
+            return (value, flattening.together(gradient)), weight
 
         value, gradient = self._mean(contribution(part) for part in self._parts)
-        if given._version:
+        # Of a view the version is that of the whole.
+        if any(t._version for t in parameters.values()):
             raise InputError(
                 "loss: it writes into its parameters while it is evaluated; remove what does "
                 "(an embedding's max_norm, an in-place operation)"
@@ -421,7 +425,7 @@ class Problem(Picklable):
 
         def contribution(part: LossPart) -> tuple[tuple[Tensor], Tensor]:
             product, weight = multiply(part, at, along)
-            return (_flatten(product),), weight
+            return (flattening.together(product),), weight
 
         return self._mean(contribution(part) for part in self._parts)[0]
 
@@ -432,7 +436,3 @@ class Problem(Picklable):
         with arithmetic.exact(self.device):
             sums, weight = add_up(contributions)
         return tuple((total / weight).to(self.dtype) for total in sums)
-
-
-def _flatten(tensors: Mapping[str, Tensor]) -> Tensor:
-    return torch.cat([t.reshape(-1) for t in tensors.values()]).detach()

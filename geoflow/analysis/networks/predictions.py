@@ -267,7 +267,8 @@ def _parameters(module: nn.Module, theta: NDArray[Any]) -> dict[str, Tensor]:
     flat, start, found = torch.as_tensor(theta), 0, {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            part = flat[start : start + parameter.numel()].to(parameter)
+            # Copies, since numbers are viewed as complex ones at even places of memory alone.
+            part = flat[start : start + parameter.numel()].to(parameter, copy=True)
             found[name] = part.view(parameter.shape)
             start += parameter.numel()
     return found

@@ -26,7 +26,8 @@ def check_regularizer(bound: BoundRegularizer, theta0: Tensor) -> None:
     for term in terms:
         check_regularizer(term, theta0)
     if isinstance(bound, ThetaFunction):
-        with checks.explained(theta0.dtype, "regularizer"):
+        of_theta = "make the problem with dtype="
+        with checks.explained(theta0.dtype, "regularizer", remedy=of_theta):
             value = bound.function(theta0.clone())
             real = isinstance(value, Tensor) and value.shape == () and not value.is_complex()
             if not real or not torch.isfinite(value):
@@ -34,6 +35,9 @@ def check_regularizer(bound: BoundRegularizer, theta0: Tensor) -> None:
                 raise InputError(
                     f"regularizer gave {shown} at theta0; it must return a finite scalar tensor"
                 )
+            # First, since differences of what is random tell of a gradient that is wrong.
+            if not torch.equal(value, bound.function(theta0.clone())):
+                raise _random()
             checks.check_gradient(bound.value_and_gradient, theta0, "regularizer")
             live.check_alone(bound.function, theta0, "regularizer")
     if bound.problems:
@@ -46,7 +50,12 @@ def check_regularizer(bound: BoundRegularizer, theta0: Tensor) -> None:
             f"{length(gradient)}; both must be finite, there as well"
         )
     if not all(torch.equal(a, b) for a, b in zip(first, second, strict=True)):
-        raise InputError(
-            "regularizer: two evaluations at theta0 differ, so R(θ) is random or stateful; remove "
-            "the randomness, on a GPU also operations that add in any order"
-        )
+        raise _random()
+
+
+def _random() -> InputError:
+    return InputError(
+        "regularizer: two evaluations at theta0 differ, so R(θ) is random or stateful; remove the "
+        "randomness, as by a generator that R makes anew with a fixed seed, on a GPU also "
+        "operations that add in any order"
+    )
