@@ -193,6 +193,9 @@ def _joined(found: list[Tree]) -> Tree:
     if isinstance(first, tuple | list):
         each = zip(*found, strict=True)
         return data.with_values(first, [_joined(list(values)) for values in each])
+    if data.is_record(first):
+        fields = [data.fields_of(f) for f in found]
+        return data.with_fields(first, {k: _joined([f[k] for f in fields]) for k in fields[0]})
     if all(f is None for f in found):
         return None
     raise InputError(

@@ -30,9 +30,7 @@ def apart(theta: Tensor, tensors: Sequence[TensorSpec], *, copied: bool = False)
         Each in memory of its own, as what is viewed as complex numbers must be: torch does that
         from even places on alone, and tensors begin at any.
     """
-    views = {
-        s.name: theta.narrow(0, s.offset, math.prod(s.shape)).view(s.shape) for s in tensors
-    }
+    views = {s.name: theta.narrow(0, s.offset, math.prod(s.shape)).view(s.shape) for s in tensors}
     return {name: view * 1 for name, view in views.items()} if copied else views
 
 

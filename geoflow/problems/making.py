@@ -45,7 +45,8 @@ def of_module(
     kinds.check_kind(module, nn.Module, "module", "a torch.nn.Module")
     _check_loss(loss_fn)
     given = inputs, targets
-    inputs, targets = data.tensors(inputs, "inputs"), data.tensors(targets, "targets")
+    inputs = data.tensors(inputs, "inputs")
+    targets = None if targets is None else data.tensors(targets, "targets")
     checks.check_data(inputs, targets, batch_size)
     checks.check_mode(module, batch_size)
     digest = data.sha256(inputs, targets)

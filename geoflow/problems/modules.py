@@ -67,14 +67,10 @@ def network(
     InputError
         Nothing to move, or a module that cannot be evaluated at parameters other than its own.
     """
-    _check_wrappers(module)
+    _check_wrappers(module, "module")
     given = unwrap(module)
     check_kind(given)
-    plain = duplicate(given, memo=memo)
-    for child in list(plain.modules()):
-        for key, grandchild in list(child.named_children()):
-            if (inner := unwrap(grandchild)) is not grandchild:
-                setattr(child, key, inner)
+    plain = _unwrapped_copy(given, "module", memo)
     convert(plain, dtype, device)
     free = {n: p for n, p in plain.named_parameters() if p.requires_grad}
     chosen = _matching(list(free), parameters, tied_names(plain))
@@ -102,7 +98,8 @@ def loss(module: nn.Module, dtype: torch.dtype, device: torch.device, memo: Memo
     Parameters
     ----------
     module : torch.nn.Module
-        Not changed.
+        Not changed. Wrappers are taken off, as those of a network are: what a compiled one has as
+        its ``reduction`` is a copy, that of the one inside counts.
     dtype, device
         Of the copy.
     memo : dict
@@ -111,14 +108,27 @@ def loss(module: nn.Module, dtype: torch.dtype, device: torch.device, memo: Memo
     Raises
     ------
     InputError
-        It cannot be copied, or has parameters that are not there yet.
+        It cannot be copied, has parameters that are not there yet, or a wrapper that computes
+        something.
     """
+    _check_wrappers(module, "loss_fn")
+    module = unwrap(module)
     for name, parameter in module.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise InputError(f"loss_fn: {name} is not initialised yet; run it once")
-    copied = duplicate(module, "loss_fn", memo)
+    copied = _unwrapped_copy(module, "loss_fn", memo)
     convert(copied, dtype, device)
     return copied
+
+
+def _unwrapped_copy(module: nn.Module, of: str, memo: Memo | None) -> nn.Module:
+    """A copy without the wrappers of what is inside."""
+    plain = duplicate(module, of, memo)
+    for child in list(plain.modules()):
+        for key, grandchild in list(child.named_children()):
+            if (inner := unwrap(grandchild)) is not grandchild:
+                setattr(child, key, inner)
+    return plain
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -143,8 +153,8 @@ def _inside(wrapper: nn.Module) -> nn.Module | None:
     return None
 
 
-def _check_wrappers(module: nn.Module) -> None:
-    """Refuse wrappers that compute something beside what they wrap.
+def _check_wrappers(module: nn.Module, of: str) -> None:
+    """Refuse wrappers that compute something beside what they wrap, by the argument's name.
 
     Raises
     ------
@@ -152,16 +162,16 @@ def _check_wrappers(module: nn.Module) -> None:
         One has a hook, or a forward pass of its own.
     """
     for name, child in module.named_modules():
-        where = f"{name or 'module'} ({type(child).__name__})"
+        where = f"{name or of} ({type(child).__name__})"
         if _inside(child) is not None:
             if child._forward_hooks or child._forward_pre_hooks:
                 raise InputError(
-                    f"module: {where} has a forward hook, and is taken off; register it on the "
+                    f"{of}: {where} has a forward hook, and is taken off; register it on the "
                     "module inside"
                 )
         elif isinstance(child, PARALLEL):
             raise InputError(
-                f"module: {where} has a forward pass of its own, which is lost where it is taken "
+                f"{of}: {where} has a forward pass of its own, which is lost where it is taken "
                 "off; make it a plain nn.Module around the one inside"
             )
 

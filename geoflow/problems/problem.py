@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,7 @@ from geoflow.problems import (
     checks,
     dependence,
     derivatives,
+    differences,
     flattening,
     gauss_newton,
     live,
@@ -85,7 +86,7 @@ class Problem(Picklable):
         checks.check_deterministic(first_loss, self.loss(theta0))
         with self._uncounted():
             with checks.naming_padding(parts):
-                checks.check_gradient(self.value_and_gradient, theta0, "loss")
+                differences.check_gradient(self.value_and_gradient, theta0, "loss")
             (value, first), (_, second) = (self.value_and_gradient(theta0) for _ in range(2))
             checks.check_repeatable(first, second)
             checks.check_same_value(first_loss, value, first, theta0)
@@ -120,7 +121,8 @@ class Problem(Picklable):
             The network is called ``module(inputs)``, ``module(*inputs)`` for a tuple,
             ``module(**inputs)`` for a dictionary. Floating numbers are converted to ``dtype``;
             whole numbers are kept, integer targets as int64. Copied: nothing that happens to
-            yours later is of effect, and the loss may not write into them.
+            yours later is of effect, and the loss may not write into them. Targets may be None: so
+            the loss gets them.
         batch_size : int, optional
             Evaluate in chunks of this many examples: the same result to rounding,
             with memory flat in N, where examples do not act on each other. None: the whole set at
