@@ -215,7 +215,7 @@ def _not_found(tree: Any) -> InputError:
     return InputError(
         f"module: what it gives (a {type(tree).__name__}) has its tensors where they are not "
         "found, or none with a derivative in θ, and the Gauss–Newton matrix is of them; return a "
-        "tensor, or a tuple or dict of them"
+        "tensor, or a tuple, dict or dataclass of them"
     )
 
 

@@ -21,6 +21,58 @@ def test_a_loss_that_jumps_at_theta0_is_refused(dtype):
         gf.Problem.from_module(module, nn.functional.cross_entropy, INPUTS, TARGETS, dtype=dtype)
 
 
+def test_the_map_that_it_names_does_not_jump():
+    torch.manual_seed(0)
+    tall = nn.Linear(3, 8)
+    module = nn.Sequential(tall, nn.Tanh(), nn.Linear(8, 2))
+    nn.utils.parametrizations.orthogonal(tall)
+    with pytest.raises(InputError, match='orthogonal_map="cayley" does not'):
+        gf.Problem.from_module(module, nn.functional.cross_entropy, INPUTS, TARGETS)
+    nn.utils.parametrize.remove_parametrizations(tall, "weight")
+    nn.utils.parametrizations.orthogonal(tall, orthogonal_map="cayley")
+    gf.Problem.from_module(module, nn.functional.cross_entropy, INPUTS, TARGETS)
+
+
+class Halved(nn.Module):
+    """Computes in fewer digits than it is asked to, or leaves a part out of the gradient."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.inner, self.scale, self.how = (
+            references.small_module(),
+            nn.Parameter(torch.ones(2)),
+            how,
+        )
+
+    def forward(self, x):
+        return self.how(self.inner(x), self.scale)
+
+
+def within_autocast(x, scale):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return (x @ torch.diag(scale)).float()
+
+
+FEWER = {
+    "float": lambda x, scale: (x * scale).float(),
+    "autocast": within_autocast,
+}
+
+
+@pytest.mark.parametrize("how", FEWER)
+def test_rounding_is_not_said_to_be_a_part_that_is_not_in_the_gradient(how):
+    message = r"it is rounded more coarsely than float64 \(torch.autocast, .*or take float32 for θ"
+    with pytest.raises(InputError, match=message):
+        gf.Problem.from_module(Halved(FEWER[how]), nn.functional.cross_entropy, INPUTS, TARGETS)
+
+
+@pytest.mark.parametrize("kinks", [nn.functional.relu, lambda x: x])
+def test_nor_a_part_that_is_not_in_the_gradient_to_be_rounding(kinks):
+    module = Halved(lambda x, scale: kinks(x) * scale.detach())
+    with pytest.raises(InputError, match="so a part of it is not in the gradient"):
+        gf.Problem.from_module(module, nn.functional.cross_entropy, INPUTS, TARGETS)
+
+
 def test_a_gradient_that_is_not_finite_at_theta0_is_refused():
     with pytest.raises(InputError, match="its gradient at theta0 is not finite"):
         gf.Problem.from_function(lambda t: 1 + t.square().sum().sqrt(), torch.zeros(3))
