@@ -224,7 +224,7 @@ class Problem(Picklable):
         ------
         InputError
             The problem is not of :meth:`from_module`, so its outputs are not known; or they are no
-            tensors, in tuples or dictionaries.
+            tensors, in tuples, dictionaries or dataclasses.
         """
         parameters = self.unflatten(self.theta0)
         parts = of_network(self._parts, "their number")
