@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchdiffeq
 from torch import nn
 
 import geoflow as gf
@@ -147,3 +148,26 @@ def test_a_function_need_not_have_a_value_beside_theta0(largest):
     assert flow.evaluate(theta0).regularizer == pytest.approx(
         float(log_determinant(theta0) + theta0 @ theta0), rel=1e-12
     )
+
+
+class Field(nn.Linear):
+    def forward(self, t, h):
+        return torch.tanh(super().forward(h))
+
+
+class Ordinary(nn.Module):
+    """A neural ODE, its derivatives those of the steps or of another ODE."""
+
+    def __init__(self, integrate):
+        super().__init__()
+        self.field, self.integrate = Field(3, 3), integrate
+
+    def forward(self, x):
+        return self.integrate(self.field, x, torch.tensor([0.0, 1.0]).to(x), method="rk4")[-1]
+
+
+def test_an_adjoint_ode_at_the_modules_own_weights_is_refused_by_its_name():
+    make = gf.Problem.from_module
+    make(Ordinary(torchdiffeq.odeint), nn.functional.cross_entropy, INPUTS, TARGETS)
+    with pytest.raises(InputError, match=r"checkpointing and odeint_adjoint compute .* or odeint$"):
+        make(Ordinary(torchdiffeq.odeint_adjoint), nn.functional.cross_entropy, INPUTS, TARGETS)
