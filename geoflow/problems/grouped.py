@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from geoflow.errors import InputError
-from geoflow.problems import arithmetic, checks, data
+from geoflow.problems import arithmetic, checks, data, differences
 from geoflow.problems.counting import Counted
 from geoflow.problems.division import joined
 from geoflow.problems.each import each
@@ -168,7 +168,7 @@ class Grouped(Counted):
         checks.check_like(v, self.theta0, "v")
         self._check_budget(2)
         size = float(torch.linalg.vector_norm(v))
-        step = checks.steps(theta)[0] / (size or 1.0)
+        step = differences.steps(theta)[0] / (size or 1.0)
         ahead, behind = (self.value_and_gradient(theta + s * v)[1] for s in (step, -step))
         self._n_gradient, self._n_hvp = self._n_gradient - 2, self._n_hvp + 1
         return (ahead - behind) / (2 * step)

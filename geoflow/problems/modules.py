@@ -105,15 +105,8 @@ def plain(module: nn.Module, memo: Memo | None = None) -> nn.Module:
     InputError
         A wrapper that computes something, or parameters that cannot be replaced from outside.
     """
-    check_wrappers(module)
-    given = unwrap(module)
-    check_kind(given)
-    copied = duplicate(given, memo=memo)
-    for child in list(copied.modules()):
-        for key, grandchild in list(child.named_children()):
-            if (inner := unwrap(grandchild)) is not grandchild:
-                setattr(child, key, inner)
-    return copied
+    check_kind(unwrap(module))
+    return _unwrapped_copy(module, "module", memo)
 
 
 def loss(module: nn.Module, dtype: torch.dtype, device: torch.device, memo: Memo) -> nn.Module:
@@ -122,7 +115,8 @@ def loss(module: nn.Module, dtype: torch.dtype, device: torch.device, memo: Memo
     Parameters
     ----------
     module : torch.nn.Module
-        Not changed.
+        Not changed. Wrappers are taken off, as those of a network are: what a compiled one has as
+        its ``reduction`` is a copy, that of the one inside counts.
     dtype, device
         Of the copy.
     memo : dict
@@ -131,11 +125,23 @@ def loss(module: nn.Module, dtype: torch.dtype, device: torch.device, memo: Memo
     Raises
     ------
     InputError
-        It cannot be copied, or has parameters that are not there yet.
+        It cannot be copied, has parameters that are not there yet, or a wrapper that computes
+        something.
     """
-    _check_initialised(dict(module.named_parameters()), "loss_fn")
-    copied = duplicate(module, "loss_fn", memo)
+    _check_initialised(dict(unwrap(module).named_parameters()), "loss_fn")
+    copied = _unwrapped_copy(module, "loss_fn", memo)
     convert(copied, dtype, device)
+    return copied
+
+
+def _unwrapped_copy(module: nn.Module, of: str, memo: Memo | None) -> nn.Module:
+    """A copy without wrappers around or in it; ``of`` is the argument's name."""
+    check_wrappers(module, of)
+    copied = duplicate(unwrap(module), of, memo)
+    for child in list(copied.modules()):
+        for key, grandchild in list(child.named_children()):
+            if (inner := unwrap(grandchild)) is not grandchild:
+                setattr(child, key, inner)
     return copied
 
 
@@ -161,8 +167,8 @@ def _inside(wrapper: nn.Module) -> nn.Module | None:
     return None
 
 
-def check_wrappers(module: nn.Module) -> None:
-    """Refuse wrappers that compute something beside what they wrap.
+def check_wrappers(module: nn.Module, of: str = "module") -> None:
+    """Refuse wrappers that compute something beside what they wrap, by the argument's name.
 
     Raises
     ------
@@ -170,16 +176,16 @@ def check_wrappers(module: nn.Module) -> None:
         One has a hook, or a forward pass of its own.
     """
     for name, child in module.named_modules():
-        where = f"{name or 'module'} ({type(child).__name__})"
+        where = f"{name or of} ({type(child).__name__})"
         if _inside(child) is not None:
             if child._forward_hooks or child._forward_pre_hooks:
                 raise InputError(
-                    f"module: {where} has a forward hook, and is taken off; register it on the "
+                    f"{of}: {where} has a forward hook, and is taken off; register it on the "
                     "module inside"
                 )
         elif isinstance(child, PARALLEL):
             raise InputError(
-                f"module: {where} has a forward pass of its own, which is lost where it is taken "
+                f"{of}: {where} has a forward pass of its own, which is lost where it is taken "
                 "off; make it a plain nn.Module around the one inside"
             )
 

@@ -116,7 +116,7 @@ def along(
     found: dict[str, list[Tensor]] = {name: [] for name in inputs}
     for count, index in enumerate(steps):
         theta = torch.as_tensor(ds["theta"].isel(snapshot=index).values)
-        parameters = {t.name: _part(theta, t).to(own[t.name]) for t in tensors}
+        parameters = {t.name: _part(theta, t).to(own[t.name], copy=True) for t in tensors}
         for name, examples in sets.items():
             try:
                 given = _outputs(network, parameters, examples, batch_size)

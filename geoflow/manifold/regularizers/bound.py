@@ -91,6 +91,16 @@ class ThetaFunction:
         def product(v: Tensor) -> Tensor:
             if not slope.requires_grad:
                 return torch.zeros_like(v)
+            try:
+                return along(v)
+            except RuntimeError:
+                # Numbers are viewed as complex ones at even places of memory alone. A copy of each
+                # v would change last bits.
+                if v.storage_offset() % 2 == 0:
+                    raise
+                return along(v.clone())
+
+        def along(v: Tensor) -> Tensor:
             found = torch.autograd.grad(
                 slope, variable, v, retain_graph=True, allow_unused=True, materialize_grads=True
             )
