@@ -84,6 +84,54 @@ def test_the_image_of_a_correction_is_evaluated_where_that_is_worth_a_gradient(
     attempts = _Attempts(flow, flow.evaluate(flow.problem.theta0), TOLERANCE, 0.0)
     attempts.attempt(attempts.resolve(size))
     assert len(made) == images
+    # Without an image the largest curvature seen stands for its own.
+    assert bool(made) or attempts.correction.matrix[-1, -1] == attempts.space.radius > 0
+
+
+@pytest.mark.parametrize(("rtol", "part"), [(1e-3, 1.0), (1e-6, 0.1), (1e-8, 0.01)])
+def test_what_the_space_leaves_of_many_steps_falls_as_the_root_of_the_tolerance(
+    network, rtol, part
+):
+    state, tolerance = network.evaluate(network.problem.theta0), Tolerance(rtol, 0.0)
+    attempts = _Attempts(network, state, tolerance, 0.0)
+    time = attempts.resolve(1e-3)
+    beta, rho = attempts.space.matrix[-1, -2:]
+    left = time * (beta + rho) * abs(attempts.predict(time)[-1])
+    assert time == 1e-3
+    assert left <= 3 * part * tolerance.scale(state.theta)
+
+
+@pytest.mark.parametrize(
+    ("rtol", "expected"),
+    # In units of the error allowed; as a part of the level; as the level set itself is kept to.
+    [(1e-4, None), (1.0, 1e-2), (1e-10, 1e-6)],
+)
+def test_the_predictor_is_as_close_to_the_level_set_as_its_error_is_worth(network, rtol, expected):
+    flow = Refusing(network, 0, REFUSED)
+    state, tolerance = network.evaluate(network.problem.theta0), Tolerance(rtol, 0.0)
+    attempts = _Attempts(flow, state, tolerance, 0.0)
+    attempts.attempt(attempts.resolve(1e-5))
+    distance = 0.3 * tolerance.scale(state.theta) * state.gradient_norm / network.level_set.level
+    predictor, end = (found["rtol"] for found in flow.projected)
+    assert predictor == pytest.approx(expected or distance)
+    assert end is None
+
+
+@pytest.mark.parametrize(
+    "make", [references.ellipsoid, references.torus, lambda: references.oja_on_a_circle().flow]
+)
+def test_within_a_step_the_curve_leaves_the_level_set_as_the_fourth_power_of_the_step(make):
+    given, steps, distances = make(), [0.1, 0.05, 0.025], []
+    several = getattr(given.problem, "problems", given.problem)
+    flow = gf.RegularizingFlow(gf.LevelSet(several, level_rtol=1e-13), given.regularizer)
+    state = flow.evaluate(flow.problem.theta0)
+    for time in steps:
+        attempts = _Attempts(flow, state, Tolerance(1e-13, 0.0), 0.0)
+        attempts.resolve(time)
+        end, _ = attempts.attempt(time)
+        inside = attempts.interpolant(time, end)(time / 2)
+        distances.append(flow.level_set.distance(*flow.problem.value_and_gradient(inside)))
+    assert abs(references.order_of_convergence(steps, distances) - 4) <= 0.2
 
 
 @pytest.mark.parametrize("rtol", [1e-2, 1.0])
