@@ -144,3 +144,26 @@ def test_however_loose_the_tolerance_the_space_leaves_a_fifth_of_the_velocity_at
     beta, rho = attempts.space.matrix[-1, -2:]
     assert time == 0.1
     assert (beta + rho) * abs(attempts.predict(time)[-1]) <= 0.2 * state.tangent_norm
+
+
+def test_of_several_constraints_a_move_comes_to_the_level_set_to_third_order(monkeypatch):
+    flow = references.oja_on_a_circle().flow
+    state = flow.evaluate(flow.problem.theta0)
+    attempts, starts = _Attempts(flow, state, TOLERANCE, 0.0), []
+    monkeypatch.setattr(attempts, "_project", lambda start, furthest, rtol: starts.append(start))
+    steps = [4e-2, 2e-2, 1e-2]
+    for size in steps:
+        attempts._retract(state, size * state.velocity / state.tangent_norm, 0.0, size)
+    distances = [
+        flow.level_set.distance(*flow.problem.value_and_gradient(start)) for start in starts
+    ]
+    assert references.order_of_convergence(steps, distances) > 2.8
+
+
+def test_beside_a_wall_of_one_of_several_constraints_a_step_is_made_shorter():
+    start = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+    wall = gf.Problem.from_function(lambda t: t[1] + torch.where(t[0] < 0.9, 0.0, torch.nan), start)
+    level = gf.Problem.from_function(lambda t: t[2] + t[1], start)
+    flow = gf.RegularizingFlow(gf.LevelSet([wall, level]), lambda t: -t[0])
+    result = step(flow, 16.0)[1]
+    assert (result.n_rejected, result.time) == (3, pytest.approx(16 * 0.3**3))
