@@ -95,3 +95,17 @@ def test_a_function_need_not_have_a_value_beside_theta0(largest):
     assert flow.evaluate(theta0).regularizer == pytest.approx(
         float(log_determinant(theta0) + theta0 @ theta0), rel=1e-12
     )
+
+
+def test_what_a_large_coordinate_leaves_out_of_the_gradient_is_found_among_many_small_ones():
+    start = torch.full((400,), 1e-3, dtype=torch.float64)
+    start[0] = 100.0
+    slopes = torch.ones(400, dtype=torch.float64)
+    # So much of the gradient, of which a direction at random has a twentieth.
+    part = 1.5e-4 * slopes.norm()
+
+    def loss(theta):
+        return 1 + torch.dot(slopes, theta) + part * theta[0].detach()
+
+    with pytest.raises(InputError, match="a part of it is not in the gradient"):
+        gf.Problem.from_function(loss, start)
