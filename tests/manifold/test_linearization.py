@@ -71,3 +71,15 @@ def test_the_memory_of_a_walk_is_with_the_products_that_it_asks_for(solver):
         )
         assert at_once[dtype] == asked(flow.problem)
     assert product_bytes(flow.problem) > evaluation_bytes(flow.problem)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e9])
+def test_gradients_are_taken_apart_by_a_step_in_proportion_to_theta(size):
+    start = size * torch.tensor([1.0, 0.5, -0.7], dtype=torch.float64)
+    problem = gf.Problem.from_function(lambda t: (t / size).square().sum(), start)
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), lambda t: (t / size)[0])
+    operator = flow.linearization(flow.evaluate(start))
+    unit = operator.tangent(torch.tensor([0.0, 0.7, 0.5], dtype=torch.float64))
+    unit = unit / unit.norm()
+    # Where θ is of size 10⁹, its rounding is as much as the step at size 1.
+    assert torch.allclose(operator(unit)[1] * size**2, 2 * unit, rtol=0, atol=1e-6)

@@ -171,3 +171,17 @@ def test_an_adjoint_ode_at_the_modules_own_weights_is_refused_by_its_name():
     make(Ordinary(torchdiffeq.odeint), nn.functional.cross_entropy, INPUTS, TARGETS)
     with pytest.raises(InputError, match=r"checkpointing and odeint_adjoint compute .* or odeint$"):
         make(Ordinary(torchdiffeq.odeint_adjoint), nn.functional.cross_entropy, INPUTS, TARGETS)
+
+
+def test_what_a_large_coordinate_leaves_out_of_the_gradient_is_found_among_many_small_ones():
+    start = torch.full((400,), 1e-3, dtype=torch.float64)
+    start[0] = 100.0
+    slopes = torch.ones(400, dtype=torch.float64)
+    # So much of the gradient, of which a direction at random has a twentieth.
+    part = 1.5e-4 * slopes.norm()
+
+    def loss(theta):
+        return 1 + torch.dot(slopes, theta) + part * theta[0].detach()
+
+    with pytest.raises(InputError, match="a part of it is not in the gradient"):
+        gf.Problem.from_function(loss, start)

@@ -380,3 +380,22 @@ def test_outputs_that_do_not_fit_each_other_are_not_divided(module, inputs):
         InputError, match=r"^module: its outputs cannot be joined .*batch_size=None"
     ):
         gf.Problem.from_module(module, of_the_first, inputs, Y, 7)
+
+
+class ActingFromAfar(nn.Module):
+    """Examples beyond 100 act on all that are evaluated with them."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(1, 1)
+
+    def forward(self, x):
+        return self.linear(x) + torch.relu(x - 100).mean()
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_each_chunk_is_evaluated_with_another_once_of_an_odd_number_too(place):
+    x = torch.linspace(-1, 1, 6)[:, None]
+    x[place] = 101.0
+    with pytest.raises(InputError, match="they act on each other"):
+        gf.Problem.from_module(ActingFromAfar(), functional.mse_loss, x, x.sin(), batch_size=2)
