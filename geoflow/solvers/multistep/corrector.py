@@ -136,7 +136,8 @@ def correct(
     sizes: list[float] = []
     size_theta = float(torch.linalg.vector_norm(theta))
     most = min(NEGLIGIBLE * allowed, CEILING * size_theta)
-    least = UNITS_OF_ROUNDING * torch.finfo(theta.dtype).eps * size_theta
+    eps = torch.finfo(theta.dtype).eps
+    least = UNITS_OF_ROUNDING * eps * size_theta
     before: FlowState | None = None
     # The force and the unit normals. What they are made into is a correction, whose error the next
     # one sees: single precision is enough, and half of what has to be read from memory.
@@ -155,13 +156,21 @@ def correct(
         torch.div(g, norms[:, None], out=normals)
         # What remains to be done: in the space of the corrections so far, and by the pairs.
         move = space.solve(force, normals)
-        solved = pairs.solved(columns, c)
-        along, onto = _weights(solved.products, residuals / state.gradient_norms)
+        read, distances = pairs.read(columns, c), residuals / state.gradient_norms
+        solved = pairs.solved(read, c)
+        along, onto = _weights(solved.products, distances)
         move.add_(solved.combined((along + onto)[None])[0])
         size = float(torch.linalg.vector_norm(move))
         gone = float(torch.linalg.vector_norm(theta - formula.start))
         negligible = min(most, max(PART * gone, least))
         small = size <= negligible
+        if small or not sizes:
+            # Beside what is known A may be anything from zero on, whatever the pairs suggest.
+            softest = pairs.solved(read, c, bulk=0.0)
+            more = softest.parts(np.add(*_weights(softest.products, distances)))
+            reach = size + pairs.length(read, more - solved.parts(along + onto))
+            rounding = UNITS_OF_ROUNDING * eps * c * pairs.stiffest * size_theta
+            small = small and reach <= max(negligible, rounding)
         if small and (abs(residuals) <= level_set.tolerances).all():
             return Corrected(state, iteration)
         if space.least < 0 and size > PROGRESS * sizes[0]:
@@ -180,7 +189,7 @@ def correct(
                 move *= longest / size
                 size = longest
             move.add_(level)
-        sizes.append(size)
+        sizes.append(size if sizes else reach)
         theta = theta + move
         if small:
             end, projection = flow.project(theta, max_iterations=NORMAL_ITERATIONS)
