@@ -1,5 +1,7 @@
 """Directions that are soft beside all the curvature a walk has met: they are followed too."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -25,12 +27,17 @@ def sphere(stiffness, n, start=0.7):
     return gf.RegularizingFlow(gf.LevelSet(problem), regularizer)
 
 
+@functools.cache
+def reference(stiffness, n):
+    return references.tight(sphere(stiffness, n), [1.0], rtol=1e-9)[-1]
+
+
 @pytest.mark.parametrize("rtol", [1e-3, 1e-4, 1e-6])
 @pytest.mark.parametrize(("stiffness", "n"), [(1e4, 3), (1e6, 3), (1e6, 12)])
 def test_the_slow_motion_after_a_stiff_transient_is_followed(stiffness, n, rtol):
     flow = sphere(stiffness, n)
     ds = gf.walk(flow, "bdf", rtol=rtol, atol=1e-3 * rtol, stop=None, t_end=1.0)
-    expected = references.tight(flow, [1.0])[-1]
+    expected = reference(stiffness, n)
     error = np.linalg.norm(ds["theta"].values[-1] - expected) / np.linalg.norm(expected)
     assert error < 10 * rtol
 

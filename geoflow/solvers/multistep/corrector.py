@@ -18,6 +18,10 @@ apart it may seem not to be; the oldest corrections are given up then. Where the
 fallen either, the step is too long for there to be a minimum near, long before the iteration
 diverges.
 
+What is known of A says nothing of other directions: after a stiff transient all of it is stiff, and
+a soft force beside it would seem to ask for next to no correction. So the length of the first
+correction, and of what is left at the end, is that which it would have were A zero there.
+
 Far from the solution A changes from one correction to the next, and the images taken early are no
 longer those of the system: it may become all but singular there. No correction is therefore longer
 than the first, as in a trust region.
@@ -51,7 +55,7 @@ CEILING = 3e-5
 # And at most this part of the step itself, down to so many units of rounding: a flow that comes to
 # rest is followed there.
 PART, UNITS_OF_ROUNDING = 0.1, 4.0
-# The iteration is given up where it asks for a correction so much longer than the shortest.
+# The iteration is given up where it asks for a correction so much longer than the first.
 DIVERGED = 30.0
 # Directions of the corrections that depend on the others but for this part, squared, say nothing on
 # whether I + cA is definite: the images they would be made of belong to different points.
@@ -176,7 +180,7 @@ def correct(
         if space.least < 0 and size > PROGRESS * sizes[0]:
             residual = float(residuals[np.argmax(abs(residuals) / level_set.scales)])
             raise IndefiniteError(space.least, iterations=iteration, residual=residual)
-        if not math.isfinite(size) or (len(sizes) > 2 and size > DIVERGED * min(sizes)):
+        if not math.isfinite(size) or (sizes and size > DIVERGED * sizes[0]):
             break
         if not sizes or size > sizes[0]:
             # Far from the images known: to go on a little is to learn what is missing. What leads

@@ -23,7 +23,13 @@ from scipy.linalg import solve_triangular
 from torch import Tensor
 
 from geoflow.solvers.base import Carry
-from geoflow.solvers.multistep.directions import LEAST_CURVATURE, Directions, Matrix, Vector, numbers
+from geoflow.solvers.multistep.directions import (
+    LEAST_CURVATURE,
+    Directions,
+    Matrix,
+    Vector,
+    numbers,
+)
 
 # Pairs a block: one is copied when a pair is added, the others are shared with earlier carries.
 BLOCK = 8
