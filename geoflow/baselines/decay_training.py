@@ -20,7 +20,7 @@ from geoflow.experiments import registry, training
 from geoflow.experiments.registry import Data, Experiment, Start
 from geoflow.problems.each import each
 from geoflow.problems.parts import outputs
-from geoflow.system.kinds import shown
+from geoflow.system.kinds import as_number, shown
 from geoflow.system.limits import EPOCHS, check_work
 from geoflow.system.memory import check_memory
 from geoflow.system.progress import progress_bar
@@ -97,7 +97,7 @@ def weight_decay(
         raise InputError(registry.not_of_paper(f"experiment={shown(chosen)}"))
     epochs = chosen.decay_epochs if epochs is None else epochs
     _check_cost(chosen, len(penalties), len(seeds), epochs, dtype)
-    penalties, seeds = [float(p) for p in penalties], [int(s) for s in seeds]
+    penalties, seeds = [as_number(p, "penalties") for p in penalties], [int(s) for s in seeds]
     _check(penalties, seeds, epochs, validation, record_every)
     starts = [chosen.start(s, data=data, dtype=dtype, device=device) for s in seeds]
     n = len(starts[0].train.targets)

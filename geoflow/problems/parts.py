@@ -263,7 +263,7 @@ def as_weight(weight: Any) -> Any:
                     as_weight(float(found.detach()))
             return found
     try:
-        number = math.nan if isinstance(weight, str | bytes) else float(weight)
+        number = math.nan if isinstance(weight, str | bytes) else kinds.real(weight)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         number = math.nan
     if not (math.isfinite(number) and number >= 0):

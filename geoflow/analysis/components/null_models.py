@@ -195,7 +195,7 @@ def _fitted_rate(gram: Floats, times: Floats) -> float:
 def _checked_times(times: NDArray[np.floating] | None, n: int) -> Floats:
     if times is None:
         return np.arange(n, dtype=float)
-    checked = np.asarray(times, dtype=float)
+    checked = kinds.as_numbers(times, "times")
     if checked.shape != (n,) or not (np.diff(checked) > 0).all():
         raise InputError(f"times: give {n} increasing numbers, one for each point")
     return checked

@@ -69,7 +69,7 @@ class PCA:
         return np.linalg.norm(scaled - (scaled @ components.T) @ components, axis=1)
 
     def _scaled(self, points: NDArray[np.floating]) -> Floats:
-        return (np.asarray(points, dtype=float) - self.mean) / self.scale
+        return (kinds.as_numbers(points, "points") - self.mean) / self.scale
 
 
 def fit_pca(

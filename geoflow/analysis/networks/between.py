@@ -112,11 +112,12 @@ def align(
         kinds.check_kind(point, Tensor, name, "a flat tensor of the module's parameters")
     n_parameters = sum(p.numel() for p in moving_parameters(module, parameters).values())
     for name, point in (("theta", theta), ("target", target)):
-        if point.shape != (n_parameters,) or not torch.isfinite(point).all():
+        usable = point.shape == (n_parameters,) and not point.is_complex()
+        if not usable or not torch.isfinite(point).all():
             raise InputError(
                 f"{name} has the shape {tuple(point.shape)}; give a flat tensor of finite numbers, "
-                f"one for each of the module's {n_parameters} parameters, or parameters=… with "
-                "the names of those that it holds"
+                f"real ones, one for each of the module's {n_parameters} parameters, or parameters=… "
+                "with the names of those that it holds"
             )
     here, there = (p.detach().cpu().to(torch.float64).numpy() for p in (theta, target))
     return torch.from_numpy(nearest_copy(layers, there, here).theta).to(theta)

@@ -88,7 +88,7 @@ def series(ds: xr.Dataset, scalars: Sequence[str | xr.DataArray], against: str =
 
     def sampled(column: xr.DataArray) -> Floats:
         if column.dims == (samples,):
-            return np.asarray(column.values, float)
+            return kinds.as_numbers(column.values, str(column.name))
         return trajectory.at_snapshots(ds, str(column.name))
 
     values = np.stack([sampled(column) for column in found], axis=1)
