@@ -116,8 +116,8 @@ def align(
         if not usable or not torch.isfinite(point).all():
             raise InputError(
                 f"{name} has the shape {tuple(point.shape)}; give a flat tensor of finite numbers, "
-                f"real ones, one for each of the module's {n_parameters} parameters, or parameters=… "
-                "with the names of those that it holds"
+                f"real ones, one for each of the module's {n_parameters} parameters, or "
+                "parameters=… with the names of those that it holds"
             )
     here, there = (p.detach().cpu().to(torch.float64).numpy() for p in (theta, target))
     return torch.from_numpy(nearest_copy(layers, there, here).theta).to(theta)
