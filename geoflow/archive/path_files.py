@@ -32,7 +32,7 @@ def save_path(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> N
     found = path_schema.defects(ds)
     if found:
         raise ArchiveError(f"not written to {path}: {found[0]}")
-    with translation.writing(path), files.replacing(path) as temporary:
+    with netcdf.replacing(path) as temporary:
         netcdf.write(ds, temporary, encoding(ds))
         seal.append(temporary)
 

@@ -56,7 +56,7 @@ MOST_ATTRIBUTES = 2**13
 MOST_TEXTS = 2**17
 
 # Of all texts of a common length; geoflow writes kilobytes.
-MOST_CHARACTERS, TEXT_RATIO = 2**24, 16
+MOST_CHARACTERS, TEXT_RATIO = 2**26, 16
 
 # Pure dimensions are data sets without values; netCDF says so in their names.
 NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable."

@@ -79,7 +79,7 @@ def write(
     groups: dict[str | None, xr.Dataset] = {None: ds}
     if checkpoint:
         groups[CHECKPOINT_GROUP] = _checkpoint_dataset(checkpoint)
-    with translation.writing(path), files.replacing(path, folder=folder) as temporary:
+    with netcdf.replacing(path, folder) as temporary:
         for group, content in groups.items():
             netcdf.write(content, temporary, encoding(content), group)
         seal.append(temporary)
