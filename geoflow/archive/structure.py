@@ -32,7 +32,7 @@ import h5py
 import numpy as np
 from h5py import h5a, h5d, h5g, h5l, h5o, h5t, h5z
 
-from geoflow.archive import claims
+from geoflow.archive import claims, texts
 from geoflow.archive.heap import ELEMENT, Heaps, Unsound, lengths_of
 from geoflow.trajectories.storable import LONGEST_TEXT
 
@@ -197,11 +197,12 @@ class _Walk:
 
     def variable(self, variable: Any, name: str) -> None:
         kind = variable.get_type()
-        texts = _is_text(kind) and kind.is_variable_str()
-        characters = not texts and _is_text(kind) and kind.get_size() == 1
-        if not (texts or characters or _is_number(kind)):
+        heaped = _is_text(kind) and kind.is_variable_str()
+        characters = not heaped and _is_text(kind) and kind.get_size() == 1
+        alone = characters or (heaped and kind.get_super().get_size() == 1)
+        if not (alone or _is_number(kind)):
             raise Unsound(f"{name} holds neither numbers nor text")
-        if texts:
+        if heaped:
             self.fill_value(name)
         plan = variable.get_create_plist()
         # Before its shape, for which HDF5 would open the files that it is made up from.
@@ -227,24 +228,24 @@ class _Walk:
         number = max(number, chunk * bool(stored))
         if number * size > stored * (LARGEST_RATIO if deflated else 1) + ALLOWANCE:
             raise Unsound(f"{name} declares {number * size:.3g} bytes, more than the file can hold")
-        if texts and number > MOST_TEXTS:
+        if heaped and number > MOST_TEXTS:
             raise Unsound(f"{name} holds more than {MOST_TEXTS:,} texts")
         self.characters += number * characters
         if self.characters > max(MOST_CHARACTERS, TEXT_RATIO * self.size):
             raise Unsound(f"its texts have {self.characters:.3g} characters")
-        largest = chunk * (ELEMENT.itemsize if texts else size)
+        largest = chunk * (ELEMENT.itemsize if heaped else size)
         chunks = self.chunks(variable, plan, name, largest) if chunk else []
-        if texts and stored:
-            for part in claims.of_variable(variable, self.source, chunks, name, largest):
+        if heaped and stored:
+            for part in texts.of_variable(variable, self.source, chunks, name, largest):
                 self.claimed(lengths_of(part))
                 if not self.heaps.hold(part, 1):
                     raise Unsound(f"{name} claims texts that are not in the file's heap")
 
     def fill_value(self, name: str) -> None:
         """Look at the fill value of a variable of texts, which HDF5 reads for its plan."""
-        new = self.source.pieces(self.looked_through, margin=claims.AROUND)
+        new = self.source.pieces(self.looked_through, margin=texts.AROUND)
         self.looked_through = len(self.source.ranges)
-        for value in claims.fill_values(new, self.heaps, self.size):
+        for value in texts.fill_values(new, self.heaps, self.size):
             self.claimed(lengths_of(value))
             if not self.heaps.hold(value, 1):
                 raise Unsound(f"the fill value of {name} claims what is not in the file's heap")
