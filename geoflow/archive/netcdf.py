@@ -232,7 +232,8 @@ def save_dataset(
     InputError
         See :func:`geoflow.system.files.check_target`.
     ArchiveError
-        Writing failed; ``path`` is as it was.
+        Writing failed, or what was written would be refused when it is opened; ``path`` is as it
+        was.
     """
     path = files.check_target(path, overwrite=overwrite)
     with replacing(path) as temporary:

@@ -26,7 +26,8 @@ def save_path(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> N
     InputError
         See :func:`geoflow.system.files.check_target`.
     ArchiveError
-        The dataset is not in the schema of paths, or writing failed; ``path`` is as it was.
+        The dataset is not in the schema of paths, or writing failed, or what was written would be
+        refused when it is opened; ``path`` is as it was.
     """
     path = files.check_target(path, overwrite=overwrite)
     found = path_schema.defects(ds)

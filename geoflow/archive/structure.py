@@ -7,8 +7,8 @@ and open no other file. Of values they read netCDF's own numbers of dimensions a
 by which it knows them, after a look at their type and their length, and HDF5 converts the fill
 value of a variable, which is looked at before.
 
-What passes is what the netCDF library writes without plugins. Nothing of it costs more than its own
-size says:
+What passes is what the netCDF library writes with the filters of ``KNOWN``. Nothing of it costs
+more than its own size says:
 
 - a variable holds at most the bytes stored for it, or 1,032 times as many where they are deflated
   (zlib makes no more of a byte), and ``ALLOWANCE`` where nothing is stored;
@@ -38,6 +38,9 @@ from geoflow.trajectories.storable import LONGEST_TEXT
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 CLASSIC = b"CDF"
+
+# Filters that every HDF5 has, and whose cost is known.
+KNOWN = (h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32)
 
 # zlib makes of a byte at most this many.
 LARGEST_RATIO = 1032
@@ -267,12 +270,11 @@ class _Walk:
         return found
 
     def filters(self, plan: Any, name: str) -> bool:
-        """Whether values are deflated; refuses filters that netCDF has only by plugins."""
-        known = (h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32)
+        """Whether values are deflated; refuses other filters, which HDF5 may have or may not."""
         found = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
         for number in found:
             # Twice deflated, a byte becomes a million.
-            if number not in known or found.count(number) > 1:
+            if number not in KNOWN or found.count(number) > 1:
                 raise Unsound(f"{name} has the filter {number}, which geoflow does not write")
         return h5z.FILTER_DEFLATE in found
 
