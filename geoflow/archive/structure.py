@@ -192,7 +192,7 @@ class _Walk:
                 if len(each) > LONGEST_NAME:
                     raise Unsound(f"{shown} has a name of {len(each):,} bytes")
                 self.claiming.setdefault(each, []).append((number, shown))
-            tie = rank is not None and _is_tie(attribute, kind)
+            tie = rank is not None and _is_tie(attribute, kind, rank)
             if not (_is_text(kind) or _is_number(kind) or tie):
                 raise Unsound(f"{shown} holds neither numbers nor text")
             if not _is_as_written(attribute, kind, rank or 0):
@@ -305,11 +305,12 @@ def _is_as_written(attribute: Any, kind: Any, rank: int) -> bool:
     return bool((found >= 0).all() and (found < MOST_ENTRIES).all())
 
 
-def _is_tie(attribute: Any, kind: Any) -> bool:
+def _is_tie(attribute: Any, kind: Any, rank: int) -> bool:
     """Whether an attribute ties a variable's dimensions to their data sets, as HDF5 does."""
     if attribute.name == b"DIMENSION_LIST" and kind.get_class() == h5t.VLEN:
         tied = kind.get_super().get_class() == h5t.REFERENCE
-        return tied and math.prod(attribute.shape or ()) <= MOST_DIMENSIONS
+        # A list for each dimension: netCDF reads as many, whatever is there.
+        return tied and attribute.shape == (rank,)
     if attribute.name == b"REFERENCE_LIST" and kind.get_class() == h5t.COMPOUND:
         members = [kind.get_member_class(i) for i in range(kind.get_nmembers())]
         return members == [h5t.REFERENCE, h5t.INTEGER]

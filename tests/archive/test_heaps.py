@@ -158,6 +158,15 @@ def elements_of_two_bytes(path):
     path.write_bytes(content)
 
 
+def a_tie_of_no_dimension(path):
+    content = small(path)
+    # Behind the length of the dimension, the most that it may have.
+    at = content.find(struct.pack("<IQI", 1, in_the_heap(content)[0], 4)) - 16
+    assert content[at] == 1
+    content[at] = 0
+    path.write_bytes(content)
+
+
 def one_name_twice(path):
     content = small(path)
     path.write_bytes(content.replace(b"notes\0", b"tags\0\0").replace(b"\6\0\x14", b"\5\0\x14"))
@@ -188,6 +197,7 @@ LIES = {
     "a shared type": (a_shared_type_behind_a_decoy, "'notes' shares its type or its space"),
     "shuffled by one": (shuffled_by_one, "its texts claim 5.64e+09 bytes"),
     "elements of 2 bytes": (elements_of_two_bytes, "'notes' has elements of 2 bytes"),
+    "a tie of no dimension": (a_tie_of_no_dimension, "'DIMENSION_LIST' of 'x' holds neither"),
     "one name twice": (one_name_twice, "two attributes have one name"),
 }
 
