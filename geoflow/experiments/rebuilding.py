@@ -84,7 +84,7 @@ def rebuild(attributes: Mapping[str, Any], *, device: torch.device | str = "cpu"
     Parameters
     ----------
     attributes : mapping
-        ``ds.attrs`` of a trajectory of one of the experiments, in schema 1.0.
+        ``ds.attrs`` of a trajectory of one of the experiments, in schema 1.0 to 1.2.
     device : torch.device or str
         Where to evaluate; it need not be that of the walk.
 

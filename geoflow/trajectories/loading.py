@@ -30,7 +30,7 @@ def load_into(module: nn.Module, ds: xr.Dataset, snapshot: int = -1) -> None:
         as it is; tied parameters stay tied; wrappers of ``torch.compile`` and ``DataParallel`` are
         seen through.
     ds : xarray.Dataset
-        A trajectory in schema 1.0, or a regularisation path.
+        A trajectory in schema 1.0 to 1.2, or a regularisation path.
     snapshot : int
         Which snapshot, or which point of a path; counted from the end where negative.
 

@@ -57,7 +57,7 @@ def along(
     Parameters
     ----------
     datasets : Dataset, path, or a sequence of either
-        Trajectories of networks of one shape, in schema 1.0.
+        Trajectories of networks of one shape, in schema 1.0 to 1.2.
     n_components, standardise, progress
         See :func:`~geoflow.analysis.fit_pca`.
     null_models : bool

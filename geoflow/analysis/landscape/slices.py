@@ -70,7 +70,7 @@ def on_plane(
     Parameters
     ----------
     ds : xarray.Dataset
-        A trajectory in schema 1.0.
+        A trajectory in schema 1.0 to 1.2.
     flow : RegularizingFlow
         The flow it is a walk of, with the same problem; of several constraints their mean is seen.
     plane : Plane, optional

@@ -55,7 +55,7 @@ def along(
     Parameters
     ----------
     ds : xarray.Dataset
-        A trajectory in schema 1.0.
+        A trajectory in schema 1.0 to 1.2.
     module : torch.nn.Module
         The network of the walk; evaluated in evaluation mode, on its own device and in its own
         dtype, and never changed. What the walk kept fixed is as it is here; wrappers of

@@ -173,7 +173,7 @@ def along(
     Parameters
     ----------
     ds : xarray.Dataset
-        A trajectory in schema 1.0.
+        A trajectory in schema 1.0 to 1.2.
     module : torch.nn.Module
         The network of the walk; see :func:`~geoflow.analysis.networks.layers.layers_of`. Units
         with a weight that the walk kept fixed have no other copy.
