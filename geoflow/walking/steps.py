@@ -281,7 +281,7 @@ class Walk:
     def _accept(
         self,
         rows: Sequence[Row],
-        between: Sequence[list[Snapshot]],
+        snapshots_before: Sequence[list[Snapshot]],
         carry: Carry | None,
         levels: list[float],
     ) -> None:
@@ -291,8 +291,8 @@ class Walk:
         ----------
         rows : sequence of (State, mapping)
             Points to record, with what the walk knows of them, in order of time.
-        between : sequence of list of Snapshot
-            Snapshots that come before each.
+        snapshots_before : sequence of list of Snapshot
+            Of each of the points: those that lie in the step before it.
         carry : dict, optional
             The solver's, at the last of the points. None: the walk starts there, or ends there
             inside a step, and goes on from the start of that step.
@@ -303,7 +303,7 @@ class Walk:
         inside = self.carry is not None and carry is None
         wall_time = clock.perf_counter() - self.clock0
         made = []
-        for i, ((state, advance), kept) in enumerate(zip(rows, between, strict=True)):
+        for i, ((state, advance), kept) in enumerate(zip(rows, snapshots_before, strict=True)):
             record = records.step_record(
                 self.flow, state, **advance, counts=counts, wall_time=wall_time
             )
