@@ -35,7 +35,7 @@ from geoflow.problems.parts import (
     of_network,
 )
 from geoflow.problems.pickling import Picklable
-from geoflow.system.footprint import peak_bytes
+from geoflow.system.peak import peak_bytes
 
 
 class Problem(Picklable):
