@@ -223,14 +223,9 @@ def check_flow(flow: Flow, kept: Saved) -> None:
     for name, (now, then) in pairs.items():
         if now != then:
             raise ArchiveError(
-                f"flow: its {name} is not that of the walk: {_short(now)} where the walk has "
-                f"{_short(then)}; give the flow that the walk started with"
+                f"flow: its {name} is not that of the walk: {kinds.shown(now)} where the walk has "
+                f"{kinds.shown(then)}; give the flow that the walk started with"
             )
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "…"
 
 
 def _settings(
