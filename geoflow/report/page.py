@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from geoflow import baselines, plots
 from geoflow.analysis import PCA
 from geoflow.analysis.components import pca
-from geoflow.archive.netcdf import checked, existing, expand, open_lazily
+from geoflow.archive.inputs import existing, expand
+from geoflow.archive.netcdf import checked, open_lazily
+from geoflow.archive.parts import check_free
 from geoflow.archive.path_files import open_path
 from geoflow.archive.trajectory_files import open_trajectory
 from geoflow.errors import InputError, RankError
@@ -30,7 +32,7 @@ from geoflow.report.paths import path_section
 from geoflow.report.walks import sentence
 from geoflow.sweeps import ensemble
 from geoflow.system import translation
-from geoflow.system.files import check_apart, check_target, replacing
+from geoflow.system.files import check_apart, replacing
 from geoflow.system.memory import check_memory
 from geoflow.trajectories import path_schema, schema
 
@@ -72,7 +74,7 @@ def report(
     ArchiveError
         A file that is none of these, or writing failed.
     """
-    out = check_target(out, overwrite=overwrite)
+    out = check_free(out, overwrite=overwrite)
     paths = expand(files)
     check_apart(out, paths, "out")
     walks, trainings, followed, compared = _sort(paths)

@@ -10,7 +10,7 @@ from typing import Any
 import xarray as xr
 
 from geoflow import experiments
-from geoflow.archive import netcdf, trajectory_files
+from geoflow.archive import trajectory_files
 from geoflow.archive.saved import Saved, saved
 from geoflow.errors import ArchiveError, InputError
 from geoflow.manifold import protocol
@@ -19,7 +19,7 @@ from geoflow.problems import dtypes
 from geoflow.problems.earlier import same_data
 from geoflow.problems.protocol import ProblemLike
 from geoflow.solvers import Solver, is_dense
-from geoflow.system import kinds
+from geoflow.system import files, kinds
 from geoflow.trajectories import consistency, records, schema
 from geoflow.trajectories.records import Observable, StepRecords
 from geoflow.walking import configuration, rerunning
@@ -97,7 +97,7 @@ def resume(
     StorageError
         The disk does not take what is streamed; what was streamed is kept.
     """
-    path = netcdf.named(path)
+    path = files.file_named(path)
     kinds.check_switch(progress, "progress")
     if flow is not None:
         protocol.check_flow(flow)

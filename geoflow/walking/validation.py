@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from geoflow.archive import netcdf, seal, trajectory_files
+from geoflow.archive.inputs import existing
 from geoflow.errors import ArchiveError
 from geoflow.system import translation
 from geoflow.trajectories import consistency, migrations, path_schema, schema
@@ -31,7 +32,7 @@ def validate(path: str | Path) -> list[str]:
     ArchiveError
         There is no such file.
     """
-    path = netcdf.existing(path)
+    path = existing(path)
     broken = seal.defect(path)
     if broken == seal.BROKEN:
         # HDF5 need not come to an end on bytes that were not written as they are.
