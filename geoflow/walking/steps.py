@@ -16,13 +16,13 @@ from geoflow.errors import InputError, NumericalError, ObservableError, StorageE
 from geoflow.manifold.protocol import Flow, State, flatten
 from geoflow.solvers import Carry, Solver, Tolerance, is_dense
 from geoflow.system import interrupts
-from geoflow.system.progress import Progress
 from geoflow.system.threads import one_blas_thread
 from geoflow.system.translation import numerics
 from geoflow.trajectories import records
 from geoflow.trajectories.records import Observable, Snapshot
 from geoflow.trajectories.storable import storable
 from geoflow.walking import ending
+from geoflow.walking.bar import Progress
 from geoflow.walking.counting import budgets, counts_of, uncounted
 from geoflow.walking.crossings import Seeker
 from geoflow.walking.fitting import check_same
