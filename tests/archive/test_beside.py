@@ -56,7 +56,7 @@ def test_nothing_is_written_where_an_unfinished_walk_is_streamed(killed, tmp_pat
             lambda: Pieces(path, {}, overwrite=True),
             lambda: path_files.save_path(ds, path, overwrite=True),
             lambda: gf.save_trajectory(ds, path, overwrite=True),
-            lambda: gf.report.write_report([tmp_path / "other.nc"], path),
+            lambda: gf.report.report([tmp_path / "other.nc"], path),
             lambda: parts.check_free(path),
         ):
             with pytest.raises(InputError, match="an unfinished walk is streamed beside it, in"):
