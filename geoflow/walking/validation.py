@@ -102,9 +102,11 @@ def _path_inconsistencies(ds: xr.Dataset) -> list[str]:
     found = [*_created_defects(ds), *configuration.path_defects(ds.attrs)]
     if found:
         return found
-    found = [*configuration.path_variable_defects(ds), *path_schema.inconsistencies(ds)]
-    # Some is asked for before a path is gone on with, too.
-    return [*dict.fromkeys(found), *consistency.theta_inconsistencies(ds)]
+    return [
+        *configuration.path_variable_defects(ds),
+        *path_schema.inconsistencies(ds),
+        *consistency.theta_inconsistencies(ds),
+    ]
 
 
 def _checkpoint_defects(path: netcdf.Checked, ds: xr.Dataset) -> list[str]:
