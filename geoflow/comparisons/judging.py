@@ -13,7 +13,7 @@ from geoflow.comparisons.dataset import ATOL_OVER_RTOL, Run, Values
 from geoflow.errors import ConvergenceError, CriticalPointError, InputError
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.solvers import Solver
-from geoflow.system.translation import reason
+from geoflow.system.translation import kind_and_reason
 from geoflow.trajectories.records import Observable
 from geoflow.walking.loop import walk
 
@@ -116,9 +116,7 @@ class Judge:
                     values[name] = float(function(theta.clone()))
                 except Exception as error:
                     values[name] = math.nan
-                    failed[name] = f"observables[{name!r}] raised {type(error).__name__}: " + (
-                        reason(error)
-                    )
+                    failed[name] = f"observables[{name!r}] raised {kind_and_reason(error)}"
             rows.append(values)
         names = ("regularizer", "angle", "level_error", "level_distance", *self.observables)
         found = {name: np.array([row[name] for row in rows], dtype=float) for name in names}

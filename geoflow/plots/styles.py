@@ -123,7 +123,8 @@ def save(figures: Mapping[str, Figure], folder: str | Path, stem: str) -> list[P
                     temporary.write_bytes(content)
                 paths.append(path)
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}); name another") from None
+        said = translation.reason(error)
+        raise InputError(f"{folder} cannot be written ({said}); name another") from None
     return paths
 
 

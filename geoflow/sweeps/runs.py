@@ -346,8 +346,7 @@ def _folder(out: str | Path, settings: Mapping[str, Any]) -> Path:
                 temporary.write_text(json.dumps(content, indent=2) + "\n")
         there = json.loads(manifest.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"out={folder} cannot be used ({reason}); choose another") from None
+        raise InputError(f"out={folder} cannot be used ({reason(error)}); choose another") from None
     if not isinstance(there, dict):
         raise InputError(f"{manifest} is not a sweep's; choose another folder")
     if there.get("geoflow_sweep") == "1.0":

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from geoflow.errors import ClusterError, GeoflowError, InputError
 from geoflow.system.messages import note
 from geoflow.system.progress import progress_bar
-from geoflow.system.translation import importing, reason
+from geoflow.system.translation import importing, kind_and_reason, reason
 from geoflow.walking.ending import End
 
 if TYPE_CHECKING:
@@ -185,8 +185,8 @@ def _end(future: Any, task: Task) -> End:
         status, message = future.result()
         return status, message
     error = future.exception()
-    said = str(error).splitlines()[0] if str(error) else "no message"
-    return "failed", said if isinstance(error, GeoflowError) else f"{type(error).__name__}: {said}"
+    ours = isinstance(error, GeoflowError)
+    return "failed", str(error) if ours else kind_and_reason(error)
 
 
 def settle(n_threads: int) -> None:

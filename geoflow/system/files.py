@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from geoflow.errors import ArchiveError, InputError
 from geoflow.system import kinds
+from geoflow.system.translation import reason
 
 UNFINISHED = ".tmp"
 
@@ -83,11 +84,11 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise InputError(f"{path} is a link that leads to no file; choose another") from None
-        raise InputError(f"{folder} cannot be written ({error.strerror}); choose another") from None
+        raise InputError(f"{folder} cannot be written ({reason(error)}); choose another") from None
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{str(path)!r} is no name of a file ({error})") from None
+        raise InputError(f"{str(path)!r} is no name of a file ({reason(error)})") from None
     return path
 
 
@@ -148,8 +149,9 @@ def check_folder(path: str | Path) -> None:
         with tempfile.TemporaryFile(dir=_there(resolved(Path(path)))):
             pass
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path} cannot be written ({reason}); name another folder") from None
+        raise InputError(
+            f"{path} cannot be written ({reason(error)}); name another folder"
+        ) from None
 
 
 def _there(folder: Path) -> Path:
@@ -358,7 +360,7 @@ class Lock:
                 ) from None
             except OSError as error:
                 raise ArchiveError(
-                    f"{folder} cannot be written ({error.strerror}); free space or choose another"
+                    f"{folder} cannot be written ({reason(error)}); free space or choose another"
                 ) from None
 
     def release(self) -> None:

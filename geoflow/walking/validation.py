@@ -80,8 +80,8 @@ def _unreadable(ds: xr.Dataset) -> list[str]:
             for _ in consistency.blocks(variable):
                 pass
         except translation.UNREADABLE as error:
-            reason = translation.reason(error)
-            found.append(f"variable {str(name)!a}: its checksum differs from its values ({reason})")
+            said = translation.reason(error)
+            found.append(f"variable {str(name)!a}: its checksum differs from its values ({said})")
     return found
 
 
