@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from geoflow.plots.styles import (
     plain,
     style,
 )
-from geoflow.trajectories.dataset import at_snapshots
+from geoflow.trajectories.dataset import at_snapshots, level_residuals
 
 
 def line(ds: xr.Dataset, name: str, ax: Axes, x: str = "time", **kwargs: Any) -> Axes:
@@ -74,19 +75,28 @@ def angle(ds: xr.Dataset, ax: Axes, x: str = "time", **kwargs: Any) -> Axes:
 
 
 def level_residual(ds: xr.Dataset, ax: Axes, x: str = "time", **kwargs: Any) -> Axes:
-    """|L − c|/c at every step, with the tolerance it is kept to."""
-    relative = np.abs(ds["level_residual"].values) / abs(ds.attrs["level"])
+    """|L − c|/c at every step, with the tolerance it is kept to.
+
+    Of several constraints the largest, each relative to its own level. Where the level set has an
+    absolute tolerance too, it is |L − c| over the whole tolerance, 1 at the most.
+    """
+    residuals, levels = level_residuals(ds)
+    atol = json.loads(ds.attrs.get("config", "{}")).get("level_atol", 0.0)
+    limit = 1.0 if atol else float(ds.attrs["level_rtol"])
+    scales = ds.attrs["level_rtol"] * np.abs(levels) + atol if atol else np.abs(levels)
+    relative = (np.abs(residuals) / scales).max(axis=1)
     steps = np.arange(ds.sizes["step"]) if x == "step" else ds[x].values
     # Exact zeros have no place on a logarithmic axis.
     shown = np.where(relative > 0, relative, np.nan)
     look: dict[str, Any] = {"linestyle": "none", "marker": ".", "markersize": 2.5} | kwargs
     ax.plot(steps, shown, **look)
-    rtol = ds.attrs["level_rtol"]
-    ax.axhline(rtol, color="#888888", linewidth=0.8, linestyle=(0, (1, 2)))
+    ax.axhline(limit, color="#888888", linewidth=0.8, linestyle=(0, (1, 2)))
     ax.set_yscale("log")
-    ax.set_ylabel(r"$|L-c|\,/\,c$")
-    low = np.nanmin(np.append(shown[np.isfinite(shown)], rtol))
-    ax.set_ylim(low / 3, 10 * max(rtol, np.nanmax(np.append(shown[np.isfinite(shown)], rtol))))
+    what = r"$|L-c|\,/\," if len(levels) == 1 else r"$\max_i\,|L_i-c_i|\,/\,"
+    level = "c$" if len(levels) == 1 else "c_i$"
+    ax.set_ylabel(f"{what}$tolerance" if atol else f"{what}{level}")
+    drawn = np.append(shown[np.isfinite(shown)], limit)
+    ax.set_ylim(drawn.min() / 3, 10 * drawn.max())
     return ax
 
 

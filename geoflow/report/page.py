@@ -29,7 +29,7 @@ from geoflow.errors import InputError, RankError
 from geoflow.report.comparisons import comparison_section
 from geoflow.report.parts import Picture, Row, Section, Table, picture, synthetic
 from geoflow.report.paths import path_section
-from geoflow.report.walks import sentence
+from geoflow.report.walks import sentence, worst_residual
 from geoflow.sweeps import ensemble
 from geoflow.system import translation
 from geoflow.system.files import check_apart, replacing
@@ -242,7 +242,6 @@ def _run_table(walks: Sequence[xr.Dataset]) -> Table:
     for ds in walks:
         last = ds.isel(step=-1)
         r, angle = ds["regularizer"].values, ds["angle"].values
-        worst = float(np.abs(ds["level_residual"]).max()) / abs(ds.attrs["level"])
         cells = [
             str(ds.attrs["seed"]),
             f"{ds.attrs['level']:.4g}",
@@ -250,7 +249,7 @@ def _run_table(walks: Sequence[xr.Dataset]) -> Table:
             f"{angle[0]:.1f}° → {angle[-1]:.1f}°",
             f"{r[0]:.4g} → {r[-1]:.4g}",
             f"{int(last['n_gradient']) + 2 * int(last['n_hvp']):,}",
-            f"{worst:.1e}",
+            f"{worst_residual(ds):.1e}",
             f"{float(last['wall_time']):.1f}",
         ]
         rows.append(Row(cells))
