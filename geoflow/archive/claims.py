@@ -1,40 +1,45 @@
-"""How long a file's data of variable length are by its own word, before HDF5 believes it.
+"""What a file's attributes of variable length claim, before HDF5 believes it.
 
-Texts of variable length and lists of references lie in a heap. What is kept in their place is a
-length and where in the heap they are, and HDF5 reserves as much as the length says before it looks
-there: a file of some kilobytes can claim gigabytes. So the lengths are read here, from the bytes of
-the file. Which bytes are metadata is known by what HDF5 itself has read: an attribute stands there
-in one piece, with its name before it (HDF5 File Format Specification 3.0, IV.A.2.m).
+What stands in the place of such data is read here from the bytes of the file, and what it claims is
+looked for in the heap (:mod:`geoflow.archive.heap`). Which bytes are metadata is known by what HDF5
+itself has read: an attribute stands there in one piece, with its name before it (HDF5 File Format
+Specification 3.0, IV.A.2.m).
+
+What was written over, and what only looks like an attribute, is found there too. That is safe as
+long as every real attribute is among what is found, in each version of the message that HDF5 reads:
+then more is claimed than there is, never less. What HDF5 would read and this module would not is
+refused.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import re
 import struct
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from h5py import h5d, h5z
 from numpy.typing import NDArray
 
-# In the file: a length, and the heap's address and the index there.
-ELEMENT = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
+from geoflow.archive.heap import ELEMENT, Heaps, Unsound, lengths_of
+
 VARIABLE_LENGTH = 9
-HEAP = b"FRHP"
-# Each is looked for by itself; other programs write some tens of them.
-MOST_NAMES = 256
-
-
-class Unsound(ValueError):
-    """A file that would cost more than its size says, or read from another."""
+# Bytes before the name by version of the message; in 3 the encoding of the name is one of them.
+BEFORE = {1: 8, 2: 8, 3: 9}
+# Its type or its data space lies elsewhere, as only other programs store them.
+ELSEWHERE = 3
+# A heap of attributes, of version 0, that says how its content is filtered.
+FILTERED = re.compile(rb"FRHP\0..(?!\0\0)..", re.DOTALL)
+# Starts that are looked at together.
+BLOCK = 2**20
 
 
 class Recording(io.FileIO):
-    """A file that keeps note of what is read from it.
+    """A file that keeps note of what HDF5 reads from it.
 
     Attributes
     ----------
@@ -47,16 +52,27 @@ class Recording(io.FileIO):
         self.ranges: list[tuple[int, int]] = []
 
     def readinto(self, buffer: Any) -> int:
-        """Read, as :meth:`io.RawIOBase.readinto`."""
+        """Read, as :meth:`io.RawIOBase.readinto`, which is what h5py calls."""
         start = self.tell()
         size = super().readinto(buffer) or 0
         self.ranges.append((start, start + size))
         return size
 
-    def pieces(self) -> list[bytes]:
-        """What has been read, pieces that touch as one, each byte once."""
+    def pieces(self, first: int = 0, margin: int = 0) -> list[bytes]:
+        """What HDF5 has read: all metadata, what is free among it, and values that lie there.
+
+        Pieces that touch are one; each byte is there once.
+
+        Parameters
+        ----------
+        first : int
+            Index of the range to begin with.
+        margin : int
+            Bytes more on both sides of each.
+        """
         merged: list[list[int]] = []
-        for start, end in sorted(self.ranges):
+        wider = ((max(start - margin, 0), end + margin) for start, end in self.ranges[first:])
+        for start, end in sorted(wider):
             if merged and start <= merged[-1][1]:
                 merged[-1][1] = max(end, merged[-1][1])
             else:
@@ -69,155 +85,25 @@ class Recording(io.FileIO):
 
 
 class Claim(NamedTuple):
-    """What an attribute in a file claims.
+    """What something that looks like an attribute claims.
 
     Attributes
     ----------
-    number : int
-        Of its elements.
     bytes : int
-        Of all of them together.
+        Of all of its elements together.
+    held : bool
+        Whether the heap holds them.
     """
 
-    number: int
     bytes: int
-
-
-def of_attributes(pieces: Sequence[bytes], names: Iterable[bytes]) -> dict[bytes, list[Claim]]:
-    """Find the attributes of variable length of these names, wherever they stand in metadata.
-
-    Parameters
-    ----------
-    pieces : sequence of bytes
-        All metadata; see :meth:`Recording.pieces`.
-    names : iterable of bytes
-        Of the attributes.
-
-    Raises
-    ------
-    Unsound
-        Attributes may be packed, so that they are not seen.
-    """
-    wanted = sorted(set(names), key=len, reverse=True)
-    found: dict[bytes, list[Claim]] = {name: [] for name in wanted}
-    if not wanted:
-        return found
-    for piece in pieces:
-        for at in _places(piece, HEAP):
-            # Version, length of its identifiers, and length of what says how it is filtered.
-            if piece[at + 4 : at + 5] == b"\0" and piece[at + 7 : at + 9] not in (b"\0\0", b""):
-                raise Unsound("it has a heap with filters, which netCDF does not write")
-        for name in wanted:
-            for at in _places(piece, name + b"\0"):
-                claim = _claim(piece, at, name)
-                if claim is not None:
-                    found[name].append(claim)
-    return found
-
-
-def _places(piece: bytes, text: bytes) -> Iterator[int]:
-    at = piece.find(text)
-    while at >= 0:
-        yield at
-        at = piece.find(text, at + 1)
-
-
-def _claim(piece: bytes, at: int, name: bytes) -> Claim | None:
-    """Read the message of an attribute whose name is at a place; None where there is none."""
-    try:
-        # Version 3 has the encoding of the name before it.
-        for version, before in ((3, 9), (2, 8), (1, 8)):
-            start = at - before
-            if start < 0 or piece[start] != version:
-                continue
-            lengths = struct.unpack_from("<HHH", piece, start + 2)
-            if lengths[0] != len(name) + 1:
-                continue
-            if version == 1:
-                lengths = tuple(-(-n // 8) * 8 for n in lengths)
-            kind, space = at + lengths[0], at + lengths[0] + lengths[1]
-            if piece[kind] & 15 != VARIABLE_LENGTH:
-                continue
-            (base,) = struct.unpack_from("<I", piece, kind + 12)
-            number = _number(piece, space)
-            content = piece[space + lengths[2] :][: number * ELEMENT.itemsize]
-            if len(content) < number * ELEMENT.itemsize:
-                raise Unsound(f"attribute {name[:80]!r} is cut off")
-            return Claim(number, base * lengths_of(content))
-    except (struct.error, IndexError):
-        pass
-    return None
-
-
-def _number(piece: bytes, at: int) -> int:
-    """Elements of a data space, by its message."""
-    version, rank = piece[at], piece[at + 1]
-    start = at + (8 if version == 1 else 4)
-    if version == 2 and piece[at + 3] == 2:
-        return 0
-    return math.prod(struct.unpack_from(f"<{rank}Q", piece, start))
-
-
-def lengths_of(content: bytes) -> int:
-    """Sum of the lengths that elements claim."""
-    return int(np.frombuffer(content, ELEMENT)["length"].sum(dtype=np.int64))
-
-
-def of_variable(variable: Any, file: Recording, name: str, largest: int) -> int:
-    """Bytes that a variable's texts of variable length claim, all together.
-
-    Parameters
-    ----------
-    variable : h5py.h5d.DatasetID
-        The variable.
-    file : Recording
-        Its file.
-    name : str
-        For messages.
-    largest : int
-        Of a chunk, unpacked.
-
-    Raises
-    ------
-    Unsound
-        Its elements are stored as netCDF stores none.
-    """
-    plan = variable.get_create_plist()
-    layout = plan.get_layout()
-    if not variable.get_storage_size():
-        return 0
-    if layout == h5d.CONTIGUOUS:
-        file.seek(variable.get_offset())
-        return lengths_of(file.read(math.prod(variable.shape) * ELEMENT.itemsize))
-    if layout != h5d.CHUNKED:
-        raise Unsound(f"the texts of {name} lie in its header")
-    filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
-    total = 0
-    for i in range(variable.get_num_chunks()):
-        chunk = variable.get_chunk_info(i)
-        file.seek(chunk.byte_offset)
-        content = file.read(chunk.size)
-        used = [f for k, f in enumerate(filters) if not chunk.filter_mask >> k & 1]
-        total += lengths_of(_unpacked(content, used, largest))
-    return total
-
-
-def _unpacked(content: bytes, filters: Sequence[int], largest: int) -> bytes:
-    for number in reversed(filters):
-        if number == h5z.FILTER_FLETCHER32:
-            content = content[:-4]
-        elif number == h5z.FILTER_DEFLATE:
-            content = zlib.decompressobj().decompress(content, largest + 4)
-        elif number == h5z.FILTER_SHUFFLE:
-            size = ELEMENT.itemsize
-            whole = len(content) // size * size
-            rows: NDArray[np.uint8] = np.frombuffer(content[:whole], np.uint8).reshape(size, -1)
-            content = rows.T.tobytes() + content[whole:]
-    return content[: len(content) // ELEMENT.itemsize * ELEMENT.itemsize]
+    held: bool
 
 
 def check(
-    pieces: Sequence[bytes], met: Mapping[bytes, Sequence[tuple[int, str]]], largest: int
+    pieces: Sequence[bytes],
+    met: Mapping[bytes, Sequence[tuple[int, str]]],
+    heaps: Heaps,
+    largest: int,
 ) -> int:
     """Bytes that attributes of variable length claim, all together.
 
@@ -227,31 +113,138 @@ def check(
         All metadata; see :meth:`Recording.pieces`.
     met : mapping of bytes to sequence of (int, str)
         How many elements each attribute of a name has by HDF5's word, and how it is shown.
+    heaps : Heaps
+        Of the file.
     largest : int
         That one may claim.
 
     Raises
     ------
     Unsound
-        One is not found where netCDF stores it, or claims more than it may.
+        One is not found where netCDF stores it, claims more than it may or what is not there.
     """
-    if len(met) > MOST_NAMES:
-        raise Unsound(f"it has attributes of variable length of more than {MOST_NAMES} names")
-    found = of_attributes(pieces, met)
+    wanted = {name: Counter(number for number, _ in those) for name, those in met.items()}
+    found = of_attributes(pieces, wanted, heaps)
     total = 0
-    for name, attributes in met.items():
-        there = sorted(found[name], key=lambda claim: -claim.bytes)
-        left = [claim.number for claim in there]
-        for number, shown in attributes:
-            if len(attributes) > 1:
-                # Which of them it is, nothing says.
-                shown = shown.partition(" of ")[0]
-            if number not in left:
-                raise Unsound(f"{shown} is not stored as netCDF stores it")
-            left.remove(number)
-            # What was written over may still be there: of as many, those that claim the most.
-            most = next(claim for claim in there if claim.number == number)
-            if most.bytes > largest:
-                raise Unsound(f"{shown} is too long: it claims {most.bytes:.3g} bytes")
-        total += sum(claim.bytes for claim in there[: len(attributes)])
+    for name, numbers in wanted.items():
+        for number, times in numbers.items():
+            shown = [each for n, each in met[name] if n == number]
+            # Which of them it is, nothing says.
+            what = shown[0] if len(met[name]) == 1 else shown[0].partition(" of ")[0]
+            # Of as many elements, those that claim the most.
+            claims = sorted(found.get((name, number), []), key=lambda claim: -claim.bytes)
+            if len(claims) < times:
+                raise Unsound(f"{what} is not stored as netCDF stores it")
+            if claims[0].bytes > largest:
+                raise Unsound(f"{what} is too long: it claims {claims[0].bytes:.3g} bytes")
+            if sum(claim.held for claim in claims) < times:
+                raise Unsound(f"{what} claims what is not in the file's heap")
+            total += sum(claim.bytes for claim in claims[:times])
     return total
+
+
+def of_attributes(
+    pieces: Sequence[bytes], wanted: Mapping[bytes, Mapping[int, int]], heaps: Heaps
+) -> dict[tuple[bytes, int], list[Claim]]:
+    """Find attributes of variable length by name and number of elements, wherever they stand.
+
+    Parameters
+    ----------
+    pieces : sequence of bytes
+        All metadata; see :meth:`Recording.pieces`.
+    wanted : mapping of bytes to mapping of int to int
+        Numbers of elements by name.
+    heaps : Heaps
+        Of the file.
+
+    Raises
+    ------
+    Unsound
+        Attributes may be stored so that they are not seen.
+    """
+    found: dict[tuple[bytes, int], list[Claim]] = {}
+    if not wanted:
+        return found
+    left = 2 * sum(map(len, pieces))
+    for piece in pieces:
+        if FILTERED.search(piece):
+            raise Unsound("it has a heap with filters, which netCDF does not write")
+        for name, kind, space, at in _messages(piece, wanted):
+            number = _number(piece, space)
+            content = piece[at : at + number * ELEMENT.itemsize]
+            # One that is cut off was written over.
+            if number not in wanted[name] or len(content) < number * ELEMENT.itemsize:
+                continue
+            left -= len(content)
+            if left < 0:
+                raise Unsound("its attributes lie over one another")
+            (base,) = struct.unpack_from("<I", piece, kind + 12)
+            elements: NDArray[np.void] = np.frombuffer(content, ELEMENT)
+            claim = Claim(base * lengths_of(elements), heaps.hold(elements, base))
+            found.setdefault((name, number), []).append(claim)
+    return found
+
+
+def _messages(
+    piece: bytes, wanted: Mapping[bytes, object]
+) -> Iterator[tuple[bytes, int, int, int]]:
+    """Whatever looks like one of these attributes: name, where its type, space and elements are.
+
+    Raises
+    ------
+    Unsound
+        The type or the data space of one lies elsewhere.
+    """
+    for start in _starts(piece, wanted):
+        version, flags, *lengths = struct.unpack_from("<BBHHH", piece, start)
+        at = start + BEFORE[version]
+        name = piece[at : at + lengths[0] - 1]
+        if name not in wanted or piece[at + lengths[0] - 1]:
+            continue
+        if version > 1 and flags & ELSEWHERE:
+            raise Unsound(f"attribute {ascii(name[:80])[1:]} shares its type or its space")
+        if version == 1:
+            lengths = [-(-n // 8) * 8 for n in lengths]
+        kind = at + lengths[0]
+        (size,) = struct.unpack_from("<I", piece, kind + 4)
+        if size != ELEMENT.itemsize:
+            raise Unsound(f"attribute {ascii(name[:80])[1:]} has elements of {size} bytes")
+        yield name, kind, kind + lengths[1], kind + lengths[1] + lengths[2]
+
+
+def _starts(piece: bytes, wanted: Mapping[bytes, object]) -> Iterator[int]:
+    """Where the message of one of these attributes may start, by its numbers."""
+    data: NDArray[np.uint8] = np.frombuffer(piece, np.uint8)
+    long = np.zeros(2**16, bool)
+    long[[len(name) + 1 for name in wanted]] = True
+    # Up to the base of its type.
+    last = len(data) - (8 + 1 + 16)
+    for first in range(0, last, BLOCK):
+        block = data[first : min(first + BLOCK, last) + 4]
+        lengths = block[2:-2] | block[3:-1].astype(np.uint16) << 8
+        versions = block[:-4]
+        starts = first + np.flatnonzero((versions > 0) & (versions <= 3) & long[lengths])
+        yield from starts[_fit(data, starts)].tolist()
+
+
+def _fit(data: NDArray[np.uint8], starts: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Whether a type of variable length follows the name, or one that lies elsewhere."""
+    old = data[starts] == 1
+    lengths = data[starts + 2] + 256 * data[starts + 3].astype(np.intp)
+    kinds = starts + 8 + (data[starts] == 3) + np.where(old, -(-lengths // 8) * 8, lengths)
+    inside = kinds + 16 <= len(data)
+    kinds = np.where(inside, kinds, 0)
+    elsewhere = ~old & (data[starts + 1] & ELSEWHERE > 0)
+    return inside & (elsewhere | (data[kinds] & 15 == VARIABLE_LENGTH))
+
+
+def _number(piece: bytes, at: int) -> int:
+    """Elements of a data space, by its message; none where there is no message."""
+    try:
+        version, rank, _, kind = piece[at : at + 4]
+        start = at + (8 if version == 1 else 4)
+        if version == 2 and kind == 2:
+            return 0
+        return math.prod(struct.unpack_from(f"<{rank}Q", piece, start))
+    except (struct.error, ValueError):
+        return -1

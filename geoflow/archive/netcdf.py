@@ -186,6 +186,26 @@ def write(
         )
 
 
+@contextmanager
+def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
+    """Write a file under another name; it gets its own once it is whole, and can be opened.
+
+    Parameters
+    ----------
+    path, folder : Path
+        As of :func:`geoflow.system.files.replacing`.
+
+    Raises
+    ------
+    ArchiveError
+        Writing failed, or what was written would be refused when it is opened; ``path`` is as it
+        was.
+    """
+    with translation.writing(path), files.replacing(path, folder=folder) as temporary:
+        yield temporary
+        open_lazily(checked(temporary)).close()
+
+
 def save_dataset(
     ds: xr.Dataset,
     path: str | Path,
@@ -211,10 +231,11 @@ def save_dataset(
     InputError
         See :func:`geoflow.archive.parts.check_free`.
     ArchiveError
-        Writing failed; ``path`` is as it was.
+        Writing failed, or what was written would be refused when it is opened; ``path`` is as it
+        was.
     """
     path = check_free(path, overwrite=overwrite)
-    with translation.writing(path), files.replacing(path) as temporary:
+    with replacing(path) as temporary:
         write(ds, temporary, text_encoding(ds) | dict(encoding or {}))
 
 

@@ -28,13 +28,14 @@ def save_path(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> N
     InputError
         See :func:`geoflow.archive.parts.check_free`.
     ArchiveError
-        The dataset is not in the schema of paths, or writing failed; ``path`` is as it was.
+        The dataset is not in the schema of paths, or writing failed, or what was written would be
+        refused when it is opened; ``path`` is as it was.
     """
     path = check_free(path, overwrite=overwrite)
     found = path_schema.defects(ds)
     if found:
         raise ArchiveError(f"not written to {path}: {found[0]}")
-    with translation.writing(path), files.replacing(path) as temporary:
+    with netcdf.replacing(path) as temporary:
         netcdf.write(ds, temporary, encoding(ds))
         seal.append(temporary)
 

@@ -2,17 +2,22 @@
 
 A file says of itself where its values lie and how many they are. A netCDF reader believes it: it
 opens the other files that are named, goes round a circle of groups, and reserves what is declared.
-So each file is walked once, with bounds, by the low-level functions of h5py. They follow no link,
-open no other file and read no value.
+So each file is walked once, with bounds, by the low-level functions of h5py. They follow no link
+and open no other file. Of values they read netCDF's own numbers of dimensions and the short texts
+by which it knows them, after a look at their type and their length, and HDF5 converts the fill
+value of a variable, which is looked at before.
 
-What passes is what the netCDF library writes without plugins. Nothing of it costs more than its own
-size says:
+What passes is what the netCDF library writes with the filters of ``KNOWN``. Nothing of it costs
+more than its own size says:
 
 - a variable holds at most the bytes stored for it, or 1,032 times as many where they are deflated
   (zlib makes no more of a byte), and ``ALLOWANCE`` where nothing is stored;
 - what is stored of all variables together is within the file;
-- texts and lists of variable length, which are never compressed, are together no longer than the
-  file, by the lengths that they claim (:mod:`geoflow.archive.claims`);
+- texts and lists of variable length are together no longer than the file, by the lengths that they
+  claim (:mod:`geoflow.archive.claims`), and are there (:mod:`geoflow.archive.heap`): what stands in
+  their place may be deflated, they are not;
+- characters, which are read as soon as a file is opened, are no more than ``MOST_CHARACTERS``, or
+  ``TEXT_RATIO`` times the file;
 - a dimension without values may have any length, as nothing is read of it.
 """
 
@@ -27,12 +32,15 @@ import h5py
 import numpy as np
 from h5py import h5a, h5d, h5g, h5l, h5o, h5t, h5z
 
-from geoflow.archive import claims
-from geoflow.archive.claims import Unsound
+from geoflow.archive import claims, texts
+from geoflow.archive.heap import ELEMENT, Heaps, Unsound, lengths_of
 from geoflow.trajectories.storable import LONGEST_TEXT
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 CLASSIC = b"CDF"
+
+# Filters that every HDF5 has, and whose cost is known.
+KNOWN = (h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32)
 
 # zlib makes of a byte at most this many.
 LARGEST_RATIO = 1032
@@ -44,8 +52,14 @@ ALLOWANCE = 2**16
 MOST_ENTRIES = 2**16
 DEEPEST = 8
 
+# Of one object, as many as netCDF's NC_MAX_ATTRS: HDF5 may look for each among all others.
+MOST_ATTRIBUTES = 2**13
+
 # Of a variable whose texts have no common length; geoflow writes none.
 MOST_TEXTS = 2**17
+
+# Of all texts of a common length; geoflow writes kilobytes.
+MOST_CHARACTERS, TEXT_RATIO = 2**26, 16
 
 # Pure dimensions are data sets without values; netCDF says so in their names.
 NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable."
@@ -59,6 +73,9 @@ NUMBERS = [
     )
     for order in ("LE", "BE")
 ]
+
+# Bytes of Fletcher's checksum, which HDF5 takes from each chunk.
+CHECKSUM = 4
 
 # Of a variable; HDF5 has no more.
 MOST_DIMENSIONS = 32
@@ -105,7 +122,8 @@ class _Walk:
 
     def __init__(self, size: int, source: claims.Recording) -> None:
         self.size, self.source = size, source
-        self.stored = self.text = self.entries = 0
+        self.heaps = Heaps(source, size)
+        self.stored = self.text = self.characters = self.entries = self.looked_through = 0
         self.seen: set[int] = set()
         # Attributes of variable length by name: how many elements, and how they are shown.
         self.claiming: dict[bytes, list[tuple[int, str]]] = {}
@@ -117,7 +135,8 @@ class _Walk:
             root = h5g.open(file.id, b"/")
             self.seen.add(h5o.get_info(root).addr)
             self.group(root, "", 0)
-        self.claimed(claims.check(self.source.pieces(), self.claiming, LONGEST_TEXT))
+        pieces = self.source.pieces()
+        self.claimed(claims.check(pieces, self.claiming, self.heaps, LONGEST_TEXT))
 
     def claimed(self, more: int) -> None:
         self.text += more
@@ -151,31 +170,50 @@ class _Walk:
 
     def attributes(self, owner: Any, name: str, rank: int | None = None) -> None:
         """Look at the attributes of a group, or of a variable of so many dimensions."""
-        number = h5a.get_num_attrs(owner)
-        self.count(number)
-        for i in range(number):
-            attribute = h5a.open(owner, index=i)
-            shown = f"attribute {_shown(attribute.name)}{name and f' of {name}'}"
-            if attribute.get_storage_size() > LONGEST_TEXT:
+        names: list[bytes] = []
+        if h5a.get_num_attrs(owner) > MOST_ATTRIBUTES:
+            raise Unsound(f"{name or 'it'} has more than {MOST_ATTRIBUTES:,} attributes")
+        # Opened by its place among them, each would have all of them sorted again.
+        h5a.iterate(owner, names.append)
+        self.count(len(names))
+        if len(set(names)) < len(names):
+            raise Unsound(f"two attributes{name and f' of {name}'} have one name")
+        for each in names:
+            attribute = h5a.open(owner, each)
+            shown = f"attribute {_shown(each)}{name and f' of {name}'}"
+            # None where it is without a data space, and then without elements.
+            shape = attribute.shape
+            number = 0 if shape is None else math.prod(shape)
+            # Where it is 0, h5py raises an error.
+            if number and attribute.get_storage_size() > LONGEST_TEXT:
                 raise Unsound(f"{shown} is too long")
             kind = attribute.get_type()
             if (_is_text(kind) and kind.is_variable_str()) or kind.get_class() == h5t.VLEN:
-                number = math.prod(attribute.shape or (0,) * (attribute.shape is None))
-                self.claiming.setdefault(attribute.name, []).append((number, shown))
-            tie = rank is not None and _is_tie(attribute, kind)
+                if len(each) > LONGEST_NAME:
+                    raise Unsound(f"{shown} has a name of {len(each):,} bytes")
+                self.claiming.setdefault(each, []).append((number, shown))
+            tie = rank is not None and _is_tie(attribute, kind, rank)
             if not (_is_text(kind) or _is_number(kind) or tie):
                 raise Unsound(f"{shown} holds neither numbers nor text")
             if not _is_as_written(attribute, kind, rank or 0):
                 raise Unsound(f"{shown} is not as netCDF writes it")
 
     def variable(self, variable: Any, name: str) -> None:
+        kind = variable.get_type()
+        heaped = _is_text(kind) and kind.is_variable_str()
+        characters = not heaped and _is_text(kind) and kind.get_size() == 1
+        alone = characters or (heaped and kind.get_super().get_size() == 1)
+        if not (alone or _is_number(kind)):
+            raise Unsound(f"{name} holds neither numbers nor text")
+        if heaped:
+            self.fill_value(name)
         plan = variable.get_create_plist()
         # Before its shape, for which HDF5 would open the files that it is made up from.
         if plan.get_layout() == h5d.VIRTUAL:
             raise Unsound(f"{name} is a virtual data set, made up from others")
         if plan.get_external_count():
             raise Unsound(f"the values of {name} lie in another file")
-        kind, shape = variable.get_type(), variable.shape
+        shape = variable.shape
         if shape is None:
             raise Unsound(f"{name} has no shape")
         self.attributes(variable, name, len(shape))
@@ -183,33 +221,60 @@ class _Walk:
         if len(shape) > MOST_DIMENSIONS:
             raise Unsound(f"{name} has {len(shape)} dimensions")
         number, size = math.prod(shape), kind.get_size()
-        texts = _is_text(kind) and kind.is_variable_str()
-        if not (texts or _is_number(kind) or (_is_text(kind) and size == 1)):
-            raise Unsound(f"{name} holds neither numbers nor text")
         stored = variable.get_storage_size()
         self.stored += stored
         if self.stored > self.size:
             raise Unsound(f"its variables take {self.stored:.3g} bytes, more than the file has")
         if not stored and _is_pure_dimension(variable):
             return
-        if stored and plan.get_layout() == h5d.CHUNKED:
-            number = max(number, math.prod(plan.get_chunk()))
+        chunk = math.prod(plan.get_chunk()) if plan.get_layout() == h5d.CHUNKED else 0
+        number = max(number, chunk * bool(stored))
         if number * size > stored * (LARGEST_RATIO if deflated else 1) + ALLOWANCE:
             raise Unsound(f"{name} declares {number * size:.3g} bytes, more than the file can hold")
-        if texts:
-            if number > MOST_TEXTS:
-                raise Unsound(f"{name} holds more than {MOST_TEXTS:,} texts")
-            chunk = math.prod(plan.get_chunk()) if plan.get_layout() == h5d.CHUNKED else 0
-            largest = chunk * claims.ELEMENT.itemsize
-            self.claimed(claims.of_variable(variable, self.source, name, largest))
+        if heaped and number > MOST_TEXTS:
+            raise Unsound(f"{name} holds more than {MOST_TEXTS:,} texts")
+        self.characters += number * characters
+        if self.characters > max(MOST_CHARACTERS, TEXT_RATIO * self.size):
+            raise Unsound(f"its texts have {self.characters:.3g} characters")
+        largest = chunk * (ELEMENT.itemsize if heaped else size)
+        chunks = self.chunks(variable, plan, name, largest) if chunk else []
+        if heaped and stored:
+            for part in texts.of_variable(variable, self.source, chunks, name, largest):
+                self.claimed(lengths_of(part))
+                if not self.heaps.hold(part, 1):
+                    raise Unsound(f"{name} claims texts that are not in the file's heap")
+
+    def fill_value(self, name: str) -> None:
+        """Look at the fill value of a variable of texts, which HDF5 reads for its plan."""
+        new = self.source.pieces(self.looked_through, margin=texts.AROUND)
+        self.looked_through = len(self.source.ranges)
+        for value in texts.fill_values(new, self.heaps, self.size):
+            self.claimed(lengths_of(value))
+            if not self.heaps.hold(value, 1):
+                raise Unsound(f"the fill value of {name} claims what is not in the file's heap")
+
+    def chunks(self, variable: Any, plan: Any, name: str, largest: int) -> list[Any]:
+        """Where a variable's chunks lie, of so many bytes each; refuses those that crash HDF5."""
+        found: list[Any] = []
+        variable.chunk_iter(found.append)
+        filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
+        for chunk in found:
+            used = [f for k, f in enumerate(filters) if not chunk.filter_mask >> k & 1]
+            least = 1 if h5z.FILTER_DEFLATE in used else largest
+            if h5z.FILTER_FLETCHER32 in used:
+                least = max(least, CHECKSUM)
+            if chunk.size < least:
+                raise Unsound(f"{name} has a chunk of {chunk.size} bytes, which needs {least}")
+            if chunk.byte_offset + chunk.size > self.size:
+                raise Unsound(f"{name} has a chunk beyond the file's end")
+        return found
 
     def filters(self, plan: Any, name: str) -> bool:
-        """Whether values are deflated; refuses filters that netCDF has only by plugins."""
-        known = (h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32)
+        """Whether values are deflated; refuses other filters, which HDF5 may have or may not."""
         found = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
         for number in found:
             # Twice deflated, a byte becomes a million.
-            if number not in known or found.count(number) > 1:
+            if number not in KNOWN or found.count(number) > 1:
                 raise Unsound(f"{name} has the filter {number}, which geoflow does not write")
         return h5z.FILTER_DEFLATE in found
 
@@ -240,11 +305,12 @@ def _is_as_written(attribute: Any, kind: Any, rank: int) -> bool:
     return bool((found >= 0).all() and (found < MOST_ENTRIES).all())
 
 
-def _is_tie(attribute: Any, kind: Any) -> bool:
+def _is_tie(attribute: Any, kind: Any, rank: int) -> bool:
     """Whether an attribute ties a variable's dimensions to their data sets, as HDF5 does."""
     if attribute.name == b"DIMENSION_LIST" and kind.get_class() == h5t.VLEN:
         tied = kind.get_super().get_class() == h5t.REFERENCE
-        return tied and math.prod(attribute.shape or ()) <= MOST_DIMENSIONS
+        # A list for each dimension: netCDF reads as many, whatever is there.
+        return tied and attribute.shape == (rank,)
     if attribute.name == b"REFERENCE_LIST" and kind.get_class() == h5t.COMPOUND:
         members = [kind.get_member_class(i) for i in range(kind.get_nmembers())]
         return members == [h5t.REFERENCE, h5t.INTEGER]

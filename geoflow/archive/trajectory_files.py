@@ -13,7 +13,7 @@ from geoflow.archive import netcdf, seal
 from geoflow.archive.checkpoint import CARRIED, STATE, Checkpoint
 from geoflow.archive.parts import check_free
 from geoflow.errors import ArchiveError
-from geoflow.system import files, kinds, translation
+from geoflow.system import kinds, translation
 from geoflow.system.messages import note
 from geoflow.trajectories import consistency, migrations, path_schema, schema
 
@@ -38,7 +38,8 @@ def save_trajectory(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False
     InputError
         See :func:`geoflow.archive.parts.check_free`.
     ArchiveError
-        The dataset is not in schema 1.0, or writing failed; ``path`` is as it was.
+        The dataset is not in schema 1.0 to 1.2, or writing failed, or what was written would be
+        refused when it is opened; ``path`` is as it was.
     """
     kinds.check_dataset(ds)
     path = check_free(path, overwrite=overwrite)
@@ -61,7 +62,7 @@ def write(
     Parameters
     ----------
     ds : xarray.Dataset
-        In schema 1.0.
+        In schema 1.0 to 1.2.
     path : Path
         The file.
     checkpoint : Checkpoint, optional
@@ -72,7 +73,8 @@ def write(
     Raises
     ------
     ArchiveError
-        The dataset is not in schema 1.0, or writing failed; ``path`` is as it was.
+        The dataset is not in schema 1.0 to 1.2, or writing failed, or what was written would be
+        refused when it is opened; ``path`` is as it was.
     """
     found = schema.defects(ds)
     if found:
@@ -80,7 +82,7 @@ def write(
     groups: dict[str | None, xr.Dataset] = {None: ds}
     if checkpoint:
         groups[CHECKPOINT_GROUP] = _checkpoint_dataset(checkpoint)
-    with translation.writing(path), files.replacing(path, folder=folder) as temporary:
+    with netcdf.replacing(path, folder) as temporary:
         for group, content in groups.items():
             netcdf.write(content, temporary, encoding(content), group)
         seal.append(temporary)
@@ -97,7 +99,7 @@ def open_trajectory(path: str | Path) -> xr.Dataset:
     Raises
     ------
     ArchiveError
-        There is no such file, or it is not a trajectory in schema 1.0.
+        There is no such file, or it is not a trajectory in schema 1.0 to 1.2.
     """
     with netcdf.kept_open(path) as read:
         ds = migrations.upgrade(read)

@@ -11,15 +11,16 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 from tqdm import tqdm
 
 from geoflow.baselines.decay_dataset import Curve, to_dataset
 from geoflow.errors import InputError
 from geoflow.experiments import registry, training
 from geoflow.experiments.registry import Data, Experiment, Start
+from geoflow.problems.each import each
 from geoflow.problems.parts import outputs
-from geoflow.system.kinds import shown
+from geoflow.system.kinds import as_number, shown
 from geoflow.system.limits import EPOCHS, check_work
 from geoflow.system.memory import check_memory
 from geoflow.system.progress import progress_bar
@@ -96,7 +97,7 @@ def weight_decay(
         raise InputError(registry.not_of_paper(f"experiment={shown(chosen)}"))
     epochs = chosen.decay_epochs if epochs is None else epochs
     _check_cost(chosen, len(penalties), len(seeds), epochs, dtype)
-    penalties, seeds = [float(p) for p in penalties], [int(s) for s in seeds]
+    penalties, seeds = [as_number(p, "penalties") for p in penalties], [int(s) for s in seeds]
     _check(penalties, seeds, epochs, validation, record_every)
     starts = [chosen.start(s, data=data, dtype=dtype, device=device) for s in seeds]
     n = len(starts[0].train.targets)
@@ -217,7 +218,7 @@ def _fit(
     def loss(parameters: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return experiment.loss_fn(functional_call(module, dict(parameters), (x,)), y)
 
-    losses = vmap(loss)
+    losses = each(loss)
     rows = torch.arange(len(starts))[:, None]
     optimizer = torch.optim.Adam(
         list(stacked.values()), lr=training.LEARNING_RATE, eps=training.EPS, fused=True

@@ -14,12 +14,14 @@ from geoflow.errors import (
     CriticalPointError,
     EvaluationLimitError,
     InputError,
+    StepSizeError,
 )
 from geoflow.manifold.flows import FlowState, RegularizingFlow, check_single
 from geoflow.system.kinds import check_switch
 from geoflow.trajectories import dataset, records
 from geoflow.trajectories.records import Snapshot, StepRecords
 from geoflow.walking import ending
+from geoflow.walking.advancing import after_step
 from geoflow.walking.stopping import Stop
 
 NAME = "predictor_corrector"
@@ -134,7 +136,7 @@ class _Loop:
                     state = self.step(state)
         except EvaluationLimitError:
             end = "max_evaluations", f"the budget of {budget} evaluations is spent"
-        except (ConvergenceError, CriticalPointError) as error:
+        except (ConvergenceError, CriticalPointError, StepSizeError) as error:
             end = ending.of_error(error, budget)
         except KeyboardInterrupt:
             end = "interrupted", "interrupted by the user"
@@ -161,10 +163,11 @@ class _Loop:
         direction = direction / norm
         self._adapt(kind, direction)
         size = self.size[kind]
+        time = after_step(self.time, size / speed, math.inf)
         end = self.flow.evaluate(state.theta - size * direction)
         self.n_predictions += kind == "predict"
         self.n_corrections += kind == "correct"
-        self.time += size / speed
+        self.time = time
         self.arc_length += size
         self.record(end, size / speed)
         return end

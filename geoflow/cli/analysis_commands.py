@@ -211,7 +211,9 @@ def compare_predictions(args: argparse.Namespace) -> int:
             )
         predictions.check_module(ds, rebuilt.module)
         check_walked(ds, rebuilt.flow.problem, args.snapshots)
-        found = predictions.along(ds, rebuilt.module, inputs, **settings)
+        found = predictions.along(
+            ds, rebuilt.module, inputs, class_dim=rebuilt.class_dim, **settings
+        )
         try:
             found = found.assign(symmetry.along(ds, rebuilt.module, **settings).data_vars)
         except InputError as error:

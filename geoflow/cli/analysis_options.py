@@ -78,7 +78,8 @@ def _predictions(p: argparse.ArgumentParser) -> None:
 def _pca(p: argparse.ArgumentParser) -> None:
     p.set_defaults(command=analysis_commands.principal_components)
     p.add_argument("files", metavar="FILE.nc", nargs="+", help="walks, or folders of them")
-    p.add_argument("--components", type=int, default=6, metavar="K", help="components wanted (6)")
+    help_components = "components wanted (6, or as many as there are)"
+    p.add_argument("--components", type=int, metavar="K", help=help_components)
     help_standardise = "divide each parameter by its standard deviation, as in the paper"
     p.add_argument("--standardise", action="store_true", help=help_standardise)
     help_null = (

@@ -13,6 +13,7 @@ from geoflow.comparisons.dataset import ATOL_OVER_RTOL, Run, Values
 from geoflow.errors import ConvergenceError, CriticalPointError, InputError
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.solvers import Solver
+from geoflow.system import kinds
 from geoflow.system.translation import kind_and_reason
 from geoflow.trajectories.records import Observable
 from geoflow.walking.loop import walk
@@ -113,7 +114,7 @@ class Judge:
             }
             for name, function in self.observables.items():
                 try:
-                    values[name] = float(function(theta.clone()))
+                    values[name] = kinds.real(function(theta.clone()))
                 except Exception as error:
                     values[name] = math.nan
                     failed[name] = f"observables[{name!r}] raised {kind_and_reason(error)}"

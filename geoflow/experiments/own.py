@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
@@ -12,15 +11,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import Data, PreparedExperiment, check_seed
 from geoflow.experiments.problem_file import Source
+from geoflow.problems import modules
 from geoflow.problems.checks import check_device_and_dtype
 from geoflow.problems.dtypes import DTYPES, dtype_name
 from geoflow.problems.problem import Problem
 from geoflow.problems.protocol import check_problem
+from geoflow.system import kinds
 from geoflow.system.translation import reason
 from geoflow.trajectories import storable
 from geoflow.trajectories.dataset import WALK_TITLE
@@ -73,10 +74,10 @@ class OwnExperiment:
     @property
     def takes(self) -> set[str]:
         """Options that the function names in its signature."""
-        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         # The first is the seed, whatever it is called.
         parameters = list(inspect.signature(self.function).parameters.values())[1:]
-        return {p.name for p in parameters if p.kind in kinds} & {*OPTIONS, "progress"}
+        return {p.name for p in parameters if p.kind in named} & {*OPTIONS, "progress"}
 
     def prepare(
         self,
@@ -204,7 +205,9 @@ class OwnExperiment:
         module = found.module
         if module is not None:
             # As the problem has it, so that the outputs are those that the walk has seen.
-            module = copy.deepcopy(module).to(dtype=problem.dtype, device=problem.device).eval()
+            kinds.check_kind(module, nn.Module, f"module of {self.name!r}", "a torch.nn.Module")
+            module = modules.duplicate(module, f"module of {self.name!r}").eval()
+            modules.convert(module, problem.dtype, problem.device)
         return replace(
             found,
             module=module,

@@ -46,6 +46,8 @@ class PreparedExperiment:
         Examples that the problem evaluates at once; None: all.
     classification : bool
         The network's outputs are logits of classes.
+    class_dim : int, optional
+        The axis of its outputs along which they are; None: 1 of outputs of shape (N, C).
     """
 
     problem: Problem
@@ -57,6 +59,7 @@ class PreparedExperiment:
     loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None
     batch_size: int | None = None
     classification: bool = False
+    class_dim: int | None = None
 
 
 def check_seed(seed: object) -> int:

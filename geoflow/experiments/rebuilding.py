@@ -44,6 +44,8 @@ class RebuiltWalk:
         What it was trained and is tested on.
     classification : bool
         The network's outputs are logits of classes.
+    class_dim : int, optional
+        The axis of its outputs along which they are; None: 1 of outputs of shape (N, C).
     """
 
     flow: RegularizingFlow
@@ -53,6 +55,7 @@ class RebuiltWalk:
     train: Data | None
     test: Data | None
     classification: bool = False
+    class_dim: int | None = None
 
     def test_problem(self) -> Problem | None:
         """Return the loss on the test set, which is no loss the walk keeps, as a problem.
@@ -81,7 +84,7 @@ def rebuild(attributes: Mapping[str, Any], *, device: torch.device | str = "cpu"
     Parameters
     ----------
     attributes : mapping
-        ``ds.attrs`` of a trajectory of one of the experiments, in schema 1.0.
+        ``ds.attrs`` of a trajectory of one of the experiments, in schema 1.0 to 1.2.
     device : torch.device or str
         Where to evaluate; it need not be that of the walk.
 
@@ -129,6 +132,7 @@ def rebuild(attributes: Mapping[str, Any], *, device: torch.device | str = "cpu"
         train=prepared.train,
         test=prepared.test,
         classification=prepared.classification,
+        class_dim=prepared.class_dim,
     )
 
 

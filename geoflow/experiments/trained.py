@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from geoflow.errors import InputError
 from geoflow.experiments import datasets, networks, training
 from geoflow.experiments.prepared import Data, PreparedExperiment, check_seed
+from geoflow.problems import modules
 from geoflow.problems.checks import check_device_and_dtype
 from geoflow.problems.parts import outputs
 from geoflow.problems.problem import Problem
@@ -138,7 +139,8 @@ class Experiment:
         module = self._blank().double().to_empty(device="cpu")
         networks.initialise(module, _generator(weights))
         return Start(
-            module=module.to(dtype=dtype, device=device),
+            # Its tensors have the names that the problem gives them.
+            module=modules.plain(module).to(dtype=dtype, device=device),
             train=_data(split.train_inputs, split.train_targets, dtype, device),
             test=_data(split.test_inputs, split.test_targets, dtype, device),
             given=_data(split.train_inputs, split.train_targets, torch.float64, "cpu"),

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geoflow.manifold.apart import Apart
 from geoflow.problems.several import weighted_gradient
 
 if TYPE_CHECKING:
@@ -56,8 +57,7 @@ class TangentHessian:
         self.regularizer_hessian: Callable[[Tensor], Tensor] = flow.regularizer_hessian(
             state.theta, state.regularizer_gradient
         )
-        size = max(float(torch.linalg.vector_norm(state.theta)), 1.0)
-        self.difference: float = difference_of(state.theta.dtype) * size
+        self.apart = Apart(state.theta, difference_of(state.theta.dtype))
         self.by_differences: bool = by_differences(state.theta.dtype)
 
     def tangent(self, v: Tensor) -> Tensor:
@@ -77,8 +77,11 @@ class TangentHessian:
         state, problem = self.state, self.flow.problem
         if self.single or not self.by_differences:
             return self(unit)[0]
-        ahead = weighted_gradient(problem, state.theta + self.difference * unit, state.multipliers)
-        curved = (ahead - self.pull).div_(self.difference)
+
+        def gradient(theta: Tensor) -> Tensor:
+            return weighted_gradient(problem, theta, state.multipliers)
+
+        curved = self.apart(gradient, self.pull, unit)
         return self.tangent(curved.add_(self.regularizer_hessian(unit)))
 
     @cached_property
@@ -97,8 +100,7 @@ class TangentHessian:
         """
         state, problem = self.state, self.flow.problem
         if self.by_differences:
-            _, ahead = problem.value_and_gradient(state.theta + self.difference * unit)
-            loss = ahead.sub_(state.gradients).div_(self.difference)
+            loss = self.apart(lambda at: problem.value_and_gradient(at)[1], state.gradients, unit)
         else:
             loss = problem.hvp(state.theta, unit)
         regularizer = self.regularizer_hessian(unit)

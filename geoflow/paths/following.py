@@ -299,7 +299,7 @@ def checked_levels(levels: Sequence[float]) -> list[float]:
         They are no different finite numbers, or there is none.
     """
     try:
-        found = [] if isinstance(levels, str | bytes) else [float(level) for level in levels]
+        found = [] if isinstance(levels, str | bytes) else [kinds.real(level) for level in levels]
     except (TypeError, ValueError, OverflowError):
         found = []
     if not found or not all(math.isfinite(c) and c != 0 for c in found):

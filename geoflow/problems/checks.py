@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +17,8 @@ from geoflow.problems.data import Tree
 from geoflow.system import kinds
 from geoflow.system.translation import reason
 
-# A derivative by differences may differ from the gradient's by this part of ‖∇f‖.
-DIFFERENCE_RTOL = {torch.float64: 1e-3, torch.float32: 5e-2}
-
-# And the loss from that beside its gradient, by this part of |L| and of ‖∇L‖‖θ‖: other kernels may
-# compute it, some of it in float32.
+# A loss and that beside its gradient may differ by this part of |L| and of ‖∇L‖‖θ‖: other kernels
+# may compute it, some of it in float32.
 VALUE_RTOL = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 # How torch says that it wants whole numbers, and that it has got some beside others.
@@ -34,13 +30,6 @@ _WHOLE_GIVEN = re.compile(
     r"(got|and|found|type|dtype|!=):? (Long|Int|Short|Char|Byte|Bool|UInt\d+|long int|int)\b"
     r"|\bwith (two|a) bool tensor"
 )
-
-
-class Derivable(Protocol):
-    """A scalar function of flat θ and its gradient."""
-
-    def __call__(self, theta: Tensor, /) -> tuple[Tensor, Tensor]:
-        """Value and gradient at θ."""
 
 
 def check_device_and_dtype(device: torch.device | str, dtype: torch.dtype) -> torch.device:
@@ -178,7 +167,8 @@ def check_mode(module: nn.Module, batch_size: int | None) -> None:
         stateful = isinstance(child, nn.SyncBatchNorm) or (
             isinstance(child, norms) and child.running_var is not None
         )
-        if child.training and (stateful or isinstance(child, random)):
+        drops = isinstance(child, random) and getattr(child, "p", None) != 0
+        if child.training and (stateful or drops):
             raise InputError(
                 f"module: {where} ({type(child).__name__}) is in training mode, which makes the "
                 "loss random or stateful; call module.eval()"
@@ -209,7 +199,9 @@ def naming_padding(parts: Any) -> Iterator[None]:
 
 
 @contextmanager
-def explained(dtype: torch.dtype, of: str = "loss") -> Iterator[None]:
+def explained(
+    dtype: torch.dtype, of: str = "loss", *, batch_size: int | None = None, remedy: str = ""
+) -> Iterator[None]:
     """Say of a first evaluation that fails what is likely to be the matter.
 
     Parameters
@@ -218,6 +210,10 @@ def explained(dtype: torch.dtype, of: str = "loss") -> Iterator[None]:
         In which it is evaluated.
     of : str
         The argument that is evaluated.
+    batch_size : int, optional
+        Examples that are evaluated at a time, where that is not all.
+    remedy : str
+        Of a function of flat θ, what gives it another dtype; empty for a network's loss.
 
     Raises
     ------
@@ -244,104 +240,26 @@ def explained(dtype: torch.dtype, of: str = "loss") -> Iterator[None]:
                 f"given others ({said}); give them as .long()"
             ) from error
         if of == "loss" and _WHOLE_GIVEN.search(said):
+            numbers = ".to(theta.dtype)" if remedy else ".float(), which is converted"
             raise InputError(
                 f"{of}: it has been given whole numbers beside {name} ({said}); give them as "
-                ".float(), which is converted"
+                f"{numbers}"
             ) from error
         if any(word in said for word in ("dtype", "scalar type", "Float", "Double", "BFloat16")):
-            like = "the inputs (x.dtype" if of == "loss" else "θ (theta.dtype"
+            like = "θ (theta.dtype" if remedy else "the inputs (x.dtype"
+            other = torch.float64 if dtype == torch.float32 else torch.float32
             raise InputError(
                 f"{of}: evaluated in {name}, and a tensor of yours is of another dtype ({said}); "
-                f"make it in the dtype of {like}, not .float()), or give dtype=torch.float32"
+                f"make it in the dtype of {like}, not .float()), or {remedy or 'give dtype='}"
+                f"{other}"
+            ) from error
+        if batch_size is not None:
+            raise InputError(
+                f"batch_size={batch_size}: the loss fails on {batch_size} of the examples "
+                f"({said}); if it works on all of them use batch_size=None, or "
+                "Problem.from_batches, whose batch_loss gives each batch's sum and weight"
             ) from error
         raise InputError(f"{of}: its first evaluation failed ({said})") from error
-
-
-def check_gradient(function: Derivable, theta0: Tensor, name: str) -> None:
-    """Compare a gradient with differences of the function near ``theta0``, along two directions.
-
-    A part of a function that leaves the graph, by ``detach`` or NumPy, has no share in the
-    gradient, and nothing else tells of it. The point is not ``theta0`` itself, where what is
-    computed at a module's own parameters would agree. There the function may have a kink, but no
-    jump.
-
-    Raises
-    ------
-    InputError
-        They differ by more than differences do; or the function jumps at ``theta0``.
-    """
-    start, slopes = function(theta0)
-    generator = torch.Generator().manual_seed(0)
-    random = torch.randn(theta0.shape, generator=generator, dtype=torch.float64).to(theta0)
-    scale = max(float(torch.linalg.vector_norm(theta0)), 1.0)
-    theta = theta0 + random * (1e-3 * scale / math.sqrt(theta0.numel()))
-    if not math.isfinite(_value(function, theta)):
-        theta = theta0
-    value, gradient = function(theta)
-    norm = float(torch.linalg.vector_norm(gradient))
-    if not math.isfinite(norm):
-        raise InputError(f"{name}: its gradient at theta0 is not finite; start elsewhere")
-    eps = torch.finfo(theta.dtype).eps
-    for direction in (random, random.sign() * theta.abs()):
-        size = float(torch.linalg.vector_norm(direction))
-        if size == 0:
-            continue
-        unit = direction / size
-        slope = float(torch.dot(gradient, unit))
-        allowed = DIFFERENCE_RTOL[theta.dtype] * max(norm / math.sqrt(theta.numel()), abs(slope))
-        for step in steps(theta):
-            ahead, behind = (_value(function, theta + s * unit) for s in (step, -step))
-            found = (ahead - behind) / (2 * step)
-            rounding = 10 * eps * max(abs(ahead), abs(behind), abs(float(value))) / step
-            if abs(found - slope) <= allowed + rounding:
-                break
-        else:
-            raise InputError(
-                f"{name}: along a direction it changes by {found:.6g} and its gradient says "
-                f"{slope:.6g}, so a part of it is not in the gradient (detach, item, NumPy, "
-                "checkpointing, vector_to_parameters) or it is not differentiable; compute it from "
-                "θ alone"
-            )
-    steepest = max(norm, float(torch.linalg.vector_norm(slopes)))
-    _check_jump(function, theta0, float(start), random / random.norm(), steepest, name)
-
-
-def _value(function: Derivable, theta: Tensor) -> float:
-    """Value beside ``theta0``, where the function may have none, as a root or a Cholesky factor."""
-    try:
-        return float(function(theta)[0])
-    except (GeoflowError, torch.OutOfMemoryError):
-        raise
-    except (RuntimeError, ValueError):
-        return math.nan
-
-
-def _check_jump(
-    function: Derivable, theta0: Tensor, start: float, unit: Tensor, steepest: float, name: str
-) -> None:
-    """Refuse a value at ``theta0`` that those near it do not come to."""
-    _, far, near, _ = steps(theta0)
-    for side in (unit, -unit):
-        close = _value(function, theta0 + near * side)
-        # What a slope and rounding make of it; a kink is no more than that.
-        explained = 100 * steepest * near + 1e4 * torch.finfo(theta0.dtype).eps * abs(start)
-        if abs(close - start) <= explained:
-            continue
-        further = _value(function, theta0 + far * side)
-        # A root's change is smaller the nearer it is, a jump's is not.
-        if abs(close - start) > 0.5 * abs(further - start):
-            raise InputError(
-                f"{name}: at theta0 it is {start:.6g} and {near:.0e} beside it {close:.6g}, so it "
-                "jumps there (a parametrization that takes its own weights otherwise than others "
-                "does); start elsewhere"
-            )
-
-
-def steps(theta: Tensor) -> list[float]:
-    """Step sizes for differences: the best of a smooth function first, others near kinks."""
-    scale = max(float(torch.linalg.vector_norm(theta)), 1.0)
-    best = torch.finfo(theta.dtype).eps ** (1 / 3) * scale
-    return [best, best / 30, best / 1000, 10 * best]
 
 
 def check_deterministic(first: Any, second: Any) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from geoflow.errors import InputError
 
-# A tensor, or a tuple, list or mapping of such.
+# A tensor, or a tuple, list, mapping or dataclass of such.
 Tree = Any
 
 WHOLE = (
@@ -70,6 +70,9 @@ def leaves(data: Tree, name: str) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(data, tuple | list):
         for i, value in enumerate(data):
             yield from leaves(value, f"{name}[{i}]")
+    elif is_record(data):
+        for key, value in fields_of(data).items():
+            yield from leaves(value, f"{name}.{key}")
 
 
 def mapped(data: Tree, function: Callable[[Tensor], Tensor]) -> Tree:
@@ -80,7 +83,30 @@ def mapped(data: Tree, function: Callable[[Tensor], Tensor]) -> Tree:
         return with_items(data, {key: mapped(value, function) for key, value in data.items()})
     if isinstance(data, tuple | list):
         return with_values(data, [mapped(value, function) for value in data])
+    if is_record(data):
+        values = {key: mapped(value, function) for key, value in fields_of(data).items()}
+        return with_fields(data, values)
     return data
+
+
+def is_record(data: Any) -> bool:
+    """Whether it is an object of a dataclass, and no mapping, tuple or list."""
+    known = isinstance(data, type | Tensor | nn.Module | Mapping | tuple | list)
+    return dataclasses.is_dataclass(data) and not known
+
+
+def fields_of(record: Any) -> dict[str, Any]:
+    """What an object of a dataclass holds, by field."""
+    names = [field.name for field in dataclasses.fields(record)]
+    return {name: getattr(record, name) for name in names if hasattr(record, name)}
+
+
+def with_fields(like: Any, values: dict[str, Any]) -> Any:
+    """A copy of an object of a dataclass, frozen or not, with other values."""
+    filled = copy.copy(like)
+    for name, value in values.items():
+        object.__setattr__(filled, name, value)
+    return filled
 
 
 def with_items(like: Mapping[Any, Any], items: dict[Any, Any]) -> Mapping[Any, Any]:
@@ -164,7 +190,7 @@ def update(digest: hashlib._Hash, data: Any) -> None:
         digest.update(f"{type(data).__name__} {len(said)} ".encode())
         digest.update(said)
     else:
-        for value in _held(data):
+        for value in held(data):
             update(digest, value)
 
 
@@ -176,7 +202,7 @@ def _update_array(digest: hashlib._Hash, array: NDArray[Any]) -> None:
     digest.update(array.tobytes())
 
 
-def _held(data: Any) -> Iterable[Any]:
+def held(data: Any) -> Iterable[Any]:
     """What a tree, or a dataclass, holds; nothing of what is neither."""
     if isinstance(data, Mapping):
         return data.values()

@@ -158,8 +158,9 @@ def _check_gradient(found: list[Tensor], right: list[Tensor]) -> None:
     if right and off > 1e4 * torch.finfo(right[0].dtype).eps * size:
         raise InputError(
             f"module: at other weights than its own its gradient is off by {off / size:.1e} of its "
-            "norm, so they are not in the gradient everywhere (checkpointing computes again at its "
-            "own weights, in the backward pass); leave that out, as by use_checkpoint=False"
+            "norm, so they are not in the gradient everywhere (checkpointing and odeint_adjoint "
+            "compute again at its own weights, in the backward pass); leave that out, as by "
+            "use_checkpoint=False, or odeint"
         )
 
 

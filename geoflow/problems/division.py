@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from geoflow.errors import GeoflowError, InputError
-from geoflow.problems import data, modules
+from geoflow.problems import checks, data, modules
 from geoflow.problems.data import Tree
 from geoflow.problems.dependence import nearby
 from geoflow.problems.parts import LossPart, ModulePart, Parameters
@@ -57,11 +57,12 @@ def divided(
     Raises
     ------
     InputError
-        The loss of all examples is no such sum.
+        The loss of all examples is no such sum, or has no value on some of them.
     """
     if batch_size is None or batch_size >= data.length(whole.inputs):
         return (whole,)
-    return _chunks(whole, batch_size, parameters, whole.loss_fn if fresh is None else fresh)
+    with checks.explained(next(iter(parameters.values())).dtype, batch_size=batch_size):
+        return _chunks(whole, batch_size, parameters, whole.loss_fn if fresh is None else fresh)
 
 
 def weighed(part: ModulePart, parameters: Parameters) -> ModulePart:
@@ -192,6 +193,9 @@ def _joined(found: list[Tree]) -> Tree:
     if isinstance(first, tuple | list):
         each = zip(*found, strict=True)
         return data.with_values(first, [_joined(list(values)) for values in each])
+    if data.is_record(first):
+        fields = [data.fields_of(f) for f in found]
+        return data.with_fields(first, {k: _joined([f[k] for f in fields]) for k in fields[0]})
     if all(f is None for f in found):
         return None
     raise InputError(

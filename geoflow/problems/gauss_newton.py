@@ -11,7 +11,6 @@ from torch import Tensor
 
 from geoflow.errors import GeoflowError, InputError
 from geoflow.problems import data
-from geoflow.problems.checks import DIFFERENCE_RTOL, steps
 from geoflow.problems.derivatives import (
     Tensors,
     Weighted,
@@ -22,6 +21,7 @@ from geoflow.problems.derivatives import (
     twice_differentiable,
     variables_of,
 )
+from geoflow.problems.differences import DIFFERENCE_RTOL, steps
 from geoflow.problems.parts import LossPart, ModulePart, Parameters
 from geoflow.problems.products import agrees
 from geoflow.system.translation import reason
@@ -207,7 +207,7 @@ class _Outputs:
             derivable(value), self.inputs, retain_graph=True, allow_unused=True
         )
         if any(gradient is not None for gradient in held):
-            raise _not_found(self.tree)
+            raise _not_found(self.tree) if _hides(self.tree) else _not_of_outputs()
         return value, weight
 
 
@@ -215,7 +215,21 @@ def _not_found(tree: Any) -> InputError:
     return InputError(
         f"module: what it gives (a {type(tree).__name__}) has its tensors where they are not "
         "found, or none with a derivative in θ, and the Gauss–Newton matrix is of them; return a "
-        "tensor, or a tuple or dict of them"
+        "tensor, or a tuple, dict or dataclass of them"
+    )
+
+
+def _hides(tree: Any) -> bool:
+    """Whether what a network gives may hold tensors that are not found."""
+    if isinstance(tree, Mapping | tuple | list) or data.is_record(tree):
+        return any(_hides(value) for value in data.held(tree))
+    return not isinstance(tree, Tensor | bool | int | float | complex | str | None)
+
+
+def _not_of_outputs() -> InputError:
+    return InputError(
+        "loss: it uses more of the network than its outputs (an activation that a hook keeps, the "
+        "weights), so there is no Gauss–Newton matrix; return that beside the outputs in forward"
     )
 
 

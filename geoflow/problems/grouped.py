@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.func import grad_and_value, vmap
+from torch.func import grad_and_value
 
 from geoflow.errors import InputError
-from geoflow.problems import arithmetic, checks, data
+from geoflow.problems import arithmetic, checks, data, differences
 from geoflow.problems.counting import Counted
 from geoflow.problems.division import joined
+from geoflow.problems.each import each
 from geoflow.problems.parts import ModulePart, Parameters, TensorSpec, module_parts
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
@@ -124,7 +125,7 @@ class Grouped(Counted):
         parameters = self.unflatten(theta)
         with torch.set_grad_enabled(theta.requires_grad), arithmetic.exact(self.device):
             if self._single is not None:
-                return vmap(self._of_one, (None, *_batched(self._single)))(
+                return each(self._of_one, (None, *_batched(self._single)))(
                     parameters, *self._single
                 )
             return torch.stack([self._of_group(parameters, *g) for g in self._groups])
@@ -168,7 +169,7 @@ class Grouped(Counted):
         checks.check_like(v, self.theta0, "v")
         self._check_budget(2)
         size = float(torch.linalg.vector_norm(v))
-        step = checks.steps(theta)[0] / (size or 1.0)
+        step = differences.steps(theta)[0] / (size or 1.0)
         ahead, behind = (self.value_and_gradient(theta + s * v)[1] for s in (step, -step))
         self._n_gradient, self._n_hvp = self._n_gradient - 2, self._n_hvp + 1
         return (ahead - behind) / (2 * step)
@@ -184,7 +185,7 @@ class Grouped(Counted):
 
         n = len(self._groups)
         at_once = max(BYTES_AT_ONCE // (theta.numel() * theta.element_size()), 1)
-        made: Callable[..., Any] = vmap(
+        made: Callable[..., Any] = each(
             grad_and_value(self._of_one),
             (None, *_batched(self._single)),
             # All in one are returned as they are, one chunk would be copied.

@@ -24,6 +24,7 @@ from geoflow.problems.parts import (
     Parameters,
     TensorSpec,
     as_weight,
+    laid_out,
 )
 from geoflow.system import kinds
 
@@ -45,7 +46,8 @@ def of_module(
     kinds.check_kind(module, nn.Module, "module", "a torch.nn.Module")
     _check_loss(loss_fn)
     given = inputs, targets
-    inputs, targets = data.tensors(inputs, "inputs"), data.tensors(targets, "targets")
+    inputs = data.tensors(inputs, "inputs")
+    targets = None if targets is None else data.tensors(targets, "targets")
     checks.check_data(inputs, targets, batch_size)
     checks.check_mode(module, batch_size)
     digest = data.sha256(inputs, targets)
@@ -62,8 +64,10 @@ def of_module(
         data.owned(data.convert(targets, dtype, device), given),
         lambda t: t.long() if t.dtype in data.WHOLE else t,
     )
-    with checks.explained(dtype), arithmetic.exact(device), torch.enable_grad():
-        size = batch_size or data.length(x)
+    size = batch_size or data.length(x)
+    some = batch_size if size < data.length(x) else None
+    guard = checks.explained(dtype, batch_size=some)
+    with guard, arithmetic.exact(device), torch.enable_grad():
         first = data.chunk(x, 0, size), data.chunk(y, 0, size)
 
         def loss(own: nn.Module, at: Parameters, loss_module: nn.Module | None) -> Tensor:
@@ -144,7 +148,7 @@ def of_function(loss: Callable[[Tensor], Tensor], theta0: Tensor) -> Made:
     if not torch.isfinite(theta0).all():
         raise InputError("theta0 has non-finite entries; remove them")
     theta0 = theta0.detach().clone()
-    guard = checks.explained(theta0.dtype)
+    guard = checks.explained(theta0.dtype, remedy="give theta0 in ")
     with guard, torch.no_grad(), arithmetic.exact(theta0.device):
         value = loss(theta0.clone())
     shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -156,11 +160,7 @@ def of_function(loss: Callable[[Tensor], Tensor], theta0: Tensor) -> Made:
 
 def flat(moving: dict[str, Tensor]) -> tuple[Tensor, tuple[TensorSpec, ...]]:
     """θ0, and where each tensor lies in it."""
-    specs, offset = [], 0
-    for name, value in moving.items():
-        specs.append(TensorSpec(name, offset, tuple(value.shape)))
-        offset += value.numel()
-    return torch.cat([p.reshape(-1) for p in moving.values()]), tuple(specs)
+    return torch.cat([p.reshape(-1) for p in moving.values()]), laid_out(moving)
 
 
 def hash_of(batches: Iterator[Any]) -> str:

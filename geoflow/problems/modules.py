@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from geoflow.errors import InputError
+from geoflow.problems.storage import check_memory
 from geoflow.system import kinds
 from geoflow.system.translation import reason
 
@@ -67,33 +68,45 @@ def network(
     InputError
         Nothing to move, or a module that cannot be evaluated at parameters other than its own.
     """
-    _check_wrappers(module)
-    given = unwrap(module)
-    check_kind(given)
-    plain = duplicate(given, memo=memo)
-    for child in list(plain.modules()):
-        for key, grandchild in list(child.named_children()):
-            if (inner := unwrap(grandchild)) is not grandchild:
-                setattr(child, key, inner)
-    convert(plain, dtype, device)
-    free = {n: p for n, p in plain.named_parameters() if p.requires_grad}
-    chosen = _matching(list(free), parameters, tied_names(plain))
-    moving = {n: free[n].detach() for n in chosen}
+    copied = plain(module, memo)
+    convert(copied, dtype, device)
+    moving = {n: p.detach() for n, p in moving_parameters(copied, parameters).items()}
     for name, tensor in moving.items():
         if bad := int((~torch.isfinite(tensor)).sum()):
             raise InputError(f"module: {name} has {bad} non-finite values in {dtype}; set them")
-    own = parameters_by_name(given)
-    check_memory({n: own[n] for n in moving if n in own}, {**own, **dict(given.named_buffers())})
-    for name, child in plain.named_modules():
+    own, buffers = parameters_by_name(module), dict(unwrap(module).named_buffers())
+    check_memory({n: own[n] for n in moving if n in own}, {**own, **buffers})
+    for name, child in copied.named_modules():
         moves = (f"{name}.weight" if name else "weight") in moving
         if moves and isinstance(child, nn.Embedding | nn.EmbeddingBag) and child.sparse:
             raise InputError(
                 f"module: {name or 'module'} ({type(child).__name__}) has sparse=True, and θ is "
                 "dense; set sparse=False"
             )
-    fixed = {n: p.detach() for n, p in plain.named_parameters() if n not in moving}
-    fixed.update({n: b.detach() for n, b in plain.named_buffers()})
-    return Network(plain, moving, fixed)
+    fixed = {n: p.detach() for n, p in copied.named_parameters() if n not in moving}
+    fixed.update({n: b.detach() for n, b in copied.named_buffers()})
+    return Network(copied, moving, fixed)
+
+
+def plain(module: nn.Module, memo: Memo | None = None) -> nn.Module:
+    """Copy a module without the wrappers of ``torch.compile`` and ``DataParallel`` around or in it.
+
+    Its parameters then have the names that problems give them, and can be replaced.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Not changed.
+    memo : dict, optional
+        Of :func:`duplicate`.
+
+    Raises
+    ------
+    InputError
+        A wrapper that computes something, or parameters that cannot be replaced from outside.
+    """
+    check_kind(unwrap(module))
+    return _unwrapped_copy(module, "module", memo)
 
 
 def loss(module: nn.Module, dtype: torch.dtype, device: torch.device, memo: Memo) -> nn.Module:
@@ -102,7 +115,8 @@ def loss(module: nn.Module, dtype: torch.dtype, device: torch.device, memo: Memo
     Parameters
     ----------
     module : torch.nn.Module
-        Not changed.
+        Not changed. Wrappers are taken off, as those of a network are: what a compiled one has as
+        its ``reduction`` is a copy, that of the one inside counts.
     dtype, device
         Of the copy.
     memo : dict
@@ -111,13 +125,23 @@ def loss(module: nn.Module, dtype: torch.dtype, device: torch.device, memo: Memo
     Raises
     ------
     InputError
-        It cannot be copied, or has parameters that are not there yet.
+        It cannot be copied, has parameters that are not there yet, or a wrapper that computes
+        something.
     """
-    for name, parameter in module.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise InputError(f"loss_fn: {name} is not initialised yet; run it once")
-    copied = duplicate(module, "loss_fn", memo)
+    _check_initialised(dict(unwrap(module).named_parameters()), "loss_fn")
+    copied = _unwrapped_copy(module, "loss_fn", memo)
     convert(copied, dtype, device)
+    return copied
+
+
+def _unwrapped_copy(module: nn.Module, of: str, memo: Memo | None) -> nn.Module:
+    """A copy without wrappers around or in it; ``of`` is the argument's name."""
+    check_wrappers(module, of)
+    copied = duplicate(unwrap(module), of, memo)
+    for child in list(copied.modules()):
+        for key, grandchild in list(child.named_children()):
+            if (inner := unwrap(grandchild)) is not grandchild:
+                setattr(child, key, inner)
     return copied
 
 
@@ -143,8 +167,8 @@ def _inside(wrapper: nn.Module) -> nn.Module | None:
     return None
 
 
-def _check_wrappers(module: nn.Module) -> None:
-    """Refuse wrappers that compute something beside what they wrap.
+def check_wrappers(module: nn.Module, of: str = "module") -> None:
+    """Refuse wrappers that compute something beside what they wrap, by the argument's name.
 
     Raises
     ------
@@ -152,16 +176,16 @@ def _check_wrappers(module: nn.Module) -> None:
         One has a hook, or a forward pass of its own.
     """
     for name, child in module.named_modules():
-        where = f"{name or 'module'} ({type(child).__name__})"
+        where = f"{name or of} ({type(child).__name__})"
         if _inside(child) is not None:
             if child._forward_hooks or child._forward_pre_hooks:
                 raise InputError(
-                    f"module: {where} has a forward hook, and is taken off; register it on the "
+                    f"{of}: {where} has a forward hook, and is taken off; register it on the "
                     "module inside"
                 )
         elif isinstance(child, PARALLEL):
             raise InputError(
-                f"module: {where} has a forward pass of its own, which is lost where it is taken "
+                f"{of}: {where} has a forward pass of its own, which is lost where it is taken "
                 "off; make it a plain nn.Module around the one inside"
             )
 
@@ -191,14 +215,20 @@ def check_kind(module: nn.Module) -> None:
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_meta:
             raise InputError(f"module: {name} is on the device 'meta', without values; load them")
+    _check_initialised(dict(module.named_parameters()), "module")
     for name, parameter in module.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise InputError(f"module: {name} is not initialised yet; run the module once")
         if parameter.is_complex():
             raise InputError(
                 f"module: {name} is complex, and θ is real; keep its real and imaginary parts as "
                 "two real parameters"
             )
+
+
+def _check_initialised(parameters: Mapping[str, nn.Parameter], of: str) -> None:
+    for name, parameter in parameters.items():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            run = "the module" if of == "module" else "it"
+            raise InputError(f"{of}: {name} is not initialised yet; run {run} once")
 
 
 def duplicate(module: Layer, of: str = "module", memo: Memo | None = None) -> Layer:
@@ -235,75 +265,6 @@ def duplicate(module: Layer, of: str = "module", memo: Memo | None = None) -> La
             f"{of}: {type(module).__name__} cannot be copied "
             f"({reason(error)}); remove what it keeps beside its parameters"
         ) from None
-
-
-def check_memory(moving: Mapping[str, Tensor], beside: Mapping[str, Tensor]) -> None:
-    """Refuse parameters that are stored in one memory: each would be a coordinate of its own.
-
-    Parameters
-    ----------
-    moving : mapping of str to Tensor
-        Parameters that are to move.
-    beside : mapping of str to Tensor
-        Those, and whatever else could share their memory. A parameter under two names is one.
-
-    Raises
-    ------
-    InputError
-        Two of them share memory, or one has elements that do.
-    """
-    held = {**beside, **moving}
-    by_storage: dict[tuple[str, int], dict[int, str]] = {}
-    for name, tensor in held.items():
-        if tensor.numel() and tensor.layout == torch.strided:
-            storage = (str(tensor.device), tensor.untyped_storage().data_ptr())
-            by_storage.setdefault(storage, {}).setdefault(id(tensor), name)
-    for name, tensor in moving.items():
-        if _has_element_twice(tensor):
-            raise InputError(
-                f"module: {name} has elements that share memory (expand), and θ would hold each; "
-                "make the parameter of those that differ, and expand it in forward"
-            )
-    for sharing in by_storage.values():
-        names = sorted(sharing.values(), key=lambda name: _extent(held[name]))
-        for i, first in enumerate(names):
-            for second in names[i + 1 :]:
-                if _extent(held[second])[0] >= _extent(held[first])[1]:
-                    break
-                moves = first in moving or second in moving
-                # Columns of one matrix lie between one another.
-                if moves and torch.isin(_places(held[first]), _places(held[second])).any():
-                    raise InputError(
-                        f"module: {first} and {second} share memory without being one parameter, "
-                        "and θ would hold it twice; tie them as one nn.Parameter under both names"
-                    )
-
-
-def _extent(tensor: Tensor) -> tuple[int, int]:
-    """The bytes of its storage that a tensor begins and ends at."""
-    size, start = tensor.element_size(), int(tensor.storage_offset())
-    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return size * start, size * (start + int(last) + 1)
-
-
-def _places(tensor: Tensor) -> Tensor:
-    """The byte of its storage that each element of a tensor begins at, flat."""
-    places = torch.tensor(tensor.storage_offset())
-    for n, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        places = places[..., None] + torch.arange(n) * stride
-    return tensor.element_size() * places.reshape(-1)
-
-
-def _has_element_twice(tensor: Tensor) -> bool:
-    if tensor.layout != torch.strided or not tensor.numel():
-        return False
-    reach = 0
-    for stride, n in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        # Each dimension steps over all that those before it reach.
-        if n > 1 and stride <= reach:
-            return len(_places(tensor).unique()) < tensor.numel()
-        reach += (n - 1) * stride
-    return False
 
 
 def computes_as(module: nn.Module, layers: tuple[type[Layer], ...]) -> TypeGuard[Layer]:
@@ -344,7 +305,7 @@ def convert(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None
 def tied_names(module: nn.Module) -> dict[str, str]:
     """Other names of parameters that are in several places, each with the first."""
     first: dict[int, str] = {}
-    named = module.named_parameters(remove_duplicate=False)
+    named = parameters_by_name(module).items()
     found = {name: first.setdefault(id(parameter), name) for name, parameter in named}
     return {name: own for name, own in found.items() if name != own}
 
@@ -355,6 +316,29 @@ def matching_names(names: Iterable[str], ties: Mapping[str, str], pattern: str) 
     return found | {
         own for other, own in ties.items() if own in names and fnmatchcase(other, pattern)
     }
+
+
+def moving_parameters(
+    module: nn.Module, patterns: str | Sequence[str] | None = None
+) -> dict[str, nn.Parameter]:
+    """Those that make up the θ of a problem of the module, by their names there and in their order.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Whatever is wrapped around modules.
+    patterns : str or sequence of str, optional
+        As the ``parameters`` of :meth:`geoflow.Problem.from_module`.
+
+    Raises
+    ------
+    InputError
+        There is none, a pattern is the name of none, or one is not initialised yet.
+    """
+    named, ties = parameters_by_name(module), tied_names(module)
+    free = {n: p for n, p in named.items() if n not in ties and p.requires_grad}
+    _check_initialised(free, "module")
+    return {n: free[n] for n in _matching(list(free), patterns, ties)}
 
 
 def _matching(

@@ -32,6 +32,15 @@ class TensorSpec(NamedTuple):
     shape: tuple[int, ...]
 
 
+def laid_out(tensors: Mapping[str, Tensor]) -> tuple[TensorSpec, ...]:
+    """Where each of these lies in one flat vector of them all, in their order."""
+    specs, offset = [], 0
+    for name, tensor in tensors.items():
+        specs.append(TensorSpec(name, offset, tuple(tensor.shape)))
+        offset += tensor.numel()
+    return tuple(specs)
+
+
 # The sum of the losses of some examples, and their weight: scalars both.
 Weighted = tuple[Tensor, Tensor]
 
@@ -254,7 +263,7 @@ def as_weight(weight: Any) -> Any:
                     as_weight(float(found.detach()))
             return found
     try:
-        number = math.nan if isinstance(weight, str | bytes) else float(weight)
+        number = math.nan if isinstance(weight, str | bytes) else kinds.real(weight)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         number = math.nan
     if not (math.isfinite(number) and number >= 0):
@@ -365,12 +374,21 @@ def outputs(
     -------
     Tensor, shape (N, …)
     """
+    return torch.cat(list(output_chunks(module, parameters, inputs, batch_size)))
+
+
+def output_chunks(
+    module: nn.Module,
+    parameters: Mapping[str, Tensor],
+    inputs: Tree,
+    batch_size: int = OUTPUTS_AT_ONCE,
+) -> Iterator[Tree]:
+    """What :func:`outputs` puts together, chunk by chunk, whatever tree of tensors it is."""
     n = data.length(inputs)
     held = {name: tensor.detach() for name, tensor in parameters.items()}
     device = next(t.device for _, t in data.leaves(inputs, ""))
-    parts = []
     for start in range(0, n, batch_size):
         arguments, keywords = as_arguments(data.chunk(inputs, start, batch_size))
         with arithmetic.exact(device):
-            parts.append(functional_call(module, held, arguments, keywords).detach())
-    return torch.cat(parts)
+            found = functional_call(module, held, arguments, keywords)
+        yield data.mapped(found, lambda tensor: tensor.detach())

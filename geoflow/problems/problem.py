@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 
 from geoflow.errors import InputError
 from geoflow.problems import (
@@ -18,6 +17,8 @@ from geoflow.problems import (
     checks,
     dependence,
     derivatives,
+    differences,
+    flattening,
     gauss_newton,
     live,
     making,
@@ -25,6 +26,7 @@ from geoflow.problems import (
 )
 from geoflow.problems.data import Tree
 from geoflow.problems.dtypes import dtype_name
+from geoflow.problems.each import each
 from geoflow.problems.parts import (
     LossPart,
     ModulePart,
@@ -75,11 +77,13 @@ class Problem(Picklable):
         self._captured = capture.Captured() if fixed and capture.pays(theta0) else None
         # Of batches only the first has been evaluated before.
         with checks.explained(theta0.dtype):
+            own = flattening.apart(theta0, tensors, copied=True)
+            self._copied = flattening.views_as_complex(parts, own)
             first_loss = self.loss(theta0)
         checks.check_deterministic(first_loss, self.loss(theta0))
         with self.uncounted():
             with checks.naming_padding(parts):
-                checks.check_gradient(self.value_and_gradient, theta0, "loss")
+                differences.check_gradient(self.value_and_gradient, theta0, "loss")
             (value, first), (_, second) = (self.value_and_gradient(theta0) for _ in range(2))
             checks.check_repeatable(first, second)
             checks.check_same_value(first_loss, value, first, theta0)
@@ -114,7 +118,8 @@ class Problem(Picklable):
             The network is called ``module(inputs)``, ``module(*inputs)`` for a tuple,
             ``module(**inputs)`` for a dictionary. Floating numbers are converted to ``dtype``;
             whole numbers are kept, integer targets as int64. Copied: nothing that happens to
-            yours later is of effect, and the loss may not write into them.
+            yours later is of effect, and the loss may not write into them. Targets may be None: so
+            the loss gets them.
         batch_size : int, optional
             Evaluate in chunks of this many examples: the same result to rounding,
             with memory flat in N, where examples do not act on each other. None: the whole set at
@@ -216,7 +221,7 @@ class Problem(Picklable):
         ------
         InputError
             The problem is not of :meth:`from_module`, so its outputs are not known; or they are no
-            tensors, in tuples or dictionaries.
+            tensors, in tuples, dictionaries or dataclasses.
         """
         parameters = self.unflatten(self.theta0)
         parts = of_network(self._parts, "their number")
@@ -286,7 +291,7 @@ class Problem(Picklable):
         if thetas.ndim != 2:
             raise InputError(f"thetas has shape {tuple(thetas.shape)}; give (N, P)")
         with torch.no_grad():
-            return vmap(self.loss)(thetas)
+            return each(self.loss)(thetas)
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """L(θ), a scalar tensor, and ∇L(θ), shape (P,): one evaluation.
@@ -356,16 +361,16 @@ class Problem(Picklable):
     def unflatten(self, theta: Tensor, name: str = "theta") -> Parameters:
         """Views of flat θ by parameter name, as the module names them; differentiable in θ.
 
+        Where the loss views numbers as complex ones, as Fourier layers do, they are copies, since
+        torch does that at even places of memory alone; differentiable too.
+
         Raises
         ------
         InputError
             θ has another shape, dtype or device than :attr:`theta0`.
         """
         checks.check_like(theta, self.theta0, name)
-        return {
-            s.name: theta.narrow(0, s.offset, math.prod(s.shape)).view(s.shape)
-            for s in self.tensors
-        }
+        return flattening.apart(theta, self.tensors, copied=self._copied)
 
     def _evaluated(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """L and ∇L; not counted."""
@@ -377,10 +382,11 @@ class Problem(Picklable):
             value, weight, gradient = derivatives.value_and_gradient(
                 part.sum_and_weight, parameters
             )
-            return (value, _flatten(gradient)), weight
+            return (value, flattening.together(gradient)), weight
 
         value, gradient = self._mean(contribution(part) for part in self._parts)
-        if given._version:
+        # Of a view the version is that of the whole.
+        if any(t._version for t in parameters.values()):
             raise InputError(
                 "loss: it writes into its parameters while it is evaluated; remove what does "
                 "(an embedding's max_norm, an in-place operation)"
@@ -408,7 +414,7 @@ class Problem(Picklable):
 
         def contribution(part: LossPart) -> tuple[tuple[Tensor], Tensor]:
             product, weight = multiply(part, at, along)
-            return (_flatten(product),), weight
+            return (flattening.together(product),), weight
 
         return self._mean(contribution(part) for part in self._parts)[0]
 
@@ -419,7 +425,3 @@ class Problem(Picklable):
         with arithmetic.exact(self.device):
             sums, weight = add_up(contributions)
         return tuple((total / weight).to(self.dtype) for total in sums)
-
-
-def _flatten(tensors: Mapping[str, Tensor]) -> Tensor:
-    return torch.cat([t.reshape(-1) for t in tensors.values()]).detach()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import InputError
-from geoflow.problems.checks import DIFFERENCE_RTOL, Derivable, steps
+from geoflow.problems.differences import DIFFERENCE_RTOL, Derivable, steps
 
 Product = Callable[[Tensor, Tensor], Tensor]
 

@@ -16,6 +16,8 @@ from geoflow.errors import InputError
 
 # What a message shows of a value.
 LONGEST = 60
+# Numbers of an array; of more its shape.
+FEW = 3
 
 # As of a float: what is longer is no count of anything, and Python may not write it.
 LONGEST_WHOLE = 1024
@@ -74,6 +76,19 @@ def as_path(path: Any, name: str = "path") -> Path:
     return Path(path)
 
 
+def real(value: Any) -> float:
+    """``float(value)``, but for NumPy's complex numbers, of which that drops the imaginary part.
+
+    Raises
+    ------
+    TypeError, ValueError, OverflowError, RuntimeError
+        It is no real number, or none that a float can hold.
+    """
+    if isinstance(value, np.complexfloating):
+        raise TypeError(f"{value} is complex")
+    return float(value)
+
+
 def as_number(value: Any, name: str) -> float:
     """A number as a float.
 
@@ -86,7 +101,7 @@ def as_number(value: Any, name: str) -> float:
         # float("3") is 3, and float(True) is 1.
         if isinstance(value, str | bytes | bool | np.bool_):
             raise TypeError
-        return float(value)
+        return real(value)
     except OverflowError:  # a whole number, or a fraction of two
         raise InputError(f"{name}={shown(value)}; give a number that a float can hold") from None
     except (TypeError, ValueError, RuntimeError):  # a tensor of several, or on no device
@@ -184,8 +199,11 @@ def as_numbers(values: Any, name: str) -> NDArray[np.float64]:
     """
     try:
         array = np.asarray(values)
-        # Which would become NaN.
-        if array.dtype == object and any(value is None for value in array.flat):
+        # Of which the one would become NaN, and the other lose its imaginary part.
+        lost = None | np.complexfloating
+        if array.dtype == object and any(isinstance(value, lost) for value in array.flat):
+            raise TypeError
+        if array.dtype.kind == "c":
             raise TypeError
         return np.asarray(values, dtype=np.float64)
     except OverflowError:
@@ -207,6 +225,17 @@ class _Short(reprlib.Repr):
             return super().repr_int(x, level)
         except ValueError:  # of more digits than Python writes
             return f"a number of {x.bit_length()} bits"
+
+    def repr_Tensor(self, x: Any, level: int) -> str:
+        """Of many numbers the shape says more than the first of them do."""
+        few = x.numel() <= FEW
+        return self.repr_instance(x, level) if few else f"a tensor of shape {tuple(x.shape)}"
+
+    repr_Parameter = repr_Tensor
+
+    def repr_ndarray(self, x: Any, level: int) -> str:
+        few = x.size <= FEW
+        return self.repr_instance(x, level) if few else f"an array of shape {x.shape}"
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
         parts = [f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}" for k, v in x.items()]

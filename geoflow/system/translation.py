@@ -35,7 +35,15 @@ UNREADABLE = (
 )
 
 # And where a file cannot be written, or cannot hold what is to be written.
-UNWRITABLE = (OSError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError)
+UNWRITABLE = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+)
 
 # Bytes that are free, with which a disk is full for the smallest file of netCDF.
 LITTLE = 2**14
@@ -199,7 +207,7 @@ def _remedy(error: Exception, path: Path) -> str:
         return "free space or choose another"
     if number in FORBIDDEN:
         return "choose another"
-    if isinstance(error, ValueError | TypeError | OverflowError):
+    if isinstance(error, ValueError | TypeError | AttributeError | OverflowError):
         return "leave out what such a file cannot hold"
     try:
         free = f"{shutil.disk_usage(path.parent).free / 2**20:,.0f} MiB are free there; "

@@ -1,4 +1,4 @@
-"""From the records of a walk to an xarray dataset in schema 1.0."""
+"""From the records of a walk to an xarray dataset in schema 1.0 to 1.2."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def to_dataset(
     observables: Sequence[str],
     attributes: Mapping[str, Any],
 ) -> xr.Dataset:
-    """Assemble a trajectory dataset in schema 1.0.
+    """Assemble a trajectory dataset in schema 1.0 to 1.2.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def assemble(
     observables: Sequence[str],
     attributes: Mapping[str, Any],
 ) -> xr.Dataset:
-    """Put arrays, NumPy's or Dask's, together as schema 1.0 has them.
+    """Put arrays, NumPy's or Dask's, together as the schema has them.
 
     Parameters
     ----------

@@ -45,7 +45,7 @@ def diff(a: xr.Dataset, b: xr.Dataset, *, rtol: float = 0.0, atol: float = 0.0) 
     Parameters
     ----------
     a, b : xarray.Dataset
-        In schema 1.0, or that of paths. θ is read one snapshot at a time.
+        In schema 1.0 to 1.2, or that of paths. θ is read one snapshot at a time.
     rtol, atol : float
         Values x and y agree where their distance is at most ``atol`` + ``rtol``·max(‖x‖, ‖y‖):
         two numbers, or θ as a whole at one snapshot. NaN agrees with NaN.

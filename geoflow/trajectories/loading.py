@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from numbers import Integral
 
 import torch
@@ -10,7 +11,9 @@ import xarray as xr
 from torch import nn
 
 from geoflow.errors import InputError
-from geoflow.problems.modules import check_memory, parameters_by_name
+from geoflow.problems.modules import parameters_by_name
+from geoflow.problems.parts import TensorSpec
+from geoflow.problems.storage import check_memory
 from geoflow.system import kinds
 from geoflow.system.translation import reason
 from geoflow.trajectories import path_schema
@@ -27,7 +30,7 @@ def load_into(module: nn.Module, ds: xr.Dataset, snapshot: int = -1) -> None:
         as it is; tied parameters stay tied; wrappers of ``torch.compile`` and ``DataParallel`` are
         seen through.
     ds : xarray.Dataset
-        A trajectory in schema 1.0, or a regularisation path.
+        A trajectory in schema 1.0 to 1.2, or a regularisation path.
     snapshot : int
         Which snapshot, or which point of a path; counted from the end where negative.
 
@@ -48,11 +51,7 @@ def load_into(module: nn.Module, ds: xr.Dataset, snapshot: int = -1) -> None:
     >>> bool((module.weight.flatten() == torch.from_numpy(ds.theta[-1].values[:2])).all())
     True
     """
-    kinds.check_kind(module, nn.Module, "module", "the network that was walked")
-    kinds.check_dataset(ds, "theta", "tensor_name", "tensor_shape")
-    for name in ("tensor_name", "tensor_shape"):
-        if ds[name].dims != ("tensor",):
-            raise InputError(f"ds: {name} is not along 'tensor'; give all tensors of the walk")
+    specs = tensors_of(ds, module)
     kinds.check_kind(snapshot, Integral, "snapshot", "a whole number")
     if isinstance(snapshot, bool):
         raise InputError(f"snapshot={snapshot}; give a whole number")
@@ -60,12 +59,43 @@ def load_into(module: nn.Module, ds: xr.Dataset, snapshot: int = -1) -> None:
     n = ds.sizes.get(along, 0)
     if not -n <= snapshot < n:
         raise InputError(f"snapshot={snapshot}: there are {n}; count from 0, or from −1")
-    values = ds["theta"].isel({along: snapshot}).values
-    if values.ndim != 1:
-        raise InputError("ds: theta is not along 'parameter'; give all parameters of the walk")
-    theta = torch.from_numpy(values)
+    theta = torch.from_numpy(ds["theta"].isel({along: snapshot}).values)
     own = parameters_by_name(module)
-    pairs, offset = [], 0
+    check_memory({s.name: own[s.name] for s in specs}, own)
+    with torch.no_grad():
+        for spec in specs:
+            part = theta[spec.offset : spec.offset + math.prod(spec.shape)]
+            own[spec.name].copy_(part.reshape(spec.shape))
+
+
+def tensors_of(ds: xr.Dataset, module: nn.Module) -> tuple[TensorSpec, ...]:
+    """Where the tensors of a walk or path lie in its θ, each one a parameter of a network.
+
+    The network may have others, which the walk kept fixed. Names are those that problems give,
+    whatever is wrapped around modules.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        A trajectory in schema 1.0, or a regularisation path.
+    module : torch.nn.Module
+        The network that was walked, or one with the same names and shapes.
+
+    Raises
+    ------
+    InputError
+        The network has no parameters of these names and shapes, or the trajectory does not say what
+        theta is made of.
+    """
+    kinds.check_kind(module, nn.Module, "module", "the network that was walked")
+    kinds.check_dataset(ds, "theta", "tensor_name", "tensor_shape")
+    for name in ("tensor_name", "tensor_shape"):
+        if ds[name].dims != ("tensor",):
+            raise InputError(f"ds: {name} is not along 'tensor'; give all tensors of the walk")
+    if "parameter" not in ds["theta"].dims or ds["theta"].ndim > 2:
+        raise InputError("ds: theta is not along 'parameter'; give all parameters of the walk")
+    own = parameters_by_name(module)
+    specs, offset = [], 0
     for name, text in zip(ds["tensor_name"].values, ds["tensor_shape"].values, strict=True):
         try:
             shape = tuple(json.loads(text))
@@ -84,15 +114,11 @@ def load_into(module: nn.Module, ds: xr.Dataset, snapshot: int = -1) -> None:
                 f"module: the walk moved {name} of shape {shape}, and the module {found}; give the "
                 "network that was walked"
             )
-        pairs.append((parameter, slice(offset, offset + size)))
+        specs.append(TensorSpec(str(name), offset, shape))
         offset += size
-    if offset != len(theta):
+    if offset != ds.sizes["parameter"]:
         raise InputError(
-            f"ds: its tensors hold {offset} parameters, theta {len(theta)}; see gf.validate of its "
-            "file"
+            f"ds: its tensors hold {offset} parameters, theta {ds.sizes['parameter']}; see "
+            "gf.validate of its file"
         )
-    names = map(str, ds["tensor_name"].values)
-    check_memory(dict(zip(names, (parameter for parameter, _ in pairs), strict=True)), own)
-    with torch.no_grad():
-        for parameter, part in pairs:
-            parameter.copy_(theta[part].reshape(parameter.shape))
+    return tuple(specs)

@@ -1,8 +1,9 @@
-"""From trajectories in older versions of the schema to the current one.
+"""From trajectories in versions of the schema that are no longer read to one that is.
 
-A version that changes the schema adds a function here that turns a dataset of the version before
-into one of its own, and a file of the version before to ``tests/data``. What is opened passes
-through all of them in turn; files are never rewritten.
+Those of :data:`geoflow.trajectories.schema.VERSIONS` are read as they are. A version that changes
+what an older one means, instead of adding to it, takes that one from there and adds a function here
+that turns a dataset of it into one of the next. What is opened passes through all of them in turn;
+files are never rewritten.
 """
 
 from __future__ import annotations
@@ -11,17 +12,13 @@ from collections.abc import Callable
 
 import xarray as xr
 
-from geoflow.trajectories import schema
-
-# By the version that they read. There is only one version so far.
+# By the version that they read. So far every version has only added to those before.
 MIGRATIONS: dict[str, Callable[[xr.Dataset], xr.Dataset]] = {}
 
 
 def upgrade(ds: xr.Dataset) -> xr.Dataset:
-    """Bring a dataset to the current version, step by step, as far as there are steps."""
-    while (version := ds.attrs.get("geoflow_schema")) != schema.SCHEMA_VERSION:
-        if version not in MIGRATIONS:
-            return ds
+    """Bring a dataset to a version that is read, step by step, as far as there are steps."""
+    while (version := str(ds.attrs.get("geoflow_schema"))) in MIGRATIONS:
         before = ds
         ds = MIGRATIONS[version](before)
         # The file stays open until the new dataset is closed.

@@ -107,22 +107,31 @@ class Snapshot:
         self.time = time
         self.theta: NDArray[Any] = theta.detach().to("cpu", dtype or theta.dtype, copy=True).numpy()
         self.values: dict[str, float] = {
-            name: _value(name, f, theta) for name, f in observables.items()
+            name: value_of(f, theta, f"observables[{name!r}]") for name, f in observables.items()
         }
 
 
-def _value(name: str, function: Observable, theta: Tensor) -> float:
-    """Value of an observable, which never gets the walk's own θ to write into.
+def value_of(function: Observable, theta: Tensor, called: str) -> float:
+    """Value of a user's function along a walk, which never gets the walk's own θ to write into.
+
+    Parameters
+    ----------
+    function : callable
+        An observable, or that of an event.
+    theta : Tensor, shape (P,)
+        Where.
+    called : str
+        What the message has it as.
 
     Raises
     ------
     ObservableError
-        The function raised an error.
+        The function raised an error, or gave no number.
     """
     try:
-        return float(function(theta.clone()))
+        return kinds.real(function(theta.clone()))
     except Exception as error:
-        raise ObservableError(f"observables[{name!r}] raised {kind_and_reason(error)}") from error
+        raise ObservableError(f"{called} raised {kind_and_reason(error)}") from error
 
 
 def unknown(theta: Tensor) -> float:
@@ -216,7 +225,7 @@ def check_observables(observables: Mapping[str, Observable], theta: Tensor) -> N
                 "of θ that returns a float"
             ) from None
         try:
-            float(found)
+            kinds.real(found)
         except Exception:
             raise InputError(
                 f"observables[{name!r}] gave no number at theta0 ({kinds.shown(found)}); return a "

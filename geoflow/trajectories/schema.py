@@ -1,4 +1,4 @@
-"""Trajectory schema 1.0: every variable and attribute of a trajectory dataset, and its check."""
+"""Trajectory schema 1.0 to 1.2: all variables and attributes of a trajectory, and their check."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ SCHEMA_VERSION = "1.0"
 LATER_VERSION = "1.1"
 # Of walks on several constraints, and of those whose R counts its evaluations apart.
 LATEST_VERSION = "1.2"
-LATER_VERSIONS = (LATER_VERSION, LATEST_VERSION)
+# All that are read.
+VERSIONS = (SCHEMA_VERSION, LATER_VERSION, LATEST_VERSION)
 CONVENTIONS = "CF-1.11"
 
 
@@ -307,7 +308,7 @@ def variables(attributes: Mapping[str, Any]) -> dict[str, VariableSpec]:
 
 
 def defects(ds: xr.Dataset) -> list[str]:
-    """Say what in a dataset is not as schema 1.0 has it, one line each; empty where all is."""
+    """Say what in a dataset is not as its schema has it, one line each; empty where all is."""
     found = attribute_defects(ds.attrs) + _variable_defects(ds)
     if not found:
         found = _value_defects(ds)
@@ -315,13 +316,13 @@ def defects(ds: xr.Dataset) -> list[str]:
 
 
 def attribute_defects(attributes: Mapping[str, Any]) -> list[str]:
-    """Say what in the global attributes is not as schema 1.0 has it, one line each."""
+    """Say what in the global attributes is not as the schema has it, one line each."""
     found = []
     version = attributes.get("geoflow_schema")
     if version is None and "geoflow_path" in attributes:
         found.append("it is a regularisation path, which gf.open_path opens, and no walk")
-    elif version not in (SCHEMA_VERSION, *LATER_VERSIONS):
-        found.append(f"attribute geoflow_schema is {version!r}, not {SCHEMA_VERSION!r}")
+    elif version not in VERSIONS:
+        found.append(f"attribute geoflow_schema is {version!r}, not one of {', '.join(VERSIONS)}")
     found += type_defects(attributes, ATTRIBUTES)
     status = attributes.get("status", STATUSES[0])
     if status not in STATUSES:

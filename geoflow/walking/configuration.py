@@ -61,7 +61,7 @@ def defects(attributes: Mapping[str, Any]) -> list[str]:
     Parameters
     ----------
     attributes : mapping
-        Global attributes of a trajectory, of the types that schema 1.0 has, or of a walk that is
+        Global attributes of a trajectory, of the types that the schema has, or of a walk that is
         not finished, without its status.
     """
     attributes = {"status": "interrupted", "status_message": "", **attributes}
@@ -129,10 +129,11 @@ def check(path: Path, attributes: Mapping[str, Any], ds: xr.Dataset | None = Non
         Names the first defect, or the version of geoflow to go on with.
     """
     version = attributes.get("geoflow_schema")
-    if version not in (schema.SCHEMA_VERSION, *schema.LATER_VERSIONS):
+    if version not in schema.VERSIONS:
         raise ArchiveError(
-            f"{path} is in schema {version!r} and this geoflow writes {schema.SCHEMA_VERSION!r}; "
-            f"go on with the geoflow that wrote it ({attributes.get('geoflow_version')})"
+            f"{path} is in schema {version!r}, and this geoflow reads and writes "
+            f"{', '.join(schema.VERSIONS)}; go on with the geoflow that wrote it "
+            f"({attributes.get('geoflow_version')})"
         )
     found = defects(attributes)
     if not found and ds is not None:

@@ -27,6 +27,8 @@ STATUS: dict[type[Exception], str] = {
     DivergenceError: "processes_diverged",
 }
 
+OF_PROCESSES = (ProcessLostError, DivergenceError)
+
 # Of a ConvergenceError, what is more than a projection that failed.
 BY_REASON = {"floor": "level_not_kept", "not_finite": "numerical_failure"}
 
@@ -41,6 +43,9 @@ def of_error(error: Exception, max_evaluations: int) -> End:
     max_evaluations : int
         The walk's budget.
     """
+    if isinstance(error, ObservableError) and isinstance(error.__cause__, OF_PROCESSES):
+        # A user's function may evaluate a problem over several processes too.
+        error = error.__cause__
     if isinstance(error, EvaluationLimitError):
         return "max_evaluations", f"the budget of {max_evaluations} evaluations is spent"
     if isinstance(error, ConvergenceError) and error.reason in BY_REASON:

@@ -15,7 +15,7 @@ from geoflow.errors import InputError, ObservableError
 from geoflow.manifold.protocol import Flow
 from geoflow.system import kinds
 from geoflow.system.naming import named
-from geoflow.trajectories.records import Observable
+from geoflow.trajectories.records import Observable, value_of
 from geoflow.walking.counting import uncounted
 from geoflow.walking.inside import Inside
 
@@ -159,7 +159,8 @@ class Event:
             function = at.observables[self.function]
         else:
             return at.scalar(self.function) - self.value
-        found = at.rate(function) if self.rate else at.value(function)
+        called = f"the function of event {self.name!r}"
+        found = at.rate(function, called) if self.rate else at.value(function, called)
         if not math.isfinite(found):
             raise ObservableError(
                 f"event {self.name!r} came to {found}, of which no crossing can be told; use a "
@@ -219,21 +220,21 @@ class Point:
         """One of the flow's scalars."""
         return float(self.flow.values(self.inside.state(self.time))[name])
 
-    def value(self, function: Observable) -> float:
-        """Value of a function of θ, which never gets the walk's own to write into."""
-        return float(uncounted(self.flow, function)(self._theta(self.time, checked=True)))
+    def value(self, function: Observable, called: str) -> float:
+        """Value of a function of θ, by the name that the message of its error has."""
+        return self._value(function, self.inside.state(self.time).flat, called)
 
-    def rate(self, function: Observable) -> float:
+    def rate(self, function: Observable, called: str) -> float:
         """Rate of change of a function of θ along the walk, as far as the step goes."""
         apart = DIFFERENCE * self.inside.duration
         begin, end = max(self.time - apart, 0.0), min(self.time + apart, self.inside.duration)
-        thetas = self._theta(begin), self._theta(end)
-        behind, ahead = (float(uncounted(self.flow, function)(theta)) for theta in thetas)
+        flats = self.inside.flat(begin), self.inside.flat(end)
+        behind, ahead = (self._value(function, flat, called) for flat in flats)
         return (ahead - behind) / (end - begin)
 
-    def _theta(self, time: float, *, checked: bool = False) -> Tensor:
-        flat = self.inside.state(time).flat if checked else self.inside.flat(time)
-        return flat[: self.flow.problem.n_parameters].clone()
+    def _value(self, function: Observable, flat: Tensor, called: str) -> float:
+        theta = flat[: self.flow.problem.n_parameters]
+        return value_of(uncounted(self.flow, function), theta, called)
 
 
 def locate(
@@ -338,7 +339,7 @@ def from_text(text: str) -> Event:
 def _is_finite(value: Any) -> bool:
     """Whether a value is a finite number, a tensor or array of one element too."""
     try:
-        return not isinstance(value, str | bytes) and math.isfinite(value)
+        return not isinstance(value, str | bytes) and math.isfinite(kinds.real(value))
     except (TypeError, ValueError, OverflowError, RuntimeError):
         return False
 

@@ -22,6 +22,7 @@ from geoflow.system.threads import one_blas_thread
 from geoflow.system.translation import numerics
 from geoflow.trajectories import schema
 from geoflow.trajectories.given import check_placed, check_walk, kept_dtype, theta_of
+from geoflow.walking.advancing import after_step
 from geoflow.walking.fitting import differences
 from geoflow.walking.inside import Inside
 
@@ -63,7 +64,8 @@ def interpolate(
     ------
     InputError
         Times that are not there or do not increase, another flow than the walk's, one with a state
-        beyond θ, or snapshots whose dtype does not resolve the walk's tolerance.
+        beyond θ, or snapshots in a narrower dtype than the walk's that does not resolve its
+        tolerance.
     StepSizeError, ConvergenceError, CriticalPointError
         A step fails.
     """
@@ -95,7 +97,7 @@ def interpolate(
         start, then = torch.from_numpy(thetas[int(index)].values), _recorded(ds, int(index))
         wanted = at[rows] - there[index]
         with numerics(), one_blas_thread():
-            made = _from(flow, chosen, tolerance, start, wanted, then)
+            made = _from(flow, chosen, tolerance, start, wanted, then, float(there[index]))
             for row, theta in zip(rows, made, strict=True):
                 found[row] = theta.cpu().numpy()
     return xr.DataArray(
@@ -122,8 +124,9 @@ def _from(
     theta: Tensor,
     times: NDArray[np.float64],
     then: Mapping[str, float],
+    begin: float,
 ) -> Iterator[Tensor]:
-    """θ at increasing flow times after a snapshot, where these scalars were recorded."""
+    """θ at increasing flow times after a snapshot at ``begin``, where ``then`` was recorded."""
     kept = theta.dtype
     theta = theta.to(flow.problem.theta0)
     left = list(times)
@@ -143,7 +146,7 @@ def _from(
     while left:
         target = left[-1] if solvers.is_dense(solver) else left[0]
         result = solver.step(flow, state, carry, tolerance, target - now)
-        whole = target if result.time >= target - now else now + result.time
+        whole = after_step(now, result.time, target, begin)
         inside = Inside(flow, state, result, _no_shorter)
         passed = [time for time in left if time < whole]
         yield from inside.flats([time - now for time in passed])
@@ -168,13 +171,6 @@ def _tolerance(ds: xr.Dataset, flow: Flow) -> Tolerance:
     """
     problem, levels = flow.problem, flow.level_set.levels
     then = schema.levels(ds.attrs) or [ds.attrs["level"]]
-    kept = kept_dtype(ds)
-    rounding = UNITS_OF_ROUNDING * torch.finfo(kept).eps
-    if ds.attrs["rtol"] < rounding:
-        raise InputError(
-            f"ds: its snapshots are kept in {kept}, which does not resolve the walk's rtol of "
-            f"{ds.attrs['rtol']:g}; walk again without theta_dtype"
-        )
     alike = ds.sizes["parameter"] == problem.n_parameters
     alike &= len(levels) == len(then) and np.allclose(levels, then, rtol=1e-9, atol=0)
     alike &= flow.regularizer_name == ds.attrs["regularizer_name"]
@@ -182,5 +178,13 @@ def _tolerance(ds: xr.Dataset, flow: Flow) -> Tolerance:
     if not (alike and same_data(problem, ds.attrs["data_sha256"])):
         raise InputError(
             "flow: its data, parameters, dtype, level or R are not those of ds; give its own"
+        )
+    # In the dtype of the walk they are its own points, whatever its rtol is.
+    kept = kept_dtype(ds)
+    coarse = ds.attrs["rtol"] < UNITS_OF_ROUNDING * torch.finfo(kept).eps
+    if coarse and kept.itemsize < problem.dtype.itemsize:
+        raise InputError(
+            f"ds: its snapshots are kept in {kept}, which does not resolve the walk's rtol of "
+            f"{ds.attrs['rtol']:g}; walk again without theta_dtype"
         )
     return Tolerance.checked(ds.attrs["rtol"], ds.attrs["atol"], problem.dtype)

@@ -78,8 +78,9 @@ def walk(
     reproject_every : float, optional
         Flow time between re-projections for torchdiffeq's solvers. None: every accepted step.
     snapshot_times : sequence of float, optional
-        Keep θ at exactly these flow times. A dense solver makes the same steps without them: θ
-        between their ends comes from its interpolant, re-projected.
+        Keep θ at exactly these flow times, of which one at least is no later than ``t_end``. A
+        dense solver makes the same steps without them: θ between their ends comes from its
+        interpolant, re-projected.
     snapshot_every : float, optional
         Keep θ at the multiples of this flow time. With neither, at most ``max_snapshots``
         accepted steps are kept, evenly in arc length, the first and the last among them.

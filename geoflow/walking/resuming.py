@@ -58,8 +58,9 @@ def resume(
 
     A walk that was cut short goes on from its last checkpoint, and becomes what it would have
     been, bit for bit, ``wall_time`` and ``created`` aside. A walk that has ended goes on to the
-    goals given here; the goal that ended it falls away. One that ended inside a step makes that
-    step again, whole: it becomes what it would have been without that goal.
+    goals given here; the goal that ended it falls away. One that an event or an angle ended within
+    a step, or exactly at the end of one, makes that step again, whole: it becomes what it would
+    have been without that goal.
 
     Parameters
     ----------

@@ -16,6 +16,7 @@ from geoflow import solvers
 from geoflow.errors import ArchiveError, InputError
 from geoflow.problems.dtypes import DTYPES, dtype_name
 from geoflow.solvers import Solver, Tolerance
+from geoflow.system import kinds
 from geoflow.system.kinds import check_kind, shown
 from geoflow.system.naming import named
 from geoflow.walking import stopping
@@ -125,10 +126,10 @@ class WalkSettings:
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol", "t_end", "reproject_every", "snapshot_every"):
-            self._convert(name, float, "a number")
+            self._convert(name, kinds.real, "a number")
         for name in ("max_evaluations", "max_snapshots"):
             self._convert(name, _whole, "a whole number")
-        self._convert("snapshot_times", lambda times: tuple(float(t) for t in times), "numbers")
+        self._convert("snapshot_times", lambda times: tuple(map(kinds.real, times)), "numbers")
         check_kind(self.theta_dtype, str | None, "theta_dtype", "'float32', or None")
         if self.theta_dtype not in (None, *DTYPES):
             raise InputError(f"theta_dtype={self.theta_dtype!r}; use 'float32', or None")
@@ -202,9 +203,16 @@ class WalkSettings:
         Raises
         ------
         InputError
-            ``dtype`` does not resolve ``rtol``, or ``theta_dtype`` is wider.
+            ``dtype`` does not resolve ``rtol``, ``theta_dtype`` is wider, or no θ would be kept.
         """
         self.tolerance(dtype)
+        at, t_end = self.snapshot_times, self.t_end
+        if at is not None and t_end is not None and at[0] > t_end:
+            # Not in general: a walk that had them goes on to a t_end before them.
+            raise InputError(
+                f"snapshot_times={shown(list(at))} are all beyond t_end={t_end:g}; use times up to "
+                "it, or a later t_end"
+            )
         kept = dtype if self.theta_dtype is None else DTYPES[self.theta_dtype]
         if kept.itemsize > dtype.itemsize:
             raise InputError(
@@ -303,7 +311,7 @@ def by_setting(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _whole(value: Any) -> int:
     # As far as archives count.
-    if int(value) != value or abs(value) >= 2**63:
+    if int(kinds.real(value)) != value or abs(value) >= 2**63:
         raise ValueError
     return int(value)
 

@@ -22,6 +22,7 @@ from geoflow.trajectories import records
 from geoflow.trajectories.records import Observable, Snapshot
 from geoflow.trajectories.storable import storable
 from geoflow.walking import ending
+from geoflow.walking.advancing import after_step
 from geoflow.walking.bar import Progress
 from geoflow.walking.counting import budgets, counts_of, uncounted
 from geoflow.walking.crossings import Seeker
@@ -83,7 +84,7 @@ class Walk:
         self.counts = dict.fromkeys(self.counts0, 0)
         self.n_at_floor0 = flow.level_set.n_at_floor
         self.clock0 = clock.perf_counter()
-        # Of a walk that has ended inside a step: the start of that step.
+        # Of a walk that has ended by what was looked for in a step: the start of that step.
         self.goes_on_from: Checkpoint | None = None
         # What the seeker found at the end of the last step.
         self.levels: list[float] = []
@@ -210,8 +211,7 @@ class Walk:
         left = target - last["time"]
         with numerics(f" in the step from flow time {last['time']:.6g}"), one_blas_thread():
             result = self.solver.step(self.flow, state, self.carry, self.tolerance, left)
-            # The sum may round past or short of the time asked for; the step ended exactly there.
-            whole = target if result.time >= left else last["time"] + result.time
+            whole = after_step(last["time"], result.time, target)
             inside = Inside(self.flow, state, result, self._shorter)
             points, end, levels = self._points(inside, whole)
             kept = self._between(inside, list(points))
@@ -228,7 +228,9 @@ class Walk:
             size = result.time if time == whole and not rows else time - before["time"]
             before = {"time": time, "arc_length": arc_length, "step_size": size, **progress}
             rows.append((reached, {**before, "event": events}))
-        self._accept(rows, kept, None if max(points) < whole else result.carry, levels)
+        # Where the walk ends here by what was looked for in the step, it goes on from its start,
+        # at the step's end too: to look has cost evaluations.
+        self._accept(rows, kept, None if end else result.carry, levels)
         return end
 
     def _points(
@@ -240,11 +242,13 @@ class Walk:
         """
         begin = self.last["time"]
         found, end, levels = self.seeker.look(inside, self.levels)
-        points = {}
+        points: dict[float, tuple[State, int]] = {}
         for point in found:
-            time = begin + point.time
-            time = time if begin < time < whole and point.time < inside.duration else whole
-            points[time] = point.state, point.events
+            # Times that differ by rounding may come to one: what occurred at either is of it.
+            time = max(begin + point.time, math.nextafter(begin, math.inf))
+            time = time if time < whole and point.time < inside.duration else whole
+            state = point.state if time < whole else inside.state(inside.duration)
+            points[time] = state, points.get(time, (state, 0))[1] | point.events
         wanted = between(self.rule, begin, max(points))
         if len(wanted) <= FEW:
             for time in wanted:
@@ -258,7 +262,7 @@ class Walk:
             assert carry is not None, "a walk is prepared before its first step"
             result = self.solver.step(self.flow, state, carry, self.tolerance, time - done)
             state, carry, n_newton = result.state, result.carry, n_newton + result.n_reprojection
-            done = time if result.time >= time - done else done + result.time
+            done = after_step(done, result.time, time, self.last["time"])
         return state, n_newton
 
     def _between(self, inside: Inside, times: Sequence[float]) -> list[list[Snapshot]]:
@@ -294,23 +298,27 @@ class Walk:
         snapshots_before : sequence of list of Snapshot
             Of each of the points: those that lie in the step before it.
         carry : dict, optional
-            The solver's, at the last of the points. None: the walk starts there, or ends there
-            inside a step, and goes on from the start of that step.
+            The solver's, at the last of the points. None: the walk starts there, or ends there by
+            what was looked for in a step, and goes on from the start of that step.
         levels : list of float
             What the seeker has found at the end of the step.
         """
         counts, step = self._counts(), self.recorder.n_steps
         inside = self.carry is not None and carry is None
         wall_time = clock.perf_counter() - self.clock0
-        made = []
+        made, time = [], self.last.get("time", 0.0)
         for i, ((state, advance), kept) in enumerate(zip(rows, snapshots_before, strict=True)):
             record = records.step_record(
                 self.flow, state, **advance, counts=counts, wall_time=wall_time
             )
             _check_finite(record)
             keep, dropped = bool(record["event"]), list[int]()
-            if not (keep or inside):
+            if inside:
+                # What a rule is offered it may drop others for, and this step is made again.
+                keep |= self.rule.next_time(time) == record["time"]
+            elif not keep:
                 keep, dropped = self.rule.offer(step + i, record["time"], record["arc_length"])
+            time = record["time"]
             own = [self._snapshot(state, step + i, record)] if keep else []
             made.append((record, dropped, kept + own))
         with interrupts.put_off():

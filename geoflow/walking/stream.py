@@ -35,6 +35,7 @@ from geoflow.system import files, interrupts, translation
 from geoflow.trajectories import schema
 from geoflow.trajectories.dataset import assemble
 from geoflow.trajectories.records import Snapshot, StepRecords
+from geoflow.walking.advancing import increasing
 from geoflow.walking.snapshots import SnapshotRule, between
 
 STEPS_PER_PART = 65_536
@@ -322,12 +323,15 @@ class Stream:
 
     def _restore(self, checkpoint: Checkpoint, rule: SnapshotRule) -> None:
         """Read the records and find the snapshots again, by offering every step to the rule."""
-        kept: dict[str, None] = {}
+        kept: dict[str, float] = {}
         before = -math.inf
         if checkpoint.n_steps > STEPS_PER_PART * len(list(self.folder.glob("steps-*.npz"))):
             raise ArchiveError(f"{self.folder}: some of its {checkpoint.n_steps} steps are missing")
         for number, (start, end) in enumerate(_spans(checkpoint.n_steps)):
             rows = {n: c[: end - start] for n, c in parts.read(self._steps(number)).items()}
+            if (times := increasing(rows["time"], before)) is not rows["time"]:
+                rows["time"] = times
+                parts.write(self._steps(number), rows)
             self.records.extend(rows)
             self.n_steps = self.n_saved = start + len(rows["time"])
             if self.n_steps < end:
@@ -338,19 +342,19 @@ class Stream:
             for step, (time, arc, event) in enumerate(columns, start):
                 if step:
                     within = between(rule, before, time)
-                    kept |= dict.fromkeys(_key(step, k) for k in range(len(within)))
+                    kept |= {_key(step, k): at for k, at in enumerate(within)}
                 keep, dropped = (True, []) if event else rule.offer(step, float(time), float(arc))
                 for gone in dropped:
                     del kept[_key(gone)]
                 if keep:
-                    kept[_key(step)] = None
+                    kept[_key(step)] = float(time)
                 before = float(time)
         self._find_snapshots(kept)
         wanted = {part.name for part in self.where.values()}
         wanted |= {self._steps(i).name for i in range(len(_spans(self.n_steps)))}
         self.lock.clear(keep=[parts.CHECKPOINT, *wanted])
 
-    def _find_snapshots(self, kept: Mapping[str, None]) -> None:
+    def _find_snapshots(self, kept: Mapping[str, float]) -> None:
         self.kept, self.where = {}, {}
         for part in sorted(self.folder.glob("theta-*.npz")):
             # All of it, to find damage now and not when the walk has come to its end.
@@ -358,6 +362,8 @@ class Stream:
             scalars = thetas.pop("scalars")
             for key, row in zip(thetas, scalars, strict=True):
                 if key in kept:
+                    # As its step has it, whose time may have been moved on.
+                    row[0] = kept[key]
                     self.kept[key], self.where[key] = row, part
         if list(self.kept) != list(kept):
             lost = next(iter(kept.keys() - self.kept.keys()), None)

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import dask.array as da
 import numpy as np
@@ -11,7 +12,7 @@ from geoflow import cli
 from geoflow.analysis import PCA, fit_pca
 from geoflow.analysis.components import blocks, null_models, path_components, pca
 from geoflow.archive.netcdf import save_dataset
-from geoflow.errors import ArchiveError, InputError
+from geoflow.errors import ArchiveError, InputError, RankError
 from references import small_network
 
 
@@ -262,6 +263,31 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(monkeypatch):
         fit_pca([points])
     with pytest.raises(InputError, match="give fewer points"):
         null_models.compare(points)
+
+
+@pytest.mark.parametrize(("n", "dimensions", "k"), [(4, 9, 3), (9, 2, 2), (9, 8, 6)])
+def test_where_no_number_is_asked_for_there_are_as_many_as_the_points_span(n, dimensions, k):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(n, dimensions)) @ rng.normal(size=(dimensions, 50))
+    fitted = fit_pca([values])
+    assert fitted.components.shape == (k, 50)
+    assert np.allclose(fitted.components, fit_pca([values], k).components, atol=1e-12)
+    assert null_models.compare(values, n_simulations=9).sizes["component"] == min(6, n - 1)
+    with pytest.raises(InputError, match=rf"n_components={k + 1}") if k < 6 else nullcontext():
+        fit_pca([values], k + 1)
+    with pytest.raises(RankError, match="span 0 dimensions"):
+        fit_pca([np.ones((4, 3))])
+
+
+def test_a_walk_of_few_snapshots_has_few_components():
+    ds = gf.walk(small_network(), t_end=0.5, max_snapshots=5)
+    n = ds.sizes["snapshot"]
+    assert 2 < n < 7
+    found = pca.along(ds, null_models=True, n_simulations=19)
+    assert found.sizes["component"] == n - 1
+    xr.testing.assert_identical(found, pca.along(ds, n - 1, null_models=True, n_simulations=19))
+    with pytest.raises(InputError, match=rf"n_components=6: {n} points have 1 to {n - 1}"):
+        pca.along(ds, 6)
 
 
 def test_components_below_the_rounding_of_float32_are_told():

@@ -302,3 +302,9 @@ def test_the_command_prints_keeps_and_draws(path, tmp_path, capsys):
     capsys.readouterr()
     assert cli.main(["periodogram", str(path), "--scalar", "speed"]) == terminal.BAD_INPUT
     assert "speed" in capsys.readouterr().err
+
+
+def test_at_the_nyquist_frequency_of_even_samples_there_is_one_wave_and_no_rounding():
+    times = np.arange(20.0)
+    waves = _Design(times, np.ones((20, 1)), np.array([0.2])).waves(np.array([0.2, 0.5]))
+    assert np.allclose(np.linalg.norm(waves, axis=0), [[1, 1], [1, 0]])

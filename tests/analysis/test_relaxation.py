@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from matplotlib.figure import Figure
+from scipy.stats import t as student
 
 import geoflow as gf
 import references
@@ -249,3 +250,17 @@ def test_the_command_prints_keeps_and_draws(path, tmp_path, capsys):
     assert cli.main([*arguments, "--out", str(out)]) == terminal.BAD_INPUT
     assert cli.main([*arguments[:-1], "99"]) == terminal.BAD_INPUT
     assert "begin earlier" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.8, 0.99])
+def test_an_interval_is_as_wide_as_students_t_on_both_sides(confidence):
+    times = np.linspace(0, 3, 60)
+    noise = np.random.default_rng(0).standard_normal(60)
+    curve = 2 + np.exp(-times) + 0.01 * noise
+    widths = []
+    for level in (confidence, 0.95):
+        found = exponentials.fit(times, curve, confidence=level)
+        widths.append(np.log(found.rate_high[0] / found.rate_low[0]))
+    # Three parameters are fitted.
+    expected = student.ppf((1 + confidence) / 2, 57) / student.ppf(0.975, 57)
+    assert widths[0] / widths[1] == pytest.approx(expected)

@@ -228,7 +228,7 @@ def test_along_a_walk(network):
     assert float(found["shift_fraction"][0]) == symmetry.shift_fraction(layers, step)
     assert np.isnan(found["shift_fraction"].values[-1])
     assert "shift_fraction" not in symmetry.along(ds, module, classification=False)
-    with pytest.raises(InputError, match="its tensors are not those of ds"):
+    with pytest.raises(InputError, match=r"the walk moved 0.weight of shape .*, and the mod"):
         symmetry.along(ds, dense(3, 4, 2), classification=True)
 
 
@@ -328,6 +328,12 @@ def tied():
     return module
 
 
+def frozen_first():
+    module = dense(2, 3, 1)
+    module[0].requires_grad_(False)
+    return module
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
@@ -343,8 +349,10 @@ def tied():
             nn.Sequential(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Conv2d(4, 2, 2, groups=2)),
             "channels are in groups",
         ),
-        (tied(), r"2 \(Linear\): its weight is fixed or shared"),
-        (dense(2, 3, 1).requires_grad_(False), r"0 \(Linear\): its weight is fixed or shared"),
+        (tied(), r"2 \(Linear\): its weight is shared: symmetries are"),
+        (dense(2, 3, 1).requires_grad_(False), "no trainable parameter; set requires_grad=True"),
+        (frozen_first(), r"0 \(Linear\): its weight is fixed, and no hidden layer has all"),
+        (nn.Sequential(nn.LazyLinear(3), nn.Tanh(), nn.Linear(3, 1)), "0.weight is not initial"),
     ],
 )
 def test_networks_of_another_form_are_refused_in_one_line(module, message):

@@ -124,3 +124,13 @@ def test_ctrl_c_ends_bench_and_leaves_no_table(when, monkeypatch, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.endswith("geoflow: interrupted\n")
+
+
+def test_the_papers_loop_ends_where_time_no_longer_advances():
+    # Its steps are of a given length, so that time stands where R is steep enough.
+    theta0 = torch.tensor([1.0, 1.0], dtype=torch.float64)
+    problem = gf.Problem.from_function(lambda theta: theta[1] + 0 * theta[0], theta0)
+    steep = gf.RegularizingFlow(gf.LevelSet(problem), lambda theta: -torch.exp(40 * theta[0]))
+    ds = gf.baselines.predictor_corrector(steep, stop=None, max_evaluations=5_000)
+    assert ds.attrs["status"] == "step_size_underflow"
+    assert (np.diff(ds["time"]) > 0).all()

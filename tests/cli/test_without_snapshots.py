@@ -49,7 +49,10 @@ def test_no_snapshot_is_one_line(folder, capsys, name):
 
 
 TWO = {
-    "pca": ([], "n_components=6: 2 points have one component; ask for fewer, or walk again with"),
+    "pca": (
+        ["--components=6"],
+        "n_components=6: 2 points have one component; ask for fewer, or",
+    ),
     "pca --null-models": (["--components=1"], "null_models=True: the walk of seed 0 has 2 snap"),
     "slice": ([*OWN, "--out", "x.nc"], "ds holds 2 snapshots, which span no plane; walk again"),
 }
@@ -64,6 +67,14 @@ def test_two_snapshots_are_too_few_in_one_line_with_its_remedy(folder, capsys, n
         assert cli.main(arguments) == BAD_INPUT
     assert f"geoflow: error: {message}" in capsys.readouterr().err
     assert not list(folder.glob("x.*"))
+
+
+def test_two_snapshots_have_one_component(folder, capsys):
+    with working_in(folder):
+        assert cli.main(["pca", "two/seed-0000.nc", "--quiet", "--figures", "drawn"]) == DONE
+    assert "2 points; participation ratio 1.000; components: 1 for 90%" in capsys.readouterr().out
+    drawn = {path.name for path in (folder / "drawn").glob("*.png")}
+    assert drawn == {"seed-0000-explained-variance.png"}
 
 
 @pytest.mark.parametrize("command", ["info", "validate", "plot"])

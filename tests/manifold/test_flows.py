@@ -5,7 +5,7 @@ import torch
 
 import geoflow as gf
 import references
-from geoflow.errors import InputError
+from geoflow.errors import ConvergenceError, InputError
 
 REGULARIZERS = [
     gf.regularizers.squared_norm,
@@ -61,3 +61,25 @@ def test_a_regularizer_must_be_a_finite_scalar(network):
         gf.RegularizingFlow(network.level_set, lambda theta: theta)
     with pytest.raises(InputError, match="finite scalar"):
         gf.RegularizingFlow(network.level_set, lambda theta: (theta * torch.inf).sum())
+
+
+def test_problems_of_r_are_those_that_the_level_set_has_not():
+    start = torch.tensor([1.0, 0.5, -0.7], dtype=torch.float64)
+    first, second, other = (
+        gf.Problem.from_function(lambda t, k=k: (t - k).square().sum(), start) for k in range(3)
+    )
+    level_sets = gf.LevelSet(first), gf.LevelSet([first, second])
+    assert gf.RegularizingFlow(level_sets[0], first).regularizer_problems == ()
+    assert gf.RegularizingFlow(level_sets[1], second).regularizer_problems == ()
+    for level_set in level_sets:
+        assert gf.RegularizingFlow(level_set, other).regularizer_problems == (other,)
+
+
+def test_where_the_loss_is_no_number_that_is_said_and_not_that_its_gradient_is_zero():
+    start = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    # Beyond the wall nothing of θ is in it.
+    problem = gf.Problem.from_function(lambda t: torch.where(t[0] < 0.9, t[1], torch.nan), start)
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), lambda t: -t[0])
+    with pytest.raises(ConvergenceError, match=r"L = nan at a trial point") as caught:
+        flow.evaluate(torch.tensor([1.0, 1.0], dtype=torch.float64))
+    assert caught.value.reason == "not_finite"

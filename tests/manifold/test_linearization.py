@@ -71,3 +71,50 @@ def test_the_memory_of_a_walk_is_with_the_products_that_it_asks_for(solver):
         )
         assert at_once[dtype] == asked(flow.problem)
     assert product_bytes(flow.problem) > evaluation_bytes(flow.problem)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e9])
+def test_gradients_are_taken_apart_by_a_step_in_proportion_to_theta(size):
+    start = size * torch.tensor([1.0, 0.5, -0.7], dtype=torch.float64)
+    problem = gf.Problem.from_function(lambda t: (t / size).square().sum(), start)
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), lambda t: (t / size)[0])
+    operator = flow.linearization(flow.evaluate(start))
+    unit = operator.tangent(torch.tensor([0.0, 0.7, 0.5], dtype=torch.float64))
+    unit = unit / unit.norm()
+    # Where θ is of size 10⁹, its rounding is as much as the step at size 1.
+    assert torch.allclose(operator(unit)[1] * size**2, 2 * unit, rtol=0, atol=1e-6)
+
+
+def pinched(unit, shift=0.0):
+    """A quartic in θ/unit, of Hessian 12 (θ/unit + shift)²/unit² along each axis."""
+
+    def loss(theta):
+        return ((theta / unit + shift) ** 4).sum()
+
+    theta0 = unit * torch.linspace(1, 2, 6, dtype=torch.float64)
+    problem = gf.Problem.from_function(loss, theta0)
+    return gf.RegularizingFlow(gf.LevelSet(problem), lambda theta: theta[0] / unit)
+
+
+@pytest.mark.parametrize("unit", [1e8, 1.0, 1e-4, 1e-8, 1e-12])
+def test_products_are_as_good_in_whatever_units_the_parameters_are(unit):
+    flow = pinched(unit)
+    state = flow.evaluate(flow.problem.theta0)
+    v = torch.ones(6, dtype=torch.float64) / 6**0.5
+    expected = 12 * (state.theta / unit) ** 2 * v / unit**2
+    _, product = flow.linearization(state)(v)
+    assert (product - expected).norm() < 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("near", [1e-6, 1e-9, 1e-14])
+def test_near_the_origin_of_what_varies_over_lengths_of_one_they_are_too(near):
+    flow = pinched(1.0, shift=1.0)
+    state = flow.evaluate(near * flow.problem.theta0)
+    v = torch.ones(6, dtype=torch.float64) / 6**0.5
+    operator = flow.linearization(state)
+    for _ in range(2):
+        _, product = operator(v)
+        assert (product - 12 * v).norm() < 1e-3 * 12
+    before = flow.problem.counts["gradient"]
+    operator(v)
+    assert flow.problem.counts["gradient"] == before + 1

@@ -18,10 +18,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from user_modules import (
     DictOutputs,
     Encoder,
+    Fourier,
     KeepsItsActivation,
     LanguageModel,
     LowRank,
     OldFunction,
+    RecordOutputs,
     Recurrent,
     ResidualBlock,
     ReturnsItsLoss,
@@ -223,6 +225,13 @@ def dict_outputs() -> Case:
     return supervised(seeded(DictOutputs), both_outputs, X, LABELS)
 
 
+def dataclass_outputs() -> Case:
+    def loss(outputs: Any, targets: Tensor) -> Tensor:
+        return classify(outputs.logits, targets) + outputs.value.square().mean()
+
+    return supervised(seeded(RecordOutputs), loss, X, LABELS, batch_size=7)
+
+
 def class_weights() -> Case:
     loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 10.0, 0.1]))
     case = supervised(mlp(nn.Tanh), loss, X, LABELS, batch_size=7)
@@ -312,6 +321,10 @@ def complex_buffer() -> Case:
     return supervised(seeded(Spectral), classify, X, LABELS)
 
 
+def fourier_layer() -> Case:
+    return supervised(seeded(Fourier), classify, X, LABELS, batch_size=7)
+
+
 CASES: dict[str, Callable[[], Case]] = {
     f.__name__: f
     for f in (
@@ -331,6 +344,7 @@ CASES: dict[str, Callable[[], Case]] = {
         several_inputs_in_a_tuple,
         several_inputs_in_a_dict,
         dict_outputs,
+        dataclass_outputs,
         class_weights,
         label_smoothing,
         ignored_targets_in_chunks,
@@ -343,5 +357,6 @@ CASES: dict[str, Callable[[], Case]] = {
         data_parallel,
         old_autograd_function,
         complex_buffer,
+        fourier_layer,
     )
 }

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchdiffeq
 from torch import nn
 
 import geoflow as gf
@@ -19,6 +20,58 @@ def test_a_loss_that_jumps_at_theta0_is_refused(dtype):
     module = nn.Sequential(tall, nn.Tanh(), nn.Linear(8, 2))
     with pytest.raises(InputError, match="it jumps there"):
         gf.Problem.from_module(module, nn.functional.cross_entropy, INPUTS, TARGETS, dtype=dtype)
+
+
+def test_the_map_that_it_names_does_not_jump():
+    torch.manual_seed(0)
+    tall = nn.Linear(3, 8)
+    module = nn.Sequential(tall, nn.Tanh(), nn.Linear(8, 2))
+    nn.utils.parametrizations.orthogonal(tall)
+    with pytest.raises(InputError, match='orthogonal_map="cayley" does not'):
+        gf.Problem.from_module(module, nn.functional.cross_entropy, INPUTS, TARGETS)
+    nn.utils.parametrize.remove_parametrizations(tall, "weight")
+    nn.utils.parametrizations.orthogonal(tall, orthogonal_map="cayley")
+    gf.Problem.from_module(module, nn.functional.cross_entropy, INPUTS, TARGETS)
+
+
+class Halved(nn.Module):
+    """Computes in fewer digits than it is asked to, or leaves a part out of the gradient."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.inner, self.scale, self.how = (
+            references.small_module(),
+            nn.Parameter(torch.ones(2)),
+            how,
+        )
+
+    def forward(self, x):
+        return self.how(self.inner(x), self.scale)
+
+
+def within_autocast(x, scale):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return (x @ torch.diag(scale)).float()
+
+
+FEWER = {
+    "float": lambda x, scale: (x * scale).float(),
+    "autocast": within_autocast,
+}
+
+
+@pytest.mark.parametrize("how", FEWER)
+def test_rounding_is_not_said_to_be_a_part_that_is_not_in_the_gradient(how):
+    message = r"it is rounded more coarsely than float64 \(torch.autocast, .*or take float32 for θ"
+    with pytest.raises(InputError, match=message):
+        gf.Problem.from_module(Halved(FEWER[how]), nn.functional.cross_entropy, INPUTS, TARGETS)
+
+
+@pytest.mark.parametrize("kinks", [nn.functional.relu, lambda x: x])
+def test_nor_a_part_that_is_not_in_the_gradient_to_be_rounding(kinks):
+    module = Halved(lambda x, scale: kinks(x) * scale.detach())
+    with pytest.raises(InputError, match="so a part of it is not in the gradient"):
+        gf.Problem.from_module(module, nn.functional.cross_entropy, INPUTS, TARGETS)
 
 
 def test_a_gradient_that_is_not_finite_at_theta0_is_refused():
@@ -95,3 +148,40 @@ def test_a_function_need_not_have_a_value_beside_theta0(largest):
     assert flow.evaluate(theta0).regularizer == pytest.approx(
         float(log_determinant(theta0) + theta0 @ theta0), rel=1e-12
     )
+
+
+class Field(nn.Linear):
+    def forward(self, t, h):
+        return torch.tanh(super().forward(h))
+
+
+class Ordinary(nn.Module):
+    """A neural ODE, its derivatives those of the steps or of another ODE."""
+
+    def __init__(self, integrate):
+        super().__init__()
+        self.field, self.integrate = Field(3, 3), integrate
+
+    def forward(self, x):
+        return self.integrate(self.field, x, torch.tensor([0.0, 1.0]).to(x), method="rk4")[-1]
+
+
+def test_an_adjoint_ode_at_the_modules_own_weights_is_refused_by_its_name():
+    make = gf.Problem.from_module
+    make(Ordinary(torchdiffeq.odeint), nn.functional.cross_entropy, INPUTS, TARGETS)
+    with pytest.raises(InputError, match=r"checkpointing and odeint_adjoint compute .* or odeint$"):
+        make(Ordinary(torchdiffeq.odeint_adjoint), nn.functional.cross_entropy, INPUTS, TARGETS)
+
+
+def test_what_a_large_coordinate_leaves_out_of_the_gradient_is_found_among_many_small_ones():
+    start = torch.full((400,), 1e-3, dtype=torch.float64)
+    start[0] = 100.0
+    slopes = torch.ones(400, dtype=torch.float64)
+    # So much of the gradient, of which a direction at random has a twentieth.
+    part = 1.5e-4 * slopes.norm()
+
+    def loss(theta):
+        return 1 + torch.dot(slopes, theta) + part * theta[0].detach()
+
+    with pytest.raises(InputError, match="a part of it is not in the gradient"):
+        gf.Problem.from_function(loss, start)

@@ -77,8 +77,60 @@ COUPLED = {
 }
 
 
+class Similar(nn.Module):
+    """Similarities of all examples with all."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(6, 8)
+
+    def forward(self, x):
+        return self.inner(x) @ self.inner(x + 0.1).T
+
+
+class Weighing(nn.Module):
+    """Weights of two losses beside the outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.scales = nn.Linear(6, 1), nn.Parameter(torch.zeros(2))
+
+    def forward(self, x):
+        return self.inner(x), self.scales
+
+
+def weighed_losses(outputs, targets):
+    found, scales = outputs
+    return MSE(found, targets) * scales[0].exp() + found.abs().mean() * scales[1].exp()
+
+
+WHOLE_ONLY = {
+    "targets of all": (Similar, functional.cross_entropy, torch.arange(64)),
+    "an output of none": (Weighing, weighed_losses, Y),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE_ONLY)
+def test_a_loss_that_fails_on_some_of_the_examples_is_refused_by_the_size(name):
+    make, loss_fn, targets = WHOLE_ONLY[name]
+    gf.Problem.from_module(seeded(make), loss_fn, X, targets)
+    message = "batch_size=7: the loss fails on 7 of the examples .* use batch_size=None, or Problem"
+    with pytest.raises(InputError, match=message):
+        gf.Problem.from_module(seeded(make), loss_fn, X, targets, 7)
+
+
+def test_the_reduction_of_a_compiled_loss_is_its_own():
+    module = seeded(nn.Linear, 6, 3)
+    compiled = torch.compile(nn.CrossEntropyLoss(ignore_index=2), backend="eager")
+    chunked = gf.Problem.from_module(module, compiled, X, LABELS, 7)
+    whole = gf.Problem.from_module(module, nn.CrossEntropyLoss(ignore_index=2), X, LABELS)
+    assert float(chunked.loss(whole.theta0)) == pytest.approx(
+        float(whole.loss(whole.theta0)), rel=1e-14
+    )
+
+
 # Of one example there are no statistics.
-ONE = "first evaluation failed .Expected more than 1 value per channel"
+ONE = "the loss fails on . of the examples .Expected more than 1 value per channel"
 
 
 @pytest.mark.parametrize("size", [1, 7, 16, 40])
@@ -217,8 +269,8 @@ def test_two_evaluations_of_two_chunks_as_one_are_all_that_is_asked_for():
         counts[size] = sum(calls)
     calls.clear()
     # Two at other parameters, chunk by chunk, and one of the chunks in pairs; the six evaluations
-    # of a copy are of the first chunk alone.
-    assert counts[16] == counts[None] + 3 * len(X) - 6 * (len(X) - 16)
+    # of a copy, and the one that tells of complex views, are of the first chunk alone.
+    assert counts[16] == counts[None] + 3 * len(X) - 7 * (len(X) - 16)
 
 
 @pytest.mark.parametrize("size", [1, 7, 16])
@@ -328,3 +380,22 @@ def test_outputs_that_do_not_fit_each_other_are_not_divided(module, inputs):
         InputError, match=r"^module: its outputs cannot be joined .*batch_size=None"
     ):
         gf.Problem.from_module(module, of_the_first, inputs, Y, 7)
+
+
+class ActingFromAfar(nn.Module):
+    """Examples beyond 100 act on all that are evaluated with them."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(1, 1)
+
+    def forward(self, x):
+        return self.linear(x) + torch.relu(x - 100).mean()
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_each_chunk_is_evaluated_with_another_once_of_an_odd_number_too(place):
+    x = torch.linspace(-1, 1, 6)[:, None]
+    x[place] = 101.0
+    with pytest.raises(InputError, match="they act on each other"):
+        gf.Problem.from_module(ActingFromAfar(), functional.mse_loss, x, x.sin(), batch_size=2)

@@ -29,6 +29,16 @@ class Network(nn.Module):
         return self.give(self.second(self.between(self.first(inputs))), inputs)
 
 
+def test_a_loss_of_what_a_hook_keeps_is_not_one_of_the_outputs():
+    kept, module = {}, nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+    module[1].register_forward_hook(lambda _, inputs, outputs: kept.update(hidden=outputs))
+    problem = gf.Problem.from_module(
+        module, lambda outputs, y: MSE(outputs, y) + kept["hidden"].abs().mean(), X, Y
+    )
+    with pytest.raises(InputError, match="uses more of the network than its outputs"):
+        problem.gauss_newton_product(problem.theta0, problem.theta0)
+
+
 def problem_of(loss_fn=MSE, **options):
     return gf.Problem.from_module(Network(**options), loss_fn, X, Y)
 
@@ -63,8 +73,13 @@ def test_complex_outputs_count_twice():
     assert torch.allclose(torch.as_tensor(matrix), jacobian.T @ curvature @ jacobian, atol=1e-12)
 
 
-@dataclasses.dataclass
 class Outputs:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+@dataclasses.dataclass
+class Record:
     logits: torch.Tensor
 
 
@@ -79,8 +94,15 @@ def test_outputs_that_are_not_found_are_refused():
         lambda: gauss_newton(problem, problem.theta0),
         lambda: problem.gauss_newton_product(problem.theta0, problem.theta0),
     ):
-        with pytest.raises(InputError, match=r"^module: .* \(a Outputs\).*tuple or dict"):
+        with pytest.raises(InputError, match=r"^module: .* \(a Outputs\).*dict or dataclass"):
             ask()
+
+
+def test_those_of_a_dataclass_are():
+    problem = problem_of(of_logits, give=lambda o, x: Record(o))
+    assert problem.n_outputs == len(X)
+    found = problem.gauss_newton_product(problem.theta0, torch.ones_like(problem.theta0))
+    assert torch.equal(found, product_of())
 
 
 def test_outputs_of_which_some_are_not_found_are_refused_where_the_loss_has_them():

@@ -175,3 +175,19 @@ def test_groups_are_lists_too():
     lists = Grouped(whole(), [list(range(10)), list(range(10, 24))], "halves")
     arrays = Grouped(whole(), [np.arange(10), np.arange(10, 24)], "halves")
     assert torch.equal(lists.loss(lists.theta0), arrays.loss(arrays.theta0))
+
+
+def test_what_vmap_advises_is_kept_from_users():
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    module = nn.Sequential(encoder, nn.Flatten(), nn.Linear(24, 3)).eval()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 3, 8, generator=generator)
+    y = torch.randint(3, (4,), generator=generator)
+    problem = gf.Problem.from_module(module, nn.functional.cross_entropy, x, y)
+    # A warning is an error in these tests.
+    found = problem.losses(torch.stack([problem.theta0, 0.5 * problem.theta0]))
+    assert float(found[0]) == pytest.approx(float(problem.loss(problem.theta0)), rel=1e-12)
+    gf.each_example(problem).value_and_gradient(problem.theta0)
+    # To others it is given as before.
+    with pytest.warns(UserWarning, match="performance drop"):
+        torch.func.vmap(problem.loss)(problem.theta0[None])

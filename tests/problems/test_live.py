@@ -178,6 +178,31 @@ def test_batches_must_use_the_module_they_are_given():
     assert gf.Problem.from_batches(LIVE, with_a_teacher, [(X, Y)]).n_parameters == len(THETA)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda t: PROBLEM.loss(t + 0.01 * torch.randn_like(t)),
+        lambda t: nn.functional.dropout(t, 0.5).square().sum(),
+        lambda t: (t * torch.randn_like(t)).sum() ** 2,
+    ],
+    ids=["noise in the loss", "dropout", "a probe"],
+)
+def test_a_random_regularizer_is_not_said_to_have_a_wrong_gradient(function):
+    with (
+        torch.random.fork_rng(devices=[]),
+        pytest.raises(InputError, match=r"R\(θ\) is random.*a generator that R makes anew"),
+    ):
+        as_regularizer(function)
+
+
+def test_noise_of_a_generator_made_anew_is_none():
+    def noisy(theta):
+        generator = torch.Generator().manual_seed(0)
+        return PROBLEM.loss(theta + 0.01 * torch.randn(len(theta), generator=generator, dtype=D))
+
+    as_regularizer(noisy)
+
+
 def test_a_random_regularizer_is_refused_however_small():
     generator = torch.Generator().manual_seed(0)
     with pytest.raises(InputError, match="regularizer: two evaluations at theta0 differ"):

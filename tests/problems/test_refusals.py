@@ -59,6 +59,59 @@ class Popping(nn.Module):
 MASKED = np.ma.array(X.numpy(), mask=X.numpy() > 1)
 
 
+def test_a_function_is_not_told_of_inputs_and_a_dtype_that_it_does_not_have():
+    x, start = torch.randn(5, 3), torch.ones(3, dtype=torch.float64)
+    message = r"in the dtype of θ \(theta.dtype, not .float\(\)\), or give theta0 in torch.float32$"
+    with pytest.raises(InputError, match=message):
+        gf.Problem.from_function(lambda theta: (x @ theta).square().mean(), start)
+    with pytest.raises(InputError, match=r"or give theta0 in torch.float64$"):
+        gf.Problem.from_function(lambda theta: (x.double() @ theta).mean(), start.float())
+    flow = gf.LevelSet(of())
+    with pytest.raises(InputError, match=r"or make the problem with dtype=torch.float32$"):
+        gf.RegularizingFlow(flow, lambda theta: (torch.ones(len(theta)) @ theta).square())
+
+
+class Doubling(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = references.small_module()
+
+    def forward(self, x):
+        return self.inner(x.double())
+
+
+def test_nor_is_one_in_float32_told_to_take_float32():
+    with pytest.raises(InputError, match=r"or give dtype=torch.float64$"):
+        of(Doubling(), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout, nn.Dropout1d, nn.AlphaDropout])
+def test_a_layer_that_drops_nothing_is_not_random(layer):
+    module = nn.Sequential(references.small_module(), layer(0.0))
+    assert of(module).loss(of().theta0) == of().loss(of().theta0)
+    with pytest.raises(InputError, match="in training mode"):
+        of(nn.Sequential(references.small_module(), layer(0.1)))
+
+
+@pytest.mark.parametrize("batch_size", [None, 7])
+def test_there_need_be_no_targets(batch_size):
+    def unsupervised(outputs, targets):
+        assert targets is None
+        return outputs.square().mean()
+
+    problem = of(loss_fn=unsupervised, targets=None, batch_size=batch_size)
+    dummy = of(loss_fn=lambda o, y: o.square().mean(), targets=torch.zeros(len(X)))
+    assert float(problem.loss(problem.theta0)) == pytest.approx(
+        float(dummy.loss(problem.theta0)), rel=1e-14
+    )
+    each = gf.each_example(problem)
+    assert float(each.loss(each.theta0).mean()) == pytest.approx(
+        float(problem.loss(problem.theta0)), rel=1e-13
+    )
+    with pytest.raises(InputError, match="they are no classes"):
+        gf.by_class(problem)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -1,6 +1,7 @@
 """Data, modules and losses as users hand them over: kept apart from theirs, or refused."""
 
 import ctypes
+import dataclasses
 import threading
 from collections import UserDict, defaultdict
 
@@ -399,3 +400,23 @@ def test_it_is_refused_with_its_remedy(make, message):
         make()
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    names: tuple = ("a", "b")
+
+
+def test_batches_may_be_dataclasses():
+    def batch_loss(module, batch):
+        assert batch.names == ("a", "b")
+        return summed(module, (batch.inputs, batch.targets))
+
+    batches = [Batch(X[:7], Y[:7]), Batch(X[7:], Y[7:])]
+    problem, whole = gf.Problem.from_batches(net(), batch_loss, batches), of()
+    assert float(problem.loss(whole.theta0)) == pytest.approx(
+        float(whole.loss(whole.theta0)), rel=1e-14
+    )
+    assert batches[0].inputs.dtype == torch.float32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -114,6 +115,32 @@ class DictOutputs(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         hidden = torch.tanh(self.body(x))
         return {"logits": self.classes(hidden), "value": self.value(hidden)}
+
+
+@dataclass
+class Record:
+    logits: Tensor
+    value: Tensor
+    hidden: Tensor | None = None
+
+
+class RecordOutputs(DictOutputs):
+    def forward(self, x: Tensor) -> Record:  # type: ignore[override]
+        return Record(**super().forward(x))
+
+
+class Fourier(nn.Module):
+    """A layer in Fourier space, its weight as real numbers, from an odd place of θ on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1))
+        self.weight = nn.Parameter(0.3 * torch.randn(4, 3, 2))
+        self.leave = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.einsum("bk,ok->bo", torch.fft.rfft(x), torch.view_as_complex(self.weight))
+        return self.leave(torch.tanh(self.gain * spectrum.real + spectrum.imag))
 
 
 class ReturnsItsLoss(nn.Module):

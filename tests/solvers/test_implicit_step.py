@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import geoflow as gf
+import references
 from geoflow.errors import ConvergenceError
-from geoflow.solvers.multistep.corrector import APART, _Space, correct
+from geoflow.solvers.multistep.corrector import APART, _Space, _weights, correct
 from geoflow.solvers.multistep.history import History
 from geoflow.solvers.multistep.secant import SecantPairs
 
@@ -102,3 +103,32 @@ def test_walks_at_tolerances_alike_cost_alike(seed):
         assert ds.attrs["status"] == "stationary"
         # Twenty corrections uphill at every second step made 306 to 375 of 170 to 250.
         assert int(ds["n_gradient"][-1]) <= 280
+
+
+def oja_step(allowed, level_rtol=1e-6, time=0.3):
+    flow = references.oja().flow
+    flow = gf.RegularizingFlow(gf.LevelSet(flow.problem, level_rtol=level_rtol), flow.regularizer)
+    start = flow.evaluate(flow.problem.theta0)
+    formula = History(start.theta[None], np.zeros(1)).formula(1, time, start.velocity)
+    before = flow.problem.counts["gradient"]
+    found = correct(flow, formula, SecantPairs(5, [], np.zeros((0, 0))), allowed)
+    return found, flow.problem.counts["gradient"] - before
+
+
+def test_however_much_is_allowed_little_of_theta_is_left_out():
+    loose, tight = (oja_step(allowed)[0].state.theta for allowed in (1.0, 1e-10))
+    assert (loose - tight).norm() <= 1e-4 * tight.norm()
+
+
+@pytest.mark.parametrize("level_rtol", [1e-6, 1e-14])
+@pytest.mark.parametrize("allowed", [1.0, 1e-3, 1e-6, 1e-10])
+def test_a_correction_is_an_evaluation_beside_that_of_the_prediction(allowed, level_rtol):
+    # Of a level kept to rounding the last ones are along the normal alone.
+    found, spent = oja_step(allowed, level_rtol)
+    assert spent == found.iterations + 1 > 2
+
+
+def test_normals_that_the_images_do_not_tell_apart_only_shorten_the_step():
+    with pytest.raises(ConvergenceError, match="cannot be told apart") as caught:
+        _weights(np.ones((3, 3)), np.zeros(2))
+    assert caught.value.reason == "iterations"

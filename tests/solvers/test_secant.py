@@ -103,7 +103,7 @@ def test_sums_and_scalar_products_of_images_are_those_of_the_images_made():
     eigenpairs(pairs, n, stiff_among_soft(60), c=0.5)
     assert pairs.directions is not None
     vectors = torch.stack([vector(n, seed) for seed in range(3)]).float()
-    images, solved = pairs.inverse(vectors, 0.5), pairs.solved(vectors, 0.5)
+    images, solved = pairs.inverse(vectors, 0.5), pairs.solved(pairs.read(vectors, 0.5), 0.5)
     assert np.allclose(solved.products, vectors @ images.T, rtol=1e-4, atol=1e-4)
     weights = np.array([[-1.0, 0.5, 2.0], [0.0, 0.0, 1.0]])
     found = solved.combined(weights)

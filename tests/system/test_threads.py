@@ -106,3 +106,14 @@ def test_arpack_works_with_one_thread():
     assert found.values[0] == pytest.approx(50.0)
     # All of its products but those that find the size of A first.
     assert seen.count({1}) > len(seen) / 2
+
+
+def test_the_threads_of_torch_are_left_as_they_are():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with one_blas_thread():
+            assert torch.get_num_threads() == 3
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

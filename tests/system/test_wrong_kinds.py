@@ -22,8 +22,9 @@ from geoflow.analysis import (
     symmetry,
     walked,
 )
-from geoflow.analysis.components import brownian
+from geoflow.analysis.components import brownian, path_components
 from geoflow.baselines.paper_loop import predictor_corrector
+from geoflow.problems import parts
 from geoflow.system import kinds
 from geoflow.system.progress import progress_bar
 
@@ -58,6 +59,8 @@ def things(tmp_path_factory):
         "text": "nonsense",
         "number": 3,
         "numbers": [1.0, 2.0],
+        "complex": np.complex128(1.5 + 2j),
+        "complexes": np.array([1.5 + 2j, 2.5 + 1j]),
         "dict": {"a": 1},
     }
 
@@ -139,7 +142,7 @@ def _calls(t):
             "",
         ),
         ("pca", "datasets"): (pca.along, "walk"),
-        ("pca", "n_components"): (lambda v: pca.along(walk, v), "number"),
+        ("pca", "n_components"): (lambda v: pca.along(walk, v), "nothing number"),
         ("null_models_of", "ds"): (pca.null_models_of, "walk path"),
         ("fit_pca", "points"): (gf.analysis.fit_pca, ""),
         ("null_models", "points"): (null_models.compare, ""),
@@ -247,6 +250,10 @@ def _predictions(t, **arguments):
     predictions.along(t["walk"], t["network"], **examples | arguments)
 
 
+def _class_dim(t, **arguments):
+    _predictions(t, **{"classification": True} | arguments)
+
+
 def _symmetry(t, **arguments):
     symmetry.along(t["walk"], t["network"], **{"classification": False} | arguments)
 
@@ -324,6 +331,7 @@ WHOLE = {
     _periodogram: ("n_simulations",),
     _relaxation: ("n_terms",),
     _predictions: ("batch_size",),
+    _class_dim: ("class_dim",),
     _bezier: ("evaluations",),
     _barrier: ("points",),
 }
@@ -352,7 +360,7 @@ SWITCHES = {
 # No float holds the one; the other has more digits than Python writes.
 LARGE, LONG = 10**400, 10**5000
 # What None has a meaning for.
-OPTIONAL = ("batch_size", "max_frequency", "start", "dimension")
+OPTIONAL = ("batch_size", "max_frequency", "start", "dimension", "n_components", "class_dim")
 
 
 @pytest.mark.parametrize(
@@ -626,3 +634,50 @@ def test_a_bar_is_wanted_or_not(wrong, things):
         gf.walk(things["flow"], max_evaluations=30, progress=wrong)
     with pytest.raises(gf.InputError, match=r"progress=.*; give True or False"):
         progress_bar(wrong, range(3))
+
+
+IMAGINARY = np.random.default_rng(0).standard_normal((9, 3)) + 1j
+
+
+def _with_complex(t):
+    """Calls with complex arrays in the place of real ones."""
+    walk, theta = t["walk"], t["theta"]
+    tensors, n = t["problem"].tensors, len(theta)
+    real = IMAGINARY.real
+    fitted = gf.analysis.fit_pca([real], 2)
+    angles = walk["angle"].isel(step=walk["snapshot_step"]).astype(complex)
+    angles = angles.drop_vars(["time", "arc_length"], errors="ignore").rename("angles")
+    return {
+        "step_lengths": lambda: brownian.brownian_path(4, 2, step_lengths=IMAGINARY[:3, 0]),
+        "times": lambda: null_models.compare(real, times=np.arange(9) + 1j),
+        "scores": lambda: path_components.cosine_content(IMAGINARY),
+        "points: distance": lambda: fitted.distance(IMAGINARY),
+        "points: transform": lambda: fitted.transform(IMAGINARY),
+        "points: fit": lambda: gf.analysis.fit_pca([IMAGINARY], 2),
+        "points: test": lambda: brownian.brownian_test(IMAGINARY, n_simulations=9),
+        "angles": lambda: periodogram.along(walk, [angles], n_simulations=9),
+        "origin": lambda: planes.Plane(np.ones(3) + 1j, np.eye(3)[:2]),
+        "directions": lambda: planes.Plane(np.ones(3), np.eye(3)[:2] + 1j),
+        "direction": lambda: planes.filter_normalised(np.ones(n) + 1j, np.ones(n), tensors),
+        "theta: filters": lambda: planes.filter_normalised(np.ones(n), np.ones(n) + 1j, tensors),
+        "theta": lambda: between.align(t["network"], theta + 1j, theta),
+        "target": lambda: between.align(t["network"], theta, theta + 1j),
+        "distance_to: the target": lambda: gf.regularizers.distance_to(theta + 1j),
+        "batch_loss returned the weight": lambda: parts.as_weight(np.complex128(2 + 1j)),
+        "level": lambda: gf.LevelSet(t["problem"], np.complex128(3 + 1j)),
+        "value": lambda: gf.Event("angle", value=np.complex128(3 + 1j)),
+        "observables": lambda: gf.walk(
+            t["flow"], observables={"own": lambda theta: np.complex128(3 + 1j)}
+        ),
+        "times: elements": lambda: gf.interpolate(
+            walk, np.array([np.complex128(0.01 + 1j), 0.02], dtype=object), t["flow"]
+        ),
+    }
+
+
+def test_no_imaginary_part_is_lost(things):
+    for name, call in _with_complex(things).items():
+        with pytest.raises(gf.InputError) as caught:
+            call()
+        assert name.partition(":")[0] in str(caught.value), name
+        assert "\n" not in str(caught.value)

@@ -146,7 +146,7 @@ def test_a_storage_error_of_the_users_own_loses_no_walk(which):
         events=[gf.Event(own["own"], value=9.0)] if which == "event" else [],
         observables=own if which == "observable" else None,
     )
-    expected = "observable_failed" if which == "observable" else "evaluation_failed"
+    expected = "evaluation_failed" if which in "LR" else "observable_failed"
     assert ds.attrs["status"] == expected
     assert "StorageError: my disk" in ds.attrs["status_message"]
     assert ds.sizes["step"] > 3

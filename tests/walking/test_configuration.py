@@ -11,6 +11,8 @@ import geoflow as gf
 from geoflow import cli
 from geoflow.archive import seal
 from geoflow.cli import terminal
+from geoflow.errors import ArchiveError
+from geoflow.walking import configuration
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +22,12 @@ def walked(tmp_path_factory):
     options = ["--t-end", "1e-3", "--out", str(path), "--quiet"]
     assert cli.main(["run", "iris_ff", *options]) == terminal.DONE
     return path
+
+
+def test_another_version_of_the_schema_is_named_with_those_that_are_read():
+    said = r"in schema '0\.9', and this geoflow reads and writes 1\.0, 1\.1, 1\.2; .* \(0\.0\.1\)"
+    with pytest.raises(ArchiveError, match=said):
+        configuration.check(Path("a.nc"), {"geoflow_schema": "0.9", "geoflow_version": "0.0.1"})
 
 
 @pytest.fixture

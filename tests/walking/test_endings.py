@@ -243,3 +243,10 @@ def test_every_small_problem_ends_within_its_budget_without_a_raw_exception(firs
         ended[ds.attrs["status"]] = ended.get(ds.attrs["status"], 0) + 1
     assert len(ended) >= 3, ended
     assert sum(ended.values()) >= 20, ended
+
+
+def test_what_an_earlier_walk_left_at_the_rounding_is_not_said_of_the_next():
+    flow = references.sphere_linear().flow
+    flow.level_set.n_at_floor = 3
+    ds = gf.walk(flow, t_end=0.1, stop=None)
+    assert ds.attrs["status_message"] == "the walk reached flow time 0.1"

@@ -413,3 +413,39 @@ def test_to_come_to_a_value_is_an_event_and_to_leave_it_or_to_start_there_is_non
     assert not located(0.0, 1.0)
     assert not located(0.0, -1.0)
     assert not located(0.0, 0.0)
+
+
+def test_where_the_function_stays_just_beyond_the_crossing_the_step_is_halved():
+    trials = []
+
+    def level(time):
+        trials.append(time)
+        return -0.3 if time < 0.37 else 1e-9
+
+    time, found = locate(level, 1.0, (-0.3, 1e-9), 5e-10, 1e-3)
+    assert (found, time) == (1e-9, pytest.approx(0.37, abs=1e-3))
+    # A line through both ends would come nearer by a billionth of the step.
+    assert len(trials) <= 20
+
+
+def test_an_event_that_writes_into_what_it_gets_changes_nothing():
+    def writes(theta):
+        found = float(theta[0])
+        theta.zero_()
+        return found
+
+    walks = []
+
+    def reads(theta):
+        return float(theta[0])
+
+    reads.__name__ = writes.__name__
+    for function in (reads, writes):
+        flow = references.oja().flow
+        start = flow.problem.theta0.clone()
+        event = gf.Event(function, value=1.1 * float(start[0]), name="first")
+        rate = gf.Event(function, rate=True, name="rate")
+        walks.append(gf.walk(flow, t_end=0.3, stop=None, events=[event, rate]))
+        assert torch.equal(flow.problem.theta0, start)
+    assert walks[0]["event"].values.any()
+    assert invariants.same(*walks)

@@ -237,3 +237,19 @@ def test_between_snapshots_another_r_of_the_same_name_is_seen():
         gf.interpolate(ds.assign_attrs(dtype="float32"), [0.2], flow)
     with pytest.raises(InputError, match="solver='dopri5'"):
         gf.interpolate(ds, [0.2], flow, solver="dopri5")
+
+
+def test_in_the_dtype_of_the_walk_snapshots_are_its_own_points_at_any_tolerance():
+    def flow():
+        theta0 = torch.tensor([1.0, 1.0], dtype=torch.float32)
+        problem = gf.Problem.from_function(lambda theta: theta @ theta, theta0)
+        level_set = gf.LevelSet(problem, level_rtol=1e-5)
+        return gf.RegularizingFlow(level_set, lambda theta: theta[0])
+
+    # To what float32 resolves of a walk, and 100 units of rounding do not.
+    ds = gf.walk(flow(), "bdf", 1e-5, 1e-7, t_end=1.0, stop=None, snapshot_times=[0.0, 0.5, 1.0])
+    found = gf.interpolate(ds, [0.25, 0.5, 0.75], flow())
+    assert found.dtype == np.float32
+    assert np.array_equal(found[1], ds["theta"][1])
+    fine = gf.walk(flow(), "bdf", 1e-5, 1e-7, t_end=1.0, stop=None, snapshot_times=[0.25, 0.75])
+    assert np.abs(found.values[[0, 2]] - fine["theta"].values).max() <= 2e-4

@@ -1,10 +1,12 @@
 """What a recorder is given it hands back: in memory, and streamed beside an archive."""
 
 import math
+import signal
 
 import numpy as np
 import pytest
 
+import geoflow as gf
 import recorded
 from geoflow.trajectories import schema
 from geoflow.walking import stream
@@ -79,3 +81,28 @@ def test_how_a_walk_ended_stands_above_what_the_header_has_of_it():
     memory = Memory(recorded.FLOW.problem, list(recorded.OBSERVABLES), header)
     recorded.take(memory, range(2))
     assert finished(memory).attrs == {**header, **recorded.END}
+
+
+class Pressed(Memory):
+    """Ctrl-C comes while the fourth record is taken."""
+
+    def __init__(self):
+        super().__init__(recorded.FLOW.problem, [], recorded.HEADER)
+        self.taken = []
+
+    def record(self, record, dropped):
+        if self.n_steps == 3:
+            signal.raise_signal(signal.SIGINT)
+        super().record(record, dropped)
+
+    def accepted(self, checkpoint):
+        self.taken.append(checkpoint.n_steps)
+
+
+def test_ctrl_c_while_a_step_is_recorded_leaves_it_recorded_whole():
+    recorder = Pressed()
+    ds = gf.walk(recorded.FLOW, "rk4", stop=None, t_end=1.0, recorder=recorder)
+    assert ds.attrs["status"] == "interrupted"
+    assert ds.sizes["step"] == 4
+    assert ds["snapshot_step"].values.tolist() == [0, 1, 2, 3]
+    assert recorder.taken == [1, 2, 3, 4]

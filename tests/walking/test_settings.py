@@ -2,6 +2,7 @@ import inspect
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import xarray as xr
 from hypothesis import given
@@ -88,6 +89,33 @@ def test_configs_written_earlier_are_read():
 def test_bad_values_are_refused_by_name(bad, message):
     with pytest.raises(InputError, match=message):
         WalkSettings(**bad)
+
+
+@pytest.mark.parametrize(
+    "complex_number",
+    [{name: np.complex128(1 + 2j)} for name in ("rtol", "t_end", "max_evaluations")]
+    + [{"snapshot_times": np.array([0.5 + 1j])}, {"snapshot_every": 1 + 0j}],
+)
+def test_complex_numbers_are_refused(complex_number):
+    (name,) = complex_number
+    with pytest.raises(InputError, match=name):
+        WalkSettings(**complex_number)
+
+
+def test_times_that_are_all_beyond_the_end_are_refused(network, tmp_path):
+    message = r"snapshot_times=\[5.0, 6.0\] are all beyond t_end=0.1; use times up to it"
+    with pytest.raises(InputError, match=message):
+        gf.walk(network, t_end=0.1, snapshot_times=[5.0, 6.0], archive=tmp_path / "walk.nc")
+    assert not list(tmp_path.iterdir())
+    # The end itself is no time beyond it, and a walk that has later ones too goes on to them.
+    path = tmp_path / "walk.nc"
+    settings = {"stop": None, "snapshot_times": [0.1, 0.2], "archive": path}
+    gf.walk(network, t_end=0.1, **settings).close()
+    with gf.resume(path, references.small_network(), t_end=0.15) as ds:
+        assert ds["snapshot_time"].values.tolist() == [0.1]
+    gf.walk(network, max_evaluations=3, **settings, overwrite=True).close()
+    with gf.resume(path, references.small_network(), t_end=0.05, max_evaluations=1000) as ds:
+        assert ds.attrs["status"] == "t_end"
 
 
 def test_a_recorder_of_ones_own_receives_every_record(network, tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geoflow.system import kinds
 from geoflow.system.progress import progress_bar
 
 Floats = NDArray[np.float64]
@@ -43,7 +44,7 @@ def column_blocks(
     for columns in progress_bar(progress, spans, title, unit="block"):
         block = np.empty((rows[-1], columns.stop - columns.start))
         for part, start, end in zip(points, rows[:-1], rows[1:], strict=True):
-            block[start:end] = np.asarray(part[:, columns])
+            block[start:end] = kinds.as_numbers(part[:, columns], "points")
         yield columns, block
 
 

@@ -94,7 +94,7 @@ def brownian_path(
     check_memory(3 * 8 * n_points * dimension, named, "use fewer")
     steps = _generator(seed).standard_normal((n_points - 1, dimension))
     if step_lengths is not None:
-        lengths = np.asarray(step_lengths, dtype=float)
+        lengths = kinds.as_numbers(step_lengths, "step_lengths")
         if lengths.shape != (n_points - 1,) or not (lengths >= 0).all():
             raise InputError(f"step_lengths: give {n_points - 1} numbers that are not negative")
         steps *= (lengths / np.linalg.norm(steps, axis=1))[:, None]

@@ -17,6 +17,7 @@ from geoflow.analysis.components.path_components import (
     participation_ratio,
     step_gram,
 )
+from geoflow.analysis.components.principal import USUAL
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
 from geoflow.system import kinds
@@ -31,7 +32,7 @@ def compare(
     points: Any,
     times: NDArray[np.floating] | None = None,
     *,
-    n_components: int = 6,
+    n_components: int | None = None,
     dimension: int | None = None,
     n_simulations: int = 999,
     seed: int = 0,
@@ -52,8 +53,8 @@ def compare(
     times : array, shape (N,), optional
         Of the points, increasing, for the relaxation, such as ``ds["snapshot_time"].values``. None:
         0, 1, 2, ….
-    n_components : int
-        Components wanted.
+    n_components : int, optional
+        Components wanted. None: 6, or as many as the points have where those are fewer.
     dimension, n_simulations, seed
         See :func:`brownian_test`.
 
@@ -73,9 +74,11 @@ def compare(
         Points that cannot be used, or another argument.
     """
     seed = check_seed(seed)
-    n_components = kinds.as_whole(n_components, "n_components")
+    if n_components is not None:
+        n_components = kinds.as_whole(n_components, "n_components")
     gram, unit = step_gram(points)
     n = len(gram) + 1
+    n_components = min(USUAL, n - 1) if n_components is None else n_components
     check_sizes(n, n_components)
     clock = "number of the point, from 0" if times is None else "flow time"
     times = _checked_times(times, n)
@@ -192,7 +195,7 @@ def _fitted_rate(gram: Floats, times: Floats) -> float:
 def _checked_times(times: NDArray[np.floating] | None, n: int) -> Floats:
     if times is None:
         return np.arange(n, dtype=float)
-    checked = np.asarray(times, dtype=float)
+    checked = kinds.as_numbers(times, "times")
     if checked.shape != (n,) or not (np.diff(checked) > 0).all():
         raise InputError(f"times: give {n} increasing numbers, one for each point")
     return checked

@@ -41,7 +41,7 @@ def cosine_content(scores: NDArray[np.floating]) -> Floats:
     InputError
         Not an array of two dimensions with more rows than columns, or non-finite.
     """
-    scores = np.asarray(scores, dtype=float)
+    scores = kinds.as_numbers(scores, "scores")
     if scores.ndim != 2 or len(scores) <= scores.shape[1] or not np.isfinite(scores).all():
         raise InputError(
             f"scores have shape {scores.shape}; give finite scores (N, k) with N greater than k"

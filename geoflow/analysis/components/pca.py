@@ -42,7 +42,7 @@ NULL = "null_"
 
 def along(
     datasets: xr.Dataset | str | Path | Sequence[xr.Dataset | str | Path],
-    n_components: int = 6,
+    n_components: int | None = None,
     *,
     standardise: bool = False,
     null_models: bool = False,
@@ -57,7 +57,7 @@ def along(
     Parameters
     ----------
     datasets : Dataset, path, or a sequence of either
-        Trajectories of networks of one shape, in schema 1.0.
+        Trajectories of networks of one shape, in schema 1.0 to 1.2.
     n_components, standardise, progress
         See :func:`~geoflow.analysis.fit_pca`.
     null_models : bool
@@ -93,7 +93,8 @@ def along(
     ArchiveError
         A path that is not a trajectory.
     """
-    n_components = kinds.as_whole(n_components, "n_components")
+    if n_components is not None:
+        n_components = kinds.as_whole(n_components, "n_components")
     kinds.check_switch(standardise, "standardise")
     kinds.check_switch(null_models, "null_models")
     kinds.check_switch(progress, "progress")
@@ -129,7 +130,7 @@ def along(
                 nulls.compare(
                     theta_of(ds),
                     ds["snapshot_time"].values,
-                    n_components=min(n_components, ds.sizes["snapshot"] - 1),
+                    n_components=min(len(fitted.components), ds.sizes["snapshot"] - 1),
                     n_simulations=n_simulations,
                     seed=seed,
                 )

@@ -21,6 +21,9 @@ Floats = NDArray[np.float64]
 # The ``kind`` of the datasets that hold components.
 KIND = "pca"
 
+# Components, where no number of them is asked for.
+USUAL = 6
+
 
 @dataclass(frozen=True)
 class PCA:
@@ -66,12 +69,12 @@ class PCA:
         return np.linalg.norm(scaled - (scaled @ components.T) @ components, axis=1)
 
     def _scaled(self, points: NDArray[np.floating]) -> Floats:
-        return (np.asarray(points, dtype=float) - self.mean) / self.scale
+        return (kinds.as_numbers(points, "points") - self.mean) / self.scale
 
 
 def fit_pca(
     points: Sequence[Any],
-    n_components: int = 6,
+    n_components: int | None = None,
     *,
     standardise: bool = False,
     progress: bool = False,
@@ -91,8 +94,8 @@ def fit_pca(
     ----------
     points : sequence of array, shape (N_i, P)
         The points of each walk: arrays of NumPy or Dask, or lazy ones, such as ``ds["theta"]``.
-    n_components : int
-        Components wanted.
+    n_components : int, optional
+        Components wanted. None: 6, or as many as the points span where those are fewer.
     standardise : bool
         Divide each parameter by its standard deviation first, as Tahir & Katz (2021) do: then a
         parameter that hardly moves counts as much as one that moves far. Parameters that do not
@@ -110,7 +113,7 @@ def fit_pca(
 
 
 def fit(
-    points: Sequence[Any], n_components: int, standardise: bool, progress: bool
+    points: Sequence[Any], n_components: int | None, standardise: bool, progress: bool
 ) -> tuple[PCA, Floats, float]:
     """Find the components, and with them what only the Gram matrix gives.
 
@@ -134,7 +137,8 @@ def fit(
         raise InputError(f"points: {there} there, and it takes two; walk again with more snapshots")
     kinds.check_switch(standardise, "standardise")
     kinds.check_switch(progress, "progress")
-    n_components = kinds.as_whole(n_components, "n_components")
+    usual = n_components is None
+    n_components = min(USUAL, n - 1) if usual else kinds.as_whole(n_components, "n_components")
     if not 1 <= n_components < n:
         have = "one component" if n == 2 else f"1 to {n - 1} components"
         remedy = "fewer, or walk again with more snapshots" if n_components >= n else "more"
@@ -171,8 +175,10 @@ def fit(
     # The last is that of the mean, which is zero.
     eigenvalues, vectors = eigenvalues[:0:-1], vectors[:, :0:-1]
     lost = n * np.finfo(float).eps * eigenvalues[0]
-    if eigenvalues[n_components - 1] <= lost:
-        rank = int((eigenvalues > lost).sum())
+    rank = int((eigenvalues > lost).sum())
+    if usual and rank:
+        n_components = min(n_components, rank)
+    if n_components > rank:
         raise RankError(f"n_components={n_components}: the points span {rank} dimensions only")
     signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(n - 1)])
     singular = np.sqrt(np.maximum(eigenvalues, 0))

@@ -100,7 +100,7 @@ def along(
     Parameters
     ----------
     ds : xarray.Dataset
-        A trajectory in schema 1.0.
+        A trajectory in schema 1.0 to 1.2.
     flow : RegularizingFlow
         The flow it is a walk of, with the same problem.
     snapshots : sequence of int, optional

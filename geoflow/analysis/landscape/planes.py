@@ -45,7 +45,7 @@ class Plane:
     Raises
     ------
     InputError
-        The two directions are parallel, zero or not finite.
+        The two directions are parallel, zero or not finite, or there are no real numbers.
     """
 
     origin: Floats
@@ -55,6 +55,8 @@ class Plane:
     least_extent: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in ("origin", "directions"):
+            kinds.as_numbers(getattr(self, name), name)
         first, second = self.norms
         ok = np.isfinite(self.directions).all() and first > 0 and second > 0
         if not ok or 1 - self.cosine**2 < LEAST_SINE**2:
@@ -244,9 +246,9 @@ def filter_normalised(
         kinds.check_kind(spec, TensorSpec, "tensors: one", give)
         rows = spec.shape[0] if len(spec.shape) > 1 else 1
         part = slice(spec.offset, spec.offset + int(np.prod(spec.shape)))
-        d = np.asarray(direction[part], dtype=float).reshape(rows, -1)
+        d = kinds.as_numbers(direction[part], "direction").reshape(rows, -1)
         length = np.linalg.norm(d, axis=1)
-        wanted = np.linalg.norm(np.asarray(theta[part], dtype=float).reshape(rows, -1), axis=1)
+        wanted = np.linalg.norm(kinds.as_numbers(theta[part], "theta").reshape(rows, -1), axis=1)
         factor = np.divide(wanted, length, out=np.zeros(rows), where=length > 0)
         result[part] = (d * factor[:, None]).reshape(-1)
     return result

@@ -70,7 +70,7 @@ def on_plane(
     Parameters
     ----------
     ds : xarray.Dataset
-        A trajectory in schema 1.0.
+        A trajectory in schema 1.0 to 1.2.
     flow : RegularizingFlow
         The flow it is a walk of, with the same problem; of several constraints their mean is seen.
     plane : Plane, optional
@@ -302,8 +302,14 @@ def _in_batches(problem: ProblemLike, walked: ProblemLike, batch_size: int | Non
     def evaluate(thetas: Sequence[Tensor]) -> list[float]:
         values: list[float] = []
         for start in range(0, len(thetas), at_once):
-            batch = torch.stack(list(thetas[start : start + at_once]))
-            values += problem.losses(batch).double().cpu().tolist()
+            batch = thetas[start : start + at_once]
+            try:
+                values += problem.losses(torch.stack(list(batch))).double().cpu().tolist()
+            except torch.OutOfMemoryError:
+                raise
+            # What vmap takes of two points it need not take of more, nor with the user's number.
+            except RuntimeError:
+                values += [float(problem.loss(theta)) for theta in batch]
         return values
 
     return evaluate
@@ -315,7 +321,8 @@ def _points_at_once(problem: Problem) -> int:
         return 1
     theta = problem.theta0
     try:
-        problem.losses(theta[None])
+        # Of one point alone the memory is as outside of vmap.
+        problem.losses(torch.stack([theta, theta]))
     except RuntimeError:
         return 1
     with _LargestTensor() as seen:

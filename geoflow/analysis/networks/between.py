@@ -6,6 +6,7 @@ A walk from A towards B at constant loss goes down
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from geoflow.analysis.networks.symmetry import nearest_copy
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
 from geoflow.problems.checks import check_like
+from geoflow.problems.modules import moving_parameters
 from geoflow.problems.protocol import ProblemLike, check_problem
 from geoflow.system import kinds
 
@@ -71,7 +73,13 @@ class Barrier:
         return float(np.max(self.losses - between))
 
 
-def align(module: nn.Module, theta: Tensor, target: Tensor) -> Tensor:
+def align(
+    module: nn.Module,
+    theta: Tensor,
+    target: Tensor,
+    *,
+    parameters: str | Sequence[str] | None = None,
+) -> Tensor:
     """The same network as θ, its units in the order, and of the signs, nearest to a target.
 
     Weight matching (Ainsworth, Hayase & Srinivasa 2023, ICLR, algorithm 1), layer by layer a linear
@@ -86,6 +94,8 @@ def align(module: nn.Module, theta: Tensor, target: Tensor) -> Tensor:
         :func:`layers_of <geoflow.analysis.networks.layers.layers_of>`.
     theta, target : Tensor, shape (P,)
         Two points of its parameter space, such as the ends of two trainings.
+    parameters : str or sequence of str, optional
+        Patterns of the names of those that θ holds, as ``Problem.from_module`` takes them.
 
     Returns
     -------
@@ -97,15 +107,17 @@ def align(module: nn.Module, theta: Tensor, target: Tensor) -> Tensor:
     InputError
         A network whose symmetries are not known, or points that are not of its parameters.
     """
-    layers = layers_of(module)
+    layers = layers_of(module, parameters)
     for name, point in (("theta", theta), ("target", target)):
         kinds.check_kind(point, Tensor, name, "a flat tensor of the module's parameters")
-    n_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    n_parameters = sum(p.numel() for p in moving_parameters(module, parameters).values())
     for name, point in (("theta", theta), ("target", target)):
-        if point.shape != (n_parameters,) or not torch.isfinite(point).all():
+        usable = point.shape == (n_parameters,) and not point.is_complex()
+        if not usable or not torch.isfinite(point).all():
             raise InputError(
                 f"{name} has the shape {tuple(point.shape)}; give a flat tensor of finite numbers, "
-                f"one for each of the module's {n_parameters} parameters"
+                f"real ones, one for each of the module's {n_parameters} parameters, or "
+                "parameters=… with the names of those that it holds"
             )
     here, there = (p.detach().cpu().to(torch.float64).numpy() for p in (theta, target))
     return torch.from_numpy(nearest_copy(layers, there, here).theta).to(theta)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +11,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from geoflow.errors import InputError
-from geoflow.problems.modules import computes_as
+from geoflow.problems.modules import (
+    check_wrappers,
+    computes_as,
+    moving_parameters,
+    tied_names,
+    unwrap,
+)
+from geoflow.problems.parts import TensorSpec, laid_out
 from geoflow.system import kinds
 
 Indices = NDArray[np.intp]
@@ -58,16 +67,17 @@ class Layers:
     Attributes
     ----------
     hidden : tuple of HiddenLayer
-        From the first on.
+        From the first on, those of which all weights are in θ.
     output : array of int, shape (C, …) or None
-        Weights and bias of each output; None where a function follows the last layer.
+        Weights and bias of each output, as far as they are in θ; None where none is, or a function
+        follows the last layer.
     """
 
     hidden: tuple[HiddenLayer, ...]
     output: Indices | None
 
 
-def layers_of(module: nn.Module) -> Layers:
+def layers_of(module: nn.Module, parameters: str | Sequence[str] | None = None) -> Layers:
     """Find the layers of an ``nn.Sequential`` of dense layers and convolutions.
 
     Parameters
@@ -77,46 +87,76 @@ def layers_of(module: nn.Module) -> Layers:
         them, and average pooling; maximum pooling with ReLUs only. Each layer takes the units of
         the one before where they are: a dense layer has them along the last axis, which no pooling
         may mix, and a convolution in its channels, after which ``nn.Flatten()`` comes before a
-        dense layer. A layer with a hook or a forward pass of its own is none of these.
+        dense layer. A layer with a hook or a forward pass of its own is none of these. Wrappers of
+        ``torch.compile`` and ``DataParallel`` are seen through.
+    parameters : str or sequence of str, optional
+        Patterns of the names of those that θ holds, as ``Problem.from_module`` takes them. None:
+        all with ``requires_grad``. Units with a weight that is not among them have no other copy.
 
     Raises
     ------
     InputError
-        A network of another form, whose symmetries are not known here.
+        A network of another form, whose symmetries are not known here, or one without a hidden
+        layer all of whose weights θ holds.
     """
     kinds.check_kind(module, nn.Module, "module", "the network that was walked")
-    flat, start = {}, 0
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            size = parameter.numel()
-            flat[name] = np.arange(start, start + size).reshape(tuple(parameter.shape))
-            start += size
+    return layers_in(module, laid_out(moving_parameters(module, parameters)))
+
+
+def layers_in(module: nn.Module, tensors: Iterable[TensorSpec]) -> Layers:
+    """As :func:`layers_of`, where it is known what θ holds, and where.
+
+    Raises
+    ------
+    InputError
+        See there.
+    """
+    check_wrappers(module)
+    flat: dict[str, Indices] = {}
+    for name, offset, shape in tensors:
+        flat[name] = np.arange(offset, offset + math.prod(shape)).reshape(shape)
+    ties = tied_names(module)
+    layers: list[tuple[str, nn.Module]] = []
     hidden: list[HiddenLayer] = []
-    names: list[str] = []
     between: list[nn.Module] = []
+    fixed = ""
     for name, child in _leaves(module):
         if not computes_as(child, WEIGHTED):
             between += [] if computes_as(child, WITHOUT_EFFECT) else [child]
             continue
-        tensors = [n for n in ("weight", "bias") if getattr(child, n) is not None]
-        missing = [n for n in tensors if f"{name}.{n}" not in flat]
-        if name and (missing or getattr(child, "groups", 1) != 1):
-            what = f"{missing[0]} is fixed or shared" if missing else "channels are in groups"
-            raise InputError(f"module: {name} ({type(child).__name__}): its {what}: {_KNOWN}")
-        if names:
-            hidden.append(_hidden(flat, names[-1], name, between))
-        names.append(name)
+        layers.append((name, child))
+        missing = [n for n in _tensors(child) if f"{name}.{n}" not in flat]
+        shared = [n for n in missing if ties.get(f"{name}.{n}") in flat]
+        if missing:
+            said = f"{name} ({type(child).__name__}): its {(shared or missing)[0]} is"
+            if shared:
+                raise InputError(f"module: {said} shared: {_KNOWN}")
+            fixed = fixed or f"{said} fixed"
+        if len(layers) > 1:
+            (before, above), weight = layers[-2], f"{name}.weight"
+            if weight in flat and all(f"{before}.{n}" in flat for n in _tensors(above)):
+                hidden.append(_hidden(flat, layers[-2:], between))
         between = []
     if not hidden:
+        if fixed and len(layers) > 1:
+            raise InputError(
+                f"module: {fixed}, and no hidden layer has all its weights in θ, so that nothing "
+                "of it is symmetric; let two layers in a row move"
+            )
         raise InputError(f"module has no hidden layer: {_KNOWN}")
     closed = not all(map(_flattens, between))
-    output = None if closed else np.hstack(_incoming(flat, names[-1]))
-    return Layers(tuple(hidden), output)
+    output = [] if closed else _incoming(flat, layers[-1][0])
+    return Layers(tuple(hidden), np.hstack(output) if output else None)
 
 
 def _hidden(
-    flat: dict[str, Indices], name: str, following: str, between: list[nn.Module]
+    flat: dict[str, Indices], pair: list[tuple[str, nn.Module]], between: list[nn.Module]
 ) -> HiddenLayer:
+    (name, _), (following, _) = pair
+    for where, layer in pair:
+        if getattr(layer, "groups", 1) != 1:
+            what = f"{where} ({type(layer).__name__}): its channels are in groups"
+            raise InputError(f"module: {what}: {_KNOWN}")
     activations = [m for m in between if computes_as(m, (*ODD, *HOMOGENEOUS))]
     homogeneous = bool(activations) and type(activations[0]) in HOMOGENEOUS
     pools = (*AVERAGES, *MAXIMA) if homogeneous else AVERAGES
@@ -157,24 +197,26 @@ def _mixes(pool: nn.Module, axis: int) -> bool:
     return n >= axis and [np.broadcast_to(v, n)[n - axis] for v in given] != [1, 1, 0]
 
 
+def _tensors(layer: nn.Module) -> list[str]:
+    return [n for n in ("weight", "bias") if getattr(layer, n) is not None]
+
+
 def _incoming(flat: dict[str, Indices], name: str) -> list[Indices]:
-    weight = flat[f"{name}.weight"]
-    found = [weight.reshape(len(weight), -1)]
-    if f"{name}.bias" in flat:
-        found.append(flat[f"{name}.bias"][:, None])
-    return found
+    found = [flat[f"{name}.{n}"] for n in ("weight", "bias") if f"{name}.{n}" in flat]
+    return [part.reshape(len(part), -1) for part in found]
 
 
 def _flattens(module: nn.Module) -> bool:
     return computes_as(module, (nn.Flatten,)) and (module.start_dim, module.end_dim) == (1, -1)
 
 
-def _leaves(module: nn.Module) -> list[tuple[str, nn.Module]]:
+def _leaves(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
     """Modules in the order in which nested ``nn.Sequential`` call them, repeated ones too."""
-    found: list[tuple[str, nn.Module]] = []
-    for name, child in module.named_modules(remove_duplicate=False):
-        # What is inside another module is its own affair.
-        inside = bool(found) and name.startswith(f"{found[-1][0]}.".lstrip("."))
-        if not computes_as(child, (nn.Sequential,)) and not inside:
-            found.append((name, child))
-    return found
+    inner = unwrap(module)
+    # What is inside another module is its own affair.
+    if not computes_as(inner, (nn.Sequential,)):
+        yield name, inner
+        return
+    for key, child in inner._modules.items():
+        if child is not None:
+            yield from _leaves(child, f"{name}.{key}".lstrip("."))

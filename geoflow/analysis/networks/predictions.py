@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,13 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from geoflow.analysis.walked import snapshot_indices, walk_attributes
-from geoflow.errors import InputError
-from geoflow.problems.parts import OUTPUTS_AT_ONCE, outputs
+from geoflow.errors import GeoflowError, InputError
+from geoflow.problems import data, modules
+from geoflow.problems.data import Tree
+from geoflow.problems.parts import OUTPUTS_AT_ONCE, Parameters, TensorSpec, output_chunks
 from geoflow.system import kinds, translation
 from geoflow.system.memory import check_memory
 from geoflow.system.progress import progress_bar
 from geoflow.trajectories.dataset import at_snapshots
 from geoflow.trajectories.given import theta_of
+from geoflow.trajectories.loading import tensors_of
 
 Floats = NDArray[np.float64]
 
@@ -32,7 +33,7 @@ BLOCK = 65_536
 VARIABLES = {
     "output_distance": ("root mean square of the difference of outputs", "1"),
     "js_divergence": ("Jensen–Shannon divergence of class probabilities, base 2", "bit"),
-    "disagreement": ("part of the examples whose most probable class differs", "1"),
+    "disagreement": ("part of the predictions whose most probable class differs", "1"),
     "parameter_distance": ("distance in θ", "1"),
     "arc_length_difference": ("arc length between the snapshots", "1"),
 }
@@ -41,9 +42,10 @@ VARIABLES = {
 def along(
     ds: xr.Dataset,
     module: nn.Module,
-    inputs: Mapping[str, Tensor],
+    inputs: Mapping[str, Tree],
     *,
     classification: bool,
+    class_dim: int | None = None,
     snapshots: Sequence[int] | None = None,
     batch_size: int = OUTPUTS_AT_ONCE,
     progress: bool = False,
@@ -53,15 +55,21 @@ def along(
     Parameters
     ----------
     ds : xarray.Dataset
-        A trajectory in schema 1.0.
+        A trajectory in schema 1.0 to 1.2.
     module : torch.nn.Module
         The network of the walk; evaluated in evaluation mode, on its own device and in its own
-        dtype, and never changed.
-    inputs : mapping of str to Tensor, shape (N, …)
-        Sets of examples by name, such as ``train`` and ``test``.
+        dtype, and never changed. What the walk kept fixed is as it is here; wrappers of
+        ``torch.compile`` and ``DataParallel`` are seen through.
+    inputs : mapping of str to Tensor or array, shape (N, …), or to tuple or dict of such
+        Sets of examples by name, such as ``train`` and ``test``, each as
+        :meth:`geoflow.Problem.from_module` takes the inputs.
     classification : bool
-        The outputs, shape (N, C, …), are logits of C classes: Jensen–Shannon divergence and
-        disagreement are computed too.
+        The outputs are one tensor of logits of classes: Jensen–Shannon divergence and disagreement
+        are computed too.
+    class_dim : int, optional
+        The axis of the outputs along which the classes are, counted from the end where negative:
+        −1 of a language model's, shape (N, T, C), and 1 of those that ``cross_entropy`` takes,
+        shape (N, C, …). None: 1 of outputs of shape (N, C); of others it must be given.
     snapshots : sequence of int, optional
         Indices along ``snapshot``, negative ones from the end. None: 25, evenly, the first and
         the last among them, or all where there are fewer.
@@ -74,60 +82,75 @@ def along(
     -------
     xarray.Dataset
         Of kind ``predictions``, with dimensions ``set``, ``snapshot`` and ``snapshot_other``.
-        ``output_distance`` is the root of the mean over examples and outputs; ``js_divergence``
-        (Lin 1991, IEEE Trans. Inf. Theory 37) is the mean over examples, with logarithms to the
-        base 2: from 0 to 1.
+        ``output_distance`` is the root of the mean over all numbers that the network gives, in a
+        tensor or a tuple or dict of them; ``js_divergence`` (Lin 1991, IEEE Trans. Inf. Theory 37),
+        with logarithms to the base 2 from 0 to 1, and ``disagreement`` are means over examples and,
+        where each has several, places.
 
     Raises
     ------
     InputError
-        An argument that cannot be used, a module that is not of this walk, or outputs of all
-        snapshots that do not fit into memory.
+        An argument that cannot be used, a module that is not of this walk, outputs that are not
+        those of classes, or outputs of all snapshots that do not fit into memory.
     """
-    check_module(ds, module)
+    tensors = tensors_of(ds, module)
     indices = snapshot_indices(ds, snapshots, DEFAULT_SNAPSHOTS)
     kinds.check_kind(inputs, Mapping, "inputs", "a dict of tensors of examples by name")
     if not inputs:
         raise InputError("inputs={}; give a set of examples")
-    for name, examples in inputs.items():
-        kinds.check_kind(name, str, "inputs: a name", "a str, such as 'test'")
-        kinds.check_kind(examples, Tensor, f"inputs[{name!r}]", "a tensor of examples")
-        if not examples.ndim or not len(examples):
-            what = f"has shape {tuple(examples.shape)}"
-            raise InputError(f"inputs[{name!r}] {what}; give one example or more, (N, …)")
+    sets = {name: _examples(name, given) for name, given in inputs.items()}
     batch_size = kinds.as_whole(batch_size, "batch_size", 1)
     kinds.check_switch(classification, "classification")
+    if class_dim is not None:
+        class_dim = kinds.as_whole(class_dim, "class_dim")
+        if not classification:
+            raise InputError(f"class_dim={class_dim} with classification=False; leave one out")
     kinds.check_switch(progress, "progress")
     # Before the outputs, which take long.
     arc = at_snapshots(ds, "arc_length")[indices]
-    module = copy.deepcopy(module).eval()
+    network = modules.plain(module).eval()
+    own = modules.parameters_by_name(network)
+    like = own[tensors[0].name]
+    sets = {name: data.convert(tree, like.dtype, like.device) for name, tree in sets.items()}
     steps = progress_bar(progress, indices, "outputs", unit="snapshot")
     found: dict[str, list[Tensor]] = {name: [] for name in inputs}
     for count, index in enumerate(steps):
-        parameters = _parameters(module, ds["theta"].isel(snapshot=index).values)
-        for name, examples in inputs.items():
+        theta = torch.as_tensor(ds["theta"].isel(snapshot=index).values)
+        parameters = {t.name: _part(theta, t).to(own[t.name], copy=True) for t in tensors}
+        for name, examples in sets.items():
             try:
-                given = outputs(module, parameters, _like(parameters, examples), batch_size)
+                given = _outputs(network, parameters, examples, batch_size)
+            except GeoflowError:
+                raise
             except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 if count or isinstance(error, torch.OutOfMemoryError):
                     raise
+                shapes = " and ".join(
+                    f"{tuple(t.shape)} and {t.dtype}" for _, t in data.leaves(examples, "")
+                )
                 what = f"module does not take them ({translation.reason(error)})"
                 raise InputError(
-                    f"inputs[{name!r}] of shape {tuple(examples.shape)} and {examples.dtype}: "
-                    f"{what}; give them as it was trained on, and a module whose output is one "
-                    "tensor"
+                    f"inputs[{name!r}] of shape {shapes}: {what}; give them as it was trained on"
                 ) from error
-            found[name].append(given.cpu())
+            found[name].append(_one(given, classification))
+            if classification and not count:
+                class_axis(found[name][0].shape, class_dim)
+            if (now := found[name][-1].shape) != (first := found[name][0].shape):
+                raise InputError(
+                    f"module: its outputs for inputs[{name!r}] have shape {tuple(first)} at one "
+                    f"snapshot and {tuple(now)} at another, and have no distance; give a network "
+                    "whose outputs keep theirs"
+                )
         if count == 0:
             needed = sum(part[0].numel() * part[0].element_size() for part in found.values())
             # Once as a list and once stacked; or stacked and in float64, where they are not yet.
             single = any(part[0].dtype != torch.float64 for part in found.values())
             needed *= (3 if single else 2) * len(indices)
             check_memory(needed, f"the outputs of {len(indices)} snapshots", "choose fewer")
-    sets = list(inputs)
     matrices: dict[str, list[Floats]] = {}
     for name in sets:
-        for variable, matrix in between(torch.stack(found.pop(name)), classification).items():
+        stacked = torch.stack(found.pop(name))
+        for variable, matrix in between(stacked, classification, class_dim).items():
             matrices.setdefault(variable, []).append(matrix)
     pair = ("snapshot", other("snapshot"))
     variables: dict[str, Any] = {n: (("set", *pair), np.stack(m)) for n, m in matrices.items()}
@@ -140,7 +163,7 @@ def along(
         },
         coords={
             **pair_coordinates(ds, indices),
-            "set": ("set", sets, {"long_name": "set of examples", "units": "1"}),
+            "set": ("set", list(sets), {"long_name": "set of examples", "units": "1"}),
         },
         attrs={
             "kind": "predictions",
@@ -150,15 +173,20 @@ def along(
     )
 
 
-def between(outputs: Tensor, classification: bool) -> dict[str, Floats]:
+def between(
+    outputs: Tensor, classification: bool, class_dim: int | None = None
+) -> dict[str, Floats]:
     """Distances between all pairs of several outputs for the same examples.
 
     Parameters
     ----------
     outputs : Tensor, shape (S, N, …)
-        Of S networks; logits, shape (S, N, C, …), where it is a classification.
+        Of S networks.
     classification : bool
-        Compute ``js_divergence`` and ``disagreement`` beside ``output_distance``.
+        They are logits: compute ``js_divergence`` and ``disagreement`` beside ``output_distance``.
+    class_dim : int, optional
+        The axis of each network's outputs, shape (N, …), along which the classes are; see
+        :func:`along`.
 
     Returns
     -------
@@ -168,36 +196,57 @@ def between(outputs: Tensor, classification: bool) -> dict[str, Floats]:
     Raises
     ------
     InputError
-        A classification without at least two classes, or complex numbers.
+        A classification without at least two classes, or with no axis of them given where there
+        are several that may be it, or complex numbers.
     """
     if outputs.is_complex():
         raise InputError(
             f"outputs are of {outputs.dtype}; let the module return real numbers, as by "
             "torch.view_as_real"
         )
-    if classification and (outputs.ndim < 3 or outputs.shape[2] < 2):
-        raise InputError(
-            f"classification=True and outputs of shape {tuple(outputs.shape[1:])}; logits of two "
-            "classes or more, (N, C), are needed"
-        )
+    axis = class_axis(outputs.shape[1:], class_dim) if classification else 0
     outputs = outputs.double()
     n = len(outputs)
     names = ["output_distance", *(["js_divergence", "disagreement"] if classification else [])]
     found = {name: np.zeros((n, n)) for name in names}
-    classes = outputs.argmax(dim=2) if classification else outputs
+    classes = outputs.argmax(dim=axis + 1) if classification else outputs
     no_class = outputs.isnan().flatten(1).any(dim=1)
     for i in range(n):
-        p = outputs[i].softmax(dim=1) if classification else outputs[i]
+        p = outputs[i].softmax(dim=axis) if classification else outputs[i]
         for j in range(i + 1, n):
             rms = (outputs[i] - outputs[j]).square().mean().sqrt()
             _set(found["output_distance"], i, j, rms)
             if classification:
-                divergence = _jensen_shannon(p, outputs[j].softmax(dim=1)).mean()
+                divergence = _jensen_shannon(p, outputs[j].softmax(dim=axis), axis).mean()
                 _set(found["js_divergence"], i, j, divergence)
                 different = (classes[i] != classes[j]).double().mean()
                 # argmax takes a NaN for the most probable class.
                 _set(found["disagreement"], i, j, math.nan if no_class[[i, j]].any() else different)
     return found
+
+
+def class_axis(shape: Sequence[int], class_dim: int | None) -> int:
+    """Along which axis of outputs of a shape, (N, …), the classes are, counted from 0.
+
+    Raises
+    ------
+    InputError
+        It is not known, not there, or holds less than two classes.
+    """
+    given = f"classification=True and outputs of shape {tuple(shape)}"
+    if class_dim is None and len(shape) > 2:
+        raise InputError(
+            f"{given}: any axis but the first may be that of the classes; give class_dim, 1 or "
+            f"{' or '.join(map(str, [*range(2, len(shape) - 1), -1]))}"
+        )
+    axis = 1 if class_dim is None else class_dim
+    if not axis or (class_dim is not None and not -len(shape) < axis < len(shape)):
+        there = " or ".join(map(str, range(1, len(shape)))) or "none: each example is one number"
+        raise InputError(f"class_dim={class_dim} and outputs of shape {tuple(shape)}; use {there}")
+    axis %= len(shape)
+    if len(shape) < 2 or shape[axis] < 2:
+        raise InputError(f"{given}; logits of two classes or more, (N, C), are needed")
+    return axis
 
 
 def parameter_distances(ds: xr.Dataset, indices: Sequence[int]) -> Floats:
@@ -217,19 +266,9 @@ def check_module(ds: xr.Dataset, module: nn.Module) -> None:
     Raises
     ------
     InputError
-        Its trainable tensors have other names or shapes.
+        It has no parameters of their names or shapes.
     """
-    kinds.check_dataset(ds, "theta", "tensor_name")
-    kinds.check_kind(module, nn.Module, "module", "the network that was walked")
-    here = [(n, list(p.shape)) for n, p in module.named_parameters() if p.requires_grad]
-    there = [
-        (str(name), json.loads(str(shape)))
-        for name, shape in zip(ds["tensor_name"].values, ds["tensor_shape"].values, strict=True)
-    ]
-    if here != there:
-        differing = [pair for pair in zip(here, there, strict=False) if pair[0] != pair[1]]
-        what = " and ".join(map(str, differing[0])) if differing else "another number of them"
-        raise InputError(f"module: its tensors are not those of ds ({what}); give the walk's own")
+    tensors_of(ds, module)
 
 
 def other(name: str) -> str:
@@ -254,26 +293,61 @@ def _set(matrix: Floats, i: int, j: int, value: Tensor | float) -> None:
     matrix[i, j] = matrix[j, i] = float(value)
 
 
-def _jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
-    """Divergence of each example in bits, classes along the second axis."""
+def _jensen_shannon(p: Tensor, q: Tensor, axis: int) -> Tensor:
+    """Divergence of each prediction in bits, classes along an axis."""
     total = p + q
     # With r = (p − q)/(p + q) no two numbers near each other are subtracted but p and q.
     r = torch.where(total > 0, (p - q) / total, 0)
     terms = torch.special.xlog1py(1 + r, r) + torch.special.xlog1py(1 - r, -r)
-    return (total * terms).sum(dim=1).clamp(min=0) / (4 * math.log(2))
+    return (total * terms).sum(dim=axis).clamp(min=0) / (4 * math.log(2))
 
 
-def _parameters(module: nn.Module, theta: NDArray[Any]) -> dict[str, Tensor]:
-    flat, start, found = torch.as_tensor(theta), 0, {}
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            part = flat[start : start + parameter.numel()].to(parameter)
-            found[name] = part.view(parameter.shape)
-            start += parameter.numel()
-    return found
+def _examples(name: Any, given: Any) -> Tree:
+    """One set of examples as a tree of tensors."""
+    kinds.check_kind(name, str, "inputs: a name", "a str, such as 'test'")
+    where = f"inputs[{name!r}]"
+    if not isinstance(given, (Tensor, np.ndarray, Mapping, tuple, list)):
+        kinds.check_kind(given, Tensor, where, "a tensor of examples, or a tuple or dict of them")
+    tree = data.tensors(given, where)
+    shapes = [tuple(t.shape) for _, t in data.leaves(tree, where)]
+    if len({shape[:1] for shape in shapes}) != 1 or not all(shape and shape[0] for shape in shapes):
+        what = f"has shape {' and '.join(map(str, shapes[:4]))}" if shapes else "holds no tensor"
+        raise InputError(f"{where} {what}; give one example or more, (N, …), as many in each")
+    return tree
 
 
-def _like(parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
-    """Inputs where the parameters are, floating ones in their dtype."""
-    like = next(iter(parameters.values()))
-    return inputs.to(like) if inputs.is_floating_point() else inputs.to(like.device)
+def _part(theta: Tensor, tensor: TensorSpec) -> Tensor:
+    return theta[tensor.offset : tensor.offset + math.prod(tensor.shape)].view(tensor.shape)
+
+
+def _outputs(
+    network: nn.Module, parameters: Parameters, inputs: Tree, batch_size: int
+) -> dict[str, Tensor]:
+    """Every tensor that a network gives, by its place."""
+    found: dict[str, list[Tensor]] = {}
+    for chunk in output_chunks(network, parameters, inputs, batch_size):
+        for place, tensor in data.leaves(chunk, "outputs"):
+            if not tensor.ndim:
+                raise InputError(
+                    f"module: {place} is a number of all examples together; have it return "
+                    "what it gives for each, as by a forward hook"
+                )
+            found.setdefault(place, []).append(tensor.cpu())
+    if not found:
+        raise InputError(
+            f"module: in what it gives, a {type(chunk).__name__}, no tensor is found; have it "
+            "return a tensor, or a tuple or dict of them, as by a forward hook"
+        )
+    return {place: torch.cat(parts) for place, parts in found.items()}
+
+
+def _one(given: dict[str, Tensor], classification: bool) -> Tensor:
+    """What a network gives as one tensor: all numbers in a row where it gives several."""
+    if len(given) == 1:
+        return next(iter(given.values()))
+    if classification:
+        raise InputError(
+            f"module: it returns {len(given)} tensors ({', '.join([*given][:4])}), and "
+            "classification=True takes logits alone; have it return those, as by a forward hook"
+        )
+    return torch.cat([tensor.reshape(-1) for tensor in given.values()])

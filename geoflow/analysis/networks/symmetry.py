@@ -13,16 +13,16 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csc_array
 from torch import nn
 
-from geoflow.analysis.networks.layers import HiddenLayer, Indices, Layers, layers_of
+from geoflow.analysis.networks.layers import HiddenLayer, Indices, Layers, layers_in
 from geoflow.analysis.networks.predictions import (
     DEFAULT_SNAPSHOTS,
-    check_module,
     other,
     pair_coordinates,
 )
 from geoflow.analysis.walked import snapshot_indices, walk_attributes
 from geoflow.system import kinds
 from geoflow.system.progress import progress_bar
+from geoflow.trajectories.loading import tensors_of
 
 Floats = NDArray[np.float64]
 
@@ -173,11 +173,13 @@ def along(
     Parameters
     ----------
     ds : xarray.Dataset
-        A trajectory in schema 1.0.
+        A trajectory in schema 1.0 to 1.2.
     module : torch.nn.Module
-        The network of the walk; see :func:`~geoflow.analysis.networks.layers.layers_of`.
+        The network of the walk; see :func:`~geoflow.analysis.networks.layers.layers_of`. Units
+        with a weight that the walk kept fixed have no other copy.
     classification : bool
-        The loss is the cross-entropy of logits: ``shift_fraction`` is computed too.
+        The loss is the cross-entropy of logits, and the units of the last layer are the classes:
+        ``shift_fraction`` is computed too.
     snapshots : sequence of int, optional
         Indices along ``snapshot``. None: 25, evenly, or all where there are fewer.
     progress : bool
@@ -197,10 +199,10 @@ def along(
     InputError
         A network whose symmetries are not known here, or not of this walk.
     """
-    check_module(ds, module)
+    tensors = tensors_of(ds, module)
     kinds.check_switch(classification, "classification")
     kinds.check_switch(progress, "progress")
-    layers = layers_of(module)
+    layers = layers_in(module, tensors)
     indices = snapshot_indices(ds, snapshots, DEFAULT_SNAPSHOTS)
     n = len(indices)
     distance, rescaled, shifted = np.zeros((n, n)), np.full(n, np.nan), np.full(n, np.nan)

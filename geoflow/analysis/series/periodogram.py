@@ -37,7 +37,7 @@ def along(
     Parameters
     ----------
     ds : xarray.Dataset
-        A trajectory in schema 1.0.
+        A trajectory in schema 1.0 to 1.2.
     scalars, against
         See :func:`geoflow.analysis.series.scalars.series`.
     detrend, oversampling, max_frequency, levels, n_simulations, seed

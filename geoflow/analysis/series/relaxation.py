@@ -57,7 +57,7 @@ def along(
     Parameters
     ----------
     ds : xarray.Dataset
-        A trajectory in schema 1.0.
+        A trajectory in schema 1.0 to 1.2.
     scalars : sequence of str or DataArray
         See :func:`geoflow.analysis.series.scalars.series`. θ itself is there as ``arc_length``, or
         as PCA scores.

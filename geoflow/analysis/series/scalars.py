@@ -53,7 +53,7 @@ def series(ds: xr.Dataset, scalars: Sequence[str | xr.DataArray], against: str =
     Parameters
     ----------
     ds : xarray.Dataset
-        A trajectory in schema 1.0.
+        A trajectory in schema 1.0 to 1.2.
     scalars : sequence of str or DataArray
         Names of scalars of every step or of observables; ``pc1``, ``pc2``, … for the scores of the
         snapshots on their principal components, centred and not standardised
@@ -88,7 +88,7 @@ def series(ds: xr.Dataset, scalars: Sequence[str | xr.DataArray], against: str =
 
     def sampled(column: xr.DataArray) -> Floats:
         if column.dims == (samples,):
-            return np.asarray(column.values, float)
+            return kinds.as_numbers(column.values, str(column.name))
         return trajectory.at_snapshots(ds, str(column.name))
 
     values = np.stack([sampled(column) for column in found], axis=1)

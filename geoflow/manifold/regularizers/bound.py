@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import InputError
+from geoflow.manifold.apart import Apart
 from geoflow.problems import derivatives, products
 from geoflow.problems.protocol import ProblemLike
 
@@ -91,6 +92,16 @@ class ThetaFunction:
         def product(v: Tensor) -> Tensor:
             if not slope.requires_grad:
                 return torch.zeros_like(v)
+            try:
+                return along(v)
+            except RuntimeError:
+                # Numbers are viewed as complex ones at even places of memory alone. A copy of each
+                # v would change last bits.
+                if v.storage_offset() % 2 == 0:
+                    raise
+                return along(v.clone())
+
+        def along(v: Tensor) -> Tensor:
             found = torch.autograd.grad(
                 slope, variable, v, retain_graph=True, allow_unused=True, materialize_grads=True
             )
@@ -223,13 +234,13 @@ def differences(
         Relative error of the gradients; 0 for the resolution of θ's dtype.
     """
     start = gradient_of(theta) if gradient is None else gradient
-    size = max(float(torch.linalg.vector_norm(theta)), 1.0)
-    step = (rounding or torch.finfo(theta.dtype).eps) ** STEP_POWER * size
+    part = (rounding or torch.finfo(theta.dtype).eps) ** STEP_POWER
+    apart = Apart(theta, part, rounding)
 
     def product(v: Tensor) -> Tensor:
         norm = float(torch.linalg.vector_norm(v))
         if norm == 0:
             return torch.zeros_like(v)
-        return (gradient_of(theta + v * (step / norm)) - start) * (norm / step)
+        return apart(gradient_of, start, v / norm).mul_(norm)
 
     return product

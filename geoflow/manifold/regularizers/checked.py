@@ -8,7 +8,7 @@ from torch import Tensor
 from geoflow.errors import InputError
 from geoflow.manifold.regularizers.bound import BoundRegularizer, ThetaFunction, Weighted
 from geoflow.manifold.scaling import length
-from geoflow.problems import checks, live
+from geoflow.problems import checks, differences, live
 from geoflow.system import kinds
 
 
@@ -26,7 +26,8 @@ def check_regularizer(bound: BoundRegularizer, theta0: Tensor) -> None:
     for term in terms:
         check_regularizer(term, theta0)
     if isinstance(bound, ThetaFunction):
-        with checks.explained(theta0.dtype, "regularizer"):
+        of_theta = "make the problem with dtype="
+        with checks.explained(theta0.dtype, "regularizer", remedy=of_theta):
             value = bound.function(theta0.clone())
             real = isinstance(value, Tensor) and value.shape == () and not value.is_complex()
             if not real or not torch.isfinite(value):
@@ -34,7 +35,10 @@ def check_regularizer(bound: BoundRegularizer, theta0: Tensor) -> None:
                 raise InputError(
                     f"regularizer gave {shown} at theta0; it must return a finite scalar tensor"
                 )
-            checks.check_gradient(bound.value_and_gradient, theta0, "regularizer")
+            # First, since differences of what is random tell of a gradient that is wrong.
+            if not torch.equal(value, bound.function(theta0.clone())):
+                raise _random()
+            differences.check_gradient(bound.value_and_gradient, theta0, "regularizer")
             live.check_alone(bound.function, theta0, "regularizer")
     if bound.problems:
         return
@@ -46,7 +50,12 @@ def check_regularizer(bound: BoundRegularizer, theta0: Tensor) -> None:
             f"{length(gradient)}; both must be finite, there as well"
         )
     if not all(torch.equal(a, b) for a, b in zip(first, second, strict=True)):
-        raise InputError(
-            "regularizer: two evaluations at theta0 differ, so R(θ) is random or stateful; remove "
-            "the randomness, on a GPU also operations that add in any order"
-        )
+        raise _random()
+
+
+def _random() -> InputError:
+    return InputError(
+        "regularizer: two evaluations at theta0 differ, so R(θ) is random or stateful; remove the "
+        "randomness, as by a generator that R makes anew with a fixed seed, on a GPU also "
+        "operations that add in any order"
+    )

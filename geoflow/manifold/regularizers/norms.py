@@ -151,10 +151,13 @@ def distance_to(target: Tensor, *, tensors: Patterns = None, sign: int = 1) -> R
     Raises
     ------
     InputError
-        θ_B is no flat tensor of finite numbers.
+        θ_B is no flat tensor of finite real numbers.
     """
-    if not isinstance(target, Tensor) or target.ndim != 1 or not torch.isfinite(target).all():
-        raise InputError("distance_to: the target is no flat tensor of finite numbers; give θ_B")
+    flat = isinstance(target, Tensor) and target.ndim == 1 and not target.is_complex()
+    if not flat or not torch.isfinite(target).all():
+        raise InputError(
+            "distance_to: the target is no flat tensor of finite, real numbers; give θ_B"
+        )
     if sign not in (1, -1):
         raise InputError(f"regularizer 'distance_to': sign={sign!r}; use 1 or -1")
     point, patterns = target.detach().clone(), checked_patterns("distance_to", tensors)

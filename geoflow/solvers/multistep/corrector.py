@@ -18,6 +18,10 @@ apart it may seem not to be; the oldest corrections are given up then. Where the
 fallen either, the step is too long for there to be a minimum near, long before the iteration
 diverges.
 
+What is known of A says nothing of other directions: after a stiff transient all of it is stiff, and
+a soft force beside it would seem to ask for next to no correction. So the length of the first
+correction, and of what is left at the end, is that which it would have were A zero there.
+
 Far from the solution A changes from one correction to the next, and the images taken early are no
 longer those of the system: it may become all but singular there. No correction is therefore longer
 than the first, as in a trust region.
@@ -51,7 +55,7 @@ CEILING = 3e-5
 # And at most this part of the step itself, down to so many units of rounding: a flow that comes to
 # rest is followed there.
 PART, UNITS_OF_ROUNDING = 0.1, 4.0
-# The iteration is given up where it asks for a correction so much longer than the shortest.
+# The iteration is given up where it asks for a correction so much longer than the first.
 DIVERGED = 30.0
 # Directions of the corrections that depend on the others but for this part, squared, say nothing on
 # whether I + cA is definite: the images they would be made of belong to different points.
@@ -136,7 +140,8 @@ def correct(
     sizes: list[float] = []
     size_theta = float(torch.linalg.vector_norm(theta))
     most = min(NEGLIGIBLE * allowed, CEILING * size_theta)
-    least = UNITS_OF_ROUNDING * torch.finfo(theta.dtype).eps * size_theta
+    eps = torch.finfo(theta.dtype).eps
+    least = UNITS_OF_ROUNDING * eps * size_theta
     before: FlowState | None = None
     # The force and the unit normals. What they are made into is a correction, whose error the next
     # one sees: single precision is enough, and half of what has to be read from memory.
@@ -155,19 +160,27 @@ def correct(
         torch.div(g, norms[:, None], out=normals)
         # What remains to be done: in the space of the corrections so far, and by the pairs.
         move = space.solve(force, normals)
-        solved = pairs.solved(columns, c)
-        along, onto = _weights(solved.products, residuals / state.gradient_norms)
+        read, distances = pairs.read(columns, c), residuals / state.gradient_norms
+        solved = pairs.solved(read, c)
+        along, onto = _weights(solved.products, distances)
         move.add_(solved.combined((along + onto)[None])[0])
         size = float(torch.linalg.vector_norm(move))
         gone = float(torch.linalg.vector_norm(theta - formula.start))
         negligible = min(most, max(PART * gone, least))
         small = size <= negligible
+        if small or not sizes:
+            # Beside what is known A may be anything from zero on, whatever the pairs suggest.
+            softest = pairs.solved(read, c, bulk=0.0)
+            more = softest.parts(np.add(*_weights(softest.products, distances)))
+            reach = size + pairs.length(read, more - solved.parts(along + onto))
+            rounding = UNITS_OF_ROUNDING * eps * c * pairs.stiffest * size_theta
+            small = small and reach <= max(negligible, rounding)
         if small and (abs(residuals) <= level_set.tolerances).all():
             return Corrected(state, iteration)
         if space.least < 0 and size > PROGRESS * sizes[0]:
             residual = float(residuals[np.argmax(abs(residuals) / level_set.scales)])
             raise IndefiniteError(space.least, iterations=iteration, residual=residual)
-        if not math.isfinite(size) or (len(sizes) > 2 and size > DIVERGED * min(sizes)):
+        if not math.isfinite(size) or (sizes and size > DIVERGED * sizes[0]):
             break
         if not sizes or size > sizes[0]:
             # Far from the images known: to go on a little is to learn what is missing. What leads
@@ -180,7 +193,7 @@ def correct(
                 move *= longest / size
                 size = longest
             move.add_(level)
-        sizes.append(size)
+        sizes.append(size if sizes else reach)
         theta = theta + move
         if small:
             end, projection = flow.project(theta, max_iterations=NORMAL_ITERATIONS)

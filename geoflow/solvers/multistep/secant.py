@@ -15,17 +15,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 from torch import Tensor
 
 from geoflow.solvers.base import Carry
-from geoflow.solvers.multistep.directions import LEAST_CURVATURE, Directions, numbers
-
-Matrix = NDArray[np.float64]
+from geoflow.solvers.multistep.directions import (
+    LEAST_CURVATURE,
+    Directions,
+    Matrix,
+    Vector,
+    numbers,
+)
 
 # Pairs a block: one is copied when a pair is added, the others are shared with earlier carries.
 BLOCK = 8
@@ -156,16 +160,34 @@ class SecantPairs:
         c : float
             In flow time.
         """
-        return self.solved(vectors, c).combined(np.eye(len(vectors)))
+        return self.solved(self.read(vectors, c), c).combined(np.eye(len(vectors)))
 
-    def solved(self, vectors: Tensor, c: float) -> Solved:
-        """As :meth:`inverse`, the images not made yet: what is needed of them may be one sum."""
-        c *= self.unit or 1.0
+    def read(self, vectors: Tensor, c: float) -> Read:
+        """Scalar products of vectors, shape (n, P), with all that is known for a ``c`` like this.
+
+        It is what costs.
+        """
         while len(self) >= (BLOCKS + 1) * BLOCK:
-            self._give_up_oldest(c)
-        inner, on_directions, among = self._products_with(vectors.to(torch.float32))
+            self._give_up_oldest(c * (self.unit or 1.0))
+        return Read(vectors, *self._products_with(vectors.to(torch.float32)))
+
+    def solved(self, read: Read, c: float, *, bulk: float | None = None) -> Solved:
+        """As :meth:`inverse`, the images not made yet: what is needed of them may be one sum.
+
+        Parameters
+        ----------
+        read : Read
+            What it is applied to.
+        c : float
+            In flow time.
+        bulk : float, optional
+            Curvature that A is taken to have beside all that is known. None: what so many of the
+            known are below.
+        """
+        c *= self.unit or 1.0
+        vectors, inner, on_directions, among = read
         rows = np.arange(0, len(self.products), 2)
-        base = 1 / (1 + c * self._bulk())
+        base = 1 / (1 + c * (self._bulk() if bulk is None else bulk))
         gains = np.zeros((0, 1))
         if self.directions is not None:
             gains = 1 / self.directions.eigenvalues(c)[:, None] - base
@@ -190,14 +212,42 @@ class SecantPairs:
         of_rows = np.concatenate([coefficients, through])
         return Solved(vectors, self._all_rows(), base, of_rows, products)
 
+    def length(self, read: Read, parts: Vector) -> float:
+        """Length of a sum of the vectors read and of all rows, by their scalar products.
+
+        Parameters
+        ----------
+        read : Read
+            The vectors.
+        parts : ndarray, shape (n + number of rows,)
+            Of the vectors, then of the rows; see :meth:`Solved.parts`.
+        """
+        _, inner, on_directions, among = read
+        v, of_pairs, of_directions = np.split(
+            parts, np.cumsum([len(among), len(self.products)]).tolist()
+        )
+        squared = v @ among @ v + of_directions @ of_directions
+        squared += of_pairs @ (self.products @ of_pairs + 2 * self.across.T @ of_directions)
+        squared += 2 * (of_pairs @ inner + of_directions @ on_directions) @ v
+        return math.sqrt(max(float(squared), 0.0))
+
+    def _known(self) -> Vector:
+        """Curvatures of pairs and directions, in units of the images."""
+        of_directions = np.zeros(0) if self.directions is None else self.directions.curvatures
+        return np.concatenate([np.diag(self.products, 1)[::2], of_directions])
+
     def _bulk(self) -> float:
         """Curvature that so many of all known are below; not negative, and 0 before there are any.
 
         It is never that of the first pairs alone: a walk becomes less stiff.
         """
-        of_directions = np.zeros(0) if self.directions is None else self.directions.curvatures
-        known = np.concatenate([np.diag(self.products, 1)[::2], of_directions])
+        known = self._known()
         return max(0.0, float(np.quantile(known, SOFTER))) if len(known) else 0.0
+
+    @property
+    def stiffest(self) -> float:
+        """Largest curvature known, 0 before there is one."""
+        return float(self._known().max(initial=0.0)) * self.unit
 
     def _give_up_oldest(self, c: float) -> None:
         """Make directions of the oldest block of pairs."""
@@ -241,6 +291,23 @@ class SecantPairs:
         return found[: n + n_new, n_new:], on_directions[:, n_new:], among
 
 
+class Read(NamedTuple):
+    """Vectors and their scalar products: with pairs, with directions, and among themselves.
+
+    Attributes
+    ----------
+    vectors : Tensor, shape (n, P)
+    inner : ndarray, shape (rows of pairs, n)
+    on_directions : ndarray, shape (k, n)
+    among : ndarray, shape (n, n)
+    """
+
+    vectors: Tensor
+    inner: Matrix
+    on_directions: Matrix
+    among: Matrix
+
+
 @dataclass(frozen=True)
 class Solved:
     """The images of some vectors under an inverse, not yet made.
@@ -264,6 +331,10 @@ class Solved:
     base: float
     coefficients: Matrix
     products: Matrix
+
+    def parts(self, weights: Vector) -> Vector:
+        """What the sum of the images by their weights, shape (n,), has of vectors and of rows."""
+        return np.concatenate([self.base * weights, self.coefficients @ weights])
 
     def combined(self, weights: Matrix) -> Tensor:
         """Sums of the images by their weights, shape (m, n): shape (m, P)."""

@@ -1,0 +1,145 @@
+"""Single steps of the multistep solver: orders, lengths, attempts in vain, exactly."""
+
+import math
+
+import pytest
+import torch
+
+import references
+from geoflow.errors import ConvergenceError
+from geoflow.solvers import BDF, Tolerance, bdf
+from geoflow.solvers.multistep.corrector import Corrected, correct
+from geoflow.solvers.multistep.history import History
+
+TOLERANCE = Tolerance(1e-4, 0.0)
+
+
+def refused(reason, iterations=5):
+    return ConvergenceError("refused", iterations=iterations, residual=1.0, reason=reason)
+
+
+def points_of(n, step):
+    """Exact points of Oja's flow, the newest first, and the state at it."""
+    reference = references.oja()
+    points = torch.stack([reference.exact(0.5 - step * i) for i in range(n)])
+    ages = torch.arange(n, dtype=torch.float64) * step
+    return reference.flow, reference.flow.evaluate(points[0]), points, ages
+
+
+def step(size=1e-3, max_time=math.inf, n_points=6, **carried):
+    """Make one from exact points."""
+    flow, state, points, ages = points_of(n_points, 1e-3)
+    carry = {
+        **{"step_size": size, "order": 3, "n_steps": 20, "n_since_order": 1},
+        **{"points": points, "ages": ages},
+        **carried,
+    }
+    return BDF().step(flow, state, carry, TOLERANCE, max_time)
+
+
+def failing(monkeypatch, *errors):
+    """Have the first equations fail; return the orders of all that are to be solved."""
+    left, orders, formula = list(errors), [], History.formula
+
+    def recording(self, order, time, velocity):
+        orders.append(order)
+        return formula(self, order, time, velocity)
+
+    def correcting(*args):
+        if left:
+            raise left.pop(0)
+        return correct(*args)
+
+    monkeypatch.setattr(History, "formula", recording)
+    monkeypatch.setattr(bdf, "correct", correcting)
+    return orders
+
+
+@pytest.mark.parametrize(
+    ("order", "n_steps", "iterations", "growth"),
+    [
+        # While the order is being found; of order 1 and others later; by corrections.
+        (1, 0, 4, 3.0),
+        (2, 9, 4, 3.0),
+        (3, 0, 4, 1.5),
+        (1, 10, 4, 2.0),
+        (2, 10, 4, 1.5),
+        (2, 10, 5, 1.1),
+        (2, 10, 8, 1.0),
+        (2, 10, 11, 0.9),
+    ],
+)
+def test_a_step_grows_as_the_start_and_its_corrections_allow(order, n_steps, iterations, growth):
+    _, state, points, ages = points_of(6, 1e-3)
+    history, corrected = History(points, ages.numpy()), Corrected(state, iterations)
+    carry = {"n_steps": n_steps, "n_since_order": 0}
+    found = bdf._following(history, corrected, carry, order, 1e-3, 1e-9, 1e-4, 5)
+    assert found == (order, pytest.approx(growth * 1e-3))
+
+
+@pytest.mark.parametrize(("ratio", "chosen"), [(1.05, 2), (1.2, 3)])
+def test_a_higher_order_has_to_promise_a_ninth_more(ratio, chosen):
+    _, state, points, ages = points_of(6, 1e-3)
+
+    class Foretold(History):
+        def errors(self, orders, point, time):
+            # As far as the step could grow by it.
+            return {3: (1 / (2 * ratio)) ** 4}
+
+    history = Foretold(points, ages.numpy())
+    carry = {"n_steps": 20, "n_since_order": 2}
+    found, _ = bdf._following(history, Corrected(state, 3), carry, 2, 1e-3, (1 / 2) ** 3, 1.0, 5)
+    assert found == chosen
+
+
+def test_after_three_rejections_the_order_falls_with_each(monkeypatch):
+    orders = failing(monkeypatch, *(refused("diverged") for _ in range(4)))
+    result = step()
+    assert orders == [3, 3, 3, 2, 1]
+    assert (result.n_rejected, result.time) == (4, pytest.approx(1e-3 / 2**4))
+    assert result.n_reprojection >= 4 * 5
+    assert result.carry["n_since_order"] == 0
+    assert result.carry["n_steps"] == bdf.START_STEPS
+
+
+def test_attempts_in_vain_fade_and_are_those_of_newtons_iteration_alone(monkeypatch):
+    assert step(in_vain=2.0).carry["in_vain"] == pytest.approx(1.8)
+    failing(monkeypatch, refused("not_finite"), refused("iterations"))
+    assert step(in_vain=2.0).carry["in_vain"] == pytest.approx(2.8)
+
+
+def test_an_order_that_stays_is_counted():
+    result = step(n_since_order=0)
+    assert result.carry["order"] == 3
+    assert result.carry["n_since_order"] == 1
+
+
+@pytest.mark.parametrize(("aside", "after"), [(8, 16), (64, 64)])
+def test_aside_for_twice_as_long_each_time_up_to_64_steps(aside, after, monkeypatch):
+    failing(monkeypatch, refused("iterations", iterations=7))
+    result = step(in_vain=5.0, aside=aside)
+    assert result.n_rejected == 1
+    assert result.n_reprojection >= 7
+    assert result.carry["n_aside"] == aside - 1
+    assert result.carry["aside"] == after
+    # What was in vain is done with.
+    assert result.carry["in_vain"] == 0.0
+    assert result.carry["order"] == 1
+
+
+def test_a_step_cut_short_by_the_time_left_does_not_shorten_the_next():
+    result = step(max_time=1e-5)
+    assert result.time == 1e-5
+    assert result.carry["step_size"] == 1e-3
+    whole = step(max_time=1e-3)
+    assert whole.carry["step_size"] == pytest.approx(1.5e-3)
+
+
+def test_a_step_cut_short_that_is_too_long_all_the_same_shortens_the_next(monkeypatch):
+    def laborious(*args):
+        return Corrected(correct(*args).state, 11)
+
+    monkeypatch.setattr(bdf, "correct", laborious)
+    result = step(max_time=1e-5)
+    assert (result.n_rejected, result.time) == (0, 1e-5)
+    assert result.carry["step_size"] == pytest.approx(0.9e-5)
