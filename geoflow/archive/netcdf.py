@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NewType
@@ -15,10 +14,10 @@ import xarray as xr
 from xarray.backends.netCDF4_ import NetCDF4ArrayWrapper, NetCDF4DataStore
 from xarray.core.indexing import LazilyIndexedArray
 
-from geoflow.archive import parts
-from geoflow.errors import ArchiveError, DamageError, InputError
-from geoflow.system import files, kinds, translation
-from geoflow.system.files import is_folder, resolved
+from geoflow.archive.inputs import existing
+from geoflow.archive.parts import check_free
+from geoflow.errors import ArchiveError, DamageError
+from geoflow.system import files, translation
 
 # The path of a regular file, links resolved, whose structure has been looked at.
 Checked = NewType("Checked", Path)
@@ -230,83 +229,19 @@ def save_dataset(
     Raises
     ------
     InputError
-        See :func:`geoflow.system.files.check_target`.
+        See :func:`geoflow.archive.parts.check_free`.
     ArchiveError
         Writing failed, or what was written would be refused when it is opened; ``path`` is as it
         was.
     """
-    path = files.check_target(path, overwrite=overwrite)
+    path = check_free(path, overwrite=overwrite)
     with replacing(path) as temporary:
         write(ds, temporary, text_encoding(ds) | dict(encoding or {}))
-
-
-def expand(files: Sequence[str | Path]) -> list[Path]:
-    """Name every file once, a folder standing for the .nc files in it, a link for its file.
-
-    Raises
-    ------
-    InputError
-        There are none, or a name is empty.
-    ArchiveError
-        A folder without any.
-    """
-    paths: list[Path] = []
-    for given in files:
-        path = named(given, "files")
-        inside = sorted(path.glob("*.nc")) if is_folder(path) else [path]
-        if not inside:
-            raise ArchiveError(f"{path} has no .nc file; name a folder of a sweep, or files")
-        paths += inside
-    if not paths:
-        raise InputError("files=[]; name at least one")
-    once: dict[Path, Path] = {}
-    for path in paths:
-        once.setdefault(_target(path), path)
-    return list(once.values())
-
-
-def _target(path: Path) -> Path:
-    try:
-        return resolved(path)
-    except (OSError, ValueError):  # no file can be named so: whoever opens it says that
-        return path
-
-
-def named(path: str | Path, name: str = "path") -> Path:
-    """The name of a file as a Path, which would make the present folder of an empty one.
-
-    Raises
-    ------
-    InputError
-        It is empty, or no name of a file.
-    """
-    found = kinds.as_path(path, name)
-    if not os.fspath(path):
-        raise InputError(f"{os.fspath(path)!r} names no file; give its name")
-    return found
 
 
 def text_encoding(ds: xr.Dataset) -> dict[str, dict[str, Any]]:
     """Store text as characters, which readers return as text all the same."""
     return {str(n): {"dtype": "S1"} for n, v in ds.variables.items() if v.dtype.kind in "OUT"}
-
-
-def existing(path: str | Path) -> Path:
-    """Return the path of a trajectory that is there.
-
-    Raises
-    ------
-    InputError
-        The name is empty.
-    ArchiveError
-        It is not, or not yet.
-    """
-    path = named(path)
-    if files.is_file(path):
-        return path
-    if parts.is_resumable(path):
-        raise ArchiveError(f"{path} is not finished; `geoflow resume {path}` goes on with it")
-    raise ArchiveError(f"{path} is not a file; name a trajectory written by geoflow")
 
 
 @contextmanager

@@ -16,21 +16,41 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geoflow.errors import ArchiveError
+from geoflow.errors import ArchiveError, InputError
 from geoflow.system import files, translation
 
-CHECKPOINT = files.CHECKPOINT
+# What a walk that is not finished goes on from.
+CHECKPOINT = "checkpoint.npz"
 
 
 def folder_beside(path: Path) -> Path:
     """Return the folder in which the walk that will be ``path`` is streamed, links resolved."""
-    return files.checkpoint_beside(path).parent
+    path = files.resolved(path)
+    return path.with_name(f".{path.name}.parts")
 
 
 def is_resumable(path: Path) -> bool:
     """Whether an unfinished walk is streamed beside this file."""
     # Whatever it is: what is no file is said to be none where it is read.
-    return os.path.lexists(files.checkpoint_beside(path))
+    return os.path.lexists(folder_beside(path) / CHECKPOINT)
+
+
+def check_free(path: str | Path, *, overwrite: bool = False) -> Path:
+    """Make sure a file can be written, and takes no place of a walk that is streamed beside it.
+
+    Raises
+    ------
+    InputError
+        See :func:`geoflow.system.files.check_target`; or an unfinished walk is streamed there,
+        which would take the file's place when it is gone on with.
+    """
+    path = files.check_target(path, overwrite=overwrite)
+    if is_resumable(path):
+        raise InputError(
+            f"{path}: an unfinished walk is streamed beside it, in {folder_beside(path)}; go on "
+            "with that one (geoflow resume), remove the folder, or choose another name"
+        )
+    return path
 
 
 def write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

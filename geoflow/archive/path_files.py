@@ -10,6 +10,8 @@ from typing import Any
 import xarray as xr
 
 from geoflow.archive import netcdf, pieces, seal
+from geoflow.archive.inputs import existing
+from geoflow.archive.parts import check_free
 from geoflow.archive.trajectory_files import encoding, open_trajectory
 from geoflow.errors import ArchiveError
 from geoflow.system import files, translation
@@ -24,12 +26,12 @@ def save_path(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> N
     Raises
     ------
     InputError
-        See :func:`geoflow.system.files.check_target`.
+        See :func:`geoflow.archive.parts.check_free`.
     ArchiveError
         The dataset is not in the schema of paths, or writing failed, or what was written would be
         refused when it is opened; ``path`` is as it was.
     """
-    path = files.check_target(path, overwrite=overwrite)
+    path = check_free(path, overwrite=overwrite)
     found = path_schema.defects(ds)
     if found:
         raise ArchiveError(f"not written to {path}: {found[0]}")
@@ -66,7 +68,7 @@ def open_walk_or_path(path: str | Path) -> xr.Dataset:
     ArchiveError
         There is no such file, or it is neither.
     """
-    path = netcdf.existing(path)
+    path = existing(path)
     with translation.reading(path), netcdf.open_lazily(netcdf.checked(path)) as ds:
         found = path_schema.is_path(ds)
     return open_path(path) if found else open_trajectory(path)

@@ -81,7 +81,7 @@ class Pieces:
     ) -> None:
         # Without a target too.
         kinds.check_switch(overwrite, "overwrite")
-        self.target = None if target is None else files.check_target(target, overwrite=overwrite)
+        self.target = None if target is None else parts.check_free(target, overwrite=overwrite)
         if self.target is not None and of is not None:
             files.check_apart(self.target, _sources(of), "archive")
         # Numbers from a file's attributes are NumPy's.

@@ -66,7 +66,7 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
         See :func:`geoflow.system.files.check_target`; or an unfinished walk is streamed there, or
         what is done of a path or an analysis lies there.
     """
-    path = files.check_target(path, overwrite=overwrite, streams=True)
+    path = files.check_target(path, overwrite=overwrite)
     if pieces.are_kept(path):
         raise InputError(
             f"{path}: an unfinished path or analysis lies beside it, in "

@@ -11,8 +11,9 @@ import xarray as xr
 
 from geoflow.archive import netcdf, seal
 from geoflow.archive.checkpoint import CARRIED, STATE, Checkpoint
+from geoflow.archive.parts import check_free
 from geoflow.errors import ArchiveError
-from geoflow.system import files, kinds, translation
+from geoflow.system import kinds, translation
 from geoflow.system.messages import note
 from geoflow.trajectories import consistency, migrations, path_schema, schema
 
@@ -35,13 +36,13 @@ def save_trajectory(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False
     Raises
     ------
     InputError
-        See :func:`geoflow.system.files.check_target`.
+        See :func:`geoflow.archive.parts.check_free`.
     ArchiveError
         The dataset is not in schema 1.0 to 1.2, or writing failed, or what was written would be
         refused when it is opened; ``path`` is as it was.
     """
     kinds.check_dataset(ds)
-    path = files.check_target(path, overwrite=overwrite)
+    path = check_free(path, overwrite=overwrite)
     write(ds, path)
     # Of what was written, since θ may be something that takes long to compute.
     with open_trajectory(path) as written:

@@ -121,7 +121,7 @@ class _Loop:
         self.counts0 = flow.problem.counts
         self.clock0 = clock.perf_counter()
 
-    def run(self, steps: int | None, stop: Stop | None, budget: int) -> tuple[str, str]:
+    def run(self, steps: int | None, stop: Stop | None, budget: int) -> ending.End:
         state: FlowState | None = None
         try:
             with self.flow.problem.budget(budget):

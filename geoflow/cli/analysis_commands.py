@@ -20,12 +20,13 @@ from geoflow.analysis.series import periodogram as periodograms
 from geoflow.analysis.series import relaxation as relaxations
 from geoflow.analysis.walked import check_walked
 from geoflow.archive import netcdf
+from geoflow.archive.inputs import expand
+from geoflow.archive.parts import check_free
 from geoflow.cli.own_problem import rebuilt_walk
 from geoflow.cli.terminal import DONE, or_dash, say, show, span
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
 from geoflow.problems.parts import TensorSpec
-from geoflow.system import files
 from geoflow.system.messages import note
 
 PREDICTION_HEADS = {
@@ -75,7 +76,7 @@ def spectrum(args: argparse.Namespace) -> int:
 def principal_components(args: argparse.Namespace) -> int:
     """Find the principal components of the snapshots of one walk, or of several together."""
     _check_ahead(args)
-    paths = netcdf.expand(args.files)
+    paths = expand(args.files)
     found = pca.along(
         paths,
         args.components,
@@ -339,7 +340,7 @@ def _check_ahead(args: argparse.Namespace) -> None:
     if hasattr(args, "seed"):
         check_seed(args.seed)
     if args.out is not None:
-        files.check_target(args.out, overwrite=args.force)
+        check_free(args.out, overwrite=args.force)
 
 
 def _keep(found: xr.Dataset, args: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 import geoflow as gf
 from geoflow import experiments
+from geoflow.archive.parts import check_free
 from geoflow.cli.own_problem import named_experiment
 from geoflow.cli.terminal import DONE, ENDED_EARLY, INTERRUPTED, number, or_dash, show, show_json
 from geoflow.errors import InputError
@@ -44,7 +45,7 @@ def path(args: argparse.Namespace) -> int:
     if args.points is not None and args.levels_to is None:
         raise InputError(f"--points {args.points} goes with --levels-to C")
     if args.out is not None:
-        files.check_target(args.out, overwrite=args.force)
+        check_free(args.out, overwrite=args.force)
     run = Run(experiment, {"seed": args.seed})
     for name in ("data", "device"):
         if getattr(args, name) is not None:

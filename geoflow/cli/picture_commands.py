@@ -26,13 +26,13 @@ def plot(args: argparse.Namespace) -> int:
     """Write the figures of a walk, of a path, of a sweep's folder, or of an analysis."""
     width = WIDTHS[args.size]
     with ExitStack() as stack:
-        ds = stack.enter_context(_open(netcdf.named(args.file)))
+        ds = stack.enter_context(_open(files.file_named(args.file)))
         baseline = None
         if args.baseline is not None:
             if not path_schema.is_path(ds):
                 raise InputError("--baseline: only a path has trainings drawn beside it")
             baseline = stack.enter_context(
-                baselines.open_weight_decay([netcdf.named(p) for p in args.baseline])
+                baselines.open_weight_decay([files.file_named(p) for p in args.baseline])
             )
         stack.enter_context(translation.reading(args.file, "what can be drawn"))
         paths = plots.save_figures(ds, args.out, Path(args.file).stem, args.kind, width, baseline)

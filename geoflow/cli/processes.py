@@ -20,6 +20,7 @@ from geoflow.experiments import PreparedExperiment
 from geoflow.manifold.flows import RegularizingFlow, check_single
 from geoflow.manifold.level_set import LevelSet
 from geoflow.problems.distributed import DistributedProblem
+from geoflow.system.translation import reason
 
 Options = argparse.Namespace
 
@@ -68,8 +69,8 @@ def joined(args: Options, device: str) -> Iterator[Options]:
         dist.init_process_group("nccl" if on_gpu else "gloo")
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"WORLD_SIZE={number()}: the processes cannot be joined "
-            f"({str(error).splitlines()[0]}); start them by torchrun"
+            f"WORLD_SIZE={number()}: the processes cannot be joined ({reason(error)}); start them "
+            "by torchrun"
         ) from None
     try:
         with tempfile.TemporaryDirectory(prefix="geoflow-") as folder:

@@ -13,6 +13,7 @@ from rich.table import Table
 import geoflow as gf
 from geoflow import baselines, experiments
 from geoflow.archive import netcdf
+from geoflow.archive.parts import check_free
 from geoflow.cli.own_problem import named_experiment
 from geoflow.cli.reading import given
 from geoflow.cli.terminal import (
@@ -28,7 +29,6 @@ from geoflow.comparisons.cost import bench as run_bench
 from geoflow.comparisons.work_precision import compare_experiment
 from geoflow.errors import InputError
 from geoflow.problems.dtypes import DTYPES
-from geoflow.system import files
 from geoflow.system.limits import EPOCHS
 from geoflow.system.messages import note
 from geoflow.trajectories.schema import REACHED
@@ -73,7 +73,7 @@ def compare(args: argparse.Namespace) -> int:
             note(f"{experiment}: {text}")
 
     experiment = named_experiment(args)
-    files.check_target(args.out, overwrite=args.force)
+    check_free(args.out, overwrite=args.force)
     ds = compare_experiment(
         experiment,
         args.solvers.split(","),
@@ -130,7 +130,7 @@ def with_deviation(cell: xr.Dataset, name: str) -> str:
 
 def baseline(args: argparse.Namespace) -> int:
     """Train with weight decay, over the paper's penalties."""
-    files.check_target(args.out, overwrite=args.force)
+    check_free(args.out, overwrite=args.force)
     if not 1 <= args.runs <= EPOCHS:
         raise InputError(f"--runs {args.runs}; use 1 to {EPOCHS:,}")
     ds = baselines.weight_decay(

@@ -14,7 +14,6 @@ from rich.table import Table
 import geoflow as gf
 from geoflow import experiments
 from geoflow.archive import parts, pieces
-from geoflow.archive.netcdf import named
 from geoflow.archive.path_files import is_path, open_walk_or_path
 from geoflow.archive.saved import Saved, check_target, saved
 from geoflow.cli import path_commands, processes
@@ -34,6 +33,7 @@ from geoflow.cli.terminal import (
 from geoflow.errors import InputError
 from geoflow.manifold import regularizers
 from geoflow.problems.dtypes import DTYPES
+from geoflow.system.files import file_named
 from geoflow.system.messages import note
 from geoflow.trajectories.schema import REACHED
 from geoflow.walking import configuration, events
@@ -126,7 +126,7 @@ def _settings(args: argparse.Namespace) -> Run:
 
 def resume(args: argparse.Namespace) -> int:
     """Go on with a walk or path: an interrupted one to its end, a finished one further."""
-    named(args.file, "FILE.nc")
+    file_named(args.file, "FILE.nc")
     if is_path(args.file):
         return path_commands.resume(args, given(args, *(n for n in OPTIONS if hasattr(args, n))))
     if args.levels is not None:

@@ -14,7 +14,7 @@ from geoflow.errors import ConvergenceError, CriticalPointError, InputError
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.solvers import Solver
 from geoflow.system import kinds
-from geoflow.system.translation import reason
+from geoflow.system.translation import kind_and_reason
 from geoflow.trajectories.records import Observable
 from geoflow.walking.loop import walk
 
@@ -117,9 +117,7 @@ class Judge:
                     values[name] = kinds.real(function(theta.clone()))
                 except Exception as error:
                     values[name] = math.nan
-                    failed[name] = f"observables[{name!r}] raised {type(error).__name__}: " + (
-                        reason(error)
-                    )
+                    failed[name] = f"observables[{name!r}] raised {kind_and_reason(error)}"
             rows.append(values)
         names = ("regularizer", "angle", "level_error", "level_distance", *self.observables)
         found = {name: np.array([row[name] for row in rows], dtype=float) for name in names}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from geoflow.errors import DataError, InputError
 from geoflow.experiments import formats, synthetic
 from geoflow.system import files
+from geoflow.system.translation import reason
 
 N_IMAGES = 1000
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -156,9 +157,8 @@ def _fetch_cifar10() -> Path:
         )
     # pooch raises what its HTTP library raises: all of it means that there is no file.
     except Exception as error:
-        reason = str(error).splitlines()[0][:120]
         raise DataError(
-            f"CIFAR-10 could not be fetched ({reason}); {formats.CIFAR_SOURCE}, "
+            f"CIFAR-10 could not be fetched ({reason(error)}); {formats.CIFAR_SOURCE}, "
             "or use --data synthetic"
         ) from None
     return Path(paths[0]).parent

@@ -156,7 +156,7 @@ def _unpacked(path: Path, content: bytes) -> bytes:
             expected = min(4 + 4 * n_dims + math.prod(shape), LARGEST)
             return start + file.read(max(expected - len(start), 0) + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: damaged gzip file ({error}); {MNIST_SOURCE}") from None
+        raise DataError(f"{path}: damaged gzip file ({reason(error)}); {MNIST_SOURCE}") from None
 
 
 def _read(path: Path, remedy: str) -> bytes:

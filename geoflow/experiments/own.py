@@ -22,6 +22,7 @@ from geoflow.problems.dtypes import DTYPES, dtype_name
 from geoflow.problems.problem import Problem
 from geoflow.problems.protocol import check_problem
 from geoflow.system import kinds
+from geoflow.system.translation import reason
 from geoflow.trajectories import storable
 from geoflow.trajectories.dataset import WALK_TITLE
 
@@ -66,7 +67,8 @@ class OwnExperiment:
             inspect.signature(self.function).bind(0)
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"the function of {self.name!r} cannot be called with a seed alone ({error})"
+                f"the function of {self.name!r} cannot be called with a seed alone "
+                f"({reason(error)})"
             ) from None
 
     @property

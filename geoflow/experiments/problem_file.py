@@ -18,7 +18,7 @@ from typing import Any
 
 from geoflow.errors import InputError
 from geoflow.system import files
-from geoflow.system.translation import reason
+from geoflow.system.translation import kind_and_reason, reason
 
 # Bytes of a program that somebody has written.
 LARGEST = 2**24
@@ -99,9 +99,13 @@ class Source:
             line = self._line(error)
             if line is None:
                 raise
-            what = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-            said = error.msg if isinstance(error, SyntaxError) else reason(error)
-            raise InputError(f"{self.path}, line {line}: {what}{said}") from error
+            if isinstance(error, SyntaxError):
+                # Of which Python says the file and the line, too.
+                said = f"{type(error).__name__}: {error.msg}"
+            else:
+                ours = isinstance(error, InputError)
+                said = str(error) if ours else kind_and_reason(error)
+            raise InputError(f"{self.path}, line {line}: {said}") from error
 
     def _module(self, content: bytes) -> types.ModuleType:
         name = f"_geoflow_problem_{hashlib.sha256(bytes(self.path)).hexdigest()[:8]}_{self.sha256}"

@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 
 from geoflow import experiments
-from geoflow.archive import netcdf, path_files, seal
+from geoflow.archive import path_files, seal
 from geoflow.errors import ArchiveError, InputError
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.protocol import apart_from
@@ -19,7 +19,7 @@ from geoflow.paths.following import Settings, checked_budget, checked_levels, fo
 from geoflow.paths.recording import points_of
 from geoflow.problems.earlier import same_data
 from geoflow.problems.protocol import ProblemLike
-from geoflow.system import kinds
+from geoflow.system import files, kinds
 from geoflow.trajectories import records, schema
 from geoflow.trajectories.path_dataset import PathPoint
 from geoflow.trajectories.records import Observable
@@ -78,7 +78,7 @@ def resume_path(
         There is no point yet and the first is not reached; see
         :func:`geoflow.regularization_path`.
     """
-    path = netcdf.named(path)
+    path = files.file_named(path)
     give = f"{kinds.A_FLOW}, that of the path, or None; further levels go by name, levels=[…]"
     kinds.check_kind(flow, RegularizingFlow | None, "flow", give)
     observables = records.as_observables(observables)

@@ -22,13 +22,13 @@ from geoflow.paths.recording import Recording
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
 from geoflow.system.memory import check_memory
-from geoflow.system.progress import Progress
 from geoflow.trajectories import path_dataset, path_schema, records
 from geoflow.trajectories.dataset import WALK_TITLE
 from geoflow.trajectories.path_dataset import PathPoint
 from geoflow.trajectories.records import Observable
 from geoflow.trajectories.storable import storable
 from geoflow.walking import ending
+from geoflow.walking.bar import Progress
 from geoflow.walking.fitting import check_fit
 from geoflow.walking.memory import vector_bytes
 from geoflow.walking.settings import DEFAULTS

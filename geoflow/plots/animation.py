@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.animation import AbstractMovieWriter, FFMpegWriter, PillowWriter
 
+from geoflow.archive.parts import check_free
 from geoflow.errors import InputError
 from geoflow.plots.slices import HALO, WALK, check, colour_bar, surface, title
 from geoflow.plots.styles import LABELS, SLIDE_INCHES, laid_out, new_figure, style
@@ -94,7 +95,7 @@ def animate(
     path = Path(path)
     writer = _writer(path, frames, fps, pace)
     _check_cost(path, frames)
-    files.check_target(path, overwrite=overwrite)
+    check_free(path, overwrite=overwrite)
     kinds.check_switch(progress, "progress")
     whole = files.replacing(path, ending=path.suffix)
     with translation.writing(path), whole as temporary, style():

@@ -8,7 +8,18 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
 from geoflow.errors import InputError
-from geoflow.plots.styles import COLOURS, COLUMN_INCHES, LINES, MARKERS, new_figure, plain, style
+from geoflow.plots.styles import (
+    COLOURS,
+    COLUMN_INCHES,
+    LINES,
+    MARKERS,
+    check_axes,
+    check_width,
+    new_figure,
+    plain,
+    style,
+)
+from geoflow.system import kinds
 
 
 def work_precision(
@@ -30,10 +41,16 @@ def work_precision(
     Raises
     ------
     InputError
-        The dataset is no comparison.
+        The dataset is no comparison, or has no such flow time.
     """
+    check_axes(ax, optional=True)
+    check_width(width)
+    kinds.check_dataset(ds, give="what geoflow compare made")
     if "theta_error" not in ds or "rtol" not in ds.dims:
         raise InputError("ds is not a comparison of solvers; make one with geoflow compare")
+    n = ds.sizes["snapshot"]
+    if not -n <= kinds.as_whole(snapshot, "snapshot") < n:
+        raise InputError(f"snapshot={snapshot}: there are 0 to {n - 1}")
     with style():
         own = ax is None
         if ax is None:

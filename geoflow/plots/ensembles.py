@@ -19,11 +19,15 @@ from geoflow.plots.styles import (
     SLIDE_INCHES,
     WIDE_INCHES,
     axis_label,
+    check_width,
     new_figure,
     plain,
     style,
 )
-from geoflow.plots.trajectory import angle, line
+from geoflow.plots.trajectory import angle, line, walks_of
+from geoflow.system import kinds
+
+A_SWEEP = "what gf.open_sweep returned"
 
 
 def sweep_stack(
@@ -39,12 +43,22 @@ def sweep_stack(
         The same by time, from :func:`geoflow.sweeps.ensemble.resample`; None for a single walk.
     width : float
         In inches.
+
+    Raises
+    ------
+    InputError
+        There is no walk, or the mean is not of these.
     """
+    check_width(width)
+    walks = walks_of(walks, "walks")
     names = [
         "angle",
         "regularizer",
         *(n for n in ("test_loss", "test_accuracy") if all(n in ds for ds in walks)),
     ]
+    if mean is not None:
+        give = "what gf.sweeps.ensemble.resample made of the walks by time, or None"
+        kinds.check_dataset(mean, "time", *names, name="mean", give=give)
     with style():
         figure = new_figure(width, 0.24 * width * len(names))
         axes = figure.subplots(len(names), 1, sharex=True)
@@ -69,7 +83,7 @@ def sweep_stack(
         axes[-1].set_xlabel(LABELS["time"])
         plural = "s" if len(walks) > 1 else ""
         axes[0].set_title(
-            f"{plain(walks[0].attrs['experiment'] or 'walk')}: {len(walks)} run{plural}"
+            f"{plain(walks[0].attrs.get('experiment') or 'walk')}: {len(walks)} run{plural}"
         )
         figure.align_ylabels(axes)
     return figure
@@ -92,11 +106,16 @@ def ensemble(
     Raises
     ------
     InputError
-        A scalar that the dataset has not.
+        The dataset is of no sweep, or has not the scalar.
     """
+    check_width(width)
+    kinds.check_dataset(ds, "run", give=A_SWEEP)
+    if ds.attrs.get("along") not in ds.dims:
+        raise InputError(f"ds does not say along what its runs are; give {A_SWEEP}")
     along = str(ds.attrs["along"])
     usual = ("angle", "regularizer", "test_loss", "test_accuracy")
-    chosen = [n for n in usual if n in ds.data_vars] if scalars is None else list(scalars)
+    chosen = [n for n in usual if n in ds.data_vars] if scalars is None else scalars
+    chosen = kinds.as_names(chosen, "scalars")
     unknown = [n for n in chosen if n not in ds or ds[n].dims != ("run", along)]
     if unknown or not chosen:
         what = f"{unknown[0]!r} is no scalar of these walks" if unknown else "none is given"
@@ -141,7 +160,18 @@ def _mean_and_std(ax: Axes, x: NDArray[np.float64], runs: NDArray[np.float64], c
 def penalties(
     baseline: xr.Dataset, walks: Sequence[xr.Dataset] = (), width: float = SLIDE_INCHES
 ) -> Figure:
-    """Test loss after training at each penalty, with the walks' start and end as lines."""
+    """Test loss after training at each penalty, with the walks' start and end as lines.
+
+    Raises
+    ------
+    InputError
+        The trainings, or the walks, are none.
+    """
+    check_width(width)
+    give = "what gf.baselines.weight_decay returned"
+    needed = ("test_loss", "epoch", "run", "penalty")
+    kinds.check_dataset(baseline, *needed, name="baseline", give=give)
+    walks = walks_of(walks, "walks", least=0)
     values = baseline["test_loss"].isel(epoch=-1)
     centre = values.mean("run").values
     # One run alone has no spread, which is not a spread of zero.

@@ -23,6 +23,7 @@ from geoflow.plots.slices import slice_figure
 from geoflow.plots.spectra import extremes, waterfalls
 from geoflow.plots.styles import SLIDE_INCHES, save
 from geoflow.plots.trajectory import overview, paper_stack
+from geoflow.system.kinds import check_dataset
 
 
 def _any(ds: xr.Dataset) -> bool:
@@ -80,6 +81,7 @@ def kind_of(ds: xr.Dataset) -> str:
     InputError
         It is none of geoflow's.
     """
+    check_dataset(ds, give="a walk or an analysis of one")
     kind = "trajectory" if "geoflow_schema" in ds.attrs else ds.attrs.get("kind")
     if kind not in {k.of for k in KINDS.values()}:
         raise InputError("ds is no dataset that geoflow draws; give a walk or an analysis of one")

@@ -23,12 +23,13 @@ from geoflow.plots.styles import (
     SLIDE_INCHES,
     WIDE_INCHES,
     axis_label,
+    check_width,
     new_figure,
     plain,
     style,
 )
 from geoflow.problems.parts import TensorSpec
-from geoflow.system import translation
+from geoflow.system import kinds, translation
 from geoflow.trajectories import path_dataset, path_schema
 
 Floats = NDArray[np.float64]
@@ -71,6 +72,7 @@ def regularization_path(
     InputError
         The dataset is no path, or R is no squared norm and a baseline is given.
     """
+    check_width(width)
     _check_path(ds)
     names = [*observables(ds), "regularizer", "train_loss"]
     ordered = ds.isel(level=path_dataset.order_along(ds))
@@ -122,6 +124,7 @@ def singular_values(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     InputError
         The dataset is no path, or has no tensor with rows.
     """
+    check_width(width)
     _check_path(ds)
     ordered = ds.isel(level=path_dataset.order_along(ds))
     chosen = [t for t in _tensors(ds) if _is_matrix(t)]
@@ -183,6 +186,7 @@ def title(ds: xr.Dataset) -> str:
 
 
 def _check_path(ds: xr.Dataset) -> None:
+    kinds.check_dataset(ds, give=kinds.A_PATH)
     if not path_schema.is_path(ds):
         raise InputError("ds is no regularisation path; make one with gf.regularization_path")
 
@@ -211,6 +215,8 @@ def _largest(ds: xr.Dataset, tensor: TensorSpec) -> Floats:
 
 def _ends(ds: xr.Dataset, baseline: xr.Dataset, names: list[str]) -> dict[str, Ends]:
     """Penalty, mean and deviation of the trainings near the path, by name."""
+    give = "what gf.baselines.weight_decay returned"
+    kinds.check_dataset(baseline, "parameter", "penalty", name="baseline", give=give)
     name = str(ds.attrs["regularizer_name"])
     if name.partition(":")[0] != "squared_norm":
         raise InputError(f"baseline: R of the path is {name}, and weight decay's a squared norm")

@@ -26,11 +26,14 @@ from geoflow.plots.styles import (
     LINES,
     MARKERS,
     SLIDE_INCHES,
+    check_axes,
+    check_width,
     laid_out,
     new_figure,
     plain,
     style,
 )
+from geoflow.system import kinds
 
 Floats = NDArray[np.float64]
 
@@ -59,6 +62,8 @@ def scores_plane(ds: xr.Dataset, ax: Axes | None = None, x: int = 1, y: int = 2)
     InputError
         The dataset holds no components, or not so many.
     """
+    check_axes(ax, optional=True)
+    x, y = (kinds.as_whole(given, name, least=1) for given, name in ((x, "x"), (y, "y")))
     _check(ds, max(x, y))
     with style():
         ax = new_figure(COLUMN_INCHES, COLUMN_INCHES).subplots() if ax is None else ax
@@ -96,8 +101,9 @@ def off_plane(ds: xr.Dataset, ax: Axes | None = None, plane: int = 2) -> Axes:
     InputError
         The dataset holds no components, or another plane is asked for.
     """
+    check_axes(ax, optional=True)
     _check(ds, 1)
-    if plane not in ds["plane"].values:
+    if kinds.as_whole(plane, "plane") not in ds["plane"].values:
         raise InputError(f"plane={plane}; use one of {ds['plane'].values.tolist()}")
     with style():
         ax = new_figure(COLUMN_INCHES, 0.7 * COLUMN_INCHES).subplots() if ax is None else ax
@@ -136,6 +142,9 @@ def explained_variance(
     InputError
         The dataset holds no components.
     """
+    check_axes(ax, optional=True)
+    check_width(width)
+    kinds.check_dataset(ds, give=f"what {MAKERS[KIND]} made")
     beside = ds.attrs.get("kind") == NULL_KIND
     _check(ds, 1, NULL_KIND if beside else KIND)
     with style():
@@ -181,6 +190,7 @@ def pca_plane(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     width : float
         In inches; up to that of a column, the two stand one above the other.
     """
+    check_width(width)
     _check(ds, 2)
     with style():
         narrow = width <= COLUMN_INCHES
@@ -211,6 +221,8 @@ def pca_space(
     width : float
         In inches.
     """
+    check_width(width)
+    kinds.check_kind(marks, Mapping | None, "marks", "a dict of scores by name")
     _check(ds, 3)
     several = ds.sizes["walk"] > 1
     with style():
@@ -266,6 +278,8 @@ def null_models(ds: xr.Dataset, walk: int = 0, width: float = SLIDE_INCHES) -> F
     width : float
         In inches; up to that of a column, the panels stand one above the other.
     """
+    check_width(width)
+    kinds.check_dataset(ds, give=f"what {MAKERS[NULL_KIND]} made")
     if ds.attrs.get("kind") == KIND:
         ds = null_models_of(ds, walk)
     _check(ds, 2, NULL_KIND)
@@ -299,6 +313,7 @@ def null_models(ds: xr.Dataset, walk: int = 0, width: float = SLIDE_INCHES) -> F
 
 
 def _check(ds: xr.Dataset, n_components: int, kind: str = KIND) -> None:
+    kinds.check_dataset(ds, give=f"what {MAKERS[kind]} made")
     if ds.attrs.get("kind") != kind:
         raise InputError(f"ds is not of kind {kind!r}; make it with {MAKERS[kind]}")
     if ds.sizes["component"] < n_components:

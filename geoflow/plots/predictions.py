@@ -15,10 +15,13 @@ from geoflow.plots.styles import (
     LINES,
     MARKERS,
     SLIDE_INCHES,
+    check_axes,
+    check_width,
     new_figure,
     plain,
     style,
 )
+from geoflow.system import kinds
 
 DISTANCES = {
     "output_distance": "RMS difference of outputs",
@@ -53,6 +56,10 @@ def function_distance(
     InputError
         The dataset has no such distance.
     """
+    check_axes(ax, optional=True)
+    check_width(width)
+    _names(ds)
+    kinds.check_kind(name, str, "name", f"one of {', '.join(DISTANCES)}")
     if name not in DISTANCES or name not in ds:
         raise InputError(f"name={name!r}: ds has no such distance in predictions")
     ds = _in_order(ds)
@@ -98,6 +105,7 @@ def function_space(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     InputError
         The dataset holds no distances in predictions.
     """
+    check_width(width)
     names = _names(ds)
     beside = width > COLUMN_INCHES
     rows, columns = (1, len(names)) if beside else (len(names), 1)
@@ -117,6 +125,7 @@ def matrices(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     InputError
         The dataset holds no distances in predictions.
     """
+    check_width(width)
     names = [*_names(ds), "parameter_distance"]
     ds = _in_order(ds)
     part = str(ds["set"].values[-1])
@@ -153,6 +162,7 @@ def _in_order(ds: xr.Dataset) -> xr.Dataset:
 
 
 def _names(ds: xr.Dataset) -> list[str]:
+    kinds.check_dataset(ds, give="what geoflow predictions made")
     names = [name for name in DISTANCES if name in ds]
     if not names or "parameter_distance" not in ds:
         raise InputError("ds holds no distances in predictions; make them with geoflow predictions")

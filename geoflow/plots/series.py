@@ -19,11 +19,14 @@ from geoflow.plots.styles import (
     SLIDE_INCHES,
     WIDE_INCHES,
     axis_label,
+    check_axes,
+    check_width,
     laid_out,
     new_figure,
     plain,
     style,
 )
+from geoflow.system import kinds
 
 GREY: dict[str, Any] = {"color": "#999999", "linestyle": "-", "linewidth": 0.9}
 CLOCKS = {"time": "flow time", "arc_length": "arc length"}
@@ -48,6 +51,7 @@ def periodogram(ds: xr.Dataset, scalar: str | None = None, ax: Axes | None = Non
     InputError
         The dataset is no periodogram, or has no such scalar.
     """
+    check_axes(ax, optional=True)
     one = _of(ds, "periodogram", scalar)
     with style():
         if ax is None:
@@ -78,6 +82,7 @@ def significance(ds: xr.Dataset, scalar: str | None = None, ax: Axes | None = No
     InputError
         The dataset is no periodogram, or has no such scalar.
     """
+    check_axes(ax, optional=True)
     one = _of(ds, "periodogram", scalar)
     with style():
         if ax is None:
@@ -117,6 +122,7 @@ def periodograms(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     InputError
         The dataset is no periodogram.
     """
+    check_width(width)
     _of(ds, "periodogram", None)
     names = ds["scalar"].values.tolist()
     wide = width > WIDE_INCHES
@@ -169,6 +175,8 @@ def relaxation(
     InputError
         The dataset is no relaxation, or has no such scalar.
     """
+    kinds.check_kind(figure, FigureBase | None, "figure", "a figure of matplotlib")
+    kinds.check_dataset(ds, give="what geoflow relaxation made")
     if scalar is None and ds.attrs.get("kind") == "relaxation":
         order = np.argsort(ds["status"].values != "fitted", kind="stable")
         scalar = str(ds["scalar"].values[order[0]])
@@ -227,6 +235,7 @@ def relaxations(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     InputError
         The dataset is no relaxation.
     """
+    check_width(width)
     _of(ds, "relaxation", None)
     names = ds["scalar"].values.tolist()
     columns = min(len(names), 2) if width > WIDE_INCHES else 1
@@ -240,6 +249,7 @@ def relaxations(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
 
 
 def _of(ds: xr.Dataset, kind: str, scalar: str | None) -> xr.Dataset:
+    kinds.check_dataset(ds, give=f"what geoflow {kind} made")
     if ds.attrs.get("kind") != kind:
         raise InputError(f"ds is no {kind}; make one with geoflow {kind}")
     names = ds["scalar"].values.tolist()

@@ -23,11 +23,14 @@ from geoflow.plots.styles import (
     LINES,
     SLIDE_INCHES,
     WIDE_INCHES,
+    check_axes,
+    check_width,
     laid_out,
     new_figure,
     plain,
     style,
 )
+from geoflow.system import kinds
 
 # Lightness rises along it, so that it is read in grey as well.
 COLOUR_MAP = "cividis"
@@ -61,6 +64,8 @@ def contours(
     InputError
         The dataset is no slice, or has no such quantity.
     """
+    check_axes(ax, optional=True)
+    kinds.check_kind(name, str, "name", "loss, or the name of an observable")
     with style():
         if ax is None:
             ax = new_figure(COLUMN_INCHES, 0.8 * COLUMN_INCHES).subplots()
@@ -141,6 +146,7 @@ def off_plane(ds: xr.Dataset, ax: Axes | None = None) -> Axes:
     InputError
         The dataset is no slice.
     """
+    check_axes(ax, optional=True)
     check(ds)
     with style():
         if ax is None:
@@ -161,6 +167,7 @@ def projections(ds: xr.Dataset, ax: Axes | None = None) -> Axes:
     InputError
         The dataset is no slice.
     """
+    check_axes(ax, optional=True)
     check(ds)
     with style():
         if ax is None:
@@ -206,6 +213,7 @@ def slice_figure(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     InputError
         The dataset is no slice.
     """
+    check_width(width)
     check(ds)
     names = [n for n in ("loss", "test_loss") if n in ds]
     wide = width >= WIDE_INCHES
@@ -251,6 +259,7 @@ def check(ds: xr.Dataset) -> None:
     InputError
         It is none.
     """
+    kinds.check_dataset(ds, give="what geoflow slice made")
     if ds.attrs.get("kind") != "slice":
         raise InputError("ds is not a slice; make one with geoflow slice")
 

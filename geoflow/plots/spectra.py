@@ -16,10 +16,13 @@ from geoflow.plots.styles import (
     COLUMN_INCHES,
     LABELS,
     SLIDE_INCHES,
+    check_axes,
+    check_width,
     new_figure,
     plain,
     style,
 )
+from geoflow.system import kinds
 
 Floats = NDArray[np.float64]
 
@@ -65,6 +68,8 @@ def waterfall(
     InputError
         The dataset holds no spectra, or not of this operator.
     """
+    check_axes(ax, optional=True)
+    check_width(width)
     at = _of_operator(ds, operator)
     n = float(at["dimension"])
     scale = float(np.abs(at["node"]).max())
@@ -120,6 +125,7 @@ def waterfalls(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     InputError
         The dataset holds no spectra.
     """
+    check_width(width)
     names = _operators(ds)
     side_by_side = width > COLUMN_INCHES
     rows, columns = (1, len(names)) if side_by_side else (len(names), 1)
@@ -149,6 +155,7 @@ def extremes(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     InputError
         The dataset holds no spectra.
     """
+    check_width(width)
     names = _operators(ds)
     # Where nothing converged there is nothing to draw.
     ends = [
@@ -171,6 +178,7 @@ def extremes(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
 
 
 def _operators(ds: xr.Dataset) -> list[str]:
+    kinds.check_dataset(ds, give="what geoflow spectrum made")
     if "node" not in ds or "operator" not in ds.dims:
         raise InputError("ds holds no curvature spectra; make them with geoflow spectrum")
     return [str(name) for name in ds["operator"].values]

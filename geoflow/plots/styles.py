@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,11 +12,12 @@ from typing import Any
 
 import matplotlib as mpl
 from cycler import cycler
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from geoflow.errors import InputError
-from geoflow.system import files, translation
+from geoflow.system import files, kinds, translation
 
 # Okabe & Ito's palette: told apart by the colour-blind, and by lightness in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -75,8 +77,41 @@ def style() -> Iterator[None]:
         yield
 
 
+def check_width(width: Any, name: str = "width") -> None:
+    """Refuse what is no size of a figure, in inches.
+
+    Raises
+    ------
+    InputError
+        It is no number, or not positive and finite.
+    """
+    if not 0 < kinds.as_number(width, name) < math.inf:
+        raise InputError(f"{name}={width}; use a positive number of inches")
+
+
+def check_axes(ax: Any, *, optional: bool = False) -> None:
+    """Refuse what nothing can be drawn on; None stands for a new figure's where ``optional``.
+
+    Raises
+    ------
+    InputError
+        They are no Axes.
+    """
+    if not (optional and ax is None):
+        give = "Axes of matplotlib, such as gf.plots.new_figure(3.5, 2.5).subplots()"
+        kinds.check_kind(ax, Axes, "ax", give)
+
+
 def new_figure(width: float, height: float) -> Figure:
-    """Make an empty figure, in inches, that belongs to no window."""
+    """Make an empty figure, in inches, that belongs to no window.
+
+    Raises
+    ------
+    InputError
+        A size that is no positive number.
+    """
+    check_width(width)
+    check_width(height, "height")
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -109,6 +144,10 @@ def save(figures: Mapping[str, Figure], folder: str | Path, stem: str) -> list[P
     InputError
         The folder cannot be made or written, or has no name; or a figure cannot be drawn.
     """
+    kinds.check_kind(figures, Mapping, "figures", "a dict of figures by name")
+    for name, figure in figures.items():
+        kinds.check_kind(figure, Figure, f"figures[{name!r}]", "a figure of matplotlib")
+    kinds.check_kind(folder, str | os.PathLike, "folder", "the name of a folder, a str or Path")
     if not os.fspath(folder):
         raise InputError("folder='' names no folder; give its name, '.' for the present one")
     folder = Path(folder)
@@ -123,7 +162,8 @@ def save(figures: Mapping[str, Figure], folder: str | Path, stem: str) -> list[P
                     temporary.write_bytes(content)
                 paths.append(path)
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}); name another") from None
+        said = translation.reason(error)
+        raise InputError(f"{folder} cannot be written ({said}); name another") from None
     return paths
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,11 +20,15 @@ from geoflow.plots.styles import (
     SLIDE_INCHES,
     WIDE_INCHES,
     axis_label,
+    check_axes,
+    check_width,
     new_figure,
     plain,
     style,
 )
-from geoflow.trajectories.dataset import at_snapshots
+from geoflow.system import kinds
+from geoflow.trajectories.dataset import at_snapshots, level_residuals
+from geoflow.trajectories.given import check_walk
 
 
 def line(ds: xr.Dataset, name: str, ax: Axes, x: str = "time", **kwargs: Any) -> Axes:
@@ -45,8 +50,11 @@ def line(ds: xr.Dataset, name: str, ax: Axes, x: str = "time", **kwargs: Any) ->
     Raises
     ------
     InputError
-        The dataset has no such scalar.
+        The dataset is no trajectory, or has no such scalar.
     """
+    check_axes(ax)
+    _check(ds, x)
+    kinds.check_kind(name, str, "name", "the name of a scalar")
     if name not in ds or ds[name].ndim != 1:
         raise InputError(f"{name!r} is not a scalar of this trajectory")
     values = ds[name].values * (100 if name.endswith("accuracy") else 1)
@@ -74,24 +82,44 @@ def angle(ds: xr.Dataset, ax: Axes, x: str = "time", **kwargs: Any) -> Axes:
 
 
 def level_residual(ds: xr.Dataset, ax: Axes, x: str = "time", **kwargs: Any) -> Axes:
-    """|L − c|/c at every step, with the tolerance it is kept to."""
-    relative = np.abs(ds["level_residual"].values) / abs(ds.attrs["level"])
+    """|L − c|/c at every step, with the tolerance it is kept to.
+
+    Of several constraints the largest, each relative to its own level. Where the level set has an
+    absolute tolerance too, it is |L − c| over the whole tolerance, 1 at the most.
+    """
+    check_axes(ax)
+    _check(ds, x)
+    check_walk(ds, attributes=("level", "level_rtol"))
+    residuals, levels = level_residuals(ds)
+    atol = json.loads(ds.attrs.get("config", "{}")).get("level_atol", 0.0)
+    limit = 1.0 if atol else float(ds.attrs["level_rtol"])
+    scales = ds.attrs["level_rtol"] * np.abs(levels) + atol if atol else np.abs(levels)
+    relative = (np.abs(residuals) / scales).max(axis=1)
     steps = np.arange(ds.sizes["step"]) if x == "step" else ds[x].values
     # Exact zeros have no place on a logarithmic axis.
     shown = np.where(relative > 0, relative, np.nan)
     look: dict[str, Any] = {"linestyle": "none", "marker": ".", "markersize": 2.5} | kwargs
     ax.plot(steps, shown, **look)
-    rtol = ds.attrs["level_rtol"]
-    ax.axhline(rtol, color="#888888", linewidth=0.8, linestyle=(0, (1, 2)))
+    ax.axhline(limit, color="#888888", linewidth=0.8, linestyle=(0, (1, 2)))
     ax.set_yscale("log")
-    ax.set_ylabel(r"$|L-c|\,/\,c$")
-    low = np.nanmin(np.append(shown[np.isfinite(shown)], rtol))
-    ax.set_ylim(low / 3, 10 * max(rtol, np.nanmax(np.append(shown[np.isfinite(shown)], rtol))))
+    what = r"$|L-c|\,/\," if len(levels) == 1 else r"$\max_i\,|L_i-c_i|\,/\,"
+    level = "c$" if len(levels) == 1 else "c_i$"
+    ax.set_ylabel(f"{what}$tolerance" if atol else f"{what}{level}")
+    drawn = np.append(shown[np.isfinite(shown)], limit)
+    ax.set_ylim(drawn.min() / 3, 10 * drawn.max())
     return ax
 
 
 def overview(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
-    """Angle, R and the test observables against flow time, the level's residual under them."""
+    """Angle, R and the test observables against flow time, the level's residual under them.
+
+    Raises
+    ------
+    InputError
+        The dataset is no walk.
+    """
+    check_width(width)
+    _check(ds, "time")
     panels = [n for n in ("test_loss", "test_accuracy") if n in ds]
     if width <= WIDE_INCHES:
         rows, share = [*list("abcd"[: 2 + len(panels)]), "e"], 0.42
@@ -132,8 +160,16 @@ def paper_stack(
         ``step`` as in the paper, ``time`` or ``arc_length``.
     width : float
         In inches.
+
+    Raises
+    ------
+    InputError
+        There is no walk, or one has no such scalar.
     """
-    several = [datasets] if isinstance(datasets, xr.Dataset) else list(datasets)
+    check_width(width)
+    several = walks_of(datasets, "datasets")
+    for ds in several:
+        _check(ds, x)
     names = [n for n in ("test_loss", "test_accuracy") if all(n in ds for ds in several)]
     with style():
         figure = new_figure(width, min(0.42 * width, 1.5) * (2 + len(names)) + 0.35)
@@ -144,14 +180,55 @@ def paper_stack(
             line(ds, "regularizer", axes[1], x, **look)
             for ax, name in zip(axes[2:], names, strict=True):
                 line(ds, name, ax, x, **look)
-        axes[-1].set_xlabel(LABELS[x])
+        axes[-1].set_xlabel(axis_label(x))
         axes[0].set_title(title(several[0]) if len(several) == 1 else f"{len(several)} walks")
         figure.align_ylabels(axes)
     return figure
 
 
+def walks_of(given: Any, name: str, *, least: int = 1) -> list[xr.Dataset]:
+    """Walks that are given as one, or several in a sequence.
+
+    Raises
+    ------
+    InputError
+        What is given is no walk, or they are fewer than ``least``.
+    """
+    walks: list[Any]
+    try:
+        walks = [given] if isinstance(given, xr.Dataset | str) else list(given)
+    except TypeError:
+        walks = [given]
+    if len(walks) < least:
+        raise InputError(f"{name}={kinds.shown(given)}; give a walk, or several in a list")
+    for ds in walks:
+        kinds.check_dataset(ds, name=name)
+    return walks
+
+
+def _check(ds: xr.Dataset, x: str) -> None:
+    """Refuse what is no walk, or has no such scalar to be drawn against.
+
+    Raises
+    ------
+    InputError
+        It is none, or has none.
+    """
+    kinds.check_dataset(ds, "step")
+    kinds.check_kind(x, str, "x", "'time', 'arc_length' or 'step'")
+    if x != "step" and (x not in ds or ds[x].dims != ("step",)):
+        raise InputError(f"x={x!r} is no scalar of its steps; use 'time', 'arc_length' or 'step'")
+
+
 def title(ds: xr.Dataset) -> str:
-    """Experiment, seed, solver and tolerance of a walk."""
+    """Experiment, seed, solver and tolerance of a walk.
+
+    Raises
+    ------
+    InputError
+        The dataset does not say so.
+    """
+    check_walk(ds, attributes=("experiment", "seed", "title", "solver", "rtol"))
     name = plain(ds.attrs["experiment"] or "walk")
     seed = f", seed {ds.attrs['seed']}" if ds.attrs["seed"] >= 0 else ""
     note = ", synthetic images" if "synthetic" in ds.attrs["title"] else ""

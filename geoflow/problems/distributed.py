@@ -20,7 +20,7 @@ from geoflow.problems import arithmetic, data
 from geoflow.problems.division import divided, weighed
 from geoflow.problems.parts import BatchParts, LossPart, ModulePart, add_up
 from geoflow.problems.problem import Problem
-from geoflow.system.footprint import peak_bytes
+from geoflow.system.peak import peak_bytes
 
 # Evaluations from one comparison of the processes' θ to the next.
 COMPARED_EVERY = 16

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 from geoflow.errors import InputError
 from geoflow.problems.problem import Problem
 from geoflow.problems.protocol import ProblemLike
-from geoflow.system.footprint import peak_bytes
+from geoflow.system.peak import peak_bytes
 
 # Vectors of θ's size in an evaluation and a re-projection, where it is not known.
 EVALUATION = 5

@@ -20,6 +20,7 @@ from geoflow.problems.each import each
 from geoflow.problems.parts import ModulePart, Parameters, TensorSpec, module_parts
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
+from geoflow.system.translation import reason
 
 # Gradients of single examples that are computed at once: as many as take so many bytes.
 BYTES_AT_ONCE = 2**28
@@ -80,7 +81,7 @@ class Grouped(Counted):
         except RuntimeError as error:
             raise InputError(
                 "loss: torch.func.vmap cannot take it example by example "
-                f"({str(error).splitlines()[0]}); make a problem for each constraint"
+                f"({reason(error)}); make a problem for each constraint"
             ) from None
         mean, whole = values @ sizes / sizes.sum(), problem.loss(self.theta0)
         eps = torch.finfo(self.theta0.dtype).eps

@@ -37,7 +37,7 @@ from geoflow.problems.parts import (
     of_network,
 )
 from geoflow.problems.pickling import Picklable
-from geoflow.system.footprint import peak_bytes
+from geoflow.system.peak import peak_bytes
 
 
 class Problem(Picklable):

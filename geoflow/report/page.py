@@ -20,17 +20,19 @@ from numpy.typing import NDArray
 from geoflow import baselines, plots
 from geoflow.analysis import PCA
 from geoflow.analysis.components import pca
-from geoflow.archive.netcdf import checked, existing, expand, open_lazily
+from geoflow.archive.inputs import existing, expand
+from geoflow.archive.netcdf import checked, open_lazily
+from geoflow.archive.parts import check_free
 from geoflow.archive.path_files import open_path
 from geoflow.archive.trajectory_files import open_trajectory
 from geoflow.errors import InputError, RankError
 from geoflow.report.comparisons import comparison_section
 from geoflow.report.parts import Picture, Row, Section, Table, picture, synthetic
 from geoflow.report.paths import path_section
-from geoflow.report.walks import sentence
+from geoflow.report.walks import sentence, worst_residual
 from geoflow.sweeps import ensemble
 from geoflow.system import translation
-from geoflow.system.files import check_apart, check_target, replacing
+from geoflow.system.files import check_apart, replacing
 from geoflow.system.memory import check_memory
 from geoflow.trajectories import path_schema, schema
 
@@ -72,7 +74,7 @@ def report(
     ArchiveError
         A file that is none of these, or writing failed.
     """
-    out = check_target(out, overwrite=overwrite)
+    out = check_free(out, overwrite=overwrite)
     paths = expand(files)
     check_apart(out, paths, "out")
     walks, trainings, followed, compared = _sort(paths)
@@ -240,7 +242,6 @@ def _run_table(walks: Sequence[xr.Dataset]) -> Table:
     for ds in walks:
         last = ds.isel(step=-1)
         r, angle = ds["regularizer"].values, ds["angle"].values
-        worst = float(np.abs(ds["level_residual"]).max()) / abs(ds.attrs["level"])
         cells = [
             str(ds.attrs["seed"]),
             f"{ds.attrs['level']:.4g}",
@@ -248,7 +249,7 @@ def _run_table(walks: Sequence[xr.Dataset]) -> Table:
             f"{angle[0]:.1f}° → {angle[-1]:.1f}°",
             f"{r[0]:.4g} → {r[-1]:.4g}",
             f"{int(last['n_gradient']) + 2 * int(last['n_hvp']):,}",
-            f"{worst:.1e}",
+            f"{worst_residual(ds):.1e}",
             f"{float(last['wall_time']):.1f}",
         ]
         rows.append(Row(cells))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from geoflow.trajectories import schema
+from geoflow.trajectories.dataset import level_residuals
+
 
 def sentence(ds: xr.Dataset) -> str:
     """Say how a walk ended, for how much, and what came of it.
@@ -34,6 +37,14 @@ def sentence(ds: xr.Dataset) -> str:
             changes.append(f"{label} {moved}")
     said += ": " + ", ".join(changes) if changes else ""
     if "level_residual" in ds:
-        worst = float(np.abs(ds["level_residual"]).max()) / abs(ds.attrs["level"])
-        said += f"; the training loss keeps to {ds.attrs['level']:.4g} within {worst:.1e} of it"
+        n = len(schema.levels(ds.attrs))
+        what = f"each of the {n} constraints" if n else "the training loss"
+        level = "its level" if n else f"{ds.attrs['level']:.4g}"
+        said += f"; {what} keeps to {level} within {worst_residual(ds):.1e} of it"
     return said + "."
+
+
+def worst_residual(ds: xr.Dataset) -> float:
+    """The largest |L − c|/|c| of a walk, over its steps and constraints."""
+    residuals, levels = level_residuals(ds)
+    return float((np.abs(residuals) / np.abs(levels)).max())

@@ -22,11 +22,9 @@ from geoflow.problems.dtypes import DTYPES
 from geoflow.system import files, kinds
 from geoflow.trajectories import schema
 from geoflow.walking import configuration
+from geoflow.walking.ending import End
 from geoflow.walking.rerunning import Run
 from geoflow.walking.settings import WalkSettings
-
-# A run's status and message.
-End = tuple[str, str]
 
 OURS = RegularizingFlow.__name__
 

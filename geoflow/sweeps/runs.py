@@ -26,6 +26,7 @@ from geoflow.sweeps.arguments import check_common, checked_seeds, named_dtype, s
 from geoflow.sweeps.tasks import Outcome, Task, run_tasks, settle
 from geoflow.system import files, kinds
 from geoflow.system.translation import reason
+from geoflow.walking.ending import End
 from geoflow.walking.loop import walk
 from geoflow.walking.resuming import resume
 from geoflow.walking.settings import DEFAULTS, OPTIONS, WalkSettings
@@ -241,9 +242,7 @@ def sweep_weight_decay(
     return run_tasks(tasks, finished, scheduler, workers, threads, progress)
 
 
-def _walk(
-    path: str, threads: int, seed: int, carried: bytes | None = None, **settings: Any
-) -> tuple[str, str]:
+def _walk(path: str, threads: int, seed: int, carried: bytes | None = None, **settings: Any) -> End:
     """Do one walk in a worker; the dataset stays in its file."""
     settle(threads)
     settings = _current(settings)
@@ -314,7 +313,7 @@ def _unpacked(carried: bytes, name: str) -> experiments.OwnExperiment:
     return found
 
 
-def _train(path: str, threads: int, penalty: float, **settings: Any) -> tuple[str, str]:
+def _train(path: str, threads: int, penalty: float, **settings: Any) -> End:
     """Train at one penalty in a worker."""
     settle(threads)
     ds = baselines.weight_decay(
@@ -347,8 +346,7 @@ def _folder(out: str | Path, settings: Mapping[str, Any]) -> Path:
                 temporary.write_text(json.dumps(content, indent=2) + "\n")
         there = json.loads(manifest.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"out={folder} cannot be used ({reason}); choose another") from None
+        raise InputError(f"out={folder} cannot be used ({reason(error)}); choose another") from None
     if not isinstance(there, dict):
         raise InputError(f"{manifest} is not a sweep's; choose another folder")
     if there.get("geoflow_sweep") == "1.0":

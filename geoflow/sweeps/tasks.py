@@ -19,7 +19,8 @@ from tqdm import tqdm
 from geoflow.errors import ClusterError, GeoflowError, InputError
 from geoflow.system.messages import note
 from geoflow.system.progress import progress_bar
-from geoflow.system.translation import importing, reason
+from geoflow.system.translation import importing, kind_and_reason, reason
+from geoflow.walking.ending import End
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -59,13 +60,13 @@ class Task:
 
     name: str
     path: Path
-    function: Callable[..., tuple[str, str]]
+    function: Callable[..., End]
     arguments: Mapping[str, Any]
 
 
 def run_tasks(
     tasks: Sequence[Task],
-    finished: Mapping[str, tuple[str, str]],
+    finished: Mapping[str, End],
     scheduler: str | None,
     workers: int | None,
     threads: int,
@@ -176,7 +177,7 @@ def _gone(n_runs: int) -> ClusterError:
     )
 
 
-def _end(future: Any, task: Task) -> tuple[str, str]:
+def _end(future: Any, task: Task) -> End:
     """Status and message of a run that has ended."""
     if future.status == "finished":
         if not task.path.is_file():
@@ -184,8 +185,8 @@ def _end(future: Any, task: Task) -> tuple[str, str]:
         status, message = future.result()
         return status, message
     error = future.exception()
-    said = str(error).splitlines()[0] if str(error) else "no message"
-    return "failed", said if isinstance(error, GeoflowError) else f"{type(error).__name__}: {said}"
+    ours = isinstance(error, GeoflowError)
+    return "failed", str(error) if ours else kind_and_reason(error)
 
 
 def settle(n_threads: int) -> None:

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from geoflow.errors import ArchiveError, InputError
 from geoflow.system import kinds
+from geoflow.system.translation import reason
 
 UNFINISHED = ".tmp"
 
@@ -25,17 +26,21 @@ LOCK = "lock"
 LONGEST_NAME = 240
 
 
-# What a walk that is not finished goes on from, in the folder in which it is streamed.
-CHECKPOINT = "checkpoint.npz"
+def file_named(path: str | Path, name: str = "path") -> Path:
+    """The name of a file as a Path, which would make the present folder of an empty one.
+
+    Raises
+    ------
+    InputError
+        It is empty, or no name of a file.
+    """
+    found = kinds.as_path(path, name)
+    if not os.fspath(path):
+        raise InputError(f"{os.fspath(path)!r} names no file; give its name")
+    return found
 
 
-def checkpoint_beside(path: Path) -> Path:
-    """Return what an unfinished walk that will be ``path`` goes on from, links resolved."""
-    path = resolved(path)
-    return path.with_name(f".{path.name}.parts") / CHECKPOINT
-
-
-def check_target(path: str | Path, *, overwrite: bool = False, streams: bool = False) -> Path:
+def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
     """Make sure a file can be written before hours are spent on its content.
 
     Parameters
@@ -44,9 +49,6 @@ def check_target(path: str | Path, *, overwrite: bool = False, streams: bool = F
         The file.
     overwrite : bool
         Replace it where it exists.
-    streams : bool
-        What is written is a walk that may be streamed beside it. False: nothing else is written
-        where an unfinished walk is streamed, which would take its place when it is gone on with.
 
     Returns
     -------
@@ -57,15 +59,12 @@ def check_target(path: str | Path, *, overwrite: bool = False, streams: bool = F
     ------
     InputError
         The path is empty, its folder is not there or cannot be written, the name is too long or
-        not UTF-8, the file is there already, what is there is no regular file, or an unfinished
-        walk is streamed beside it; ``overwrite`` is neither True nor False.
+        not UTF-8, the file is there already, or what is there is no regular file; ``overwrite`` is
+        neither True nor False.
     """
-    kinds.as_path(path)
+    path = file_named(path)
     # What stands for False elsewhere, such as "no", would have the file replaced.
     kinds.check_switch(overwrite, "overwrite")
-    if not os.fspath(path):
-        raise InputError(f"{os.fspath(path)!r} names no file; give its name")
-    path = Path(path)
     if len(os.fsencode(path.name)) > LONGEST_NAME:
         raise InputError(
             f"{path.name[:20]}… is a name of {len(os.fsencode(path.name))} bytes; use at most "
@@ -80,22 +79,16 @@ def check_target(path: str | Path, *, overwrite: bool = False, streams: bool = F
             raise InputError(f"{path}: the folder {named} does not exist; create it first")
         if is_regular(path) and not overwrite:
             raise InputError(f"{path} exists; choose another name, or --force to replace it")
-        beside = checkpoint_beside(path)
-        if not streams and os.path.lexists(beside):
-            raise InputError(
-                f"{path}: an unfinished walk is streamed beside it, in {beside.parent}; go on with "
-                "that one (geoflow resume), remove the folder, or choose another name"
-            )
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise InputError(f"{path} is a link that leads to no file; choose another") from None
-        raise InputError(f"{folder} cannot be written ({error.strerror}); choose another") from None
+        raise InputError(f"{folder} cannot be written ({reason(error)}); choose another") from None
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{str(path)!r} is no name of a file ({error})") from None
+        raise InputError(f"{str(path)!r} is no name of a file ({reason(error)})") from None
     return path
 
 
@@ -156,8 +149,9 @@ def check_folder(path: str | Path) -> None:
         with tempfile.TemporaryFile(dir=_there(resolved(Path(path)))):
             pass
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path} cannot be written ({reason}); name another folder") from None
+        raise InputError(
+            f"{path} cannot be written ({reason(error)}); name another folder"
+        ) from None
 
 
 def _there(folder: Path) -> Path:
@@ -366,7 +360,7 @@ class Lock:
                 ) from None
             except OSError as error:
                 raise ArchiveError(
-                    f"{folder} cannot be written ({error.strerror}); free space or choose another"
+                    f"{folder} cannot be written ({reason(error)}); free space or choose another"
                 ) from None
 
     def release(self) -> None:

@@ -215,6 +215,11 @@ def as_numbers(values: Any, name: str) -> NDArray[np.float64]:
 class _Short(reprlib.Repr):
     """Dicts in their order: settings have their name first. Whole numbers of any length."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        # Texts are cut where the line ends, and not before.
+        self.maxstring = LONGEST
+
     def repr_int(self, x: int, level: int) -> str:
         try:
             return super().repr_int(x, level)

@@ -34,10 +34,10 @@ def check_work(amount: int, most: int, argument: str, unit: str) -> None:
     """
     if amount > most:
         raise InputError(
-            f"{argument} takes {_short(amount)} {unit}, and a call makes at most {_short(most)}; "
+            f"{argument} takes {_count(amount)} {unit}, and a call makes at most {_count(most)}; "
             "ask for less"
         )
 
 
-def _short(amount: int) -> str:
+def _count(amount: int) -> str:
     return f"{amount:,}" if amount < 10**9 else f"{float(min(amount, 10**300)):.2g}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 from tqdm import TqdmWarning
@@ -16,8 +15,6 @@ with warnings.catch_warnings():
     # A notebook without ipywidgets gets the line of a terminal, without being told off.
     warnings.simplefilter("ignore", TqdmWarning)
     from tqdm.auto import tqdm
-
-SHOWN = {"angle": "angle {:.1f}°", "regularizer": "R {:.5g}", "level_residual": "L−c {:+.1e}"}
 
 
 class Bar(tqdm):  # type: ignore[misc]
@@ -50,28 +47,6 @@ def progress_bar(wanted: bool, *args: Any, **options: Any) -> Bar:
     notebook = type(sys.stderr).__module__ == "ipykernel.iostream"
     # disable=None: shown on a terminal only.
     return Bar(*args, disable=(False if notebook else None) if wanted else True, **options)
-
-
-class Progress:
-    """The bar of a walk: angle, R, L − c, evaluations and their rate."""
-
-    def __init__(self, wanted: bool) -> None:
-        self.bar = progress_bar(wanted, desc="walk", unit="eval", mininterval=0.2)
-
-    def __enter__(self) -> None:
-        self.bar.__enter__()
-
-    def __exit__(self, *details: Any) -> None:
-        self.bar.__exit__(*details)
-
-    def show(self, record: Mapping[str, float]) -> None:
-        """Show the latest accepted step."""
-        if self.bar.disable:
-            return
-        # A flow of one's own need not record all of these.
-        shown = [text.format(record[name]) for name, text in SHOWN.items() if name in record]
-        self.bar.set_postfix_str(", ".join(shown), refresh=False)
-        self.bar.update(record["n_gradient"] + 2 * record["n_hvp"] - self.bar.n)
 
 
 def duration(seconds: float) -> str:

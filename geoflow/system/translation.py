@@ -51,17 +51,34 @@ LITTLE = 2**14
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
+# Characters of what a library says.
+LONGEST = 200
+
 NOT_FINITE = re.compile(r"\b(nans?|infs?|infinit\w+|(non-?)?finite|domain error)\b", re.IGNORECASE)
 
 
 def reason(error: BaseException) -> str:
-    """Return what the system or a library says of an error, as one short line."""
+    """Return what the system or a library says of an error, as one short line.
+
+    Its type, where it says nothing. Which file the system speaks of is for the caller to say.
+    """
     if isinstance(error, DamageError) and error.__cause__:
         return reason(error.__cause__)
     said = error.strerror if isinstance(error, OSError) else None
-    lines = [line.strip() for line in (said or str(error)).splitlines()]
+    return _line(error, said or str(error)) or type(error).__name__
+
+
+def kind_and_reason(error: BaseException) -> str:
+    """Return the type of an error in code that is not geoflow's and what it says, as one line."""
+    kind, said = type(error).__name__, _line(error, str(error))
+    return f"{kind}: {said}" if said else kind
+
+
+def _line(error: BaseException, said: str) -> str:
     # Some begin with an empty one.
-    return next(filter(None, lines), type(error).__name__)[:200]
+    line = next(filter(None, (line.strip() for line in said.splitlines())), "")
+    # What geoflow says is one line, with a remedy at its end.
+    return line if isinstance(error, GeoflowError) else line[:LONGEST]
 
 
 @contextmanager
@@ -125,7 +142,7 @@ def importing(package: str) -> Iterator[None]:
     # Whatever a package raises while it reads its settings.
     except Exception as error:
         raise InputError(
-            f"{package} cannot be loaded ({type(error).__name__}: {reason(error)}); look at its "
+            f"{package} cannot be loaded ({kind_and_reason(error)}); look at its "
             "installation, and at its settings in files and in the environment"
         ) from error
 

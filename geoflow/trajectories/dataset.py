@@ -19,6 +19,7 @@ from geoflow.errors import InputError
 from geoflow.manifold.protocol import Flow, apart_from
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.protocol import ProblemLike
+from geoflow.system import kinds
 from geoflow.trajectories import schema, storable
 from geoflow.trajectories.given import check_placed, check_walk
 from geoflow.trajectories.records import Snapshot, StepRecords
@@ -140,6 +141,23 @@ def at_snapshots(ds: xr.Dataset, name: str) -> NDArray[np.float64]:
     at, steps = ds["snapshot_time"].values, ds["snapshot_step"].values
     time, values = ds["time"].values, ds[name].values.astype(float)
     return np.where(at == time[steps], values[steps], np.interp(at, time, values))
+
+
+def level_residuals(ds: xr.Dataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """L − c of each constraint at every step, shape (step, constraint), and their levels.
+
+    Raises
+    ------
+    InputError
+        The dataset is no walk, or has not the residuals of its constraints.
+    """
+    check_walk(ds, attributes=("level",))
+    several = schema.levels(ds.attrs)
+    name = "constraint_residual" if several else "level_residual"
+    kinds.check_dataset(ds, name)
+    residuals = np.asarray(ds[name].values, dtype=float)
+    # Of several the mean, which is the attribute, may be zero.
+    return residuals.reshape(len(residuals), -1), np.array(several or [ds.attrs["level"]])
 
 
 def attributes(

@@ -71,7 +71,7 @@ def diff(a: xr.Dataset, b: xr.Dataset, *, rtol: float = 0.0, atol: float = 0.0) 
     for name in dict.fromkeys([*a.attrs, *b.attrs]):
         x, y = a.attrs.get(name), b.attrs.get(name)
         if name not in ATTRIBUTES_NOT_COMPARED and not _same_attribute(x, y):
-            found.append(Difference(f"attribute {name}", False, f"{_short(x)} against {_short(y)}"))
+            found.append(Difference(f"attribute {name}", False, f"{_said(x)} against {_said(y)}"))
     return found
 
 
@@ -132,7 +132,7 @@ def _same_attribute(x: Any, y: Any) -> bool:
     return type(x) is type(y) and np.array_equal(u, v)
 
 
-def _short(value: object) -> str:
+def _said(value: object) -> str:
+    """An attribute as a file has it, where numbers are NumPy's."""
     plain = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
-    text = "nothing" if plain is None else repr(plain)
-    return text if len(text) <= 60 else text[:57] + "…"
+    return "nothing" if plain is None else kinds.shown(plain)

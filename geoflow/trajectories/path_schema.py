@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from geoflow.trajectories import schema
+from geoflow.trajectories import consistency, schema
 from geoflow.trajectories.schema import VariableSpec
 
 VERSION = "1.1"
@@ -155,13 +155,30 @@ def kkt_limit(degrees: float) -> float:
     return math.sin(math.radians(180 - degrees))
 
 
+def level_defects(ds: xr.Dataset) -> list[str]:
+    """Say where the levels are not those of the losses, or of the attribute, one line each.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        Without :func:`defects`.
+    """
+    level, loss, residual = (ds[n].values for n in ("level", "train_loss", "level_residual"))
+    found = []
+    if level[0] != ds.attrs["level"]:
+        found.append("the first level is not the attribute level")
+    if not consistency.is_difference(residual, loss, level, abs(level)):
+        found.append("level_residual is not train_loss less the level")
+    return found
+
+
 def inconsistencies(ds: xr.Dataset) -> list[str]:
     """Say what in the values of a path does not fit together, one line each.
 
     Parameters
     ----------
     ds : xarray.Dataset
-        Without :func:`defects`.
+        Without :func:`defects`; its ``degrees`` lie between 90 and 180.
     """
     columns = {n: ds[n].values for n in (*LEVEL, *LEVEL_VARIABLES) if ds[n].dtype.kind in "fi"}
     found = [
@@ -172,15 +189,10 @@ def inconsistencies(ds: xr.Dataset) -> list[str]:
     found += [f"{name} is negative" for name in NEVER_BELOW_ZERO if (columns[name] < 0).any()]
     if found:
         return found
-    level, loss, residual = columns["level"], columns["train_loss"], columns["level_residual"]
-    scale = np.minimum(abs(level), 1e300)
-    if (abs(loss - level - residual) > 1e-12 * scale).any():
-        found.append("level_residual is not train_loss less the level")
+    found += level_defects(ds)
     if not np.allclose(columns["penalty"] * columns["multiplier"], 1, rtol=1e-9, atol=0):
         found.append("penalty is not 1/multiplier")
     degrees = ds.attrs["degrees"]
-    if not 90 < degrees < 180:
-        return [*found, f"attribute degrees is {degrees}, not between 90 and 180"]
     # As the angle is rounded, so is its sine.
     if (columns["kkt_residual"] > kkt_limit(degrees) * (1 + 1e-9)).any():
         found.append(f"kkt_residual is above that of {degrees:g} degrees")

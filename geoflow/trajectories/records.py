@@ -16,6 +16,7 @@ from geoflow.errors import InputError, ObservableError
 from geoflow.manifold.protocol import Flow
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
+from geoflow.system.translation import kind_and_reason
 from geoflow.trajectories import schema, storable
 
 # Names of the schema's own, in whatever walk.
@@ -130,8 +131,7 @@ def value_of(function: Observable, theta: Tensor, called: str) -> float:
     try:
         return kinds.real(function(theta.clone()))
     except Exception as error:
-        said = (str(error) or "no message").splitlines()[0]
-        raise ObservableError(f"{called} raised {type(error).__name__}: {said}") from error
+        raise ObservableError(f"{called} raised {kind_and_reason(error)}") from error
 
 
 def unknown(theta: Tensor) -> float:
@@ -220,10 +220,9 @@ def check_observables(observables: Mapping[str, Observable], theta: Tensor) -> N
         try:
             found = function(theta.clone())
         except Exception as error:
-            said = (str(error) or "no message").splitlines()[0]
             raise InputError(
-                f"observables[{name!r}] raised {type(error).__name__} at theta0: {said}; give a "
-                "function of θ that returns a float"
+                f"observables[{name!r}] at theta0 raised {kind_and_reason(error)}; give a function "
+                "of θ that returns a float"
             ) from None
         try:
             kinds.real(found)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from geoflow.errors import InputError
+from geoflow.system.translation import reason
 from geoflow.trajectories import schema
 
 # Bytes in UTF-8: a limit of the netCDF library for names, geoflow's own for texts, which it keeps
@@ -115,8 +116,8 @@ def as_json(content: Mapping[str, Any], what: str) -> str:
         return json.dumps(content, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
-            f"{what} cannot be kept as JSON ({error}); use texts, finite numbers, lists and "
-            "mappings of those"
+            f"{what} cannot be kept as JSON ({reason(error)}); use texts, finite numbers, lists "
+            "and mappings of those"
         ) from None
 
 

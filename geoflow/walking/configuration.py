@@ -97,11 +97,6 @@ def path_variable_defects(ds: xr.Dataset) -> list[str]:
         found.append("the observables are not those that its config names")
     if ("smallest_eigenvalue" in ds.variables) != config["smallest_eigenvalue"]:
         found.append("smallest_eigenvalue is not there as its config has it")
-    level, loss, residual = (ds[n].values for n in ("level", "train_loss", "level_residual"))
-    if level[0] != ds.attrs["level"]:
-        found.append("the first level is not the attribute level")
-    elif not consistency.is_difference(residual, loss, level, abs(level)):
-        found.append("level_residual is not train_loss less the level")
     return found
 
 
@@ -115,7 +110,7 @@ def check_path(path: Path, attributes: Mapping[str, Any], ds: xr.Dataset | None 
     """
     found = path_defects(attributes)
     if not found and ds is not None:
-        found = path_variable_defects(ds)
+        found = [*path_variable_defects(ds), *path_schema.level_defects(ds)]
     if found:
         where = "`geoflow validate` says more, or follow the path again"
         if ds is None:

@@ -13,6 +13,7 @@ from geoflow.errors import (
     ProcessLostError,
     StepSizeError,
 )
+from geoflow.system.translation import kind_and_reason
 
 End = tuple[str, str]
 
@@ -52,8 +53,7 @@ def of_error(error: Exception, max_evaluations: int) -> End:
     status = next((s for kind, s in STATUS.items() if isinstance(error, kind)), None)
     if status:
         return status, str(error)
-    said = (str(error) or "no message").splitlines()[0]
-    return "evaluation_failed", f"an evaluation raised {type(error).__name__}: {said}"
+    return "evaluation_failed", f"an evaluation raised {kind_and_reason(error)}"
 
 
 def before_the_start(

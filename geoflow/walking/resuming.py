@@ -10,7 +10,7 @@ from typing import Any
 import xarray as xr
 
 from geoflow import experiments
-from geoflow.archive import netcdf, trajectory_files
+from geoflow.archive import trajectory_files
 from geoflow.archive.saved import Saved, saved
 from geoflow.errors import ArchiveError, InputError
 from geoflow.manifold import protocol
@@ -19,7 +19,7 @@ from geoflow.problems import dtypes
 from geoflow.problems.earlier import same_data
 from geoflow.problems.protocol import ProblemLike
 from geoflow.solvers import Solver, is_dense
-from geoflow.system import kinds
+from geoflow.system import files, kinds
 from geoflow.trajectories import consistency, records, schema
 from geoflow.trajectories.records import Observable, StepRecords
 from geoflow.walking import configuration, rerunning
@@ -98,7 +98,7 @@ def resume(
     StorageError
         The disk does not take what is streamed; what was streamed is kept.
     """
-    path = netcdf.named(path)
+    path = files.file_named(path)
     kinds.check_switch(progress, "progress")
     if flow is not None:
         protocol.check_flow(flow)
@@ -224,14 +224,9 @@ def check_flow(flow: Flow, kept: Saved) -> None:
     for name, (now, then) in pairs.items():
         if now != then:
             raise ArchiveError(
-                f"flow: its {name} is not that of the walk: {_short(now)} where the walk has "
-                f"{_short(then)}; give the flow that the walk started with"
+                f"flow: its {name} is not that of the walk: {kinds.shown(now)} where the walk has "
+                f"{kinds.shown(then)}; give the flow that the walk started with"
             )
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "…"
 
 
 def _settings(

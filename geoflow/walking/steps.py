@@ -16,7 +16,6 @@ from geoflow.errors import InputError, NumericalError, ObservableError, StorageE
 from geoflow.manifold.protocol import Flow, State, flatten
 from geoflow.solvers import Carry, Solver, Tolerance, is_dense
 from geoflow.system import interrupts
-from geoflow.system.progress import Progress
 from geoflow.system.threads import one_blas_thread
 from geoflow.system.translation import numerics
 from geoflow.trajectories import records
@@ -24,6 +23,7 @@ from geoflow.trajectories.records import Observable, Snapshot
 from geoflow.trajectories.storable import storable
 from geoflow.walking import ending
 from geoflow.walking.advancing import after_step
+from geoflow.walking.bar import Progress
 from geoflow.walking.counting import budgets, counts_of, uncounted
 from geoflow.walking.crossings import Seeker
 from geoflow.walking.fitting import check_same
@@ -285,7 +285,7 @@ class Walk:
     def _accept(
         self,
         rows: Sequence[Row],
-        between: Sequence[list[Snapshot]],
+        snapshots_before: Sequence[list[Snapshot]],
         carry: Carry | None,
         levels: list[float],
     ) -> None:
@@ -295,8 +295,8 @@ class Walk:
         ----------
         rows : sequence of (State, mapping)
             Points to record, with what the walk knows of them, in order of time.
-        between : sequence of list of Snapshot
-            Snapshots that come before each.
+        snapshots_before : sequence of list of Snapshot
+            Of each of the points: those that lie in the step before it.
         carry : dict, optional
             The solver's, at the last of the points. None: the walk starts there, or ends there by
             what was looked for in a step, and goes on from the start of that step.
@@ -307,7 +307,7 @@ class Walk:
         inside = self.carry is not None and carry is None
         wall_time = clock.perf_counter() - self.clock0
         made, time = [], self.last.get("time", 0.0)
-        for i, ((state, advance), kept) in enumerate(zip(rows, between, strict=True)):
+        for i, ((state, advance), kept) in enumerate(zip(rows, snapshots_before, strict=True)):
             record = records.step_record(
                 self.flow, state, **advance, counts=counts, wall_time=wall_time
             )

@@ -38,7 +38,7 @@ class Stop(Protocol):
 
     look_back: float
 
-    def __call__(self, records: Sequence[Record]) -> tuple[str, str] | None:
+    def __call__(self, records: Sequence[Record]) -> End | None:
         """Judge the walk by its accepted steps, the latest last."""
 
     @property
@@ -103,7 +103,7 @@ class Stationary:
         """Constructor arguments."""
         return {"degrees": self.degrees}
 
-    def __call__(self, records: Sequence[Record]) -> tuple[str, str] | None:
+    def __call__(self, records: Sequence[Record]) -> End | None:
         """Judge the latest step."""
         last = records[-1]
         # With t = ‖Π∇R‖ and n = λ‖∇L‖ the normal part of −∇R, sin(angle) = t/√(t² + n²).
@@ -183,7 +183,7 @@ class Plateau:
         """Constructor arguments."""
         return {"window": self.window, "rtol": self.rtol}
 
-    def __call__(self, records: Sequence[Record]) -> tuple[str, str] | None:
+    def __call__(self, records: Sequence[Record]) -> End | None:
         """Judge the latest step against the one a window earlier."""
         last = records[-1]
         start = last["time"] - self.window
@@ -260,7 +260,7 @@ class Goals:
             "max_evaluations": self.max_evaluations,
         }
 
-    def judge(self, records: Sequence[Record]) -> tuple[str, str] | None:
+    def judge(self, records: Sequence[Record]) -> End | None:
         """Status and message where the latest record has come to a goal."""
         end = self.stop(records) if self.stop else None
         if end is None and records[-1]["time"] >= self.t_end:

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from geoflow.archive import netcdf, seal, trajectory_files
+from geoflow.archive.inputs import existing
 from geoflow.errors import ArchiveError
 from geoflow.system import translation
 from geoflow.trajectories import consistency, migrations, path_schema, schema
@@ -31,7 +32,7 @@ def validate(path: str | Path) -> list[str]:
     ArchiveError
         There is no such file.
     """
-    path = netcdf.existing(path)
+    path = existing(path)
     broken = seal.defect(path)
     if broken == seal.BROKEN:
         # HDF5 need not come to an end on bytes that were not written as they are.
@@ -79,8 +80,8 @@ def _unreadable(ds: xr.Dataset) -> list[str]:
             for _ in consistency.blocks(variable):
                 pass
         except translation.UNREADABLE as error:
-            reason = translation.reason(error)
-            found.append(f"variable {str(name)!a}: its checksum differs from its values ({reason})")
+            said = translation.reason(error)
+            found.append(f"variable {str(name)!a}: its checksum differs from its values ({said})")
     return found
 
 
@@ -101,9 +102,11 @@ def _path_inconsistencies(ds: xr.Dataset) -> list[str]:
     found = [*_created_defects(ds), *configuration.path_defects(ds.attrs)]
     if found:
         return found
-    found = [*configuration.path_variable_defects(ds), *path_schema.inconsistencies(ds)]
-    # Some is asked for before a path is gone on with, too.
-    return [*dict.fromkeys(found), *consistency.theta_inconsistencies(ds)]
+    return [
+        *configuration.path_variable_defects(ds),
+        *path_schema.inconsistencies(ds),
+        *consistency.theta_inconsistencies(ds),
+    ]
 
 
 def _checkpoint_defects(path: netcdf.Checked, ds: xr.Dataset) -> list[str]:

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 import geoflow as gf
 import invariants
 from geoflow import cli
-from geoflow.archive import netcdf, seal, trajectory_files
+from geoflow.archive import inputs, seal, trajectory_files
 from geoflow.cli import terminal
 from geoflow.errors import ArchiveError, InputError
 from geoflow.trajectories import migrations, schema
@@ -35,10 +35,10 @@ def test_a_file_is_named_once_whatever_link_it_is_named_by(tmp_path):
     first.touch()
     second.touch()
     link.symlink_to(first)
-    assert netcdf.expand([link, second, first]) == [link, second]
-    assert netcdf.expand([second, tmp_path]) == [second, first]
+    assert inputs.expand([link, second, first]) == [link, second]
+    assert inputs.expand([second, tmp_path]) == [second, first]
     with pytest.raises(InputError, match="'' names no file"):
-        netcdf.expand([""])
+        inputs.expand([""])
 
 
 # Damage.

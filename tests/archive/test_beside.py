@@ -12,6 +12,7 @@ import geoflow as gf
 from geoflow.archive import netcdf, parts, path_files, pieces, saved, trajectory_files
 from geoflow.archive.pieces import Pieces
 from geoflow.errors import ArchiveError, InputError
+from geoflow.system import files
 from geoflow.walking.stream import Stream
 
 DATA = Path(__file__).parents[1] / "data" / "resuming"
@@ -55,9 +56,13 @@ def test_nothing_is_written_where_an_unfinished_walk_is_streamed(killed, tmp_pat
             lambda: Pieces(path, {}, overwrite=True),
             lambda: path_files.save_path(ds, path, overwrite=True),
             lambda: gf.save_trajectory(ds, path, overwrite=True),
+            lambda: gf.report.report([tmp_path / "other.nc"], path),
+            lambda: parts.check_free(path),
         ):
             with pytest.raises(InputError, match="an unfinished walk is streamed beside it, in"):
                 write()
+    # What is asked of the operating system has nothing to do with walks.
+    assert files.check_target(path) == path
     assert not path.exists()
     with crashes.resume(path) as ds:
         assert ds.attrs["status"] == "t_end"

@@ -18,6 +18,7 @@ import torch
 import geoflow as gf
 from geoflow.archive import pieces, seal
 from geoflow.errors import ArchiveError
+from geoflow.trajectories import path_schema
 
 LEVELS = (1.2, 1.5, 2.0, 3.0)
 
@@ -266,10 +267,25 @@ def test_a_path_whose_levels_were_changed_is_not_gone_on_with(written, tmp_path,
             ds.setncattr("level", 1.01 * ds.getncattr("level"))
     seal.append(file)
     before = file.read_bytes()
-    assert [line for line in gf.validate(file) if line.startswith(said)]
+    assert len([line for line in gf.validate(file) if line.startswith(said)]) == 1
     with pytest.raises(gf.ArchiveError, match=said):
         gf.resume_path(file, _flow(), [0.05])
     assert file.read_bytes() == before
+
+
+def test_a_residual_may_be_rounded_as_the_loss_is_wherever_it_is_looked_at(written, tmp_path):
+    """Of a loss far above its level, one last place is more than 10⁻¹² of the level."""
+    with gf.open_path(written) as ds:
+        path = ds.load()
+    loss, level = 5.0, 1e-5
+    for off, said in ((np.spacing(loss), False), (1e-9, True)):
+        changed = path.copy(deep=True)
+        changed["train_loss"][1], changed["level_residual"][1] = loss, loss - level + off
+        levels = np.where(np.arange(path.sizes["level"]) == 1, level, path["level"].values)
+        changed = changed.assign_coords(level=("level", levels, path["level"].attrs))
+        found = path_schema.inconsistencies(changed)
+        assert ("level_residual is not train_loss less the level" in found) == said
+        assert path_schema.level_defects(changed) == found
 
 
 def test_a_walk_is_no_path_and_a_path_no_walk(written, tmp_path):

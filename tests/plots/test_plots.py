@@ -1,12 +1,16 @@
+import json
+
 import matplotlib as mpl
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 import geoflow as gf
 import references
 from geoflow import plots
 from geoflow.errors import InputError
+from geoflow.report import walks
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +36,48 @@ def test_the_residual_is_relative_and_beside_its_tolerance(ds):
     assert np.array_equal(drawn[drawn > 0], expected[expected > 0])
     assert ax.lines[1].get_ydata()[0] == ds.attrs["level_rtol"]
     assert ax.get_yscale() == "log"
+
+
+def two_constraints(**tolerances):
+    """A walk on two levels whose mean is zero."""
+    theta0 = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    losses = (lambda t: t[0] * t[1] - 1.5, lambda t: t[2] - 3.5)
+    problems = [gf.Problem.from_function(loss, theta0) for loss in losses]
+    level_set = gf.LevelSet(problems, **tolerances)
+    flow = gf.RegularizingFlow(level_set, gf.regularizers.squared_norm)
+    return gf.walk(flow, t_end=0.1, stop=None)
+
+
+def test_of_several_constraints_the_worst_is_drawn_by_its_own_level_and_said():
+    ds = two_constraints()
+    assert ds.attrs["level"] == 0.0
+    expected = (np.abs(ds["constraint_residual"]) / [0.5, 0.5]).max("constraint").values
+    ax = plots.level_residual(ds, Figure().subplots())
+    drawn = ax.lines[0].get_ydata()
+    np.testing.assert_array_equal(drawn[expected > 0], expected[expected > 0])
+    assert 0 < expected.max() <= ax.lines[1].get_ydata()[0] == ds.attrs["level_rtol"]
+    assert ax.get_ylabel() == r"$\max_i\,|L_i-c_i|\,/\,c_i$"
+    plots.overview(ds)
+    said = f"each of the 2 constraints keeps to its level within {expected.max():.1e} of it"
+    assert said in walks.sentence(ds)
+    assert walks.worst_residual(ds) == expected.max()
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_with_an_absolute_tolerance_the_residual_is_a_part_of_the_whole_tolerance(several, ds):
+    if several:
+        ds = two_constraints(level_rtol=1e-10, level_atol=1e-3)
+        allowed = 1e-10 * 0.5 + 1e-3
+        expected = (np.abs(ds["constraint_residual"]) / allowed).max("constraint").values
+    else:
+        ds = ds.assign_attrs(config=json.dumps({"level_atol": 1e-3}))
+        allowed = ds.attrs["level_rtol"] * ds.attrs["level"] + 1e-3
+        expected = np.abs(ds["level_residual"]).values / allowed
+    ax = plots.level_residual(ds, Figure().subplots())
+    drawn = ax.lines[0].get_ydata()
+    np.testing.assert_allclose(drawn[expected > 0], expected[expected > 0], rtol=1e-12)
+    assert expected.max() <= ax.lines[1].get_ydata()[0] == 1.0
+    assert ax.get_ylabel().endswith("tolerance")
 
 
 def test_the_stack_has_the_papers_four_panels_and_takes_several_walks(ds):

@@ -17,7 +17,9 @@ import geoflow as gf
 import references
 from geoflow.archive import netcdf
 from geoflow.errors import ArchiveError, InputError, NumericalError
+from geoflow.experiments.problem_file import Source
 from geoflow.system import translation
+from geoflow.walking import ending
 
 
 @pytest.mark.parametrize(
@@ -148,3 +150,59 @@ def test_a_dataset_that_holds_the_lock_goes_to_other_processes():
     # In one thread it can be taken twice.
     with netcdf.LOCK, again:
         pass
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "kind_and_reason"),
+    [
+        (ValueError("one\ntwo"), "one", "ValueError: one"),
+        (ValueError("\n  the cause  \nmore"), "the cause", "ValueError: the cause"),
+        (ValueError(""), "ValueError", "ValueError"),
+        (ValueError(" \n\n"), "ValueError", "ValueError"),
+        (RuntimeError("x" * 1000), "x" * 200, "RuntimeError: " + "x" * 200),
+        # The remedy of geoflow's own is at the end.
+        (InputError("x" * 300 + "; use y"), "x" * 300 + "; use y", None),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "a.txt"),
+            "No such file or directory",
+            "FileNotFoundError: [Errno 2] No such file or directory: 'a.txt'",
+        ),
+        (OSError("of a library"), "of a library", "OSError: of a library"),
+    ],
+)
+def test_an_error_is_told_in_one_line_that_is_not_empty(error, reason, kind_and_reason):
+    assert translation.reason(error) == reason
+    wanted = f"InputError: {reason}" if kind_and_reason is None else kind_and_reason
+    assert translation.kind_and_reason(error) == wanted
+
+
+def test_a_library_that_begins_with_an_empty_line_is_heard_wherever_it_is_asked(tmp_path):
+    """An observable at the start, one along the walk, the loss, a file of a problem."""
+
+    def raises(n, value=1.0):
+        left = [n]
+
+        def function(theta):
+            left[0] -= 1
+            if left[0] < 0:
+                raise ValueError("\nthe cause")
+            return value
+
+        return function
+
+    def walk(**more):
+        x = torch.tensor([3.0, 4.0], dtype=torch.float64)
+        circle = gf.Problem.from_function(lambda t: t @ t, x)
+        flow = gf.RegularizingFlow(gf.LevelSet(circle), lambda t: t[0])
+        return gf.walk(flow, "dopri5", t_end=0.5, stop=None, **more)
+
+    with pytest.raises(InputError, match=r"at theta0 raised ValueError: the cause; give"):
+        walk(observables={"o": raises(0)})
+    ds = walk(observables={"o": raises(3)})
+    assert ds.attrs["status_message"] == "observables['o'] raised ValueError: the cause"
+    ended = ending.of_error(ValueError("\nthe cause"), 1)
+    assert ended == ("evaluation_failed", "an evaluation raised ValueError: the cause")
+    file = tmp_path / "mine.py"
+    file.write_text("raise ValueError('\\nthe cause')\n")
+    with pytest.raises(InputError, match=r"line 1: ValueError: the cause$"):
+        Source.load(f"{file}:prepare")

@@ -574,6 +574,11 @@ def test_a_value_is_shown_in_one_short_line():
     assert kinds.shown(torch.nn.Sequential(torch.nn.Linear(1, 1))) == "Sequential("
     assert kinds.shown("a" * 1000).startswith("'aaa")
     assert len(kinds.shown(np.zeros((100, 100)))) <= kinds.LONGEST
+    # As long as the line is, and of a longer one both ends.
+    digits = "0123456789" * 5
+    assert kinds.shown(digits) == repr(digits)
+    assert kinds.shown(digits * 3).startswith("'012345678901234567890")
+    assert kinds.shown(digits * 3).endswith("3456789'")
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from geoflow.system import kinds
 from geoflow.system.limits import OPERATIONS, check_work
 from geoflow.system.memory import CPU, check_memory
 from geoflow.system.threads import one_blas_thread
+from geoflow.system.translation import reason
 
 Floats = NDArray[np.float64]
 
@@ -403,7 +404,7 @@ def _arpack(
         values, vectors = error.eigenvalues, error.eigenvectors
     except ArpackError as error:
         raise InputError(
-            f"operator {operator.name!r}: ARPACK failed ({error}); try another seed"
+            f"operator {operator.name!r}: ARPACK failed ({reason(error)}); try another seed"
         ) from None
     order = np.argsort(values)[::-1]
     full_values, full_vectors = np.full(k, np.nan), np.full((operator.size, k), np.nan)

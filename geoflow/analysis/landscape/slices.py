@@ -278,9 +278,9 @@ def _named(evaluate: Evaluation, name: str) -> Evaluation:
         except GeoflowError:
             raise
         except Exception as error:
-            said = f"{type(error).__name__}: {translation.reason(error)}"
             raise ObservableError(
-                f"observables[{name!r}] raised {said}; with archive=… the rows done are kept"
+                f"observables[{name!r}] raised {translation.kind_and_reason(error)}; with "
+                "archive=… the rows done are kept"
             ) from error
 
     return guarded

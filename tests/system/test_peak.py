@@ -2,7 +2,7 @@
 
 import torch
 
-from geoflow.system.footprint import peak_bytes
+from geoflow.system.peak import peak_bytes
 
 N = 1_000
 
