@@ -48,8 +48,8 @@ def check_device_and_dtype(device: torch.device | str, dtype: torch.dtype) -> to
         device = torch.device(device)
         float(torch.zeros(1, device=device)[0])
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device={str(device)!r} cannot be used ({reason}); use 'cpu'") from None
+        said = reason(error)
+        raise InputError(f"device={str(device)!r} cannot be used ({said}); use 'cpu'") from None
     return device
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from geoflow.errors import InputError
+from geoflow.system.translation import reason
 
 Tensors = dict[str, Tensor]
 # Value and weight; the weight has no part in the derivatives.
@@ -130,9 +131,7 @@ def second(compute: Callable[[], Result], name: str = "loss") -> Result:
     except (RuntimeError, NotImplementedError) as error:
         if "memory" in str(error):
             raise
-        raise InputError(
-            f"{name}: it has no second derivative ({str(error).splitlines()[0]})"
-        ) from None
+        raise InputError(f"{name}: it has no second derivative ({reason(error)})") from None
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from geoflow.problems.division import divided, weighed
 from geoflow.problems.parts import BatchParts, LossPart, ModulePart, add_up
 from geoflow.problems.problem import Problem
 from geoflow.system.peak import peak_bytes
+from geoflow.system.translation import reason
 
 # Evaluations from one comparison of the processes' θ to the next.
 COMPARED_EVERY = 16
@@ -286,7 +287,6 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ProcessLostError(
-            f"another process has ended or cannot be reached ({said[:120]})"
+            f"another process has ended or cannot be reached ({reason(error)})"
         ) from None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from geoflow.errors import InputError, ObservableError
 from geoflow.manifold.protocol import Flow
-from geoflow.system import kinds
+from geoflow.system import kinds, translation
 from geoflow.system.naming import named
 from geoflow.trajectories.records import Observable, value_of
 from geoflow.walking.counting import uncounted
@@ -182,7 +182,7 @@ class Event:
             value = self.function(theta.clone())
             reason = "" if _is_finite(value) else f"it gave {kinds.shown(value)}"
         except Exception as error:
-            reason = f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
+            reason = translation.kind_and_reason(error)
         if reason:
             raise InputError(
                 f"event {self.name!r}: its function gave no finite number at theta0 ({reason}); "
