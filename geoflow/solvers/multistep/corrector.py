@@ -20,7 +20,8 @@ diverges.
 
 What is known of A says nothing of other directions: after a stiff transient all of it is stiff, and
 a soft force beside it would seem to ask for next to no correction. So the length of the first
-correction, and of what is left at the end, is that which it would have were A zero there.
+correction is that which it would have were A zero there, and so is, within a factor, that of what
+is left at the end.
 
 Far from the solution A changes from one correction to the next, and the images taken early are no
 longer those of the system: it may become all but singular there. No correction is therefore longer
@@ -47,8 +48,9 @@ from geoflow.solvers.multistep.history import Formula
 from geoflow.solvers.multistep.secant import SecantPairs
 
 MAX_ITERATIONS = 20
-# Correction still to be made, in units of the error allowed, that is left out.
-NEGLIGIBLE = 0.1
+# Correction still to be made, in units of the error allowed, that is left out; and so many times
+# as much, if it would be that only were A zero beside what is known of it.
+NEGLIGIBLE, AT_WORST = 0.1, 3.0
 # At most this part of ‖θ‖ whatever is allowed: what is left in stiff directions, where a little of
 # θ is much of velocity, would lead the extrapolation of the next steps astray.
 CEILING = 3e-5
@@ -174,7 +176,7 @@ def correct(
             more = softest.parts(np.add(*_weights(softest.products, distances)))
             reach = size + pairs.length(read, more - solved.parts(along + onto))
             rounding = UNITS_OF_ROUNDING * eps * c * pairs.stiffest * size_theta
-            small = small and reach <= max(negligible, rounding)
+            small = small and reach <= max(AT_WORST * negligible, rounding)
         if small and (abs(residuals) <= level_set.tolerances).all():
             return Corrected(state, iteration)
         if space.least < 0 and size > PROGRESS * sizes[0]:
