@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +18,10 @@ DIFFERENCE_RTOL = {torch.float64: 1e-3, torch.float32: 5e-2}
 # is by the value's rounding.
 SCATTERED = 0.5
 
+# What a function gives in float64 and in float32 differs by rounding, and by no more than this part
+# of it where it is one function.
+ALIKE = 0.1
+
 
 class Derivable(Protocol):
     """A scalar function of flat θ and its gradient."""
@@ -25,13 +30,29 @@ class Derivable(Protocol):
         """Value and gradient at θ."""
 
 
-def check_gradient(function: Derivable, theta0: Tensor, name: str) -> None:
+def check_gradient(
+    function: Derivable, theta0: Tensor, name: str, wide: Sequence[Derivable]
+) -> None:
     """Compare a gradient with differences of the function near ``theta0``, along two directions.
 
     A part of a function that leaves the graph, by ``detach`` or NumPy, has no share in the
     gradient, and nothing else tells of it. The point is not ``theta0`` itself, where what is
     computed at a module's own parameters would agree. There the function may have a kink, but no
     jump.
+
+    Differences in float32 are off by rounding as much as most slopes are large. So those of a
+    float32 function are taken in float64 too, by :mod:`geoflow.problems.widened`.
+
+    Parameters
+    ----------
+    function : callable
+        θ (P,) → value and gradient.
+    theta0 : Tensor, shape (P,)
+        Where.
+    name : str
+        The argument that it is.
+    wide : sequence of callable
+        The same, or of fewer examples, at θ in float64 too: the first that can be evaluated counts.
 
     Raises
     ------
@@ -49,6 +70,49 @@ def check_gradient(function: Derivable, theta0: Tensor, name: str) -> None:
     norm = float(torch.linalg.vector_norm(gradient))
     if not math.isfinite(norm):
         raise InputError(f"{name}: its gradient at theta0 is not finite; start elsewhere")
+    found = _mismatch(function, theta, value, gradient, random)
+    if found is None and theta.dtype == torch.float32:
+        found = _mismatch_in_float64(wide, theta, random)
+    if found is not None:
+        said = f"{name}: along a direction it changes by {found.changes[-1]:.6g} and its gradient"
+        raise InputError(f"{said} says {found.slope:.6g}, so {_cause(found, theta.dtype)}")
+    steepest = max(norm, float(torch.linalg.vector_norm(slopes)))
+    _check_jump(function, theta0, float(start), random / random.norm(), steepest, name)
+
+
+class Mismatch(NamedTuple):
+    """A slope that no difference along its direction agrees with.
+
+    Attributes
+    ----------
+    slope : float
+        By the gradient.
+    changes : list of float
+        By differences over several steps.
+    noise : float
+        What rounding may have made of these.
+    """
+
+    slope: float
+    changes: list[float]
+    noise: float
+
+    @property
+    def is_scattered(self) -> bool:
+        """Whether rounding explains it that is coarser than the dtype's own.
+
+        A part without a gradient is missing in all of them alike; coarse rounding is another in
+        each.
+        """
+        off = max(abs(found - self.slope) for found in self.changes)
+        return max(self.changes) - min(self.changes) > SCATTERED * off + self.noise
+
+
+def _mismatch(
+    function: Derivable, theta: Tensor, value: Tensor, gradient: Tensor, random: Tensor
+) -> Mismatch | None:
+    """Compare a gradient with differences of values along a random direction, and θ's own."""
+    norm = float(torch.linalg.vector_norm(gradient))
     eps = torch.finfo(theta.dtype).eps
     for direction in (random, random.sign() * theta.abs()):
         size = float(torch.linalg.vector_norm(direction))
@@ -67,21 +131,40 @@ def check_gradient(function: Derivable, theta0: Tensor, name: str) -> None:
             changes.append(found)
             noise = max(noise, rounding)
         else:
-            said = f"{name}: along a direction it changes by {found:.6g} and its gradient says "
-            cause = _cause(changes, slope, noise, theta.dtype)
-            raise InputError(f"{said}{slope:.6g}, so {cause}")
-    steepest = max(norm, float(torch.linalg.vector_norm(slopes)))
-    _check_jump(function, theta0, float(start), random / random.norm(), steepest, name)
+            return Mismatch(slope, changes, noise)
+    return None
 
 
-def _cause(changes: list[float], slope: float, noise: float, dtype: torch.dtype) -> str:
-    """Why differences over several steps are likely to be off, and the remedy.
+def _mismatch_in_float64(
+    functions: Sequence[Derivable], theta: Tensor, random: Tensor
+) -> Mismatch | None:
+    """The same in float64, of the first function that can be had in it and is the same there."""
+    theta64 = theta.double()
+    for function in functions:
+        try:
+            narrow, (value, gradient) = function(theta), function(theta64)
+            pairs = ((narrow[0], value), (narrow[1], gradient))
+            # What NumPy computes in float32 is not known better.
+            if value == value.float() or not all(_alike(a.double(), b) for a, b in pairs):
+                continue
+            found = _mismatch(function, theta64, value, gradient, random.double())
+        # Not everything takes float64: memory, devices, what a user's code asserts.
+        except Exception:
+            continue
+        clear = found and math.isfinite(sum(found.changes)) and not found.is_scattered
+        return found if clear else None
+    return None
 
-    A part without a gradient is missing in all of them alike; coarse rounding is another in each,
-    by more than the ``noise`` of the dtype's own.
-    """
-    off = max(abs(found - slope) for found in changes)
-    if max(changes) - min(changes) > SCATTERED * off + noise:
+
+def _alike(found: Tensor, right: Tensor) -> bool:
+    """Whether two values or gradients are those of one function, but for rounding."""
+    off, size = (float(torch.linalg.vector_norm(t)) for t in (found - right, right))
+    return off <= ALIKE * size
+
+
+def _cause(found: Mismatch, dtype: torch.dtype) -> str:
+    """Why differences over several steps are likely to be off, and the remedy."""
+    if found.is_scattered:
         other = "" if dtype == torch.float32 else ", or take float32 for θ"
         return (
             f"it is rounded more coarsely than {str(dtype).removeprefix('torch.')} (torch.autocast,"

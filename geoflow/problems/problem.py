@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ from geoflow.problems import (
     live,
     making,
     products,
+    sampling,
+    widened,
 )
 from geoflow.problems.data import Tree
 from geoflow.problems.dtypes import dtype_name
@@ -83,7 +85,8 @@ class Problem(Picklable):
         checks.check_deterministic(first_loss, self.loss(theta0))
         with self.uncounted():
             with checks.naming_padding(parts):
-                differences.check_gradient(self.value_and_gradient, theta0, "loss")
+                few = [partial(self._of_some, examples) for examples in (sampling.EXAMPLES, None)]
+                differences.check_gradient(self.value_and_gradient, theta0, "loss", few)
             (value, first), (_, second) = (self.value_and_gradient(theta0) for _ in range(2))
             checks.check_repeatable(first, second)
             checks.check_same_value(first_loss, value, first, theta0)
@@ -372,8 +375,15 @@ class Problem(Picklable):
         checks.check_like(theta, self.theta0, name)
         return flattening.apart(theta, self.tensors, copied=self._copied)
 
-    def _evaluated(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """L and ∇L; not counted."""
+    def _of_some(self, examples: int | None, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """L and ∇L of the first examples, in the dtype of θ, float64 too; not counted."""
+        some = sampling.some(self._parts, theta.dtype, examples)
+        return widened.either(partial(self._evaluated, parts=some))(theta)
+
+    def _evaluated(
+        self, theta: Tensor, parts: Iterable[LossPart] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """L and ∇L, of all parts or of these; not counted."""
         # A user's loss may write into what it is given: never the caller's θ.
         given = theta.detach().clone()
         parameters = self.unflatten(given)
@@ -384,7 +394,8 @@ class Problem(Picklable):
             )
             return (value, flattening.together(gradient)), weight
 
-        value, gradient = self._mean(contribution(part) for part in self._parts)
+        of = self._parts if parts is None else parts
+        value, gradient = self._mean(contribution(part) for part in of)
         # Of a view the version is that of the whole.
         if any(t._version for t in parameters.values()):
             raise InputError(
