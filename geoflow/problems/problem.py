@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,7 +24,6 @@ from geoflow.problems import (
     making,
     products,
     sampling,
-    widened,
 )
 from geoflow.problems.data import Tree
 from geoflow.problems.dtypes import dtype_name
@@ -85,8 +84,8 @@ class Problem(Picklable):
         checks.check_deterministic(first_loss, self.loss(theta0))
         with self.uncounted():
             with checks.naming_padding(parts):
-                few = [partial(self._of_some, examples) for examples in (sampling.EXAMPLES, None)]
-                differences.check_gradient(self.value_and_gradient, theta0, "loss", few)
+                wide = sampling.in_either_dtype(self._evaluated, parts)
+                differences.check_gradient(self.value_and_gradient, theta0, "loss", wide)
             (value, first), (_, second) = (self.value_and_gradient(theta0) for _ in range(2))
             checks.check_repeatable(first, second)
             checks.check_same_value(first_loss, value, first, theta0)
@@ -374,11 +373,6 @@ class Problem(Picklable):
         """
         checks.check_like(theta, self.theta0, name)
         return flattening.apart(theta, self.tensors, copied=self._copied)
-
-    def _of_some(self, examples: int | None, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """L and ∇L of the first examples, in the dtype of θ, float64 too; not counted."""
-        some = sampling.some(self._parts, theta.dtype, examples)
-        return widened.either(partial(self._evaluated, parts=some))(theta)
 
     def _evaluated(
         self, theta: Tensor, parts: Iterable[LossPart] | None = None

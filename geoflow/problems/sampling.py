@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from geoflow.problems import data, modules
 from geoflow.problems.data import Tree
 from geoflow.problems.parts import BatchParts, LossPart, ModulePart
+from geoflow.problems.widened import Either, Evaluation
 
-# Examples of a chunk, and chunks or batches: enough for a gradient, whatever a GPU takes for float64.
+# Examples of a chunk, and chunks or batches: GPUs may take long for float64.
 EXAMPLES = 500
 PARTS = 16
 
+# (θ, parts) → value and gradient of the parts.
+Evaluate = Callable[[Tensor, Iterable[LossPart]], tuple[Tensor, Tensor]]
 
-def some(
-    parts: Iterable[LossPart], dtype: torch.dtype, examples: int | None = EXAMPLES
-) -> Iterable[LossPart]:
+
+def in_either_dtype(evaluate: Evaluate, parts: Iterable[LossPart]) -> list[Either]:
+    """A loss of float32 numbers that takes float64 too: of the first examples, and of all.
+
+    Parameters
+    ----------
+    evaluate : callable
+        See :data:`Evaluate`.
+    parts : iterable of LossPart
+        Of the loss.
+    """
+
+    def of(examples: int | None, dtype: torch.dtype) -> Evaluation:
+        few = some(parts, dtype, examples)
+        return lambda theta: evaluate(theta, few)
+
+    return [Either(partial(of, examples)) for examples in (EXAMPLES, None)]
+
+
+def some(parts: Iterable[LossPart], dtype: torch.dtype, examples: int | None) -> Iterable[LossPart]:
     """The first examples of a loss in a dtype, with copies of its modules: what those keep is lost.
 
     Parameters
@@ -31,19 +52,20 @@ def some(
     dtype : torch.dtype
         Of the data.
     examples : int, optional
-        Of each part; None for all.
+        Of each of the first parts; None for all of all parts.
     """
+    n = None if examples is None else PARTS
     if isinstance(parts, BatchParts):
         bound = modules.duplicate(parts.bound)
-        return replace(parts, bound=bound, batches=_First(parts.batches, PARTS), dtype=dtype)
+        return replace(parts, bound=bound, batches=_First(parts.batches, n), dtype=dtype)
     memo: modules.Memo = {}
-    return [_some_of(part, dtype, examples, memo) for part in islice(parts, PARTS)]
+    return [_some_of(part, dtype, examples, memo) for part in islice(parts, n)]
 
 
 @dataclass(frozen=True)
 class _First:
     batches: Iterable[Any]
-    n: int
+    n: int | None
 
     def __iter__(self) -> Iterator[Any]:
         return islice(iter(self.batches), self.n)
@@ -65,7 +87,9 @@ def _some_of(
     return replace(
         part,
         module=modules.duplicate(part.module, memo=memo),
-        loss_fn=modules.duplicate(loss_fn, memo=memo) if isinstance(loss_fn, nn.Module) else loss_fn,
+        loss_fn=modules.duplicate(loss_fn, memo=memo)
+        if isinstance(loss_fn, nn.Module)
+        else loss_fn,
         inputs=few(part.inputs),
         targets=few(part.targets),
     )

@@ -40,7 +40,7 @@ def check_regularizer(bound: BoundRegularizer, theta0: Tensor) -> None:
                 raise _random()
             evaluate = bound.value_and_gradient
             differences.check_gradient(
-                evaluate, theta0, "regularizer", [widened.either(evaluate)]
+                evaluate, theta0, "regularizer", [widened.Either(lambda _: evaluate)]
             )
             live.check_alone(bound.function, theta0, "regularizer")
     if bound.problems:
