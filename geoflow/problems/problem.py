@@ -23,6 +23,7 @@ from geoflow.problems import (
     live,
     making,
     products,
+    sampling,
 )
 from geoflow.problems.data import Tree
 from geoflow.problems.dtypes import dtype_name
@@ -83,7 +84,8 @@ class Problem(Picklable):
         checks.check_deterministic(first_loss, self.loss(theta0))
         with self.uncounted():
             with checks.naming_padding(parts):
-                differences.check_gradient(self.value_and_gradient, theta0, "loss")
+                wide = sampling.in_either_dtype(self._evaluated, parts)
+                differences.check_gradient(self.value_and_gradient, theta0, "loss", wide)
             (value, first), (_, second) = (self.value_and_gradient(theta0) for _ in range(2))
             checks.check_repeatable(first, second)
             checks.check_same_value(first_loss, value, first, theta0)
@@ -372,8 +374,10 @@ class Problem(Picklable):
         checks.check_like(theta, self.theta0, name)
         return flattening.apart(theta, self.tensors, copied=self._copied)
 
-    def _evaluated(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """L and ∇L; not counted."""
+    def _evaluated(
+        self, theta: Tensor, parts: Iterable[LossPart] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """L and ∇L, of all parts or of these; not counted."""
         # A user's loss may write into what it is given: never the caller's θ.
         given = theta.detach().clone()
         parameters = self.unflatten(given)
@@ -384,7 +388,8 @@ class Problem(Picklable):
             )
             return (value, flattening.together(gradient)), weight
 
-        value, gradient = self._mean(contribution(part) for part in self._parts)
+        of = self._parts if parts is None else parts
+        value, gradient = self._mean(contribution(part) for part in of)
         # Of a view the version is that of the whole.
         if any(t._version for t in parameters.values()):
             raise InputError(

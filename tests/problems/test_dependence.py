@@ -331,6 +331,17 @@ def test_a_gradient_that_is_partly_at_other_weights_is_refused(made, activation,
         gf.Problem.from_batches(made(activation), summed, [(X, Y)], dtype=dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_it_is_of_a_few_examples_too(dtype):
+    """Of the first chunk ReLU may have one derivative at both weights, where they are close."""
+    for seed in range(20):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = Checkpointed(torch.relu)
+        with pytest.raises(InputError, match="checkpointing and odeint_adjoint"):
+            gf.Problem.from_module(module, MSE, X, Y, 9, dtype=dtype)
+
+
 def test_what_is_checkpointed_and_does_not_move_is_taken():
     module = Checkpointed(functional.gelu)
     problem = gf.Problem.from_module(module, MSE, X, Y, parameters="b.*")

@@ -8,7 +8,7 @@ from torch import Tensor
 from geoflow.errors import InputError
 from geoflow.manifold.regularizers.bound import BoundRegularizer, ThetaFunction, Weighted
 from geoflow.manifold.scaling import length
-from geoflow.problems import checks, differences, live
+from geoflow.problems import checks, differences, live, widened
 from geoflow.system import kinds
 
 
@@ -38,7 +38,10 @@ def check_regularizer(bound: BoundRegularizer, theta0: Tensor) -> None:
             # First, since differences of what is random tell of a gradient that is wrong.
             if not torch.equal(value, bound.function(theta0.clone())):
                 raise _random()
-            differences.check_gradient(bound.value_and_gradient, theta0, "regularizer")
+            evaluate = bound.value_and_gradient
+            differences.check_gradient(
+                evaluate, theta0, "regularizer", [widened.Either(lambda _: evaluate)]
+            )
             live.check_alone(bound.function, theta0, "regularizer")
     if bound.problems:
         return
