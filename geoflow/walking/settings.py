@@ -203,16 +203,9 @@ class WalkSettings:
         Raises
         ------
         InputError
-            ``dtype`` does not resolve ``rtol``, ``theta_dtype`` is wider, or no θ would be kept.
+            ``dtype`` does not resolve ``rtol``, or ``theta_dtype`` is wider.
         """
         self.tolerance(dtype)
-        at, t_end = self.snapshot_times, self.t_end
-        if at is not None and t_end is not None and at[0] > t_end:
-            # Not in general: a walk that had them goes on to a t_end before them.
-            raise InputError(
-                f"snapshot_times={shown(list(at))} are all beyond t_end={t_end:g}; use times up to "
-                "it, or a later t_end"
-            )
         kept = dtype if self.theta_dtype is None else DTYPES[self.theta_dtype]
         if kept.itemsize > dtype.itemsize:
             raise InputError(
