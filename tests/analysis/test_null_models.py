@@ -70,7 +70,7 @@ def test_components_of_the_walk_are_those_of_fit_pca(monkeypatch):
     assert float(found["participation_ratio"]) == pytest.approx(ratio)
 
 
-@pytest.mark.parametrize("dimension", [3, 1000])
+@pytest.mark.parametrize("dimension", [3, pytest.param(1000, marks=pytest.mark.slow)])
 def test_brownian_paths_are_rejected_at_the_nominal_rate(dimension):
     p = [
         brownian_test(brownian_path(20, dimension, seed=s), n_simulations=199, seed=s + 1).p_value

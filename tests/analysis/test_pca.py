@@ -254,6 +254,7 @@ def test_chunks_too_wide_for_a_block_are_divided(monkeypatch):
     assert blocks.block_bytes([points]) == 8 * 9 * 4
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_before_anything_is_read(monkeypatch):
     points = da.from_array(np.broadcast_to(np.array(np.nan), (20, 10**7)), chunks=(20, 10**6))
     available = type("Memory", (), {"available": 2**20})

@@ -281,6 +281,7 @@ def test_what_geoflow_wrote_is_taken_by_every_command(good, tmp_path):
         assert check(["plot", str(file), "--out", str(tmp_path / "out")]) == DONE, kind
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_archives_that_lie_end_in_one_line(simple, tmp_path):
     kinds = ["walk", "walk", "pca", "periodogram", "relaxation"]

@@ -140,7 +140,9 @@ def walked(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("text", FORMULAS)
+@pytest.mark.parametrize(
+    "text", [FORMULAS[0], *(pytest.param(t, marks=pytest.mark.slow) for t in FORMULAS[1:])]
+)
 def test_what_looks_like_a_formula_in_a_file_is_drawn_as_it_is(walked, tmp_path, text, capsys):
     path = tmp_path / "walk.nc"
     path.write_bytes(walked.read_bytes()[: -seal.LENGTH])

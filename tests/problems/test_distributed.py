@@ -125,6 +125,7 @@ def with_own_data(rank):
     return [x.numpy() for x in problem.value_and_gradient(theta)], problem.data_sha256
 
 
+@pytest.mark.slow
 def test_each_process_may_have_data_of_its_own(tmp_path):
     (first, digest), (second, same) = ranks.run(with_own_data, 2, tmp_path)
     assert digest == same
@@ -306,9 +307,8 @@ def ended(rank, folder, how):
     return ds.attrs["status"], int(ds["n_gradient"][-1]), ds["theta"].values[-1]
 
 
-@pytest.mark.parametrize(
-    "how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_one_process_that_is_asked_to_stop_stops_all_at_one_evaluation(how, tmp_path):
     (status, n, theta), (other, m, there) = ranks.run(ended, 2, tmp_path, tmp_path, how)
     assert (status, n) == (other, m) == ("interrupted", n)
@@ -316,6 +316,7 @@ def test_one_process_that_is_asked_to_stop_stops_all_at_one_evaluation(how, tmp_
     assert gf.validate(tmp_path / "0.nc") == []
 
 
+@pytest.mark.slow
 def test_one_process_that_dies_ends_the_walk_of_the_others_and_it_is_kept(tmp_path):
     found, queue = ranks.start(ended, 2, tmp_path, tmp_path, signal.SIGKILL)
     rank, (status, _, theta) = queue.get(timeout=ranks.TIMEOUT)

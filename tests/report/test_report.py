@@ -357,6 +357,7 @@ def test_walks_in_few_dimensions_have_the_components_there_are(rank, tmp_path):
     assert (f"<td>{rank}</td>" in page) or rank < 3
 
 
+@pytest.mark.slow
 def test_the_same_files_give_the_same_page_in_another_process(files, tmp_path):
     """Names within a figure are drawn at random otherwise, anew by each process."""
     walk = sorted(files.glob("*.nc"))[0]

@@ -18,7 +18,7 @@ def amplification(z, stages):
     return float(advance(lambda y: z * y, one, z * one, 1.0, stages))
 
 
-@pytest.mark.parametrize("stages", [2, 3, 5, 10, 50, 250])
+@pytest.mark.parametrize("stages", [2, 3, 5, 10, 50, pytest.param(250, marks=pytest.mark.slow)])
 def test_the_stability_interval(stages):
     # Sommeijer, Shampine & Verwer's bound; 0.64 s² once there are ten stages.
     bound = 2 / 3 * (stages**2 - 1) * (1 - 2 / 15 * DAMPING)

@@ -351,6 +351,7 @@ def test_a_walk_that_would_not_fit_is_not_taken_up(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["walk.nc"]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_snapshots_kept(tmp_path):
     # The buffers of a walk hold some dozens of snapshots: 300 fill them.
     n_parameters, few, many = 50_000, 300, 1_000
