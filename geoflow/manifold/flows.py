@@ -13,20 +13,14 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import ConvergenceError, CriticalPointError, InputError
-from geoflow.manifold.level_set import (
-    MAX_ITERATIONS,
-    Evaluated,
-    LevelSet,
-    Projection,
-    as_values,
-    only,
-)
+from geoflow.manifold.level_set import MAX_ITERATIONS, LevelSet, Projection
 from geoflow.manifold.linearization import TangentHessian
 from geoflow.manifold.normals import NormalSpace, Numbers, normal_space, tangent
 from geoflow.manifold.protocol import Scalar
 from geoflow.manifold.regularizers.checked import check_regularizer
 from geoflow.manifold.regularizers.named import bound, name_of
 from geoflow.manifold.scaling import length
+from geoflow.manifold.values import Evaluated, as_values, only
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
