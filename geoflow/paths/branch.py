@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from geoflow.errors import BranchError
-from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.manifold.flow_state import FlowState
+from geoflow.manifold.flows import RegularizingFlow
 from geoflow.paths.corrector import away
 
 # A point that is farther from the one before may lie on another branch: a level in between shows

@@ -19,7 +19,8 @@ from geoflow.errors import (
     InputError,
     NumericalError,
 )
-from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.manifold.flow_state import FlowState
+from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.level_set import LevelSet
 from geoflow.paths.arclength import FIRST, Arc, OnArc, strides_to
 from geoflow.paths.branch import FarError, Reached, check_near, check_no_fold

@@ -38,7 +38,8 @@ from geoflow.analysis.walked import snapshot_indices, state_at, walk_attributes
 from geoflow.archive.pieces import Pieces, fingerprint
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
-from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.manifold.flow_state import FlowState
+from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.scaling import power_of_two
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.footprint import product_bytes
