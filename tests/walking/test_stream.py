@@ -15,6 +15,7 @@ from geoflow.errors import ArchiveError, StorageError
 from geoflow.walking import stream, streamed_snapshots
 from geoflow.walking.snapshots import Thinned
 from geoflow.walking.stream import Stream
+from geoflow.walking.streamed_snapshots import StreamedSnapshots
 
 PROBLEM = recorded.FLOW.problem
 
@@ -237,13 +238,13 @@ def test_an_archive_is_taken_apart_one_part_at_a_time(path, monkeypatch):
     with create(path) as recorder:
         recorded.take(recorder, range(7))
         finish(recorder)
-    waiting, save = [], Stream._save_snapshots
+    waiting, save = [], StreamedSnapshots.save
 
     def saving(self):
         waiting.append(len(self.pending))
         save(self)
 
-    monkeypatch.setattr(Stream, "_save_snapshots", saving)
+    monkeypatch.setattr(StreamedSnapshots, "save", saving)
     with reopen(path) as recorder:
         assert waiting == [2, 2, 2, 1]
         assert recorder.last_kept == 6
