@@ -25,7 +25,8 @@ from geoflow.errors import (
     StorageError,
 )
 from geoflow.manifold import regularizers
-from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.manifold.flow_state import FlowState
+from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.level_set import LevelSet, Projection
 from geoflow.paths.choosing import best_on_path
 from geoflow.paths.extending import resume_path

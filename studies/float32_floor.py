@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import geoflow as gf
-from geoflow.problems import problem as problems
+from geoflow.problems import mean
 
 SEED, WIDTH, POINTS, DISTANCE = 0, 100, 40, 1e-4
 CHUNKS = (1, 20, 200)
@@ -62,7 +62,7 @@ def compensated(contributions: Contributions) -> tuple[tuple[Tensor, ...], Tenso
 WAYS: dict[str, AddUp] = {
     "float32": in_float32,
     "float32, compensated": compensated,
-    "float64": problems.add_up,
+    "float64": mean.add_up,
 }
 
 
@@ -82,7 +82,7 @@ def floor(level_set: gf.LevelSet, theta: Tensor) -> tuple[Tensor, float]:
 
 def row(way: str, n_chunks: int, single: gf.Problem, double: gf.Problem) -> str:
     """Measure one way to add up."""
-    problems.add_up = WAYS[way]
+    mean.add_up = WAYS[way]
     generator = torch.Generator().manual_seed(SEED)
     level = float(double.loss(double.theta0))
     level_set = gf.LevelSet(single, level=level)
@@ -91,15 +91,15 @@ def row(way: str, n_chunks: int, single: gf.Problem, double: gf.Problem) -> str:
         direction = torch.randn(single.n_parameters, generator=generator, dtype=torch.float64)
         theta = double.theta0 + DISTANCE * double.theta0.norm() * direction / direction.norm()
         theta = theta.float()
-        problems.add_up = WAYS["float64"]
+        mean.add_up = WAYS["float64"]
         exact, exact_gradient = double.value_and_gradient(theta.double())
-        problems.add_up = WAYS[way]
+        mean.add_up = WAYS[way]
         loss, gradient = single.value_and_gradient(theta)
         errors.append((float(loss.double() / exact) - 1) ** 2)
         gradients.append(float((gradient.double() - exact_gradient).norm() / exact_gradient.norm()))
         end, least = floor(level_set, theta)
         reached.append(least / level)
-        problems.add_up = WAYS["float64"]
+        mean.add_up = WAYS["float64"]
         true.append(abs(float(double.loss(end.double())) - level) / level)
     found = [
         statistics.mean(errors) ** 0.5,

@@ -20,7 +20,7 @@ from geoflow.analysis.curvature.operators import loss_hessian, tangent_hessian
 from geoflow.analysis.walked import state_at
 
 EXPERIMENT, SNAPSHOTS, K, RANDOM = "iris_ff", 6, 5, 1e-3
-FROM_RANDOM = matrix_free._arpack
+FROM_RANDOM = matrix_free.arpack
 
 
 def started_at(vectors: np.ndarray) -> Any:
@@ -53,7 +53,7 @@ def main() -> None:
                     operator = tangent_hessian(flow, state)
                 counts = []
                 for arpack in [FROM_RANDOM, *([started_at(last)] if last.size else [])]:
-                    matrix_free._arpack = arpack
+                    matrix_free.arpack = arpack
                     before = problem.counts["hvp"]
                     found = matrix_free.extreme_eigenvalues(
                         operator, K, which=which, tol=1e-6, max_products=1000

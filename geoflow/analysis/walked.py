@@ -13,7 +13,8 @@ import xarray as xr
 from torch import Tensor
 
 from geoflow.errors import InputError
-from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.manifold.flow_state import FlowState
+from geoflow.manifold.flows import RegularizingFlow
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
 from geoflow.trajectories.given import check_placed, check_walk, kept_dtype

@@ -16,7 +16,8 @@ from geoflow.errors import (
     InputError,
     StepSizeError,
 )
-from geoflow.manifold.flows import FlowState, RegularizingFlow, check_single
+from geoflow.manifold.flow_state import FlowState
+from geoflow.manifold.flows import RegularizingFlow, check_single
 from geoflow.system.kinds import check_switch
 from geoflow.trajectories import dataset, records
 from geoflow.trajectories.records import Snapshot, StepRecords

@@ -1,10 +1,9 @@
-"""Vector fields on the level set, and the state of a walk at one point of it."""
+"""Vector fields on the level set."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -13,128 +12,18 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import ConvergenceError, CriticalPointError, InputError
-from geoflow.manifold.level_set import (
-    MAX_ITERATIONS,
-    Evaluated,
-    LevelSet,
-    Projection,
-    as_values,
-    only,
-)
+from geoflow.manifold.flow_state import FlowState
+from geoflow.manifold.level_set import MAX_ITERATIONS, LevelSet, Projection
 from geoflow.manifold.linearization import TangentHessian
-from geoflow.manifold.normals import NormalSpace, Numbers, normal_space, tangent
+from geoflow.manifold.normals import Numbers, normal_space, tangent
 from geoflow.manifold.protocol import Scalar
 from geoflow.manifold.regularizers.checked import check_regularizer
 from geoflow.manifold.regularizers.named import bound, name_of
 from geoflow.manifold.scaling import length
+from geoflow.manifold.values import Evaluated, as_values
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
-
-
-@dataclass(frozen=True)
-class FlowState:
-    """Everything the flow knows at one θ; made by :class:`RegularizingFlow`.
-
-    Attributes
-    ----------
-    theta : Tensor, shape (P,)
-        The point.
-    regularizer_gradient, velocity : Tensor, shape (P,)
-        ∇R and the flow's velocity −Π∇R.
-    values : ndarray, shape (n,)
-        L(θ) of each constraint.
-    gradients : Tensor, shape (P,), or (n, P) for n > 1 constraints
-        ∇L(θ).
-    gradient_norms : ndarray, shape (n,)
-        ‖∇L‖.
-    regularizer : float
-        R(θ).
-    multipliers : ndarray, shape (n,)
-        Lagrange multipliers λ.
-    tangent_norm : float
-        ‖Π∇R‖.
-    angle : float
-        Angle between ∇R and ∇L in degrees; 180 at a KKT point of min R s.t. L = c with λ > 0. For
-        several constraints, between ∇R and its part in the normal space, that part turned round
-        where all λᵢ > 0: 180 at a KKT point of min R s.t. Lᵢ ≤ cᵢ; below 90 where a multiplier is
-        not positive, so that R falls to first order by leaving that constraint inwards.
-    normals : NormalSpace
-        The span of the gradients.
-    """
-
-    theta: Tensor
-    values: Numbers
-    gradients: Tensor
-    gradient_norms: Numbers
-    regularizer: float
-    regularizer_gradient: Tensor
-    velocity: Tensor
-    multipliers: Numbers
-    tangent_norm: float
-    angle: float
-    normals: NormalSpace = field(repr=False, compare=False)
-
-    def __repr__(self) -> str:
-        values = ", ".join(f"{value:.9g}" for value in self.values)
-        return (
-            f"FlowState({self.theta.numel():,} parameters, L = {values}, "
-            f"R = {self.regularizer:.9g}, angle {self.angle:.3f}°)"
-        )
-
-    @property
-    def loss(self) -> float:
-        """L(θ), of a single constraint."""
-        return float(only(self.values, "values"))
-
-    @property
-    def gradient(self) -> Tensor:
-        """∇L(θ), shape (P,), of a single constraint."""
-        only(self.values, "gradients")
-        return self.gradients
-
-    @property
-    def gradient_norm(self) -> float:
-        """‖∇L‖, of a single constraint."""
-        return float(only(self.gradient_norms, "gradient_norms"))
-
-    @property
-    def multiplier(self) -> float:
-        """Lagrange multiplier λ, of a single constraint."""
-        return float(only(self.multipliers, "multipliers"))
-
-    @property
-    def kkt_residual(self) -> float:
-        """‖Π∇R‖/‖∇R‖, the sine of the angle: 0 at every KKT point of min R s.t. L = c."""
-        return math.sin(math.radians(self.angle))
-
-    @property
-    def time_scale(self) -> float:
-        """2‖θ‖/‖∇R‖, a flow time: 1 where R = ‖θ‖², and as much longer as R is less."""
-        tiny = torch.finfo(self.theta.dtype).tiny ** 0.25
-        theta, pull = (
-            max(float(torch.linalg.vector_norm(v)), tiny)
-            for v in (self.theta, self.regularizer_gradient)
-        )
-        return 2 * theta / pull
-
-    @property
-    def flat(self) -> Tensor:
-        """θ: the state is nothing else."""
-        return self.theta
-
-    @property
-    def tensors(self) -> Mapping[str, Tensor]:
-        """θ by its name."""
-        return {"theta": self.theta}
-
-    @property
-    def evaluated(self) -> Evaluated:
-        """L and ∇L, as :meth:`geoflow.LevelSet.project` takes them."""
-        return (
-            self.loss if len(self.values) == 1 else torch.from_numpy(self.values)
-        ), self.gradients
-
 
 SCALARS: Mapping[str, Scalar] = MappingProxyType(
     {

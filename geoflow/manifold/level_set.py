@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from geoflow.errors import ConvergenceError, CriticalPointError, InputError
-from geoflow.manifold.normals import NormalSpace, Numbers, normal_space
+from geoflow.manifold.iterate import Iterate
+from geoflow.manifold.normals import Numbers, normal_space
+from geoflow.manifold.values import Evaluated, as_values, only
 from geoflow.problems.protocol import ProblemLike, check_problem
 from geoflow.problems.several import Problems
 from geoflow.system import kinds
@@ -32,9 +33,6 @@ UNITS_OF_ROUNDING = 8
 # A damped step is cut until the residual falls by this part of what Newton's step promises, at the
 # least to this fraction.
 SUFFICIENT, SMALLEST_FRACTION = 0.25, 2.0**-20
-
-# L and ∇L at one θ: a number and a vector (P,); of n > 1 constraints of shape (n,) and (n, P).
-Evaluated = tuple[Tensor | float, Tensor]
 
 
 @dataclass(frozen=True)
@@ -250,10 +248,10 @@ class LevelSet:
         start, stalls, fraction = theta, 0, 1.0
         tolerances = (self.level_rtol if rtol is None else rtol) * self.scales
         evaluation = evaluated or self.problem.value_and_gradient(theta)
-        base: _Iterate | None = None
-        best: _Iterate | None = None
+        base: Iterate | None = None
+        best: Iterate | None = None
         for iteration in range(max_iterations + 1):
-            now = _Iterate(theta, *evaluation, self.levels, self.scales)
+            now = Iterate(theta, *evaluation, self.levels, self.scales)
             if (abs(now.residuals) <= tolerances).all():
                 return Projection(theta, now.values, now.gradients, iteration)
             stalls = stalls + 1 if best and not now.size <= STALL_RATIO * best.size else 0
@@ -280,7 +278,7 @@ class LevelSet:
             evaluation = self.problem.value_and_gradient(theta)
         raise self._failure("iterations", iteration, (best if damped and best else now).residuals)
 
-    def _at_floor(self, best: _Iterate, iterations: int) -> Projection:
+    def _at_floor(self, best: Iterate, iterations: int) -> Projection:
         """Accept the best point where rounding forces what is left, and nothing else.
 
         Raises
@@ -296,7 +294,7 @@ class LevelSet:
         self.n_at_floor += 1
         return Projection(best.theta, best.values, best.gradients, iterations, at_floor=True)
 
-    def _check_regular(self, at: _Iterate) -> None:
+    def _check_regular(self, at: Iterate) -> None:
         scale = max(float(torch.linalg.vector_norm(at.theta)), 1.0)
         eps = torch.finfo(at.theta.dtype).eps
         sizes = np.maximum(abs(at.values), abs(self.levels))
@@ -338,62 +336,6 @@ class LevelSet:
             residual=residual,
             reason=reason,
         )
-
-
-class _Iterate:
-    """A point of Newton's iteration, and what follows from L and ∇L there."""
-
-    def __init__(
-        self,
-        theta: Tensor,
-        loss: Tensor | float,
-        gradients: Tensor,
-        levels: Numbers,
-        scales: Numbers,
-    ) -> None:
-        self.theta, self.gradients = theta, gradients
-        self.values = as_values(loss)
-        self.residuals = self.values - levels
-        # The largest relative to its level, by which each constraint counts the same.
-        self.size = float(np.max(abs(self.residuals) / scales))
-
-    @cached_property
-    def normals(self) -> NormalSpace:
-        """The normal space."""
-        return normal_space(self.gradients)
-
-    @cached_property
-    def step(self) -> Tensor:
-        """Newton's step, to be subtracted."""
-        return self.normals.step(self.residuals)
-
-    @property
-    def tiny(self) -> bool:
-        """Whether that step is too short to matter, if rounding spoils it."""
-        eps = torch.finfo(self.theta.dtype).eps
-        norm = float(torch.linalg.vector_norm(self.theta))
-        regular = self.normals.norms.all() and math.isfinite(self.size)
-        return bool(regular) and self.normals.distance(self.residuals) <= math.sqrt(eps) * norm
-
-
-def as_values(loss: Tensor | Numbers | float) -> Numbers:
-    """Losses as an array of float64, shape (n,), from a number or n of them."""
-    if isinstance(loss, Tensor):
-        loss = loss.detach().to("cpu", torch.float64).numpy()
-    return np.atleast_1d(np.asarray(loss, np.float64))
-
-
-def only(values: Numbers, names: str) -> float:
-    """Return the one number there is, where there is one.
-
-    Raises
-    ------
-    InputError
-        There are several.
-    """
-    if len(values) != 1:
-        raise InputError(f"the level set has {len(values)} constraints; use {names} in its place")
-    return values[0]
 
 
 def _as_one(problem: ProblemLike | Sequence[ProblemLike]) -> ProblemLike:

@@ -14,7 +14,8 @@ from geoflow.manifold.apart import Apart
 from geoflow.problems.several import weighted_gradient
 
 if TYPE_CHECKING:
-    from geoflow.manifold.flows import FlowState, RegularizingFlow
+    from geoflow.manifold.flow_state import FlowState
+    from geoflow.manifold.flows import RegularizingFlow
 
 
 # Of a step by which gradients are taken apart, over ‖θ‖: along a longer one ∇L bends.

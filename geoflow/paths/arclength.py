@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import ConvergenceError
-from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.manifold.flow_state import FlowState
+from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.linearization import TangentHessian
 from geoflow.paths.corrector import residual_of
 from geoflow.paths.learned import Bearing, Learned

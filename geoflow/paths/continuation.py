@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -19,10 +19,12 @@ from geoflow.errors import (
     InputError,
     NumericalError,
 )
-from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.manifold.flow_state import FlowState
+from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.level_set import LevelSet
 from geoflow.paths.arclength import FIRST, Arc, OnArc, strides_to
-from geoflow.paths.corrector import Corrected, away, correct, is_kkt
+from geoflow.paths.branch import FarError, Reached, check_near, check_no_fold
+from geoflow.paths.corrector import Corrected, correct, is_kkt
 from geoflow.paths.learned import Bearing, Learned
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system.threads import one_blas_thread
@@ -41,12 +43,6 @@ FLOW_DEGREES = 175.0
 # needs none to learn the curvature in.
 FIRST_SOLVER, SOLVER = "bdf", "exponential"
 
-# A point that is farther from the one before may lie on another branch: a level in between shows
-# whether the path leads there. In units of ‖θ‖; and of ‖θ‖ √|Δ log L|, since near a fold a path
-# goes as the square root of the level (networks' paths go up to 0.75 of it), with as many times
-# the way along the normals.
-FAR, FAR_FOR_LEVEL, FAR_ALONG_NORMAL = 0.5, 1.0, 2.0
-
 # Evaluations after which no fold is looked for any longer; and after one, the next point. Neither
 # is more than so many times what a level may take.
 ARC_PATIENCE, ARC_PATIENCE_ROUND = 500, 2000
@@ -55,36 +51,6 @@ ARC_PART, ARC_PART_ROUND = 1, 4
 NO_PROSPECT = 2
 
 FAILURES = (ConvergenceError, CriticalPointError, NumericalError)
-
-
-@dataclass(frozen=True)
-class Reached:
-    """A KKT point, and how it was reached.
-
-    Attributes
-    ----------
-    state : FlowState
-        There.
-    flow : RegularizingFlow
-        On its level.
-    method : str
-        ``corrector``, or ``walk`` where the flow was needed for it, or ``arclength``.
-    n_between : int
-        Levels gone through on the way.
-    n_corrections : int
-        Corrections made on the way.
-    """
-
-    state: FlowState
-    flow: RegularizingFlow
-    method: str
-    n_between: int = 0
-    n_corrections: int = 0
-
-    @property
-    def c(self) -> float:
-        """The level."""
-        return self.flow.level_set.level
 
 
 class _From:
@@ -201,15 +167,15 @@ class Continuation:
             try:
                 found = self._step(goal, at)
                 if halvings < MAX_HALVINGS:
-                    _check_near(at, found)
-            except (*FAILURES, _FarError):
+                    check_near(at, found)
+            except (*FAILURES, FarError):
                 halvings += 1
                 if halvings > MAX_HALVINGS:
                     raise
                 goal = halfway(at.c, goal)
                 continue
             if halvings == MAX_HALVINGS:
-                _check_no_fold(at, found)
+                check_no_fold(at, found)
             corrections += found.n_corrections
             method = found.method if found.method == "walk" else method
             at = found
@@ -356,45 +322,6 @@ class Continuation:
     def budget(self) -> AbstractContextManager[None]:
         """Allow as many evaluations as are left."""
         return self.flow.problem.budget(self.left)
-
-
-class _FarError(Exception):
-    """A point is far from the one before."""
-
-
-def _check_near(before: Reached, after: Reached) -> None:
-    """Refuse a point that may lie on another branch than the one before.
-
-    Raises
-    ------
-    _FarError
-        It is far from that.
-    """
-    old, new = before.state.theta, after.state.theta
-    norm = float(torch.linalg.vector_norm(old))
-    slope = min(before.state.gradient_norm, after.state.gradient_norm)
-    allowed = FAR_FOR_LEVEL * norm * math.sqrt(abs(away(before.c, after.c)))
-    allowed += FAR_ALONG_NORMAL * abs(after.c - before.c) / slope
-    if float(torch.linalg.vector_norm(new - old)) > min(FAR * norm, allowed):
-        raise _FarError
-
-
-def _check_no_fold(before: Reached, after: Reached) -> None:
-    """Refuse a point to which the path does not lead, however near the levels.
-
-    Raises
-    ------
-    BranchError
-        It is on another branch.
-    """
-    try:
-        _check_near(before, after)
-    except _FarError:
-        raise BranchError(
-            f"the path folds between L = {before.c:.6g} and L = {after.c:.6g}: beyond, the "
-            "flow leads to another branch",
-            status="fold",
-        ) from None
 
 
 def _passed(before: float, after: float, levels: Sequence[float], here: float) -> float | None:

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import ConvergenceError, CriticalPointError
-from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.manifold.flow_state import FlowState
+from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.linearization import TangentHessian
 from geoflow.paths.learned import FIRST_REACH, FIRST_TIME, Learned
 from geoflow.paths.tangent_solver import (

@@ -12,8 +12,10 @@ import xarray as xr
 
 from geoflow.archive.pieces import Pieces, folder_beside
 from geoflow.errors import ArchiveError
-from geoflow.manifold.flows import FlowState, RegularizingFlow
-from geoflow.paths.continuation import Continuation, Reached, at_level
+from geoflow.manifold.flow_state import FlowState
+from geoflow.manifold.flows import RegularizingFlow
+from geoflow.paths.branch import Reached
+from geoflow.paths.continuation import Continuation, at_level
 from geoflow.paths.corrector import residual_of
 from geoflow.paths.learned import Learned
 from geoflow.trajectories import path_dataset, path_schema

@@ -12,11 +12,9 @@ from torch import Tensor, nn
 
 from geoflow.errors import InputError
 from geoflow.problems import (
-    arithmetic,
     capture,
     checks,
     dependence,
-    derivatives,
     differences,
     flattening,
     gauss_newton,
@@ -28,20 +26,19 @@ from geoflow.problems import (
 from geoflow.problems.data import Tree
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.each import each
+from geoflow.problems.mean import MeanOfParts
 from geoflow.problems.parts import (
     LossPart,
     ModulePart,
     Parameters,
     TensorSpec,
-    add_up,
     network_of,
     of_network,
 )
-from geoflow.problems.pickling import Picklable
 from geoflow.system.peak import peak_bytes
 
 
-class Problem(Picklable):
+class Problem(MeanOfParts):
     """A deterministic loss L(θ) on flat θ ∈ R^P: value, gradient, Hessian-vector product.
 
     Make one with :meth:`from_module`, :meth:`from_batches` or :meth:`from_function`. What they
@@ -373,60 +370,3 @@ class Problem(Picklable):
         """
         checks.check_like(theta, self.theta0, name)
         return flattening.apart(theta, self.tensors, copied=self._copied)
-
-    def _evaluated(
-        self, theta: Tensor, parts: Iterable[LossPart] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """L and ∇L, of all parts or of these; not counted."""
-        # A user's loss may write into what it is given: never the caller's θ.
-        given = theta.detach().clone()
-        parameters = self.unflatten(given)
-
-        def contribution(part: LossPart) -> tuple[tuple[Tensor, Tensor], Tensor]:
-            value, weight, gradient = derivatives.value_and_gradient(
-                part.sum_and_weight, parameters
-            )
-            return (value, flattening.together(gradient)), weight
-
-        of = self._parts if parts is None else parts
-        value, gradient = self._mean(contribution(part) for part in of)
-        # Of a view the version is that of the whole.
-        if any(t._version for t in parameters.values()):
-            raise InputError(
-                "loss: it writes into its parameters while it is evaluated; remove what does "
-                "(an embedding's max_norm, an in-place operation)"
-            )
-        return value, gradient
-
-    def _derived(self, theta: Tensor, v: Tensor) -> Tensor:
-        """∇²L v by PyTorch's second derivatives."""
-        return self._product(
-            theta,
-            v,
-            lambda part, at, along: derivatives.hessian_product(part.sum_and_weight, at, along),
-        )
-
-    def _product(
-        self,
-        theta: Tensor,
-        v: Tensor,
-        multiply: Callable[[LossPart, Parameters, Parameters], tuple[Parameters, Tensor]],
-    ) -> Tensor:
-        """Mean of what each part gives; counted as one Hessian-vector product."""
-        at, along = self.unflatten(theta.detach().clone()), self.unflatten(v.detach(), "v")
-        self._check_budget(2)
-        self._n_hvp += 1
-
-        def contribution(part: LossPart) -> tuple[tuple[Tensor], Tensor]:
-            product, weight = multiply(part, at, along)
-            return (flattening.together(product),), weight
-
-        return self._mean(contribution(part) for part in self._parts)[0]
-
-    def _mean(
-        self, contributions: Iterable[tuple[tuple[Tensor, ...], Tensor]]
-    ) -> tuple[Tensor, ...]:
-        """Σ sums / Σ weights, in the dtype of θ."""
-        with arithmetic.exact(self.device):
-            sums, weight = add_up(contributions)
-        return tuple((total / weight).to(self.dtype) for total in sums)

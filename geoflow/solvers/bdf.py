@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import InputError
-from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.manifold.flow_state import FlowState
+from geoflow.manifold.flows import RegularizingFlow
 from geoflow.solvers.base import REGULARIZER, Carry, StepResult, Tolerance
 from geoflow.solvers.control import (
     TOO_FAR,

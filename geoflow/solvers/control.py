@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from geoflow.errors import ConvergenceError, CriticalPointError, StepSizeError
-from geoflow.manifold.flows import FlowState
+from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.protocol import State
 
 # What a flow raises at a point that is none of the walk's, only tried: the step was too long.

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geoflow.errors import InputError, StepSizeError
-from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.manifold.flow_state import FlowState
+from geoflow.manifold.flows import RegularizingFlow
 from geoflow.solvers.base import (
     REGULARIZER,
     Carry,

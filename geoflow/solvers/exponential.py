@@ -39,7 +39,8 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import ConvergenceError, InputError
-from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.manifold.flow_state import FlowState
+from geoflow.manifold.flows import RegularizingFlow
 from geoflow.problems.dtypes import DTYPES
 from geoflow.problems.several import values
 from geoflow.solvers.base import (

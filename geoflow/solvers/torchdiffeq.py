@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import ConvergenceError, InputError, StepSizeError
-from geoflow.manifold.level_set import as_values
 from geoflow.manifold.protocol import Flow, State
+from geoflow.manifold.values import as_values
 from geoflow.solvers.base import Carry, Interpolant, StepResult, Tolerance
 from geoflow.solvers.control import TOO_FAR, TOO_INACCURATE, check_step, clip_step
 from geoflow.solvers.interpolation import hermite, moved_end

@@ -14,7 +14,12 @@ import numpy as np
 import xarray as xr
 
 from geoflow.trajectories import consistency, schema
-from geoflow.trajectories.schema import VariableSpec
+from geoflow.trajectories.specification import (
+    VariableSpec,
+    layout_defects,
+    type_defects,
+    variable_defects,
+)
 
 VERSION = "1.1"
 # 1.1 has points past a fold: a level may come again, and their method is "arclength".
@@ -119,7 +124,7 @@ def variables(*, eigenvalues: bool) -> dict[str, VariableSpec]:
 def defects(ds: xr.Dataset) -> list[str]:
     """Say what in a dataset is not as the schema has it, one line each; empty where all is."""
     known = variables(eigenvalues="smallest_eigenvalue" in ds.variables)
-    found = attribute_defects(ds.attrs) + schema.variable_defects(ds, known, OBSERVABLE)
+    found = attribute_defects(ds.attrs) + variable_defects(ds, known, OBSERVABLE)
     return found or _value_defects(ds)
 
 
@@ -130,7 +135,7 @@ def attribute_defects(attributes: Mapping[str, Any]) -> list[str]:
         found.append("it is a walk, which gf.open_trajectory opens")
     elif attributes.get(PATH) not in READABLE or attributes.get("kind") != KIND:
         found.append(f"attribute {PATH} is {attributes.get(PATH)!r}, not {VERSION!r}")
-    found += schema.type_defects(attributes, ATTRIBUTES)
+    found += type_defects(attributes, ATTRIBUTES)
     status = attributes.get("status", STATUSES[0])
     if status not in STATUSES:
         found.append(f"attribute status is {str(status)[:40]!r}, not one of {', '.join(STATUSES)}")
@@ -140,7 +145,7 @@ def attribute_defects(attributes: Mapping[str, Any]) -> list[str]:
 def _value_defects(ds: xr.Dataset) -> list[str]:
     if not ds.sizes["level"]:
         return ["there is no point"]
-    found = schema.layout_defects(ds)
+    found = layout_defects(ds)
     for name in ("wall_time", *COUNTS):
         if not (np.diff(ds[name].values) >= 0).all():
             found.append(f"{name} falls, though it counts up")

@@ -2,7 +2,8 @@
 
 Beside ``FILE.nc`` stands the folder ``.FILE.nc.parts`` with
 
-- ``theta-<step>.npz``: up to ``SNAPSHOTS_PER_PART`` snapshots from that step on,
+- ``theta-<step>.npz``: up to 64 snapshots from that step on (see
+  :mod:`geoflow.walking.streamed_snapshots`),
 - ``steps-<number>.npz``: the records of up to ``STEPS_PER_PART`` steps,
 - ``checkpoint.npz``: what the walk needs to go on, how many records hold, and the attributes.
 
@@ -18,7 +19,6 @@ import json
 import math
 import time as clock
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,12 @@ from geoflow.trajectories.dataset import assemble
 from geoflow.trajectories.records import Snapshot, StepRecords
 from geoflow.walking.advancing import increasing
 from geoflow.walking.snapshots import SnapshotRule, between
+from geoflow.walking.streamed_snapshots import StreamedSnapshots, key_of
 
 STEPS_PER_PART = 65_536
-SNAPSHOTS_PER_PART = 64
 # Names of the parts beside the checkpoint.
 OWN = ("theta-*.npz", "steps-*.npz")
 PENDING_BYTES = 16 * 2**20
-# In the key of a snapshot within a step, between the step and its number there.
-BETWEEN = "."
 
 
 class Stream:
@@ -73,6 +71,8 @@ class Stream:
         The latest records, as far back as a stopping criterion looks.
     n_steps : int
         Records so far.
+    snapshots : StreamedSnapshots
+        Those kept so far.
     """
 
     def __init__(
@@ -91,11 +91,8 @@ class Stream:
         self.observables: list[str] = config["observables"]
         self.theta_dtype: str = config["theta_dtype"]
         self.records = StepRecords(header)
+        self.snapshots = StreamedSnapshots(self.folder, self.observables)
         self.n_steps = self.n_saved = 0
-        # By key: flow time and observables of each snapshot; its θ, or the part that has it.
-        self.kept: dict[str, NDArray[np.float64]] = {}
-        self.pending: dict[str, NDArray[Any]] = {}
-        self.where: dict[str, Path] = {}
         self.saved_at = clock.monotonic()
         self.unpacked = False
         # The file that has the archive's name so far, and that this walk may replace.
@@ -179,29 +176,24 @@ class Stream:
     @property
     def last_kept(self) -> int:
         """The step whose θ was kept last; −1 for none."""
-        last = next(reversed(self.kept), "-1")
-        return -1 if BETWEEN in last else int(last)
+        return self.snapshots.last
 
     def record(self, record: Mapping[str, float], dropped: Sequence[int]) -> None:
         """Add an accepted step; the θ of the ``dropped`` ones is no longer wanted."""
         self.records.append(record)
         self.n_steps += 1
         for step in dropped:
-            del self.kept[_key(step)]
-            self.pending.pop(_key(step), None)
+            self.snapshots.drop(step)
 
     def keep(self, snapshot: Snapshot) -> None:
         """Keep θ at the step recorded last."""
-        scalars = [snapshot.time, *(snapshot.values[name] for name in self.observables)]
-        key = _key(snapshot.step, snapshot.between)
-        self.kept[key] = np.array(scalars)
-        self.pending[key] = snapshot.theta
+        self.snapshots.keep(snapshot)
 
     def accepted(self, checkpoint: Checkpoint) -> None:
         """Save where a checkpoint is due, or where much waits for one."""
         due = clock.monotonic() - self.saved_at >= self.interval
         full = self.n_steps // STEPS_PER_PART > self.n_saved // STEPS_PER_PART
-        waiting = len(self.pending) * self.problem.n_parameters * 8
+        waiting = len(self.snapshots.pending) * self.problem.n_parameters * 8
         if due or full or waiting >= PENDING_BYTES:
             self.save(checkpoint)
 
@@ -223,14 +215,14 @@ class Stream:
         self.saved_at = clock.monotonic()
 
     def _write(self, checkpoint: Checkpoint) -> None:
-        self._save_snapshots()
+        self.snapshots.save()
         n_forgotten = self.n_steps - len(self.records)
         for number, (start, end) in enumerate(_spans(self.n_steps)):
             if end > self.n_saved:
                 rows = self.records.arrays(start - n_forgotten)
                 parts.write(self._steps(number), {n: c[: end - start] for n, c in rows.items()})
         self._write_checkpoint(checkpoint)
-        self._remove_dropped()
+        self.snapshots.remove_dropped()
 
     def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
         arrays, state = checkpoint.pack()
@@ -268,27 +260,6 @@ class Stream:
             f"`geoflow resume {self.path}` goes on"
         )
 
-    def _save_snapshots(self) -> None:
-        while group := list(self.pending)[:SNAPSHOTS_PER_PART]:
-            step, between, index = group[0].partition(BETWEEN)
-            # By their names the parts are in the order of the walk.
-            number = f"{BETWEEN}{int(index):09d}" if between else ""
-            part = self.folder / f"theta-{int(step):09d}{number}.npz"
-            arrays = {key: self.pending[key] for key in group}
-            arrays["scalars"] = np.stack([self.kept[key] for key in group])
-            parts.write(part, arrays)
-            for key in group:
-                self.where[key] = part
-                del self.pending[key]
-
-    def _remove_dropped(self) -> None:
-        """Remove the parts none of whose snapshots is kept, now that no checkpoint needs them."""
-        if len(self.where) > len(self.kept):
-            before = set(self.where.values())
-            self.where = {key: self.where[key] for key in self.kept}
-            for part in before - set(self.where.values()):
-                part.unlink()
-
     def _steps(self, number: int) -> Path:
         return self.folder / f"steps-{number:06d}.npz"
 
@@ -306,14 +277,8 @@ class Stream:
     def _unpack(self) -> None:
         """Take a finished archive apart again."""
         self.lock.clear()
-        names = ("snapshot_time", *self.observables)
         with trajectory_files.open_trajectory(self.path) as ds:
-            for i, key in enumerate(_keys(ds)):
-                self.kept[key] = np.array([float(ds[name][i]) for name in names])
-                self.pending[key] = ds["theta"][i].values
-                if len(self.pending) == SNAPSHOTS_PER_PART:
-                    self._save_snapshots()
-            self._save_snapshots()
+            self.snapshots.unpack(ds)
             for number, (start, end) in enumerate(_spans(ds.sizes["step"])):
                 rows = _columns(ds, self.records.columns, start, end)
                 parts.write(self._steps(number), rows)
@@ -342,32 +307,17 @@ class Stream:
             for step, (time, arc, event) in enumerate(columns, start):
                 if step:
                     within = between(rule, before, time)
-                    kept |= {_key(step, k): at for k, at in enumerate(within)}
+                    kept |= {key_of(step, k): at for k, at in enumerate(within)}
                 keep, dropped = (True, []) if event else rule.offer(step, float(time), float(arc))
                 for gone in dropped:
-                    del kept[_key(gone)]
+                    del kept[key_of(gone)]
                 if keep:
-                    kept[_key(step)] = float(time)
+                    kept[key_of(step)] = float(time)
                 before = float(time)
-        self._find_snapshots(kept)
-        wanted = {part.name for part in self.where.values()}
+        self.snapshots.find(kept)
+        wanted = {part.name for part in self.snapshots.where.values()}
         wanted |= {self._steps(i).name for i in range(len(_spans(self.n_steps)))}
         self.lock.clear(keep=[parts.CHECKPOINT, *wanted])
-
-    def _find_snapshots(self, kept: Mapping[str, float]) -> None:
-        self.kept, self.where = {}, {}
-        for part in sorted(self.folder.glob("theta-*.npz")):
-            # All of it, to find damage now and not when the walk has come to its end.
-            thetas = parts.read(part)
-            scalars = thetas.pop("scalars")
-            for key, row in zip(thetas, scalars, strict=True):
-                if key in kept:
-                    # As its step has it, whose time may have been moved on.
-                    row[0] = kept[key]
-                    self.kept[key], self.where[key] = row, part
-        if list(self.kept) != list(kept):
-            lost = next(iter(kept.keys() - self.kept.keys()), None)
-            raise ArchiveError(f"{self.folder}: the snapshot of step {lost} is missing; run again")
 
     def _dataset(self, end: Mapping[str, str]) -> xr.Dataset:
         """Return the trajectory, its arrays reading one part at a time."""
@@ -383,18 +333,7 @@ class Stream:
                 for i, (a, b) in enumerate(_spans(self.n_steps))
             ]
             arrays[name] = da.concatenate(blocks)
-        names = ("snapshot_time", *self.observables)
-        scalars = np.array(list(self.kept.values()), dtype=float).reshape(-1, len(names))
-        arrays |= dict(zip(names, scalars.T, strict=True))
-        steps = [int(key.partition(BETWEEN)[0]) for key in self.kept]
-        arrays["snapshot_step"] = np.array(steps, dtype=np.int64)
-        n, dtype = self.problem.n_parameters, np.dtype(self.theta_dtype)
-        groups = [(part, list(keys)) for part, keys in groupby(self.where, self.where.get)]
-        blocks = [
-            da.from_delayed(delayed(_thetas)(part, keys), (len(keys), n), dtype)
-            for part, keys in groups
-        ]
-        arrays["theta"] = da.concatenate(blocks) if blocks else np.empty((0, n), dtype)
+        arrays |= self.snapshots.arrays(self.problem.n_parameters, np.dtype(self.theta_dtype))
         return assemble(self.problem, arrays, self.observables, {**self.header, **end})
 
 
@@ -406,11 +345,6 @@ def _spans(n_steps: int) -> list[tuple[int, int]]:
 
 def _rows(part: Path, name: str, n: int) -> NDArray[Any]:
     return parts.read(part, [name])[name][:n]
-
-
-def _thetas(part: Path, keys: Sequence[str]) -> NDArray[Any]:
-    thetas = parts.read(part, keys)
-    return np.stack([thetas[key] for key in keys])
 
 
 def _columns(ds: xr.Dataset, names: Iterable[str], start: int, end: int) -> dict[str, NDArray[Any]]:
@@ -428,19 +362,3 @@ def _columns(ds: xr.Dataset, names: Iterable[str], start: int, end: int) -> dict
         else ds[name][start:end].values
         for name in names
     }
-
-
-def _key(step: int, index: int | None = None) -> str:
-    """Key of the snapshot at the end of a step, or of one within it."""
-    return f"{step}" if index is None else f"{step}{BETWEEN}{index}"
-
-
-def _keys(ds: xr.Dataset) -> list[str]:
-    """Keys of a trajectory's snapshots."""
-    at, steps = ds["snapshot_time"].values, ds["snapshot_step"].values
-    index: dict[int, int] = {}
-    found = []
-    for time, step, end in zip(at, steps, ds["time"].values[steps], strict=True):
-        index[step] = index.get(step, -1) + 1
-        found.append(_key(step, None if time == end else index[step]))
-    return found

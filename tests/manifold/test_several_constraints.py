@@ -15,7 +15,7 @@ from geoflow.errors import (
     EvaluationLimitError,
     InputError,
 )
-from geoflow.manifold.level_set import _Iterate
+from geoflow.manifold.iterate import Iterate
 from geoflow.manifold.linearization import TangentHessian
 from geoflow.manifold.normals import normal_space
 from geoflow.solvers import RKC, Tolerance, TorchDiffEq
@@ -410,7 +410,7 @@ def test_gradients_that_rounding_alone_tells_apart_are_dependent(sine, independe
 
 
 def test_of_several_residuals_the_largest_is_that_relative_to_its_level():
-    at = _Iterate(
+    at = Iterate(
         torch.zeros(3),
         torch.tensor([3.0, 90.0], dtype=torch.float64),
         torch.eye(3, dtype=torch.float64)[:2],

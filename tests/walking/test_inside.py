@@ -12,7 +12,7 @@ import own_flow
 import references
 from geoflow.errors import InputError
 from geoflow.solvers import Tolerance
-from geoflow.walking import stream
+from geoflow.walking import stream, streamed_snapshots
 
 DENSE = ["exponential", "bdf", "rkc", "dopri5", "bosh3", "adaptive_heun"]
 
@@ -138,7 +138,7 @@ def first(theta):
 
 @pytest.mark.parametrize("budget", [15, 60, 110, 160])
 def test_streamed_and_resumed_they_are_the_same(tmp_path, monkeypatch, budget):
-    monkeypatch.setattr(stream, "SNAPSHOTS_PER_PART", 7)
+    monkeypatch.setattr(streamed_snapshots, "SNAPSHOTS_PER_PART", 7)
     monkeypatch.setattr(stream, "STEPS_PER_PART", 4)
     whole = archived(tmp_path / "whole.nc", max_evaluations=10_000).load()
     assert gf.validate(tmp_path / "whole.nc") == []

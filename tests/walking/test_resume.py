@@ -19,7 +19,7 @@ from geoflow.archive.parts import is_resumable
 from geoflow.archive.saved import saved
 from geoflow.errors import ArchiveError, InputError
 from geoflow.solvers import TorchDiffEq
-from geoflow.walking import stream
+from geoflow.walking import stream, streamed_snapshots
 
 # Each instant takes some seconds: a few in the quick tests, all 25 with the slow ones.
 INSTANTS = [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 25))]
@@ -326,7 +326,7 @@ def test_float32_snapshots_are_half_as_large_and_say_so(tmp_path):
 
 def test_long_walks_are_streamed_in_many_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "STEPS_PER_PART", 16)
-    monkeypatch.setattr(stream, "SNAPSHOTS_PER_PART", 3)
+    monkeypatch.setattr(streamed_snapshots, "SNAPSHOTS_PER_PART", 3)
     fine = {"rtol": 1e-8, "t_end": 0.5, "max_snapshots": 12}
     with crashes.walk("exponential", tmp_path / "short.nc", **fine):
         pass

@@ -12,9 +12,10 @@ import recorded
 from geoflow.archive import parts
 from geoflow.archive.saved import saved
 from geoflow.errors import ArchiveError, StorageError
-from geoflow.walking import stream
+from geoflow.walking import stream, streamed_snapshots
 from geoflow.walking.snapshots import Thinned
 from geoflow.walking.stream import Stream
+from geoflow.walking.streamed_snapshots import StreamedSnapshots
 
 PROBLEM = recorded.FLOW.problem
 
@@ -22,7 +23,7 @@ PROBLEM = recorded.FLOW.problem
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch):
     monkeypatch.setattr(stream, "STEPS_PER_PART", 4)
-    monkeypatch.setattr(stream, "SNAPSHOTS_PER_PART", 2)
+    monkeypatch.setattr(streamed_snapshots, "SNAPSHOTS_PER_PART", 2)
 
 
 @pytest.fixture
@@ -105,9 +106,9 @@ def test_snapshots_that_wait_are_saved_before_they_fill_the_memory(path, monkeyp
     monkeypatch.setattr(stream, "PENDING_BYTES", 3 * 8 * PROBLEM.n_parameters)
     with create(path) as recorder:
         recorded.take(recorder, range(2))
-        assert (len(recorder.pending), n_saved(path)) == (2, 0)
+        assert (len(recorder.snapshots.pending), n_saved(path)) == (2, 0)
         recorded.take(recorder, [2])
-        assert (len(recorder.pending), n_saved(path)) == (0, 3)
+        assert (len(recorder.snapshots.pending), n_saved(path)) == (0, 3)
 
 
 def test_a_snapshot_dropped_before_it_is_saved_is_never_written(path):
@@ -182,7 +183,7 @@ def test_a_walk_goes_on_from_its_checkpoint_whatever_was_written_after_it(
     with reopen(path, rule) as recorder:
         assert recorder.n_steps == n_steps
         held = set(in_folder(path))
-        assert held == {part.name for part in recorder.where.values()} | {
+        assert held == {part.name for part in recorder.snapshots.where.values()} | {
             f"steps-{i:06d}.npz" for i in range(math.ceil(n_steps / 4))
         }
         recorded.take(recorder, range(n_steps, 14), rule)
@@ -237,13 +238,13 @@ def test_an_archive_is_taken_apart_one_part_at_a_time(path, monkeypatch):
     with create(path) as recorder:
         recorded.take(recorder, range(7))
         finish(recorder)
-    waiting, save = [], Stream._save_snapshots
+    waiting, save = [], StreamedSnapshots.save
 
     def saving(self):
         waiting.append(len(self.pending))
         save(self)
 
-    monkeypatch.setattr(Stream, "_save_snapshots", saving)
+    monkeypatch.setattr(StreamedSnapshots, "save", saving)
     with reopen(path) as recorder:
         assert waiting == [2, 2, 2, 1]
         assert recorder.last_kept == 6
@@ -258,7 +259,7 @@ def test_what_an_earlier_walk_left_is_not_taken_for_this_ones(path):
         recorded.take(recorder, range(2))
         recorder.save(recorded.checkpoint(1))
     with reopen(path) as recorder:
-        assert list(recorder.kept) == ["0", "1"]
+        assert list(recorder.snapshots.kept) == ["0", "1"]
 
 
 def test_a_stream_that_cannot_be_begun_does_not_hold_the_name(path, monkeypatch):

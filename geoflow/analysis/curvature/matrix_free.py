@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal
-from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
+from geoflow.analysis.curvature.density import SpectralDensity
+from geoflow.analysis.curvature.lanczos import arpack, tridiagonal
 from geoflow.analysis.curvature.operators import Curvature
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
@@ -20,13 +21,8 @@ from geoflow.manifold.scaling import length, power_of_two
 from geoflow.system import kinds
 from geoflow.system.limits import OPERATIONS, check_work
 from geoflow.system.memory import CPU, check_memory
-from geoflow.system.threads import one_blas_thread
-from geoflow.system.translation import reason
 
 Floats = NDArray[np.float64]
-
-# Of the density's Gaussians, as a part of the range of the nodes.
-BROADENING = 1 / 256
 
 # Two for each part of Hutch++.
 LEAST_PRODUCTS = 6
@@ -56,69 +52,6 @@ class Eigenpairs:
     values: Floats
     residuals: Floats
     vectors: Floats
-
-
-@dataclass(frozen=True)
-class SpectralDensity:
-    """A spectral density by stochastic Lanczos quadrature.
-
-    Attributes
-    ----------
-    nodes, weights : array of float64, shape (n_probes, n_steps)
-        Eigenvalue and weight of each point mass; for each probe the weights sum to 1. Where a
-        Lanczos iteration ended early, NaN and 0.
-    size : int
-        n, the number of eigenvalues.
-    """
-
-    nodes: Floats
-    weights: Floats
-    size: int
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """Least and largest node."""
-        return float(np.nanmin(self.nodes)), float(np.nanmax(self.nodes))
-
-    @property
-    def width(self) -> float:
-        """Standard deviation of the Gaussians of :meth:`on`, by default: 1/256 of the range."""
-        low, high = self.range
-        scale = max(abs(low), abs(high))
-        least = np.sqrt(np.finfo(float).eps) * scale if scale else 1.0
-        return max((high - low) * BROADENING, float(least))
-
-    def grid(self, n_points: int = 1025) -> Floats:
-        """Even abscissae that hold all of the broadened density."""
-        n_points = kinds.as_whole(n_points, "n_points", 2)
-        low, high = self.range
-        return np.linspace(low - 6 * self.width, high + 6 * self.width, n_points)
-
-    def on(self, abscissa: Floats, width: float | None = None) -> tuple[Floats, Floats]:
-        """Density, each node broadened to a Gaussian, and its standard error over the probes.
-
-        Parameters
-        ----------
-        abscissa : array, shape (m,)
-            Eigenvalues.
-        width : float, optional
-            Standard deviation of the Gaussians, in units of the eigenvalues.
-
-        Returns
-        -------
-        density, standard_error : array of float64, shape (m,)
-            In units of 1/eigenvalue; the density integrates to 1.
-        """
-        width = self.width if width is None else kinds.as_number(width, "width")
-        if not width > 0:
-            raise InputError(f"width={width:g}; use a positive number")
-        x = kinds.as_numbers(abscissa, "abscissa")
-        curves = np.zeros((len(self.nodes), len(x)))
-        # A step at a time: memory stays at probes × abscissae.
-        for node, weight in zip(np.nan_to_num(self.nodes).T, self.weights.T, strict=True):
-            z = (x - node[:, None]) / width
-            curves += weight[:, None] * np.exp(-0.5 * z * z) / (math.sqrt(2 * math.pi) * width)
-        return curves.mean(axis=0), curves.std(axis=0, ddof=1) / math.sqrt(len(curves))
 
 
 def extreme_eigenvalues(
@@ -189,12 +122,12 @@ def extreme_eigenvalues(
     scaled = replace(operator, product=lambda v: scale * operator.product(v))
     arguments = (n_vectors, start, seed, max_products)
     if which == "largest":
-        values, vectors = _arpack(scaled, 0.0, 1.0, k, tol, *arguments)
+        values, vectors = arpack(scaled, 0.0, 1.0, k, tol, *arguments)
         return _pairs(operator, values / scale, vectors)
-    top, _ = _arpack(scaled, 0.0, 1.0, 1, 1e-2, *arguments)
+    top, _ = arpack(scaled, 0.0, 1.0, 1, 1e-2, *arguments)
     # Above the spectrum, so that a multiple of the identity does not become zero.
     shift = float(top[0]) + 0.1 * abs(float(top[0])) if np.isfinite(top[0]) else 0.0
-    values, vectors = _arpack(scaled, shift, -1.0, k, tol, *arguments)
+    values, vectors = arpack(scaled, shift, -1.0, k, tol, *arguments)
     return _pairs(operator, (shift - values) / scale, vectors)
 
 
@@ -240,7 +173,7 @@ def spectral_density(
     nodes, weights = np.full((n_probes, n_steps), np.nan), np.zeros((n_probes, n_steps))
     rng = _generator(seed)
     for probe in range(n_probes):
-        diagonal, off_diagonal = _lanczos(operator, _normal(rng, operator), n_steps)
+        diagonal, off_diagonal = tridiagonal(operator, _normal(rng, operator), n_steps)
         values, vectors = eigh_tridiagonal(diagonal, off_diagonal)
         nodes[probe, : len(values)] = values
         weights[probe, : len(values)] = vectors[0] ** 2 / (vectors[0] ** 2).sum()
@@ -365,54 +298,6 @@ def _krylov_size(k: int) -> int:
     return max(2 * k + 1, 20)
 
 
-def _arpack(
-    operator: Curvature,
-    shift: float,
-    sign: float,
-    k: int,
-    tol: float,
-    n_vectors: int,
-    start: Floats,
-    seed: int,
-    max_products: int,
-) -> tuple[Floats, Floats]:
-    """Largest eigenvalues of shift·I + A, or of shift·I − A, falling."""
-    theta = operator.theta
-    dtype = np.float64 if theta.dtype == torch.float64 else np.float32
-
-    def product(x: NDArray[np.floating]) -> NDArray[np.floating]:
-        v = torch.as_tensor(x.reshape(-1), dtype=theta.dtype).to(theta.device)
-        result: NDArray[np.floating] = (shift * v + sign * operator(v)).cpu().numpy()
-        return result
-
-    linear = LinearOperator((operator.size, operator.size), matvec=product, dtype=dtype)
-    # A restart keeps k vectors and makes the others anew.
-    restarts = max(1, math.ceil(max_products / (n_vectors - k)))
-    try:
-        with one_blas_thread():
-            values, vectors = eigsh(
-                linear,
-                k,
-                which="LA",
-                v0=start.astype(dtype),
-                ncv=n_vectors,
-                maxiter=restarts,
-                tol=max(tol, float(np.finfo(dtype).eps)),
-                rng=np.random.default_rng(seed),
-            )
-    except ArpackNoConvergence as error:
-        values, vectors = error.eigenvalues, error.eigenvectors
-    except ArpackError as error:
-        raise InputError(
-            f"operator {operator.name!r}: ARPACK failed ({reason(error)}); try another seed"
-        ) from None
-    order = np.argsort(values)[::-1]
-    full_values, full_vectors = np.full(k, np.nan), np.full((operator.size, k), np.nan)
-    full_values[: len(order)] = values[order]
-    full_vectors[:, : len(order)] = vectors[:, order]
-    return full_values, full_vectors
-
-
 def _pairs(operator: Curvature, values: Floats, vectors: Floats) -> Eigenpairs:
     residuals = np.full(len(values), np.nan)
     for i, value in enumerate(values):
@@ -421,28 +306,6 @@ def _pairs(operator: Curvature, values: Floats, vectors: Floats) -> Eigenpairs:
             x = x.to(operator.theta.device)
             residuals[i] = length(operator(x) - float(value) * x)
     return Eigenpairs(values.copy(), residuals, vectors.copy())
-
-
-def _lanczos(operator: Curvature, start: Tensor, n_steps: int) -> tuple[Floats, Floats]:
-    """Diagonal and off-diagonal of Lanczos' tridiagonal matrix, fully re-orthogonalised."""
-    basis = start.new_empty((n_steps, len(start)))
-    basis[0] = start / torch.linalg.vector_norm(start)
-    diagonal: list[float] = []
-    off_diagonal: list[float] = []
-    for step in range(n_steps):
-        image = operator(basis[step])
-        diagonal.append(float(torch.dot(basis[step], image)))
-        scale = max(length(image), *map(abs, diagonal))
-        known = basis[: step + 1]
-        for _ in range(2):
-            image = image - known.T @ (known @ image)
-        norm = length(image)
-        # Nothing but rounding is left: the space is invariant.
-        if step + 1 == n_steps or norm <= 10 * torch.finfo(start.dtype).eps * scale:
-            break
-        off_diagonal.append(norm)
-        basis[step + 1] = image / norm
-    return np.array(diagonal), np.array(off_diagonal)
 
 
 def _check_operator(operator: Curvature) -> None:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geoflow.errors import InputError
-from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.manifold.flow_state import FlowState
+from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.scaling import length
 from geoflow.problems.checks import check_like
 from geoflow.problems.modules import tied_names

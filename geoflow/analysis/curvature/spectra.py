@@ -33,11 +33,13 @@ from geoflow.analysis.curvature.operators import (
     tangent_hessian,
     tensor_subspace,
 )
+from geoflow.analysis.curvature.spectra_dataset import assemble
 from geoflow.analysis.walked import snapshot_indices, state_at, walk_attributes
 from geoflow.archive.pieces import Pieces, fingerprint
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
-from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.manifold.flow_state import FlowState
+from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.scaling import power_of_two
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.footprint import product_bytes
@@ -56,24 +58,6 @@ STATE_AND_PRODUCT = 4 + 4
 
 # To which a spectrum is seen to end at zero, relative to its largest eigenvalue.
 NULL_TOL = 1e-3
-
-VARIABLES = {
-    "largest_eigenvalue": ("largest eigenvalues, falling", "1"),
-    "largest_residual": ("bound on the error of largest_eigenvalue", "1"),
-    "smallest_eigenvalue": ("smallest eigenvalues, rising", "1"),
-    "smallest_residual": ("bound on the error of smallest_eigenvalue", "1"),
-    "trace": ("trace", "1"),
-    "trace_error": ("standard error of the trace", "1"),
-    "abscissa": ("eigenvalue at which the density is taken", "1"),
-    "density": ("spectral density, integrating to 1", "1"),
-    "density_error": ("standard error of the density over probes", "1"),
-    "node": ("nodes of stochastic Lanczos quadrature", "1"),
-    "weight": ("weights of the nodes, 1 in all for each probe", "1"),
-    "velocity_overlap": ("squared cosine of the velocity with the top eigenspace", "1"),
-    "normal_curvature": ("normal curvature of the level set along the velocity", "1"),
-    "multiplier": ("Lagrange multiplier", "1"),
-    "n_hvp": ("Hessian-vector products spent on the snapshot", "1"),
-}
 
 
 def along(
@@ -214,7 +198,7 @@ def along(
         curvature = normal_curvature(flow, state, state.velocity)
         spent = flow.problem.counts["hvp"] - before
         row = (per_operator, curvature, flow.values(state)["multiplier"], spent)
-        return _dataset(ds, [index], operators, [row], attributes)
+        return assemble(ds, [index], operators, [row], attributes)
 
     settings = {
         **attributes,
@@ -378,57 +362,3 @@ def _check_operators(operators: Sequence[str]) -> None:
     unknown = [name for name in operators if name not in OPERATORS]
     if unknown or not operators or len(set(operators)) < len(operators):
         raise InputError(f"operators={list(operators)!r}; choose from {', '.join(OPERATORS)}")
-
-
-def _as_wide(cells: list[Any], name: str) -> list[Any]:
-    """What each operator has, padded where a small one has fewer Lanczos steps than another."""
-    if name not in ("node", "weight"):
-        return cells
-    width = max(cell.shape[1] for cell in cells)
-    filling = np.nan if name == "node" else 0.0
-    return [
-        np.pad(cell, ((0, 0), (0, width - cell.shape[1])), constant_values=filling)
-        for cell in cells
-    ]
-
-
-def _dataset(
-    ds: xr.Dataset,
-    indices: list[int],
-    operators: Sequence[str],
-    rows: list[tuple[list[dict[str, Any]], float, float, int]],
-    attributes: dict[str, Any],
-) -> xr.Dataset:
-    dims = {
-        "trace": (),
-        "trace_error": (),
-        "velocity_overlap": (),
-        "node": ("probe", "lanczos"),
-        "weight": ("probe", "lanczos"),
-        "abscissa": ("point",),
-        "density": ("point",),
-        "density_error": ("point",),
-    }
-    variables: dict[str, Any] = {}
-    for name in rows[0][0][0]:
-        if name != "dimension":
-            values = np.array([_as_wide([cell[name] for cell in row[0]], name) for row in rows])
-            variables[name] = (("snapshot", "operator", *dims.get(name, ("rank",))), values)
-    for position, name in enumerate(("normal_curvature", "multiplier", "n_hvp"), start=1):
-        variables[name] = ("snapshot", np.array([row[position] for row in rows]))
-    described = {
-        name: (*content, {"long_name": VARIABLES[name][0], "units": VARIABLES[name][1]})
-        for name, content in variables.items()
-    }
-    dimension = [cell["dimension"] for cell in rows[0][0]]
-    size = {"long_name": "dimension of the operator", "units": "1"}
-    result = xr.Dataset(
-        described,
-        coords={
-            "operator": ("operator", list(operators), {"long_name": "operator", "units": "1"}),
-            "dimension": ("operator", dimension, size),
-        },
-        attrs=attributes,
-    )
-    chosen = ds[["snapshot_time", "snapshot_step"]].isel(snapshot=indices).load()
-    return result.assign_coords(chosen.coords).set_coords("abscissa")

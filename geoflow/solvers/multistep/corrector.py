@@ -41,7 +41,8 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import ConvergenceError
-from geoflow.manifold.flows import FlowState, RegularizingFlow
+from geoflow.manifold.flow_state import FlowState
+from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.normals import Numbers
 from geoflow.solvers.multistep.directions import LEAST_CURVATURE, Matrix, Vector, numbers
 from geoflow.solvers.multistep.history import Formula

@@ -1,0 +1,127 @@
+"""Lanczos iterations: ARPACK's with restarts, and a plain one."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
+from torch import Tensor
+
+from geoflow.analysis.curvature.operators import Curvature
+from geoflow.errors import InputError
+from geoflow.manifold.scaling import length
+from geoflow.system.threads import one_blas_thread
+from geoflow.system.translation import reason
+
+Floats = NDArray[np.float64]
+
+
+def arpack(
+    operator: Curvature,
+    shift: float,
+    sign: float,
+    k: int,
+    tol: float,
+    n_vectors: int,
+    start: Floats,
+    seed: int,
+    max_products: int,
+) -> tuple[Floats, Floats]:
+    """The k largest eigenvalues of shift·I + A, or of shift·I − A, falling; and eigenvectors.
+
+    Parameters
+    ----------
+    operator : Curvature
+        A.
+    shift, sign : float
+        The shift, and 1 or −1 before A.
+    k, n_vectors : int
+        Eigenvalues wanted, and vectors of the basis.
+    tol : float
+        Relative accuracy.
+    start : array, shape (n,)
+        What the first basis starts from.
+    seed : int
+        Of a vector in its place, where that has no part outside an invariant space.
+    max_products : int
+        Give up after about this many products.
+
+    Returns
+    -------
+    values, vectors : array of float64, shapes (k,) and (n, k)
+        NaN for those that did not converge.
+
+    Raises
+    ------
+    InputError
+        ARPACK fails.
+    """
+    theta = operator.theta
+    dtype = np.float64 if theta.dtype == torch.float64 else np.float32
+
+    def product(x: NDArray[np.floating]) -> NDArray[np.floating]:
+        v = torch.as_tensor(x.reshape(-1), dtype=theta.dtype).to(theta.device)
+        result: NDArray[np.floating] = (shift * v + sign * operator(v)).cpu().numpy()
+        return result
+
+    linear = LinearOperator((operator.size, operator.size), matvec=product, dtype=dtype)
+    # A restart keeps k vectors and makes the others anew.
+    restarts = max(1, math.ceil(max_products / (n_vectors - k)))
+    try:
+        with one_blas_thread():
+            values, vectors = eigsh(
+                linear,
+                k,
+                which="LA",
+                v0=start.astype(dtype),
+                ncv=n_vectors,
+                maxiter=restarts,
+                tol=max(tol, float(np.finfo(dtype).eps)),
+                rng=np.random.default_rng(seed),
+            )
+    except ArpackNoConvergence as error:
+        values, vectors = error.eigenvalues, error.eigenvectors
+    except ArpackError as error:
+        raise InputError(
+            f"operator {operator.name!r}: ARPACK failed ({reason(error)}); try another seed"
+        ) from None
+    order = np.argsort(values)[::-1]
+    full_values, full_vectors = np.full(k, np.nan), np.full((operator.size, k), np.nan)
+    full_values[: len(order)] = values[order]
+    full_vectors[:, : len(order)] = vectors[:, order]
+    return full_values, full_vectors
+
+
+def tridiagonal(operator: Curvature, start: Tensor, n_steps: int) -> tuple[Floats, Floats]:
+    """Diagonal and off-diagonal of Lanczos' tridiagonal matrix, fully re-orthogonalised.
+
+    Parameters
+    ----------
+    operator : Curvature
+        A.
+    start : Tensor, shape (n,)
+        Spans the first vector of the basis.
+    n_steps : int
+        Steps; fewer are made where the space is invariant before.
+    """
+    basis = start.new_empty((n_steps, len(start)))
+    basis[0] = start / torch.linalg.vector_norm(start)
+    diagonal: list[float] = []
+    off_diagonal: list[float] = []
+    for step in range(n_steps):
+        image = operator(basis[step])
+        diagonal.append(float(torch.dot(basis[step], image)))
+        scale = max(length(image), *map(abs, diagonal))
+        known = basis[: step + 1]
+        for _ in range(2):
+            image = image - known.T @ (known @ image)
+        norm = length(image)
+        # Nothing but rounding is left: the space is invariant.
+        if step + 1 == n_steps or norm <= 10 * torch.finfo(start.dtype).eps * scale:
+            break
+        off_diagonal.append(norm)
+        basis[step + 1] = image / norm
+    return np.array(diagonal), np.array(off_diagonal)
