@@ -84,6 +84,8 @@ class ModulePart(LossPart):
         ``loss_fn(outputs, targets)`` → scalar.
     scale, weight : float
         The part is ``scale * loss_fn(…)``, weighing ``weight``.
+    mean : callable, optional
+        The mean loss as it was given, where the part is its sum over some of the examples.
     """
 
     module: nn.Module
@@ -93,6 +95,7 @@ class ModulePart(LossPart):
     loss_fn: Callable[[Any, Any], Tensor]
     scale: float = 1.0
     weight: float = 1.0
+    mean: Callable[[Any, Any], Tensor] | None = None
 
     def outputs(self, parameters: Parameters) -> Any:
         """What the network gives on the examples."""
@@ -102,6 +105,8 @@ class ModulePart(LossPart):
     def sum_of_outputs(self, outputs: Any) -> Tensor:
         """The part's sum, as a function of the outputs."""
         value = self.loss_fn(outputs, _own(self.targets))
+        if not isinstance(value, Tensor):
+            raise no_loss("loss_fn", value, "return one scalar tensor, the mean loss")
         return value if self.scale == 1.0 else self.scale * value
 
     def sum_and_weight(self, parameters: Parameters) -> Weighted:
@@ -120,6 +125,21 @@ class ModulePart(LossPart):
         """The part's sum as a function of the outputs, and its weight."""
         value = self.sum_of_outputs(outputs)
         return value, torch.full_like(value.detach(), self.weight)
+
+
+def no_loss(function: str, value: Any, remedy: str) -> InputError:
+    """What to say of a function that gave no tensor where its loss is wanted."""
+    hint = ""
+    if isinstance(value, Mapping):
+        hint = " (add up those it holds)"
+    elif isinstance(value, tuple | list):
+        hint = " (leave out what is beside it)"
+    elif isinstance(value, int | float | np.number):
+        hint = " (without .item() or float(), which leave its derivative out)"
+    elif value is None:
+        hint = " (a return is missing)"
+    kind = "None" if value is None else f"a {type(value).__name__}"
+    return InputError(f"{function} returned {kind}; {remedy}{hint}")
 
 
 def _own(tree: Tree) -> Tree:
