@@ -62,7 +62,8 @@ def tensors(data: Tree, name: str) -> Tree:
         }
     if isinstance(data, tuple | list):
         return tuple(tensors(value, f"{name}[{i}]") for i, value in enumerate(data))
-    named = ", or name it in a dict where it is no data" if isinstance(data, Constant) else ""
+    switch = isinstance(data, bool | None) and name.endswith("]")
+    named = ", or name it in a dict where it is no data" if switch else ""
     raise InputError(
         f"{name} is a {type(data).__name__}; give a tensor, a NumPy array, or a tuple or dict of "
         f"them, or use Problem.from_batches for a DataLoader or a Dataset{named}"

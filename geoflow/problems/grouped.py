@@ -278,6 +278,9 @@ def each_example(problem: ProblemLike) -> Grouped:
 def by_class(problem: ProblemLike) -> Grouped:
     """The mean loss of each class: the constraints in the order of the classes.
 
+    That of a class is the problem's ``loss_fn`` of its examples: with class weights the plain mean,
+    since one weight cancels, but for label smoothing.
+
     Parameters
     ----------
     problem : Problem
