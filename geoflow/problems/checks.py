@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -286,6 +286,21 @@ def explained(
                 "Problem.from_batches, whose batch_loss gives each batch's sum and weight"
             ) from error
         raise InputError(f"{of}: its first evaluation failed ({said})") from error
+
+
+def no_loss(function: str, value: Any, remedy: str) -> InputError:
+    """What to say of a function that gave no tensor where its loss is wanted."""
+    hint = ""
+    if isinstance(value, Mapping):
+        hint = " (add up those it holds)"
+    elif isinstance(value, tuple | list):
+        hint = " (leave out what is beside it)"
+    elif isinstance(value, int | float | np.number):
+        hint = " (without .item() or float(), which leave its derivative out)"
+    elif value is None:
+        hint = " (a return is missing)"
+    kind = "None" if value is None else f"a {type(value).__name__}"
+    return InputError(f"{function} returned {kind}; {remedy}{hint}")
 
 
 def check_deterministic(first: Any, second: Any) -> None:

@@ -25,7 +25,6 @@ from geoflow.problems.parts import (
     TensorSpec,
     as_weight,
     laid_out,
-    no_loss,
 )
 from geoflow.system import kinds
 
@@ -153,7 +152,7 @@ def of_function(loss: Callable[[Tensor], Tensor], theta0: Tensor) -> Made:
     with guard, torch.no_grad(), arithmetic.exact(theta0.device):
         value = loss(theta0.clone())
     if not isinstance(value, Tensor):
-        raise no_loss("loss", value, "it must return a scalar tensor")
+        raise checks.no_loss("loss", value, "it must return a scalar tensor")
     if value.shape != () or value.is_complex():
         what = f"shape {tuple(value.shape)}" if value.ndim else f"a {value.dtype}"
         raise InputError(f"loss returned {what}; it must return a scalar tensor, a real one")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from geoflow.errors import InputError
-from geoflow.problems import ahead, arithmetic, data
+from geoflow.problems import ahead, arithmetic, checks, data
 from geoflow.problems.data import Tree
 from geoflow.system import kinds
 
@@ -106,7 +106,7 @@ class ModulePart(LossPart):
         """The part's sum, as a function of the outputs."""
         value = self.loss_fn(outputs, _own(self.targets))
         if not isinstance(value, Tensor):
-            raise no_loss("loss_fn", value, "return one scalar tensor, the mean loss")
+            raise checks.no_loss("loss_fn", value, "return one scalar tensor, the mean loss")
         return value if self.scale == 1.0 else self.scale * value
 
     def sum_and_weight(self, parameters: Parameters) -> Weighted:
@@ -125,21 +125,6 @@ class ModulePart(LossPart):
         """The part's sum as a function of the outputs, and its weight."""
         value = self.sum_of_outputs(outputs)
         return value, torch.full_like(value.detach(), self.weight)
-
-
-def no_loss(function: str, value: Any, remedy: str) -> InputError:
-    """What to say of a function that gave no tensor where its loss is wanted."""
-    hint = ""
-    if isinstance(value, Mapping):
-        hint = " (add up those it holds)"
-    elif isinstance(value, tuple | list):
-        hint = " (leave out what is beside it)"
-    elif isinstance(value, int | float | np.number):
-        hint = " (without .item() or float(), which leave its derivative out)"
-    elif value is None:
-        hint = " (a return is missing)"
-    kind = "None" if value is None else f"a {type(value).__name__}"
-    return InputError(f"{function} returned {kind}; {remedy}{hint}")
 
 
 def _own(tree: Tree) -> Tree:
