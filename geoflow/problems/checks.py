@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +30,29 @@ _WHOLE_GIVEN = re.compile(
     r"(got|and|found|type|dtype|!=):? (Long|Int|Short|Char|Byte|Bool|UInt\d+|long int|int)\b"
     r"|\bwith (two|a) bool tensor"
 )
+
+
+class Division(NamedTuple):
+    """Examples that are evaluated some at a time, as messages speak of it.
+
+    Attributes
+    ----------
+    size : int
+        Examples at a time.
+    asked : str
+        What asks for it: an argument and its value.
+    instead : str
+        What goes without.
+    """
+
+    size: int
+    asked: str
+    instead: str
+
+    @classmethod
+    def of(cls, batch_size: int) -> Division:
+        """Of a problem in chunks."""
+        return cls(batch_size, f"batch_size={batch_size}", "batch_size=None")
 
 
 def check_device_and_dtype(device: torch.device | str, dtype: torch.dtype) -> torch.device:
@@ -97,7 +120,10 @@ def check_data(inputs: Tree, targets: Tree, batch_size: int | None) -> None:
             if _is_list_of_examples(named[name], named[other]):
                 said += f"; {name} are taken for several of each example, so give one tensor"
                 raise InputError(f"{said}, torch.stack({name})")
-        raise InputError(f"{said}; all need the same, non-zero number of examples first")
+        raise InputError(
+            f"{said}; all need the same, non-zero number of examples first: a graph, or examples "
+            "of several lengths, go into Problem.from_batches, as a list of one batch"
+        )
     check_finite(inputs, "inputs")
     check_finite(targets, "targets")
     if batch_size is not None and batch_size < 1:
@@ -200,7 +226,7 @@ def naming_padding(parts: Any) -> Iterator[None]:
 
 @contextmanager
 def explained(
-    dtype: torch.dtype, of: str = "loss", *, batch_size: int | None = None, remedy: str = ""
+    dtype: torch.dtype, of: str = "loss", *, division: Division | None = None, remedy: str = ""
 ) -> Iterator[None]:
     """Say of a first evaluation that fails what is likely to be the matter.
 
@@ -210,8 +236,8 @@ def explained(
         In which it is evaluated.
     of : str
         The argument that is evaluated.
-    batch_size : int, optional
-        Examples that are evaluated at a time, where that is not all.
+    division : Division, optional
+        Where not all examples are evaluated at a time.
     remedy : str
         Of a function of flat θ, what gives it another dtype; empty for a network's loss.
 
@@ -253,13 +279,28 @@ def explained(
                 f"make it in the dtype of {like}, not .float()), or {remedy or 'give dtype='}"
                 f"{other}"
             ) from error
-        if batch_size is not None:
+        if division is not None:
             raise InputError(
-                f"batch_size={batch_size}: the loss fails on {batch_size} of the examples "
-                f"({said}); if it works on all of them use batch_size=None, or "
+                f"{division.asked}: the loss fails on {division.size} of the examples "
+                f"({said}); if it works on all of them use {division.instead}, or "
                 "Problem.from_batches, whose batch_loss gives each batch's sum and weight"
             ) from error
         raise InputError(f"{of}: its first evaluation failed ({said})") from error
+
+
+def no_loss(function: str, value: Any, remedy: str) -> InputError:
+    """What to say of a function that gave no tensor where its loss is wanted."""
+    hint = ""
+    if isinstance(value, Mapping):
+        hint = " (add up those it holds)"
+    elif isinstance(value, tuple | list):
+        hint = " (leave out what is beside it)"
+    elif isinstance(value, int | float | np.number):
+        hint = " (without .item() or float(), which leave its derivative out)"
+    elif value is None:
+        hint = " (a return is missing)"
+    kind = "None" if value is None else f"a {type(value).__name__}"
+    return InputError(f"{function} returned {kind}; {remedy}{hint}")
 
 
 def check_deterministic(first: Any, second: Any) -> None:

@@ -18,6 +18,9 @@ from geoflow.errors import InputError
 # A tensor, or a tuple, list, mapping or dataclass of such.
 Tree = Any
 
+# What stands beside the tensors by its name, the same for all examples.
+Constant = bool | int | float | str | None
+
 WHOLE = (
     torch.int32,
     torch.int16,
@@ -31,6 +34,8 @@ WHOLE = (
 
 def tensors(data: Tree, name: str) -> Tree:
     """Return the same tree with every array as a tensor, not copied where it need not be.
+
+    Constants by name, as keyword arguments that are no data, stay as they are.
 
     Raises
     ------
@@ -51,12 +56,17 @@ def tensors(data: Tree, name: str) -> Tree:
         # A copy, since torch cannot take negative strides and warns of read-only arrays.
         return torch.from_numpy(np.array(data))
     if isinstance(data, Mapping):
-        return {key: tensors(value, f"{name}[{key!r}]") for key, value in data.items()}
+        return {
+            key: value if isinstance(value, Constant) else tensors(value, f"{name}[{key!r}]")
+            for key, value in data.items()
+        }
     if isinstance(data, tuple | list):
         return tuple(tensors(value, f"{name}[{i}]") for i, value in enumerate(data))
+    switch = isinstance(data, bool | None) and name.endswith("]")
+    named = ", or name it in a dict where it is no data" if switch else ""
     raise InputError(
         f"{name} is a {type(data).__name__}; give a tensor, a NumPy array, or a tuple or dict of "
-        "them, or use Problem.from_batches for a DataLoader or a Dataset"
+        f"them, or use Problem.from_batches for a DataLoader or a Dataset{named}"
     )
 
 

@@ -179,10 +179,10 @@ def _check_live(module: nn.Module, copied: nn.Module, evaluate: Callable[[], Ten
         except RuntimeError:
             kept, before = {}, dict(_kept(copied))
             value = evaluate()
-    if not (isinstance(value, Tensor) and value.shape == ()):
-        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    if value.shape != ():
         raise InputError(
-            f"loss_fn returned shape {shape}; it must return a scalar mean (reduction='mean')"
+            f"loss_fn returned shape {tuple(value.shape)}; it must return a scalar mean "
+            "(reduction='mean')"
         )
     if value.is_complex():
         raise InputError(f"loss: it is {value.dtype}; return a real scalar tensor")

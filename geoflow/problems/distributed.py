@@ -17,6 +17,7 @@ from torch import Tensor
 
 from geoflow.errors import DivergenceError, InputError, ProcessLostError
 from geoflow.problems import arithmetic, data
+from geoflow.problems.checks import Division
 from geoflow.problems.division import divided, weighed
 from geoflow.problems.parts import BatchParts, LossPart, ModulePart, add_up
 from geoflow.problems.problem import Problem
@@ -260,7 +261,8 @@ def _share(problem: Problem, rank: int, n: int) -> Iterable[LossPart]:
         # As even as can be: of 10 examples for 4 processes no chunk of 3 leaves one for the last.
         while -(-sum(examples) // size) < n:
             size -= 1
-        found = divided(first, size, moving)
+        asked = Division(size, f"problem, divided over {n} processes", "one process")
+        found = divided(first, size, moving, division=asked)
     # Copies, so that nothing holds on to all data.
     return tuple(_own(part) for part in found[rank::n])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from geoflow.errors import GeoflowError, InputError
 from geoflow.problems import checks, data, modules
+from geoflow.problems.checks import Division
 from geoflow.problems.data import Tree
 from geoflow.problems.dependence import nearby
+from geoflow.problems.joining import detached, joined
 from geoflow.problems.parts import LossPart, ModulePart, Parameters
-from geoflow.system.translation import reason
 
 LossFn = Callable[[Any, Any], Tensor]
 
@@ -33,6 +34,7 @@ def divided(
     batch_size: int | None,
     parameters: Parameters,
     fresh: LossFn | None = None,
+    division: Division | None = None,
 ) -> tuple[LossPart, ...]:
     """Divide a loss over all examples into parts of ``batch_size``.
 
@@ -53,6 +55,8 @@ def divided(
         Where to compare.
     fresh : callable, optional
         A copy of the loss that has not been evaluated yet. None: the loss itself.
+    division : Division, optional
+        How messages speak of it. None: as of a ``batch_size`` that the user gave.
 
     Raises
     ------
@@ -61,8 +65,9 @@ def divided(
     """
     if batch_size is None or batch_size >= data.length(whole.inputs):
         return (whole,)
-    with checks.explained(next(iter(parameters.values())).dtype, batch_size=batch_size):
-        return _chunks(whole, batch_size, parameters, whole.loss_fn if fresh is None else fresh)
+    division = division or Division.of(batch_size)
+    with checks.explained(next(iter(parameters.values())).dtype, division=division):
+        return _chunks(whole, division, parameters, whole.loss_fn if fresh is None else fresh)
 
 
 def weighed(part: ModulePart, parameters: Parameters) -> ModulePart:
@@ -75,14 +80,15 @@ def weighed(part: ModulePart, parameters: Parameters) -> ModulePart:
     InputError
         The loss is no such sum.
     """
-    return _chunks(part, data.length(part.inputs), parameters, part.loss_fn)[0]
+    all_of_them = Division(data.length(part.inputs), "whole=False", "one process")
+    return _chunks(part, all_of_them, parameters, part.loss_fn)[0]
 
 
 def _chunks(
-    whole: ModulePart, batch_size: int, parameters: Parameters, fresh: LossFn
+    whole: ModulePart, division: Division, parameters: Parameters, fresh: LossFn
 ) -> tuple[ModulePart, ...]:
-    n = data.length(whole.inputs)
-    summed = _summed(whole.loss_fn)
+    n, batch_size = data.length(whole.inputs), division.size
+    summed = sum_of(whole.loss_fn)
     parts = tuple(_some(whole, summed, s, s + batch_size) for s in range(0, n, batch_size))
     # The network is evaluated chunk by chunk, and the loss on all outputs at once: no more memory
     # is needed than later.
@@ -98,9 +104,9 @@ def _chunks(
         weight = weights[0] if weights else float(n)
         parts = tuple(replace(p, weight=weight * p.weight / n) for p in parts)
     for _, outputs, _, mean in found:
-        _check_mean(parts, outputs, mean, batch_size)
+        _check_mean(parts, outputs, mean, division)
     for at, _, sums, _ in found[-1:]:
-        _check_alone(replace(whole, loss_fn=fresh), parts, sums, at, batch_size)
+        _check_alone(replace(whole, loss_fn=fresh), parts, sums, at, division)
     return parts
 
 
@@ -109,27 +115,27 @@ def _some(whole: ModulePart, summed: LossFn | None, start: int, end: int) -> Mod
     x, y = (data.chunk(tree, start, end - start) for tree in (whole.inputs, whole.targets))
     n = float(data.length(x))
     if summed is None:
-        return replace(whole, inputs=x, targets=y, scale=n, weight=n)
-    return replace(whole, inputs=x, targets=y, loss_fn=summed, weight=n)
+        return replace(whole, inputs=x, targets=y, scale=n, weight=n, mean=whole.loss_fn)
+    return replace(whole, inputs=x, targets=y, loss_fn=summed, weight=n, mean=whole.loss_fn)
 
 
-def _summed(loss_fn: LossFn) -> LossFn | None:
+def sum_of(mean: LossFn) -> LossFn | None:
     """The same loss with ``reduction='sum'``, where it has that option and is a mean."""
-    if isinstance(loss_fn, nn.Module):
+    if isinstance(mean, nn.Module):
         # What a scripted one does was fixed with its code.
-        scripted = isinstance(loss_fn, torch.jit.ScriptModule)
-        if scripted or getattr(loss_fn, "reduction", None) != "mean":
+        scripted = isinstance(mean, torch.jit.ScriptModule)
+        if scripted or getattr(mean, "reduction", None) != "mean":
             return None
-        summed = modules.duplicate(loss_fn, "loss_fn")
+        summed = modules.duplicate(mean, "loss_fn")
         summed.__dict__["reduction"] = "sum"
         return summed
     try:
-        option = inspect.signature(loss_fn).parameters.get("reduction")
+        option = inspect.signature(mean).parameters.get("reduction")
     except (TypeError, ValueError):
         return None
     if option is None or option.default != "mean":
         return None
-    summed_function: LossFn = functools.partial(loss_fn, **{"reduction": "sum"})
+    summed_function: LossFn = functools.partial(mean, **{"reduction": "sum"})
     return summed_function
 
 
@@ -140,7 +146,7 @@ def _evaluated(parts: tuple[ModulePart, ...], parameters: Parameters) -> tuple[T
         found = part.outputs(parameters)
         # Right after the outputs: a loss may use what a hook has kept of them.
         sums.append(float(part.sum_of_outputs(found).detach()))
-        outputs.append(data.mapped(found, lambda t: t.detach()))
+        outputs.append(detached(found))
     return joined(outputs), sums
 
 
@@ -158,53 +164,9 @@ def _beside(
         return []
 
 
-def joined(found: list[Tree]) -> Tree:
-    """Put chunks together again.
-
-    Raises
-    ------
-    InputError
-        They do not fit each other, or there is something else than tensors in them.
-    """
-    try:
-        return _joined(found)
-    except (GeoflowError, torch.OutOfMemoryError):
-        raise
-    except (LookupError, RuntimeError, TypeError, ValueError) as error:
-        said = reason(error)
-        raise InputError(
-            f"module: its outputs cannot be joined over chunks ({said}), as those padded to the "
-            "longest of a chunk, or with the examples not in their first dimension; use "
-            "batch_size=None, or Problem.from_batches"
-        ) from None
-
-
-def _joined(found: list[Tree]) -> Tree:
-    first = found[0]
-    if isinstance(first, Tensor):
-        if not first.ndim:
-            raise InputError(
-                "module: its outputs hold a number of all examples, which has no part in each "
-                "chunk; use batch_size=None, or Problem.from_batches"
-            )
-        return torch.cat(found)
-    if isinstance(first, Mapping):
-        return data.with_items(first, {k: _joined([f[k] for f in found]) for k in first})
-    if isinstance(first, tuple | list):
-        each = zip(*found, strict=True)
-        return data.with_values(first, [_joined(list(values)) for values in each])
-    if data.is_record(first):
-        fields = [data.fields_of(f) for f in found]
-        return data.with_fields(first, {k: _joined([f[k] for f in fields]) for k in fields[0]})
-    if all(f is None for f in found):
-        return None
-    raise InputError(
-        f"module: its outputs hold a {type(first).__name__}, which cannot be joined over chunks; "
-        "use batch_size=None, or Problem.from_batches"
-    )
-
-
-def _check_mean(parts: tuple[ModulePart, ...], outputs: Tree, mean: float, batch_size: int) -> None:
+def _check_mean(
+    parts: tuple[ModulePart, ...], outputs: Tree, mean: float, division: Division
+) -> None:
     start, sums, weight = 0, [], sum(part.weight for part in parts)
     for part in parts:
         size = data.length(part.inputs)
@@ -213,20 +175,33 @@ def _check_mean(parts: tuple[ModulePart, ...], outputs: Tree, mean: float, batch
     found = sum(sums) / weight
     # Losses of either sign may cancel, up to their rounding.
     scale = max(abs(mean), sum(map(abs, sums)) / abs(weight))
-    dtype = next(iter(data.leaves(outputs, "")))[1].dtype
-    eps = torch.finfo(dtype).eps if dtype.is_floating_point else 1e-7
-    if not abs(found - mean) <= 1e3 * eps * scale:
-        if len(parts) == 1:
-            raise InputError(
-                f"loss_fn: its mean is {mean:.6g}, and its sum by its weight {found:.6g}, so it is "
-                "no mean over examples; use Problem.from_batches, whose batch_loss gives each "
-                "batch's sum and weight"
-            )
+    # There may be nothing that the loss is a function of beside what a hook keeps.
+    dtypes = [t.dtype for _, t in data.leaves(outputs, "")][:1]
+    eps = torch.finfo(dtypes[0]).eps if dtypes and dtypes[0].is_floating_point else 1e-7
+    if abs(found - mean) <= 1e3 * eps * scale:
+        return
+    as_given = [total / part.scale for total, part in zip(sums, parts, strict=True)]
+    if abs(sum(as_given) - mean) <= 1e3 * eps * max(abs(mean), sum(map(abs, as_given))):
+        raise adds_up(division.asked)
+    if len(parts) == 1:
         raise InputError(
-            f"batch_size={batch_size}: the mean over chunks is {found:.6g} where the loss of all "
-            f"examples is {mean:.6g}, so loss_fn is no mean over examples; use batch_size=None, or "
-            "Problem.from_batches, whose batch_loss gives each batch's sum and weight"
+            f"loss_fn: its mean is {mean:.6g}, and its sum by its weight {found:.6g}, so it is "
+            "no mean over examples; use Problem.from_batches, whose batch_loss gives each "
+            "batch's sum and weight"
         )
+    raise InputError(
+        f"{division.asked}: the mean over chunks is {found:.6g} where the loss of all "
+        f"examples is {mean:.6g}, so loss_fn is no mean over examples; use {division.instead}, or "
+        "Problem.from_batches, whose batch_loss gives each batch's sum and weight"
+    )
+
+
+def adds_up(asked: str) -> InputError:
+    """What to say of a loss that adds up over the examples."""
+    return InputError(
+        f"{asked}: loss_fn is a sum over the examples, no mean over examples; give the mean "
+        "(reduction='mean', or divided by their number), which has the same level sets"
+    )
 
 
 def _check_alone(
@@ -234,13 +209,13 @@ def _check_alone(
     parts: tuple[ModulePart, ...],
     sums: list[float],
     at: Parameters,
-    batch_size: int,
+    division: Division,
 ) -> None:
     """Compare the sum of two chunks with that of their examples as one, or of one with its halves.
 
     Without a graph two chunks at once take no more memory than one with it.
     """
-    summed = _summed(whole.loss_fn)
+    summed = sum_of(whole.loss_fn)
 
     def evaluated(start: int, end: int) -> float:
         return float(_some(whole, summed, start, end).sum_and_weight(at)[0].detach())
@@ -261,11 +236,17 @@ def _check_alone(
         differ = abs(sum(known) - sum(found)) > rtol * size
         # What is random is refused by a message of its own.
         if differ and found == [evaluated(*cut) for cut in cuts]:
+            if len(parts) == 1 and summed is None:
+                of_halves = sum(
+                    f / (end - start) for f, (start, end) in zip(found, cuts, strict=True)
+                )
+                if abs(of_halves - known[0] / ends[1]) <= rtol * size / ends[1]:
+                    raise adds_up(division.asked)
             together, apart = (found, known) if len(cuts) == 1 else (known, found)
-            where = "module" if len(parts) == 1 else f"batch_size={batch_size}"
+            where = "module" if len(parts) == 1 else division.asked
             raise InputError(
                 f"{where}: the losses of some examples add up to {sum(together):.6g} in one chunk "
                 f"and {sum(apart):.6g} in two, so they act on each other (batch statistics, "
                 "attention or a recurrent layer without batch_first=True, a sum over the batch), "
-                "or the loss keeps something of the first; use batch_size=None, or change that"
+                f"or the loss keeps something of the first; use {division.instead}, or change that"
             )

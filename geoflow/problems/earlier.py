@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from geoflow.problems import data
-from geoflow.problems.division import joined
 from geoflow.problems.dtypes import DTYPES
+from geoflow.problems.joining import joined
 from geoflow.problems.parts import BatchParts, ModulePart
 from geoflow.problems.protocol import ProblemLike
 

@@ -10,20 +10,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.func import grad_and_value
 
-from geoflow.errors import InputError
+from geoflow.errors import GeoflowError, InputError
 from geoflow.problems import arithmetic, checks, data, differences
 from geoflow.problems.counting import Counted
-from geoflow.problems.division import joined
-from geoflow.problems.each import each
+from geoflow.problems.division import adds_up, sum_of
+from geoflow.problems.groups import Groups, checked
+from geoflow.problems.joining import joined
 from geoflow.problems.parts import ModulePart, Parameters, TensorSpec, module_parts
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
 from geoflow.system.translation import reason
 
-# Gradients of single examples that are computed at once: as many as take so many bytes.
-BYTES_AT_ONCE = 2**28
+# Of a group the number of examples that it weighs as, to rounding of sums and means.
+WEIGHT_RTOL = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 
 class Grouped(Counted):
@@ -31,7 +31,10 @@ class Grouped(Counted):
 
     Made by :func:`each_example` and :func:`by_class`. All groups together are one pass over the
     data, and count as one evaluation. The gradients of single examples are computed together, by
-    ``torch.func.vmap``.
+    ``torch.func.vmap``; where that cannot take what the network or the loss does, one by one.
+
+    The loss of a group is what the problem's ``loss_fn`` makes of its examples: with class weights
+    in it the mean weighted by them, in which those of one class cancel.
 
     Parameters
     ----------
@@ -51,49 +54,30 @@ class Grouped(Counted):
     Raises
     ------
     InputError
-        The problem's network and data are not known, its loss is no mean over the examples, or
-        there are fewer than two groups.
+        The problem's network and data are not known, its loss is no mean over the examples,
+        weighted or not, or has no value on those of a group; or there are fewer than two groups.
     """
 
     def __init__(
         self, problem: ProblemLike, groups: Sequence[NDArray[np.intp]], division: str
     ) -> None:
         parts = module_parts(problem, "a constraint for each group of examples")
-        groups = _checked(groups, sum(data.length(part.inputs) for part in parts))
+        found = checked(groups, sum(data.length(part.inputs) for part in parts))
         self.theta0: Tensor = problem.theta0
         self.tensors: tuple[TensorSpec, ...] = problem.tensors
         self.data_sha256: str = problem.data_sha256
         self.division, self.whole = division, problem
         self._unflatten = problem.unflatten
-        self._part = parts[0]
+        first = parts[0]
+        # Of a chunk the loss is a sum.
+        mean = first.loss_fn if first.mean is None else first.mean
+        self._part = replace(first, loss_fn=mean, scale=1.0, weight=1.0)
         inputs, targets = (joined([getattr(p, w) for p in parts]) for w in ("inputs", "targets"))
-        self._groups = [
-            (_taken(inputs, torch.from_numpy(g)), _taken(targets, torch.from_numpy(g)), len(g))
-            for g in groups
-        ]
-        self._single: tuple[Any, Any] | None = None
-        if division == "each_example":
-            order = torch.from_numpy(np.array([g[0] for g in groups]))
-            self._single = _taken(inputs, order), _taken(targets, order)
-        sizes = self.theta0.new_tensor([float(len(g)) for g in groups])
-        try:
-            values = self.loss(self.theta0)
-        except RuntimeError as error:
-            raise InputError(
-                "loss: torch.func.vmap cannot take it example by example "
-                f"({reason(error)}); make a problem for each constraint"
-            ) from None
-        mean, whole = values @ sizes / sizes.sum(), problem.loss(self.theta0)
-        eps = torch.finfo(self.theta0.dtype).eps
-        if not abs(float(mean - whole)) <= 1e3 * eps * max(abs(float(whole)), 1.0):
-            raise InputError(
-                f"loss: its mean over the groups is {float(mean):.6g} and that over all examples "
-                f"{float(whole):.6g}, so it is no mean over examples; make a problem for each "
-                "constraint"
-            )
+        self._groups = Groups(inputs, targets, found, alike=division == "each_example")
+        self._check(parts, [len(g) for g in found], [int(g[0]) for g in found])
 
     def __repr__(self) -> str:
-        what = "examples" if self._single else "groups of examples"
+        what = "examples" if self.division == "each_example" else "groups of examples"
         return f"Grouped({len(self._groups)} {what}, {self.n_parameters:,} parameters)"
 
     @property
@@ -122,28 +106,18 @@ class Grouped(Counted):
 
     def loss(self, theta: Tensor) -> Tensor:
         """The losses at θ, shape (n,), not counted."""
-        parameters = self.unflatten(theta)
-        with torch.set_grad_enabled(theta.requires_grad), arithmetic.exact(self.device):
-            if self._single is not None:
-                return each(self._of_one, (None, *_batched(self._single)))(
-                    parameters, *self._single
-                )
-            return torch.stack([self._of_group(parameters, *g) for g in self._groups])
+        # There may be inner derivatives.
+        with torch.enable_grad(), arithmetic.exact(self.device):
+            found = self._groups.values(self._part, self.unflatten(theta))
+        return found if theta.requires_grad else found.detach()
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """The losses, shape (n,), and their gradients, shape (n, P): one evaluation."""
         given = self._spend(theta, 1)
         with arithmetic.exact(self.device):
-            if self._single is not None:
-                return self._of_each(given)
-            values, gradients = [], []
-            for group in self._groups:
-                with torch.enable_grad():
-                    value = self._of_group(self.unflatten(given), *group)
-                    (gradient,) = torch.autograd.grad(value, given)
-                values.append(value.detach())
-                gradients.append(gradient)
-            return torch.stack(values), torch.stack(gradients)
+            return self._groups.values_and_gradients(
+                self._part, self.unflatten, given, self.tensors
+            )
 
     def values(self, theta: Tensor) -> Tensor:
         """The losses at θ, shape (n,), without gradients: counted as one evaluation all the same.
@@ -156,12 +130,7 @@ class Grouped(Counted):
         """∇Σ wᵢLᵢ at θ, shape (P,), weights of shape (n,): one evaluation, one backward pass."""
         given = self._spend(theta, 1)
         with torch.enable_grad(), arithmetic.exact(self.device):
-            if self._single is None:
-                parameters = self.unflatten(given)
-                total = torch.stack([self._of_group(parameters, *g) for g in self._groups])
-            else:
-                total = self.loss(given)
-            (gradient,) = torch.autograd.grad(total @ weights, given)
+            (gradient,) = torch.autograd.grad(self.loss(given) @ weights, given)
         return gradient
 
     def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
@@ -180,35 +149,105 @@ class Grouped(Counted):
         self._n_gradient += evaluations
         return theta.detach().clone().requires_grad_()
 
-    def _of_each(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        assert self._single is not None, "groups of single examples"
+    def _check(
+        self, parts: Sequence[ModulePart], sizes: Sequence[int], firsts: Sequence[int]
+    ) -> None:
+        """Refuse a loss that is no mean of those of the groups.
 
-        n = len(self._groups)
-        at_once = max(BYTES_AT_ONCE // (theta.numel() * theta.element_size()), 1)
-        made: Callable[..., Any] = each(
-            grad_and_value(self._of_one),
-            (None, *_batched(self._single)),
-            # All in one are returned as they are, one chunk would be copied.
-            chunk_size=at_once if at_once < n else None,
+        Either each group weighs as many examples as it has, or what the mean divides its sum by, as
+        by class weights.
+        """
+        values = self._first_values()
+        if not torch.isfinite(values).all():
+            raise self._without_value(values, firsts)
+        with torch.no_grad():
+            whole = self.whole.loss(self.theta0)
+        counts = values.new_tensor([float(size) for size in sizes])
+        mean = self._mean(values * counts, counts.sum(), whole)
+        if mean is None:
+            return
+        summed = sum_of(self._part.loss_fn)
+        if summed is not None and self._weighed(summed, parts, values, counts, whole):
+            return
+        alike = self.division == "each_example"
+        if self._mean(values * counts if alike else values, torch.ones(()), whole) is None:
+            raise adds_up(self.division)
+        raise InputError(
+            f"loss: its mean over the groups is {mean:.6g} and that over all examples "
+            f"{float(whole):.6g}, so it is no mean over examples, or they act on each other; make "
+            "a problem for each constraint"
         )
-        # By tensors: a slice of θ would have a gradient as long as θ.
-        gradients, values = made(self.unflatten(theta.detach()), *self._single)
-        found = theta.new_empty((n, theta.numel()))
-        for t in self.tensors:
-            # Those of weights come transposed, which a copy undoes faster than a concatenation.
-            of_tensor = gradients[t.name]
-            size = of_tensor[0].numel()
-            found.narrow(1, t.offset, size).view(of_tensor.shape).copy_(of_tensor)
-        return values.detach(), found
 
-    def _of_one(self, parameters: Parameters, x: Any, y: Any) -> Tensor:
-        x, y = (data.mapped(tree, lambda t: t[None]) for tree in (x, y))
-        return self._of_group(parameters, x, y, 1)
+    def _mean(self, sums: Tensor, weight: Tensor, whole: Tensor) -> float | None:
+        """What the groups' sums give of a mean; None where that is the whole."""
+        mean = float(sums.sum() / weight)
+        size = max(abs(float(whole)), float(sums.abs().sum() / weight), 1.0)
+        close = abs(mean - float(whole)) <= 1e3 * torch.finfo(self.dtype).eps * size
+        return None if close else mean
 
-    def _of_group(self, parameters: Parameters, x: Any, y: Any, size: int) -> Tensor:
-        part: ModulePart = self._part
-        value = part.loss_fn(replace(part, inputs=x).outputs(parameters), y)
-        return value / size if _is_sum(part.loss_fn) else value
+    def _weighed(
+        self,
+        summed: Callable[[Any, Any], Tensor],
+        parts: Sequence[ModulePart],
+        values: Tensor,
+        counts: Tensor,
+        whole: Tensor,
+    ) -> bool:
+        """Whether the loss is Σ sums / Σ weights, and a weight is a sum by its mean."""
+        parameters = self.unflatten(self.theta0)
+        with torch.no_grad(), arithmetic.exact(self.device):
+            sums = self._groups.values(replace(self._part, loss_fn=summed), parameters)
+            if self.division == "each_example":
+                sums = sums * counts
+            if parts[0].mean is None:
+                total = replace(parts[0], loss_fn=summed).sum_and_weight(parameters)[0]
+                weight = total / whole
+            else:
+                weight = whole.new_tensor(sum(part.weight for part in parts))
+        if self._mean(sums, weight, whole) is not None:
+            return False
+        # A loss of zero does not tell what it is divided by.
+        if not values.all():
+            return True
+        rtol = WEIGHT_RTOL[self.dtype]
+        return bool(((sums / values).sum() - weight).abs() <= rtol * weight.abs())
+
+    def _first_values(self) -> Tensor:
+        """The losses at θ0; from here on one by one where vmap does not take them together."""
+        try:
+            if self.division == "each_example":
+                with arithmetic.exact(self.device):
+                    self._groups.values_and_gradients(
+                        self._part, self.unflatten, self.theta0, self.tensors, first=2
+                    )
+            return self.loss(self.theta0)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        # It refuses in many ways what has no rule, is decided by a value, or leaves the graph.
+        except Exception:
+            self._groups.take_apart()
+        try:
+            return self.loss(self.theta0)
+        except (GeoflowError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:
+            raise InputError(
+                f"loss: it fails on some of the examples by themselves ({reason(error)}), as where "
+                "they act on each other (nodes of a graph, a matrix of all with all); make a "
+                "problem for each constraint"
+            ) from error
+
+    def _without_value(self, values: Tensor, firsts: Sequence[int]) -> InputError:
+        """What to say of groups whose loss is not finite."""
+        which = [first for value, first in zip(values.isfinite(), firsts, strict=True) if not value]
+        # Those of one class have their ignored ones in one group.
+        what = "the group of example" if self.division != "each_example" else "example"
+        numbers = ", ".join(map(str, which[:4])) + (", …" if len(which) > 4 else "")
+        value = float(values[~values.isfinite()][0])
+        return InputError(
+            f"targets: the loss is {value} on {what} {numbers} alone, as where its target is "
+            "ignored (ignore_index) or its class weighs 0; leave such examples out of the data"
+        )
 
 
 def each_example(problem: ProblemLike) -> Grouped:
@@ -238,6 +277,9 @@ def each_example(problem: ProblemLike) -> Grouped:
 
 def by_class(problem: ProblemLike) -> Grouped:
     """The mean loss of each class: the constraints in the order of the classes.
+
+    That of a class is the problem's ``loss_fn`` of its examples: with class weights the plain mean,
+    since one weight cancels, but for label smoothing.
 
     Parameters
     ----------
@@ -289,48 +331,3 @@ def check_division(division: str | None) -> None:
     kinds.check_kind(division, str | None, "constraints", f"{' or '.join(DIVISIONS)}, or None")
     if division is not None and division not in DIVISIONS:
         raise InputError(f"constraints={division!r}; use {' or '.join(DIVISIONS)}")
-
-
-def _checked(groups: Any, n: int) -> list[NDArray[np.intp]]:
-    """Groups that hold each of n examples once."""
-    kinds.check_kind(groups, Sequence, "groups", "the numbers of the examples of each group")
-    found = [np.asarray(group) for group in groups]
-    if len(found) < 2:
-        raise InputError(
-            f"groups: there is {len(found)} of examples; several constraints take two or more"
-        )
-    for number, group in enumerate(found):
-        if group.ndim != 1 or not len(group) or group.dtype.kind not in "iu":
-            raise InputError(
-                f"groups[{number}]={kinds.shown(groups[number])}; give the numbers of its "
-                "examples, one or more"
-            )
-    examples, times = np.unique(np.concatenate(found), return_counts=True)
-    if not np.array_equal(examples, np.arange(n)) or times.max() > 1:
-        missing = np.setdiff1d(np.arange(n), examples)
-        beyond = examples[(examples < 0) | (examples >= n)]
-        what = (
-            f"there is no example {beyond[0]}"
-            if len(beyond)
-            else f"example {missing[0]} is in none"
-            if len(missing)
-            else f"example {examples[times > 1][0]} is in two"
-        )
-        raise InputError(f"groups: {what}; have each of the {n} examples in one group")
-    return [group.astype(np.intp) for group in found]
-
-
-def _is_sum(loss_fn: Any) -> bool:
-    """Whether a loss adds up over the examples, as that of a chunk does which is made of a mean."""
-    keywords = getattr(loss_fn, "keywords", {})
-    return "sum" in (keywords.get("reduction"), getattr(loss_fn, "reduction", None))
-
-
-def _taken(tree: Any, order: Tensor) -> Any:
-    return data.mapped(tree, lambda t: t[order.to(t.device)])
-
-
-def _batched(single: tuple[Any, Any]) -> tuple[Any, Any]:
-    """Dimensions that vmap goes along: the first of every tensor."""
-    x, y = (data.mapped(tree, lambda t: 0) for tree in single)  # type: ignore[arg-type,return-value]
-    return x, y

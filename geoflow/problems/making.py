@@ -65,8 +65,8 @@ def of_module(
         lambda t: t.long() if t.dtype in data.WHOLE else t,
     )
     size = batch_size or data.length(x)
-    some = batch_size if size < data.length(x) else None
-    guard = checks.explained(dtype, batch_size=some)
+    some = checks.Division.of(batch_size) if batch_size and size < data.length(x) else None
+    guard = checks.explained(dtype, division=some)
     with guard, arithmetic.exact(device), torch.enable_grad():
         first = data.chunk(x, 0, size), data.chunk(y, 0, size)
 
@@ -151,9 +151,10 @@ def of_function(loss: Callable[[Tensor], Tensor], theta0: Tensor) -> Made:
     guard = checks.explained(theta0.dtype, remedy="give theta0 in ")
     with guard, torch.no_grad(), arithmetic.exact(theta0.device):
         value = loss(theta0.clone())
-    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-    if shape != () or value.is_complex():
-        what = f"shape {shape}" if shape != () else f"a {value.dtype}"
+    if not isinstance(value, Tensor):
+        raise checks.no_loss("loss", value, "it must return a scalar tensor")
+    if value.shape != () or value.is_complex():
+        what = f"shape {tuple(value.shape)}" if value.ndim else f"a {value.dtype}"
         raise InputError(f"loss returned {what}; it must return a scalar tensor, a real one")
     return (FunctionPart(loss),), theta0, (TensorSpec("theta", 0, tuple(theta0.shape)),), ""
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from geoflow.errors import InputError
-from geoflow.problems import ahead, arithmetic, data
+from geoflow.problems import ahead, arithmetic, checks, data
 from geoflow.problems.data import Tree
 from geoflow.system import kinds
 
@@ -84,6 +84,8 @@ class ModulePart(LossPart):
         ``loss_fn(outputs, targets)`` → scalar.
     scale, weight : float
         The part is ``scale * loss_fn(…)``, weighing ``weight``.
+    mean : callable, optional
+        The mean loss as it was given, where the part is its sum over some of the examples.
     """
 
     module: nn.Module
@@ -93,6 +95,7 @@ class ModulePart(LossPart):
     loss_fn: Callable[[Any, Any], Tensor]
     scale: float = 1.0
     weight: float = 1.0
+    mean: Callable[[Any, Any], Tensor] | None = None
 
     def outputs(self, parameters: Parameters) -> Any:
         """What the network gives on the examples."""
@@ -102,6 +105,8 @@ class ModulePart(LossPart):
     def sum_of_outputs(self, outputs: Any) -> Tensor:
         """The part's sum, as a function of the outputs."""
         value = self.loss_fn(outputs, _own(self.targets))
+        if not isinstance(value, Tensor):
+            raise checks.no_loss("loss_fn", value, "return one scalar tensor, the mean loss")
         return value if self.scale == 1.0 else self.scale * value
 
     def sum_and_weight(self, parameters: Parameters) -> Weighted:

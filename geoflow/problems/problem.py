@@ -115,14 +115,14 @@ class Problem(MeanOfParts):
             converted with the network; parameters of its own are not part of θ, and must be fixed.
         inputs, targets : Tensor or array, shape (N, …), or tuple or dict of such
             The network is called ``module(inputs)``, ``module(*inputs)`` for a tuple,
-            ``module(**inputs)`` for a dictionary. Floating numbers are converted to ``dtype``;
-            whole numbers are kept, integer targets as int64. Copied: nothing that happens to
-            yours later is of effect, and the loss may not write into them. Targets may be None: so
-            the loss gets them.
+            ``module(**inputs)`` for a dictionary, in which numbers, texts and None are constants.
+            Floating tensors are converted to ``dtype``; whole ones are kept, integer targets as
+            int64. Copied: nothing that happens to yours later is of effect, and the loss may not
+            write into them. Targets may be None: so the loss gets them.
         batch_size : int, optional
             Evaluate in chunks of this many examples: the same result to rounding,
-            with memory flat in N, where examples do not act on each other. None: the whole set at
-            once.
+            with memory flat in N, where examples do not act on each other. Outputs that the loss
+            uses have the examples in their first dimension. None: the whole set at once.
         parameters : str or sequence of str, optional
             Patterns of the names of those that move, as ``"head.*"``; the rest stays fixed.
         dtype : torch.dtype

@@ -181,6 +181,53 @@ def test_a_share_that_is_fitted_exactly_counts_as_the_others_do():
     assert weighed(part, dict(module.named_parameters())).weight == pytest.approx(48, rel=1e-12)
 
 
+def similar(outputs, targets):
+    return nn.functional.cross_entropy(outputs @ outputs.T, torch.arange(len(outputs)))
+
+
+def hidden_states(outputs, targets):
+    return outputs[1][0].square().mean()
+
+
+def of_pairs(outputs, targets):
+    distances = torch.cdist(outputs, outputs).square()
+    return distances.mean()
+
+
+def undivided(rank, whole):
+    inputs, targets = references.small_data()
+    small = references.small_module()
+    cells = nn.LSTM(1, 4, batch_first=True)
+    found = []
+    for module, loss, x in (
+        (small, nn.CrossEntropyLoss(reduction="sum"), inputs),
+        (small, similar, inputs),
+        (small, of_pairs, inputs),
+        (cells, hidden_states, inputs[..., None]),
+    ):
+        problem = gf.Problem.from_module(module, loss, x, targets)
+        try:
+            gf.DistributedProblem(problem, whole=whole)
+            found.append("")
+        except InputError as error:
+            found.append(str(error))
+    return found
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_loss_that_is_no_mean_is_refused_by_what_was_given(whole, tmp_path):
+    for said in ranks.run(undivided, 2, tmp_path, whole):
+        summed, similar, pairs, states = said
+        asked = "problem, divided over 2 processes" if whole else "whole=False"
+        assert summed.startswith(f"{asked}: loss_fn is a sum over the examples")
+        for one in (similar, pairs):
+            assert one.startswith((asked, "module: the losses of some examples"))
+            assert "use one process" in one
+        # Of a process's own data the states are a mean like any other.
+        assert states == "" if not whole else "use one process" in states
+        assert not any("batch_size" in one for one in (summed, similar, pairs))
+
+
 def refusals(rank):
     found = []
 

@@ -2,6 +2,7 @@
 
 from collections import namedtuple
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -322,8 +323,27 @@ def test_a_loss_that_is_not_defined_everywhere_is_compared_where_it_is(loss):
     chunks = [p.sum_and_weight(at) for p in divided(part, 7, at)]
     found = sum(float(total.detach()) for total, _ in chunks) / sum(float(w) for _, w in chunks)
     assert found == pytest.approx(float(part.sum_and_weight(at)[0].detach()), rel=1e-13)
-    with pytest.raises(InputError, match="no mean over examples"):
+    with pytest.raises(InputError, match="a sum over the examples, no mean over examples"):
         divided(replace(part, loss_fn=summed_up), 7, at)
+
+
+SUMS = {
+    "module": nn.MSELoss(reduction="sum"),
+    "partial": partial(MSE, reduction="sum"),
+    "lambda": lambda outputs, targets: (outputs - targets).square().sum(),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_of_a_sum_over_the_examples_the_mean_is_asked_for(name):
+    module = seeded(nn.Linear, 6, 1).double()
+    gf.Problem.from_module(module, SUMS[name], X, Y)
+    message = "{}: loss_fn is a sum over the examples.* give the mean .reduction='mean'"
+    with pytest.raises(InputError, match=message.format("batch_size=7")):
+        gf.Problem.from_module(module, SUMS[name], X, Y, 7)
+    part = ModulePart(module, {}, X.double(), Y.double(), SUMS[name])
+    with pytest.raises(InputError, match=message.format("whole=False")):
+        weighed(part, dict(module.named_parameters()))
 
 
 def test_a_problem_whose_loss_has_a_domain_is_divided():
@@ -355,6 +375,10 @@ def of_the_first(outputs, targets):
     return outputs[0].square().mean()
 
 
+def of_the_states(outputs, targets):
+    return outputs[1][0].square().mean()
+
+
 class Ragged(nn.Module):
     """As long as the longest of a chunk."""
 
@@ -370,16 +394,19 @@ RAGGED = torch.ones(64, 6).where(torch.arange(6) <= torch.arange(64)[:, None] //
 
 
 @pytest.mark.parametrize(
-    ("module", "inputs"),
-    [(nn.LSTM(6, 8, batch_first=True), SEQUENCES), (Ragged(), RAGGED)],
+    ("module", "loss", "inputs"),
+    [
+        (nn.LSTM(6, 8, batch_first=True), of_the_states, SEQUENCES),
+        (Ragged(), of_the_first, RAGGED),
+    ],
     ids=["states", "padded"],
 )
-def test_outputs_that_do_not_fit_each_other_are_not_divided(module, inputs):
-    gf.Problem.from_module(module, of_the_first, inputs, Y)
+def test_outputs_that_do_not_fit_each_other_are_not_divided(module, loss, inputs):
+    gf.Problem.from_module(module, loss, inputs, Y)
     with pytest.raises(
         InputError, match=r"^module: its outputs cannot be joined .*batch_size=None"
     ):
-        gf.Problem.from_module(module, of_the_first, inputs, Y, 7)
+        gf.Problem.from_module(module, loss, inputs, Y, 7)
 
 
 class ActingFromAfar(nn.Module):

@@ -1,5 +1,10 @@
 """The losses of classes and of single examples, beside problems of their own."""
 
+import copy
+import pickle
+from functools import partial
+
+import cloudpickle
 import numpy as np
 import pytest
 import torch
@@ -59,7 +64,7 @@ def test_values_and_gradients_are_those_of_problems_apart(divide, apart, batch_s
 def test_in_parts_as_large_as_memory_allows_the_gradients_are_the_same(monkeypatch):
     problem = gf.each_example(whole())
     _, at_once = problem.value_and_gradient(problem.theta0)
-    monkeypatch.setattr("geoflow.problems.grouped.BYTES_AT_ONCE", 5 * 50 * 8)
+    monkeypatch.setattr("geoflow.problems.groups.BYTES_AT_ONCE", 5 * 50 * 8)
     _, in_parts = problem.value_and_gradient(problem.theta0)
     assert torch.allclose(at_once, in_parts, rtol=1e-13)
 
@@ -103,11 +108,201 @@ def test_a_budget_is_of_full_passes():
             problem.value_and_gradient(problem.theta0)
 
 
-def test_a_class_of_which_the_weights_are_not_one_is_no_mean_over_examples():
-    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0], dtype=torch.float64))
-    problem = gf.Problem.from_module(references.small_module(), loss, INPUTS, TARGETS)
-    with pytest.raises(InputError, match="no mean over examples"):
-        gf.by_class(problem)
+BALANCED = len(TARGETS) / (2 * torch.bincount(TARGETS)).double()
+WEIGHTED = {
+    "of few": nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0])),
+    "balanced": nn.CrossEntropyLoss(weight=BALANCED),
+    "in float32": nn.CrossEntropyLoss(weight=BALANCED.float()),
+    "function": partial(cross_entropy, weight=BALANCED),
+    "smoothed": nn.CrossEntropyLoss(weight=BALANCED, label_smoothing=0.1),
+    "hinge": nn.MultiMarginLoss(p=2, margin=0.1, weight=BALANCED),
+}
+
+
+@pytest.mark.parametrize("batch_size", [None, 7, 1])
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_the_loss_of_a_group_is_what_the_weighted_loss_makes_of_it(name, batch_size):
+    module, loss = references.small_module().double(), WEIGHTED[name]
+    if isinstance(loss, nn.Module):
+        loss = copy.deepcopy(loss).double()
+    problem = gf.Problem.from_module(module, WEIGHTED[name], INPUTS, TARGETS, batch_size)
+    outputs = module(INPUTS).detach()
+    of_classes = [loss(outputs[k == TARGETS], TARGETS[k == TARGETS]) for k in range(2)]
+    of_each = [loss(outputs[i : i + 1], TARGETS[i : i + 1]) for i in range(len(TARGETS))]
+    for divide, expected in ((gf.by_class, of_classes), (gf.each_example, of_each)):
+        found = divide(problem)
+        # A hinge loss is weighted by its class whatever it is beside.
+        rtol = 1e-7 if name == "in float32" else 1e-12
+        assert torch.allclose(found.loss(problem.theta0), torch.stack(expected), rtol=rtol)
+
+
+def test_a_mean_of_several_outputs_is_that_of_an_example_in_chunks_too():
+    targets = INPUTS[:, :2]
+    whole, chunks = (
+        gf.Problem.from_module(references.small_module(), mse_loss, INPUTS, targets, size)
+        for size in (None, 7)
+    )
+    expected = gf.each_example(whole).loss(whole.theta0)
+    assert torch.allclose(gf.each_example(chunks).loss(whole.theta0), expected, rtol=1e-13)
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cells, self.leave = nn.GRU(1, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.leave(self.cells(x[:, :, None])[1][0])
+
+
+def likelihood(outputs, targets):
+    mean, variance = outputs[:, 0], outputs[:, 1].exp()
+    return nn.functional.gaussian_nll_loss(mean, targets.to(mean), variance)
+
+
+def by_a_value(outputs, targets):
+    signs = [1.0 if float(o) > 0 else 2.0 for o in outputs[:, 0].detach()]
+    return (cross_entropy(outputs, targets, reduction="none") * outputs.new_tensor(signs)).mean()
+
+
+NOT_TOGETHER = {
+    "recurrent": (Gated, cross_entropy),
+    "likelihood": (references.small_module, likelihood),
+    "decided by a value": (references.small_module, by_a_value),
+}
+
+
+@pytest.mark.parametrize("name", NOT_TOGETHER)
+def test_what_vmap_does_not_take_is_evaluated_example_by_example(name):
+    make, loss = NOT_TOGETHER[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = make()
+    problem = gf.Problem.from_module(module, loss, INPUTS, TARGETS)
+    apart = [
+        gf.Problem.from_module(module, loss, INPUTS[i : i + 1], TARGETS[i : i + 1])
+        for i in range(len(INPUTS))
+    ]
+    found, theta = gf.each_example(problem), problem.theta0
+    values, gradients = found.value_and_gradient(theta)
+    expected = [one.value_and_gradient(theta) for one in apart]
+    assert torch.allclose(values, torch.stack([v for v, _ in expected]), rtol=1e-13)
+    assert torch.allclose(gradients, torch.stack([g for _, g in expected]), rtol=1e-12, atol=1e-15)
+    weights = torch.linspace(-1, 1, len(values), dtype=torch.float64)
+    assert torch.allclose(found.weighted_gradient(theta, weights), weights @ gradients, atol=1e-13)
+    assert repr(found).startswith("Grouped(24 examples")
+    again = pickle.loads(cloudpickle.dumps(found))
+    assert torch.equal(again.loss(theta), found.loss(theta))
+
+
+class WithSlopes(nn.Module):
+    """Outputs and their derivatives in the inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = references.small_module()
+
+    def forward(self, x):
+        x = x.detach().requires_grad_()
+        found = self.inner(x)
+        (slopes,) = torch.autograd.grad(found.sum(), x, create_graph=True)
+        return found, slopes
+
+
+def with_slopes(outputs, targets):
+    return cross_entropy(outputs[0], targets) + outputs[1].square().mean()
+
+
+def test_derivatives_inside_the_network_are_those_of_each_group():
+    problem = gf.Problem.from_module(WithSlopes(), with_slopes, INPUTS, TARGETS)
+    for divide in (gf.by_class, gf.each_example):
+        found = divide(problem)
+        value, gradient = problem.value_and_gradient(problem.theta0)
+        weights = value.new_ones(24) / 24
+        if divide is gf.by_class:
+            weights = torch.bincount(TARGETS).double() / 24
+        values, gradients = found.value_and_gradient(problem.theta0)
+        assert torch.allclose(found.loss(problem.theta0), values, rtol=1e-13)
+        assert torch.allclose(weights @ values, value, rtol=1e-13)
+        assert torch.allclose(weights @ gradients, gradient, rtol=1e-11, atol=1e-14)
+
+
+IGNORED = TARGETS.clone()
+IGNORED[[3, 5]] = -100
+
+
+class OnAGraph(nn.Module):
+    def __init__(self, dense):
+        super().__init__()
+        self.inner, self.dense = references.small_module(), dense
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("matrix", torch.rand(24, 24, generator=generator))
+        self.register_buffer("edges", torch.randint(24, (2, 60), generator=generator))
+
+    def forward(self, x):
+        found = self.inner(x)
+        if self.dense:
+            return self.matrix @ found
+        return torch.zeros_like(found).index_add(0, self.edges[1], found[self.edges[0]])
+
+
+def of_ignored(divide, targets, **options):
+    loss = nn.CrossEntropyLoss(**options)
+    return divide(gf.Problem.from_module(references.small_module(), loss, INPUTS, targets))
+
+
+NO_CLASS = [0.0, 1.0]
+REFUSED = {
+    "class of ignored": (
+        lambda: of_ignored(gf.by_class, IGNORED),
+        "targets: the loss is nan on the group of example 3 alone, .* leave such examples out",
+    ),
+    "ignored": (
+        lambda: of_ignored(gf.each_example, IGNORED),
+        "targets: the loss is nan on example 3, 5 alone, as where its target is ignored",
+    ),
+    "no weight": (
+        lambda: of_ignored(gf.by_class, TARGETS, weight=torch.tensor(NO_CLASS)),
+        "or its class weighs 0; leave such examples out",
+    ),
+    "a sum": (
+        lambda: of_ignored(gf.by_class, TARGETS, reduction="sum"),
+        "by_class: loss_fn is a sum over the examples, no mean over examples; give the mean",
+    ),
+    "each of a sum": (
+        lambda: of_ignored(gf.each_example, TARGETS, reduction="sum"),
+        "each_example: loss_fn is a sum over the examples, no mean over examples; give the mean",
+    ),
+    "weights in a lambda": (
+        lambda: gf.by_class(
+            gf.Problem.from_module(
+                references.small_module(),
+                lambda o, t: cross_entropy(o, t, weight=o.new_tensor([1.0, 5.0])),
+                INPUTS,
+                TARGETS,
+            )
+        ),
+        "so it is no mean over examples, or they act on each other; make a problem for each",
+    ),
+    **{
+        f"graph {dense} {divide.__name__}": (
+            lambda dense=dense, divide=divide: divide(
+                gf.Problem.from_module(OnAGraph(dense), cross_entropy, INPUTS, TARGETS)
+            ),
+            "loss: it fails on some of the examples by themselves .* act on each other .nodes of",
+        )
+        for dense in (False, True)
+        for divide in (gf.by_class, gf.each_example)
+    },
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_loss_of_each_group_is_refused_in_a_line(name):
+    make, message = REFUSED[name]
+    with pytest.raises(InputError, match=message) as failure:
+        make()
+    assert "\n" not in str(failure.value)
 
 
 @pytest.mark.parametrize(

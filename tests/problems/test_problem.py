@@ -260,6 +260,29 @@ def test_bad_input_names_the_argument_and_the_remedy(args, kwargs, message):
         gf.Problem.from_module(*args, **kwargs)
 
 
+NO_TENSORS = {
+    "dict": (lambda loss: {"loss": loss}, r"a dict; .*scalar tensor.* \(add up those it holds\)"),
+    "tuple": (lambda loss: (loss, 1), r"a tuple; .* \(leave out what is beside it\)"),
+    "float": (lambda loss: loss.item(), r"a float; .* \(without .item\(\) or float\(\)"),
+    "none": (lambda loss: None, r"None; .* \(a return is missing\)"),
+}
+
+
+@pytest.mark.parametrize("batch_size", [None, 7])
+@pytest.mark.parametrize("name", NO_TENSORS)
+def test_a_loss_that_returns_no_tensor_is_told_what_to_return(name, batch_size):
+    change, message = NO_TENSORS[name]
+    inputs, targets = references.small_data()
+
+    def loss(outputs, targets):
+        return change(nn.functional.cross_entropy(outputs, targets))
+
+    with pytest.raises(InputError, match=f"^loss_fn returned {message}"):
+        gf.Problem.from_module(references.small_module(), loss, inputs, targets, batch_size)
+    with pytest.raises(InputError, match=f"^loss returned {message}"):
+        gf.Problem.from_function(lambda t: change(t @ t), torch.ones(2))
+
+
 def test_from_function_refuses_what_is_not_a_scalar_of_a_flat_tensor():
     with pytest.raises(InputError, match="theta0 has shape"):
         gf.Problem.from_function(torch.sum, torch.zeros(2, 2))

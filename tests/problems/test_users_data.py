@@ -305,6 +305,43 @@ def test_outputs_may_be_too(size):
     assert torch.allclose(found, expected, rtol=1e-12)
 
 
+class Switched(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = net()
+
+    def forward(self, x, sign=1, mask=None, kind="odd", double=True):
+        assert mask is None
+        found = self.inner(x) if kind == "odd" else self.inner(x).abs()
+        return {"o": sign * found * (2 if double else 1), "kind": kind}
+
+
+@pytest.mark.parametrize("size", [None, 7])
+def test_constants_among_keywords_are_what_they_are(size):
+    given = {"x": X, "sign": -1, "mask": None, "kind": "even", "double": False}
+
+    def loss(outputs, targets):
+        assert outputs["kind"] == "even"
+        return (outputs["o"] - targets["y"]).abs().pow(targets["power"]).mean()
+
+    problem = of(Switched(), loss, given, {"y": Y, "power": 4}, size)
+    plain = of(net(), lambda o, t: (o.abs() + t).pow(4).mean(), X, Y, size)
+    theta = plain.theta0
+    assert value(problem) == pytest.approx(value(plain), rel=1e-13)
+    each = gf.each_example(problem)
+    assert torch.allclose(each.loss(theta), gf.each_example(plain).loss(theta), rtol=1e-12)
+    other = of(Switched(), loss, {**given, "double": True}, {"y": Y, "power": 4}, size)
+    assert other.data_sha256 != problem.data_sha256
+
+
+def test_a_graph_and_constants_without_a_name_are_told_where_to_go():
+    edges = torch.randint(len(X), (2, 60))
+    with pytest.raises(InputError, match=r"examples first: a graph, .* Problem.from_batches"):
+        of(net(), MSE, {"x": X, "edges": edges}, Y)
+    with pytest.raises(InputError, match=r"inputs\[1\] is a bool; give .*name it in a dict"):
+        of(Switched(), MSE, (X, True), Y)
+
+
 @pytest.mark.parametrize("weight", [torch.tensor(-4.0), torch.tensor(torch.nan), np.array(-4.0)])
 def test_a_weight_of_a_later_batch_is_looked_at_too(weight):
     def loss(module, batch):

@@ -1,0 +1,198 @@
+"""What a loss is of each group of some examples: of one after the other, or of all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.func import grad_and_value
+
+from geoflow.errors import InputError
+from geoflow.problems import data
+from geoflow.problems.each import each
+from geoflow.problems.parts import ModulePart, Parameters, TensorSpec
+from geoflow.system import kinds
+
+# Gradients of single examples that are computed at once: as many as take so many bytes.
+BYTES_AT_ONCE = 2**28
+
+
+class Groups:
+    """The examples of n groups.
+
+    Parameters
+    ----------
+    inputs, targets
+        The examples.
+    groups : sequence of ndarray of int
+        Those of each group, by their number.
+    alike : bool
+        Whether those of a group are equal. The first stands for them, and ``torch.func.vmap``
+        evaluates all groups at once.
+    """
+
+    def __init__(
+        self, inputs: Any, targets: Any, groups: Sequence[NDArray[np.intp]], alike: bool
+    ) -> None:
+        self._together: tuple[Any, Any] | None = None
+        self._apart: list[tuple[Any, Any]] = []
+        if alike:
+            firsts = np.array([group[0] for group in groups])
+            self._together = _taken(inputs, firsts), _taken(targets, firsts)
+        else:
+            self._apart = [(_taken(inputs, group), _taken(targets, group)) for group in groups]
+        self._n = len(groups)
+
+    def __len__(self) -> int:
+        return self._n
+
+    def take_apart(self) -> None:
+        """Evaluate one after the other from here on."""
+        if self._together is not None:
+            x, y = self._together
+            ones = [np.array([i]) for i in range(self._n)]
+            self._apart = [(_taken(x, one), _taken(y, one)) for one in ones]
+            self._together = None
+
+    def values(self, part: ModulePart, parameters: Parameters) -> Tensor:
+        """What a part's loss is of each group, shape (n,)."""
+        if self._together is None:
+            return torch.stack([_loss(part, parameters, *group) for group in self._apart])
+        of_one = partial(_loss_of_one, part)
+        return each(of_one, (None, *_batched(self._together)))(parameters, *self._together)
+
+    def values_and_gradients(
+        self,
+        part: ModulePart,
+        unflatten: Callable[[Tensor], Parameters],
+        theta: Tensor,
+        tensors: Sequence[TensorSpec],
+        first: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The losses, shape (n,), and their gradients in flat θ, shape (n, P).
+
+        Parameters
+        ----------
+        part : ModulePart
+            The network and the loss.
+        unflatten : callable
+            Flat θ → parameters by name.
+        theta : Tensor, shape (P,)
+            Where.
+        tensors : sequence of TensorSpec
+            Where those parameters lie in θ.
+        first : int, optional
+            Of so many at the beginning; of those that are evaluated one by one, of all.
+        """
+        if self._together is not None:
+            some = self._together
+            if first is not None:
+                some = data.chunk(some[0], 0, first), data.chunk(some[1], 0, first)
+            return _at_once(part, unflatten(theta.detach()), some, theta, tensors)
+        values, gradients = [], []
+        for group in self._apart:
+            with torch.enable_grad():
+                value = _loss(part, unflatten(theta), *group)
+                (gradient,) = torch.autograd.grad(value, theta)
+            values.append(value.detach())
+            gradients.append(gradient)
+        return torch.stack(values), torch.stack(gradients)
+
+
+def checked(groups: Any, n: int) -> list[NDArray[np.intp]]:
+    """Groups that hold each of n examples once.
+
+    Raises
+    ------
+    InputError
+        They do not, or there are fewer than two.
+    """
+    kinds.check_kind(groups, Sequence, "groups", "the numbers of the examples of each group")
+    found = [np.asarray(group) for group in groups]
+    if len(found) < 2:
+        raise InputError(
+            f"groups: there is {len(found)} of examples; several constraints take two or more"
+        )
+    for number, group in enumerate(found):
+        if group.ndim != 1 or not len(group) or group.dtype.kind not in "iu":
+            raise InputError(
+                f"groups[{number}]={kinds.shown(groups[number])}; give the numbers of its "
+                "examples, one or more"
+            )
+    examples, times = np.unique(np.concatenate(found), return_counts=True)
+    if not np.array_equal(examples, np.arange(n)) or times.max() > 1:
+        missing = np.setdiff1d(np.arange(n), examples)
+        beyond = examples[(examples < 0) | (examples >= n)]
+        what = (
+            f"there is no example {beyond[0]}"
+            if len(beyond)
+            else f"example {missing[0]} is in none"
+            if len(missing)
+            else f"example {examples[times > 1][0]} is in two"
+        )
+        raise InputError(f"groups: {what}; have each of the {n} examples in one group")
+    return [group.astype(np.intp) for group in found]
+
+
+def _at_once(
+    part: ModulePart,
+    parameters: Parameters,
+    examples: tuple[Any, Any],
+    theta: Tensor,
+    tensors: Sequence[TensorSpec],
+) -> tuple[Tensor, Tensor]:
+    n = data.length(examples[0])
+    at_once = max(BYTES_AT_ONCE // (theta.numel() * theta.element_size()), 1)
+    made: Callable[..., Any] = each(
+        grad_and_value(partial(_loss_of_one, part)),
+        (None, *_batched(examples)),
+        # All in one are returned as they are, one chunk would be copied.
+        chunk_size=at_once if at_once < n else None,
+    )
+    # By tensors: a slice of θ would have a gradient as long as θ.
+    gradients, values = made(parameters, *examples)
+    found = theta.new_empty((n, theta.numel()))
+    for t in tensors:
+        # Those of weights come transposed, which a copy undoes faster than a concatenation.
+        of_tensor = gradients[t.name]
+        size = of_tensor[0].numel()
+        found.narrow(1, t.offset, size).view(of_tensor.shape).copy_(of_tensor)
+    return values.detach(), found
+
+
+def _loss(part: ModulePart, parameters: Parameters, x: Any, y: Any) -> Tensor:
+    """What a part's loss is of these examples."""
+    return replace(part, inputs=x, targets=y).sum_of_outputs(
+        replace(part, inputs=x).outputs(parameters)
+    )
+
+
+def _loss_of_one(part: ModulePart, parameters: Parameters, x: Any, y: Any) -> Tensor:
+    """Of an example without the dimension that goes along them."""
+    x, y = (data.mapped(tree, lambda t: t[None]) for tree in (x, y))
+    return _loss(part, parameters, x, y)
+
+
+def _taken(tree: Any, order: NDArray[np.intp]) -> Any:
+    numbers = torch.from_numpy(order)
+    return data.mapped(tree, lambda t: t[numbers.to(t.device)])
+
+
+def _batched(examples: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Dimensions that vmap goes along: the first of every tensor, none of a constant."""
+    x, y = (_dimensions(tree) for tree in examples)
+    return x, y
+
+
+def _dimensions(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _dimensions(value) for key, value in tree.items()}
+    if isinstance(tree, tuple | list):
+        return tuple(_dimensions(value) for value in tree)
+    return 0 if isinstance(tree, Tensor) else None
