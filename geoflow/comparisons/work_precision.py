@@ -31,6 +31,7 @@ from geoflow.experiments import registry
 from geoflow.manifold.flows import RegularizingFlow, check_single
 from geoflow.manifold.level_set import LevelSet
 from geoflow.manifold.regularizers import squared_norm
+from geoflow.problems import arithmetic
 from geoflow.problems.problem import Problem
 from geoflow.solvers import Solver, Tolerance
 from geoflow.system import kinds
@@ -49,6 +50,7 @@ JITTER, MOST_RUNS = 0.15, 1000
 DEFAULT_TIMES = (0.1, 0.3, 1.0)
 
 
+@arithmetic.without_autocast()
 def compare(
     flow: RegularizingFlow,
     solvers: Sequence[str] | Mapping[str, Solver],
@@ -187,6 +189,7 @@ def compare(
     return to_dataset(list(observables), list(chosen), grid, ends, found, pair, header)
 
 
+@arithmetic.without_autocast()
 def compare_experiment(
     experiment: str,
     solvers: Sequence[str],

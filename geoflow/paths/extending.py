@@ -17,6 +17,7 @@ from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.protocol import apart_from
 from geoflow.paths.following import Settings, checked_budget, checked_levels, follow
 from geoflow.paths.recording import points_of
+from geoflow.problems import arithmetic
 from geoflow.problems.earlier import same_data
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import files, kinds
@@ -30,6 +31,7 @@ from geoflow.walking.fitting import tensors_differ
 CUT_SHORT = ("max_evaluations", "interrupted")
 
 
+@arithmetic.without_autocast()
 def resume_path(
     path: str | Path,
     flow: RegularizingFlow | None = None,

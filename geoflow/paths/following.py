@@ -19,6 +19,7 @@ from geoflow.errors import ArchiveError, BranchError, ConvergenceError, InputErr
 from geoflow.manifold.flows import RegularizingFlow, check_single
 from geoflow.paths.continuation import FAILURES, FIRST_SOLVER, SOLVER, Continuation
 from geoflow.paths.recording import Recording
+from geoflow.problems import arithmetic
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
 from geoflow.system.memory import check_memory
@@ -38,6 +39,7 @@ from geoflow.walking.stopping import DEFAULT_MAX_EVALUATIONS, Stationary
 CLOCKS = ("created",)
 
 
+@arithmetic.without_autocast()
 def regularization_path(
     flow: RegularizingFlow,
     levels: Sequence[float],

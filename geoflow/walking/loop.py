@@ -14,7 +14,7 @@ from geoflow.errors import (
     InputError,
 )
 from geoflow.manifold.protocol import Flow, check_flow
-from geoflow.problems import dtypes
+from geoflow.problems import arithmetic, dtypes
 from geoflow.problems.protocol import ProblemLike
 from geoflow.solvers import Solver, is_dense
 from geoflow.system.kinds import as_number, check_kind, check_switch
@@ -31,6 +31,7 @@ from geoflow.walking.stopping import Stop
 from geoflow.walking.stream import Stream
 
 
+@arithmetic.without_autocast()
 def walk(
     flow: Flow,
     solver: str | Solver | Mapping[str, Any] = DEFAULTS.solver,

@@ -15,7 +15,7 @@ from geoflow.archive.saved import Saved, saved
 from geoflow.errors import ArchiveError, InputError
 from geoflow.manifold import protocol
 from geoflow.manifold.protocol import Flow, apart_from
-from geoflow.problems import dtypes
+from geoflow.problems import arithmetic, dtypes
 from geoflow.problems.earlier import same_data
 from geoflow.problems.protocol import ProblemLike
 from geoflow.solvers import Solver, is_dense
@@ -41,6 +41,7 @@ GOALS = {
 }
 
 
+@arithmetic.without_autocast()
 def resume(
     path: str | Path,
     flow: Flow | None = None,

@@ -29,6 +29,7 @@ from geoflow.analysis.walked import check_walked, loss_rtol
 from geoflow.archive.pieces import Pieces, fingerprint
 from geoflow.errors import GeoflowError, InputError, ObservableError
 from geoflow.manifold.flows import RegularizingFlow
+from geoflow.problems import arithmetic
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.problem import Problem
 from geoflow.problems.protocol import ProblemLike
@@ -52,6 +53,7 @@ MEMORY = 2**30
 LARGEST_MARGIN = 1e9
 
 
+@arithmetic.without_autocast()
 def on_plane(
     ds: xr.Dataset,
     flow: RegularizingFlow,

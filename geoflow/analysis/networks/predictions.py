@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from geoflow.analysis.walked import snapshot_indices, walk_attributes
 from geoflow.errors import GeoflowError, InputError
-from geoflow.problems import data, modules
+from geoflow.problems import arithmetic, data, modules
 from geoflow.problems.data import Tree
 from geoflow.problems.parts import OUTPUTS_AT_ONCE, Parameters, TensorSpec, output_chunks
 from geoflow.system import kinds, translation
@@ -39,6 +39,7 @@ VARIABLES = {
 }
 
 
+@arithmetic.without_autocast()
 def along(
     ds: xr.Dataset,
     module: nn.Module,
