@@ -89,7 +89,7 @@ def test_a_network_for_a_certain_number_of_examples_is_taken_in_chunks_of_them()
 def test_probabilities_are_refused_and_their_logarithms_are_not():
     module = network(nn.Softmax(1))
     ds = walked(module, lambda found, targets: F.nll_loss(found.log(), targets))
-    with pytest.raises(InputError, match="the outputs are probabilities .* leave the softmax out"):
+    with pytest.raises(InputError, match=r"the outputs are probabilities .* softmax out"):
         predictions.along(ds, module, {"all": INPUTS}, classification=True)
     first, last = outputs(module, ds)
     expected = (jensenshannon(first, last, base=2, axis=1) ** 2).mean()
