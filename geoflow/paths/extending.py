@@ -18,7 +18,7 @@ from geoflow.manifold.protocol import apart_from
 from geoflow.paths.following import Settings, checked_budget, checked_levels, follow
 from geoflow.paths.recording import points_of
 from geoflow.problems import arithmetic
-from geoflow.problems.earlier import same_data
+from geoflow.problems.earlier import same_data, same_data_apart
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import files, kinds
 from geoflow.trajectories import records, schema
@@ -244,8 +244,7 @@ def _check(
         )
     if not same_data(flow.problem, attributes["data_sha256"]):
         raise InputError("flow: its data are not those of the path; use the same data")
-    apart = " ".join(p.data_sha256 for p in apart_from(flow))
-    if apart != attributes.get(schema.REGULARIZER_DATA, ""):
+    if not same_data_apart(apart_from(flow), attributes.get(schema.REGULARIZER_DATA, "")):
         raise InputError("flow: the data of its regularizer are not the path's; use the same data")
     different = tensors_differ(flow.problem, attributes["tensors"])
     if different:

@@ -16,7 +16,7 @@ from geoflow.errors import ArchiveError, InputError
 from geoflow.manifold import protocol
 from geoflow.manifold.protocol import Flow, apart_from
 from geoflow.problems import arithmetic, dtypes
-from geoflow.problems.earlier import same_data
+from geoflow.problems.earlier import same_data, same_data_apart
 from geoflow.problems.protocol import ProblemLike
 from geoflow.solvers import Solver, is_dense
 from geoflow.system import files, kinds
@@ -200,6 +200,7 @@ def check_flow(flow: Flow, kept: Saved) -> None:
     problem, attributes = flow.problem, kept.attributes
     kept_levels = schema.levels(attributes) or [attributes["level"]]
     tensors = [[t.name, list(t.shape)] for t in problem.tensors]
+    apart, kept_apart = apart_from(flow), attributes.get(schema.REGULARIZER_DATA, "")
     pairs = {
         "dtype": (dtypes.dtype_name(problem.dtype), attributes["dtype"]),
         "data (SHA-256)": (
@@ -214,8 +215,10 @@ def check_flow(flow: Flow, kept: Saved) -> None:
         "level_rtol": (flow.level_set.level_rtol, attributes["level_rtol"]),
         "regularizer": (flow.regularizer_name, attributes["regularizer_name"]),
         "regularizer's data (SHA-256)": (
-            " ".join(p.data_sha256 for p in apart_from(flow)),
-            attributes.get(schema.REGULARIZER_DATA, ""),
+            kept_apart
+            if same_data_apart(apart, kept_apart)
+            else " ".join(p.data_sha256 for p in apart),
+            kept_apart,
         ),
         "kind": (
             schema.flow_attributes(type(flow).__name__, flow.scalars),
