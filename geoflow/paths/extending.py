@@ -19,11 +19,10 @@ from geoflow.paths.following import Settings, checked_budget, checked_levels, fo
 from geoflow.paths.recording import points_of
 from geoflow.problems import arithmetic
 from geoflow.problems.earlier import same_data, same_data_apart
-from geoflow.problems.protocol import ProblemLike
 from geoflow.system import files, kinds
 from geoflow.trajectories import records, schema
 from geoflow.trajectories.path_dataset import PathPoint
-from geoflow.trajectories.records import Observable
+from geoflow.trajectories.records import Observable, Observed
 from geoflow.walking import configuration
 from geoflow.walking.fitting import tensors_differ
 
@@ -37,7 +36,7 @@ def resume_path(
     flow: RegularizingFlow | None = None,
     levels: Sequence[float] = (),
     *,
-    observables: Mapping[str, Observable | ProblemLike] | None = None,
+    observables: Mapping[str, Observed] | None = None,
     max_evaluations: int | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
@@ -57,7 +56,7 @@ def resume_path(
         anew, without training, where the path was of an experiment that is registered here.
     levels : sequence of float
         Further levels, in the order in which they are to be reached.
-    observables : mapping of str to callable or problem, optional
+    observables : mapping of str to callable, problem or regularizer, optional
         Needed, by the same names, where the path had some and ``flow`` is given.
     max_evaluations : int, optional
         Budget of the whole path, what it has spent included. None: as before.
@@ -83,7 +82,7 @@ def resume_path(
     path = files.file_named(path)
     give = f"{kinds.A_FLOW}, that of the path, or None; further levels go by name, levels=[…]"
     kinds.check_kind(flow, RegularizingFlow | None, "flow", give)
-    observables = records.as_observables(observables)
+    kinds.check_kind(observables, Mapping | None, "observables", "a dict of functions of theta")
     kinds.check_switch(progress, "progress")
     none = isinstance(levels, Sequence) and not levels
     levels = [] if none else checked_levels(levels)
@@ -106,6 +105,7 @@ def resume_path(
             raise InputError("flow: observables go with a flow; give it too")
         rebuilt = _of_experiment(path, attributes)
         flow, observables = rebuilt.flow, rebuilt.observables
+    observables = records.as_observables(observables, flow.problem)
     _check(flow, attributes, observables)
     # A level that was not reached, and is not asked for again, is given up.
     reached = {float(point.values["level"]) for point in taken}

@@ -17,11 +17,10 @@ from geoflow.manifold import protocol
 from geoflow.manifold.protocol import Flow, apart_from
 from geoflow.problems import arithmetic, dtypes
 from geoflow.problems.earlier import same_data, same_data_apart
-from geoflow.problems.protocol import ProblemLike
 from geoflow.solvers import Solver, is_dense
 from geoflow.system import files, kinds
 from geoflow.trajectories import consistency, records, schema
-from geoflow.trajectories.records import Observable, StepRecords
+from geoflow.trajectories.records import Observed, StepRecords
 from geoflow.walking import configuration, rerunning
 from geoflow.walking.counting import spent
 from geoflow.walking.crossings import Seeker
@@ -50,7 +49,7 @@ def resume(
     t_end: float | None = None,
     stop: Stop | None = None,
     max_evaluations: int | None = None,
-    observables: Mapping[str, Observable | ProblemLike] | None = None,
+    observables: Mapping[str, Observed] | None = None,
     progress: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     events: Sequence[Event] | None = None,
@@ -74,7 +73,7 @@ def resume(
         Needed only where the walk had a solver that is not geoflow's own.
     t_end, stop, max_evaluations
         As for :func:`geoflow.walk`; None: as before.
-    observables : mapping of str to callable or problem, optional
+    observables : mapping of str to callable, problem or regularizer, optional
         Needed, by the same names, where the walk had some and ``flow`` is given.
     progress : bool
         Show the walk on standard error, where that is a terminal or a notebook's.
@@ -110,7 +109,7 @@ def resume(
             raise InputError("flow: observables, events and solver go with a flow; give it too")
         rebuilt = _of_experiment(path, kept)
         flow, observables = rebuilt.flow, rebuilt.observables
-    observables = records.as_observables(observables)
+    observables = records.as_observables(observables, flow.problem)
     check_flow(flow, kept)
     names = kept.config.get("observables")
     if sorted(observables) != names:

@@ -19,7 +19,14 @@ from torch.func import functional_call
 
 from geoflow.errors import InputError
 from geoflow.manifold.regularizers.bound import BoundRegularizer, Loss
-from geoflow.manifold.regularizers.named import Make, Regularizer, bound, regularizer, suffix
+from geoflow.manifold.regularizers.named import (
+    Make,
+    Regularizer,
+    bound,
+    needs_problem,
+    regularizer,
+    suffix,
+)
 from geoflow.problems import arithmetic, data
 from geoflow.problems.checks import VALUE_RTOL
 from geoflow.problems.parts import (
@@ -274,8 +281,9 @@ def _of_outputs(
     """Make a problem of the same network, data and parameters with other parts."""
 
     def make(problem: ProblemLike | None) -> BoundRegularizer:
+        if problem is None:
+            raise needs_problem(f"regularizer {name!r}", "it is of a network's outputs")
         parts = module_parts(problem, f"the regularisation function {name!r}")
-        assert problem is not None, "a problem has parts"
         made = tuple(part_of(part) for part in parts)
         check(parts, problem.unflatten(problem.theta0))
         return Loss(Problem(made, problem.theta0, problem.tensors, problem.data_sha256))
