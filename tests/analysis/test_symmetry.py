@@ -359,7 +359,7 @@ def frozen_first():
         (dense(2, 3, 1).requires_grad_(False), "no trainable parameter; set requires_grad=True"),
         (frozen_first(), r"0 \(Linear\): its weight is fixed, and no hidden layer has all"),
         (nn.Sequential(nn.LazyLinear(3), nn.Tanh(), nn.Linear(3, 1)), "0.weight is not initial"),
-        (normed(nn.utils.parametrizations.weight_norm), r"0 \(Parametrized.* remove_parametr"),
+        (normed(nn.utils.parametrizations.weight_norm), r"0 \(Parametrized.*remove_parametr"),
         (normed(nn.utils.spectral_norm), r"0 \(Linear\) computes its weight, or has a hook"),
     ],
 )
