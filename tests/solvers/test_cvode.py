@@ -9,6 +9,7 @@ import torch
 import geoflow as gf
 import references
 from geoflow.errors import InputError
+from geoflow.solvers.cvode import _stabilised
 
 
 def test_without_its_package_the_error_names_the_remedy(monkeypatch):
@@ -26,6 +27,27 @@ def test_without_its_package_the_error_names_the_remedy(monkeypatch):
     ):
         with pytest.raises(InputError, match=r"not installed: pip install 'geoflow\[sundials\]'"):
             make()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: references.oja().flow, lambda: references.linear_on_a_circle().flow]
+)
+def test_what_is_off_the_level_decays_at_the_rate_that_is_said_and_along_normals_alone(make):
+    flow, kappa = make(), 30.0
+    generator = torch.Generator().manual_seed(0)
+    start = flow.problem.theta0
+    beside = torch.randn(start.shape, generator=generator, dtype=torch.float64)
+    theta = start + 0.1 * beside
+    state = flow.evaluate(theta)
+    rate = _stabilised(flow, theta, kappa)
+    # What L and each constraint changes by, and the flow's own velocity beside it.
+    normals = torch.atleast_2d(state.gradients)
+    off = torch.as_tensor(np.atleast_1d(flow.level_set.residuals(state.values)))
+    assert off.abs().min() > 1e-3
+    torch.testing.assert_close(normals @ rate, -kappa * off, rtol=1e-9, atol=1e-12)
+    along = rate - state.velocity
+    least = torch.linalg.lstsq(normals.T, along[:, None]).solution
+    torch.testing.assert_close((normals.T @ least)[:, 0], along, rtol=1e-9, atol=1e-12)
 
 
 @pytest.fixture
@@ -77,6 +99,16 @@ def test_recorded_less_often_it_is_the_same_walk_for_fewer_evaluations(network, 
     assert tenth.sizes["step"] == 2
     fewer = int(each["n_gradient"][-1]) - int(tenth["n_gradient"][-1])
     assert fewer == each.sizes["step"] - tenth.sizes["step"]
+
+
+def test_what_is_read_within_its_steps_changes_none_of_them(network, installed):
+    settings = {"rtol": 1e-5, "t_end": 0.05, "stop": None}
+    alone = gf.walk(network, "cvode", **settings, max_snapshots=2)
+    times = [0.0, 0.013, 0.021, 0.0211, 0.04, 0.05]
+    read = gf.walk(references.small_network(), "cvode", **settings, snapshot_times=times)
+    assert np.array_equal(alone["theta"].values[-1], read["theta"].values[-1])
+    steps = np.isin(read["time"], alone["time"])
+    assert steps.sum() == alone.sizes["step"]
 
 
 @pytest.mark.parametrize("budget", [1, 2, 20, 61])
