@@ -156,6 +156,7 @@ def test_a_path_written_is_the_path_returned(tmp_path):
         ({"levels": []}, "levels="),
         ({"levels": [1.0, 1.0]}, "each once"),
         ({"levels": [math.nan]}, "levels="),
+        ({"levels": [1.0, 0.0]}, "not zero"),
         ({"levels": "1,2"}, "levels="),
         ({"levels": "12"}, "levels="),
         ({"levels": [10**400]}, "levels="),
