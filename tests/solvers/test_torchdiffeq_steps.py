@@ -1,6 +1,7 @@
 """Single steps of torchdiffeq's methods: what is rejected, projected and evaluated, exactly."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,6 +61,21 @@ def test_a_velocity_that_is_not_finite_is_a_wall_too():
         gf.LevelSet(problem), lambda t: -t[0] * torch.where(t[0] < 0.9, 1.0, torch.nan)
     )
     solver = TorchDiffEq("dopri5")
+    state, carry = begin(flow, solver, 16.0)
+    result = solver.step(flow, state, carry, TOLERANCE, math.inf)
+    assert (result.n_rejected, result.time) == (3, 0.25)
+
+
+class Silent(Refusing):
+    """A flow of one's own that tells nothing of where its L ends, from x = 0.9 on."""
+
+    def evaluate(self, theta):
+        state = self.flow.evaluate(theta)
+        return replace(state, values=np.full(1, math.inf)) if theta[0] >= 0.9 else state
+
+
+def test_where_a_flow_of_ones_own_says_nothing_l_that_is_not_finite_is_a_wall_too():
+    flow, solver = Silent(straight(), 0, REFUSED), TorchDiffEq("dopri5")
     state, carry = begin(flow, solver, 16.0)
     result = solver.step(flow, state, carry, TOLERANCE, math.inf)
     assert (result.n_rejected, result.time) == (3, 0.25)

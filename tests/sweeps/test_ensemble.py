@@ -88,6 +88,9 @@ def test_what_the_walks_differ_in_is_not_said_of_all_of_them(runs):
     assert mixed["solver"] == "bdf, dopri5"
     assert "rtol" not in mixed
     assert mixed["regularizer_name"] == "squared_norm"
+    assert same["title"] == "small: 2 walks by time"
+    unnamed = [ds.assign_attrs(experiment="") for ds in runs]
+    assert ensemble.resample(unnamed, "angle").attrs["title"] == "walks: 2 walks by angle"
 
 
 def test_every_variable_has_units(runs):

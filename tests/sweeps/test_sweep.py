@@ -342,6 +342,11 @@ def test_trainings_that_are_not_of_the_sweep_are_refused(tmp_path):
         gf.baselines.save_weight_decay(baseline, other / "penalty-0.0.nc")
         with pytest.raises(InputError, match=rf"penalty-0.0.nc: .* its {said}"):
             gf.sweep_weight_decay(**({"experiment": "iris_ff", **usual, "out": other} | changes))
+    own = {"experiment": "iris_ff", "seeds": [0], "epochs": 2, "validation": 0.2, "data": None}
+    there = other / "penalty-0.0.nc"
+    assert kept.training_of(there, {**own, "dtype": "float64", "device": "cpu:0"}, 0.0)
+    with pytest.raises(InputError, match="its device is 'cpu', not 'cuda'"):
+        kept.training_of(there, {**own, "dtype": "float64", "device": "cuda:1"}, 0.0)
 
 
 def test_a_damaged_file_is_named(finished):
