@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import references
 from geoflow import cli, plots
 from geoflow.archive.netcdf import save_dataset
 from geoflow.cli.terminal import BAD_INPUT, DONE, INTERRUPTED
-from geoflow.comparisons import judging
+from geoflow.comparisons import cost, judging
 from geoflow.comparisons.cost import summarise
 from geoflow.comparisons.dataset import Run, to_dataset
 from geoflow.comparisons.reference import reference_for
@@ -421,8 +422,8 @@ def test_a_walk_without_a_start_costs_what_it_took_and_says_why(oja, monkeypatch
     assert len(run.theta) == 0
 
 
-def test_what_a_method_takes_to_each_angle():
-    """By hand: the angle falls once, and 179° are not reached."""
+def recorded(level):
+    """A walk by hand: its angle falls once, and R rises once; 179° are not reached."""
     steps = {
         "angle": [100.0, 150.0, 140.0, 176.0],
         "regularizer": [9.0, 5.0, 6.0, 4.0],
@@ -433,7 +434,11 @@ def test_what_a_method_takes_to_each_angle():
         "level_distance": [0.0, 1e-7, 3e-7, 0.0],
     }
     ds = xr.Dataset({name: ("step", np.array(column)) for name, column in steps.items()})
-    found = summarise(ds.assign_attrs(level=-2.0, rtol=1e-3, status="max_evaluations"), 5.5)
+    return ds.assign_attrs(level=level, rtol=1e-3, status="max_evaluations")
+
+
+def test_what_a_method_takes_to_each_angle():
+    found = summarise(recorded(-2.0), 5.5)
     assert found["evaluations"] == {"120": 16, "150": 16, "175": 40, "179": None}
     assert found["wall_time"] == {"120": 1.5, "150": 1.5, "175": 4.0, "179": None}
     assert found["to_regularizer"] == {"target": 5.5, "evaluations": 16}
@@ -441,10 +446,21 @@ def test_what_a_method_takes_to_each_angle():
     assert found["worst_level_distance"] == pytest.approx(3e-7)
     last = {"angle": 176.0, "regularizer": 4.0, "evaluations": 40, "status": "max_evaluations"}
     assert (found["final"], found["rtol"]) == (last, 1e-3)
-    assert summarise(ds.assign_attrs(level=2.0, rtol=1e-3, status=""), 3.0)["to_regularizer"] == {
-        "target": 3.0,
-        "evaluations": None,
-    }
+    never = {"target": 3.0, "evaluations": None}
+    assert summarise(recorded(2.0), 3.0)["to_regularizer"] == never
+
+
+def test_the_r_to_come_to_is_the_least_of_the_papers_loop(oja, monkeypatch):
+    loop = recorded(2.0).isel(step=slice(3))
+    prepared = SimpleNamespace(problem=oja.flow.problem)
+    mine = SimpleNamespace(prepare=lambda seed: prepared)
+    monkeypatch.setattr(cost.registry, "get", lambda name: mine)
+    monkeypatch.setattr(cost, "predictor_corrector", lambda flow, **options: loop)
+    monkeypatch.setattr(cost, "walk", lambda flow, name, **options: recorded(2.0))
+    found = cost.bench("mine")
+    assert {"predictor_corrector", *cost.SOLVERS} <= set(found)
+    for entry in found.values():
+        assert entry["to_regularizer"] == {"target": 5.0, "evaluations": 16}
 
 
 def test_a_reference_without_a_start_is_an_error():

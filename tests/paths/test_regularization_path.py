@@ -364,9 +364,7 @@ def test_a_branch_that_shows_no_turn_is_given_up():
 
 def test_a_branch_straight_along_the_normal_is_followed_from_where_the_flow_is_at_rest():
     # On y = c the minimum of R is at x = 0: there is no velocity, and the tangent is the normal.
-    flow = _flow(
-        lambda theta: theta[1], [0.0, 0.5], regularizer=lambda t: t[0] ** 2 - 5 * t[1]
-    )
+    flow = _flow(lambda theta: theta[1], [0.0, 0.5], regularizer=lambda t: t[0] ** 2 - 5 * t[1])
     continuation = Continuation(flow, path_schema.kkt_limit(TIGHT), TIGHT)
     continuation.left = 10_000
     first = continuation.start()
