@@ -90,10 +90,10 @@ def test_levels_are_spaced_evenly_in_their_logarithm(problem):
 
 @pytest.mark.parametrize("n", [None, 2, 7])
 def test_the_last_level_is_the_one_that_is_named(n):
-    """Not what its logarithm comes back as."""
-    for to in (0.7, 0.31, 12.3, 1e-4, 3 * 0.123):
-        levels = _spaced(0.123, to, n)
-        assert (levels[0], levels[-1], len(levels)) == (0.123, to, n or 10)
+    """To the last bit: 0.37 times (3.3/0.37) is not 3.3."""
+    for to in (3.3, 12.3, 0.06, 1e-4):
+        levels = _spaced(0.37, to, n)
+        assert (levels[0], levels[-1], len(levels)) == (0.37, to, n or 10)
 
 
 def test_its_options_reach_the_path(tmp_path, monkeypatch):
