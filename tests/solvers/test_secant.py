@@ -240,21 +240,26 @@ def test_the_products_kept_are_those_of_the_rows():
     assert np.allclose(pairs.across / sizes.numpy(), across, atol=1e-4)
 
 
-def test_where_curvature_is_negative_the_inverse_stays_positive():
+@pytest.mark.parametrize("few", [10, 36])
+@pytest.mark.parametrize("made_at", [0.5, 0.1])
+def test_where_curvature_is_negative_the_inverse_stays_positive(few, made_at):
     """It preconditions: of pairs with 1 + c·sᵀAs ≤ 0 nothing is taken, gone by or not."""
     n, c = 40, 0.5
-    for few in (10, 36):
-        curvatures = np.geomspace(100.0, 2.0, few)
-        curvatures[::3] = -5.0
-        pairs = SecantPairs(40, [], np.zeros((0, 0)))
-        eigenpairs(pairs, n, curvatures, c)
-        assert (few == 36) == (pairs.directions is not None)
-        inverse = pairs.inverse(torch.eye(n, dtype=torch.float64), c).numpy()
-        np.testing.assert_allclose(inverse, inverse.T, atol=1e-6)
-        assert np.linalg.eigvalsh(inverse)[0] > 0
-        known = np.flatnonzero(curvatures > 0)
-        exact = 1 / (1 + c * curvatures[known])
-        np.testing.assert_allclose(inverse[known, known], exact, rtol=1e-4)
+    curvatures = np.geomspace(100.0, 2.0, few)
+    curvatures[::2] = -5.0
+    pairs = SecantPairs(40, [], np.zeros((0, 0)))
+    eigenpairs(pairs, n, curvatures, made_at)
+    assert (few == 36) == (pairs.directions is not None)
+    inverse = pairs.inverse(torch.eye(n, dtype=torch.float64), c).numpy()
+    np.testing.assert_allclose(inverse, inverse.T, atol=1e-6)
+    assert np.linalg.eigvalsh(inverse)[0] > 0
+    known = np.flatnonzero(curvatures > 0)
+    exact = 1 / (1 + c * curvatures[known])
+    np.testing.assert_allclose(inverse[known, known], exact, rtol=1e-4)
+    if made_at == c:
+        # As where nothing is known.
+        left = np.flatnonzero(curvatures < 0)
+        np.testing.assert_allclose(inverse[left, left], inverse[-1, -1], rtol=1e-6)
 
 
 def test_without_time_there_is_no_curvature_however_many_pairs_have_gone_by():
