@@ -57,7 +57,7 @@ from geoflow.solvers.exponential_step import Attempts, norm
 from geoflow.solvers.krylov import MAX_VECTORS
 
 # Of θ's size beside the Krylov vectors.
-OTHER_VECTORS = 12
+OTHER_VECTORS = 13
 
 SAFETY, SHRINK, GROW = 0.9, 0.2, 3.0
 # While none has been as long as its error allows, a step may also grow up to this part of ‖θ‖ at
@@ -101,7 +101,8 @@ class Exponential:
         if basis not in (None, *DTYPES):
             raise InputError(f"basis={basis!r}; use float32 or float64")
         self.max_vectors, self.basis = max_vectors, basis
-        # The Krylov space; the normal, the predictor's state, the correction and temporaries.
+        # The Krylov space; the normal, the predictor's state, the correction, what is owed, and
+        # temporaries.
         self.vectors = max_vectors + 1 + OTHER_VECTORS
 
     @property
@@ -140,11 +141,12 @@ class Exponential:
         """Make one accepted step; the Krylov space serves rejected attempts too."""
         wanted = float(carry["step_size"])
         step = asked = clip_step(wanted, max_time)
-        # Archives of earlier versions have no radius.
+        # Archives of earlier versions have no radius, and nothing owed.
         radius = float(carry.get("radius", 0.0))
-        attempts = Attempts(
-            flow, state, tolerance, radius, self.max_vectors, DTYPES.get(self.basis or "")
-        )
+        owed = carry.get("owed")
+        assert owed is None or isinstance(owed, Tensor), "owed is a tensor"
+        basis = DTYPES.get(self.basis or "")
+        attempts = Attempts(flow, state, tolerance, radius, self.max_vectors, basis, owed)
         floor = VELOCITY_FLOOR * norm(state.regularizer_gradient)
         starting = bool(carry.get("starting", False))
         n_rejected = 0
@@ -176,6 +178,7 @@ class Exponential:
             carry={
                 "step_size": following,
                 "radius": attempts.radius,
+                "owed": attempts.owes(step, end),
                 "starting": starting and not n_rejected and factor > GROW,
             },
             time=step,

@@ -46,11 +46,15 @@ NEWTON_ITERATIONS = 6
 
 @dataclass(frozen=True)
 class Correction:
-    """D: its coefficients in the Krylov space and beside it, the unit vector there, and A."""
+    """D: its coefficients in the Krylov space and beside it, the unit vector there, and A.
+
+    And the velocity f(θ̂) that it is made from.
+    """
 
     unit: Tensor
     split: Vector
     matrix: Vector
+    velocity: Tensor
 
 
 class Attempts:
@@ -64,12 +68,13 @@ class Attempts:
         radius: float,
         max_vectors: int = MAX_VECTORS,
         basis: torch.dtype | None = None,
+        owed: Tensor | None = None,
     ) -> None:
         self.flow, self.state = flow, state
         self.allowed = tolerance.scale(state.theta)
         self.unresolved = self.allowed * min(tolerance.rtol / MANY_STEPS, 1.0) ** 0.5
         self.single = len(state.values) == 1
-        self.max_vectors = max_vectors
+        self.max_vectors, self.owed = max_vectors, owed
         self.space = KrylovSpace(flow.linearization(state), state.velocity, radius, basis)
         self.radius = 0.0
         self.n_newton = 0
@@ -108,9 +113,12 @@ class Attempts:
         space = self.space
         y = self.predict(step)
         length = float(np.linalg.norm(y))
-        predictor = self._retract(
-            self.state, space.combine(y), float(y @ space.loss_matrix @ y), 2 * length, self._rtol()
-        )
+        move, furthest = space.combine(y), 2 * length
+        if self.owed is not None:
+            move.add_(space.operator.tangent(self.owed))
+            furthest += 2 * norm(self.owed)
+        curvature = float(y @ space.loss_matrix @ y)
+        predictor = self._retract(self.state, move, curvature, furthest, self._rtol())
         linear = space.combine(self._velocity() - space.matrix @ y)
         inside, outside, size = space.split(space.operator.tangent(predictor.velocity) - linear)
         unit = outside / (size or 1.0)
@@ -122,11 +130,11 @@ class Attempts:
             column[-1] = space.radius
             matrix = bordered(space.matrix[:-1, :-1], column)
         split = np.append(inside, size)
-        self.correction = Correction(unit, split, matrix)
+        self.correction = Correction(unit, split, matrix, predictor.velocity)
         z = self.corrected(step, step)
         self.radius = float(np.linalg.eigvalsh(matrix)[-1])
         corrected = float(np.linalg.norm(z))
-        move = space.combine(z[:-1]).add_(unit, alpha=z[-1])
+        move = self._combined(z)
         end = self._retract(predictor, move, float(z @ loss_matrix @ z), 10 * corrected + length)
         return end, corrected / self.allowed
 
@@ -135,6 +143,26 @@ class Attempts:
         size = 2 * time * (time / step) ** 2
         split, matrix = self.correction.split, self.correction.matrix
         return apply(lambda a: size * phi3(-time * a), matrix, split)
+
+    def owes(self, step: float, end: FlowState) -> Tensor:
+        """What the step that was accepted is off by, of which e^(−hA) will be left by the next end.
+
+        What is outside the space and ``unit`` is not known well enough to be told from a stiff
+        direction, and stays.
+        """
+        correction = self.correction
+        changed = self.space.coefficients(end.velocity - correction.velocity, correction.unit)
+        changed += correction.matrix @ self.corrected(step, step)
+
+        def owed(a: Vector) -> Vector:
+            return 2 * step * phi3(-step * a) * np.exp(-step * np.maximum(a, 0.0))
+
+        return self._combined(apply(owed, correction.matrix, changed))
+
+    def _combined(self, coefficients: Vector) -> Tensor:
+        """Of the evaluated vectors and the unit vector beside them."""
+        inside, beside = coefficients[:-1], coefficients[-1]
+        return self.space.combine(inside).add_(self.correction.unit, alpha=beside)
 
     def interpolant(self, step: float, end: FlowState) -> Interpolant:
         """θ within the step that was accepted, of third order however stiff the flow.

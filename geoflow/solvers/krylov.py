@@ -142,6 +142,10 @@ class KrylovSpace:
             left = float(_norm(rest))
         return coefficients, rest, left
 
+    def coefficients(self, v: Tensor, unit: Tensor) -> Vector:
+        """Coefficients of v in the m evaluated vectors and along a unit one beside them."""
+        return np.concatenate(_numbers(self._basis.inner(v, len(self)), torch.dot(unit, v)))
+
     def beside(self, unit: Tensor) -> tuple[Vector, Vector]:
         """VᵀAV and Vᵀ∇²L V of the m evaluated vectors and a unit one beside them: one gradient."""
         images, n = self._images(unit), len(self)
