@@ -140,6 +140,9 @@ class KrylovSpace:
         if left < CANCELLED * size:
             rest = self._orthogonal(rest, self._basis.inner(rest, len(self)))
             left = float(_norm(rest))
+        if left <= INVARIANT * size:
+            # Rounding, which points anywhere; along the normal too.
+            return coefficients, rest.zero_(), 0.0
         return coefficients, rest, left
 
     def coefficients(self, v: Tensor, unit: Tensor) -> Vector:
