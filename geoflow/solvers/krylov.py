@@ -140,7 +140,14 @@ class KrylovSpace:
         if left < CANCELLED * size:
             rest = self._orthogonal(rest, self._basis.inner(rest, len(self)))
             left = float(_norm(rest))
+        if left <= INVARIANT * size:
+            # Rounding, which points anywhere; along the normal too.
+            return coefficients, rest.zero_(), 0.0
         return coefficients, rest, left
+
+    def coefficients(self, v: Tensor, unit: Tensor) -> Vector:
+        """Coefficients of v in the m evaluated vectors and along a unit one beside them."""
+        return np.concatenate(_numbers(self._basis.inner(v, len(self)), torch.dot(unit, v)))
 
     def beside(self, unit: Tensor) -> tuple[Vector, Vector]:
         """VᵀAV and Vᵀ∇²L V of the m evaluated vectors and a unit one beside them: one gradient."""

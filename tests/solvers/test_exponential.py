@@ -10,7 +10,7 @@ import invariants
 import references
 from geoflow.errors import InputError
 from geoflow.solvers import Tolerance
-from geoflow.solvers.exponential import _Attempts
+from geoflow.solvers.exponential_step import Attempts
 from geoflow.solvers.krylov import KrylovSpace, phi1, phi3
 
 
@@ -73,7 +73,7 @@ def test_of_the_next_vector_all_but_the_diagonal_is_known(network):
 
 def test_the_retraction_starts_on_the_osculating_quadric(network, monkeypatch):
     state = network.evaluate(network.problem.theta0)
-    attempts = _Attempts(network, state, Tolerance(1e-3, 1e-6), 0.0)
+    attempts = Attempts(network, state, Tolerance(1e-3, 1e-6), 0.0)
     space = attempts.space
     starts, project = [], network.project
 
@@ -96,7 +96,7 @@ def fixed_steps(flow, step, t_end, rtol=1e-13):
     flow = gf.RegularizingFlow(gf.LevelSet(flow.problem, level_rtol=1e-13), flow.regularizer)
     state = flow.evaluate(flow.problem.theta0)
     for _ in range(round(t_end / step)):
-        attempts = _Attempts(flow, state, Tolerance(rtol, 1e-2 * rtol), 0.0)
+        attempts = Attempts(flow, state, Tolerance(rtol, 1e-2 * rtol), 0.0)
         if rtol < 1:
             assert attempts.resolve(step) == step
         state = attempts.attempt(step)[0]

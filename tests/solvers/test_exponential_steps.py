@@ -9,7 +9,7 @@ import geoflow as gf
 import references
 from geoflow.errors import ConvergenceError, CriticalPointError
 from geoflow.solvers import Exponential, Tolerance
-from geoflow.solvers.exponential import _Attempts
+from geoflow.solvers.exponential_step import Attempts
 from geoflow.solvers.krylov import KrylovSpace
 from references import Refusing
 
@@ -81,7 +81,7 @@ def test_the_image_of_a_correction_is_evaluated_where_that_is_worth_a_gradient(
         return beside(self, unit)
 
     monkeypatch.setattr(KrylovSpace, "beside", counting)
-    attempts = _Attempts(flow, flow.evaluate(flow.problem.theta0), TOLERANCE, 0.0)
+    attempts = Attempts(flow, flow.evaluate(flow.problem.theta0), TOLERANCE, 0.0)
     attempts.attempt(attempts.resolve(size))
     assert len(made) == images
     # Without an image the largest curvature seen stands for its own.
@@ -93,7 +93,7 @@ def test_what_the_space_leaves_of_many_steps_falls_as_the_root_of_the_tolerance(
     network, rtol, part
 ):
     state, tolerance = network.evaluate(network.problem.theta0), Tolerance(rtol, 0.0)
-    attempts = _Attempts(network, state, tolerance, 0.0)
+    attempts = Attempts(network, state, tolerance, 0.0)
     time = attempts.resolve(1e-3)
     beta, rho = attempts.space.matrix[-1, -2:]
     left = time * (beta + rho) * abs(attempts.predict(time)[-1])
@@ -109,7 +109,7 @@ def test_what_the_space_leaves_of_many_steps_falls_as_the_root_of_the_tolerance(
 def test_the_predictor_is_as_close_to_the_level_set_as_its_error_is_worth(network, rtol, expected):
     flow = Refusing(network, 0, REFUSED)
     state, tolerance = network.evaluate(network.problem.theta0), Tolerance(rtol, 0.0)
-    attempts = _Attempts(flow, state, tolerance, 0.0)
+    attempts = Attempts(flow, state, tolerance, 0.0)
     attempts.attempt(attempts.resolve(1e-5))
     distance = 0.3 * tolerance.scale(state.theta) * state.gradient_norm / network.level_set.level
     predictor, end = (found["rtol"] for found in flow.projected)
@@ -126,7 +126,7 @@ def test_within_a_step_the_curve_leaves_the_level_set_as_the_fourth_power_of_the
     flow = gf.RegularizingFlow(gf.LevelSet(several, level_rtol=1e-13), given.regularizer)
     state = flow.evaluate(flow.problem.theta0)
     for time in steps:
-        attempts = _Attempts(flow, state, Tolerance(1e-13, 0.0), 0.0)
+        attempts = Attempts(flow, state, Tolerance(1e-13, 0.0), 0.0)
         attempts.resolve(time)
         end, _ = attempts.attempt(time)
         inside = attempts.interpolant(time, end)(time / 2)
@@ -139,7 +139,7 @@ def test_however_loose_the_tolerance_the_space_leaves_a_fifth_of_the_velocity_at
     network, rtol
 ):
     state = network.evaluate(network.problem.theta0)
-    attempts = _Attempts(network, state, Tolerance(rtol, 0.0), 0.0)
+    attempts = Attempts(network, state, Tolerance(rtol, 0.0), 0.0)
     time = attempts.resolve(0.1)
     beta, rho = attempts.space.matrix[-1, -2:]
     assert time == 0.1
@@ -149,7 +149,7 @@ def test_however_loose_the_tolerance_the_space_leaves_a_fifth_of_the_velocity_at
 def test_of_several_constraints_a_move_comes_to_the_level_set_to_third_order(monkeypatch):
     flow = references.oja_on_a_circle().flow
     state = flow.evaluate(flow.problem.theta0)
-    attempts, starts = _Attempts(flow, state, TOLERANCE, 0.0), []
+    attempts, starts = Attempts(flow, state, TOLERANCE, 0.0), []
     monkeypatch.setattr(attempts, "_project", lambda start, furthest, rtol: starts.append(start))
     steps = [4e-2, 2e-2, 1e-2]
     for size in steps:
