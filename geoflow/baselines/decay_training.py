@@ -18,6 +18,7 @@ from geoflow.baselines.decay_dataset import Curve, to_dataset
 from geoflow.errors import InputError
 from geoflow.experiments import registry, training
 from geoflow.experiments.registry import Data, Experiment, Start
+from geoflow.problems import arithmetic
 from geoflow.problems.each import each
 from geoflow.problems.parts import outputs
 from geoflow.system.kinds import as_number, shown
@@ -29,6 +30,7 @@ PENALTIES = (0.0, *(10.0**k for k in range(-6, 7)))
 RUNS = 15
 
 
+@arithmetic.without_autocast()
 def weight_decay(
     experiment: str | Experiment,
     *,

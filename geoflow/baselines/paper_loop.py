@@ -18,6 +18,7 @@ from geoflow.errors import (
 )
 from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow, check_single
+from geoflow.problems import arithmetic
 from geoflow.system.kinds import check_switch
 from geoflow.trajectories import dataset, records
 from geoflow.trajectories.records import Snapshot, StepRecords
@@ -32,6 +33,7 @@ TURN_DEGREES = 0.1
 GROW, SHRINK = 1.1, 0.1
 
 
+@arithmetic.without_autocast()
 def predictor_corrector(
     flow: RegularizingFlow,
     *,

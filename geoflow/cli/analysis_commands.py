@@ -211,8 +211,9 @@ def compare_predictions(args: argparse.Namespace) -> int:
             )
         predictions.check_module(ds, rebuilt.module)
         check_walked(ds, rebuilt.flow.problem, args.snapshots)
+        batch = {} if args.batch is None else {"batch_size": args.batch}
         found = predictions.along(
-            ds, rebuilt.module, inputs, class_dim=rebuilt.class_dim, **settings
+            ds, rebuilt.module, inputs, class_dim=rebuilt.class_dim, **settings, **batch
         )
         try:
             found = found.assign(symmetry.along(ds, rebuilt.module, **settings).data_vars)

@@ -71,6 +71,8 @@ def _predictions(p: argparse.ArgumentParser) -> None:
     add_problem(p)
     help_snapshots = "indices of snapshots, negative ones from the end (25, evenly)"
     p.add_argument("--snapshots", type=integers, metavar="I,J,…", help=help_snapshots)
+    help_batch = "examples evaluated at once (500); all of them where they act on each other"
+    p.add_argument("--batch", type=int, metavar="N", help=help_batch)
     _add_device(p)
     _add_result_options(p)
 

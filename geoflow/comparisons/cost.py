@@ -15,6 +15,7 @@ from geoflow.experiments import registry
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.level_set import LevelSet
 from geoflow.manifold.regularizers import squared_norm
+from geoflow.problems import arithmetic
 from geoflow.walking.loop import walk
 from geoflow.walking.stopping import Stationary
 
@@ -24,6 +25,7 @@ SOLVERS = {"dopri5": 1e-4, "bosh3": 1e-3, "rkc": 1e-4, "exponential": 1e-3, "bdf
 PEER = {"cvode": 1e-6}
 
 
+@arithmetic.without_autocast()
 def bench(
     experiment: str,
     seed: int = 0,

@@ -129,8 +129,8 @@ def to_dataset(
         numbers["n_steps"][cell] = round(np.mean([r.n_steps for r in several]))
         numbers["n_rejected"][cell] = round(np.mean([r.n_rejected for r in several]))
         worst[cell] = max(r.worst for r in several)
-        # As far as all of them came.
-        n = len(run.theta)
+        # As far as all of them came; an interrupted one may have come farther than the others.
+        n = min(len(r.theta) for r in several)
         found = [r.values | _errors(r, reference, scalars) for r in several]
         for name in about if n else ():
             values = np.array([one[name][:n] for one in found if name in one])

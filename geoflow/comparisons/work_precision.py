@@ -31,11 +31,12 @@ from geoflow.experiments import registry
 from geoflow.manifold.flows import RegularizingFlow, check_single
 from geoflow.manifold.level_set import LevelSet
 from geoflow.manifold.regularizers import squared_norm
+from geoflow.problems import arithmetic
 from geoflow.problems.problem import Problem
 from geoflow.solvers import Solver, Tolerance
 from geoflow.system import kinds
 from geoflow.trajectories import records, storable
-from geoflow.trajectories.records import Observable
+from geoflow.trajectories.records import Observed
 from geoflow.walking.settings import WalkSettings
 
 # Names that an observable's own variables would collide with, beside those of a trajectory.
@@ -49,12 +50,13 @@ JITTER, MOST_RUNS = 0.15, 1000
 DEFAULT_TIMES = (0.1, 0.3, 1.0)
 
 
+@arithmetic.without_autocast()
 def compare(
     flow: RegularizingFlow,
     solvers: Sequence[str] | Mapping[str, Solver],
     rtols: Sequence[float] | Mapping[str, Sequence[float]],
     times: Sequence[float] = DEFAULT_TIMES,
-    observables: Mapping[str, Observable] | None = None,
+    observables: Mapping[str, Observed] | None = None,
     max_evaluations: int | None = None,
     *,
     float32: RegularizingFlow | None = None,
@@ -121,10 +123,9 @@ def compare(
     """
     kinds.check_kind(flow, RegularizingFlow, "flow", kinds.A_FLOW)
     check_single(flow, "a comparison of solvers")
-    kinds.check_kind(observables, Mapping | None, "observables", "a dict of functions")
     kinds.check_kind(provenance, Mapping | None, "provenance", "a dict")
     _check_note(note)
-    observables = dict(observables or {})
+    observables = records.as_observables(observables, flow.problem)
     chosen = _chosen(solvers, float32)
     wanted = _wanted(chosen, rtols)
     reference, reference_rtol = reference_for(wanted, reference, reference_rtol)
@@ -187,6 +188,7 @@ def compare(
     return to_dataset(list(observables), list(chosen), grid, ends, found, pair, header)
 
 
+@arithmetic.without_autocast()
 def compare_experiment(
     experiment: str,
     solvers: Sequence[str],

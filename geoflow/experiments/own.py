@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import Data, PreparedExperiment, check_seed
 from geoflow.experiments.problem_file import Source
-from geoflow.problems import modules
+from geoflow.problems import arithmetic, modules
 from geoflow.problems.checks import check_device_and_dtype
 from geoflow.problems.dtypes import DTYPES, dtype_name
 from geoflow.problems.problem import Problem
@@ -79,6 +79,7 @@ class OwnExperiment:
         parameters = list(inspect.signature(self.function).parameters.values())[1:]
         return {p.name for p in parameters if p.kind in named} & {*OPTIONS, "progress"}
 
+    @arithmetic.without_autocast()
     def prepare(
         self,
         seed: int = 0,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from geoflow.errors import InputError
 from geoflow.experiments import datasets, networks, training
 from geoflow.experiments.prepared import Data, PreparedExperiment, check_seed
-from geoflow.problems import modules
+from geoflow.problems import arithmetic, modules
 from geoflow.problems.checks import check_device_and_dtype
 from geoflow.problems.parts import outputs
 from geoflow.problems.problem import Problem
@@ -148,6 +148,7 @@ class Experiment:
             source=split.source,
         )
 
+    @arithmetic.without_autocast()
     def prepare(
         self,
         seed: int = 0,

@@ -21,6 +21,7 @@ from geoflow.manifold.regularizers.checked import check_regularizer
 from geoflow.manifold.regularizers.named import bound, name_of
 from geoflow.manifold.scaling import length
 from geoflow.manifold.values import Evaluated, as_values
+from geoflow.problems import arithmetic
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
@@ -91,6 +92,7 @@ class RegularizingFlow:
     True
     """
 
+    @arithmetic.without_autocast()
     def __init__(self, level_set: LevelSet, regularizer: Any) -> None:
         kinds.check_kind(level_set, LevelSet, "level_set", "a gf.LevelSet of the problem")
         self.level_set = level_set
@@ -119,6 +121,7 @@ class RegularizingFlow:
         found = self._bound.problems
         return tuple(p for p in found if not any(p is other for other in of_level_set))
 
+    @arithmetic.without_autocast()
     def state(self, theta: Tensor, loss: Tensor | Numbers | float, gradient: Tensor) -> FlowState:
         """Complete L and ∇L at θ to a state; costs R and ∇R.
 

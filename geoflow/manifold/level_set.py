@@ -14,6 +14,7 @@ from geoflow.errors import ConvergenceError, CriticalPointError, InputError
 from geoflow.manifold.iterate import Iterate
 from geoflow.manifold.normals import Numbers, normal_space
 from geoflow.manifold.values import Evaluated, as_values, only
+from geoflow.problems import arithmetic
 from geoflow.problems.protocol import ProblemLike, check_problem
 from geoflow.problems.several import Problems
 from geoflow.system import kinds
@@ -170,6 +171,7 @@ class LevelSet:
         """L − c of each constraint, shape (n,)."""
         return as_values(values) - self.levels
 
+    @arithmetic.without_autocast()
     def distance(self, loss: Tensor | Numbers | float, gradient: Tensor) -> float:
         """First-order distance from M, in units of θ: |L − c|/‖g‖, or √(rᵀG⁻¹r) for n > 1.
 
@@ -182,6 +184,7 @@ class LevelSet:
         """
         return normal_space(gradient).distance(self.residuals(loss))
 
+    @arithmetic.without_autocast()
     def tangent(self, v: Tensor, gradient: Tensor) -> Tensor:
         """Tangent projection Π v = v − g (g·v)/(g·g), or v − Nᵀ(NNᵀ)⁻¹Nv for n > 1.
 
@@ -203,6 +206,7 @@ class LevelSet:
         """
         return v - normal_space(gradient).split(v).part
 
+    @arithmetic.without_autocast()
     def project(
         self,
         theta: Tensor,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from geoflow.manifold.apart import Apart
+from geoflow.problems import arithmetic
 from geoflow.problems.several import weighted_gradient
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class TangentHessian:
         self.apart = Apart(state.theta, difference_of(state.theta.dtype))
         self.by_differences: bool = by_differences(state.theta.dtype)
 
+    @arithmetic.without_autocast()
     def tangent(self, v: Tensor) -> Tensor:
         """Π v."""
         if not self.single:
@@ -69,6 +71,7 @@ class TangentHessian:
             return torch.addcmul(v, self.normal, torch.dot(self.normal, v), value=-1)
         return v - (self.normal @ v) @ self.normal
 
+    @arithmetic.without_autocast()
     def image(self, unit: Tensor) -> Tensor:
         """A times a unit tangent vector, shape (P,): one gradient a constraint, or one product.
 
@@ -91,6 +94,7 @@ class TangentHessian:
         multipliers = torch.from_numpy(np.array(self.state.multipliers))
         return multipliers.to(self.state.gradients) @ self.state.gradients
 
+    @arithmetic.without_autocast()
     def __call__(self, unit: Tensor) -> tuple[Tensor, Tensor]:
         """A times a unit tangent vector, and ∇²L times it: one gradient a constraint, or product.
 

@@ -17,12 +17,12 @@ from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.protocol import apart_from
 from geoflow.paths.following import Settings, checked_budget, checked_levels, follow
 from geoflow.paths.recording import points_of
-from geoflow.problems.earlier import same_data
-from geoflow.problems.protocol import ProblemLike
+from geoflow.problems import arithmetic
+from geoflow.problems.earlier import same_data, same_data_apart
 from geoflow.system import files, kinds
 from geoflow.trajectories import records, schema
 from geoflow.trajectories.path_dataset import PathPoint
-from geoflow.trajectories.records import Observable
+from geoflow.trajectories.records import Observable, Observed
 from geoflow.walking import configuration
 from geoflow.walking.fitting import tensors_differ
 
@@ -30,12 +30,13 @@ from geoflow.walking.fitting import tensors_differ
 CUT_SHORT = ("max_evaluations", "interrupted")
 
 
+@arithmetic.without_autocast()
 def resume_path(
     path: str | Path,
     flow: RegularizingFlow | None = None,
     levels: Sequence[float] = (),
     *,
-    observables: Mapping[str, Observable | ProblemLike] | None = None,
+    observables: Mapping[str, Observed] | None = None,
     max_evaluations: int | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
@@ -55,7 +56,7 @@ def resume_path(
         anew, without training, where the path was of an experiment that is registered here.
     levels : sequence of float
         Further levels, in the order in which they are to be reached.
-    observables : mapping of str to callable or problem, optional
+    observables : mapping of str to callable, problem or regularizer, optional
         Needed, by the same names, where the path had some and ``flow`` is given.
     max_evaluations : int, optional
         Budget of the whole path, what it has spent included. None: as before.
@@ -81,7 +82,7 @@ def resume_path(
     path = files.file_named(path)
     give = f"{kinds.A_FLOW}, that of the path, or None; further levels go by name, levels=[…]"
     kinds.check_kind(flow, RegularizingFlow | None, "flow", give)
-    observables = records.as_observables(observables)
+    kinds.check_kind(observables, Mapping | None, "observables", "a dict of functions of theta")
     kinds.check_switch(progress, "progress")
     none = isinstance(levels, Sequence) and not levels
     levels = [] if none else checked_levels(levels)
@@ -104,6 +105,7 @@ def resume_path(
             raise InputError("flow: observables go with a flow; give it too")
         rebuilt = _of_experiment(path, attributes)
         flow, observables = rebuilt.flow, rebuilt.observables
+    observables = records.as_observables(observables, flow.problem)
     _check(flow, attributes, observables)
     # A level that was not reached, and is not asked for again, is given up.
     reached = {float(point.values["level"]) for point in taken}
@@ -242,8 +244,7 @@ def _check(
         )
     if not same_data(flow.problem, attributes["data_sha256"]):
         raise InputError("flow: its data are not those of the path; use the same data")
-    apart = " ".join(p.data_sha256 for p in apart_from(flow))
-    if apart != attributes.get(schema.REGULARIZER_DATA, ""):
+    if not same_data_apart(apart_from(flow), attributes.get(schema.REGULARIZER_DATA, "")):
         raise InputError("flow: the data of its regularizer are not the path's; use the same data")
     different = tensors_differ(flow.problem, attributes["tensors"])
     if different:

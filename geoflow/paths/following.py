@@ -19,13 +19,13 @@ from geoflow.errors import ArchiveError, BranchError, ConvergenceError, InputErr
 from geoflow.manifold.flows import RegularizingFlow, check_single
 from geoflow.paths.continuation import FAILURES, FIRST_SOLVER, SOLVER, Continuation
 from geoflow.paths.recording import Recording
-from geoflow.problems.protocol import ProblemLike
+from geoflow.problems import arithmetic
 from geoflow.system import kinds
 from geoflow.system.memory import check_memory
 from geoflow.trajectories import path_dataset, path_schema, records
 from geoflow.trajectories.dataset import WALK_TITLE
 from geoflow.trajectories.path_dataset import PathPoint
-from geoflow.trajectories.records import Observable
+from geoflow.trajectories.records import Observable, Observed
 from geoflow.trajectories.storable import storable
 from geoflow.walking import ending
 from geoflow.walking.bar import Progress
@@ -38,11 +38,12 @@ from geoflow.walking.stopping import DEFAULT_MAX_EVALUATIONS, Stationary
 CLOCKS = ("created",)
 
 
+@arithmetic.without_autocast()
 def regularization_path(
     flow: RegularizingFlow,
     levels: Sequence[float],
     degrees: float = 175.0,
-    observables: Mapping[str, Observable | ProblemLike] | None = None,
+    observables: Mapping[str, Observed] | None = None,
     archive: str | Path | None = None,
     *,
     max_evaluations: int | None = None,
@@ -66,9 +67,10 @@ def regularization_path(
     degrees : float
         Angle between ∇R and ∇L that each point comes to at the least: its KKT residual
         ‖Π∇R‖/‖∇R‖ is at most sin(180° − ``degrees``).
-    observables : mapping of str to callable or problem, optional
+    observables : mapping of str to callable, problem or regularizer, optional
         Functions θ → float, evaluated at each point; one variable each. Of a problem it is its
-        loss. What they evaluate counts for nothing.
+        loss, and one of ``gf.regularizers`` is made for the flow's problem. What they evaluate
+        counts for nothing.
     archive : str or Path, optional
         netCDF-4 file to write the path to. Each point is kept beside it as it is reached. Where
         the process ends early, by Ctrl-C too, the same call goes on from the last of them, to the
@@ -106,7 +108,7 @@ def regularization_path(
     """
     kinds.check_kind(flow, RegularizingFlow, "flow", kinds.A_FLOW)
     check_single(flow, "a regularisation path")
-    observables = records.as_observables(observables)
+    observables = records.as_observables(observables, flow.problem)
     kinds.check_kind(provenance, Mapping | None, "provenance", "a dict")
     levels = checked_levels(levels)
     kinds.check_kind(degrees, Real, "degrees", "an angle between 90 and 180")

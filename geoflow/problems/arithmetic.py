@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch.utils import deterministic
@@ -15,6 +14,9 @@ from torch.utils import deterministic
 _LOCK = threading.Lock()
 _inside: dict[str, int] = {}
 _given_back: dict[str, ExitStack] = {}
+
+# Kinds of devices that geoflow computes on, each with an autocast of its own.
+_AUTOCAST = ("cpu", "cuda", "mps")
 
 
 @contextmanager
@@ -38,7 +40,7 @@ def exact(device: torch.device) -> Iterator[None]:
         _inside[device.type] = n + 1
     try:
         # A setting of each thread for itself.
-        with _no_autocast(device):
+        with without_autocast():
             yield
     finally:
         with _LOCK:
@@ -47,10 +49,18 @@ def exact(device: torch.device) -> Iterator[None]:
                 _given_back[device.type].close()
 
 
-def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    if torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Leave ``torch.autocast``, whose bfloat16 would be in the algebra beside a loss as well.
+
+    As a decorator it is on whatever computes with θ from the outside: walks, flows, analyses. What
+    is called in there, an observable or an R of one's own, is computed as it would be outside.
+    """
+    with ExitStack() as stack:
+        for kind in _AUTOCAST:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 @contextmanager

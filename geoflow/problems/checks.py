@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -148,9 +148,10 @@ def check_finite(tree: Tree, name: str) -> None:
     Raises
     ------
     InputError
-        Says where, and how many; or tensors that are sparse or without values.
+        Says where, and how many; or tensors that are sparse or without values. In objects of other
+        kinds too.
     """
-    for where, tensor in data.leaves(tree, name):
+    for where, tensor in data.tensors_within(tree, name):
         check_form(tensor, where)
         # torch knows no isfinite of dtypes of a byte.
         narrow = tensor.is_floating_point() and tensor.element_size() < 2
@@ -226,7 +227,12 @@ def naming_padding(parts: Any) -> Iterator[None]:
 
 @contextmanager
 def explained(
-    dtype: torch.dtype, of: str = "loss", *, division: Division | None = None, remedy: str = ""
+    dtype: torch.dtype,
+    of: str = "loss",
+    *,
+    division: Division | None = None,
+    remedy: str = "",
+    beside: Callable[[], tuple[str, str] | None] = lambda: None,
 ) -> Iterator[None]:
     """Say of a first evaluation that fails what is likely to be the matter.
 
@@ -240,6 +246,8 @@ def explained(
         Where not all examples are evaluated at a time.
     remedy : str
         Of a function of flat θ, what gives it another dtype; empty for a network's loss.
+    beside : callable
+        Finds what is not in that dtype, where it is known, and the remedy.
 
     Raises
     ------
@@ -273,6 +281,10 @@ def explained(
             ) from error
         if any(word in said for word in ("dtype", "scalar type", "Float", "Double", "BFloat16")):
             like = "θ (theta.dtype" if remedy else "the inputs (x.dtype"
+            if (found := beside()) is not None:
+                raise InputError(
+                    f"{of}: evaluated in {name}, and {found[0]} ({said}); {found[1]}"
+                ) from error
             other = torch.float64 if dtype == torch.float32 else torch.float32
             raise InputError(
                 f"{of}: evaluated in {name}, and a tensor of yours is of another dtype ({said}); "

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from geoflow.errors import InputError
+from geoflow.problems import contents
 
 # A tensor, or a tuple, list, mapping or dataclass of such.
 Tree = Any
@@ -83,6 +84,13 @@ def leaves(data: Tree, name: str) -> Iterator[tuple[str, Tensor]]:
     elif is_record(data):
         for key, value in fields_of(data).items():
             yield from leaves(value, f"{name}.{key}")
+
+
+def tensors_within(data: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """As :func:`leaves`, and those in objects of other kinds too."""
+    for place, leaf in contents.leaves(data, name):
+        if isinstance(leaf, Tensor):
+            yield place, leaf
 
 
 def mapped(data: Tree, function: Callable[[Tensor], Tensor]) -> Tree:
@@ -178,10 +186,11 @@ def sha256(*data: Tree) -> str:
     return digest.hexdigest()
 
 
-def update(digest: hashlib._Hash, data: Any) -> None:
-    """Take the tensors of a tree into a digest, and arrays, numbers and texts beside them.
+def update(digest: hashlib._Hash, data: Any, *, objects: bool = True) -> None:
+    """Take the data of a tree into a digest: tensors, arrays, numbers and texts, and objects' own.
 
     The digest of tensors alone is that of older archives: it knows nothing of what holds them.
+    Without ``objects`` of other kinds it is that of archives that knew nothing of those.
     """
     if isinstance(data, Tensor):
         digest.update(f"{data.dtype}{tuple(data.shape)}".encode())
@@ -194,19 +203,26 @@ def update(digest: hashlib._Hash, data: Any) -> None:
             raw.view(torch.uint8).numpy().tobytes() if raw.ndim else raw.numpy().tobytes()
         )
     elif isinstance(data, np.ndarray | np.generic):
-        _update_array(digest, np.asarray(data))
-    elif isinstance(data, bool | int | float | complex | str | bytes):
-        said = data if isinstance(data, bytes) else str(data).encode("utf-8", "surrogatepass")
+        _update_array(digest, np.asarray(data), objects)
+    elif isinstance(data, bool | int | float | complex | str | bytes | bytearray):
+        said = (
+            bytes(data)
+            if isinstance(data, bytes | bytearray)
+            else str(data).encode("utf-8", "surrogatepass")
+        )
         digest.update(f"{type(data).__name__} {len(said)} ".encode())
         digest.update(said)
-    else:
+    elif isinstance(data, Mapping | tuple | list) or is_record(data):
         for value in held(data):
-            update(digest, value)
+            update(digest, value, objects=objects)
+    elif objects and contents.is_data(data):
+        digest.update(b"object ")
+        digest.update(contents.sha256(data, update))
 
 
-def _update_array(digest: hashlib._Hash, array: NDArray[Any]) -> None:
+def _update_array(digest: hashlib._Hash, array: NDArray[Any], objects: bool) -> None:
     if array.dtype.hasobject:  # its bytes are addresses
-        update(digest, array.tolist())
+        update(digest, array.tolist(), objects=objects)
         return
     digest.update(f"array {array.dtype.str}{array.shape}".encode())
     digest.update(array.tobytes())

@@ -235,8 +235,9 @@ def _not_of_outputs() -> InputError:
 
 def _unmoved() -> InputError:
     return InputError(
-        "module: a function in it has a backward that leaves the graph (detach, NumPy), so there "
-        "is no Gauss–Newton product; write it in PyTorch, without detach"
+        "module: a function in it has a backward without a derivative that is right (detach or "
+        "NumPy in it, a hook on a gradient, PyTorch's logcumsumexp), so there is no Gauss–Newton "
+        "product; write it with other functions of PyTorch, without detach"
     )
 
 

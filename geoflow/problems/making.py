@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from geoflow.errors import InputError
-from geoflow.problems import arithmetic, checks, data, dependence, live, modules
+from geoflow.problems import (
+    arithmetic,
+    checks,
+    contents,
+    data,
+    dependence,
+    live,
+    modules,
+    unconverted,
+)
 from geoflow.problems.data import Tree
 from geoflow.problems.division import divided
 from geoflow.problems.parts import (
@@ -66,7 +75,9 @@ def of_module(
     )
     size = batch_size or data.length(x)
     some = checks.Division.of(batch_size) if batch_size and size < data.length(x) else None
-    guard = checks.explained(dtype, division=some)
+    guard = checks.explained(
+        dtype, division=some, beside=lambda: unconverted.of_module(network.module, dtype)
+    )
     with guard, arithmetic.exact(device), torch.enable_grad():
         first = data.chunk(x, 0, size), data.chunk(y, 0, size)
 
@@ -121,7 +132,12 @@ def of_batches(
     parts = BatchParts(Bound(network.module, batch_loss), network.fixed, batches, dtype, device)
     # What the function does to it is not done to the user's.
     one = data.mapped(data.convert(next(iter(batches)), dtype, device), torch.clone)
-    with checks.explained(dtype), arithmetic.exact(device), torch.enable_grad():
+
+    def beside() -> tuple[str, str] | None:
+        return unconverted.of_batch(one, dtype) or unconverted.of_module(network.module, dtype)
+
+    guard = checks.explained(dtype, beside=beside)
+    with guard, arithmetic.exact(device), torch.enable_grad():
 
         def loss(own: nn.Module, at: Parameters, _: nn.Module | None) -> Tensor:
             total, weight = BatchPart(Bound(own, batch_loss), network.fixed, one).sum_and_weight(at)
@@ -170,7 +186,7 @@ def hash_of(batches: Iterator[Any]) -> str:
     Raises
     ------
     InputError
-        There is none, or one holds numbers that are not finite.
+        There is none, or one holds numbers that are not finite, or nothing that could be found.
     """
     first = next(batches, None)
     if first is None:
@@ -179,6 +195,21 @@ def hash_of(batches: Iterator[Any]) -> str:
     # One after the other: all together they may not fit into memory.
     digest = hashlib.sha256()
     for i, batch in enumerate(itertools.chain([first], batches)):
+        _check_known(batch, f"batches[{i}]")
         checks.check_finite(batch, f"batches[{i}]")
         data.update(digest, batch)
     return digest.hexdigest()
+
+
+def _check_known(batch: Any, name: str) -> None:
+    """Refuse a batch whose data are not to be found, and so not to be told from others.
+
+    Of one that holds nothing, as an empty tuple, the examples are the loss's own.
+    """
+    if next(contents.leaves(batch, name), None) is not None:
+        return
+    if (found := contents.first_object(batch)) is not None:
+        raise InputError(
+            f"{name}: a {type(found).__name__}, in which no data are found; give a tuple or dict "
+            "of tensors"
+        )

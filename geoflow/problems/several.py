@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geoflow.errors import InputError
+from geoflow.problems import arithmetic
 from geoflow.problems.counting import Counted
 from geoflow.problems.parts import Parameters, TensorSpec
 from geoflow.problems.protocol import ProblemLike, check_problem
 
 
+@arithmetic.without_autocast()
 def weighted_gradient(problem: ProblemLike, theta: Tensor, weights: NDArray[np.float64]) -> Tensor:
     """∇Σ wᵢLᵢ at θ, shape (P,), of a problem of n ≥ 2 losses: one evaluation of them all.
 

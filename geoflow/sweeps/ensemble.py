@@ -182,7 +182,7 @@ def _first_passages(angle: Floats, time: Floats) -> tuple[Floats, Floats]:
     again = np.append(False, np.diff(at) <= 0)
     waits = again & np.append(False, np.diff(when) > 0)
     at = np.where(waits, np.nextafter(at, np.inf), at)
-    keep = np.append(True, np.diff(at) > 0) & (~again | waits)
+    keep = np.append(True, np.diff(at) > 0)
     return at[keep], when[keep]
 
 

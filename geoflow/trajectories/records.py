@@ -14,6 +14,9 @@ from torch import Tensor
 
 from geoflow.errors import InputError, ObservableError
 from geoflow.manifold.protocol import Flow
+from geoflow.manifold.regularizers.bound import BoundRegularizer
+from geoflow.manifold.regularizers.measured import as_function
+from geoflow.manifold.regularizers.named import Bindable
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
 from geoflow.system.translation import kind_and_reason
@@ -28,6 +31,8 @@ TAKEN = {
 }
 
 Observable = Callable[[Tensor], float]
+# What is given as one: its loss, or its value.
+Observed = Observable | ProblemLike | Bindable | BoundRegularizer
 
 
 class StepRecords(Sequence[Mapping[str, float]]):
@@ -186,25 +191,37 @@ def _of_constraints(flow: Flow, state: Any) -> dict[str, float]:
 
 
 def as_observables(
-    observables: Mapping[str, Observable | ProblemLike] | None,
+    observables: Mapping[str, Observed] | None, problem: ProblemLike
 ) -> dict[str, Observable]:
-    """Observables by name, of a problem its loss; None: none.
+    """Observables by name: of a problem its loss, of a regularisation function its value.
+
+    Parameters
+    ----------
+    observables : mapping, optional
+        Functions, problems, or regularisation functions; None: none.
+    problem : ProblemLike
+        For which a regularisation function is made.
 
     Raises
     ------
     InputError
-        They are no mapping.
+        They are no mapping, or a regularisation function does not fit the problem.
     """
     give = "a dict of functions of theta by name"
     kinds.check_kind(observables, Mapping | None, "observables", give)
-    return {name: _as_function(f) for name, f in (observables or {}).items()}
+    return {name: _as_function(f, name, problem) for name, f in (observables or {}).items()}
 
 
-def _as_function(observable: Observable | ProblemLike) -> Observable:
-    if callable(observable):
-        return observable
+def _as_function(observable: Observed, name: str, problem: ProblemLike) -> Observable:
+    try:
+        found = as_function(observable, problem)
+    except InputError as error:
+        raise InputError(f"observables[{name!r}]: {error}") from None
+    if callable(found):
+        function: Observable = found
+        return function
     # What is neither is refused once it is called.
-    return lambda theta: float(observable.loss(theta).mean())
+    return lambda theta: float(found.loss(theta).mean())
 
 
 def check_observables(observables: Mapping[str, Observable], theta: Tensor) -> None:

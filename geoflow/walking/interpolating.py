@@ -14,6 +14,7 @@ from torch import Tensor
 from geoflow import solvers
 from geoflow.errors import InputError
 from geoflow.manifold.protocol import Flow, State, check_flow
+from geoflow.problems import arithmetic
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.earlier import same_data
 from geoflow.solvers import Solver, Tolerance
@@ -33,6 +34,7 @@ UNITS_OF_ROUNDING = 100
 NEEDED = ("config", "level", "rtol", "atol", "dtype", "regularizer_name", "data_sha256")
 
 
+@arithmetic.without_autocast()
 def interpolate(
     ds: xr.Dataset, times: ArrayLike, flow: Flow, *, solver: Solver | None = None
 ) -> xr.DataArray:

@@ -14,12 +14,11 @@ from geoflow.errors import (
     InputError,
 )
 from geoflow.manifold.protocol import Flow, check_flow
-from geoflow.problems import dtypes
-from geoflow.problems.protocol import ProblemLike
+from geoflow.problems import arithmetic, dtypes
 from geoflow.solvers import Solver, is_dense
 from geoflow.system.kinds import as_number, check_kind, check_switch
 from geoflow.trajectories import dataset, records
-from geoflow.trajectories.records import Observable
+from geoflow.trajectories.records import Observed
 from geoflow.walking.crossings import Seeker
 from geoflow.walking.events import Event, from_config
 from geoflow.walking.fitting import check_fit
@@ -31,6 +30,7 @@ from geoflow.walking.stopping import Stop
 from geoflow.walking.stream import Stream
 
 
+@arithmetic.without_autocast()
 def walk(
     flow: Flow,
     solver: str | Solver | Mapping[str, Any] = DEFAULTS.solver,
@@ -42,7 +42,7 @@ def walk(
     reproject_every: float | None = DEFAULTS.reproject_every,
     snapshot_times: Sequence[float] | None = DEFAULTS.snapshot_times,
     snapshot_every: float | None = DEFAULTS.snapshot_every,
-    observables: Mapping[str, Observable | ProblemLike] | None = None,
+    observables: Mapping[str, Observed] | None = None,
     archive: str | Path | None = None,
     progress: bool = False,
     *,
@@ -84,9 +84,10 @@ def walk(
     snapshot_every : float, optional
         Keep θ at the multiples of this flow time. With neither, at most ``max_snapshots``
         accepted steps are kept, evenly in arc length, the first and the last among them.
-    observables : mapping of str to callable or problem, optional
+    observables : mapping of str to callable, problem or regularizer, optional
         Functions θ → float, evaluated where θ is kept; one variable each. Of a problem it is its
-        loss. What they evaluate counts for nothing in ``n_gradient`` and ``max_evaluations``.
+        loss, and one of ``gf.regularizers`` is made for the flow's problem. What they evaluate
+        counts for nothing in ``n_gradient`` and ``max_evaluations``.
     archive : str or Path, optional
         netCDF-4 file to write the trajectory to. The walk is streamed beside it, with memory
         flat however long it is, and the dataset returned reads the file lazily. Should the
@@ -144,7 +145,7 @@ def walk(
     array([2., 0.])
     """
     check_flow(flow)
-    observables = records.as_observables(observables)
+    observables = records.as_observables(observables, flow.problem)
     settings = WalkSettings(
         *(solver, rtol, atol, t_end, stop, max_evaluations),
         *(reproject_every, snapshot_times, snapshot_every, max_snapshots, theta_dtype),

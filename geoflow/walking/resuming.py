@@ -15,13 +15,12 @@ from geoflow.archive.saved import Saved, saved
 from geoflow.errors import ArchiveError, InputError
 from geoflow.manifold import protocol
 from geoflow.manifold.protocol import Flow, apart_from
-from geoflow.problems import dtypes
-from geoflow.problems.earlier import same_data
-from geoflow.problems.protocol import ProblemLike
+from geoflow.problems import arithmetic, dtypes
+from geoflow.problems.earlier import same_data, same_data_apart
 from geoflow.solvers import Solver, is_dense
 from geoflow.system import files, kinds
 from geoflow.trajectories import consistency, records, schema
-from geoflow.trajectories.records import Observable, StepRecords
+from geoflow.trajectories.records import Observed, StepRecords
 from geoflow.walking import configuration, rerunning
 from geoflow.walking.counting import spent
 from geoflow.walking.crossings import Seeker
@@ -41,6 +40,7 @@ GOALS = {
 }
 
 
+@arithmetic.without_autocast()
 def resume(
     path: str | Path,
     flow: Flow | None = None,
@@ -49,7 +49,7 @@ def resume(
     t_end: float | None = None,
     stop: Stop | None = None,
     max_evaluations: int | None = None,
-    observables: Mapping[str, Observable | ProblemLike] | None = None,
+    observables: Mapping[str, Observed] | None = None,
     progress: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     events: Sequence[Event] | None = None,
@@ -73,7 +73,7 @@ def resume(
         Needed only where the walk had a solver that is not geoflow's own.
     t_end, stop, max_evaluations
         As for :func:`geoflow.walk`; None: as before.
-    observables : mapping of str to callable or problem, optional
+    observables : mapping of str to callable, problem or regularizer, optional
         Needed, by the same names, where the walk had some and ``flow`` is given.
     progress : bool
         Show the walk on standard error, where that is a terminal or a notebook's.
@@ -109,7 +109,7 @@ def resume(
             raise InputError("flow: observables, events and solver go with a flow; give it too")
         rebuilt = _of_experiment(path, kept)
         flow, observables = rebuilt.flow, rebuilt.observables
-    observables = records.as_observables(observables)
+    observables = records.as_observables(observables, flow.problem)
     check_flow(flow, kept)
     names = kept.config.get("observables")
     if sorted(observables) != names:
@@ -199,6 +199,7 @@ def check_flow(flow: Flow, kept: Saved) -> None:
     problem, attributes = flow.problem, kept.attributes
     kept_levels = schema.levels(attributes) or [attributes["level"]]
     tensors = [[t.name, list(t.shape)] for t in problem.tensors]
+    apart, kept_apart = apart_from(flow), attributes.get(schema.REGULARIZER_DATA, "")
     pairs = {
         "dtype": (dtypes.dtype_name(problem.dtype), attributes["dtype"]),
         "data (SHA-256)": (
@@ -213,8 +214,10 @@ def check_flow(flow: Flow, kept: Saved) -> None:
         "level_rtol": (flow.level_set.level_rtol, attributes["level_rtol"]),
         "regularizer": (flow.regularizer_name, attributes["regularizer_name"]),
         "regularizer's data (SHA-256)": (
-            " ".join(p.data_sha256 for p in apart_from(flow)),
-            attributes.get(schema.REGULARIZER_DATA, ""),
+            kept_apart
+            if same_data_apart(apart, kept_apart)
+            else " ".join(p.data_sha256 for p in apart),
+            kept_apart,
         ),
         "kind": (
             schema.flow_attributes(type(flow).__name__, flow.scalars),

@@ -328,6 +328,12 @@ def tied():
     return module
 
 
+def normed(norm):
+    module = dense(2, 3, 1)
+    module[0] = norm(module[0])
+    return module
+
+
 def frozen_first():
     module = dense(2, 3, 1)
     module[0].requires_grad_(False)
@@ -353,6 +359,8 @@ def frozen_first():
         (dense(2, 3, 1).requires_grad_(False), "no trainable parameter; set requires_grad=True"),
         (frozen_first(), r"0 \(Linear\): its weight is fixed, and no hidden layer has all"),
         (nn.Sequential(nn.LazyLinear(3), nn.Tanh(), nn.Linear(3, 1)), "0.weight is not initial"),
+        (normed(nn.utils.parametrizations.weight_norm), r"0 \(Parametrized.*remove_parametr"),
+        (normed(nn.utils.spectral_norm), r"0 \(Linear\) computes its weight, or has a hook"),
     ],
 )
 def test_networks_of_another_form_are_refused_in_one_line(module, message):

@@ -60,7 +60,8 @@ def test_the_experiment_says_along_which_axis_its_classes_are(function, tmp_path
     walk, out = tmp_path / "walk.nc", tmp_path / "out.nc"
     assert cli.main(["run", *problem, "--t-end", "0.1", "--out", str(walk)]) == DONE
     capsys.readouterr()
-    status = cli.main(["predictions", str(walk), *problem, "--out", str(out)])
+    some = ["--batch", "4"] if function == "said" else []
+    status = cli.main(["predictions", str(walk), *problem, *some, "--out", str(out)])
     said = capsys.readouterr().err
     if function == "unsaid":
         assert status == BAD_INPUT

@@ -12,7 +12,10 @@ import xarray as xr
 import geoflow as gf
 from geoflow import cli
 from geoflow.archive import parts
+from geoflow.cli.analysis_commands import _symmetry_lines
 from geoflow.cli.terminal import BAD_INPUT, DONE, ENDED_EARLY, INTERRUPTED
+from geoflow.errors import ClusterError, StorageError
+from geoflow.sweeps.tasks import Outcome
 
 
 @pytest.fixture(scope="module")
@@ -353,3 +356,60 @@ def test_the_options_of_sweep_reach_the_sweep(monkeypatch, tmp_path):
         2.0,
         "rk4",
     )
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status", "said"),
+    [
+        (["stationary", "t_end"], DONE, ""),
+        (["stationary", "max_evaluations"], ENDED_EARLY, ""),
+        (["stationary", "failed"], ENDED_EARLY, "geoflow: seed-0001 failed: why\n"),
+    ],
+)
+def test_the_status_of_a_sweep_is_that_of_all_its_runs(
+    statuses, status, said, monkeypatch, tmp_path, capsys
+):
+    outcomes = [
+        Outcome(f"seed-{i:04d}", tmp_path / "x.nc", s, "why", new=i == 0)
+        for i, s in enumerate(statuses)
+    ]
+    monkeypatch.setattr(gf, "sweep", lambda *args, **options: outcomes)
+    command = ["sweep", "iris_ff", "--seeds", "0:2", "--out", str(tmp_path)]
+    assert cli.main(command) == status
+    assert capsys.readouterr().err == f"2 runs, 1 of them new, in {tmp_path}\n{said}"
+
+
+@pytest.mark.parametrize("error", [ClusterError("gone"), StorageError("full")])
+def test_what_can_be_gone_on_with_is_an_early_end(error, monkeypatch, tmp_path, capsys):
+    def failing(*args, **options):
+        raise error
+
+    monkeypatch.setattr(gf, "sweep", failing)
+    command = ["sweep", "iris_ff", "--seeds", "0", "--out", str(tmp_path)]
+    assert cli.main(command) == ENDED_EARLY
+    assert capsys.readouterr().err == f"geoflow: error: {error}\n"
+
+
+def test_ctrl_c_before_a_command_has_begun_ends_with_130(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("geoflow.cli.parser.starting.started", interrupted)
+    assert cli.main(["experiments"]) == INTERRUPTED
+    assert capsys.readouterr() == ("", "geoflow: interrupted\n")
+
+
+def test_pairs_that_are_nearer_to_a_copy_are_counted_once():
+    """Of three snapshots, two pairs of which are nearer to a copy; each is there twice."""
+    direct = np.array([[0.0, 2.0, 3.0], [2.0, 0.0, 1.0], [3.0, 1.0, 0.0]])
+    nearest = np.array([[0.0, 1.0, 2.5], [1.0, 0.0, 1.0], [2.5, 1.0, 0.0]])
+    dims = ("snapshot", "snapshot_other")
+    variables = {
+        "parameter_distance": (dims, direct),
+        "symmetric_distance": (dims, nearest, {"bound": "exact"}),
+        # Of the last there is no displacement to the next.
+        "shift_fraction": ("snapshot", np.array([0.25, 0.5, np.nan])),
+    }
+    pairs, shifts = _symmetry_lines(xr.Dataset(variables))
+    assert ": 2 of 3 pairs (distance to the nearest copy: exact)" in pairs
+    assert shifts.endswith("along shifts of all logits: 0.25 to 0.5")

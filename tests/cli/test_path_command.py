@@ -8,6 +8,7 @@ import torch
 
 import geoflow as gf
 from geoflow import cli
+from geoflow.cli.path_commands import _spaced
 from geoflow.cli.terminal import BAD_INPUT, DIFFERENT, DONE, ENDED_EARLY, INTERRUPTED
 from geoflow.paths.continuation import Continuation
 
@@ -85,6 +86,36 @@ def test_levels_are_spaced_evenly_in_their_logarithm(problem):
     assert len(level) == 4
     assert level[-1] == 1.2
     np.testing.assert_allclose(np.diff(np.log(level)), np.log(1.2 / level[0]) / 3)
+
+
+@pytest.mark.parametrize("n", [None, 2, 7])
+def test_the_last_level_is_the_one_that_is_named(n):
+    """To the last bit: 0.37 times (3.3/0.37) is not 3.3."""
+    for to in (3.3, 12.3, 0.06, 1e-4):
+        levels = _spaced(0.37, to, n)
+        assert (levels[0], levels[-1], len(levels)) == (0.37, to, n or 10)
+
+
+def test_its_options_reach_the_path(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(FILE.replace("(seed)", "(seed, dtype=None, device=None)"))
+    monkeypatch.chdir(tmp_path)
+    given = {}
+
+    def path(flow, levels, degrees, observables, archive, **options):
+        given.update(options, flow=flow, levels=levels, degrees=degrees, archive=archive)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gf, "regularization_path", path)
+    options = ["--levels", "0.6,0.7", "--seed", "2", "--dtype", "float64", "--device", "cpu"]
+    options += ["--regularizer", "quartic_norm", "--degrees", "170", "--max-evaluations", "77"]
+    assert _path("mine.py:quadratic", *options, "--eigenvalues", "--force") == INTERRUPTED
+    assert given["flow"].regularizer_name == "quartic_norm"
+    assert (given["levels"], given["degrees"], given["archive"]) == ([0.6, 0.7], 170.0, "path.nc")
+    assert (given["max_evaluations"], given["smallest_eigenvalue"]) == (77, True)
+    assert (given["overwrite"], given["progress"]) == (True, True)
+    assert given["provenance"]["seed"] == 2
+    assert given["provenance"]["options"] == {"dtype": "float64", "device": "cpu"}
+    assert float(given["flow"].problem.theta0[0]) == pytest.approx(3.2)
 
 
 def test_a_path_that_ends_early_says_so_and_is_kept(problem, capsys):

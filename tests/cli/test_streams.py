@@ -1,17 +1,20 @@
 """What commands do where standard output or standard error takes nothing, or not all characters."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import xarray as xr
 from rich.table import Table
 
 import geoflow as gf
 from geoflow import cli
 from geoflow.cli import terminal
+from geoflow.cli.study_commands import with_deviation
 from geoflow.system.messages import note, printable
 
 ESCAPES = "\x1b[31m\x07\r\n\x9b2J\u202e"
@@ -117,6 +120,29 @@ def test_text_is_printable_and_letters_stay():
     assert printable("∇R·é e\u0301 ß") == "∇R·é e\u0301 ß"
     assert printable(ESCAPES) == "�[31m����2J�"
     assert printable(os.fsdecode(b"\xff")) == "�"
+
+
+def test_numbers_of_tables():
+    assert [terminal.number(v) for v in (12345, 1234.5678, math.nan, None)] == [
+        "12,345",
+        "1234.57",
+        "–",
+        "–",
+    ]
+    assert [terminal.or_dash(v) for v in (np.array(0.123456), math.nan)] == ["0.1235", "–"]
+    one = xr.Dataset({"a": 2.0, "a_deviation": 0.125, "b": 3.0, "b_deviation": math.nan, "c": 4.0})
+    assert [with_deviation(one, n) for n in "abc"] == ["2 ± 0.12", "3", "4"]
+
+
+@pytest.mark.parametrize("before", [None, "nonsense"])
+def test_a_command_leaves_the_back_end_that_is_named_as_it_was(before, monkeypatch):
+    if before is None:
+        monkeypatch.delenv("MPLBACKEND", raising=False)
+    else:
+        monkeypatch.setenv("MPLBACKEND", before)
+    with terminal.no_window():
+        assert os.environ["MPLBACKEND"] == "agg"
+    assert os.environ.get("MPLBACKEND") == before
 
 
 def test_a_table_takes_nothing_for_markup(capsys):

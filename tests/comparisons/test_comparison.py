@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ import references
 from geoflow import cli, plots
 from geoflow.archive.netcdf import save_dataset
 from geoflow.cli.terminal import BAD_INPUT, DONE, INTERRUPTED
-from geoflow.comparisons import judging
+from geoflow.comparisons import cost, judging
+from geoflow.comparisons.cost import summarise
+from geoflow.comparisons.dataset import Run, to_dataset
 from geoflow.comparisons.reference import reference_for
 from geoflow.comparisons.work_precision import compare
-from geoflow.errors import ConvergenceError, InputError
+from geoflow.errors import ConvergenceError, CriticalPointError, InputError
 from geoflow.experiments import registry
 from geoflow.solvers import TorchDiffEq
 
@@ -153,6 +156,61 @@ def test_the_worst_level_error_is_that_over_all_steps(oja):
     )
     worst = np.abs(walked["level_residual"]).max() / oja.flow.level_set.level
     assert float(ds["level_error_worst"][0, 0]) == float(worst)
+    # And what the whole of it took.
+    assert ds["n_steps"].item() == walked.sizes["step"] - 1
+    assert ds["evaluations_spent"].item() == int(walked["n_gradient"][-1])
+    # Of L = ½‖θ‖² the gradient is as long as θ.
+    for i, theta in enumerate(walked["theta"].values):
+        size, level = np.linalg.norm(theta), oja.flow.level_set.level
+        off = abs(size**2 / 2 - level)
+        assert float(ds["level_error"][0, 0, i]) == pytest.approx(off / level, rel=1e-6)
+        assert float(ds["level_distance"][0, 0, i]) == pytest.approx(off / size, rel=1e-6)
+
+
+def test_attempts_that_are_rejected_are_counted(oja):
+    run = judging.Judge(oja.flow, {}).walk(oja.flow, gf.solvers.get("rkc"), 1e-2, [1.0], None)
+    walked = gf.walk(oja.flow, "rkc", 1e-2, 1e-5, t_end=1.0, stop=None, snapshot_times=[1.0])
+    assert run.n_rejected == int(walked["n_rejected"][-1]) > 0
+    assert (run.n_steps, run.spent) == (walked.sizes["step"] - 1, int(walked["n_gradient"][-1]))
+
+
+def test_a_level_below_zero_has_errors_above_it():
+    centre = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    problem = gf.Problem.from_function(
+        lambda t: ((t - centre) ** 2).sum() - 9, torch.zeros(2, dtype=torch.float64)
+    )
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), lambda t: t[0])
+    assert flow.level_set.level == -4
+    judge = judging.Judge(flow, {})
+    # L = −3: a quarter of the level away from it.
+    values, _ = judge.measure(np.array([[1.0, 2.0 - 6**0.5]]))
+    assert values["level_error"] == pytest.approx(0.25)
+    run = judge.walk(flow, gf.solvers.get("bosh3"), 1e-2, [0.5], None)
+    assert run.status == "t_end"
+    assert 0 < run.worst <= 1e-6
+
+
+def test_of_two_runs_the_one_that_came_least_far_says_how_it_ended():
+    def run(status, n, spent, rejected):
+        values = dict.fromkeys(("regularizer", "angle"), np.ones(n))
+        return Run(status, "", np.ones((n, 3)), values, spent, spent, rejected, 0.1 * rejected)
+
+    whole, short = run("t_end", 2, 10, 3), run("max_evaluations", 1, 21, 6)
+    scalars = ("regularizer", "angle", "level_error", "evaluations", "wall_time")
+    reference = Run("t_end", "", np.ones((2, 3)), dict.fromkeys(scalars, np.ones(2)))
+    for several in ([whole, short], [short, whole]):
+        found = {("a", 1e-2): several}
+        ds = to_dataset([], ["a"], [1e-2], TIMES, found, [reference] * 2, {})
+        assert ds["status"].item() == "max_evaluations"
+        assert np.isnan(ds["theta_error"]).values.ravel().tolist() == [False, True]
+        # Means, to whole numbers.
+        assert (ds["evaluations_spent"].item(), ds["n_rejected"].item()) == (16, 4)
+        assert ds["level_error_worst"].item() == pytest.approx(0.6)
+    # An interrupt says so, however far it came.
+    stopped = run("interrupted", 2, 10, 3)
+    found = {("a", 1e-2): [short, stopped]}
+    ds = to_dataset([], ["a"], [1e-2], TIMES, found, [reference] * 2, {})
+    assert ds["status"].item() == "interrupted"
 
 
 def test_the_reference_is_tighter_than_all_that_is_compared(monkeypatch):
@@ -332,6 +390,77 @@ def test_an_interrupt_keeps_what_has_been_walked(quick, tmp_path, monkeypatch):
     with xr.open_dataset(path) as ds:
         assert ds["status"].values.tolist() == [["t_end", "interrupted", "not_run"]]
         assert ds.attrs["status"] == "interrupted"
+
+
+def test_an_interrupt_of_the_reference_is_one(oja, monkeypatch):
+    def interrupted(*args, **kwargs):
+        return gf.walk(*args, **kwargs).assign_attrs(status="interrupted")
+
+    monkeypatch.setattr(judging, "walk", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare(oja.flow, ["rkc"], [1e-2], TIMES)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (CriticalPointError("flat"), "critical_point"),
+        (
+            ConvergenceError("far", iterations=3, residual=1.0, reason="diverged"),
+            "projection_failed",
+        ),
+    ],
+)
+def test_a_walk_without_a_start_costs_what_it_took_and_says_why(oja, monkeypatch, error, status):
+    def failing(flow, *args, **kwargs):
+        flow.evaluate(flow.problem.theta0)
+        raise error
+
+    monkeypatch.setattr(judging, "walk", failing)
+    run = judging.Judge(oja.flow, {}).walk(oja.flow, TorchDiffEq("rk4"), 1e-3, TIMES, None)
+    assert (run.status, run.message, run.spent) == (status, str(error), 1)
+    assert len(run.theta) == 0
+
+
+def recorded(level):
+    """A walk by hand: its angle falls once, and R rises once; 179° are not reached."""
+    steps = {
+        "angle": [100.0, 150.0, 140.0, 176.0],
+        "regularizer": [9.0, 5.0, 6.0, 4.0],
+        "n_gradient": [1, 10, 20, 30],
+        "n_hvp": [0, 3, 4, 5],
+        "wall_time": [0.0, 1.5, 2.5, 4.0],
+        "level_residual": [0.0, 1e-6, -4e-6, 0.0],
+        "level_distance": [0.0, 1e-7, 3e-7, 0.0],
+    }
+    ds = xr.Dataset({name: ("step", np.array(column)) for name, column in steps.items()})
+    return ds.assign_attrs(level=level, rtol=1e-3, status="max_evaluations")
+
+
+def test_what_a_method_takes_to_each_angle():
+    found = summarise(recorded(-2.0), 5.5)
+    assert found["evaluations"] == {"120": 16, "150": 16, "175": 40, "179": None}
+    assert found["wall_time"] == {"120": 1.5, "150": 1.5, "175": 4.0, "179": None}
+    assert found["to_regularizer"] == {"target": 5.5, "evaluations": 16}
+    assert found["worst_level_residual"] == pytest.approx(2e-6)
+    assert found["worst_level_distance"] == pytest.approx(3e-7)
+    last = {"angle": 176.0, "regularizer": 4.0, "evaluations": 40, "status": "max_evaluations"}
+    assert (found["final"], found["rtol"]) == (last, 1e-3)
+    never = {"target": 3.0, "evaluations": None}
+    assert summarise(recorded(2.0), 3.0)["to_regularizer"] == never
+
+
+def test_the_r_to_come_to_is_the_least_of_the_papers_loop(oja, monkeypatch):
+    loop = recorded(2.0).isel(step=slice(3))
+    prepared = SimpleNamespace(problem=oja.flow.problem)
+    mine = SimpleNamespace(prepare=lambda seed: prepared)
+    monkeypatch.setattr(cost.registry, "get", lambda name: mine)
+    monkeypatch.setattr(cost, "predictor_corrector", lambda flow, **options: loop)
+    monkeypatch.setattr(cost, "walk", lambda flow, name, **options: recorded(2.0))
+    found = cost.bench("mine")
+    assert {"predictor_corrector", *cost.SOLVERS} <= set(found)
+    for entry in found.values():
+        assert entry["to_regularizer"] == {"target": 5.0, "evaluations": 16}
 
 
 def test_a_reference_without_a_start_is_an_error():

@@ -53,6 +53,12 @@ def test_the_interval_has_no_gap(error, levels, simplest):
     assert best.simplest == simplest
 
 
+def test_without_an_error_points_that_equal_the_best_are_as_good():
+    # By level: 0.41, 0.50, 0.40, 0.40, 0.41.
+    best = gf.best_on_path(_path((0.50, 0.40, 0.40, 0.41, 0.41)))
+    assert (best.point, best.levels, best.simplest) == (1, (2.0, 3.0), 2)
+
+
 def test_the_error_can_be_an_observable_at_the_best_point():
     ds = _path(validation_loss_error=[9.0, 0.025, 9.0, 9.0, 9.0])
     best = gf.best_on_path(ds, standard_error="validation_loss_error")
@@ -74,6 +80,7 @@ def test_of_an_accuracy_the_greatest_counts():
         (_path(), {"by": "penalty"}, "'penalty' is no observable"),
         (_path(rate=[1.0] * 5), {"by": "rate"}, "ends in _loss or _accuracy"),
         (_path([math.nan] * 5), {}, "no finite value"),
+        (_path([math.nan, *[math.inf] * 4]), {}, "no finite value"),
         (_path(), {"standard_error": -1.0}, "standard_error=-1.0"),
         (_path(), {"standard_error": math.nan}, "standard_error=nan"),
     ],

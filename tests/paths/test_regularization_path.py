@@ -156,6 +156,7 @@ def test_a_path_written_is_the_path_returned(tmp_path):
         ({"levels": []}, "levels="),
         ({"levels": [1.0, 1.0]}, "each once"),
         ({"levels": [math.nan]}, "levels="),
+        ({"levels": [1.0, 0.0]}, "not zero"),
         ({"levels": "1,2"}, "levels="),
         ({"levels": "12"}, "levels="),
         ({"levels": [10**400]}, "levels="),
@@ -359,6 +360,18 @@ def test_a_branch_that_shows_no_turn_is_given_up():
     assert flow.problem.evaluations - before <= 40
     # A level that is near enough is come to.
     assert continuation.round(first, 0.9, [], 400).c == 0.9
+
+
+def test_a_branch_straight_along_the_normal_is_followed_from_where_the_flow_is_at_rest():
+    # On y = c the minimum of R is at x = 0: there is no velocity, and the tangent is the normal.
+    flow = _flow(lambda theta: theta[1], [0.0, 0.5], regularizer=lambda t: t[0] ** 2 - 5 * t[1])
+    continuation = Continuation(flow, path_schema.kkt_limit(TIGHT), TIGHT)
+    continuation.left = 10_000
+    first = continuation.start()
+    assert first.state.tangent_norm == 0
+    found = continuation.round(first, 0.9, [], 400)
+    assert found.c == 0.9
+    np.testing.assert_allclose(found.state.theta, [0.0, 0.9], atol=1e-6)
 
 
 def test_a_budget_that_ends_in_a_walk_ends_the_path():

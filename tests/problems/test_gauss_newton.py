@@ -184,8 +184,13 @@ def test_a_network_without_second_derivatives_is_refused(between):
 @pytest.mark.parametrize("between", [Tanh.apply, lambda x: torch.tanh(x) + 1e-3 * Tanh.apply(x)])
 def test_a_backward_that_leaves_the_graph_is_refused(between):
     """In part too, which would change products by 10⁻³ and no more."""
-    with pytest.raises(InputError, match=r"^module: .*backward that leaves the graph"):
+    with pytest.raises(InputError, match=r"^module: .*backward without a derivative"):
         product_of(between=between)
+
+
+def test_pytorchs_own_backward_that_is_not_linear_is_named():
+    with pytest.raises(InputError, match=r"a hook on a gradient, PyTorch's logcumsumexp\), so"):
+        product_of(between=lambda x: x.logcumsumexp(1))
 
 
 def test_a_wrong_curvature_of_the_loss_is_refused():

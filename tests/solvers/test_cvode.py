@@ -1,6 +1,7 @@
 """CVODE through scikit-sundae: tolerance, counts, level, resuming; and the error without it."""
 
 import builtins
+import math
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 import geoflow as gf
 import references
 from geoflow.errors import InputError
+from geoflow.solvers import Tolerance
+from geoflow.solvers.cvode import _Running, _stabilised
 
 
 def test_without_its_package_the_error_names_the_remedy(monkeypatch):
@@ -26,6 +29,27 @@ def test_without_its_package_the_error_names_the_remedy(monkeypatch):
     ):
         with pytest.raises(InputError, match=r"not installed: pip install 'geoflow\[sundials\]'"):
             make()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: references.oja().flow, lambda: references.linear_on_a_circle().flow]
+)
+def test_what_is_off_the_level_decays_at_the_rate_that_is_said_and_along_normals_alone(make):
+    flow, kappa = make(), 30.0
+    generator = torch.Generator().manual_seed(0)
+    start = flow.problem.theta0
+    beside = torch.randn(start.shape, generator=generator, dtype=torch.float64)
+    theta = start + 0.1 * beside
+    state = flow.evaluate(theta)
+    rate = _stabilised(flow, theta, kappa)
+    # What L and each constraint changes by, and the flow's own velocity beside it.
+    normals = torch.atleast_2d(state.gradients)
+    off = torch.as_tensor(np.atleast_1d(flow.level_set.residuals(state.values)))
+    assert off.abs().min() > 1e-3
+    torch.testing.assert_close(normals @ rate, -kappa * off, rtol=1e-9, atol=1e-12)
+    along = rate - state.velocity
+    least = torch.linalg.lstsq(normals.T, along[:, None]).solution
+    torch.testing.assert_close((normals.T @ least)[:, 0], along, rtol=1e-9, atol=1e-12)
 
 
 @pytest.fixture
@@ -79,6 +103,16 @@ def test_recorded_less_often_it_is_the_same_walk_for_fewer_evaluations(network, 
     assert fewer == each.sizes["step"] - tenth.sizes["step"]
 
 
+def test_what_is_read_within_its_steps_changes_none_of_them(network, installed):
+    settings = {"rtol": 1e-5, "t_end": 0.05, "stop": None}
+    alone = gf.walk(network, "cvode", **settings, max_snapshots=2)
+    times = [0.0, 0.013, 0.021, 0.0211, 0.04, 0.05]
+    read = gf.walk(references.small_network(), "cvode", **settings, snapshot_times=times)
+    assert np.array_equal(alone["theta"].values[-1], read["theta"].values[-1])
+    steps = np.isin(read["time"], alone["time"])
+    assert steps.sum() == alone.sizes["step"]
+
+
 @pytest.mark.parametrize("budget", [1, 2, 20, 61])
 def test_the_budget_is_never_passed(network, budget, installed):
     ds = gf.walk(network, "cvode", rtol=1e-6, stop=None, max_evaluations=budget)
@@ -102,8 +136,39 @@ def test_resumed_it_starts_afresh_and_meets_its_tolerance(tmp_path, installed):
         assert 0 < off <= 1e-5
 
 
+def test_from_beside_the_level_it_comes_back_at_thirty_times_the_flows_own_rate(installed):
+    """L = y on y = 1, R = ‖θ‖²: x falls as exp(−2t), and y − 1 as exp(−30t)."""
+    problem = gf.Problem.from_function(lambda t: t[1], torch.ones(2, dtype=torch.float64))
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+    state = flow.evaluate(torch.tensor([1.0, 1.1], dtype=torch.float64))
+    assert state.time_scale == pytest.approx(1.0)
+    running = _Running.start(1, flow, state, Tolerance(1e-8, 0.0))
+    end = 0.05
+    while running.time < end:
+        theta = running.advance(end)
+    assert running.time == end
+    exact = [math.exp(-2 * end), 1 + 0.1 * math.exp(-30 * end)]
+    np.testing.assert_allclose(theta, exact, rtol=0, atol=1e-6)
+
+
+def test_used_again_it_starts_afresh(network, installed):
+    settings = {"rtol": 1e-5, "t_end": 0.02, "stop": None}
+    solver = gf.solvers.CVODE()
+    first, second = (gf.walk(network, solver, **settings) for _ in range(2))
+    assert np.array_equal(first["theta"], second["theta"])
+    # Nor does it go on from elsewhere than the carry that it is given.
+    tolerance, start = Tolerance(1e-5, 0.0), network.evaluate(network.problem.theta0)
+    carry = solver.init(network, start, tolerance)
+    one = solver.step(network, start, carry, tolerance, 1.0)
+    two = solver.step(network, one.state, one.carry, tolerance, 1.0)
+    again = solver.step(network, one.state, one.carry, tolerance, 1.0)
+    assert two.carry["serial"] == one.carry["serial"]
+    assert again.carry["serial"] == two.carry["serial"] + 1
+    assert again.carry["n_steps"] == 1
+
+
 def test_it_works_in_float64_only(installed):
-    with pytest.raises(InputError, match="float64"):
+    with pytest.raises(InputError, match="solver='cvode' works in float64"):
         gf.walk(references.small_network(dtype=torch.float32), "cvode", rtol=1e-3)
 
 

@@ -30,6 +30,19 @@ def test_the_stability_interval(stages):
     assert stages_for(bound) >= stages
 
 
+@pytest.mark.parametrize("stages", [5, 50])
+def test_its_damping_is_five_percent(stages):
+    """P = 1 − b T(w₀) + b T(w), |T(w)| ≤ 1 within the interval: about 1 − ε/3 at its peaks."""
+    t = np.polynomial.Chebyshev.basis(stages)
+    w0 = 1 + 2 / 13 / stages**2
+    b = t.deriv(2)(w0) / t.deriv()(w0) ** 2
+    inside = torch.linspace(4, 0.6 * stages**2, 20001, dtype=torch.float64)
+    one = torch.ones_like(inside)
+    largest = advance(lambda y: -inside * y, one, -inside, 1.0, stages).abs().max()
+    assert float(largest) == pytest.approx(1 - b * (t(w0) - 1), rel=1e-6)
+    assert float(largest) == pytest.approx(0.95, abs=4e-3)
+
+
 @pytest.mark.parametrize("stages", [2, 7, 40])
 def test_its_stability_polynomial_is_the_exponential_to_second_order(stages):
     for z in (-0.02, -0.01):

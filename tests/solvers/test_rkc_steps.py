@@ -109,6 +109,10 @@ def test_a_step_has_no_more_stages_than_are_stable_and_at_most_the_largest_numbe
     assert spent == 1 + 1 + 249 + 1
 
 
+def test_a_step_without_stiffness_has_two_stages():
+    assert [stages_for(z) for z in (0.0, 0.5, 1.9)] == [2, 2, 2]
+
+
 @pytest.mark.parametrize("stages", [2, 5, 20, 100, 250])
 def test_no_stage_more_than_one_is_to_spare(stages):
     bound = 2 / 3 * (stages**2 - 1) * (1 - 2 / 15 * 2 / 13)
@@ -252,6 +256,26 @@ def test_beside_a_wall_the_radius_is_found_on_the_other_side():
     state = flow.evaluate(torch.tensor([0.0, 1.0], dtype=torch.float64))
     radius, _ = _spectral_radius(flow, state, RKC().init(flow, state, TOLERANCE))
     assert radius == pytest.approx(1.2, rel=1e-6)
+
+
+def test_on_a_wall_there_is_no_first_step_and_the_error_says_why():
+    # The power method looks to the other side; every step leads over the wall.
+    problem = gf.Problem.from_function(
+        lambda t: t[1] + torch.where(t[0] <= 0, 0.0, torch.nan),
+        torch.tensor([-1.0, 1.0], dtype=torch.float64),
+    )
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), lambda t: 0.5 * t[0] ** 2 - t[0])
+    state = flow.evaluate(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    with pytest.raises(StepSizeError, match=r"underflow .* L = nan"):
+        _starting_step(flow, state, 1.2, 1e-4)
+
+
+def test_a_step_to_where_nothing_is_finite_is_rejected():
+    # R = −10¹⁵⁰x: a step of 10¹⁶⁰ ends at x = ∞, where L and the velocity are as they were.
+    flow = gf.RegularizingFlow(straight().level_set, lambda t: -1e150 * t[0])
+    result = step(flow, step_size=1e160, radius=1e-161)
+    assert result.n_rejected > 0
+    assert torch.isfinite(result.state.theta).all()
 
 
 class Nowhere(Refusing):

@@ -238,3 +238,66 @@ def test_the_products_kept_are_those_of_the_rows():
     across = pairs.directions.rows.double() @ rows.T / sizes
     assert len(pairs.directions.rows) >= 10
     assert np.allclose(pairs.across / sizes.numpy(), across, atol=1e-4)
+
+
+@pytest.mark.parametrize("few", [10, 36])
+@pytest.mark.parametrize("made_at", [0.5, 0.1])
+def test_where_curvature_is_negative_the_inverse_stays_positive(few, made_at):
+    """It preconditions: of pairs with 1 + c·sᵀAs ≤ 0 nothing is taken, gone by or not."""
+    n, c = 40, 0.5
+    curvatures = np.geomspace(100.0, 2.0, few)
+    curvatures[::2] = -5.0
+    pairs = SecantPairs(40, [], np.zeros((0, 0)))
+    eigenpairs(pairs, n, curvatures, made_at)
+    assert (few == 36) == (pairs.directions is not None)
+    inverse = pairs.inverse(torch.eye(n, dtype=torch.float64), c).numpy()
+    np.testing.assert_allclose(inverse, inverse.T, atol=1e-6)
+    assert np.linalg.eigvalsh(inverse)[0] > 0
+    known = np.flatnonzero(curvatures > 0)
+    exact = 1 / (1 + c * curvatures[known])
+    np.testing.assert_allclose(inverse[known, known], exact, rtol=1e-4)
+    if made_at == c:
+        # As where nothing is known.
+        left = np.flatnonzero(curvatures < 0)
+        np.testing.assert_allclose(inverse[left, left], inverse[-1, -1], rtol=1e-6)
+
+
+def test_without_time_there_is_no_curvature_however_many_pairs_have_gone_by():
+    n = 40
+    pairs = SecantPairs(40, [], np.zeros((0, 0)))
+    eigenpairs(pairs, n, np.geomspace(1e3, 2.0, 30), c=0.0)
+    assert torch.isfinite(pairs.directions.rows).all()
+    vectors = torch.eye(n, dtype=torch.float64)
+    assert torch.allclose(pairs.inverse(vectors, 0.0), vectors, atol=1e-5)
+    # What they have taught is there once time is.
+    inverse = pairs.inverse(vectors, 0.5)
+    assert float(inverse[0, 0]) == pytest.approx(1 / (1 + 0.5 * 1e3), rel=1e-3)
+
+
+def test_a_pair_that_comes_again_and_again_makes_one_direction():
+    n, c = 20, 0.5
+    unit = torch.eye(n, dtype=torch.float64)
+    pairs = SecantPairs(40, [], np.zeros((0, 0)))
+    for i in range(2 * (BLOCKS + 1) * BLOCK):
+        pairs.add(unit[i % 2], (50.0 + 50 * (i % 2)) * unit[i % 2])
+        pairs.read(unit[:1], c)
+    rows = pairs.directions.rows
+    assert len(rows) <= 2
+    assert torch.allclose(rows @ rows.T, torch.eye(len(rows)), atol=1e-5)
+    inverse = pairs.inverse(unit, c)
+    assert torch.allclose(inverse[:2, :2], torch.diag(1 / torch.tensor([26.0, 51.0]).double()))
+
+
+def test_a_carry_without_a_unit_has_its_images_as_they_are():
+    n = 10
+    pairs = SecantPairs(40, [], np.zeros((0, 0)), unit=1.0)
+    pairs.add(vector(n, 0) / vector(n, 0).norm(), 300 * vector(n, 1))
+    carry = pairs.pack()
+    earlier = SecantPairs.unpack({k: v for k, v in carry.items() if k != "pair_unit"}, 40)
+    again = SecantPairs.unpack(carry, 40)
+    for one in (earlier, again):
+        one.add(vector(n, 2) / vector(n, 2).norm(), 7 * vector(n, 2))
+    assert earlier.stiffest == again.stiffest
+    assert torch.equal(
+        earlier.inverse(vector(n, 3)[None], 0.1), again.inverse(vector(n, 3)[None], 0.1)
+    )

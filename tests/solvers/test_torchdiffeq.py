@@ -111,6 +111,8 @@ def test_reprojection_can_be_rarer_than_steps(network):
         ({"method": "implicit_adams"}, "method='implicit_adams'"),
         ({"method": "dopri5", "step_size": 0.1}, "chooses its own steps"),
         ({"method": "rk4", "step_size": -1.0}, "step_size=-1.0"),
+        ({"method": "rk4", "step_size": np.inf}, "step_size=inf"),
+        ({"method": "rk4", "reproject_every": np.nan}, "reproject_every=nan"),
         ({"method": "dopri5", "reproject_every": 0.0}, "reproject_every=0.0"),
     ],
 )

@@ -1,6 +1,7 @@
 """Single steps of torchdiffeq's methods: what is rejected, projected and evaluated, exactly."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,6 +61,22 @@ def test_a_velocity_that_is_not_finite_is_a_wall_too():
         gf.LevelSet(problem), lambda t: -t[0] * torch.where(t[0] < 0.9, 1.0, torch.nan)
     )
     solver = TorchDiffEq("dopri5")
+    state, carry = begin(flow, solver, 16.0)
+    result = solver.step(flow, state, carry, TOLERANCE, math.inf)
+    assert (result.n_rejected, result.time) == (3, 0.25)
+
+
+class Silent(Refusing):
+    """A flow of one's own that tells nothing of where its L ends, from x = 0.9 on."""
+
+    def evaluate(self, theta):
+        state = self.flow.evaluate(theta)
+        return replace(state, values=np.full(1, math.inf)) if theta[0] >= 0.9 else state
+
+
+def test_where_a_flow_of_ones_own_says_nothing_l_that_is_not_finite_is_a_wall_too():
+    # Its end is not re-projected, which would find it.
+    flow, solver = Silent(straight(), 0, REFUSED), TorchDiffEq("dopri5", reproject_every=100.0)
     state, carry = begin(flow, solver, 16.0)
     result = solver.step(flow, state, carry, TOLERANCE, math.inf)
     assert (result.n_rejected, result.time) == (3, 0.25)
@@ -160,7 +177,23 @@ def test_the_starting_step_where_nothing_moves():
     assert carry["step_size"] == pytest.approx(1e-6, rel=1e-12)
 
 
-@pytest.mark.parametrize("name", ["dopri5", "bosh3"])
+def test_the_starting_step_at_the_origin():
+    """‖θ‖ = 0 sets no scale: it begins with 10⁻⁶, and a hundred times that is the most."""
+    problem = gf.Problem.from_function(lambda t: 1 + t[1], torch.zeros(2, dtype=torch.float64))
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), lambda t: -t[0])
+    state = flow.evaluate(flow.problem.theta0)
+    carry = TorchDiffEq("rk4").init(flow, state, Tolerance(0.0, 1e3))
+    assert carry["step_size"] == pytest.approx(1e-4, rel=1e-12)
+
+
+def test_on_a_wall_there_is_no_starting_step_and_the_error_says_why():
+    flow = straight(wall=math.nextafter(0.0, 1.0), start=-1.0)
+    state = flow.evaluate(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    with pytest.raises(StepSizeError, match=r"underflow .* L = nan"):
+        TorchDiffEq("rk4").init(flow, state, TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["dopri5", "bosh3", "bosh3:error_norm=coordinate"])
 @pytest.mark.parametrize("start", [[0.0, 1.0, 2.0], [0.5, 1.0, 0.0]])
 def test_a_coordinate_that_is_zero_has_a_tolerance(name, start):
     """Without an absolute one: x starts at 0 and moves, or z is 0 and stays."""

@@ -69,6 +69,17 @@ def test_a_fall_of_the_angle_does_not_count_twice(runs):
     assert at[-1] == fallen["angle"].max()
 
 
+def test_the_axis_is_within_the_snapshots_that_there_are(runs):
+    few = [ds.isel(snapshot=slice(1, -1)) for ds in runs]
+    for along in ensemble.ALONG:
+        ds = ensemble.resample(few, along, 20)
+        for i, run in enumerate(few):
+            kept = run["snapshot_time"].values
+            times = ds["time"].values if along == "time" else ds["time"].values[i]
+            assert times.min() >= kept[0]
+            assert times.max() <= kept[-1]
+
+
 def test_what_the_walks_differ_in_is_not_said_of_all_of_them(runs):
     same = ensemble.resample(runs).attrs
     assert (same["solver"], same["rtol"]) == ("bdf", 1e-4)
@@ -77,6 +88,9 @@ def test_what_the_walks_differ_in_is_not_said_of_all_of_them(runs):
     assert mixed["solver"] == "bdf, dopri5"
     assert "rtol" not in mixed
     assert mixed["regularizer_name"] == "squared_norm"
+    assert same["title"] == "small: 2 walks by time"
+    unnamed = [ds.assign_attrs(experiment="") for ds in runs]
+    assert ensemble.resample(unnamed, "angle").attrs["title"] == "walks: 2 walks by angle"
 
 
 def test_every_variable_has_units(runs):
@@ -103,6 +117,10 @@ def test_every_variable_has_units(runs):
             r"walks of \d+ and 1 parameters do not belong together; give those of one network",
         ),
         (lambda runs: ensemble.resample([runs[0].isel(snapshot=[])]), "has no snapshot"),
+        (
+            lambda runs: ensemble.resample([runs[0], runs[1].isel(snapshot=[0])]),
+            r"no range of time in common \(0 to 0\)",
+        ),
         (lambda runs: ensemble.resample([runs[0].rename(norm="level")]), "observable 'level' has"),
         (lambda runs: ensemble.resample([runs[0].rename(norm="run")]), "observable 'run' has"),
         (

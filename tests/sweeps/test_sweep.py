@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from geoflow.cli import reading, terminal
 from geoflow.errors import ArchiveError, InputError
 
 # The package's name for the function hides the module.
-from geoflow.sweeps.runs import _walk
-from geoflow.sweeps.tasks import Task, run_tasks
+from geoflow.sweeps import kept
+from geoflow.sweeps.runs import _current, _walk
+from geoflow.sweeps.tasks import Task, _end, run_tasks
 
 SHORT = {"epochs": 3, "t_end": 0.01, "max_snapshots": 3}
 
@@ -247,6 +249,63 @@ def test_a_file_that_is_not_of_the_sweep_is_refused(finished, attributes, config
     assert path.read_bytes() == before
 
 
+def test_a_walk_of_another_flow_precision_or_way_is_not_of_the_sweep(tmp_path):
+    path = tmp_path / "seed-0001.nc"
+    _walk(str(path), **settings(seed=1))
+    own, experiment = _current(settings(constraints=None)), gf.experiments.get("iris_ff")
+    assert kept.walk_of(path, own, 1, experiment)[0] == "t_end"
+    with h5py.File(path, "r") as file:
+        config = json.loads(file.attrs["config"])
+    for attributes, changes, said in (
+        ({"flow": "MyFlow"}, {}, "flow is 'MyFlow', not 'RegularizingFlow'"),
+        ({"dtype": "float32"}, {}, "dtype is 'float32', not 'float64'"),
+        ({"device": "cuda:1"}, {}, "device is 'cuda', not 'cpu'"),
+        ({}, {"level_atol": 0.1}, "level_atol is 0.1, not 0.0"),
+        ({}, {"events": [{"quantity": "angle"}]}, r"events is \[{'quantity'"),
+        ({}, {"processes": 2}, "processes is 2, not 1"),
+    ):
+        doctored = tmp_path / "doctored.nc"
+        shutil.copy(path, doctored)
+        with h5py.File(doctored, "r+") as file:
+            for name, value in (attributes | {"config": json.dumps(config | changes)}).items():
+                file.attrs[name] = np.bytes_(value)
+        with pytest.raises(InputError, match=rf"doctored.nc: .* its {said}"):
+            kept.walk_of(doctored, own, 1, experiment)
+
+
+def test_only_a_walk_that_was_cut_off_is_done_again(finished, monkeypatch):
+    path = finished / "seed-0001.nc"
+    with h5py.File(path, "r+") as file:
+        file.attrs["status"] = np.bytes_("interrupted")
+    found = {}
+    monkeypatch.setattr("geoflow.sweeps.runs.run_tasks", lambda tasks, done, *_: found.update(done))
+    gf.sweep("iris_ff", range(3), finished, **SHORT)
+    assert found == {"seed-0000": ("t_end", found["seed-0000"][1])}
+
+
+class _Ended:
+    """What Dask gives of a run that has ended."""
+
+    def __init__(self, answer):
+        self.answer, self.status = answer, "finished" if isinstance(answer, tuple) else "error"
+
+    def result(self):
+        return self.answer
+
+    def exception(self):
+        return self.answer
+
+
+def test_what_is_said_of_a_run_that_has_ended(tmp_path):
+    task = Task("seed-0000", tmp_path / "seed-0000.nc", _walk, {})
+    elsewhere = ("failed", "its worker does not write to this file system")
+    assert _end(_Ended(("t_end", "as wanted")), task) == elsewhere
+    task.path.touch()
+    assert _end(_Ended(("t_end", "as wanted")), task) == ("t_end", "as wanted")
+    assert _end(_Ended(InputError("rtol=0")), task) == ("failed", "rtol=0")
+    assert _end(_Ended(KeyError("x")), task) == ("failed", "KeyError: 'x'")
+
+
 def test_a_walk_that_was_cut_off_is_replaced_by_none_of_other_settings(finished):
     path = finished / "seed-0001.nc"
     with h5py.File(path, "r+") as file:
@@ -273,12 +332,21 @@ def test_trainings_that_are_not_of_the_sweep_are_refused(tmp_path):
         ({"epochs": 3}, "epochs is 2, not 3"),
         ({"validation": 0.0}, "validation is 0.2, not 0.0"),
         ({"dtype": "float32"}, "dtype is 'float64', not 'float32'"),
+        # None: the paper's.
+        ({"epochs": None}, "epochs is 2, not 500"),
+        ({"data": "elsewhere"}, "data is '', not 'elsewhere'"),
+        ({"experiment": "mpg_ff"}, "experiment is 'iris_ff', not 'mpg_ff'"),
     ):
-        other = tmp_path / next(iter(changes))
+        other = tmp_path / "-".join(f"{name} {value}" for name, value in changes.items())
         other.mkdir()
         gf.baselines.save_weight_decay(baseline, other / "penalty-0.0.nc")
         with pytest.raises(InputError, match=rf"penalty-0.0.nc: .* its {said}"):
-            gf.sweep_weight_decay("iris_ff", **(usual | {"out": other} | changes))
+            gf.sweep_weight_decay(**({"experiment": "iris_ff", **usual, "out": other} | changes))
+    own = {"experiment": "iris_ff", "seeds": [0], "epochs": 2, "validation": 0.2, "data": None}
+    there = other / "penalty-0.0.nc"
+    assert kept.training_of(there, {**own, "dtype": "float64", "device": "cpu:0"}, 0.0)
+    with pytest.raises(InputError, match="its device is 'cpu', not 'cuda'"):
+        kept.training_of(there, {**own, "dtype": "float64", "device": "cuda:1"}, 0.0)
 
 
 def test_a_damaged_file_is_named(finished):

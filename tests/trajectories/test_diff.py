@@ -45,6 +45,19 @@ def test_a_difference_is_named_with_its_place_and_size(path, ds, tmp_path, capsy
     content = json.loads(capsys.readouterr().out)
     assert not content["agree"]
     assert content["differences"]["theta"]["result"] == "differs by 0.001, first at snapshot 3"
+    close = tmp_path / "close.nc"
+    gf.save_trajectory(other.assign_attrs(title=ds.attrs["title"]), close)
+    for tolerance, left in (
+        ([], {"theta", "angle"}),
+        (["--rtol", "1e-6"], {"theta"}),
+        (["--atol", "1e-6"], {"theta"}),
+        (["--atol", "1e-2"], set()),
+    ):
+        status = cli.main(["diff", str(path), str(close), "--json", *tolerance])
+        assert status == (terminal.DIFFERENT if left else terminal.DONE)
+        content = json.loads(capsys.readouterr().out)
+        assert content["agree"] == (not left)
+        assert {n for n, d in content["differences"].items() if not d["agrees"]} == left
 
 
 def test_other_shapes_and_variables_differ(ds):

@@ -18,6 +18,7 @@ from geoflow.analysis.curvature.operators import Curvature
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
 from geoflow.manifold.scaling import length, power_of_two
+from geoflow.problems import arithmetic
 from geoflow.system import kinds
 from geoflow.system.limits import OPERATIONS, check_work
 from geoflow.system.memory import CPU, check_memory
@@ -54,6 +55,7 @@ class Eigenpairs:
     vectors: Floats
 
 
+@arithmetic.without_autocast()
 def extreme_eigenvalues(
     operator: Curvature,
     k: int = 5,
@@ -131,6 +133,7 @@ def extreme_eigenvalues(
     return _pairs(operator, (shift - values) / scale, vectors)
 
 
+@arithmetic.without_autocast()
 def spectral_density(
     operator: Curvature, *, n_probes: int = 8, n_steps: int = 64, seed: int = 0
 ) -> SpectralDensity:
@@ -180,6 +183,7 @@ def spectral_density(
     return SpectralDensity(nodes, weights, operator.size)
 
 
+@arithmetic.without_autocast()
 def trace(operator: Curvature, *, n_products: int = 60, seed: int = 0) -> Estimate:
     """Trace by Hutch++ (Meyer, Musco, Musco & Woodruff 2021, SOSA, algorithm 1).
 

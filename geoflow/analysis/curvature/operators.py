@@ -15,6 +15,7 @@ from geoflow.errors import InputError
 from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.scaling import length
+from geoflow.problems import arithmetic
 from geoflow.problems.checks import check_like
 from geoflow.problems.modules import tied_names
 from geoflow.problems.parts import network_of
@@ -75,6 +76,7 @@ class Curvature:
         """n, the dimension of the subspace."""
         return self.subspace.size
 
+    @arithmetic.without_autocast()
     def __call__(self, x: Tensor) -> Tensor:
         """EᵀMEx, shape (n,).
 
@@ -207,6 +209,7 @@ def tangent_hessian(
     return Curvature("tangent", product, _orthogonal_to(normals, free), theta)
 
 
+@arithmetic.without_autocast()
 def normal_curvature(flow: RegularizingFlow, state: FlowState, direction: Tensor) -> float:
     """Normal curvature of the level set along a tangent direction: one Hessian-vector product.
 

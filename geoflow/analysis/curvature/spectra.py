@@ -41,6 +41,7 @@ from geoflow.experiments.prepared import check_seed
 from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.scaling import power_of_two
+from geoflow.problems import arithmetic
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.footprint import product_bytes
 from geoflow.system import kinds
@@ -60,6 +61,7 @@ STATE_AND_PRODUCT = 4 + 4
 NULL_TOL = 1e-3
 
 
+@arithmetic.without_autocast()
 def along(
     ds: xr.Dataset,
     flow: RegularizingFlow,

@@ -29,6 +29,8 @@ from geoflow.analysis.walked import check_walked, loss_rtol
 from geoflow.archive.pieces import Pieces, fingerprint
 from geoflow.errors import GeoflowError, InputError, ObservableError
 from geoflow.manifold.flows import RegularizingFlow
+from geoflow.manifold.regularizers.measured import as_function
+from geoflow.problems import arithmetic
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.problem import Problem
 from geoflow.problems.protocol import ProblemLike
@@ -38,7 +40,7 @@ from geoflow.system.memory import check_memory
 from geoflow.system.messages import note
 from geoflow.system.progress import duration, progress_bar
 from geoflow.trajectories.dataset import at_snapshots
-from geoflow.trajectories.records import Observable
+from geoflow.trajectories.records import Observable, Observed
 
 Floats = NDArray[np.float64]
 Evaluation = Callable[[Sequence[Tensor]], list[float]]
@@ -52,6 +54,7 @@ MEMORY = 2**30
 LARGEST_MARGIN = 1e9
 
 
+@arithmetic.without_autocast()
 def on_plane(
     ds: xr.Dataset,
     flow: RegularizingFlow,
@@ -59,7 +62,7 @@ def on_plane(
     *,
     points: int = 41,
     margin: float = 0.25,
-    observables: Mapping[str, ProblemLike | Observable] | None = None,
+    observables: Mapping[str, Observed] | None = None,
     batch_size: int | None = None,
     archive: str | Path | None = None,
     overwrite: bool = False,
@@ -82,7 +85,8 @@ def on_plane(
         its two extents.
     observables : mapping of str to Problem or callable, optional
         Further functions of θ to evaluate: a :class:`~geoflow.Problem`, such as the loss
-        on the test set, is evaluated in batches; a function θ → float point by point. They are
+        on the test set, is evaluated in batches; a function θ → float point by point, and so is
+        one of ``gf.regularizers``, made for the flow's problem. They are
         evaluated at the snapshots too, whatever the walk recorded under their names.
     batch_size : int, optional
         Points evaluated at once, by ``torch.func.vmap``. None: 8, or fewer where those would take
@@ -119,13 +123,14 @@ def on_plane(
     kinds.check_kind(flow, RegularizingFlow, "flow", kinds.A_FLOW)
     kinds.check_kind(plane, Plane | None, "plane", "one of planes.principal, random or through")
     kinds.check_kind(observables, Mapping | None, "observables", "a dict of functions or problems")
-    problem, observables = flow.problem, dict(observables or {})
+    problem = flow.problem
+    given = {name: as_function(f, problem) for name, f in (observables or {}).items()}
     points, margin = kinds.as_whole(points, "points"), kinds.as_number(margin, "margin")
     batch_size = None if batch_size is None else kinds.as_whole(batch_size, "batch_size")
     kinds.check_switch(overwrite, "overwrite")
     kinds.check_switch(progress, "progress")
     _check(points, margin, batch_size)
-    check_observables(observables)
+    check_observables(given)
     check_walked(ds, problem)
     if plane is None:
         plane = principal(ds)
@@ -135,11 +140,11 @@ def on_plane(
             f"(2, {problem.n_parameters})"
         )
     functions = {LOSS: _in_batches(problem, problem, batch_size)}
-    for name, f in observables.items():
+    for name, f in given.items():
         each = _one_by_one(f, name) if callable(f) else _in_batches(f, problem, batch_size)
         functions[name] = _named(each, name)
     train_loss = at_snapshots(ds, "train_loss")
-    recorded = {n: ds[n].values for n in observables if n in ds and ds[n].dims == ("snapshot",)}
+    recorded = {n: ds[n].values for n in given if n in ds and ds[n].dims == ("snapshot",)}
     _check_cost(problem, points, len(functions))
     walk, n = _projected(ds, plane), ds.sizes["snapshot"]
     alpha, beta = _grid(walk, plane, points, margin)
@@ -192,7 +197,7 @@ def on_plane(
         grid = {name: np.stack([r[name].values for r in rows]) for name in functions}
         found = assemble(ds, plane, (alpha, beta), grid, walk | _values(of_walk))
         # At the snapshots the loss is known.
-        evaluations = len(functions) * (points**2 + n) + len(observables) * n
+        evaluations = len(functions) * (points**2 + n) + len(given) * n
         found.attrs |= {
             "level": float(flow.level_set.levels.mean()),
             "margin": margin,

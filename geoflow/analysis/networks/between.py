@@ -18,6 +18,7 @@ from geoflow.analysis.networks.layers import layers_of
 from geoflow.analysis.networks.symmetry import nearest_copy
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
+from geoflow.problems import arithmetic
 from geoflow.problems.checks import check_like
 from geoflow.problems.modules import moving_parameters
 from geoflow.problems.protocol import ProblemLike, check_problem
@@ -73,6 +74,7 @@ class Barrier:
         return float(np.max(self.losses - between))
 
 
+@arithmetic.without_autocast()
 def align(
     module: nn.Module,
     theta: Tensor,
@@ -136,6 +138,7 @@ def straight(start: Tensor, end: Tensor) -> Curve:
     return Curve(start, (start + end) / 2, end)
 
 
+@arithmetic.without_autocast()
 def bezier(
     problem: ProblemLike,
     start: Tensor,
@@ -192,6 +195,7 @@ def bezier(
     return Curve(start, middle.detach(), end)
 
 
+@arithmetic.without_autocast()
 def barrier(problem: ProblemLike, curve: Curve, *, points: int = 51) -> Barrier:
     """The loss along a curve, and how far it rises above the line between its ends' losses.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.utils import parametrize
 
 from geoflow.errors import InputError
 from geoflow.problems.modules import (
@@ -143,10 +144,24 @@ def layers_in(module: nn.Module, tensors: Iterable[TensorSpec]) -> Layers:
                 f"module: {fixed}, and no hidden layer has all its weights in θ, so that nothing "
                 "of it is symmetric; let two layers in a row move"
             )
+        for name, child in _leaves(module):
+            if isinstance(child, WEIGHTED) and not computes_as(child, WEIGHTED):
+                what = f"{name} ({type(child).__name__})"
+                raise InputError(
+                    f"module: {what} computes its weight, or has a hook or a forward pass of its "
+                    f"own: {_KNOWN}{_of_parametrizations(child)}"
+                )
         raise InputError(f"module has no hidden layer: {_KNOWN}")
     closed = not all(map(_flattens, between))
     output = [] if closed else _incoming(flat, layers[-1][0])
     return Layers(tuple(hidden), np.hstack(output) if output else None)
+
+
+def _of_parametrizations(layer: nn.Module) -> str:
+    """What to do about a weight that is computed of others; those are in θ."""
+    if not parametrize.is_parametrized(layer):
+        return ""
+    return "; walk without parametrizations, as after parametrize.remove_parametrizations"
 
 
 def _hidden(

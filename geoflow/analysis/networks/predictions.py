@@ -12,12 +12,19 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from geoflow.analysis.networks.outputs import (
+    as_one,
+    check_logits,
+    examples_of,
+    first_of_network,
+    of_network,
+)
 from geoflow.analysis.walked import snapshot_indices, walk_attributes
-from geoflow.errors import GeoflowError, InputError
-from geoflow.problems import data, modules
+from geoflow.errors import InputError
+from geoflow.problems import arithmetic, data, modules
 from geoflow.problems.data import Tree
-from geoflow.problems.parts import OUTPUTS_AT_ONCE, Parameters, TensorSpec, output_chunks
-from geoflow.system import kinds, translation
+from geoflow.problems.parts import OUTPUTS_AT_ONCE, TensorSpec
+from geoflow.system import kinds
 from geoflow.system.memory import check_memory
 from geoflow.system.progress import progress_bar
 from geoflow.trajectories.dataset import at_snapshots
@@ -39,6 +46,7 @@ VARIABLES = {
 }
 
 
+@arithmetic.without_autocast()
 def along(
     ds: xr.Dataset,
     module: nn.Module,
@@ -64,8 +72,8 @@ def along(
         Sets of examples by name, such as ``train`` and ``test``, each as
         :meth:`geoflow.Problem.from_module` takes the inputs.
     classification : bool
-        The outputs are one tensor of logits of classes: Jensen–Shannon divergence and disagreement
-        are computed too.
+        The outputs are one tensor of logits of classes, or of logarithms of their probabilities:
+        Jensen–Shannon divergence and disagreement are computed too.
     class_dim : int, optional
         The axis of the outputs along which the classes are, counted from the end where negative:
         −1 of a language model's, shape (N, T, C), and 1 of those that ``cross_entropy`` takes,
@@ -74,7 +82,7 @@ def along(
         Indices along ``snapshot``, negative ones from the end. None: 25, evenly, the first and
         the last among them, or all where there are fewer.
     batch_size : int
-        Examples evaluated at once.
+        Examples evaluated at once; they must not act on each other where there are more of them.
     progress : bool
         Show a bar on standard error, where that is a terminal or a notebook's.
 
@@ -91,14 +99,15 @@ def along(
     ------
     InputError
         An argument that cannot be used, a module that is not of this walk, outputs that are not
-        those of classes, or outputs of all snapshots that do not fit into memory.
+        those of classes or are probabilities, examples that act on each other and are more than
+        ``batch_size``, or outputs of all snapshots that do not fit into memory.
     """
     tensors = tensors_of(ds, module)
     indices = snapshot_indices(ds, snapshots, DEFAULT_SNAPSHOTS)
     kinds.check_kind(inputs, Mapping, "inputs", "a dict of tensors of examples by name")
     if not inputs:
         raise InputError("inputs={}; give a set of examples")
-    sets = {name: _examples(name, given) for name, given in inputs.items()}
+    sets = {name: examples_of(name, given) for name, given in inputs.items()}
     batch_size = kinds.as_whole(batch_size, "batch_size", 1)
     kinds.check_switch(classification, "classification")
     if class_dim is not None:
@@ -118,23 +127,14 @@ def along(
         theta = torch.as_tensor(ds["theta"].isel(snapshot=index).values)
         parameters = {t.name: _part(theta, t).to(own[t.name], copy=True) for t in tensors}
         for name, examples in sets.items():
-            try:
-                given = _outputs(network, parameters, examples, batch_size)
-            except GeoflowError:
-                raise
-            except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-                if count or isinstance(error, torch.OutOfMemoryError):
-                    raise
-                shapes = " and ".join(
-                    f"{tuple(t.shape)} and {t.dtype}" for _, t in data.leaves(examples, "")
-                )
-                what = f"module does not take them ({translation.reason(error)})"
-                raise InputError(
-                    f"inputs[{name!r}] of shape {shapes}: {what}; give them as it was trained on"
-                ) from error
-            found[name].append(_one(given, classification))
+            if count:
+                given = of_network(network, parameters, examples, batch_size)
+            else:
+                given = first_of_network(network, parameters, examples, batch_size, name)
+            found[name].append(as_one(given, classification))
             if classification and not count:
-                class_axis(found[name][0].shape, class_dim)
+                axis = class_axis(found[name][0].shape, class_dim)
+                check_logits(found[name][0], axis)
             if (now := found[name][-1].shape) != (first := found[name][0].shape):
                 raise InputError(
                     f"module: its outputs for inputs[{name!r}] have shape {tuple(first)} at one "
@@ -196,8 +196,8 @@ def between(
     Raises
     ------
     InputError
-        A classification without at least two classes, or with no axis of them given where there
-        are several that may be it, or complex numbers.
+        A classification without at least two classes, or of probabilities, or with no axis of the
+        classes given where there are several that may be it; or complex numbers.
     """
     if outputs.is_complex():
         raise InputError(
@@ -205,6 +205,8 @@ def between(
             "torch.view_as_real"
         )
     axis = class_axis(outputs.shape[1:], class_dim) if classification else 0
+    if classification:
+        check_logits(outputs, axis + 1)
     outputs = outputs.double()
     n = len(outputs)
     names = ["output_distance", *(["js_divergence", "disagreement"] if classification else [])]
@@ -302,52 +304,5 @@ def _jensen_shannon(p: Tensor, q: Tensor, axis: int) -> Tensor:
     return (total * terms).sum(dim=axis).clamp(min=0) / (4 * math.log(2))
 
 
-def _examples(name: Any, given: Any) -> Tree:
-    """One set of examples as a tree of tensors."""
-    kinds.check_kind(name, str, "inputs: a name", "a str, such as 'test'")
-    where = f"inputs[{name!r}]"
-    if not isinstance(given, (Tensor, np.ndarray, Mapping, tuple, list)):
-        kinds.check_kind(given, Tensor, where, "a tensor of examples, or a tuple or dict of them")
-    tree = data.tensors(given, where)
-    shapes = [tuple(t.shape) for _, t in data.leaves(tree, where)]
-    if len({shape[:1] for shape in shapes}) != 1 or not all(shape and shape[0] for shape in shapes):
-        what = f"has shape {' and '.join(map(str, shapes[:4]))}" if shapes else "holds no tensor"
-        raise InputError(f"{where} {what}; give one example or more, (N, …), as many in each")
-    return tree
-
-
 def _part(theta: Tensor, tensor: TensorSpec) -> Tensor:
     return theta[tensor.offset : tensor.offset + math.prod(tensor.shape)].view(tensor.shape)
-
-
-def _outputs(
-    network: nn.Module, parameters: Parameters, inputs: Tree, batch_size: int
-) -> dict[str, Tensor]:
-    """Every tensor that a network gives, by its place."""
-    found: dict[str, list[Tensor]] = {}
-    for chunk in output_chunks(network, parameters, inputs, batch_size):
-        for place, tensor in data.leaves(chunk, "outputs"):
-            if not tensor.ndim:
-                raise InputError(
-                    f"module: {place} is a number of all examples together; have it return "
-                    "what it gives for each, as by a forward hook"
-                )
-            found.setdefault(place, []).append(tensor.cpu())
-    if not found:
-        raise InputError(
-            f"module: in what it gives, a {type(chunk).__name__}, no tensor is found; have it "
-            "return a tensor, or a tuple or dict of them, as by a forward hook"
-        )
-    return {place: torch.cat(parts) for place, parts in found.items()}
-
-
-def _one(given: dict[str, Tensor], classification: bool) -> Tensor:
-    """What a network gives as one tensor: all numbers in a row where it gives several."""
-    if len(given) == 1:
-        return next(iter(given.values()))
-    if classification:
-        raise InputError(
-            f"module: it returns {len(given)} tensors ({', '.join([*given][:4])}), and "
-            "classification=True takes logits alone; have it return those, as by a forward hook"
-        )
-    return torch.cat([tensor.reshape(-1) for tensor in given.values()])

@@ -20,6 +20,7 @@ from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.scaling import power_of_two
+from geoflow.problems import arithmetic
 from geoflow.system import kinds
 from geoflow.trajectories.given import check_walk, kept_dtype
 
@@ -34,6 +35,7 @@ CLOSE = 0.01
 MULTIPLIER_RTOL = {torch.float64: 1e-6, torch.float32: 1e-2}
 
 
+@arithmetic.without_autocast()
 def along(
     ds: xr.Dataset,
     *,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geoflow.errors import InputError
 from geoflow.manifold.apart import Apart
-from geoflow.problems import derivatives, products
+from geoflow.problems import arithmetic, derivatives, products
 from geoflow.problems.protocol import ProblemLike
 
 Product = Callable[[Tensor], Tensor]
@@ -62,6 +62,7 @@ class ThetaFunction:
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self.function = function
 
+    @arithmetic.without_autocast()
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """R and ∇R; a user's R never gets the walk's own θ to write into.
 
@@ -83,6 +84,7 @@ class ThetaFunction:
             )
         return value.detach(), gradient
 
+    @arithmetic.without_autocast()
     def hessian(self, theta: Tensor, gradient: Tensor | None = None) -> Product:
         """∇²R(θ): reverse over reverse, ∇²R being symmetric, with ∇R evaluated once for all."""
         variable = theta.detach().requires_grad_()
@@ -101,6 +103,7 @@ class ThetaFunction:
                     raise
                 return along(v.clone())
 
+        @arithmetic.without_autocast()
         def along(v: Tensor) -> Tensor:
             found = torch.autograd.grad(
                 slope, variable, v, retain_graph=True, allow_unused=True, materialize_grads=True

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -27,7 +30,7 @@ def check_regularizer(bound: BoundRegularizer, theta0: Tensor) -> None:
         check_regularizer(term, theta0)
     if isinstance(bound, ThetaFunction):
         of_theta = "make the problem with dtype="
-        with checks.explained(theta0.dtype, "regularizer", remedy=of_theta):
+        with _naming_sums(), checks.explained(theta0.dtype, "regularizer", remedy=of_theta):
             value = bound.function(theta0.clone())
             real = isinstance(value, Tensor) and value.shape == () and not value.is_complex()
             if not real or not torch.isfinite(value):
@@ -54,6 +57,19 @@ def check_regularizer(bound: BoundRegularizer, theta0: Tensor) -> None:
         )
     if not all(torch.equal(a, b) for a, b in zip(first, second, strict=True)):
         raise _random()
+
+
+@contextmanager
+def _naming_sums() -> Iterator[None]:
+    """Say of a function that calls what ``bind`` made how to add that."""
+    try:
+        yield
+    except InputError as error:
+        if "object is not callable" not in str(error):
+            raise
+        raise InputError(
+            f"{error}; what bind() made is added by gf.regularizers.weighted_sum((1.0, R), …)"
+        ) from error
 
 
 def _random() -> InputError:

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from geoflow.errors import ConvergenceError, InputError
 from geoflow.manifold.regularizers.bound import BoundRegularizer, Product, differences
-from geoflow.manifold.regularizers.named import Make, regularizer
+from geoflow.manifold.regularizers.named import Make, needs_problem, regularizer
+from geoflow.problems import arithmetic
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system.memory import check_memory
 
@@ -153,6 +154,7 @@ class _Sharpness(_OfLoss):
         _, middle = self.problem.value_and_gradient(theta)
         return _second_difference(self.problem, theta, vector, middle)[1]
 
+    @arithmetic.without_autocast()
     def _top(self, theta: Tensor) -> tuple[float, Tensor]:
         """Largest eigenvalue of ∇²L and its unit eigenvector, by Lanczos' process.
 
@@ -229,9 +231,8 @@ def _second_difference(
 def _of_loss(make: Callable[[ProblemLike], BoundRegularizer]) -> Make:
     def made(problem: ProblemLike | None) -> BoundRegularizer:
         if problem is None:
-            raise InputError(
-                "regularizer: it is of the derivatives of a loss, which θ alone does not have; "
-                "give it to a RegularizingFlow, which knows the problem"
+            raise needs_problem(
+                "regularizer", "it is of the derivatives of a loss, which θ alone does not have"
             )
         if problem.loss(problem.theta0).ndim:
             raise InputError(

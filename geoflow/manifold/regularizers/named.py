@@ -74,7 +74,7 @@ class Regularizer:
             )
         made = self._make(None)
         if not isinstance(made, ThetaFunction):
-            raise _needs_problem(self.__name__)
+            raise needs_problem(f"regularizer {self.__name__!r}", "it is no function of θ alone")
         return made.function(theta) if self.sign > 0 else -made.function(theta)
 
     def bind(self, problem: ProblemLike) -> BoundRegularizer:
@@ -363,8 +363,9 @@ def suffix(name: str, options: Mapping[str, Any], defaults: Mapping[str, Any]) -
     return f"{name}:{listed}" if listed else name
 
 
-def _needs_problem(name: str) -> InputError:
+def needs_problem(name: str, why: str) -> InputError:
+    """What is said of a function that is called with θ and needs to know what θ is of."""
     return InputError(
-        f"regularizer {name!r}: it is no function of θ alone; give it to a RegularizingFlow, which "
-        "knows the problem"
+        f"{name}: {why}; give it to a RegularizingFlow, to weighted_sum, or as an observable, "
+        "which know the problem"
     )

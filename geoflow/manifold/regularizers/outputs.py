@@ -6,7 +6,9 @@ evaluations counted apart from those of the level set's loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,8 +19,16 @@ from torch.func import functional_call
 
 from geoflow.errors import InputError
 from geoflow.manifold.regularizers.bound import BoundRegularizer, Loss
-from geoflow.manifold.regularizers.named import Make, Regularizer, bound, regularizer, suffix
-from geoflow.problems import data
+from geoflow.manifold.regularizers.named import (
+    Make,
+    Regularizer,
+    bound,
+    needs_problem,
+    regularizer,
+    suffix,
+)
+from geoflow.problems import arithmetic, data
+from geoflow.problems.checks import VALUE_RTOL
 from geoflow.problems.parts import (
     LossPart,
     ModulePart,
@@ -30,6 +40,9 @@ from geoflow.problems.parts import (
 from geoflow.problems.problem import Problem
 from geoflow.problems.protocol import ProblemLike, check_problem
 from geoflow.system.memory import check_memory
+
+# In the place of an ignored target where there is none.
+NO_TARGET = -(2**62)
 
 
 def loss(problem: ProblemLike, *, sign: int = 1) -> Regularizer:
@@ -68,6 +81,7 @@ def margin(*, temperature: float = 1.0) -> Make:
     Of the outputs f of a classifier, with a smooth maximum over the wrong classes, above the true
     one by at most τ log(C − 1) of C classes, so that R is below the mean margin by as much at the
     most. With ``sign=-1`` a walk widens margins. An evaluation costs what one of a loss does.
+    Examples whose target the loss ignores, by its ``ignore_index``, are left out.
 
     Parameters
     ----------
@@ -80,10 +94,15 @@ def margin(*, temperature: float = 1.0) -> Make:
         raise InputError(f"temperature={temperature}; use a positive number")
 
     def part_of(part: ModulePart) -> LossPart:
-        loss_fn = partial(_margins, temperature=temperature)
-        return replace(part, loss_fn=loss_fn, scale=1.0, weight=float(data.length(part.inputs)))
+        there = None
+        if isinstance(part.targets, Tensor):
+            counted = part.targets != _ignored(part.loss_fn)
+            there = None if bool(counted.all()) else counted
+        loss_fn = partial(_margins, temperature=temperature, there=there)
+        n = data.length(part.inputs) if there is None else int(there.sum())
+        return replace(part, loss_fn=loss_fn, scale=1.0, weight=float(n))
 
-    return _of_outputs("margin", part_of)
+    return _of_outputs("margin", part_of, _check_classes)
 
 
 @regularizer
@@ -93,8 +112,9 @@ def jacobian_norm(*, probes: int = 0, seed: int = 0) -> Make:
     As Hoffman, Roberts & Yaida (2019, arXiv:1908.02729) take it to keep a network from being moved
     by noise in its inputs. Exact, by a backward pass for each output, or by Hutchinson's estimator
     with fixed vectors of signs. Examples must not act on each other, as they do in batch
-    normalisation by the batch's own statistics. An evaluation, counted as one gradient, takes about
-    1 + 2K times a gradient's time with K outputs or probes.
+    normalisation by the batch's own statistics; a network in which they do is refused. An
+    evaluation, counted as one gradient, takes about 1 + 2K times a gradient's time with K outputs
+    or probes.
 
     Parameters
     ----------
@@ -118,7 +138,7 @@ def jacobian_norm(*, probes: int = 0, seed: int = 0) -> Make:
             )
         return _JacobianPart(part, probes, seed)
 
-    return _of_outputs("jacobian_norm", part_of)
+    return _of_outputs("jacobian_norm", part_of, _check_apart)
 
 
 @dataclass(frozen=True)
@@ -164,27 +184,108 @@ class _JacobianPart(LossPart):
         return (2 * torch.randint(0, 2, (self.probes, n), generator=generator) - 1).to(rows)
 
 
-def _margins(outputs: Any, targets: Any, *, temperature: float) -> Tensor:
-    """Sum of the margins of some examples."""
-    usable = isinstance(outputs, Tensor) and isinstance(targets, Tensor)
-    usable = usable and outputs.ndim == 2 and outputs.shape[1] > 1
-    if not usable or targets.shape != outputs.shape[:1] or targets.is_floating_point():
+def _margins(
+    outputs: Any, targets: Any, *, temperature: float, there: Tensor | None = None
+) -> Tensor:
+    """Sum of the margins of some examples, of those that are there where not all are."""
+    if not _are_of_classes(outputs, targets):
         raise InputError(
             "regularizer 'margin': the outputs are no logits (N, C) of classes (N,); use another R"
         )
-    index = targets.long()[:, None]
+    known = targets.long() if there is None else torch.where(there, targets.long(), 0)
+    index = known[:, None]
     right = outputs.gather(1, index)[:, 0]
     wrong = outputs.scatter(1, index, -torch.inf)
-    return (right - temperature * torch.logsumexp(wrong / temperature, 1)).sum()
+    margins = right - temperature * torch.logsumexp(wrong / temperature, 1)
+    return margins.sum() if there is None else torch.where(there, margins, 0).sum()
 
 
-def _of_outputs(name: str, part_of: Callable[[ModulePart], LossPart]) -> Make:
+def _are_of_classes(outputs: Any, targets: Any) -> bool:
+    usable = isinstance(outputs, Tensor) and isinstance(targets, Tensor)
+    usable = usable and outputs.ndim == 2 and outputs.shape[1] > 1
+    return usable and targets.shape == outputs.shape[:1] and not targets.is_floating_point()
+
+
+def _ignored(loss_fn: Any) -> int:
+    """The target that a loss leaves out, where it says so as PyTorch's own do."""
+    found = getattr(loss_fn, "ignore_index", None)
+    if isinstance(loss_fn, partial):
+        named = loss_fn.keywords.get("ignore_index")
+        found = _ignored(loss_fn.func) if named is None else named
+    elif found is None:
+        with suppress(TypeError, ValueError):
+            option = inspect.signature(loss_fn).parameters.get("ignore_index")
+            found = None if option is None else option.default
+    return found if isinstance(found, int) else NO_TARGET
+
+
+def _check_classes(parts: Sequence[ModulePart], parameters: Parameters) -> None:
+    """Refuse targets that are no class of the network, but for those that the loss ignores.
+
+    A loss of one's own may leave them out without saying so.
+    """
+    with torch.no_grad(), arithmetic.exact(next(iter(parameters.values())).device):
+        outputs = parts[0].outputs(parameters)
+    if not _are_of_classes(outputs, parts[0].targets):
+        return
+    n_classes, n = outputs.shape[1], 0
+    for part in parts:
+        there = part.targets[part.targets != _ignored(part.loss_fn)]
+        n += len(there)
+        wrong = there[(there < 0) | (there >= n_classes)]
+        if len(wrong):
+            raise InputError(
+                f"regularizer 'margin': {len(wrong)} targets, as {int(wrong[0])}, are none of the "
+                f"{n_classes} classes, and the loss has no ignore_index that leaves them out; give "
+                "it one, as nn.CrossEntropyLoss(ignore_index=…) has, or leave those examples out"
+            )
+    if not n:
+        raise InputError(
+            "regularizer 'margin': the loss ignores all targets; use another R, or other data"
+        )
+
+
+def _check_apart(parts: Sequence[ModulePart], parameters: Parameters) -> None:
+    """Refuse a network in which examples act on each other: the outputs of some of another.
+
+    The inputs of one half are replaced by some of the other's, whose outputs then stay. A half is
+    drawn, so that examples beside each other are in different ones too.
+    """
+    part = parts[0]
+    n = data.length(part.inputs)
+    drawn = torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(part.inputs.device)
+    halves = drawn[: n // 2], drawn[n // 2 :]
+    with torch.enable_grad(), arithmetic.exact(part.inputs.device):
+        outputs = part.outputs(parameters)
+        if n < 2 or not isinstance(outputs, Tensor) or len(outputs) != n:
+            return
+        for kept, others in (halves, halves[::-1]):
+            inputs = part.inputs.clone()
+            inputs[others] = inputs[kept].repeat(2, *[1] * (inputs.ndim - 1))[: len(others)]
+            beside = replace(part, inputs=inputs).outputs(parameters).detach()[kept]
+            apart = torch.linalg.vector_norm(beside - outputs.detach()[kept])
+            size = torch.linalg.vector_norm(outputs.detach())
+            if apart > VALUE_RTOL[beside.dtype] * size:
+                raise InputError(
+                    "regularizer 'jacobian_norm': the outputs of some examples change with the "
+                    "inputs of others (batch statistics, attention over the examples, a graph), so "
+                    "none has a Jacobian of its own; use another R"
+                )
+
+
+def _of_outputs(
+    name: str,
+    part_of: Callable[[ModulePart], LossPart],
+    check: Callable[[Sequence[ModulePart], Parameters], None],
+) -> Make:
     """Make a problem of the same network, data and parameters with other parts."""
 
     def make(problem: ProblemLike | None) -> BoundRegularizer:
+        if problem is None:
+            raise needs_problem(f"regularizer {name!r}", "it is of a network's outputs")
         parts = module_parts(problem, f"the regularisation function {name!r}")
-        assert problem is not None, "a problem has parts"
         made = tuple(part_of(part) for part in parts)
+        check(parts, problem.unflatten(problem.theta0))
         return Loss(Problem(made, problem.theta0, problem.tensors, problem.data_sha256))
 
     return make

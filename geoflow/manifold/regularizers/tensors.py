@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geoflow.errors import InputError
 from geoflow.manifold.regularizers.bound import ThetaFunction
-from geoflow.manifold.regularizers.named import Make
+from geoflow.manifold.regularizers.named import Make, needs_problem
 from geoflow.problems.modules import matching_names, tied_names
 from geoflow.problems.parts import TensorSpec, network_of
 from geoflow.problems.protocol import ProblemLike
@@ -113,9 +113,8 @@ def known(problem: ProblemLike | None) -> ProblemLike:
         R is asked for at a θ alone.
     """
     if problem is None:
-        raise InputError(
-            "regularizer: it takes tensors by their names, which θ alone does not have; give it to "
-            "a RegularizingFlow, which knows the problem"
+        raise needs_problem(
+            "regularizer", "it takes tensors by their names, which θ alone does not have"
         )
     return problem
 

@@ -1,0 +1,100 @@
+"""Which examples the margin is of, and of which networks there is a Jacobian for each example."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import geoflow as gf
+from geoflow.errors import InputError
+
+GENERATOR = torch.Generator().manual_seed(0)
+INPUTS = torch.randn(22, 4, generator=GENERATOR, dtype=torch.float64)
+TARGETS = torch.randint(0, 3, (22,), generator=GENERATOR)
+
+
+def network(*between):
+    generator = torch.Generator().manual_seed(1)
+    module = nn.Sequential(nn.Linear(4, 6), *between, nn.Tanh(), nn.Linear(6, 3)).double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return module.eval()
+
+
+def value(name, module, loss_fn, targets, batch_size=None):
+    problem = gf.Problem.from_module(module, loss_fn, INPUTS, targets, batch_size)
+    bound = gf.regularizers.get(name).bind(problem)
+    return float(bound.value_and_gradient(problem.theta0)[0])
+
+
+def margin(kept):
+    outputs, targets = network()(INPUTS).detach()[kept], TARGETS[kept]
+    right = outputs.gather(1, targets[:, None])[:, 0]
+    wrong = outputs.scatter(1, targets[:, None], -torch.inf)
+    return float((right - wrong.logsumexp(1)).mean())
+
+
+@pytest.mark.parametrize("batch_size", [None, 5])
+def test_the_margin_is_of_the_examples_that_the_loss_counts(batch_size):
+    there = torch.arange(22) % 4 != 0
+    for ignored, targets, losses in (
+        (-100, torch.where(there, TARGETS, -100), (F.cross_entropy, nn.CrossEntropyLoss())),
+        (255, torch.where(there, TARGETS, 255), (nn.CrossEntropyLoss(ignore_index=255),)),
+        (2, TARGETS, (partial(F.cross_entropy, ignore_index=2),)),
+    ):
+        for loss_fn in losses:
+            found = value("margin", network(), loss_fn, targets, batch_size)
+            assert found == pytest.approx(margin(targets != ignored), rel=1e-13)
+
+
+@pytest.mark.parametrize("target", [-100, 3])
+def test_targets_that_are_no_class_are_refused_by_the_name_of_the_margin(target):
+    targets = TARGETS.clone()
+    targets[3:5] = target
+
+    def loss_fn(outputs, given):
+        return F.cross_entropy(outputs, given, ignore_index=target)
+
+    with pytest.raises(InputError, match=rf"'margin': 2 targets, as {target}, .* ignore_index"):
+        value("margin", network(), loss_fn, targets)
+
+
+class OfPairs(nn.Module):
+    """Adds up the outputs of two examples that follow on each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.of_one = network()
+
+    def forward(self, x):
+        found = self.of_one(x).view(-1, 2, 3)
+        return found.sum(1, keepdim=True).expand(-1, 2, 3).reshape(-1, 3)
+
+
+class OnGraph(nn.Module):
+    """Takes from each example's neighbour on a ring, so that it wants all of them."""
+
+    def __init__(self, reach):
+        super().__init__()
+        self.of_one = network()
+        self.register_buffer("adjacency", torch.eye(22).roll(reach, 0).double())
+
+    def forward(self, x):
+        return self.of_one(self.adjacency @ x)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [network(nn.BatchNorm1d(6, track_running_stats=False).double()), OfPairs(), OnGraph(1)],
+)
+def test_examples_that_act_on_each_other_have_no_jacobian(module):
+    with pytest.raises(InputError, match=r"'jacobian_norm': .* change with the inputs of others"):
+        value("jacobian_norm", module, F.cross_entropy, TARGETS)
+
+
+def test_a_network_that_takes_a_certain_number_of_examples_has_one():
+    found = value("jacobian_norm", OnGraph(0), F.cross_entropy, TARGETS)
+    assert found == value("jacobian_norm", network(), F.cross_entropy, TARGETS)
