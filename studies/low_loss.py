@@ -18,7 +18,7 @@ import geoflow as gf
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import references  # noqa: E402 - from the tests' folder
+import references
 
 SOLVERS = ("bdf", "exponential", "cvode")
 SEEDS = (0, 1)
