@@ -195,6 +195,39 @@ def network(activation: nn.Module, layers: Sequence[int] = (2, 8, 7, 1)) -> gf.R
     return gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
 
 
+def trained(
+    layers: Sequence[int], activation: nn.Module, seed: int = 0, iterations: int = 200
+) -> gf.RegularizingFlow:
+    """A network trained by L-BFGS to a low loss on thirty examples, with R = ‖θ‖²."""
+    pairs = list(itertools.pairwise(layers))
+    parts = [[nn.Linear(n, m).double(), activation] for n, m in pairs]
+    module = nn.Sequential(*[part for both in parts for part in both][:-1])
+    with torch.no_grad():
+        for i, (linear, _) in enumerate(parts):
+            n, m = pairs[i]
+            linear.weight.copy_(_normal(n * m, 100 * seed + i).view(m, n) / math.sqrt(n))
+            linear.bias.zero_()
+    inputs = _normal(30 * layers[0], 100 * seed + 99).view(30, layers[0])
+    targets = torch.sin(inputs.sum(1, keepdim=True)).expand(-1, layers[-1]).contiguous()
+    optimizer = torch.optim.LBFGS(
+        module.parameters(),
+        max_iter=iterations,
+        tolerance_grad=1e-12,
+        tolerance_change=1e-14,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(module(inputs), targets)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    problem = gf.Problem.from_module(module, nn.functional.mse_loss, inputs, targets)
+    return gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+
+
 def straight(wall: float = math.inf, start: float = 0.0) -> gf.RegularizingFlow:
     """L = y on y = 1 and R = −x: θ moves along x at speed 1; L is not defined from x = wall on."""
     return _flow(

@@ -39,7 +39,7 @@ def fixed_order(reference, order, step):
     state = flow.evaluate(past[0])
     for _ in range(round(1 / step) - order):
         formula = history.formula(order, step, state.velocity)
-        state = correct(flow, formula, pairs, 1e-12).state
+        state = correct(flow, formula, pairs, 1e-12, closely=False).state
         history = history.extended(state.theta, step, step)
     return float((state.theta - reference.exact(1.0)).norm())
 
@@ -59,7 +59,7 @@ def test_each_order_is_the_one_it_says(make, order):
 @pytest.mark.parametrize(
     ("order", "rtols"),
     [
-        (1, (3e-4, 1e-4, 3e-5)),
+        (1, (3e-3, 1e-3, 3e-4)),
         (2, (1e-5, 1e-6, 1e-7)),
         (3, (1e-6, 1e-7, 1e-8, 1e-9)),
         (4, (1e-7, 1e-8, 1e-9, 1e-10)),
@@ -345,7 +345,7 @@ def test_a_trial_point_where_the_loss_is_not_finite_shortens_the_step(network):
     history = History(start.theta[None], np.zeros(1))
     formula = history.formula(1, math.inf, start.velocity)
     with pytest.raises(ConvergenceError, match="at a trial point"):
-        correct(network, formula, SecantPairs(40, [], np.zeros((0, 0))), 1e-6)
+        correct(network, formula, SecantPairs(40, [], np.zeros((0, 0))), 1e-6, closely=False)
 
 
 def saddle(curvature):
@@ -363,19 +363,19 @@ def test_a_step_too_long_for_its_equation_is_given_up_at_once():
     history = History(start.theta[None], np.zeros(1))
     formula = history.formula(1, 1.0, 0 * start.velocity)
     with pytest.raises(corrector.IndefiniteError) as caught:
-        correct(flow, formula, SecantPairs(40, [], np.zeros((0, 0))), 1e-6)
+        correct(flow, formula, SecantPairs(40, [], np.zeros((0, 0))), 1e-6, closely=False)
     # 1 − 5 along x; the space of the corrections is all there is.
     assert caught.value.least == pytest.approx(-4.0, rel=1e-5)
     assert caught.value.iterations <= 2
     short = history.formula(1, 0.1, start.velocity)
-    found = correct(flow, short, SecantPairs(40, [], np.zeros((0, 0))), 1e-6).state.theta
-    assert found[0] == pytest.approx(0.1 / (1 - 0.5), rel=1e-6)
+    found = correct(flow, short, SecantPairs(40, [], np.zeros((0, 0))), 1e-6, closely=False)
+    assert found.state.theta[0] == pytest.approx(0.1 / (1 - 0.5), rel=1e-6)
 
 
 def test_the_smallest_eigenvalue_says_how_much_shorter_the_next_trial_is():
     flow = saddle(5.0)
     state, tolerance = flow.evaluate(flow.problem.theta0), Tolerance(10.0, 0.0)
-    carry = BDF().init(flow, state, tolerance) | {"step_size": 1.0}
+    carry = BDF().init(flow, state, tolerance) | {"step_size": 1.0, "n_steps": 1}
     result = BDF().step(flow, state, carry, tolerance, math.inf)
     # 1 − 5h along x: −4 at 1, a quarter of it at the least; −0.25 there, and half of that.
     assert result.n_rejected == 2
@@ -435,12 +435,12 @@ def test_what_was_learned_where_newton_fails_is_not_kept(network, monkeypatch):
     state, carry, result = list(steps_of(network, 12))[-1]
     seen = []
 
-    def failing(flow, formula, pairs, allowed):
+    def failing(flow, formula, pairs, allowed, closely):
         seen.append(len(pairs))
         if len(seen) == 1:
             pairs.add(vector(50, 0), vector(50, 1))
             raise ConvergenceError("no", iterations=3, residual=1.0, reason="iterations")
-        return correct(flow, formula, pairs, allowed)
+        return correct(flow, formula, pairs, allowed, closely)
 
     monkeypatch.setattr(bdf, "correct", failing)
     again = BDF().step(network, state, carry, Tolerance(1e-6, 0.0), math.inf)

@@ -15,11 +15,11 @@ RIDGE = 2_000.0
 def ridge(monkeypatch):
     """Equations longer than a ridge allows are refused after an evaluation, as real ones are."""
 
-    def refused(flow, formula, pairs, allowed):
+    def refused(flow, formula, pairs, allowed, closely):
         if formula.c * RIDGE > 1:
             flow.evaluate(formula.predicted)
             raise corrector.IndefiniteError(1 - formula.c * RIDGE, iterations=1, residual=0.0)
-        return corrector.correct(flow, formula, pairs, allowed)
+        return corrector.correct(flow, formula, pairs, allowed, closely)
 
     monkeypatch.setattr(bdf, "correct", refused)
     # It asks for little: networks on real ridges are refused more often than this one.

@@ -8,7 +8,7 @@ import torch
 import references
 from geoflow.errors import ConvergenceError
 from geoflow.solvers import BDF, Tolerance, bdf
-from geoflow.solvers.multistep.corrector import Corrected, correct
+from geoflow.solvers.multistep.corrector import Corrected, LandingError, correct
 from geoflow.solvers.multistep.history import History
 
 TOLERANCE = Tolerance(1e-4, 0.0)
@@ -106,6 +106,38 @@ def test_attempts_in_vain_fade_and_are_those_of_newtons_iteration_alone(monkeypa
     assert step(in_vain=2.0).carry["in_vain"] == pytest.approx(1.8)
     failing(monkeypatch, refused("not_finite"), refused("iterations"))
     assert step(in_vain=2.0).carry["in_vain"] == pytest.approx(2.8)
+
+
+def test_while_no_step_has_been_made_each_attempt_is_a_tenth_as_long(monkeypatch):
+    failing(monkeypatch, refused("iterations"), refused("diverged"))
+    result = step(n_steps=0)
+    assert (result.n_rejected, result.time) == (2, pytest.approx(1e-5))
+
+
+@pytest.mark.parametrize(
+    ("error", "in_vain", "closely"),
+    [
+        (None, 2.0, False),
+        (refused("iterations"), 1.0, False),
+        (refused("iterations"), 2.0, True),
+        (LandingError("off", iterations=3, residual=1.0, reason="diverged"), 0.0, True),
+    ],
+)
+def test_after_a_failed_landing_or_much_in_vain_the_rest_is_followed_closely(
+    error, in_vain, closely, monkeypatch
+):
+    failing(monkeypatch, *([error] if error else []))
+    result = step(in_vain=in_vain)
+    assert result.carry["closely"] is closely
+    # Once and for all.
+    assert step(closely=True).carry["closely"]
+
+
+def test_aside_too_it_is_kept_in_mind_that_the_level_set_is_to_be_followed_closely(monkeypatch):
+    failing(monkeypatch, refused("iterations"))
+    result = step(in_vain=5.0)
+    assert result.carry["n_aside"]
+    assert result.carry["closely"]
 
 
 def test_an_order_that_stays_is_counted():

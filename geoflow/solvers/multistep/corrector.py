@@ -27,6 +27,11 @@ Far from the solution A changes from one correction to the next, and the images 
 longer those of the system: it may become all but singular there. No correction is therefore longer
 than the first, as in a trust region.
 
+Where the level set is curved much, as that of a network trained to a low loss is, what is left may
+also be no more than a small part of its radius of curvature. Newton's method along the normal does
+not come back to the level set from further off, and a history of such points is extrapolated into
+walls of L that no step is short enough for.
+
 The normal is not split off but kept as the second row of the system: a move along it changes G
 too, and its image is learned with the others.
 """
@@ -55,6 +60,9 @@ NEGLIGIBLE, AT_WORST = 0.1, 3.0
 # At most this part of ‖θ‖ whatever is allowed: what is left in stiff directions, where a little of
 # θ is much of velocity, would lead the extrapolation of the next steps astray.
 CEILING = 3e-5
+# Where the level set has to be followed closely, what is left may turn its normal by so much, in
+# radians: the least radius of curvature is about ‖∇R‖ over the largest curvature known.
+TURN = 0.03
 # And at most this part of the step itself, down to so many units of rounding: a flow that comes to
 # rest is followed there.
 PART, UNITS_OF_ROUNDING = 0.1, 4.0
@@ -111,8 +119,12 @@ class IndefiniteError(ConvergenceError):
         self.least = least
 
 
+class LandingError(ConvergenceError):
+    """The equation of a step counts as solved, but Newton's method finds no level set near."""
+
+
 def correct(
-    flow: RegularizingFlow, formula: Formula, pairs: SecantPairs, allowed: float
+    flow: RegularizingFlow, formula: Formula, pairs: SecantPairs, allowed: float, closely: bool
 ) -> Corrected:
     """Solve the equation of a step.
 
@@ -126,11 +138,15 @@ def correct(
         What is known of A; takes in what is learned here.
     allowed : float
         Local error allowed, in units of θ.
+    closely : bool
+        Leave no more than a small part of the level set's radius of curvature.
 
     Raises
     ------
     ConvergenceError
         The iteration comes to no end.
+    LandingError
+        It does, but the re-projection after it does not.
     IndefiniteError
         By the images found there is no minimum near that it could come to.
     CriticalPointError
@@ -169,6 +185,9 @@ def correct(
         move.add_(solved.combined((along + onto)[None])[0])
         size = float(torch.linalg.vector_norm(move))
         gone = float(torch.linalg.vector_norm(theta - formula.start))
+        if closely and pairs.stiffest > 0:
+            steepest = float(torch.linalg.vector_norm(state.regularizer_gradient))
+            most = min(most, max(TURN * steepest / pairs.stiffest, least))
         negligible = min(most, max(PART * gone, least))
         small = size <= negligible
         if small or not sizes:
@@ -199,7 +218,15 @@ def correct(
         sizes.append(size if sizes else reach)
         theta = theta + move
         if small:
-            end, projection = flow.project(theta, max_iterations=NORMAL_ITERATIONS)
+            try:
+                end, projection = flow.project(theta, max_iterations=NORMAL_ITERATIONS)
+            except ConvergenceError as failure:
+                raise LandingError(
+                    str(failure),
+                    iterations=iteration + 1 + failure.iterations,
+                    residual=failure.residual,
+                    reason=failure.reason,
+                ) from failure
             return Corrected(end, iteration + 1 + projection.iterations)
         before = state
     raise ConvergenceError(
