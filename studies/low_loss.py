@@ -37,13 +37,15 @@ NETWORKS: tuple[tuple[tuple[int, ...], nn.Module, int], ...] = (
 
 
 def cell(flow: gf.RegularizingFlow, solver: str) -> str:
-    """Evaluations and flow time to 150°, or how far it came."""
+    """Evaluations and flow time to 150°, or how far it came; how far off the level, if it was."""
     stop = gf.Stationary(degrees=150.0)
     ds = gf.walk(flow, solver, stop=stop, max_evaluations=MAX_EVALUATIONS, max_snapshots=2)
     n, t = int(ds["n_gradient"][-1] + 2 * ds["n_hvp"][-1]), float(ds["time"][-1])
+    off = float(abs(ds["level_residual"]).max()) / ds.attrs["level"]
+    note = f"t = {t:.3g}" + (f", L − c to {off:.2g} c" if off > 1e-3 else "")
     if ds.attrs["status"] == "stationary":
-        return f"{n:,} (t = {t:.3g})"
-    return f"{ds.attrs['status']} at {float(ds['angle'][-1]):.0f}° (t = {t:.3g})"
+        return f"{n:,} ({note})"
+    return f"{ds.attrs['status']} at {float(ds['angle'][-1]):.0f}° ({note})"
 
 
 def main() -> None:
