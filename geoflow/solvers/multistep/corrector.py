@@ -185,9 +185,13 @@ def correct(
         move.add_(solved.combined((along + onto)[None])[0])
         size = float(torch.linalg.vector_norm(move))
         gone = float(torch.linalg.vector_norm(theta - formula.start))
+        # In the largest curvature known, of what is rounded.
+        rounding = UNITS_OF_ROUNDING * eps * c * pairs.stiffest * size_theta
         if closely and pairs.stiffest > 0:
             steepest = float(torch.linalg.vector_norm(state.regularizer_gradient))
-            most = min(most, max(TURN * steepest / pairs.stiffest, least))
+            turned = TURN * steepest / pairs.stiffest
+            # What rounding cannot tell is not asked for.
+            most = min(most, turned) if turned >= max(least, rounding) else most
         negligible = min(most, max(PART * gone, least))
         small = size <= negligible
         if small or not sizes:
@@ -195,7 +199,6 @@ def correct(
             softest = pairs.solved(read, c, bulk=0.0)
             more = softest.parts(np.add(*_weights(softest.products, distances)))
             reach = size + pairs.length(read, more - solved.parts(along + onto))
-            rounding = UNITS_OF_ROUNDING * eps * c * pairs.stiffest * size_theta
             small = small and reach <= max(AT_WORST * negligible, rounding)
         if small and (abs(residuals) <= level_set.tolerances).all():
             return Corrected(state, iteration)
