@@ -56,13 +56,9 @@ def of_error(error: Exception, max_evaluations: int) -> End:
     return "evaluation_failed", f"an evaluation raised {kind_and_reason(error)}"
 
 
-def before_the_start(
-    error: Exception, max_evaluations: int, where: str = "the level set is reached"
-) -> Exception:
-    """What to raise where an error came before there was anything to keep."""
-    if isinstance(error, EvaluationLimitError):
-        return InputError(f"max_evaluations={max_evaluations} are spent before {where}; allow more")
-    return error
+def spent_before(max_evaluations: int, where: str) -> InputError:
+    """What to raise where a budget was spent before there was anything to keep."""
+    return InputError(f"max_evaluations={max_evaluations} are spent before {where}; allow more")
 
 
 def of_rest(angle: float | None, multiplier: float | None) -> End:
