@@ -56,7 +56,8 @@ def resume_path(
     levels : sequence of float
         Further levels, in the order in which they are to be reached.
     observables : mapping of str to callable or problem, optional
-        Needed, by the same names, where the path had some and ``flow`` is given.
+        Needed, by the same names, where the path had some and ``flow`` is given. They are
+        compared with what was recorded at its last point, at no cost to the path.
     max_evaluations : int, optional
         Budget of the whole path, what it has spent included. None: as before.
     progress : bool
@@ -72,8 +73,8 @@ def resume_path(
     InputError
         An argument that cannot be used, or a path that has ended and no further level.
     ArchiveError
-        Nothing to go on from, another loss, network or regularisation function than the path's at
-        its points, settings that cannot be used, or damage.
+        Nothing to go on from, another loss, network, regularisation function or observable than
+        the path's at its points, settings that cannot be used, or damage.
     ConvergenceError, CriticalPointError, BranchError
         There is no point yet and the first is not reached; see
         :func:`geoflow.regularization_path`.
