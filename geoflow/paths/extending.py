@@ -141,8 +141,8 @@ def _ended(path: Path) -> tuple[dict[str, Any], list[PathPoint]]:
         return attributes | {"tensors": tensors}, points_of(ds.load())
 
 
-def kept_threads(path: Path) -> int:
-    """Threads that a path was followed with, or was begun to be.
+def kept_attributes(path: Path) -> dict[str, Any]:
+    """Attributes of a path that has ended, or of one that was begun.
 
     Raises
     ------
@@ -151,9 +151,9 @@ def kept_threads(path: Path) -> int:
     """
     unfinished = path_files.kept_settings(path)
     if unfinished is None:
-        return int(json.loads(_ended(path)[0]["config"])["threads"])
+        return _ended(path)[0]
     configuration.check_path(path, unfinished)
-    return int(json.loads(unfinished["config"])["threads"])
+    return unfinished
 
 
 def _check_threads(path: Path, config: Mapping[str, Any], *, begun: bool) -> None:

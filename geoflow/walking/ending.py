@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from geoflow.errors import (
     ConvergenceError,
     CriticalPointError,
@@ -13,6 +15,7 @@ from geoflow.errors import (
     ProcessLostError,
     StepSizeError,
 )
+from geoflow.manifold.level_set import LevelSet
 from geoflow.system.translation import kind_and_reason
 
 End = tuple[str, str]
@@ -82,4 +85,25 @@ def below_the_level(where: str) -> End:
     return (
         "negative_multiplier",
         f"{where}: the minimum of R has a lower loss than the level; is the network trained?",
+    )
+
+
+def off_the_level(level_set: LevelSet, furthest: float) -> str:
+    """What to add to the message of a walk that left the level between re-projections.
+
+    Parameters
+    ----------
+    level_set : LevelSet
+        What was walked along; of several constraints their mean is looked at.
+    furthest : float
+        The greatest |L − c|.
+    """
+    size = float(np.abs(level_set.levels).mean())
+    allowed = level_set.level_rtol * size + level_set.level_atol
+    # By a part of its last digits where it was re-projected in another evaluation.
+    if not furthest > 2 * allowed or not size:
+        return ""
+    return (
+        f"; off the level by up to {furthest / size:.1e} c between re-projections, where "
+        f"level_rtol is {level_set.level_rtol:g}"
     )

@@ -172,6 +172,8 @@ class Walk:
             message += (
                 f"; {n_at_floor} re-projections came as close as rounding lets them, no closer"
             )
+        else:
+            message += ending.off_the_level(self.flow.level_set, self.recorder.records.furthest)
         ended = {"status": status, "status_message": storable(message)}
         return self.recorder.finish(self.checkpoint, ended)
 
