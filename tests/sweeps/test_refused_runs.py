@@ -110,9 +110,12 @@ def test_a_run_whose_workers_die_says_so_and_what_to_do(tmp_path):
 
 
 PRESSED = """
-import os, signal, sys, threading
+import os, signal, sys, threading, time
 from pathlib import Path
 from geoflow.sweeps.tasks import Task, run_tasks
+
+def wait(path):
+    time.sleep(60)
 
 if __name__ == "__main__":
     import distributed
@@ -120,7 +123,7 @@ if __name__ == "__main__":
     # As a terminal does: to the workers too.
     threading.Timer(float(sys.argv[1]), os.killpg, (0, signal.SIGINT)).start()
     try:
-        run_tasks([Task("a", Path("a"), print, {})], {}, None, 2, 1, False)
+        run_tasks([Task("a", Path("a"), wait, {})], {}, None, 2, 1, False)
     except KeyboardInterrupt:
         print("interrupted")
 """
