@@ -224,7 +224,7 @@ class Pieces:
                 raise InputError(
                     f"{self.target}: an unfinished analysis with other settings "
                     f"({_difference(kept, self.settings)}) lies beside it; go on with that one, "
-                    "--force to start over, or choose another name"
+                    "start over (--force, overwrite=True), or choose another name"
                 )
         self._lock.clear()
         with files.replacing(path, follow=False) as temporary:

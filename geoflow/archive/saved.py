@@ -76,7 +76,7 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
     if parts.is_resumable(path) and not overwrite:
         raise InputError(
             f"{path}: an unfinished walk is streamed beside it; `geoflow resume {path}` goes on "
-            "with it, --force starts anew"
+            "with it, --force (overwrite=True) starts anew"
         )
     return path
 

@@ -105,17 +105,19 @@ def open_trajectory(path: str | Path) -> xr.Dataset:
         ds = migrations.upgrade(read)
         found = schema.defects(ds)
         if found:
-            raise ArchiveError(f"{path} is not a trajectory: {_other(ds) or found[0]}")
+            other = other_kind(ds)
+            said = f"it is of the kind {other}; give the file of a walk" if other else found[0]
+            raise ArchiveError(f"{path} is not a trajectory: {said}")
     return ds
 
 
-def _other(ds: xr.Dataset) -> str:
-    """What a file of geoflow's own is instead, by its kind; empty where it does not say."""
+def other_kind(ds: xr.Dataset) -> str:
+    """What a file is that is no walk and no path, by its kind; empty where it does not say."""
     kind = ds.attrs.get("kind")
     # Of a path the schema itself says so.
     if not isinstance(kind, str) or "geoflow_schema" in ds.attrs or path_schema.is_path(ds):
         return ""
-    return f"it is of the kind {kind[:40]!a}; give the file of a walk"
+    return f"{kind[:40]!a}"
 
 
 def read_checkpoint(path: Path, ds: xr.Dataset) -> Checkpoint:

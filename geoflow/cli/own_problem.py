@@ -48,17 +48,22 @@ def named_experiment(args: argparse.Namespace) -> str:
     return str(args.own.name if args.own else args.experiment)
 
 
-def check_own(args: argparse.Namespace, experiment: str) -> None:
-    """Refuse a walk of another experiment than the one that ``--problem`` names.
+def check_own(args: argparse.Namespace, experiment: str, kind: str = "walk") -> None:
+    """Refuse a walk, or a path, of another experiment than the one that ``--problem`` names.
 
     Raises
     ------
     InputError
-        It is of another.
+        It is of another, or of none, as what was made in Python with a flow.
     """
+    if args.own and not experiment:
+        raise InputError(
+            f"--problem {args.problem}: the {kind} is of no experiment, but of a flow made in "
+            "Python; go on there, with the same flow"
+        )
     if args.own and experiment != args.own.name:
         raise InputError(
-            f"--problem {args.problem}: the walk is of {experiment or 'no experiment'!r}, not of "
+            f"--problem {args.problem}: the {kind} is of {experiment!r}, not of "
             f"{args.own.name!r}; name the function of that name"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from rich.table import Table
 import geoflow as gf
 from geoflow import experiments
 from geoflow.archive.parts import check_free
-from geoflow.cli.own_problem import named_experiment
+from geoflow.cli.own_problem import check_own, named_experiment
 from geoflow.cli.terminal import DONE, ENDED_EARLY, INTERRUPTED, number, or_dash, show, show_json
 from geoflow.errors import InputError
 from geoflow.manifold import regularizers
-from geoflow.paths.extending import kept_threads
+from geoflow.paths.extending import kept_attributes
 from geoflow.problems.dtypes import DTYPES
 from geoflow.system import files
 from geoflow.system.messages import note
@@ -88,7 +89,9 @@ def resume(args: argparse.Namespace, further: dict[str, Any]) -> int:
     if refused:
         option = refused[0].replace("_", "-")
         raise InputError(f"--{option}: {args.file} is a path; give --levels A,B,… to go on with it")
-    torch.set_num_threads(kept_threads(Path(args.file)))
+    attributes = kept_attributes(Path(args.file))
+    check_own(args, attributes["experiment"], "path")
+    torch.set_num_threads(json.loads(attributes["config"])["threads"])
     ds = gf.resume_path(
         args.file,
         levels=args.levels or (),

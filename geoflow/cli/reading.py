@@ -18,6 +18,8 @@ def seeds(text: str) -> list[int]:
     try:
         if ":" in text:
             first, end = map(int, text.split(":"))
+            if end <= first:
+                raise argparse.ArgumentTypeError(f"{text!r} are no seeds; use 0:5 for 0 to 4")
             if end - first > MOST_RUNS:
                 raise argparse.ArgumentTypeError(
                     f"{text!r} are {end - first} seeds; a sweep has at most {MOST_RUNS:,}"

@@ -57,7 +57,8 @@ def resume_path(
     levels : sequence of float
         Further levels, in the order in which they are to be reached.
     observables : mapping of str to callable, problem or regularizer, optional
-        Needed, by the same names, where the path had some and ``flow`` is given.
+        Needed, by the same names, where the path had some and ``flow`` is given. They are
+        compared with what was recorded at its last point, at no cost to the path.
     max_evaluations : int, optional
         Budget of the whole path, what it has spent included. None: as before.
     progress : bool
@@ -73,8 +74,8 @@ def resume_path(
     InputError
         An argument that cannot be used, or a path that has ended and no further level.
     ArchiveError
-        Nothing to go on from, another loss, network or regularisation function than the path's at
-        its points, settings that cannot be used, or damage.
+        Nothing to go on from, another loss, network, regularisation function or observable than
+        the path's at its points, settings that cannot be used, or damage.
     ConvergenceError, CriticalPointError, BranchError
         There is no point yet and the first is not reached; see
         :func:`geoflow.regularization_path`.
@@ -142,8 +143,8 @@ def _ended(path: Path) -> tuple[dict[str, Any], list[PathPoint]]:
         return attributes | {"tensors": tensors}, points_of(ds.load())
 
 
-def kept_threads(path: Path) -> int:
-    """Threads that a path was followed with, or was begun to be.
+def kept_attributes(path: Path) -> dict[str, Any]:
+    """Attributes of a path that has ended, or of one that was begun.
 
     Raises
     ------
@@ -152,9 +153,9 @@ def kept_threads(path: Path) -> int:
     """
     unfinished = path_files.kept_settings(path)
     if unfinished is None:
-        return int(json.loads(_ended(path)[0]["config"])["threads"])
+        return _ended(path)[0]
     configuration.check_path(path, unfinished)
-    return int(json.loads(unfinished["config"])["threads"])
+    return unfinished
 
 
 def _check_threads(path: Path, config: Mapping[str, Any], *, begun: bool) -> None:

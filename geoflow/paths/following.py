@@ -15,7 +15,13 @@ import xarray as xr
 from geoflow import solvers
 from geoflow.archive import path_files
 from geoflow.archive.pieces import Pieces
-from geoflow.errors import ArchiveError, BranchError, ConvergenceError, InputError
+from geoflow.errors import (
+    ArchiveError,
+    BranchError,
+    ConvergenceError,
+    EvaluationLimitError,
+    InputError,
+)
 from geoflow.manifold.flows import RegularizingFlow, check_single
 from geoflow.paths.continuation import FAILURES, FIRST_SOLVER, SOLVER, Continuation
 from geoflow.paths.recording import Recording
@@ -239,8 +245,10 @@ def _follow(
             if kept and isinstance(error, ArchiveError):
                 raise
             if not recording.points:
-                where = "the first point is reached"
-                raise ending.before_the_start(error, recording.budget, where) from error
+                if isinstance(error, EvaluationLimitError):
+                    where = "the first point is reached"
+                    raise ending.spent_before(recording.budget, where) from error
+                raise
             return _end_of(error, recording.budget)
     return "complete", f"all {len(all_levels) - 1} levels were reached"
 

@@ -22,7 +22,7 @@ from geoflow.trajectories import path_dataset, path_schema
 from geoflow.trajectories.path_dataset import PathPoint
 from geoflow.trajectories.records import Observable, Snapshot
 from geoflow.walking.counting import uncounted
-from geoflow.walking.fitting import differences
+from geoflow.walking.fitting import differences, observed_otherwise
 
 # Of the smallest eigenvalue, relative to the range of the spectrum; and its seed.
 EIGENVALUE_TOL, EIGENVALUE_SEED = 1e-6, 0
@@ -81,8 +81,9 @@ class Recording:
 
     def take(self, points: Sequence[PathPoint]) -> None:
         """Take up the points of a path that has ended: it goes on from them."""
-        for point in points:
-            self.reached.append(self._taken_up(point, None, len(self.points)))
+        for number, point in enumerate(points):
+            is_last = number == len(points) - 1
+            self.reached.append(self._taken_up(point, None, number, is_last=is_last))
             self.points.append(point)
 
     def next(self, level: float | None, nearest: int) -> None:
@@ -143,7 +144,8 @@ class Recording:
         self.pieces.drop(f"memory-{number - 1:06d}")
         point = points_of(ds)[0]
         if not made:
-            made.append(self._taken_up(point, level, number))
+            is_last = bool(self.pieces.missing([f"point-{number + 1:06d}"]))
+            made.append(self._taken_up(point, level, number, is_last=is_last))
         self.points.append(point)
         self.reached.append(made[0])
 
@@ -176,7 +178,9 @@ class Recording:
         values["wall_time"] = clock.perf_counter() - self._clock0
         return PathPoint(values, kept.theta)
 
-    def _taken_up(self, point: PathPoint, level: float | None, number: int) -> Reached:
+    def _taken_up(
+        self, point: PathPoint, level: float | None, number: int, *, is_last: bool
+    ) -> Reached:
         """A point that is kept, as it can be gone on from."""
         values, like = point.values, self.flow.problem.theta0
         own = values["level"] if level is None else level
@@ -186,6 +190,8 @@ class Recording:
         flow = at_level(self.flow, own)
         state = flow.evaluate(theta)
         self._check_same(flow.values(state), residual_of(state), values, number)
+        if is_last:
+            self._check_observables(point, number)
         # What the check took is not counted.
         self._go_on_from(
             {name: int(values[f"n_{name}"]) for name in COUNTS}, float(values["wall_time"])
@@ -213,15 +219,31 @@ class Recording:
         ):
             if not math.isclose(value, then[name], rel_tol=rtol, abs_tol=atol):
                 different.append(f"the {name} is {value:.9g} where {then[name]:.9g} was recorded")
-        if not different:
-            return
-        over = ""
-        if self.pieces.target and not self.pieces.missing([f"point-{number:06d}"]):
-            over = f", or remove the folder {folder_beside(self.pieces.target)} to start over"
-        raise ArchiveError(
-            f"flow: {different[0]} on the level {then['level']:.9g}; go on with the network, the "
-            f"loss function and the regularisation function that the path started with{over}"
+        if different:
+            raise ArchiveError(
+                f"flow: {different[0]} on the level {then['level']:.9g}; go on with the network, "
+                "the loss function and the regularisation function that the path started with"
+                f"{self._or_over(number)}"
+            )
+
+    def _check_observables(self, point: PathPoint, number: int) -> None:
+        """Refuse functions whose values at a point are not those that were recorded there."""
+        values = {n: [p.values[n] for p in (*self.points, point)] for n in self.observables}
+        sizes = {n: max(map(abs, filter(math.isfinite, v)), default=0.0) for n, v in values.items()}
+        different = observed_otherwise(
+            self.observables, point.theta, self.flow.problem.theta0, point.values, sizes
         )
+        if different:
+            raise ArchiveError(
+                f"{different} on the level {point.values['level']:.9g}; go on with the functions "
+                f"that the path started with{self._or_over(number)}"
+            )
+
+    def _or_over(self, number: int) -> str:
+        """How else to go on, where a point is a piece."""
+        if self.pieces.target is None or self.pieces.missing([f"point-{number:06d}"]):
+            return ""
+        return f", or remove the folder {folder_beside(self.pieces.target)} to start over"
 
     def _go_on_from(self, counts: Mapping[str, int], wall_time: float) -> None:
         now = self.flow.problem.counts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -116,10 +117,8 @@ def from_text(text: str) -> Solver:
     }
     if isinstance(usual, TorchDiffEq) and options.setdefault("method", name) != name:
         raise InputError(f"solver={text!r} names two; use {options['method']!r} for that one")
-    try:
-        return type(usual)(**options)
-    except TypeError:
-        raise InputError(f"solver={text!r}: {name} has no such options; use {name!r}") from None
+    _check_options(f"solver={text!r}", usual, options)
+    return type(usual)(**options)
 
 
 def from_config(config: Mapping[str, Any]) -> Solver:
@@ -136,12 +135,30 @@ def from_config(config: Mapping[str, Any]) -> Solver:
     if method in ADAPTIVE:
         # As it was before an archive said so.
         options.setdefault("error_norm", "coordinate")
-    if name in STIFF:
-        # Outside: what it says of a package that is missing is the remedy.
-        get(name)
+    given = f"solver={shown(dict(config))}"
+    if name not in names():
+        raise InputError(f"{given} is none of geoflow's own; pass the instance as solver=")
+    # What it says of a package that is missing is the remedy.
+    usual = get(name)
+    if isinstance(usual, TorchDiffEq) and options.setdefault("method", name) != name:
+        raise InputError(f"{given} names two methods; give one")
+    _check_options(given, usual, options)
     try:
-        return type(get(name))(**options)
-    except (KeyError, TypeError, ValueError, OverflowError, InputError):
-        raise InputError(
-            f"solver={shown(dict(config))} is none of geoflow's own; pass the instance as solver="
-        ) from None
+        return type(usual)(**options)
+    except InputError as error:
+        raise InputError(f"{given}: {error}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{given}: its options are of other types than {name}'s") from None
+
+
+def _check_options(given: str, usual: Solver, options: Mapping[str, Any]) -> None:
+    """Refuse options that a solver has not, with those that it has."""
+    known = [option for option in inspect.signature(type(usual)).parameters if option != "method"]
+    if isinstance(usual, TorchDiffEq):
+        # Each has some of those that torchdiffeq's methods have together.
+        known.remove("step_size" if usual.name in ADAPTIVE else "error_norm")
+    # What an instance tells of itself it takes, whatever is to be said of it.
+    unknown = [option for option in options if option not in (*known, *usual.options)]
+    if unknown:
+        takes = f"it takes {', '.join(known)}" if known else f"use {usual.name!r}"
+        raise InputError(f"{given}: {usual.name} has no such options as {unknown[0]!r}; {takes}")

@@ -50,10 +50,12 @@ class TorchDiffEq:
         step, ``euler``, ``midpoint``, ``heun2``, ``heun3``, ``rk4``, ``explicit_adams``.
     step_size : float, optional
         Step of a fixed-step method, in flow time. None: the starting step that Hairer,
-        Nørsett & Wanner (Solving ODEs I, section II.4) give for the tolerance.
+        Nørsett & Wanner (Solving ODEs I, section II.4) give for the tolerance. Such a method
+        estimates no error: the tolerance has no other part in it, and bounds nothing.
     reproject_every : float, optional
         Flow time between re-projections. None: every accepted step. ``explicit_adams`` starts
-        afresh (with RK4) after each re-projection.
+        afresh after each, with three steps of RK4: re-projected at every step, **it is RK4**, and
+        it is itself only where this is several steps long.
     error_norm : str, optional
         Of an adaptive method: ``"state"``, as for every other solver, has
         ‖error‖ ≤ rtol·‖θ‖ + atol·√P; ``"coordinate"`` weighs each coordinate by its own size, as

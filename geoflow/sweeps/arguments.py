@@ -60,9 +60,10 @@ def check_common(
     kinds.check_kind(epochs, Integral | None, "epochs", "a whole number, or None")
     kinds.check_kind(data, str | None, "data", "a folder's name, or None")
     kinds.check_kind(scheduler, str | None, "scheduler", "an address, such as tcp://host:8786")
+    # Where nothing is missing, and no worker is started, too.
     if workers is not None:
-        kinds.as_whole(workers, "workers")
-    if kinds.as_whole(threads, "threads") > MOST_THREADS:
+        kinds.as_whole(workers, "workers", least=1)
+    if kinds.as_whole(threads, "threads", least=1) > MOST_THREADS:
         raise InputError(f"threads={threads}; use 1 to {MOST_THREADS}")
 
 

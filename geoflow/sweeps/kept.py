@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from geoflow import baselines, experiments
-from geoflow.archive import parts
+from geoflow.archive import parts, seal
 from geoflow.archive.saved import saved
 from geoflow.archive.trajectory_files import open_trajectory
 from geoflow.errors import ArchiveError, GeoflowError, InputError
@@ -58,8 +58,13 @@ def walk_of(path: Path, settings: Mapping[str, Any], seed: int, experiment: Chos
     """
     place = path
     if files.is_file(path):
-        with open_trajectory(path) as ds:
-            attributes = dict(ds.attrs)
+        try:
+            if (defect := seal.defect(path)) == seal.BROKEN:
+                raise ArchiveError(f"{path}: {defect}")
+            with open_trajectory(path) as ds:
+                attributes = dict(ds.attrs)
+        except ArchiveError as error:
+            raise ArchiveError(f"{error}; {ELSEWHERE}") from None
     elif parts.is_resumable(path):
         place = parts.folder_beside(path)
         try:
@@ -94,7 +99,11 @@ def training_of(path: Path, settings: Mapping[str, Any], penalty: float) -> End 
     """
     if not files.is_file(path):
         return None
-    with baselines.open_weight_decay(path) as ds:
+    try:
+        opened = baselines.open_weight_decay(path)
+    except ArchiveError as error:
+        raise ArchiveError(f"{error}; {ELSEWHERE}") from None
+    with opened as ds:
         # Numbers from a file's attributes are NumPy's.
         a = {n: v.item() if hasattr(v, "item") else v for n, v in ds.attrs.items()}
         epochs = settings["epochs"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,17 +21,15 @@ from geoflow.problems.grouped import check_division, divided
 from geoflow.solvers import Solver
 from geoflow.sweeps import kept
 from geoflow.sweeps.arguments import check_common, checked_seeds, named_dtype, several
+from geoflow.sweeps.manifest import claimed, current
 from geoflow.sweeps.tasks import Outcome, Task, run_tasks, settle
-from geoflow.system import files, kinds
+from geoflow.system import kinds
 from geoflow.system.translation import reason
 from geoflow.walking.ending import End
 from geoflow.walking.loop import walk
 from geoflow.walking.resuming import resume
-from geoflow.walking.settings import DEFAULTS, OPTIONS, WalkSettings
+from geoflow.walking.settings import DEFAULTS, WalkSettings
 from geoflow.walking.stopping import Stationary, Stop
-
-MANIFEST = "sweep.json"
-FORMAT = "1.1"
 
 
 def sweep(
@@ -102,7 +98,7 @@ snapshot_every, max_snapshots, theta_dtype
         Address of a Dask scheduler, such as ``tcp://host:8786``. Its workers need geoflow and
         the same file system. None: a cluster on this machine, for the length of the call.
     workers : int, optional
-        Worker processes of that cluster. None: as many as processors allow.
+        Worker processes of the cluster on this machine. None: as many as processors allow.
     threads : int
         Threads of each run. Sums depend on their number in the last digits, and with them the
         steps of a walk: so it is set and not guessed from the machine.
@@ -162,17 +158,17 @@ snapshot_every, max_snapshots, theta_dtype
         carried["carried"] = _carried(chosen)
         if chosen.source is not None:
             source["problem_sha256"] = chosen.source.sha256
-    folder = _folder(out, {"kind": "walks", **settings, **source})
-    tasks = [
-        Task(f"seed-{s:04d}", folder / f"seed-{s:04d}.nc", _walk, settings | {"seed": s} | carried)
-        for s in checked
-    ]
-    finished = {}
-    for task, seed in zip(tasks, checked, strict=True):
-        end = kept.walk_of(task.path, settings, seed, chosen)
-        if end and end[0] != kept.CUT_OFF:
-            finished[task.name] = end
-    return run_tasks(tasks, finished, scheduler, workers, threads, progress)
+    with claimed(out, {"kind": "walks", **settings, **source}) as (folder, outcomes):
+        tasks, finished = [], {}
+        for seed in checked:
+            name = f"seed-{seed:04d}"
+            arguments = settings | {"seed": seed} | carried
+            tasks.append(Task(name, folder / f"{name}.nc", _walk, arguments))
+            end = kept.walk_of(tasks[-1].path, settings, seed, chosen)
+            if end and end[0] != kept.CUT_OFF:
+                finished[name] = end
+        outcomes += run_tasks(tasks, finished, scheduler, workers, threads, progress)
+    return outcomes
 
 
 def sweep_weight_decay(
@@ -229,23 +225,22 @@ def sweep_weight_decay(
         "data": data,
         "threads": threads,
     }
-    folder = _folder(out, {"kind": "weight decay", **settings})
-    tasks = []
-    for penalty in penalties:
-        name = f"penalty-{float(penalty)!r}"
-        arguments = settings | {"penalty": float(penalty)}
-        tasks.append(Task(name, folder / f"{name}.nc", _train, arguments))
-    finished = {}
-    for task in tasks:
-        if end := kept.training_of(task.path, settings, task.arguments["penalty"]):
-            finished[task.name] = end
-    return run_tasks(tasks, finished, scheduler, workers, threads, progress)
+    with claimed(out, {"kind": "weight decay", **settings}) as (folder, outcomes):
+        tasks, finished = [], {}
+        for penalty in penalties:
+            name = f"penalty-{penalty!r}"
+            arguments = settings | {"penalty": penalty}
+            tasks.append(Task(name, folder / f"{name}.nc", _train, arguments))
+            if end := kept.training_of(tasks[-1].path, settings, penalty):
+                finished[name] = end
+        outcomes += run_tasks(tasks, finished, scheduler, workers, threads, progress)
+    return outcomes
 
 
 def _walk(path: str, threads: int, seed: int, carried: bytes | None = None, **settings: Any) -> End:
     """Do one walk in a worker; the dataset stays in its file."""
     settle(threads)
-    settings = _current(settings)
+    settings = current(settings)
     if carried is None:
         experiment = experiments.get(settings["experiment"])
     else:
@@ -328,57 +323,3 @@ def _train(path: str, threads: int, penalty: float, **settings: Any) -> End:
     )
     baselines.save_weight_decay(ds, path, overwrite=True)
     return "trained", f"{ds.sizes['run']} runs of {int(ds['epoch'][-1])} epochs"
-
-
-def _folder(out: str | Path, settings: Mapping[str, Any]) -> Path:
-    """Make the folder, or check that what is in it has the same settings."""
-    kinds.as_path(out, "out")
-    if not os.fspath(out):
-        raise InputError("out='' names no folder; give its name, '.' for the present one")
-    folder = Path(out).absolute()
-    manifest = folder / MANIFEST
-    content = {"geoflow_sweep": FORMAT, **settings}
-    files.check_encoding(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not files.is_regular(manifest):
-            with files.replacing(manifest, follow=False) as temporary:
-                temporary.write_text(json.dumps(content, indent=2) + "\n")
-        there = json.loads(manifest.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"out={folder} cannot be used ({reason(error)}); choose another") from None
-    if not isinstance(there, dict):
-        raise InputError(f"{manifest} is not a sweep's; choose another folder")
-    if there.get("geoflow_sweep") == "1.0":
-        try:
-            there = {**_current(there), "geoflow_sweep": FORMAT}
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            raise InputError(
-                f"{manifest}: its settings are none of a sweep; choose another folder"
-            ) from None
-    # As JSON has them: what was written and read is compared with the same.
-    content = json.loads(json.dumps(content))
-    for key in content:
-        if there.get(key) != content[key]:
-            raise InputError(
-                f"{folder} holds a sweep with {key}={there.get(key)!r}, not {content[key]!r}; "
-                "give the same to go on with it, or choose another folder"
-            )
-    return folder
-
-
-def _current(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a sweep's settings as they are written now, where they are of walks.
-
-    In format 1.0 a solver is its name, ``degrees`` are in the place of a criterion, and what was
-    not yet to be chosen has its default.
-    """
-    # Only the paper's were swept in format 1.0, and always in a dtype.
-    if "solver" not in settings or settings["dtype"] is None:
-        return dict(settings)
-    names = [name for name in OPTIONS if name in settings]
-    walks = DEFAULTS.changed(**{name: settings[name] for name in names})
-    rest = {k: v for k, v in settings.items() if k not in names}
-    return {"regularizer": regularizers.DEFAULT, **rest} | walks.resolved(
-        named_dtype(settings["dtype"])
-    ).config

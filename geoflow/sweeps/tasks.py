@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from geoflow.errors import ClusterError, GeoflowError, InputError
+from geoflow.system import interrupts
 from geoflow.system.messages import note
 from geoflow.system.progress import progress_bar
 from geoflow.system.translation import importing, kind_and_reason, reason
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 SECONDS_TO_CONNECT = 30
 LOOPBACK = "127.0.0.1"
+
+# Status of a run that has no file.
+FAILED = "failed"
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def run_tasks(
     Raises
     ------
     InputError
-        No cluster there, or numbers that are not positive.
+        No cluster there.
     ClusterError
         The scheduler has gone.
     """
@@ -114,7 +118,7 @@ def run_tasks(
             task = missing[name]
             outcomes[name] = Outcome(name, task.path, status, message, new=True)
             bar.update()
-            failed = sum(o.status == "failed" for o in outcomes.values())
+            failed = sum(o.status == FAILED for o in outcomes.values())
             bar.set_postfix_str(f"{failed} failed" if failed else "", refresh=False)
             if progress:
                 with bar.external_write_mode(sys.stderr):
@@ -140,7 +144,8 @@ def _results(
             # As many as can run and no more: a worker's death counts against all it was given.
             while waiting and completed.count() < max(1, sum(client.nthreads().values())):
                 name, task = waiting.pop(0)
-                future = client.submit(task.function, str(task.path), pure=False, **task.arguments)
+                attempt = task.function, str(task.path), dict(task.arguments)
+                future = client.submit(_attempt, *attempt, pure=False)
                 names[future] = name
                 completed.add(future)
 
@@ -177,16 +182,36 @@ def _gone(n_runs: int) -> ClusterError:
     )
 
 
+def _attempt(function: Callable[..., End], path: str, arguments: Mapping[str, Any]) -> End:
+    """Do a run in a worker; an error ends it in words, since what is raised has to be carried."""
+    try:
+        return function(path, **arguments)
+    # Whatever the function of one's own experiment may raise too.
+    except Exception as error:
+        return _failed(error)
+
+
+def _failed(error: BaseException) -> End:
+    ours = isinstance(error, GeoflowError)
+    return FAILED, str(error) if ours else kind_and_reason(error)
+
+
 def _end(future: Any, task: Task) -> End:
     """Status and message of a run that has ended."""
+    from distributed.scheduler import KilledWorker
+
     if future.status == "finished":
-        if not task.path.is_file():
-            return "failed", "its worker does not write to this file system"
         status, message = future.result()
+        if status != FAILED and not task.path.is_file():
+            return FAILED, "its worker does not write to this file system"
         return status, message
     error = future.exception()
-    ours = isinstance(error, GeoflowError)
-    return "failed", str(error) if ours else kind_and_reason(error)
+    if isinstance(error, KilledWorker):
+        return FAILED, (
+            f"its workers died, {error.allowed_failures + 1} of them (killed, or out of memory); "
+            "the same call tries it again"
+        )
+    return _failed(error)
 
 
 def settle(n_threads: int) -> None:
@@ -214,8 +239,6 @@ def _client(
         def setup(self, worker: Any) -> None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    if threads < 1 or (workers is not None and workers < 1):
-        raise InputError(f"workers={workers}, threads={threads}; use positive numbers")
     if scheduler is not None:
         try:
             client = Client(scheduler, set_as_default=False, timeout=SECONDS_TO_CONNECT)
@@ -245,17 +268,19 @@ def _client(
     }
     with dask.config.set(quiet), ExitStack() as stack:
         try:
-            cluster = stack.enter_context(
-                LocalCluster(
-                    n_workers=min(workers, n_runs),
-                    threads_per_worker=1,
-                    processes=True,
-                    # Tasks are code: nobody else's machine may send any, nor see them.
-                    host=LOOPBACK,
-                    dashboard_address=f"{LOOPBACK}:0",
-                    silence_logs=logging.CRITICAL,
+            # What is interrupted while it starts cannot be closed.
+            with interrupts.put_off(), interrupts.kept_from_children():
+                cluster = stack.enter_context(
+                    LocalCluster(
+                        n_workers=min(workers, n_runs),
+                        threads_per_worker=1,
+                        processes=True,
+                        # Tasks are code: nobody else's machine may send any, nor see them.
+                        host=LOOPBACK,
+                        dashboard_address=f"{LOOPBACK}:0",
+                        silence_logs=logging.CRITICAL,
+                    )
                 )
-            )
         except RuntimeError as error:
             raise InputError(
                 f"the workers could not be started ({reason(error)}); they import the script that "

@@ -78,7 +78,9 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
             named = folder if path.is_symlink() else path.parent
             raise InputError(f"{path}: the folder {named} does not exist; create it first")
         if is_regular(path) and not overwrite:
-            raise InputError(f"{path} exists; choose another name, or --force to replace it")
+            raise InputError(
+                f"{path} exists; choose another name, or replace it (--force, overwrite=True)"
+            )
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

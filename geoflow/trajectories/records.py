@@ -30,6 +30,9 @@ TAKEN = {
     **schema.CONSTRAINT_COORDINATES,
 }
 
+# L − c, where a flow records it.
+RESIDUAL = "level_residual"
+
 Observable = Callable[[Tensor], float]
 # What is given as one: its loss, or its value.
 Observed = Observable | ProblemLike | Bindable | BoundRegularizer
@@ -43,6 +46,11 @@ class StepRecords(Sequence[Mapping[str, float]]):
     attributes : mapping, optional
         Global attributes of the walk, which say what its flow records; without, it is a
         RegularizingFlow.
+
+    Attributes
+    ----------
+    furthest : float
+        The greatest |L − c| of all, of those too that were dropped; 0 where none is recorded.
     """
 
     def __init__(self, attributes: Mapping[str, Any] | None = None) -> None:
@@ -50,6 +58,7 @@ class StepRecords(Sequence[Mapping[str, float]]):
         self.columns: dict[str, array[Any]] = {
             n: array("q" if s.dtype == "i8" else "d") for n, s in specs.items()
         }
+        self.furthest = 0.0
 
     @classmethod
     def of(cls, columns: Mapping[str, NDArray[Any]]) -> StepRecords:
@@ -62,6 +71,8 @@ class StepRecords(Sequence[Mapping[str, float]]):
         """Add the accepted steps that arrays hold, by name."""
         for name, column in self.columns.items():
             column.frombytes(np.ascontiguousarray(columns[name], column.typecode).tobytes())
+        if RESIDUAL in self.columns:
+            self.furthest = float(np.abs(columns[RESIDUAL]).max(initial=self.furthest))
 
     def arrays(self, start: int = 0) -> dict[str, NDArray[Any]]:
         """Copy the columns from record ``start`` on into arrays, by name."""
@@ -76,6 +87,7 @@ class StepRecords(Sequence[Mapping[str, float]]):
         """Add one accepted step."""
         for name, column in self.columns.items():
             column.append(record[name])
+        self.furthest = max(self.furthest, abs(record.get(RESIDUAL, 0.0)))
 
     def __len__(self) -> int:
         # By the last column, which is the last to grow: Ctrl-C may come in between.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from geoflow.errors import (
     ConvergenceError,
     CriticalPointError,
@@ -13,6 +15,7 @@ from geoflow.errors import (
     ProcessLostError,
     StepSizeError,
 )
+from geoflow.manifold.level_set import LevelSet
 from geoflow.system.translation import kind_and_reason
 
 End = tuple[str, str]
@@ -56,13 +59,9 @@ def of_error(error: Exception, max_evaluations: int) -> End:
     return "evaluation_failed", f"an evaluation raised {kind_and_reason(error)}"
 
 
-def before_the_start(
-    error: Exception, max_evaluations: int, where: str = "the level set is reached"
-) -> Exception:
-    """What to raise where an error came before there was anything to keep."""
-    if isinstance(error, EvaluationLimitError):
-        return InputError(f"max_evaluations={max_evaluations} are spent before {where}; allow more")
-    return error
+def spent_before(max_evaluations: int, where: str) -> InputError:
+    """What to raise where a budget was spent before there was anything to keep."""
+    return InputError(f"max_evaluations={max_evaluations} are spent before {where}; allow more")
 
 
 def of_rest(angle: float | None, multiplier: float | None) -> End:
@@ -86,4 +85,25 @@ def below_the_level(where: str) -> End:
     return (
         "negative_multiplier",
         f"{where}: the minimum of R has a lower loss than the level; is the network trained?",
+    )
+
+
+def off_the_level(level_set: LevelSet, furthest: float) -> str:
+    """What to add to the message of a walk that left the level between re-projections.
+
+    Parameters
+    ----------
+    level_set : LevelSet
+        What was walked along; of several constraints their mean is looked at.
+    furthest : float
+        The greatest |L − c|.
+    """
+    size = float(np.abs(level_set.levels).mean())
+    allowed = level_set.level_rtol * size + level_set.level_atol
+    # By a part of its last digits where it was re-projected in another evaluation.
+    if not furthest > 2 * allowed or not size:
+        return ""
+    return (
+        f"; off the level by up to {furthest / size:.1e} c between re-projections, where "
+        f"level_rtol is {level_set.level_rtol:g}"
     )

@@ -9,13 +9,15 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from geoflow.errors import ArchiveError, InputError
+from geoflow.errors import ArchiveError, InputError, ObservableError
 from geoflow.manifold.protocol import Flow
 from geoflow.problems.protocol import ProblemLike
 from geoflow.solvers import Solver, check_needs
 from geoflow.system import kinds
-from geoflow.trajectories.records import Observable
+from geoflow.trajectories.records import Observable, value_of
 from geoflow.walking.events import Event
 from geoflow.walking.stopping import Goals
 
@@ -26,6 +28,9 @@ COMPARED: Mapping[str, str] = {
     "gradient_norm": "the norm of the loss gradient",
     "regularizer": "the regularisation function",
 }
+
+# What changes so many roundings of θ away by this part of a difference, changes at random.
+ROUNDINGS, PART = (-16, -4, 4, 16), 0.1
 
 # And those that say what ∇R is: its parts, in units of its own length.
 GRADIENT = {"tangent_norm", "multiplier", "gradient_norm"}
@@ -124,3 +129,49 @@ def differences(
                 )
             ]
     return different
+
+
+def observed_otherwise(
+    observables: Mapping[str, Observable],
+    theta: NDArray[Any],
+    like: Tensor,
+    then: Mapping[str, float],
+    sizes: Mapping[str, float],
+) -> str:
+    """Say which function of θ is another than that whose value was recorded; empty for none.
+
+    A value that rounding of θ changes as much tells nothing, as that of numbers that cancel, and
+    neither does noise: such a function is taken as it is, and so is one that cannot be evaluated.
+
+    Parameters
+    ----------
+    observables : mapping of str to callable
+        Functions of now.
+    theta : array, shape (P,)
+        As it was kept.
+    like : Tensor
+        θ as the functions take it: its dtype and device.
+    then, sizes : mapping of str to float
+        Value that was recorded at θ, and the greatest of all that were, in size.
+    """
+    there = torch.from_numpy(theta.copy())
+    eps = torch.finfo(there.dtype).eps
+    rtol = math.sqrt(eps)
+
+    def value(function: Observable, name: str, at: Tensor) -> float:
+        return value_of(function, at.to(like), f"observables[{name!r}]")
+
+    for name, function in observables.items():
+        if not math.isfinite(then[name]):
+            continue
+        try:
+            now = value(function, name, there)
+            if math.isclose(now, then[name], rel_tol=rtol, abs_tol=rtol * sizes[name]):
+                continue
+            beside = [value(function, name, there + k * eps * there.abs()) for k in ROUNDINGS]
+        except ObservableError:
+            continue
+        if max(abs(other - now) for other in beside) >= PART * abs(now - then[name]):
+            continue
+        return f"observables[{name!r}] is {now:.9g} where {then[name]:.9g} was recorded"
+    return ""

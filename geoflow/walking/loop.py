@@ -206,9 +206,10 @@ def walk(
     ) as stream:
         try:
             return walk_with(stream)
-        except InputError:
-            # Refused in its first step: what lies there would be taken for an unfinished walk.
-            if stream.n_steps <= 1:
+        except Exception as error:
+            # Refused before its first step or in it: what lies there would be taken for an
+            # unfinished walk.
+            if stream.n_steps == 0 or (stream.n_steps == 1 and isinstance(error, InputError)):
                 stream.lock.remove()
             raise
 

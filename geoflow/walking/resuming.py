@@ -25,7 +25,7 @@ from geoflow.walking import configuration, rerunning
 from geoflow.walking.counting import spent
 from geoflow.walking.crossings import Seeker
 from geoflow.walking.events import Event, from_config
-from geoflow.walking.fitting import check_fit
+from geoflow.walking.fitting import check_fit, observed_otherwise
 from geoflow.walking.memory import check_walk_memory
 from geoflow.walking.settings import CHECKPOINT_SECONDS, WalkSettings
 from geoflow.walking.steps import Walk
@@ -57,7 +57,8 @@ def resume(
     """Go on with the walk of an archive, and return the whole trajectory.
 
     A walk that was cut short goes on from its last checkpoint, and becomes what it would have
-    been, bit for bit, ``wall_time`` and ``created`` aside. A walk that has ended goes on to the
+    been, bit for bit, ``wall_time`` and ``created`` aside; ``cvode``, which starts afresh there, to
+    its tolerance only. A walk that has ended goes on to the
     goals given here; the goal that ended it falls away. One that an event or an angle ended within
     a step, or exactly at the end of one, makes that step again, whole: it becomes what it would
     have been without that goal.
@@ -74,7 +75,8 @@ def resume(
     t_end, stop, max_evaluations
         As for :func:`geoflow.walk`; None: as before.
     observables : mapping of str to callable, problem or regularizer, optional
-        Needed, by the same names, where the walk had some and ``flow`` is given.
+        Needed, by the same names, where the walk had some and ``flow`` is given. They are
+        compared with what was recorded at the last snapshot, at no cost to the walk.
     progress : bool
         Show the walk on standard error, where that is a terminal or a notebook's.
     checkpoint_seconds : float
@@ -93,7 +95,7 @@ def resume(
         An argument that cannot be used, a goal that the walk has passed, or a walk that has ended
         and no further goal.
     ArchiveError
-        Nothing to go on from; other data, another network or another schema than the walk's;
+        Nothing to go on from; other data, another network, observable or schema than the walk's;
         damage; or another process is writing there.
     StorageError
         The disk does not take what is streamed; what was streamed is kept.
@@ -146,6 +148,7 @@ def resume(
             # A walk that was cut off at its own goals only has its file to be written.
             if kept.has_ended or any(kept.config[k] != v for k, v in goals.config.items()):
                 _refuse_passed(goals, stream.records, checkpoint.counts)
+            _check_observables(walk, stream)
             same_stop = settings.config["stop"] == kept.config.get("stop")
             walk.restore(checkpoint, same_stop=same_stop)
             return walk.run(goals, progress, n_records)
@@ -186,6 +189,17 @@ def _check_level(path: Path, kept: Saved, records: StepRecords) -> None:
             f"{path}: {found[0]}: the archive was changed since; `geoflow validate` says more, "
             "or walk again"
         )
+
+
+def _check_observables(walk: Walk, stream: Stream) -> None:
+    """Refuse functions whose values at the last snapshot are not those that were recorded there."""
+    measured = stream.snapshots.measured()
+    if measured is None:
+        return
+    theta, then, sizes = measured
+    different = observed_otherwise(walk.observables, theta, walk.start, then, sizes)
+    if different:
+        raise ArchiveError(f"{different}; go on with the functions that the walk started with")
 
 
 def check_flow(flow: Flow, kept: Saved) -> None:

@@ -12,7 +12,13 @@ import torch
 import xarray as xr
 
 from geoflow.archive.checkpoint import Checkpoint
-from geoflow.errors import InputError, NumericalError, ObservableError, StorageError
+from geoflow.errors import (
+    EvaluationLimitError,
+    InputError,
+    NumericalError,
+    ObservableError,
+    StorageError,
+)
 from geoflow.manifold.protocol import Flow, State, flatten
 from geoflow.solvers import Carry, Solver, Tolerance, is_dense
 from geoflow.system import interrupts
@@ -151,8 +157,13 @@ class Walk:
                 # Nothing is lost where nothing was walked.
                 unusable = isinstance(error, InputError) and self.recorder.n_steps == 1
                 if self.state is None or unusable or self.recorder.n_steps < n_records:
-                    where = "a further step is made" if n_records else "the level set is reached"
-                    raise ending.before_the_start(error, goals.max_evaluations, where) from error
+                    if isinstance(error, EvaluationLimitError):
+                        where = (
+                            "a further step is made" if n_records else "the level set is reached"
+                        )
+                        raise ending.spent_before(goals.max_evaluations, where) from error
+                    # As it is: an error that is its own cause has no end to who follows causes.
+                    raise
                 end = ending.of_error(error, goals.max_evaluations)
         self._keep_last()
         status, message = end
@@ -161,6 +172,8 @@ class Walk:
             message += (
                 f"; {n_at_floor} re-projections came as close as rounding lets them, no closer"
             )
+        else:
+            message += ending.off_the_level(self.flow.level_set, self.recorder.records.furthest)
         ended = {"status": status, "status_message": storable(message)}
         return self.recorder.finish(self.checkpoint, ended)
 

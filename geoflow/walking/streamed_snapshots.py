@@ -123,6 +123,28 @@ class StreamedSnapshots:
             lost = next(iter(kept.keys() - self.kept.keys()), None)
             raise ArchiveError(f"{self.folder}: the snapshot of step {lost} is missing; run again")
 
+    def measured(self) -> tuple[NDArray[Any], dict[str, float], dict[str, float]] | None:
+        """θ of the last one that has values of observables, these, and the greatest in size of all.
+
+        None where there is none, or no observable. Of those in parts only.
+        """
+        names = self.observables
+        if not names or not self.where:
+            return None
+        values = np.array([self.kept[key][1:] for key in self.where])
+        numbers = np.isfinite(values)
+        rows = np.flatnonzero(numbers.any(axis=1))
+        if not len(rows):
+            return None
+        key = list(self.where)[rows[-1]]
+        (theta,) = _thetas(self.where[key], [key])
+        sizes = np.abs(np.where(numbers, values, 0.0)).max(axis=0)
+        then, greatest = (
+            dict(zip(names, row, strict=True))
+            for row in (values[rows[-1]].tolist(), sizes.tolist())
+        )
+        return theta, then, greatest
+
     def arrays(self, n: int, dtype: np.dtype[Any]) -> dict[str, Any]:
         """Times, observables, steps and θ, of n parameters, which are read one part at a time."""
         # Imported here, as importing it takes longer than all of geoflow.

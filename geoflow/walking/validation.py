@@ -44,6 +44,10 @@ def validate(path: str | Path) -> list[str]:
             found += _unguarded(file)
         with netcdf.open_lazily(file) as ds:
             unreadable = _unreadable(ds)
+            if other := trajectory_files.other_kind(ds):
+                # Nothing else is promised of such a file, nor checked.
+                said = f"it is of the kind {other}; give the file of a walk or of a path"
+                return [*unreadable, said]
             found += unreadable
             if not unreadable and path_schema.is_path(ds):
                 found += path_schema.defects(ds) or _path_inconsistencies(ds)

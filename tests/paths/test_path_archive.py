@@ -373,8 +373,8 @@ def test_a_process_that_is_killed_loses_no_more_than_the_point_in_progress(tmp_p
     observable = _Counting()
     with _path(file, observable=observable) as ds, gf.open_path(written) as whole:
         assert not _same(whole, ds)
-    # The check of the arguments, and the points that were missing.
-    assert observable.n == 1 + whole.sizes["level"] - 2
+    # The check of the arguments, that of the last point that was kept, and the points missing.
+    assert observable.n == 2 + whole.sizes["level"] - 2
 
 
 def _of(loss=_loss, regularizer=gf.regularizers.squared_norm, n=6):

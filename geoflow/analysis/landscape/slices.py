@@ -26,8 +26,8 @@ from geoflow.analysis.landscape.slice_dataset import (
     check_observables,
 )
 from geoflow.analysis.walked import check_walked, loss_rtol
-from geoflow.archive.pieces import Pieces, fingerprint
-from geoflow.errors import GeoflowError, InputError, ObservableError
+from geoflow.archive.pieces import Pieces, fingerprint, folder_beside
+from geoflow.errors import ArchiveError, GeoflowError, InputError, ObservableError
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.regularizers.measured import as_function
 from geoflow.problems import arithmetic
@@ -41,6 +41,7 @@ from geoflow.system.messages import note
 from geoflow.system.progress import duration, progress_bar
 from geoflow.trajectories.dataset import at_snapshots
 from geoflow.trajectories.records import Observable, Observed
+from geoflow.walking.fitting import observed_otherwise
 
 Floats = NDArray[np.float64]
 Evaluation = Callable[[Sequence[Tensor]], list[float]]
@@ -117,7 +118,7 @@ def on_plane(
     ObservableError
         An observable raised an error; the rows that were done are kept where there is an archive.
     ArchiveError
-        The archive cannot be written; the rows that were done are kept.
+        The archive cannot be written, or rows were done with other observables; they are kept.
     """
     kinds.check_dataset(ds, "snapshot", "theta")
     kinds.check_kind(flow, RegularizingFlow, "flow", kinds.A_FLOW)
@@ -191,7 +192,12 @@ def on_plane(
         todo = len(pieces.missing(names))
         if progress and todo:
             _announce(functions, tensor(plane.origin), points * todo)
+        is_begun = not pieces.missing(["walk"])
         of_walk = pieces.compute("walk", of_the_walk)
+        if is_begun and todo and archive is not None:
+            end = tensor(plane.at(walk["walk_alpha"][-1], walk["walk_beta"][-1]))
+            named = {name: functions[name] for name in given}
+            _check_observables(named, end, of_walk, folder_beside(Path(archive)))
         shown = progress_bar(progress, range(points), "slice", unit="row")
         rows = [pieces.compute(names[index], partial(row, index)) for index in shown]
         grid = {name: np.stack([r[name].values for r in rows]) for name in functions}
@@ -205,6 +211,32 @@ def on_plane(
         }
         pieces.finish(found)
     return found
+
+
+def _check_observables(
+    functions: Mapping[str, Evaluation], theta: Tensor, of_walk: xr.Dataset, folder: Path
+) -> None:
+    """Refuse to go on with other functions than those of the rows that are done.
+
+    They are compared at the projection of the last snapshot, ``theta``.
+    """
+    values = {name: of_walk[beside(name)[1]].values for name in functions}
+
+    def at_one(evaluate: Evaluation) -> Observable:
+        return lambda at: evaluate([at])[0]
+
+    different = observed_otherwise(
+        {name: at_one(evaluate) for name, evaluate in functions.items()},
+        theta.cpu().numpy(),
+        theta,
+        {name: float(v[-1]) for name, v in values.items()},
+        {name: float(np.abs(v[np.isfinite(v)]).max(initial=0)) for name, v in values.items()},
+    )
+    if different:
+        raise ArchiveError(
+            f"{different} at the projection of the last snapshot; go on with the functions that "
+            f"the slice was begun with, or remove the folder {folder} to start over"
+        )
 
 
 def _same(recorded: Floats, evaluated: Floats, rtol: float) -> bool:

@@ -1,0 +1,70 @@
+"""Options of a solver by its name: those that it has, and which one is none."""
+
+import numpy as np
+import pytest
+import torch
+
+import geoflow as gf
+from geoflow.errors import InputError
+from geoflow.solvers import from_config, from_text
+
+
+def flow():
+    problem = gf.Problem.from_function(
+        lambda t: (torch.tensor([1.0, 4.0], dtype=t.dtype) * t * t).sum(),
+        torch.tensor([1.0, 0.5], dtype=torch.float64),
+    )
+    return gf.RegularizingFlow(gf.LevelSet(problem), lambda t: (t - 3).square().sum())
+
+
+def test_a_fixed_step_goes_with_the_name():
+    expected = gf.solvers.TorchDiffEq("rk4", step_size=0.01).options
+    assert from_text("rk4:step_size=0.01").options == expected
+    assert from_config({"name": "rk4", "step_size": 0.01}).options == expected
+    # By its name alone it is what it is called.
+    assert from_config({"name": "rk4"}).options == gf.solvers.get("rk4").options
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"name": "rk4", "step": 0.01}, "rk4 has no such options as 'step'; it takes step_size, "),
+        ({"name": "dopri5", "step": 1}, "as 'step'; it takes reproject_every, error_norm"),
+        ({"name": "bdf", "vectors": 3}, "as 'vectors'; it takes pairs, max_order"),
+        ({"name": "bdf", "method": 3}, "bdf has no such options as 'method'; it takes pairs, "),
+        ({"name": "rkc", "stages": 3}, "rkc has no such options as 'stages'; use 'rkc'"),
+    ],
+)
+def test_an_option_that_is_none_is_named_with_those_that_are(options, said):
+    name, option, value = options["name"], *list(options.items())[1]
+    with pytest.raises(InputError, match=said):
+        from_config(options)
+    with pytest.raises(InputError, match=said):
+        from_text(f"{name}:{option}={value}")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"name": "bdf", "pairs": -1}, r"'pairs': -1}: pairs=-1; use a positive"),
+        ({"name": "rk4", "method": "euler"}, "names two methods; give one"),
+        ({"name": "rk4", "step_size": "x"}, "its options are of other types than rk4's"),
+        ({"name": "mine"}, "none of geoflow's own; pass the instance"),
+        ({"name": ["rk4"]}, "none of geoflow's own; pass the instance"),
+        ({}, "none of geoflow's own; pass the instance"),
+    ],
+)
+def test_what_else_cannot_be_used_is_said(options, said):
+    with pytest.raises(InputError, match=said):
+        from_config(options)
+
+
+def test_adams_that_is_re_projected_at_each_step_is_rk4():
+    """As the page of the solvers says: there it has no history."""
+
+    def end(name, every):
+        solver = gf.solvers.TorchDiffEq(name, step_size=0.01, reproject_every=every)
+        return gf.walk(flow(), solver, stop=None, t_end=0.2)["theta"][-1].values
+
+    assert np.array_equal(end("explicit_adams", None), end("rk4", None))
+    assert not np.array_equal(end("explicit_adams", 0.1), end("rk4", 0.1))
