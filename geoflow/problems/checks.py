@@ -148,10 +148,10 @@ def check_finite(tree: Tree, name: str) -> None:
     Raises
     ------
     InputError
-        Says where, and how many; or tensors that are sparse or without values. In objects of other
-        kinds too.
+        Says where, and how many; or tensors that are sparse or without values. What an object of
+        another kind holds, its library may have put there for no loss to use.
     """
-    for where, tensor in data.tensors_within(tree, name):
+    for where, tensor in data.leaves(tree, name):
         check_form(tensor, where)
         # torch knows no isfinite of dtypes of a byte.
         narrow = tensor.is_floating_point() and tensor.element_size() < 2
