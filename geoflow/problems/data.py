@@ -59,16 +59,24 @@ def tensors(data: Tree, name: str) -> Tree:
     if isinstance(data, Mapping):
         return {
             key: value if isinstance(value, Constant) else tensors(value, f"{name}[{key!r}]")
-            for key, value in data.items()
+            for key, value in ((key, _plain(value)) for key, value in data.items())
         }
     if isinstance(data, tuple | list):
         return tuple(tensors(value, f"{name}[{i}]") for i, value in enumerate(data))
-    switch = isinstance(data, bool | None) and name.endswith("]")
-    named = ", or name it in a dict where it is no data" if switch else ""
+    constant = isinstance(data, Constant) and name.endswith("]")
+    named = "; a number, text or None that is no data has a name of its own in a dict"
     raise InputError(
         f"{name} is a {type(data).__name__}; give a tensor, a NumPy array, or a tuple or dict of "
-        f"them, or use Problem.from_batches for a DataLoader or a Dataset{named}"
+        f"them, or use Problem.from_batches for a DataLoader or a Dataset"
+        + (named if constant else "")
     )
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy's as Python's own, where that is one; whatever else as it is."""
+    if isinstance(value, np.generic) and not isinstance(value, Constant):
+        return found if isinstance(found := value.item(), Constant) else value
+    return value
 
 
 def leaves(data: Tree, name: str) -> Iterator[tuple[str, Tensor]]:
