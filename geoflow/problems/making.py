@@ -126,6 +126,10 @@ def of_batches(
     digest = hash_of(first)
     if digest != hash_of(second):
         raise _other_batches(batches)
+    if type(batches) in (list, tuple):
+        # What an evaluation leaves in an object would be data to whoever hashes it again. One copy
+        # for all evaluations: it may keep there what it needs each time.
+        batches = [data.mapped(batch, lambda t: t, contents.copied) for batch in batches]
     network = modules.network(module, parameters, dtype, device)
     parts = BatchParts(Bound(network.module, batch_loss), network.fixed, batches, dtype, device)
     # What the function does to it is not done to the user's.

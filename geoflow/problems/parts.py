@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from geoflow.errors import InputError
-from geoflow.problems import ahead, arithmetic, checks, contents, data
+from geoflow.problems import ahead, arithmetic, checks, data
 from geoflow.problems.data import Tree
 from geoflow.system import kinds
 
@@ -128,11 +128,8 @@ class ModulePart(LossPart):
 
 
 def _own(tree: Tree) -> Tree:
-    """The same tensors in containers that may be changed, as by ``batch.pop("labels")``.
-
-    Objects too: what an evaluation leaves in one would be data to whoever hashes it again.
-    """
-    return data.mapped(tree, lambda tensor: tensor, contents.copied)
+    """The same tensors in containers that may be changed, as by ``batch.pop("labels")``."""
+    return data.mapped(tree, lambda tensor: tensor)
 
 
 @contextmanager

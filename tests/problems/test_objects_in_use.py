@@ -79,6 +79,33 @@ def test_the_hash_is_the_same_after_use(tmp_path):
     assert now.sizes["step"] > then.sizes["step"]
 
 
+def test_what_an_evaluation_keeps_is_there_at_the_next():
+    """In an attribute, a property, or by the object itself."""
+    asked, by_object = [], {}
+
+    class Kept(Graph):
+        @functools.cached_property
+        def twice(self):
+            asked.append("property")
+            return 2 * self.x
+
+    def loss(module, batch):
+        if not hasattr(batch, "thrice"):
+            asked.append("attribute")
+            batch.thrice = 3 * batch.x
+        if batch not in by_object:
+            asked.append("object")
+            by_object[batch] = batch.thrice - batch.twice
+        return batch_loss(module, Graph(by_object[batch], batch.y))
+
+    made = problem([Kept(X[:9], Y[:9]), Kept(X[9:], Y[9:])], loss)
+    expected = problem([Graph()])
+    for _ in range(3):
+        value = float(made.loss(made.theta0))
+        assert value == pytest.approx(float(expected.loss(made.theta0)), rel=1e-13)
+    assert len(asked) == 6
+
+
 def test_only_what_a_property_keeps_is_left_out():
     class Shadowed(Graph):
         kept = torch.ones(2)

@@ -58,15 +58,15 @@ def first_of_network(
         raise
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         said = translation.reason(error)
+        shapes = " and ".join(f"{tuple(t.shape)} and {t.dtype}" for _, t in data.leaves(inputs, ""))
         if n > batch_size:
             last = n % batch_size
             some = f"{batch_size}" + (f" and a last {last}" if last else "")
             raise InputError(
-                f"batch_size={batch_size}: module does not take inputs[{name!r}] in parts of "
-                f"{some} ({said}); give them as it was trained on, or give batch_size={n}, all at "
-                "once"
+                f"batch_size={batch_size}: module does not take inputs[{name!r}] of shape {shapes} "
+                f"in parts of {some} ({said}); give them as it was trained on, or give "
+                f"batch_size={n}, all at once"
             ) from error
-        shapes = " and ".join(f"{tuple(t.shape)} and {t.dtype}" for _, t in data.leaves(inputs, ""))
         raise InputError(
             f"inputs[{name!r}] of shape {shapes}: module does not take them ({said}); give them "
             "as it was trained on"
