@@ -135,7 +135,7 @@ def of_batches(
     # What the function does to it is not done to the user's.
     one = data.mapped(data.convert(next(iter(batches)), dtype, device), torch.clone)
 
-    def beside() -> tuple[str, str] | None:
+    def beside() -> checks.OtherDtype | None:
         return unconverted.of_batch(one, dtype) or unconverted.of_module(network.module, dtype)
 
     guard = checks.explained(dtype, beside=beside)
