@@ -15,8 +15,9 @@ _LOCK = threading.Lock()
 _inside: dict[str, int] = {}
 _given_back: dict[str, ExitStack] = {}
 
-# Kinds of devices that geoflow computes on, each with an autocast of its own.
-_AUTOCAST = ("cpu", "cuda", "mps")
+# Kinds of devices that geoflow computes on, each with an autocast of its own: PyTorch 2.4 has none
+# for Apple's, and asking for it is an error there.
+_AUTOCAST = tuple(kind for kind in ("cpu", "cuda", "mps") if torch.amp.is_autocast_available(kind))
 
 
 @contextmanager

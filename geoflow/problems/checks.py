@@ -55,6 +55,21 @@ class Division(NamedTuple):
         return cls(batch_size, f"batch_size={batch_size}", "batch_size=None")
 
 
+class OtherDtype(NamedTuple):
+    """What is not in the dtype that a loss is evaluated in, as messages speak of it.
+
+    Attributes
+    ----------
+    what : str
+        Where it is, and its dtype.
+    remedy : str
+        What to do.
+    """
+
+    what: str
+    remedy: str
+
+
 def check_device_and_dtype(device: torch.device | str, dtype: torch.dtype) -> torch.device:
     """Return the device, or refuse a device or dtype that cannot be computed with.
 
@@ -148,10 +163,10 @@ def check_finite(tree: Tree, name: str) -> None:
     Raises
     ------
     InputError
-        Says where, and how many; or tensors that are sparse or without values. In objects of other
-        kinds too.
+        Says where, and how many; or tensors that are sparse or without values. What an object of
+        another kind holds, its library may have put there for no loss to use.
     """
-    for where, tensor in data.tensors_within(tree, name):
+    for where, tensor in data.leaves(tree, name):
         check_form(tensor, where)
         # torch knows no isfinite of dtypes of a byte.
         narrow = tensor.is_floating_point() and tensor.element_size() < 2
@@ -232,7 +247,7 @@ def explained(
     *,
     division: Division | None = None,
     remedy: str = "",
-    beside: Callable[[], tuple[str, str] | None] = lambda: None,
+    beside: Callable[[], OtherDtype | None] = lambda: None,
 ) -> Iterator[None]:
     """Say of a first evaluation that fails what is likely to be the matter.
 
@@ -247,7 +262,7 @@ def explained(
     remedy : str
         Of a function of flat θ, what gives it another dtype; empty for a network's loss.
     beside : callable
-        Finds what is not in that dtype, where it is known, and the remedy.
+        Finds what is not in that dtype, where it is known.
 
     Raises
     ------
@@ -283,7 +298,7 @@ def explained(
             like = "θ (theta.dtype" if remedy else "the inputs (x.dtype"
             if (found := beside()) is not None:
                 raise InputError(
-                    f"{of}: evaluated in {name}, and {found[0]} ({said}); {found[1]}"
+                    f"{of}: evaluated in {name}, and {found.what} ({said}); {found.remedy}"
                 ) from error
             other = torch.float64 if dtype == torch.float32 else torch.float32
             raise InputError(

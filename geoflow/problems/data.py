@@ -59,16 +59,24 @@ def tensors(data: Tree, name: str) -> Tree:
     if isinstance(data, Mapping):
         return {
             key: value if isinstance(value, Constant) else tensors(value, f"{name}[{key!r}]")
-            for key, value in data.items()
+            for key, value in ((key, _plain(value)) for key, value in data.items())
         }
     if isinstance(data, tuple | list):
         return tuple(tensors(value, f"{name}[{i}]") for i, value in enumerate(data))
-    switch = isinstance(data, bool | None) and name.endswith("]")
-    named = ", or name it in a dict where it is no data" if switch else ""
+    constant = isinstance(data, Constant) and name.endswith("]")
+    named = "; a number, text or None that is no data has a name of its own in a dict"
     raise InputError(
         f"{name} is a {type(data).__name__}; give a tensor, a NumPy array, or a tuple or dict of "
-        f"them, or use Problem.from_batches for a DataLoader or a Dataset{named}"
+        f"them, or use Problem.from_batches for a DataLoader or a Dataset"
+        + (named if constant else "")
     )
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy's as Python's own, where that is one; whatever else as it is."""
+    if isinstance(value, np.generic) and not isinstance(value, Constant):
+        return found if isinstance(found := value.item(), Constant) else value
+    return value
 
 
 def leaves(data: Tree, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -93,18 +101,23 @@ def tensors_within(data: Any, name: str) -> Iterator[tuple[str, Tensor]]:
             yield place, leaf
 
 
-def mapped(data: Tree, function: Callable[[Tensor], Tensor]) -> Tree:
-    """Apply a function to every tensor of a tree; what is no tensor stays as it is."""
+def mapped(
+    data: Tree,
+    function: Callable[[Tensor], Tensor],
+    other: Callable[[Any], Any] = lambda value: value,
+) -> Tree:
+    """Apply a function to every tensor of a tree, and another to what is none."""
     if isinstance(data, Tensor):
         return function(data)
     if isinstance(data, Mapping):
-        return with_items(data, {key: mapped(value, function) for key, value in data.items()})
+        items = {key: mapped(value, function, other) for key, value in data.items()}
+        return with_items(data, items)
     if isinstance(data, tuple | list):
-        return with_values(data, [mapped(value, function) for value in data])
+        return with_values(data, [mapped(value, function, other) for value in data])
     if is_record(data):
-        values = {key: mapped(value, function) for key, value in fields_of(data).items()}
-        return with_fields(data, values)
-    return data
+        fields = fields_of(data).items()
+        return with_fields(data, {key: mapped(value, function, other) for key, value in fields})
+    return other(data)
 
 
 def is_record(data: Any) -> bool:
@@ -193,15 +206,7 @@ def update(digest: hashlib._Hash, data: Any, *, objects: bool = True) -> None:
     Without ``objects`` of other kinds it is that of archives that knew nothing of those.
     """
     if isinstance(data, Tensor):
-        digest.update(f"{data.dtype}{tuple(data.shape)}".encode())
-        # Of a conjugate or negative view the bytes are those of what it is a view of.
-        raw = data.detach().cpu().resolve_conj().resolve_neg().contiguous()
-        if raw.numel() == 1:  # contiguous whatever its strides say, and no view of other bytes
-            raw = raw.clone(memory_format=torch.contiguous_format)
-        # NumPy has no bfloat16.
-        digest.update(
-            raw.view(torch.uint8).numpy().tobytes() if raw.ndim else raw.numpy().tobytes()
-        )
+        _update_tensor(digest, data.detach())
     elif isinstance(data, np.ndarray | np.generic):
         _update_array(digest, np.asarray(data), objects)
     elif isinstance(data, bool | int | float | complex | str | bytes | bytearray):
@@ -215,9 +220,48 @@ def update(digest: hashlib._Hash, data: Any, *, objects: bool = True) -> None:
     elif isinstance(data, Mapping | tuple | list) or is_record(data):
         for value in held(data):
             update(digest, value, objects=objects)
+        fields = fields_of(data) if is_record(data) else {}
+        if objects and (beside := contents.beside(data, fields)):
+            digest.update(b"beside " + contents.sha256(beside, update))
     elif objects and contents.is_data(data):
         digest.update(b"object ")
         digest.update(contents.sha256(data, update))
+
+
+# What a sparse tensor is made of, by how its values lie.
+_SPARSE = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+}
+
+
+def _update_tensor(digest: hashlib._Hash, tensor: Tensor) -> None:
+    if tensor.is_nested:
+        digest.update(b"nested")
+        for one in tensor.unbind():
+            _update_tensor(digest, one)
+        return
+    digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    if tensor.is_meta:  # has no values
+        return
+    if tensor.layout in _SPARSE:
+        digest.update(str(tensor.layout).encode())
+        for held_by in _SPARSE[tensor.layout]:
+            _update_tensor(digest, getattr(tensor, held_by)())
+        return
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    elif tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    # Of a conjugate or negative view the bytes are those of what it is a view of.
+    raw = tensor.cpu().resolve_conj().resolve_neg().contiguous()
+    if raw.numel() == 1:  # contiguous whatever its strides say, and no view of other bytes
+        raw = raw.clone(memory_format=torch.contiguous_format)
+    # NumPy has no bfloat16.
+    digest.update(raw.view(torch.uint8).numpy().tobytes() if raw.ndim else raw.numpy().tobytes())
 
 
 def _update_array(digest: hashlib._Hash, array: NDArray[Any], objects: bool) -> None:

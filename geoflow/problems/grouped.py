@@ -163,23 +163,23 @@ class Grouped(Counted):
         with torch.no_grad():
             whole = self.whole.loss(self.theta0)
         counts = values.new_tensor([float(size) for size in sizes])
-        mean = self._mean(values * counts, counts.sum(), whole)
-        if mean is None:
+        other = self._other_mean(values * counts, counts.sum(), whole)
+        if other is None:
             return
         summed = sum_of(self._part.loss_fn)
         if summed is not None and self._weighed(summed, parts, values, counts, whole):
             return
         alike = self.division == "each_example"
-        if self._mean(values * counts if alike else values, torch.ones(()), whole) is None:
+        if self._other_mean(values * counts if alike else values, torch.ones(()), whole) is None:
             raise adds_up(self.division)
         raise InputError(
-            f"loss: its mean over the groups is {mean:.6g} and that over all examples "
+            f"loss: its mean over the groups is {other:.6g} and that over all examples "
             f"{float(whole):.6g}, so it is no mean over examples, or they act on each other; make "
             "a problem for each constraint"
         )
 
-    def _mean(self, sums: Tensor, weight: Tensor, whole: Tensor) -> float | None:
-        """What the groups' sums give of a mean; None where that is the whole."""
+    def _other_mean(self, sums: Tensor, weight: Tensor, whole: Tensor) -> float | None:
+        """The mean that the groups' sums give where it is another than the whole's, or None."""
         mean = float(sums.sum() / weight)
         size = max(abs(float(whole)), float(sums.abs().sum() / weight), 1.0)
         close = abs(mean - float(whole)) <= 1e3 * torch.finfo(self.dtype).eps * size
@@ -204,7 +204,7 @@ class Grouped(Counted):
                 weight = total / whole
             else:
                 weight = whole.new_tensor(sum(part.weight for part in parts))
-        if self._mean(sums, weight, whole) is not None:
+        if self._other_mean(sums, weight, whole) is not None:
             return False
         # A loss of zero does not tell what it is divided by.
         if not values.all():

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -124,16 +125,17 @@ def of_batches(
         )
     digest = hash_of(first)
     if digest != hash_of(second):
-        raise InputError(
-            "batches: two passes gave different batches; make the DataLoader with shuffle=False "
-            "and data without random augmentation"
-        )
+        raise _other_batches(batches)
+    if type(batches) in (list, tuple):
+        # What an evaluation leaves in an object would be data to whoever hashes it again. One copy
+        # for all evaluations: it may keep there what it needs each time.
+        batches = [data.mapped(batch, lambda t: t, contents.copied) for batch in batches]
     network = modules.network(module, parameters, dtype, device)
     parts = BatchParts(Bound(network.module, batch_loss), network.fixed, batches, dtype, device)
     # What the function does to it is not done to the user's.
     one = data.mapped(data.convert(next(iter(batches)), dtype, device), torch.clone)
 
-    def beside() -> tuple[str, str] | None:
+    def beside() -> checks.OtherDtype | None:
         return unconverted.of_batch(one, dtype) or unconverted.of_module(network.module, dtype)
 
     guard = checks.explained(dtype, beside=beside)
@@ -199,6 +201,27 @@ def hash_of(batches: Iterator[Any]) -> str:
         checks.check_finite(batch, f"batches[{i}]")
         data.update(digest, batch)
     return digest.hexdigest()
+
+
+def _other_batches(batches: Iterable[Any]) -> InputError:
+    """What to say of batches that differ from one pass to the next: where they do, if once more."""
+    found = None
+    for i, (one, other) in enumerate(zip(batches, batches, strict=False)):
+        found = contents.first_difference(one, other, f"batches[{i}]", data.update)
+        if found is not None:
+            break
+    where, value = found or ("", None)
+    # A time or a number of its own, which no shuffling makes another.
+    if where and not isinstance(value, Tensor | np.ndarray):
+        return InputError(
+            f"batches: two passes gave different batches: {where}, {kinds.shown(value)} in one of "
+            "them, is another in the next; leave it out, or make the DataLoader with shuffle=False"
+        )
+    return InputError(
+        "batches: two passes gave different batches"
+        + (f", first in {where}" if where else "")
+        + "; make the DataLoader with shuffle=False and data without random augmentation"
+    )
 
 
 def _check_known(batch: Any, name: str) -> None:

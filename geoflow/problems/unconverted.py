@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from geoflow.problems import contents, data
+from geoflow.problems.checks import OtherDtype
 from geoflow.problems.dtypes import dtype_name
 
 
-def of_module(module: nn.Module, dtype: torch.dtype) -> tuple[str, str] | None:
-    """What a network keeps beside its parameters and buffers, and the remedy; None: nothing."""
+def of_module(module: nn.Module, dtype: torch.dtype) -> OtherDtype | None:
+    """What a network keeps beside its parameters and buffers; None: nothing."""
     for where, child in module.named_modules():
         for key, value in vars(child).items():
             # Parameters, buffers and layers lie in dictionaries of these names.
@@ -21,7 +22,7 @@ def of_module(module: nn.Module, dtype: torch.dtype) -> tuple[str, str] | None:
                 continue
             for place, tensor in data.leaves(value, ".".join(filter(None, (where, key)))):
                 if _is_other(tensor, dtype):
-                    return (
+                    return OtherDtype(
                         f"the module's {place}, a plain attribute, is {dtype_name(tensor.dtype)}",
                         "make it a buffer by register_buffer, or compute it at every call in the "
                         "dtype of the inputs (x.dtype, not .float())",
@@ -29,12 +30,12 @@ def of_module(module: nn.Module, dtype: torch.dtype) -> tuple[str, str] | None:
     return None
 
 
-def of_batch(batch: Any, dtype: torch.dtype) -> tuple[str, str] | None:
-    """An object of a batch that holds tensors of another dtype, and the remedy; None: no such."""
+def of_batch(batch: Any, dtype: torch.dtype) -> OtherDtype | None:
+    """An object of a batch that holds tensors of another dtype; None: no such."""
     for kept in _objects(batch):
         for _, tensor in data.tensors_within(kept, ""):
             if _is_other(tensor, dtype):
-                return (
+                return OtherDtype(
                     f"the batch has a {type(kept).__name__}, whose tensors, of "
                     f"{dtype_name(tensor.dtype)}, are not converted",
                     f"convert them in batch_loss, as by batch.x.to({dtype}), or give a tuple or "

@@ -2,7 +2,7 @@
 
 Beside ``FILE.nc`` stands the folder ``.FILE.nc.parts`` with
 
-- ``theta-<step>.npz``: up to 64 snapshots from that step on (see
+- ``theta-<step>.npz``: up to ``SNAPSHOTS_PER_PART`` snapshots from that step on (see
   :mod:`geoflow.walking.streamed_snapshots`),
 - ``steps-<number>.npz``: the records of up to ``STEPS_PER_PART`` steps,
 - ``checkpoint.npz``: what the walk needs to go on, how many records hold, and the attributes.

@@ -1,5 +1,7 @@
 """Outputs that no distance in predictions can be taken of as they come."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -57,8 +59,11 @@ STATISTICS = nn.BatchNorm1d(6, track_running_stats=False)
 @pytest.mark.parametrize(
     ("module", "said"),
     [
-        (network(between=[STATISTICS]), "module gives other outputs for 30 .* act on each other"),
-        (Neighbours(), "module does not take so many"),
+        (network(between=[STATISTICS]), "module gives other outputs for 20 .* act on each other"),
+        (
+            Neighbours(),
+            r"module does not take inputs\['all'\] of shape .* in parts of 20 and a last 10 ",
+        ),
     ],
 )
 def test_examples_that_act_on_each_other_are_evaluated_at_once(module, said):
@@ -69,6 +74,58 @@ def test_examples_that_act_on_each_other_are_evaluated_at_once(module, said):
     first, last = outputs(module, ds)
     expected = float((first - last).square().mean().sqrt())
     assert float(found["output_distance"][0, 0, -1]) == pytest.approx(expected, rel=1e-12)
+
+
+class Noted(nn.Module):
+    """Notes how many examples it is given at once; may take none alone."""
+
+    sizes: ClassVar[list[int]] = []
+    least = 1
+
+    def __init__(self):
+        super().__init__()
+        self.of_one = network()
+
+    def forward(self, x):
+        self.sizes.append(len(x))
+        if len(x) < self.least:
+            raise ValueError("more than one value is wanted")
+        return self.of_one(x)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 29, 57])
+@pytest.mark.parametrize("least", [1, 2])
+def test_no_more_examples_are_evaluated_at_once_than_were_asked_for(size, least, monkeypatch):
+    ds, inputs = walked(Noted()), {"all": INPUTS.repeat(2, 1)[:58]}
+    monkeypatch.setattr(Noted, "sizes", [])
+    monkeypatch.setattr(Noted, "least", least)
+
+    def along():
+        return predictions.along(ds, Noted(), inputs, classification=False, batch_size=size)
+
+    if least == 2 and 58 % size in (0, 1) and size in (1, 57):
+        said = rf"in parts of {size}.* \(.*more than one .*batch_size=58, all at once"
+        with pytest.raises(InputError, match=said):
+            along()
+    else:
+        along()
+    assert max(Noted.sizes) <= max(size, 2)
+
+
+def test_of_one_example_at_a_time_two_are_compared():
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.of_one = network()
+
+        def forward(self, x):
+            return self.of_one(x - x.mean(0))
+
+    ds = walked(module := Centred())
+    for size in (1, 2):
+        said = f"batch_size={size}: module gives other outputs for 2 "
+        with pytest.raises(InputError, match=said):
+            predictions.along(ds, module, {"all": INPUTS}, classification=False, batch_size=size)
 
 
 def test_a_network_for_a_certain_number_of_examples_is_taken_in_chunks_of_them():

@@ -95,6 +95,24 @@ def test_examples_that_act_on_each_other_have_no_jacobian(module):
         value("jacobian_norm", module, F.cross_entropy, TARGETS)
 
 
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.of_one = network()
+
+    def forward(self, x):
+        outputs = self.of_one(x)
+        return torch.complex(outputs, outputs**2)
+
+
+def test_outputs_that_are_not_real_are_refused_by_name():
+    def loss(outputs, targets):
+        return outputs.abs().square().mean()
+
+    with pytest.raises(InputError, match=r"'jacobian_norm': .* torch\.complex128; give real ones"):
+        value("jacobian_norm", Complex(), loss, TARGETS)
+
+
 def test_a_network_that_takes_a_certain_number_of_examples_has_one():
     found = value("jacobian_norm", OnGraph(0), F.cross_entropy, TARGETS)
     assert found == value("jacobian_norm", network(), F.cross_entropy, TARGETS)

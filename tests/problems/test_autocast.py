@@ -1,11 +1,14 @@
 """An evaluation within ``torch.autocast`` is the one outside of it, bit for bit."""
 
+import importlib.util
+
 import pytest
 import torch
 from torch import nn
 
 import geoflow as gf
 import references
+from geoflow.problems import arithmetic
 from geoflow.problems.grouped import by_class, each_example
 
 
@@ -60,3 +63,19 @@ def test_values_and_derivatives_are_those_outside(make):
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == b.dtype
         assert torch.equal(a, b)
+
+
+def test_a_kind_of_device_that_has_no_autocast_is_not_asked(monkeypatch):
+    """PyTorch 2.4 has none for Apple's, and raises where it is asked for."""
+
+    def enabled(kind):
+        assert kind != "mps"
+        return False
+
+    monkeypatch.setattr(torch.amp, "is_autocast_available", lambda kind: kind != "mps")
+    monkeypatch.setattr(torch, "is_autocast_enabled", enabled)
+    spec = importlib.util.spec_from_file_location("once_more", arithmetic.__file__)
+    there = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(there)
+    with there.without_autocast():
+        pass

@@ -338,8 +338,20 @@ def test_a_graph_and_constants_without_a_name_are_told_where_to_go():
     edges = torch.randint(len(X), (2, 60))
     with pytest.raises(InputError, match=r"examples first: a graph, .* Problem.from_batches"):
         of(net(), MSE, {"x": X, "edges": edges}, Y)
-    with pytest.raises(InputError, match=r"inputs\[1\] is a bool; give .*name it in a dict"):
+    with pytest.raises(InputError, match=r"inputs\[1\] is a bool; give .*a name of its own in a"):
         of(Switched(), MSE, (X, True), Y)
+    with pytest.raises(InputError, match=r"\['mode'\]\[0\] is a int; .* number, text or None"):
+        of(Switched(), MSE, {"x": X, "mode": [1, 2]}, Y)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, np.int8])
+@pytest.mark.parametrize("size", [None, 9])
+def test_a_number_of_numpy_is_a_constant_as_one_of_python_is(kind, size):
+    def loss(outputs, targets):
+        return (outputs - targets["y"]).abs().pow(targets["power"]).mean()
+
+    found, plain = (of(net(), loss, X, {"y": Y, "power": p}, size) for p in (kind(4), 4))
+    assert value(found) == pytest.approx(value(plain), rel=1e-13)
 
 
 @pytest.mark.parametrize("weight", [torch.tensor(-4.0), torch.tensor(torch.nan), np.array(-4.0)])

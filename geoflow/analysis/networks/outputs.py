@@ -58,12 +58,15 @@ def first_of_network(
         raise
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         said = translation.reason(error)
-        if n > batch_size and _takes(network, parameters, inputs):
-            raise InputError(
-                f"batch_size={batch_size}: module does not take so many of inputs[{name!r}] "
-                f"({said}); give batch_size={n}, all at once"
-            ) from error
         shapes = " and ".join(f"{tuple(t.shape)} and {t.dtype}" for _, t in data.leaves(inputs, ""))
+        if n > batch_size:
+            last = n % batch_size
+            some = f"{batch_size}" + (f" and a last {last}" if last else "")
+            raise InputError(
+                f"batch_size={batch_size}: module does not take inputs[{name!r}] of shape {shapes} "
+                f"in parts of {some} ({said}); give them as it was trained on, or give "
+                f"batch_size={n}, all at once"
+            ) from error
         raise InputError(
             f"inputs[{name!r}] of shape {shapes}: module does not take them ({said}); give them "
             "as it was trained on"
@@ -71,15 +74,6 @@ def first_of_network(
     if n > batch_size:
         _check_apart(network, parameters, inputs, batch_size, name, found)
     return found
-
-
-def _takes(network: nn.Module, parameters: Parameters, inputs: Tree) -> bool:
-    """Whether a network takes all examples at once."""
-    try:
-        of_network(network, parameters, inputs, data.length(inputs))
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
-        return False
-    return True
 
 
 def _check_apart(
@@ -90,27 +84,29 @@ def _check_apart(
     name: str,
     found: Mapping[str, Tensor],
 ) -> None:
-    """Compare two chunks with the same examples as one, where both are no more than rounding apart.
+    """Compare a chunk with its two halves, which are no more than rounding apart.
+
+    No more examples are evaluated at once than were asked for; of one at a time, two.
 
     Raises
     ------
     InputError
         The examples act on each other.
     """
-    both = data.chunk(inputs, 0, 2 * batch_size)
-    n, m = data.length(inputs), data.length(both)
+    n, m = data.length(inputs), max(batch_size, 2)
+    some, other_size = data.chunk(inputs, 0, m), 2 if batch_size == 1 else (m + 1) // 2
     try:
-        together = [of_network(network, parameters, both, m) for _ in range(2)]
-    # No more than a chunk may fit into memory, or be what a network is made for.
+        otherwise = [of_network(network, parameters, some, other_size) for _ in range(2)]
+    # A network may be made for chunks of one size.
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         return
-    for place, outputs in together[0].items():
+    for place, outputs in otherwise[0].items():
         apart = found[place]
         if len(outputs) != m or len(apart) != n or outputs.shape[1:] != apart.shape[1:]:
             continue
         rtol = TOGETHER_RTOL.get(outputs.dtype, 30 * _eps(outputs))
         wide = torch.complex128 if outputs.is_complex() else torch.float64
-        once, again, known = (t.to(wide) for t in (outputs, together[1][place], apart[:m]))
+        once, again, known = (t.to(wide) for t in (outputs, otherwise[1][place], apart[:m]))
         size = torch.linalg.vector_norm(once)
         # What is random differs from itself.
         if torch.linalg.vector_norm(known - once) > rtol * size and torch.equal(once, again):

@@ -48,6 +48,13 @@ class BoundRegularizer(Protocol):
         """
 
 
+def value_alone(of: BoundRegularizer, theta: Tensor) -> Tensor:
+    """R(θ), without the work of its gradient where that is some."""
+    own = getattr(of, "value_alone", None)
+    value: Tensor = of.value_and_gradient(theta)[0] if own is None else own(theta)
+    return value
+
+
 class ThetaFunction:
     """A function of θ alone, differentiated by autograd: exact to rounding.
 
@@ -204,6 +211,13 @@ class Weighted:
             more, slope = term.value_and_gradient(theta)
             value, gradient = value + weight * more, gradient.add(slope, alpha=weight)
         return value, gradient
+
+    def value_alone(self, theta: Tensor) -> Tensor:
+        """Σ wᵢRᵢ."""
+        value = theta.new_zeros(())
+        for weight, term in self.terms:
+            value = value + weight * value_alone(term, theta)
+        return value
 
     def hessian(self, theta: Tensor, gradient: Tensor | None = None) -> Product:
         """Σ wᵢ∇²Rᵢ."""

@@ -123,6 +123,10 @@ class _OfLoss(ABC):
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """R and ∇R."""
 
+    @abstractmethod
+    def value_alone(self, theta: Tensor) -> Tensor:
+        """R, the same to the bit."""
+
     def hessian(self, theta: Tensor, gradient: Tensor | None = None) -> Product:
         """∇²R(θ) by differences of ∇R."""
         rounding = torch.finfo(theta.dtype).eps ** self.rounding
@@ -138,6 +142,10 @@ class _GradientNorm(_OfLoss):
         _, gradient = self.problem.value_and_gradient(theta)
         return torch.dot(gradient, gradient), 2 * self.problem.hvp(theta, gradient)
 
+    def value_alone(self, theta: Tensor) -> Tensor:
+        _, gradient = self.problem.value_and_gradient(theta)
+        return torch.dot(gradient, gradient)
+
 
 class _Sharpness(_OfLoss):
     """λ_max(∇²L)."""
@@ -149,6 +157,9 @@ class _Sharpness(_OfLoss):
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         value, vector = self._top(theta)
         return theta.new_tensor(value), self._slope(theta, vector)
+
+    def value_alone(self, theta: Tensor) -> Tensor:
+        return theta.new_tensor(self._top(theta)[0])
 
     def _slope(self, theta: Tensor, vector: Tensor) -> Tensor:
         _, middle = self.problem.value_and_gradient(theta)
@@ -216,16 +227,31 @@ class _HessianTrace(_OfLoss):
             value, gradient = value + found[0], gradient.add_(found[1])
         return value / len(self.signs), gradient / len(self.signs)
 
+    def value_alone(self, theta: Tensor) -> Tensor:
+        value = theta.new_zeros(())
+        for signs in self.signs:
+            value = value + _beside(self.problem, theta, 2 * signs.to(theta) - 1)[0]
+        return value / len(self.signs)
+
 
 def _second_difference(
     problem: ProblemLike, theta: Tensor, vector: Tensor, middle: Tensor
 ) -> tuple[Tensor, Tensor]:
     """vᵀ∇²L v and its gradient in θ, from ∇L on both sides: two evaluations."""
-    step = torch.finfo(theta.dtype).eps ** (1 / 4)
+    value, ahead, behind = _beside(problem, theta, vector)
+    return value, (ahead - 2 * middle + behind) / _step(theta) ** 2
+
+
+def _beside(problem: ProblemLike, theta: Tensor, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """vᵀ∇²L v, and ∇L ahead and behind along v."""
+    step = _step(theta)
     _, ahead = problem.value_and_gradient(theta + step * vector)
     _, behind = problem.value_and_gradient(theta - step * vector)
-    value = torch.dot(vector, ahead - behind) / (2 * step)
-    return value, (ahead - 2 * middle + behind) / step**2
+    return torch.dot(vector, ahead - behind) / (2 * step), ahead, behind
+
+
+def _step(theta: Tensor) -> float:
+    return float(torch.finfo(theta.dtype).eps ** (1 / 4))
 
 
 def _of_loss(make: Callable[[ProblemLike], BoundRegularizer]) -> Make:

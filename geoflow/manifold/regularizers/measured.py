@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from geoflow.manifold.regularizers.bound import BoundRegularizer, ThetaFunction
+from geoflow.manifold.regularizers.bound import BoundRegularizer, ThetaFunction, value_alone
 from geoflow.manifold.regularizers.named import REGULARIZERS, Regularizer, WeightedSum
 from geoflow.problems.counting import Counted
 from geoflow.problems.protocol import ProblemLike
@@ -51,6 +51,6 @@ def _value_of(made: BoundRegularizer) -> Callable[[Tensor], Tensor]:
             for problem in made.problems:
                 if isinstance(problem, Counted):
                     stack.enter_context(problem.uncounted())
-            return made.value_and_gradient(theta)[0]
+            return value_alone(made, theta)
 
     return value

@@ -257,7 +257,14 @@ def _check_apart(parts: Sequence[ModulePart], parameters: Parameters) -> None:
     halves = drawn[: n // 2], drawn[n // 2 :]
     with torch.enable_grad(), arithmetic.exact(part.inputs.device):
         outputs = part.outputs(parameters)
-        if n < 2 or not isinstance(outputs, Tensor) or len(outputs) != n:
+        if not isinstance(outputs, Tensor) or outputs.ndim == 0 or len(outputs) != n:
+            return
+        if not outputs.is_floating_point():
+            raise InputError(
+                f"regularizer 'jacobian_norm': the network's outputs are {outputs.dtype}; give "
+                "real ones of a floating dtype, or use another R"
+            )
+        if n < 2:
             return
         for kept, others in (halves, halves[::-1]):
             inputs = part.inputs.clone()
@@ -265,7 +272,7 @@ def _check_apart(parts: Sequence[ModulePart], parameters: Parameters) -> None:
             beside = replace(part, inputs=inputs).outputs(parameters).detach()[kept]
             apart = torch.linalg.vector_norm(beside - outputs.detach()[kept])
             size = torch.linalg.vector_norm(outputs.detach())
-            if apart > VALUE_RTOL[beside.dtype] * size:
+            if apart > VALUE_RTOL.get(beside.dtype, 30 * torch.finfo(beside.dtype).eps) * size:
                 raise InputError(
                     "regularizer 'jacobian_norm': the outputs of some examples change with the "
                     "inputs of others (batch statistics, attention over the examples, a graph), so "
