@@ -56,6 +56,9 @@ START_STEPS, START_ORDER = 10, 2
 GROW_AGAIN = 2.0
 # A higher order has to promise this much more.
 RAISE = 0.9
+# Followed closely, a step is as long as its equation can be solved, and not as its error allows. The
+# order is then that which would be best at so small a part of the tolerance: it predicts better.
+TIGHTER = 1e-3
 # The next step after an implicit equation that could not be solved, and the most that it may grow
 # after one that took more than so many corrections. What a correction costs is spent best by steps
 # of seven to ten; near to where the equation can be solved no more they grow slowly.
@@ -205,7 +208,7 @@ class BDF:
                 order = max(order - 1, 1)
             check_step(step, state, cause)
         chosen, following = _following(
-            history, corrected, carry, order, step, error, allowed, self.order
+            history, corrected, carry, order, step, error, allowed, self.order, closely
         )
         if n_rejected:
             following = min(following, step)
@@ -299,6 +302,7 @@ def _following(
     error: float,
     allowed: float,
     max_order: int,
+    closely: bool,
 ) -> tuple[int, float]:
     """Order and size of the next step: those that promise the longest."""
     factors = {order: max(error, 1e-10) ** (-1 / (order + 1))}
@@ -308,7 +312,9 @@ def _following(
         factors[other] = max(size / allowed, 1e-10) ** (-1 / (other + 1))
     chosen = order
     if int(carry["n_since_order"]) >= order or len(history) <= order:
-        chosen = max(factors, key=lambda o: factors[o] * (RAISE if o > order else 1))
+        part = TIGHTER if closely else 1.0
+        promise = {o: f * part ** (1 / (o + 1)) for o, f in factors.items()}
+        chosen = max(promise, key=lambda o: promise[o] * (RAISE if o > order else 1))
     starting = order <= START_ORDER and int(carry["n_steps"]) < START_STEPS
     again = GROW_AGAIN if order == 1 else GROW
     factor = min(SAFETY * factors[chosen], GROW_AT_START if starting else again)

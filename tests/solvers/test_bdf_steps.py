@@ -73,7 +73,7 @@ def test_a_step_grows_as_the_start_and_its_corrections_allow(order, n_steps, ite
     _, state, points, ages = points_of(6, 1e-3)
     history, corrected = History(points, ages.numpy()), Corrected(state, iterations)
     carry = {"n_steps": n_steps, "n_since_order": 0}
-    found = bdf._following(history, corrected, carry, order, 1e-3, 1e-9, 1e-4, 5)
+    found = bdf._following(history, corrected, carry, order, 1e-3, 1e-9, 1e-4, 5, closely=False)
     assert found == (order, pytest.approx(growth * 1e-3))
 
 
@@ -88,7 +88,9 @@ def test_a_higher_order_has_to_promise_a_ninth_more(ratio, chosen):
 
     history = Foretold(points, ages.numpy())
     carry = {"n_steps": 20, "n_since_order": 2}
-    found, _ = bdf._following(history, Corrected(state, 3), carry, 2, 1e-3, (1 / 2) ** 3, 1.0, 5)
+    found, _ = bdf._following(
+        history, Corrected(state, 3), carry, 2, 1e-3, (1 / 2) ** 3, 1.0, 5, closely=False
+    )
     assert found == chosen
 
 
