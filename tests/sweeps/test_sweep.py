@@ -18,7 +18,8 @@ from geoflow.errors import ArchiveError, InputError
 
 # The package's name for the function hides the module.
 from geoflow.sweeps import kept
-from geoflow.sweeps.runs import _current, _walk
+from geoflow.sweeps.manifest import current
+from geoflow.sweeps.runs import _walk
 from geoflow.sweeps.tasks import Task, _end, run_tasks
 
 SHORT = {"epochs": 3, "t_end": 0.01, "max_snapshots": 3}
@@ -252,7 +253,7 @@ def test_a_file_that_is_not_of_the_sweep_is_refused(finished, attributes, config
 def test_a_walk_of_another_flow_precision_or_way_is_not_of_the_sweep(tmp_path):
     path = tmp_path / "seed-0001.nc"
     _walk(str(path), **settings(seed=1))
-    own, experiment = _current(settings(constraints=None)), gf.experiments.get("iris_ff")
+    own, experiment = current(settings(constraints=None)), gf.experiments.get("iris_ff")
     assert kept.walk_of(path, own, 1, experiment)[0] == "t_end"
     with h5py.File(path, "r") as file:
         config = json.loads(file.attrs["config"])

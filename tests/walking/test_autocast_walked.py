@@ -62,6 +62,8 @@ def assert_same(compute):
 def test_every_solver_walks_as_outside(name, dtype):
     if name == "cvode":
         pytest.importorskip("sksundae")
+        if dtype is torch.float32:
+            pytest.skip("cvode works in float64")
 
     def walked():
         of = problem(dtype)
