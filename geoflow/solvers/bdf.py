@@ -56,7 +56,7 @@ START_STEPS, START_ORDER = 10, 2
 GROW_AGAIN = 2.0
 # A higher order has to promise this much more.
 RAISE = 0.9
-# Followed closely, a step is as long as its equation can be solved, and not as its error allows. The
+# Followed closely, a step is as long as its equation can be solved, not as its error allows. The
 # order is then that which would be best at so small a part of the tolerance: it predicts better.
 TIGHTER = 1e-3
 # The next step after an implicit equation that could not be solved, and the most that it may grow

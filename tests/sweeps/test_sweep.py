@@ -279,7 +279,9 @@ def test_only_a_walk_that_was_cut_off_is_done_again(finished, monkeypatch):
     with h5py.File(path, "r+") as file:
         file.attrs["status"] = np.bytes_("interrupted")
     found = {}
-    monkeypatch.setattr("geoflow.sweeps.runs.run_tasks", lambda tasks, done, *_: found.update(done))
+    monkeypatch.setattr(
+        "geoflow.sweeps.runs.run_tasks", lambda tasks, done, *_: found.update(done) or []
+    )
     gf.sweep("iris_ff", range(3), finished, **SHORT)
     assert found == {"seed-0000": ("t_end", found["seed-0000"][1])}
 
