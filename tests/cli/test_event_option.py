@@ -47,6 +47,7 @@ def test_events_are_recorded_and_the_walk_goes_on_and_again_with_like():
         assert json.loads(ds.attrs["events"]) == ["regularizer"]
 
 
+@pytest.mark.slow
 def test_a_walk_that_stops_at_an_event_has_reached_its_goal(capsys):
     stop = ["--stop", "Event:function=regularizer,value=0.4"]
     own = ["--problem", "ring.py:ring", "--quiet", *stop]

@@ -106,6 +106,7 @@ def test_a_damaged_file_of_dasks_settings_is_found_before_the_work(arguments, tm
     assert not (tmp_path / "x.nc").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_file_of_matplotlibs_settings_is_found_before_the_work(tmp_path):
     (tmp_path / "matplotlibrc").write_bytes(b"font.size: \xff\n")
     for arguments in (

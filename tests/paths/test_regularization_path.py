@@ -279,6 +279,7 @@ def test_in_one_parameter_there_is_no_eigenvalue():
         gf.regularization_path(flow, [2.0], smallest_eigenvalue=True)
 
 
+@pytest.mark.slow
 def test_a_path_killed_past_a_fold_goes_on_to_the_same_numbers(tmp_path):
     wanted, observed = [0.8, 1.2, 1.45, 1.55, 1.8], []
 

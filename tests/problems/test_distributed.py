@@ -162,6 +162,7 @@ def with_uneven_shares(rank):
     return found
 
 
+@pytest.mark.slow
 def test_shares_of_uneven_size_count_as_their_examples_do(tmp_path):
     found = ranks.run(with_uneven_shares, 2, tmp_path)
     for i, loss_fn in enumerate(loss_fn for loss_fn in LOSSES for _ in range(2)):
@@ -214,6 +215,7 @@ def undivided(rank, whole):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_loss_that_is_no_mean_is_refused_by_what_was_given(whole, tmp_path):
     for said in ranks.run(undivided, 2, tmp_path, whole):
@@ -263,6 +265,7 @@ def refusals(rank):
     return found
 
 
+@pytest.mark.slow
 def test_what_cannot_be_divided_is_refused_by_all(tmp_path):
     for said in ranks.run(refusals, 2, tmp_path):
         function, few, own, pickled, twice, margin, diverged = said

@@ -146,6 +146,7 @@ def test_sums_over_weights_are_the_weighted_mean_of_the_whole():
         assert torch.allclose(a, b, rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.slow
 def test_parts_are_added_up_in_float64_whatever_the_networks_dtype():
     # 10,000 parts of 0.1: in float32 their sum is off by 1e-4, their mean rounds to 0.1 exactly.
     tenth = torch.tensor(0.1)

@@ -132,6 +132,7 @@ print("same")
 """
 
 
+@pytest.mark.slow
 def test_walks_archived_in_several_threads_are_those_archived_in_sequence(tmp_path):
     """In a process of its own, which crashed without the lock around netCDF."""
     done = subprocess.run(
