@@ -94,6 +94,22 @@ def test_a_higher_order_has_to_promise_a_ninth_more(ratio, chosen):
     assert found == chosen
 
 
+@pytest.mark.parametrize(("closely", "chosen"), [(False, 1), (True, 2)])
+def test_followed_closely_the_order_is_the_best_at_a_thousandth_of_the_error(closely, chosen):
+    _, state, points, ages = points_of(6, 1e-3)
+
+    class Foretold(History):
+        def errors(self, orders, point, time):
+            return {2: 1e-5, 3: 1.0}
+
+    # A step could be 100 times as long by order 1, 46 times by order 2; at a thousandth of the
+    # error allowed 3.2 and 4.6 times.
+    history, carry = Foretold(points, ages.numpy()), {"n_steps": 20, "n_since_order": 2}
+    corrected = Corrected(state, 3)
+    found, _ = bdf._following(history, corrected, carry, 1, 1e-3, 1e-4, 1.0, 5, closely)
+    assert found == chosen
+
+
 def test_after_three_rejections_the_order_falls_with_each(monkeypatch):
     orders = failing(monkeypatch, *(refused("diverged") for _ in range(4)))
     result = step()
