@@ -267,7 +267,7 @@ class LevelSet:
             else:
                 limit = DIVERGENCE_RATIO * max(best.size, 1.0)
                 if not math.isfinite(now.size) or now.size > limit:
-                    raise self._failure("diverged", iteration, now.residuals)
+                    raise self._failure("diverged", iteration, now)
                 self._check_regular(now)
                 # Rounding, not the iteration, is the limit where a tiny correction changes nothing.
                 if stalls >= 2 and now.tiny:
@@ -278,9 +278,9 @@ class LevelSet:
             theta = base.theta - base.step * fraction if fraction < 1 else base.theta - base.step
             displacement = float(torch.linalg.vector_norm(theta - start))
             if not displacement <= max_displacement:
-                raise self._failure("displacement", iteration, now.residuals)
+                raise self._failure("displacement", iteration, now)
             evaluation = self.problem.value_and_gradient(theta)
-        raise self._failure("iterations", iteration, (best if damped and best else now).residuals)
+        raise self._failure("iterations", iteration, best if damped and best else now)
 
     def _at_floor(self, best: Iterate, iterations: int) -> Projection:
         """Accept the best point where rounding forces what is left, and nothing else.
@@ -290,13 +290,16 @@ class LevelSet:
         ConvergenceError
             More is left than rounding explains.
         """
-        eps = torch.finfo(best.theta.dtype).eps
-        norm = float(torch.linalg.vector_norm(best.theta))
-        floors = UNITS_OF_ROUNDING * eps * (abs(self.levels) + best.normals.norms * norm)
-        if not (abs(best.residuals) <= floors).all():
-            raise self._failure("floor", iterations, best.residuals)
+        if not (abs(best.residuals) <= UNITS_OF_ROUNDING * self._rounding(best)).all():
+            raise self._failure("floor", iterations, best)
         self.n_at_floor += 1
         return Projection(best.theta, best.values, best.gradients, iterations, at_floor=True)
+
+    def _rounding(self, at: Iterate) -> Numbers:
+        """What one unit of rounding in L and in θ makes of the residuals, shape (n,)."""
+        norm = float(torch.linalg.vector_norm(at.theta))
+        eps: float = torch.finfo(at.theta.dtype).eps
+        return eps * (abs(self.levels) + at.normals.norms * norm)
 
     def _check_regular(self, at: Iterate) -> None:
         scale = max(float(torch.linalg.vector_norm(at.theta)), 1.0)
@@ -317,19 +320,21 @@ class LevelSet:
                 "level set is not a manifold there; start elsewhere or choose another level"
             )
 
-    def _failure(self, reason: str, iterations: int, residuals: Numbers) -> ConvergenceError:
+    def _failure(self, reason: str, iterations: int, at: Iterate) -> ConvergenceError:
         what = {
             "diverged": "diverged",
             "displacement": "moved further than allowed",
             "iterations": "did not converge",
             "floor": "is held up by rounding",
         }[reason]
-        worst = int(np.argmax(abs(residuals) / self.scales))
-        residual, level = float(residuals[worst]), float(self.levels[worst])
+        worst = int(np.argmax(abs(at.residuals) / self.scales))
+        residual, level = float(at.residuals[worst]), float(self.levels[worst])
         allowed = float(self.tolerances[worst])
+        # However small the steps are: nothing finer than that can be asked for.
+        unresolved = reason != "diverged" and allowed < self._rounding(at)[worst]
         remedy = (
             "use float64, or a larger level_rtol or level_atol"
-            if reason == "floor"
+            if reason == "floor" or unresolved
             else "take smaller steps, or choose a level the loss can reach"
         )
         which = f" of constraint {worst}" if self.n_constraints > 1 else ""

@@ -134,6 +134,15 @@ class Attempts:
         z = self.corrected(step, step)
         self.radius = float(np.linalg.eigvalsh(matrix)[-1])
         corrected = float(np.linalg.norm(z))
+        # Negative curvature makes it overflow at a step that is far too long; a number that the
+        # dtype does not hold, torch refuses to multiply by.
+        if not corrected < torch.finfo(predictor.theta.dtype).max:
+            raise ConvergenceError(
+                "the correction of an exponential step is not finite",
+                iterations=0,
+                residual=float(self.flow.level_set.residuals(predictor.values)[0]),
+                reason="diverged",
+            )
         move = self._combined(z)
         end = self._retract(predictor, move, float(z @ loss_matrix @ z), 10 * corrected + length)
         return end, corrected / self.allowed

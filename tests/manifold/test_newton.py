@@ -133,6 +133,17 @@ def test_more_than_that_is_not_laid_to_rounding():
     assert level_set.n_at_floor == 0
 
 
+@pytest.mark.parametrize(
+    ("dtype", "remedy"), [(torch.float32, "use float64"), (torch.float64, "take smaller steps")]
+)
+def test_a_tolerance_below_what_theta_is_rounded_to_names_the_dtype(dtype, remedy):
+    # A unit of rounding of θ in float32 is 3e-5 here, and changes L by 6e-8, or 6 % of it.
+    start = torch.tensor([300.0 + 1e-3], dtype=dtype)
+    level_set = gf.LevelSet(gf.Problem.from_function(lambda x: ((x - 300) ** 2).sum(), start))
+    with pytest.raises(ConvergenceError, match=f"moved further than allowed.*; {remedy}"):
+        level_set.project(start + 1e-4, max_displacement=1e-9)
+
+
 def test_a_start_at_the_origin_is_no_critical_point():
     level_set, _ = line(lambda x: 1 + x, 0.0, 1.5)
     assert float(level_set.project(level_set.problem.theta0).theta) == 0.5

@@ -167,3 +167,18 @@ def test_beside_a_wall_of_one_of_several_constraints_a_step_is_made_shorter():
     flow = gf.RegularizingFlow(gf.LevelSet([wall, level]), lambda t: -t[0])
     result = step(flow, 16.0)[1]
     assert (result.n_rejected, result.time) == (3, pytest.approx(16 * 0.3**3))
+
+
+def test_a_correction_that_single_precision_does_not_hold_is_a_rejected_step(monkeypatch):
+    start = torch.tensor([0.6, 0.8, 0.1], dtype=torch.float32)
+    problem = gf.Problem.from_function(references.half_square, start)
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), lambda theta: (theta**4).sum())
+    usual, corrected = step(flow, 1e-2)[1], Attempts.corrected
+
+    def of_a_wild_curvature(self, time, size):
+        return corrected(self, time, size) + (1e39 if size > 0.5e-2 else 0.0)
+
+    monkeypatch.setattr(Attempts, "corrected", of_a_wild_curvature)
+    result = step(flow, 1e-2)[1]
+    assert (usual.n_rejected, result.n_rejected) == (0, 1)
+    assert result.time == pytest.approx(0.3e-2)
