@@ -48,7 +48,7 @@ COMMANDS = {
     "animate": "Film a walk over its slice.",
     "periodogram": "Power spectra of scalars of a walk, with significance against red noise.",
     "relaxation": "Fit rates to the slow end of a walk, beside the smallest eigenvalues of A.",
-    "report": "Write one self-contained page about walks and baselines.",
+    "report": "Write one self-contained page about walks, paths, comparisons and baselines.",
     "completion": "Print the script by which a shell completes commands, options and files.",
 }
 

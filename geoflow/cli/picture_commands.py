@@ -75,7 +75,7 @@ def animate(args: argparse.Namespace) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
-    """Write one self-contained page about walks and baselines."""
+    """Write one self-contained page about walks, paths, comparisons and baselines."""
     write_report(args.files, args.out, overwrite=args.force)
     note(f"wrote {args.out}")
     return DONE
