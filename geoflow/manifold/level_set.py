@@ -21,6 +21,8 @@ from geoflow.system import kinds
 
 MAX_ITERATIONS = 20
 
+# The remedy of a re-projection from too far off.
+SMALLER_STEPS = "take smaller steps, or choose a level the loss can reach"
 # Of ``level_rtol``: a set of points from one level to another that far off is no level set.
 LARGEST_RTOL = 0.25
 
@@ -335,7 +337,7 @@ class LevelSet:
         remedy = (
             "use float64, or a larger level_rtol or level_atol"
             if reason == "floor" or unresolved
-            else "take smaller steps, or choose a level the loss can reach"
+            else SMALLER_STEPS
         )
         which = f" of constraint {worst}" if self.n_constraints > 1 else ""
         return ConvergenceError(

@@ -12,12 +12,16 @@ import torch
 
 from geoflow.errors import ConvergenceError, CriticalPointError, StepSizeError
 from geoflow.manifold.flow_state import FlowState
+from geoflow.manifold.level_set import SMALLER_STEPS
 from geoflow.manifold.protocol import State
 
 # What a flow raises at a point that is none of the walk's, only tried: the step was too long.
 TOO_FAR = (ConvergenceError, CriticalPointError)
 TOO_INACCURATE = "the local error stays above the tolerance"
-REMEDY = "loosen rtol, choose a level further from the minimum, or a stiff-aware solver"
+REMEDY = (
+    "loosen rtol, or choose a level further from the minimum; beside a kink of L or R, or where ∇L "
+    "grows without bound, no step is short enough"
+)
 
 
 @dataclass(frozen=True)
@@ -94,5 +98,10 @@ def check_step(step: float, state: State, cause: str) -> None:
     """
     size, speed = (float(torch.linalg.vector_norm(v)) for v in (state.flat, state.velocity))
     if step * speed <= 4 * torch.finfo(state.flat.dtype).eps * size:
+        # No step is smaller than this one.
+        cause = cause.removesuffix(f"; {SMALLER_STEPS}")
         remedy = "" if ";" in cause else f"; {REMEDY}"
-        raise StepSizeError(f"step size underflow at {step:.1e} of flow time: {cause}{remedy}")
+        raise StepSizeError(
+            f"step size underflow at a step of {step:.1e} in flow time, by which θ changes as "
+            f"little as by rounding: {cause}{remedy}"
+        )

@@ -6,7 +6,7 @@ import pytest
 
 import geoflow as gf
 import references
-from geoflow.errors import InputError, StepSizeError
+from geoflow.errors import ConvergenceError, InputError, StepSizeError
 from geoflow.solvers import rkc
 from geoflow.solvers.control import Elementary, check_step, clip_step
 
@@ -58,8 +58,20 @@ def test_a_step_within_the_rounding_of_the_state_is_refused_with_its_cause():
     # The step that moves θ by one rounding of its norm.
     rounding = float(2.0**-52 * state.flat.norm() / state.velocity.norm())
     check_step(4.1 * rounding, state, "too far")
-    with pytest.raises(StepSizeError, match=r"underflow at .*: too far"):
+    with pytest.raises(StepSizeError, match=r"underflow at .*: too far; loosen rtol"):
         check_step(3.9 * rounding, state, "too far")
+
+
+def test_who_has_made_the_smallest_step_is_not_told_to_take_smaller_ones():
+    flow = references.sphere_linear().flow
+    state = flow.evaluate(flow.problem.theta0)
+    with pytest.raises(ConvergenceError, match="take smaller steps") as failure:
+        flow.project(2 * state.theta, max_displacement=1e-9)
+    with pytest.raises(StepSizeError, match=r"further than allowed.*; loosen rtol") as ended:
+        check_step(1e-20, state, str(failure.value))
+    assert "smaller steps" not in str(ended.value)
+    with pytest.raises(StepSizeError, match=r"; use float64$"):
+        check_step(1e-20, state, "below rounding; use float64")
 
 
 @pytest.mark.parametrize("solver", ["exponential", "rkc", "dopri5", "rk4"])
