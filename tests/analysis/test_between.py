@@ -211,6 +211,11 @@ def test_bad_arguments_are_refused():
         between.bezier(problem, theta0, theta0, evaluations=0)
     with pytest.raises(InputError, match="learning_rate=nan"):
         between.bezier(problem, theta0, theta0, learning_rate=math.nan)
+    broken = torch.tensor([1.0, math.nan, 2.0], dtype=torch.float64)
+    with pytest.raises(InputError, match="end has non-finite values; give a point of finite"):
+        between.straight(theta0, broken)
+    with pytest.raises(InputError, match="start has non-finite values; give a point of finite"):
+        between.bezier(problem, broken / 0, theta0)
     both = gf.LevelSet([problem, gf.Problem.from_function(lambda x: x.sum(), theta0)]).problem
     with pytest.raises(InputError, match="several losses"):
         between.barrier(both, line)

@@ -18,6 +18,7 @@ from geoflow.analysis import (
     tangent_hessian,
     trace,
 )
+from geoflow.analysis.curvature.lanczos import largest_beside
 from geoflow.analysis.curvature.matrix_free import products_needed
 from geoflow.analysis.curvature.operators import Curvature, Subspace
 from geoflow.errors import InputError
@@ -253,6 +254,54 @@ def test_what_has_not_converged_is_not_a_number():
     assert np.array_equal(np.isnan(pairs.values), np.isnan(pairs.residuals))
 
 
+def with_outliers(seed):
+    """A bulk about zero of 114 eigenvalues, and six outliers above, rising."""
+    rng = np.random.default_rng(seed)
+    outliers = np.abs(rng.standard_normal(6)) * 10 ** rng.uniform(0, 3)
+    return np.sort(np.r_[0.1 * rng.standard_normal(114), outliers])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("which", ["largest", "smallest"])
+def test_an_eigenvalue_that_did_not_converge_leaves_its_rank_to_no_other(which, dtype):
+    sign = 1 if which == "smallest" else -1
+    partly = kept = 0
+    for seed in range(60):
+        exact = with_outliers(seed)
+        operator = scaled(sign * exact, 1.0, dtype)
+        for max_products in (40, 100, 200):
+            found = extreme_eigenvalues(
+                operator, 5, which=which, tol=1e-6, max_products=max_products, seed=seed
+            )
+            there = np.isfinite(found.values)
+            n = int(there.sum())
+            assert there[:n].all()
+            assert np.array_equal(there, np.isfinite(found.residuals))
+            assert np.array_equal(there, np.isfinite(found.vectors).all(axis=0))
+            if n < 5:
+                off = np.abs(sign * found.values - exact[:5])[:n]
+                assert (off <= 10 * found.residuals[:n] + 1e-6 * exact[-1]).all()
+                partly, kept = partly + 1, kept + n
+    # Nearly all that had converged are sure to be the outermost.
+    assert partly > 60
+    assert kept > 1.5 * partly
+
+
+def test_what_is_largest_beside_known_eigenvectors_is_found():
+    exact = with_outliers(0)
+    for sign, order in ((1.0, np.argsort(-exact)), (-1.0, np.argsort(exact))):
+        known = np.eye(120)[:, order[[0, 1, 3]]]
+        ritz, error = largest_beside(diagonal(exact), sign, known, 60, 0)
+        # The third is missing among the known ones.
+        missing = sign * exact[order[2]]
+        assert ritz <= missing + 1e-9 * exact[-1]
+        assert ritz + error >= missing - 1e-9 * exact[-1]
+        assert ritz > sign * exact[order[3]]
+    one, none = largest_beside(diagonal([2.0] * 50), 1.0, np.eye(50)[:, :1], 20, 0)
+    assert one == pytest.approx(2)
+    assert none < 1e-12
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -291,6 +340,11 @@ def test_products_are_foreseen(network, wide):
         trace(operator, n_products=12)
         least, most = products_needed(operator.size, **cost)
         assert least <= problem.counts["hvp"] - before <= most
+        # Those that decide the ranks of what has converged are among them.
+        before, few = problem.counts["hvp"], cost | {"max_products": 30}
+        for which in ("largest", "smallest"):
+            extreme_eigenvalues(operator, 3, which=which, max_products=30)
+        assert problem.counts["hvp"] - before <= products_needed(operator.size, **few)[1]
     # Small ones are written out: known exactly.
     operator = diagonal([1.0, 2.0, 4.0])
     assert products_needed(3, **cost) == (2 * 3 + 6 + 6 + 6, 2 * 3 + 6 + 6 + 6)

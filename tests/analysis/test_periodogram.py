@@ -101,18 +101,71 @@ def test_time_constants_are_found():
         assert np.median(found.variance) == pytest.approx(1.0, rel=0.1)
 
 
-def test_expected_power_is_the_mean_over_red_noise():
-    t = uneven(60)
-    tau = 0.5
+def sampled_as(name):
+    return {"uneven": uneven(60), "as of a walk": np.cumsum(np.geomspace(1e-4, 1, 60))}[name]
+
+
+@pytest.mark.parametrize("samples", ["uneven", "as of a walk"])
+@pytest.mark.parametrize("spans", [0.005, 0.05, 1.0, 10.0])
+def test_expected_power_is_the_mean_over_red_noise(samples, spans):
+    t = sampled_as(samples)
+    tau = spans * (t[-1] - t[0])
     drawn = noise(t, tau, 5, count=4000)
     residual = drawn - drawn.mean(axis=0)
-    design = _Design(t, np.ones((60, 1)), frequency_grid(t))
+    design = _Design(t, np.ones((60, 1)), frequency_grid(t, max_frequency=4.0))
+    ((_, waves),) = design.blocks()
+    expected = red_noise.expected_part(t, tau, design.q, waves)
+    power = _explained(residual, waves) / (residual**2).sum(axis=0)[:, None]
+    error = power.std(axis=0) / np.sqrt(4000)
+    # Of some 200 frequencies, not independent, none is beyond 5 standard errors.
+    assert np.abs((power.mean(axis=0) - expected) / error).max() < 5
+    # On the grid of time constants, where one process is many, the ratio of expectations.
     grid = np.log(red_noise.grid(t))
     position = np.interp(np.log(tau), grid, np.arange(len(grid)))
-    expected = design.expected_at(np.array([position]), slice(None))[0]
-    ((_, waves),) = design.blocks()
+    ratio = design.expected_at(np.array([position]), slice(None))[0]
     explained = _explained(residual, waves).mean(axis=0)
-    assert np.abs(explained / (residual**2).sum(axis=0).mean() / expected - 1).max() < 0.12
+    assert np.abs(explained / (residual**2).sum(axis=0).mean() / ratio - 1).max() < 0.12
+
+
+def test_expected_power_is_exact():
+    # Of white noise about a mean, each wave has its part of the N − 1 that are left.
+    t = np.arange(20.0)
+    design = _Design(t, np.ones((20, 1)), np.array([0.2, 0.5]))
+    ((_, waves),) = design.blocks()
+    found = red_noise.expected_part(t, 1e-3, design.q, waves)
+    assert found == pytest.approx([2 / 19, 1 / 19], rel=2e-5)
+
+    # Of red noise about a trend, against the integral in the eigenbasis of all of its covariance.
+    t, tau = uneven(30), 4.0
+    q = np.linalg.qr(np.column_stack([np.ones_like(t), t]))[0]
+    design = _Design(t, q, np.array([0.1, 0.7, 3.0]))
+    ((_, waves),) = design.blocks()
+    root = np.linalg.cholesky(np.exp(-np.abs(t[:, None] - t) / tau))
+    size, modes = np.linalg.eigh(root.T @ (np.eye(30) - q @ q.T) @ root)
+    size = np.maximum(size, 0)
+    seen = (np.einsum("nfk,nm->fkm", waves, root @ modes) ** 2).sum(axis=1)
+    log_s = np.linspace(-20, 25, 20_001)
+    weight = np.exp(log_s - 0.5 * np.log1p(2 * np.exp(log_s)[:, None] * size).sum(axis=1))
+    parts = weight / (1 + 2 * np.exp(log_s) * size[:, None])
+    exact = seen @ np.trapezoid(parts, log_s, axis=1)
+    assert red_noise.expected_part(t, tau, design.q, waves) == pytest.approx(exact, rel=2e-5)
+
+
+def test_the_curve_of_red_noise_is_that_of_the_process_fitted():
+    t = uneven(60)
+    y = np.column_stack([noise(t, 0.5, 6)[:, 0], np.cumsum(noise(t, 1e-4, 7)[:, 0])])
+    found = lomb_scargle(t, y, n_simulations=99)
+    design = _Design(t, np.ones((60, 1)), found.frequency)
+    ((_, waves),) = design.blocks()
+    for k in range(2):
+        drawn = noise(t, found.time_constant[k], 8, count=4000)
+        residual = drawn - drawn.mean(axis=0)
+        power = _explained(residual, waves) / (residual**2).sum(axis=0)[:, None]
+        error = power.std(axis=0) / np.sqrt(4000)
+        assert np.abs((power.mean(axis=0) - found.red_noise[:, k]) / error).max() < 5
+        # The level of any frequency is the same multiple of it everywhere.
+        height = found.global_level[:, :, k] / found.red_noise[:, k]
+        assert np.ptp(height, axis=1).max() < 1e-9 * height.max()
 
 
 def test_a_planted_oscillation_is_found_within_2_percent_and_significant():

@@ -160,6 +160,56 @@ def test_spectra_count_at_the_last_snapshot_wherever_it_stands_and_of_this_walk_
         relaxation.along(ds, curvature=wrong)
 
 
+def test_the_curvature_is_that_of_the_end_or_says_when(oja):
+    flow, ds = oja
+    whole = relaxation.along(ds, curvature=flow)
+    assert whole.attrs["curvature_time"] == 12
+    n, late = ds.sizes["snapshot"], int((ds["snapshot_time"] < 9).sum())
+    settings = {"operators": ["tangent"], "k": 2, "n_probes": 2, "n_steps": 4, "n_trace": 6}
+
+    # Snapshots before the window say nothing of the rates in it, whoever made the spectrum.
+    for early in (ds.isel(snapshot=slice(3)), ds.isel(snapshot=[2, 0, 1])):
+        last = int(early["snapshot_time"].values.argmax())
+        made = spectra.along(early, flow, snapshots=[last], **settings)
+        for curvature in (flow, made):
+            with pytest.raises(InputError, match=r"the last snapshot of ds is at t = .* leave"):
+                relaxation.along(early, curvature=curvature)
+    # Nor do those after it.
+    made = spectra.along(ds, flow, snapshots=[-1], **settings)
+    with pytest.raises(InputError, match="the last snapshot of ds is at t = 12, and the rates are"):
+        relaxation.along(ds.isel(step=slice(-3)), curvature=made)
+
+    # Within it, the verdict names the time.
+    cut = ds.isel(snapshot=slice(late))
+    found, when = relaxation.along(cut, curvature=flow), float(cut["snapshot_time"][-1])
+    assert found.attrs["curvature_time"] == when
+    assert all(f"eigenvalue of A at t = {when:.6g}" in v for v in found["verdict"].values)
+    # Cut along both, it is the end.
+    last = int(cut["snapshot_step"][-1])
+    both = relaxation.along(cut.isel(step=slice(last + 1)), curvature=flow)
+    assert both.attrs["curvature_time"] == both["time"].values[-1] == when
+    assert not any("at t =" in v for v in both["verdict"].values)
+
+    # The order of the snapshots does not matter.
+    turned = ds.isel(snapshot=slice(None, None, -1))
+    for curvature in (flow, made):
+        again = relaxation.along(turned, curvature=curvature)
+        assert again["smallest_eigenvalue"].values[0] == pytest.approx(1.0, abs=1e-8)
+        assert again["verdict"].values.tolist() == whole["verdict"].values.tolist()
+    with pytest.raises(InputError, match="ds holds no snapshot"):
+        relaxation.along(ds.isel(snapshot=slice(n, None)), curvature=made)
+
+
+def test_the_final_angle_is_that_of_the_last_sample(oja):
+    _, ds = oja
+    cut = ds.isel(snapshot=slice(-4))
+    found = relaxation.along(cut, scalars=["pc1"])
+    assert found["time"].values[-1] == cut["snapshot_time"].values[-1]
+    at = int(cut["snapshot_step"][-1])
+    assert found.attrs["final_angle"] == float(ds["angle"][at])
+    assert relaxation.along(cut).attrs["final_angle"] == float(ds["angle"][-1])
+
+
 def test_spectra_of_part_of_the_parameters_are_not_those_of_the_walk(network):
     ds = gf.walk(network, t_end=0.3)
     some = [str(ds["tensor_name"].values[-1])]

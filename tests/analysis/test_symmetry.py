@@ -376,3 +376,32 @@ def test_one_activation_may_be_called_twice_and_blocks_nested():
     )
     found = layers_of(drawn(nested)).hidden
     assert [len(layer.incoming) for layer in found] == [5, 4]
+
+
+def test_what_is_not_finite_is_refused_in_one_line():
+    module = dense(3, 4, 1, activation=nn.Tanh)
+    x = references._normal(24 * 3, 3).view(24, 3)
+    y = x.sum(dim=1, keepdim=True).sin()
+    problem = gf.Problem.from_module(module, nn.functional.mse_loss, x, y)
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+    ds = gf.walk(flow, max_evaluations=40)
+    for value in (np.nan, np.inf):
+        theta = ds["theta"].copy(deep=True)
+        theta[2, 5] = value
+        broken = ds.assign(theta=theta)
+        with pytest.raises(InputError, match="snapshots: theta of 2 has non-finite values; leave"):
+            symmetry.along(broken, module, classification=False)
+        kept = [0, 1, 3]
+        found = symmetry.along(broken, module, classification=False, snapshots=kept)
+        assert found.identical(symmetry.along(ds, module, classification=False, snapshots=kept))
+    layers, whole = layers_of(module), ds["theta"].values[0]
+    broken = np.where(np.arange(len(whole)) == 5, np.nan, whole)
+    for call, name in (
+        (lambda: symmetry.nearest_copy(layers, broken, whole), "target"),
+        (lambda: symmetry.nearest_copy(layers, whole, broken), "theta"),
+        (lambda: symmetry.rescaling_fraction(layers, broken, whole), "theta"),
+        (lambda: symmetry.rescaling_fraction(layers, whole, broken), "vector"),
+        (lambda: symmetry.shift_fraction(layers, broken), "vector"),
+    ):
+        with pytest.raises(InputError, match=f"{name} has non-finite values; leave it out"):
+            call()

@@ -1,4 +1,4 @@
-"""Lanczos iterations: ARPACK's with restarts, and a plain one."""
+"""Lanczos iterations: ARPACK's with restarts, a plain one, and one beside known vectors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import eigh_tridiagonal
 from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
@@ -52,7 +53,8 @@ def arpack(
     Returns
     -------
     values, vectors : array of float64, shapes (k,) and (n, k)
-        NaN for those that did not converge.
+        Those that converged, NaN after them. Between them others may be missing: where ARPACK
+        gives up, it does not say which.
 
     Raises
     ------
@@ -125,3 +127,50 @@ def tridiagonal(operator: Curvature, start: Tensor, n_steps: int) -> tuple[Float
         off_diagonal.append(norm)
         basis[step + 1] = image / norm
     return np.array(diagonal), np.array(off_diagonal)
+
+
+def largest_beside(
+    operator: Curvature, sign: float, known: Floats, n_steps: int, seed: int
+) -> tuple[float, float]:
+    """The largest Ritz value of ±A orthogonal to known vectors, and its residual's norm.
+
+    Lanczos' three-term recurrence without re-orthogonalisation: copies of what has converged come
+    back, but the largest is no larger for it (Paige 1980, Linear Algebra Appl. 34, 235).
+
+    Parameters
+    ----------
+    operator : Curvature
+        A.
+    sign : float
+        1 or −1 before A.
+    known : array, shape (n, m)
+        Orthonormal; eigenvectors of A, nearly.
+    n_steps : int
+        Products.
+    seed : int
+        Of the vector that it starts from, which is none that ARPACK started from.
+    """
+    like = operator.theta
+    away = torch.as_tensor(known.copy(), dtype=like.dtype, device=like.device)
+
+    def beside(x: Tensor) -> Tensor:
+        return x - away @ (away.T @ x)
+
+    random = np.random.default_rng([seed, 1]).standard_normal(operator.size)
+    # Twice: what rounding leaves of the known ones would grow.
+    v = beside(beside(torch.from_numpy(random).to(like)))
+    v, before, coupling = v / length(v), torch.zeros_like(v), 0.0
+    diagonal: list[float] = []
+    off_diagonal: list[float] = []
+    for _ in range(n_steps):
+        image = sign * operator(v)
+        diagonal.append(float(torch.dot(v, image)))
+        image = beside(beside(image - diagonal[-1] * v - coupling * before))
+        coupling = length(image)
+        off_diagonal.append(coupling)
+        scale = max(coupling, *map(abs, diagonal))
+        if coupling <= 10 * torch.finfo(like.dtype).eps * scale:
+            break
+        v, before = image / coupling, v
+    values, vectors = eigh_tridiagonal(np.array(diagonal), np.array(off_diagonal[:-1]))
+    return float(values[-1]), off_diagonal[-1] * abs(float(vectors[-1, -1]))

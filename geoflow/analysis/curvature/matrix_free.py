@@ -13,7 +13,7 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from geoflow.analysis.curvature.density import SpectralDensity
-from geoflow.analysis.curvature.lanczos import arpack, tridiagonal
+from geoflow.analysis.curvature.lanczos import arpack, largest_beside, tridiagonal
 from geoflow.analysis.curvature.operators import Curvature
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
@@ -43,7 +43,8 @@ class Eigenpairs:
     Attributes
     ----------
     values : array of float64, shape (k,)
-        From the end inwards. NaN for those that did not converge.
+        From the end inwards, each in its rank: NaN from the first on that did not converge, or
+        before which one that did not may lie.
     residuals : array of float64, shape (k,)
         ‖Ax − μx‖ of each: an eigenvalue of A lies within this distance of μ.
     vectors : array of float64, shape (n, k)
@@ -85,7 +86,11 @@ def extreme_eigenvalues(
     tol : float
         Relative accuracy, whatever the size of the spectrum.
     max_products : int
-        Give up after about this many products; what has not converged is NaN.
+        Give up after about this many products. Of those that have converged by then, the first may
+        be missing among them. So some 40, or a quarter as many again, look for the end of what is
+        orthogonal to them, and the first that does not lie beyond that Ritz value and its residual
+        is NaN, with all after it: this is as sure as convergence itself is, which a start without a
+        part along an eigenvector deceives.
     seed : int
         Of the starting vector.
 
@@ -125,12 +130,14 @@ def extreme_eigenvalues(
     arguments = (n_vectors, start, seed, max_products)
     if which == "largest":
         values, vectors = arpack(scaled, 0.0, 1.0, k, tol, *arguments)
-        return _pairs(operator, values / scale, vectors)
+        found = _pairs(operator, values / scale, vectors)
+        return _in_their_ranks(scaled, scale, found, 1.0, max_products, seed)
     top, _ = arpack(scaled, 0.0, 1.0, 1, 1e-2, *arguments)
     # Above the spectrum, so that a multiple of the identity does not become zero.
     shift = float(top[0]) + 0.1 * abs(float(top[0])) if np.isfinite(top[0]) else 0.0
     values, vectors = arpack(scaled, shift, -1.0, k, tol, *arguments)
-    return _pairs(operator, (shift - values) / scale, vectors)
+    found = _pairs(operator, (shift - values) / scale, vectors)
+    return _in_their_ranks(scaled, scale, found, -1.0, max_products, seed)
 
 
 @arithmetic.without_autocast()
@@ -282,7 +289,8 @@ def products_needed(
     if n <= n_vectors:
         return fixed + 2 * n, fixed + 2 * n
     # Largest, smallest, and the largest once more to know how far to shift.
-    return fixed + 3 * n_vectors + 2, fixed + 3 * (n_vectors + max_products) + 2
+    most = 3 * (n_vectors + max_products) + 2 * _to_rank(n, k, max_products)
+    return fixed + 3 * n_vectors + 2, fixed + most + 2
 
 
 def vectors_held(n: int, *, k: int, n_steps: int, n_trace: int) -> int:
@@ -300,6 +308,28 @@ def vectors_held(n: int, *, k: int, n_steps: int, n_trace: int) -> int:
 
 def _krylov_size(k: int) -> int:
     return max(2 * k + 1, 20)
+
+
+def _to_rank(n: int, k: int, max_products: int) -> int:
+    """Products that decide whether those that converged are the outermost."""
+    return min(n - 1, max(2 * _krylov_size(k), max_products // 4))
+
+
+def _in_their_ranks(
+    scaled: Curvature, scale: float, found: Eigenpairs, sign: float, max_products: int, seed: int
+) -> Eigenpairs:
+    """Eigenpairs with NaN from the first on that one which did not converge may precede."""
+    k, m = len(found.values), int(np.isfinite(found.values).sum())
+    if m in (0, k):
+        return found
+    steps = min(_to_rank(scaled.size, k, max_products), scaled.size - m)
+    beyond, error = largest_beside(scaled, sign, found.vectors[:, :m], steps, seed)
+    # A pair of its own residual's width apart cannot be told apart, nor put into order.
+    sure = sign * found.values + found.residuals >= (beyond + error) / scale
+    last = int(np.logical_and.accumulate(sure).sum())
+    values, residuals, vectors = found.values.copy(), found.residuals.copy(), found.vectors.copy()
+    values[last:], residuals[last:], vectors[:, last:] = np.nan, np.nan, np.nan
+    return Eigenpairs(values, residuals, vectors)
 
 
 def _pairs(operator: Curvature, values: Floats, vectors: Floats) -> Eigenpairs:

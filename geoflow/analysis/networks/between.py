@@ -131,10 +131,13 @@ def straight(start: Tensor, end: Tensor) -> Curve:
     Raises
     ------
     InputError
-        They are no tensors, or not of one shape, dtype and device.
+        They are no tensors, not of one shape, dtype and device, or not finite.
     """
     kinds.check_kind(start, Tensor, "start", "a flat torch.Tensor")
     check_like(end, start, "end")
+    for name, point in (("start", start), ("end", end)):
+        if not torch.isfinite(point).all():
+            raise InputError(f"{name} has non-finite values; give a point of finite numbers")
     return Curve(start, (start + end) / 2, end)
 
 

@@ -20,6 +20,7 @@ from geoflow.analysis.networks.predictions import (
     pair_coordinates,
 )
 from geoflow.analysis.walked import snapshot_indices, walk_attributes
+from geoflow.errors import InputError
 from geoflow.system import kinds
 from geoflow.system.progress import progress_bar
 from geoflow.trajectories.loading import tensors_of
@@ -65,7 +66,13 @@ def rescaling_fraction(layers: Layers, theta: Floats, vector: Floats) -> float:
     -------
     float
         From 0 to 1. NaN for the zero vector.
+
+    Raises
+    ------
+    InputError
+        The point or the vector is not finite.
     """
+    _check_finite(theta=theta, vector=vector)
     square = float(vector @ vector)
     if square == 0:
         return math.nan
@@ -100,7 +107,13 @@ def shift_fraction(layers: Layers, vector: Floats) -> float:
     -------
     float
         From 0 to 1. NaN for the zero vector, and where a function follows the last layer.
+
+    Raises
+    ------
+    InputError
+        The vector is not finite.
     """
+    _check_finite(vector=vector)
     square = float(vector @ vector)
     if square == 0 or layers.output is None:
         return math.nan
@@ -138,7 +151,13 @@ def nearest_copy(layers: Layers, target: Floats, theta: Floats) -> NearestCopy:
         Of the network.
     target, theta : array, shape (P,)
         Two points.
+
+    Raises
+    ------
+    InputError
+        One of them is not finite.
     """
+    _check_finite(target=target, theta=theta)
     exact = len(layers.hidden) == 1
     starts = [np.array(theta, dtype=float)]
     if not exact:
@@ -197,7 +216,8 @@ def along(
     Raises
     ------
     InputError
-        A network whose symmetries are not known here, or not of this walk.
+        A network whose symmetries are not known here, or not of this walk; or a snapshot that is
+        not finite.
     """
     tensors = tensors_of(ds, module)
     kinds.check_switch(classification, "classification")
@@ -209,7 +229,10 @@ def along(
     exact = len(layers.hidden) == 1
 
     def theta(position: int) -> Floats:
-        return np.asarray(ds["theta"].isel(snapshot=indices[position]).values, dtype=float)
+        index = indices[position]
+        found = np.asarray(ds["theta"].isel(snapshot=index).values, dtype=float)
+        _check_finite(**{f"snapshots: theta of {index}": found})
+        return found
 
     rows = progress_bar(progress, range(n), "symmetries", unit="snapshot")
     for i in rows:
@@ -245,6 +268,13 @@ def along(
         look = {"long_name": f"{part} shifts of all logits", "units": "1"}
         found["shift_fraction"] = ("snapshot", shifted, look)
     return found
+
+
+def _check_finite(**points: Floats) -> None:
+    """Refuse what is not finite, of which no units can be told apart."""
+    for name, point in points.items():
+        if not np.isfinite(point).all():
+            raise InputError(f"{name} has non-finite values; leave it out")
 
 
 def _assign(

@@ -115,10 +115,11 @@ def lomb_scargle(
 
     The null hypothesis is an Ornstein–Uhlenbeck process with a time constant fitted to the series
     (:func:`geoflow.analysis.series.red_noise.fit`), as in REDFIT (Schulz & Mudelsee 2002, Comput.
-    Geosci. 28, 421). Its expected periodogram at these very times is computed exactly. The test
-    statistic is the maximum over frequencies of the power over that; its distribution is that of
-    simulated processes at the same times, each treated like the series, time constant and
-    background fitted anew.
+    Geosci. 28, 421). Its expected periodogram at these very times is computed exactly
+    (:func:`geoflow.analysis.series.red_noise.expected_part`). The test statistic is the maximum
+    over frequencies of the power over that; its distribution is that of simulated processes at the
+    same times, time constant and background fitted anew. From one time constant to another the
+    expectation is taken to change as that of the sums of squares does.
 
     Parameters
     ----------
@@ -206,7 +207,10 @@ class _Design:
         return left
 
     def expected_at(self, position: Floats, columns: slice) -> Floats:
-        """Expected power of red noise at places of the grid of time constants, shape (S, some)."""
+        """Expected explained over expected total sum of squares of red noise, shape (S, some).
+
+        At places of the grid of time constants.
+        """
         low = np.clip(position.astype(int), 0, len(self.expected) - 2)
         part = (position - low)[:, None]
         mixed: Floats = (1 - part) * self.expected[low, columns]
@@ -237,9 +241,10 @@ def _spectrum(
     highest = np.zeros(count)
     for columns, waves in design.blocks():
         power[columns] = _explained(residual, waves)[0] / total
-        expected[columns] = design.expected_at(noise.position, columns)[0]
+        expected[columns] = red_noise.expected_part(design.times, tau, design.q, waves)
         ratio = _explained(simulated, waves) / totals[:, None]
         ratio /= design.expected_at(refitted, columns)
+        ratio *= design.expected_at(noise.position, columns)[0] / expected[columns]
         highest = np.maximum(highest, ratio.max(axis=1))
         observed = power[columns] / expected[columns]
         p_value[columns] = (1 + (ratio >= observed).sum(axis=0)) / (count + 1)

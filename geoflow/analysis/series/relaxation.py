@@ -22,6 +22,7 @@ from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.scaling import power_of_two
 from geoflow.problems import arithmetic
 from geoflow.system import kinds
+from geoflow.trajectories.dataset import at_snapshots
 from geoflow.trajectories.given import check_walk, kept_dtype
 
 Floats = NDArray[np.float64]
@@ -69,7 +70,8 @@ def along(
         See :func:`fit`.
     curvature : RegularizingFlow or Dataset, optional
         The walk's own flow, or what :func:`geoflow.analysis.spectra.along` made of the walk, with
-        the operator ``tangent`` of all parameters at the last snapshot. None: no comparison.
+        the operator ``tangent`` of all parameters at the last snapshot. None: no comparison. Where
+        the walk kept no snapshot at its very end, the verdict names the time of the last one.
     seed : int
         Of the Lanczos iteration, where a flow is given.
 
@@ -87,7 +89,7 @@ def along(
     Raises
     ------
     InputError
-        An argument that cannot be used.
+        An argument that cannot be used, or a curvature at a snapshot outside the window.
     """
     seed = check_seed(seed)
     found = series(ds, scalars)
@@ -112,11 +114,13 @@ def along(
         ]
 
     fits, later = fitted(slice(None)), fitted(late)
-    smallest, residual, velocity_rate = _curvature(ds, curvature, seed)
+    smallest, residual, velocity_rate, when = _curvature(ds, t, curvature, seed)
+    where = "" if math.isnan(when) or _same(when, t[-1]) else f" at t = {when:.6g}"
     multiple = np.array([2.0 if name == "regularizer" else 1.0 for name in found.names])
+    # NaN unless it is sure that none is smaller.
     lowest = smallest[0] if smallest[0] > 0 else math.nan
     verdicts = [
-        _verdict(one, other.rate[0], m, smallest[0], residual[0], curvature is not None)
+        _verdict(one, other.rate[0], m, smallest[0], residual[0], curvature is not None, where)
         for one, other, m in zip(fits, later, multiple, strict=True)
     ]
     return _dataset(
@@ -142,10 +146,18 @@ def along(
             "n_terms": n_terms,
             "confidence": confidence,
             "walk_status": ds.attrs["status"],
-            # A flow of one's own need not record it.
-            "final_angle": float(ds["angle"][-1]) if "angle" in ds else math.nan,
+            "curvature_time": when,
+            "final_angle": _final_angle(ds, found.samples),
         },
     )
+
+
+def _final_angle(ds: xr.Dataset, samples: str) -> float:
+    """Angle where the samples end, which a walk cut along its snapshots may not be."""
+    # A flow of one's own need not record it.
+    if "angle" not in ds:
+        return math.nan
+    return float((at_snapshots(ds, "angle") if samples == "snapshot" else ds["angle"].values)[-1])
 
 
 def _fit(name: str, times: Floats, y: Floats, n_terms: int, confidence: float) -> ExponentialFit:
@@ -155,12 +167,46 @@ def _fit(name: str, times: Floats, y: Floats, n_terms: int, confidence: float) -
     return fit(times, y, n_terms=n_terms, limit=limit, confidence=confidence)
 
 
+def _same(time: float, other: float) -> bool:
+    """Whether two flow times are one, one of them interpolated perhaps."""
+    return math.isclose(time, other, rel_tol=1e-12)
+
+
+def _last_snapshot(ds: xr.Dataset, window: Floats) -> int:
+    """Index of the latest snapshot, after making sure that it lies within the window.
+
+    Snapshots may have been cut apart from the steps, or put into another order.
+    """
+    check_walk(ds, "snapshot_time", "snapshot_step")
+    if not ds.sizes["snapshot"]:
+        raise InputError("ds holds no snapshot; walk again with snapshots")
+    index = int(ds["snapshot_time"].values.argmax())
+    when = float(ds["snapshot_time"][index])
+    if when < window[0] or (when > window[-1] and not _same(when, window[-1])):
+        raise InputError(
+            f"curvature: the last snapshot of ds is at t = {when:.6g}, and the rates are from "
+            f"t = {window[0]:.6g} to {window[-1]:.6g}; give the walk whole, cut it along snapshot "
+            "and step alike, or leave curvature out"
+        )
+    return index
+
+
 def _curvature(
-    ds: xr.Dataset, curvature: RegularizingFlow | xr.Dataset | None, seed: int
-) -> tuple[Floats, Floats, float]:
-    """Smallest eigenvalues of A at the end, their error bounds, and the velocity's quotient."""
+    ds: xr.Dataset, window: Floats, curvature: RegularizingFlow | xr.Dataset | None, seed: int
+) -> tuple[Floats, Floats, float, float]:
+    """Smallest eigenvalues of A at the end, their error bounds, the velocity's quotient, and when.
+
+    What is not asked for is NaN.
+    """
     if curvature is None:
-        return np.array([math.nan]), np.array([math.nan]), math.nan
+        return np.array([math.nan]), np.array([math.nan]), math.nan, math.nan
+    kinds.check_kind(
+        curvature,
+        RegularizingFlow | xr.Dataset,
+        "curvature",
+        "a RegularizingFlow or what spectra.along returned",
+    )
+    last = _last_snapshot(ds, window)
     velocity_rate = math.nan
     if isinstance(curvature, RegularizingFlow):
         flow = curvature
@@ -168,7 +214,7 @@ def _curvature(
         found = spectra.along(
             ds,
             flow,
-            snapshots=[-1],
+            snapshots=[last],
             operators=["tangent"],
             k=max(1, min(5, flow.problem.n_parameters - 1)),
             n_probes=2,
@@ -176,26 +222,23 @@ def _curvature(
             n_trace=6,
             seed=seed,
         )
-        state = state_at(ds, flow, ds.sizes["snapshot"] - 1)
+        state = state_at(ds, flow, last)
         operator = tangent_hessian(flow, state)
         v = operator.subspace.coordinates(state.velocity)
         v = v * power_of_two(float(v.abs().max()), v.dtype)
         velocity_rate = float(torch.dot(v, operator(v)) / torch.dot(v, v))
     else:
         found = curvature
-    kinds.check_kind(
-        found, xr.Dataset, "curvature", "a RegularizingFlow or what spectra.along returned"
-    )
-    cell = _at_the_end(ds, found)
-    return cell["smallest_eigenvalue"].values, cell["smallest_residual"].values, velocity_rate
+    cell = _at_the_end(ds, last, found)
+    values, errors = cell["smallest_eigenvalue"].values, cell["smallest_residual"].values
+    return values, errors, velocity_rate, float(cell["snapshot_time"])
 
 
-def _at_the_end(ds: xr.Dataset, curvature: xr.Dataset) -> xr.Dataset:
+def _at_the_end(ds: xr.Dataset, last: int, curvature: xr.Dataset) -> xr.Dataset:
     """Spectrum of A at the last snapshot of a walk, after making sure that it is that walk's."""
     again = "make it with spectra.along(ds, flow, snapshots=[-1], operators=['tangent'])"
     names = curvature["operator"].values.tolist() if "operator" in curvature.coords else []
-    last = ds["snapshot_step"].isel(snapshot=-1)
-    step, when = int(last), float(ds["snapshot_time"][-1])
+    step, when = int(ds["snapshot_step"][last]), float(ds["snapshot_time"][last])
     at: list[int] = []
     if "tangent" in names:
         # Within one step there may be several snapshots.
@@ -233,23 +276,29 @@ def _at_the_end(ds: xr.Dataset, curvature: xr.Dataset) -> xr.Dataset:
 
 
 def _verdict(
-    one: ExponentialFit, late: float, multiple: float, smallest: float, error: float, asked: bool
+    one: ExponentialFit,
+    late: float,
+    multiple: float,
+    smallest: float,
+    error: float,
+    asked: bool,
+    where: str,
 ) -> str:
     parts = [one.status]
     fitted = one.status == FITTED
     if fitted and not _between(late, one, CLOSE * late):
         parts.append("the rate drifts, so this is no exponential yet")
     if asked and not math.isfinite(smallest):
-        parts.append("the smallest eigenvalue of A has not converged")
+        parts.append(f"the smallest eigenvalue of A{where} has not converged")
     elif asked and smallest < -error:
-        parts.append(f"not asymptotic: A has the eigenvalue {smallest:.3g}")
+        parts.append(f"not asymptotic: A{where} has the eigenvalue {smallest:.3g}")
     elif asked and fitted:
         expected = multiple * smallest
         if _between(expected, one, max(multiple * error, CLOSE * expected)):
-            parts.append("agrees with the smallest eigenvalue of A")
+            parts.append(f"agrees with the smallest eigenvalue of A{where}")
         else:
             ratio = one.rate[0] / expected
-            parts.append(f"{ratio:.3g} times what the smallest eigenvalue of A predicts")
+            parts.append(f"{ratio:.3g} times what the smallest eigenvalue of A{where} predicts")
     return "; ".join(parts)
 
 
