@@ -331,7 +331,8 @@ def relaxation(args: argparse.Namespace) -> int:
     eigenvalues = ", ".join(f"{v:.4g}" for v in found["smallest_eigenvalue"].values)
     show(f"{window} to {float(found['time'][-1]):.4g}, {found.attrs['final_angle']:.4g}°")
     if args.eigenvalues:
-        show(f"smallest eigenvalues of A at the end: {eigenvalues}")
+        at = f"t = {found.attrs['curvature_time']:.4g}"
+        show(f"smallest eigenvalues of A at {at}: {eigenvalues}")
         show(f"rate at which the recorded velocity falls: {float(found['velocity_rate']):.4g}")
     return DONE
 
