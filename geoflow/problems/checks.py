@@ -143,7 +143,8 @@ def check_data(inputs: Tree, targets: Tree, batch_size: int | None) -> None:
                 raise InputError(f"{said}, torch.stack({name})")
         raise InputError(
             f"{said}; all need the same, non-zero number of examples first: a graph, or examples "
-            "of several lengths, go into Problem.from_batches, as a list of one batch"
+            "of several lengths, go into Problem.from_batches, as a list of one batch; a set of "
+            "points may be one example, x[None]"
         )
     check_finite(inputs, "inputs")
     check_finite(targets, "targets")
