@@ -47,7 +47,8 @@ def _sent(
     """A batch that is being copied, and the event of its being there."""
 
     def send(tensor: Tensor) -> Tensor:
-        pinned = tensor if tensor.is_cuda else tensor.pin_memory()
+        plain = tensor.layout == torch.strided and not tensor.is_cuda
+        pinned = tensor.pin_memory() if plain else tensor
         return pinned.to(device, non_blocking=True)
 
     if any(tensor.is_cuda for _, tensor in data.leaves(batch, "")):
@@ -65,6 +66,7 @@ def _arrived(device: torch.device, sent: tuple[Tree, torch.cuda.Event]) -> Tree:
     current = torch.cuda.current_stream(device)
     current.wait_event(there)
     for _, tensor in data.leaves(batch, ""):
-        # Its memory serves others only after what is queued here.
-        tensor.record_stream(current)
+        for one in data.stored(tensor):
+            # Its memory serves others only after what is queued here.
+            one.record_stream(current)
     return batch

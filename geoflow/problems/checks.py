@@ -127,6 +127,12 @@ def check_data(inputs: Tree, targets: Tree, batch_size: int | None) -> None:
     found = [*named["inputs"], *named["targets"]]
     for where, tensor in found:
         check_form(tensor, where)
+        if tensor.layout != torch.strided:
+            raise InputError(
+                f"{where} are {tensor.layout}, of which no examples can be taken; give "
+                ".to_dense(), or put it into a batch of Problem.from_batches, or into the module "
+                "as a buffer"
+            )
     lengths = {_n_examples(t) for _, t in found}
     if len(lengths) != 1 or lengths <= {-1, 0}:
         shapes = [f"{name} have shape {tuple(t.shape)}" for name, t in found]
@@ -137,7 +143,8 @@ def check_data(inputs: Tree, targets: Tree, batch_size: int | None) -> None:
                 raise InputError(f"{said}, torch.stack({name})")
         raise InputError(
             f"{said}; all need the same, non-zero number of examples first: a graph, or examples "
-            "of several lengths, go into Problem.from_batches, as a list of one batch"
+            "of several lengths, go into Problem.from_batches, as a list of one batch; a set of "
+            "points may be one example, x[None]"
         )
     check_finite(inputs, "inputs")
     check_finite(targets, "targets")
@@ -163,14 +170,15 @@ def check_finite(tree: Tree, name: str) -> None:
     Raises
     ------
     InputError
-        Says where, and how many; or tensors that are sparse or without values. What an object of
-        another kind holds, its library may have put there for no loss to use.
+        Says where, and how many; or tensors without values. What an object of another kind holds,
+        its library may have put there for no loss to use.
     """
     for where, tensor in data.leaves(tree, name):
         check_form(tensor, where)
         # torch knows no isfinite of dtypes of a byte.
         narrow = tensor.is_floating_point() and tensor.element_size() < 2
-        bad = int((~torch.isfinite(tensor.float() if narrow else tensor)).sum())
+        stored = data.stored(tensor.float() if narrow else tensor)
+        bad = sum(int((~torch.isfinite(one)).sum()) for one in stored)
         if bad:
             raise InputError(f"{where} have {bad} non-finite values; remove or impute them")
 
@@ -181,7 +189,7 @@ def check_form(tensor: Tensor, where: str) -> None:
     Raises
     ------
     InputError
-        It is on the device 'meta', nested, quantized or sparse.
+        It is on the device 'meta', nested or quantized, or of a library's own layout.
     """
     if tensor.is_meta:
         raise InputError(f"{where} are on the device 'meta', without values; give the values")
@@ -189,7 +197,7 @@ def check_form(tensor: Tensor, where: str) -> None:
         raise InputError(f"{where} are nested; give .to_padded_tensor(0.0), and a mask if need be")
     if tensor.is_quantized:
         raise InputError(f"{where} are quantized; give .dequantize()")
-    if tensor.layout != torch.strided:
+    if tensor.layout not in (torch.strided, *data.SPARSE):
         raise InputError(f"{where} are {tensor.layout}; give .to_dense()")
 
 

@@ -19,6 +19,15 @@ from geoflow.problems import contents
 # A tensor, or a tuple, list, mapping or dataclass of such.
 Tree = Any
 
+# What a sparse tensor is made of, by how its values lie.
+SPARSE = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+}
+
 # What stands beside the tensors by its name, the same for all examples.
 Constant = bool | int | float | str | None
 
@@ -186,6 +195,11 @@ def owned(data: Tree, given: Tree) -> Tree:
     return mapped(data, own)
 
 
+def stored(tensor: Tensor) -> list[Tensor]:
+    """The tensors that one is made of: indices and values of a sparse one, of others itself."""
+    return [getattr(tensor, name)() for name in SPARSE.get(tensor.layout, ())] or [tensor]
+
+
 def versions(data: Tree) -> list[int]:
     """How often each tensor of a tree has been written to."""
     return [0 if t.is_inference() else t._version for _, t in leaves(data, "")]
@@ -228,16 +242,6 @@ def update(digest: hashlib._Hash, data: Any, *, objects: bool = True) -> None:
         digest.update(contents.sha256(data, update))
 
 
-# What a sparse tensor is made of, by how its values lie.
-_SPARSE = {
-    torch.sparse_coo: ("_indices", "_values"),
-    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
-    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
-    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
-    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
-}
-
-
 def _update_tensor(digest: hashlib._Hash, tensor: Tensor) -> None:
     if tensor.is_nested:
         digest.update(b"nested")
@@ -247,10 +251,10 @@ def _update_tensor(digest: hashlib._Hash, tensor: Tensor) -> None:
     digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     if tensor.is_meta:  # has no values
         return
-    if tensor.layout in _SPARSE:
+    if tensor.layout in SPARSE:
         digest.update(str(tensor.layout).encode())
-        for held_by in _SPARSE[tensor.layout]:
-            _update_tensor(digest, getattr(tensor, held_by)())
+        for one in stored(tensor):
+            _update_tensor(digest, one)
         return
     if tensor.is_quantized:
         tensor = tensor.dequantize()

@@ -240,10 +240,17 @@ class Grouped(Counted):
     def _without_value(self, values: Tensor, firsts: Sequence[int]) -> InputError:
         """What to say of groups whose loss is not finite."""
         which = [first for value, first in zip(values.isfinite(), firsts, strict=True) if not value]
+        kind = "example" if self.division == "each_example" else "group"
         # Those of one class have their ignored ones in one group.
-        what = "the group of example" if self.division != "each_example" else "example"
+        what = "the group of example" if kind == "group" else kind
         numbers = ", ".join(map(str, which[:4])) + (", …" if len(which) > 4 else "")
         value = float(values[~values.isfinite()][0])
+        if len(which) == len(values):
+            # All together they have one, so it is no target of one of them that leaves it out.
+            return InputError(
+                f"loss: it is {value} on each {kind} alone, so examples act on each other (a "
+                "contrastive or ranking loss); make a problem for each constraint"
+            )
         return InputError(
             f"targets: the loss is {value} on {what} {numbers} alone, as where its target is "
             "ignored (ignore_index) or its class weighs 0; leave such examples out of the data"
@@ -284,7 +291,7 @@ def by_class(problem: ProblemLike) -> Grouped:
     Parameters
     ----------
     problem : Problem
-        From ``Problem.from_module``, with whole numbers as targets.
+        From ``Problem.from_module``, with whole numbers of shape (N,) as targets.
 
     Raises
     ------
@@ -293,7 +300,14 @@ def by_class(problem: ProblemLike) -> Grouped:
     """
     parts = module_parts(problem, "a constraint for each class")
     targets = joined([part.targets for part in parts])
-    if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point():
+    whole = isinstance(targets, Tensor) and not targets.is_floating_point()
+    if whole and targets.numel() > len(targets):
+        raise InputError(
+            f"targets: there are several of each example, shape {tuple(targets.shape)}, and groups "
+            "are of whole examples; for each class make a problem whose other targets the loss "
+            "ignores (ignore_index, -100 to PyTorch), and give LevelSet the list of them"
+        )
+    if not whole or targets.ndim != 1:
         raise InputError(
             "targets: they are no classes, whole numbers of shape (N,); make a problem for each "
             "constraint"

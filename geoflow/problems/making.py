@@ -190,13 +190,14 @@ def hash_of(batches: Iterator[Any]) -> str:
     InputError
         There is none, or one holds numbers that are not finite, or nothing that could be found.
     """
-    first = next(batches, None)
-    if first is None:
+    # A batch may be None, of a loss that has its examples itself.
+    first = list(itertools.islice(batches, 1))
+    if not first:
         raise InputError("batches: there is none; give one at least")
 
     # One after the other: all together they may not fit into memory.
     digest = hashlib.sha256()
-    for i, batch in enumerate(itertools.chain([first], batches)):
+    for i, batch in enumerate(itertools.chain(first, batches)):
         _check_known(batch, f"batches[{i}]")
         checks.check_finite(batch, f"batches[{i}]")
         data.update(digest, batch)
@@ -227,7 +228,7 @@ def _other_batches(batches: Iterable[Any]) -> InputError:
 def _check_known(batch: Any, name: str) -> None:
     """Refuse a batch whose data are not to be found, and so not to be told from others.
 
-    Of one that holds nothing, as an empty tuple, the examples are the loss's own.
+    Of one that holds nothing, as None or an empty tuple, the examples are the loss's own.
     """
     if next(contents.leaves(batch, name), None) is not None:
         return

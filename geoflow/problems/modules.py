@@ -234,7 +234,8 @@ def _check_initialised(parameters: Mapping[str, nn.Parameter], of: str) -> None:
 def duplicate(module: Layer, of: str = "module", memo: Memo | None = None) -> Layer:
     """Copy a module, also one that keeps what it has computed.
 
-    Tensors inside a graph cannot be copied; of those the values are.
+    Tensors inside a graph cannot be copied, nor sparse ones by rows or columns; of those the values
+    are.
 
     Parameters
     ----------
@@ -253,7 +254,8 @@ def duplicate(module: Layer, of: str = "module", memo: Memo | None = None) -> La
     memo = {} if memo is None else memo
     for child in module.modules():
         for value in _tensors(vars(child)):
-            if not value.is_leaf:
+            by_rows = value.layout not in (torch.strided, torch.sparse_coo)
+            if not value.is_leaf or (by_rows and not isinstance(value, nn.Parameter)):
                 memo.setdefault(id(value), value.detach().clone())
     try:
         return copy.deepcopy(module, memo)

@@ -166,8 +166,9 @@ class Problem(MeanOfParts):
             has the θ in question: whatever of it is used, calls or parameters, is part of L(θ).
         batches : iterable
             A ``DataLoader`` that does not shuffle, or anything else that gives the same batches in
-            the same order whenever it is iterated. Tensors in tuples, lists and dictionaries are
-            converted to ``dtype`` and moved to ``device``, one batch at a time.
+            the same order whenever it is iterated. Tensors in tuples, lists and dictionaries,
+            sparse ones too, are converted to ``dtype`` and moved to ``device``, one batch at a
+            time.
         parameters, dtype, device
             See :meth:`from_module`.
 

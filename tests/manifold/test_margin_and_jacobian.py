@@ -62,6 +62,96 @@ def test_targets_that_are_no_class_are_refused_by_the_name_of_the_margin(target)
         value("margin", network(), loss_fn, targets)
 
 
+class OfWords(nn.Module):
+    """Logits of each word of a sequence, with the classes along some axis."""
+
+    def __init__(self, axis, n_classes=3):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        values = torch.randn(5, n_classes, generator=generator, dtype=torch.float64)
+        self.embedding, self.axis = nn.Embedding.from_pretrained(values, freeze=False), axis
+
+    def forward(self, words):
+        return self.embedding(words).movedim(-1, self.axis)
+
+
+WORDS = torch.randint(5, (22, 4), generator=GENERATOR)
+NEXT = torch.randint(3, (22, 4), generator=GENERATOR)
+
+
+def of_words(axis, targets=NEXT, n_classes=3, batch_size=None, words=WORDS, **options):
+    def loss_fn(outputs, targets, reduction="mean", ignore_index=-100):
+        return F.cross_entropy(
+            outputs.movedim(axis, 1), targets, reduction=reduction, ignore_index=ignore_index
+        )
+
+    module = OfWords(axis, n_classes)
+    problem = gf.Problem.from_module(module, loss_fn, words, targets, batch_size)
+    bound = gf.regularizers.margin(**options).bind(problem)
+    return problem, float(bound.value_and_gradient(problem.theta0)[0])
+
+
+def margin_of_words(targets=NEXT, n_classes=3, words=WORDS):
+    """The mean over all words that have a target, one after the other."""
+    logits = OfWords(-1, n_classes)(words).detach().flatten(0, -2)
+    found = [
+        row[k] - torch.cat([row[:k], row[k + 1 :]]).logsumexp(0)
+        for row, k in zip(logits, targets.flatten().tolist(), strict=True)
+        if k != -100
+    ]
+    return float(torch.stack(found).mean())
+
+
+@pytest.mark.parametrize("batch_size", [None, 5])
+@pytest.mark.parametrize("axis", [1, -1])
+def test_the_margin_of_a_language_model_is_the_mean_over_words(axis, batch_size):
+    ragged = torch.where(torch.arange(4) < 1 + torch.arange(22)[:, None] % 4, NEXT, -100)
+    for targets in (NEXT, ragged):
+        for options in ({}, {"class_dim": axis}):
+            _, found = of_words(axis, targets, batch_size=batch_size, **options)
+            assert found == pytest.approx(margin_of_words(targets), rel=1e-13)
+
+
+@pytest.mark.parametrize("axis", [1, 2, 3])
+def test_the_margin_of_pixels_is_the_mean_over_them(axis):
+    words, targets = WORDS[:20].reshape(10, 2, 4), NEXT[:20].reshape(10, 2, 4)
+    _, found = of_words(axis, targets, words=words)
+    assert found == pytest.approx(margin_of_words(targets, words=words), rel=1e-13)
+
+
+def test_the_axis_of_the_classes_is_asked_for_where_several_may_be_it():
+    with pytest.raises(InputError, match=r"'margin': .* along axis 1 or 2; give that as class_dim"):
+        of_words(-1, n_classes=4)
+    for axis in (1, -1):
+        _, found = of_words(axis, n_classes=4, class_dim=axis)
+        assert found == pytest.approx(margin_of_words(n_classes=4), rel=1e-13)
+    with pytest.raises(InputError, match=r"class_dim=1, and .* along axis 2; give that"):
+        of_words(-1, class_dim=1)
+
+
+def test_an_axis_of_classes_is_in_the_name():
+    made = gf.regularizers.margin(class_dim=-1, sign=-1)
+    assert made.__name__ == "margin:class_dim=-1,sign=-1"
+    assert gf.regularizers.get(made.__name__).__name__ == made.__name__
+    assert gf.regularizers.margin(class_dim=None).__name__ == "margin"
+
+
+def test_the_classes_of_words_are_kept_as_problems_of_their_own():
+    problem, _ = of_words(-1)
+    with pytest.raises(InputError, match=r"several of each example, shape \(22, 4\)"):
+        gf.by_class(problem)
+    each = [of_words(-1, torch.where(k == NEXT, NEXT, -100))[0] for k in range(3)]
+    level = gf.LevelSet(each)
+    losses = torch.tensor([float(p.loss(p.theta0)) for p in each], dtype=torch.float64)
+    sizes = torch.bincount(NEXT.flatten())
+    assert float(losses @ sizes.double() / sizes.sum()) == pytest.approx(
+        float(problem.loss(problem.theta0)), rel=1e-13
+    )
+    flow = gf.RegularizingFlow(level, gf.regularizers.squared_norm)
+    ds = gf.walk(flow, max_evaluations=60, stop=None)
+    assert abs(ds["constraint_residual"][-1] / losses.numpy()).max() < 1e-6
+
+
 class OfPairs(nn.Module):
     """Adds up the outputs of two examples that follow on each other."""
 

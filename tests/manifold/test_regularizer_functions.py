@@ -232,117 +232,9 @@ def test_the_smooth_margin_is_below_the_margin_by_what_it_says():
         assert margin - temperature * math.log(3) - 1e-12 < found < margin
 
 
-def test_the_path_norm_is_the_sum_over_paths(network):
-    problem, theta = network.problem, network.problem.theta0
-    w = {n: t.numpy() for n, t in problem.unflatten(theta).items()}
-    total = float((w["2.bias"] ** 2).sum())
-    for out, unit_ in itertools.product(range(2), range(8)):
-        after = w["2.weight"][out, unit_] ** 2
-        total += after * w["0.bias"][unit_] ** 2
-        total += sum(after * w["0.weight"][unit_, i] ** 2 for i in range(3))
-    made = bound(R.path_norm, problem)
-    assert float(made.value_and_gradient(theta)[0]) == pytest.approx(total, rel=1e-13)
-
-
-def test_the_path_norm_of_a_convolution_is_that_of_its_matrix():
-    # Under two names one module.
-    activation = nn.Tanh()
-    module = nn.Sequential(
-        nn.Conv2d(1, 2, 3), activation, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8, 2), activation
-    ).double()
-    x = torch.randn(5, 1, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    problem = gf.Problem.from_module(module, nn.functional.mse_loss, x, torch.ones(5, 2))
-    # A linear network's paths: products of the squares of its layers' matrices.
-    found = float(bound(R.path_norm, problem).value_and_gradient(problem.theta0)[0])
-
-    def matrix(layer, shape):
-        zero = torch.zeros(1, *shape, dtype=torch.float64)
-        return jacrev(lambda at: layer(at).reshape(-1))(zero).reshape(-1, zero.numel()).detach()
-
-    conv, pool, linear = module[0], module[2], module[4]
-    units = (matrix(conv, (1, 6, 6)) ** 2).sum(1)
-    units = units + (conv.bias.detach() ** 2).repeat_interleave(16)
-    pooled = matrix(pool, (2, 4, 4)) ** 2 @ units
-    expected = (linear.weight.detach() ** 2 @ pooled + linear.bias.detach() ** 2).sum()
-    assert found == pytest.approx(float(expected), rel=1e-12)
-
-
-def test_the_path_norm_does_not_change_where_relu_units_are_rescaled():
-    module = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)).double()
-    problem = gf.Problem.from_module(module, nn.functional.cross_entropy, *references.small_data())
-    theta, other = problem.theta0, problem.theta0.clone()
-    problem.unflatten(other)["0.weight"][2] *= 3
-    problem.unflatten(other)["0.bias"][2] *= 3
-    problem.unflatten(other)["2.weight"][:, 2] /= 3
-    made = bound(R.path_norm, problem)
-    values = [float(made.value_and_gradient(at)[0]) for at in (theta, other)]
-    assert values[0] == pytest.approx(values[1], rel=1e-13)
-
-
 def sigmoid_network():
     module = nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 2)).double()
     return gf.Problem.from_module(module, nn.functional.cross_entropy, *references.small_data())
-
-
-def of_layers(*layers, shape=(3,)):
-    """A problem of a linear network, of ones."""
-    module = nn.Sequential(*layers).double()
-    inputs = torch.ones(2, *shape, dtype=torch.float64)
-    module(inputs)  # initialises lazy ones
-    return gf.Problem.from_module(module, lambda out, _: (out**2).mean(), inputs, torch.zeros(2))
-
-
-def test_the_path_norm_is_that_of_the_divisor_of_a_pool():
-    made = [
-        of_layers(pool, nn.Flatten(), nn.Linear(1, 1, bias=False), shape=(1, 2, 2))
-        for pool in (nn.AvgPool2d(2, divisor_override=1), nn.AvgPool2d(2))
-    ]
-    for problem, weight in zip(made, (1.0, 1 / 4), strict=True):
-        found = float(bound(R.path_norm, problem).value_and_gradient(problem.theta0)[0])
-        assert found == pytest.approx(4 * weight**2 * float(problem.theta0) ** 2, rel=1e-13)
-
-
-class Tripled(nn.Linear):
-    def forward(self, x):
-        return 3 * super().forward(x)
-
-
-class Residual(nn.Sequential):
-    def forward(self, x):
-        return x + super().forward(x)
-
-
-class Named(nn.Sequential):
-    """A sequence, under a name of its own."""
-
-
-def hooked():
-    layer = nn.Linear(3, 3)
-    layer.register_forward_hook(lambda module, inputs, out: 3 * out)
-    return layer
-
-
-@pytest.mark.parametrize(
-    ("layers", "shape"),
-    [
-        ([Tripled(3, 3)], (3,)),
-        ([hooked()], (3,)),
-        ([Residual(nn.Linear(3, 3))], (3,)),
-        ([nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))], (3,)),
-        ([nn.AvgPool1d(2, ceil_mode=True)], (1, 3)),
-        ([nn.AvgPool1d(2, padding=1, count_include_pad=False)], (1, 3)),
-    ],
-)
-def test_a_layer_that_computes_something_else_has_no_path_norm(layers, shape):
-    problem = of_layers(*layers, nn.Flatten(), nn.LazyLinear(1), shape=shape)
-    with pytest.raises(InputError, match=f"0 is a .*{type(layers[0]).__name__}"):
-        bound(R.path_norm, problem)
-
-
-def test_a_sequence_under_another_name_is_one():
-    one, other = (of_layers(kind(nn.Linear(3, 3))) for kind in (nn.Sequential, Named))
-    found = [bound(R.path_norm, p).value_and_gradient(one.theta0)[0] for p in (one, other)]
-    assert torch.equal(*found)
 
 
 def regression():
@@ -360,7 +252,7 @@ def function():
     ("name", "problem", "message"),
     [
         ("path_norm", sigmoid_network, "1 is a Sigmoid"),
-        ("path_norm", function, "the path norm needs a network's outputs"),
+        ("path_norm", function, "'path_norm': the problem has no network"),
         ("margin", regression, "no logits"),
         ("margin", function, "'margin' needs a network's outputs"),
         ("jacobian_norm", function, "'jacobian_norm' needs a network's outputs"),
@@ -379,6 +271,8 @@ def function():
         ("sharpness:rtol=2", function, "rtol=2.0"),
         ("sharpness:seed=-1", function, "seed=-1"),
         ("margin:temperature=0", function, "temperature=0.0"),
+        ("margin:class_dim=0", function, "class_dim=0 is the axis of the examples; use 1 or -1"),
+        ("margin:class_dim=0.5", function, "class_dim=0.5; use a whole number"),
     ],
 )
 def test_what_is_not_defined_is_refused(name, problem, message):

@@ -99,7 +99,8 @@ class Stream:
         return ask
 
 
-def test_a_batch_is_used_only_once_its_copy_is_there(monkeypatch):
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_batch_is_used_only_once_its_copy_is_there(monkeypatch, sparse):
     """The order of what a GPU is asked for; the copies themselves are made on the CPU."""
     said = []
     own, current = Stream(said, "copies"), Stream(said, "computes")
@@ -120,6 +121,7 @@ def test_a_batch_is_used_only_once_its_copy_is_there(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: said.append("pinned") or t)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda t, s: said.append("held"))
     given = [torch.arange(3.0) + i for i in range(3)]
+    given = [t.to_sparse() for t in given] if sparse else given
     to = torch.Tensor.to
     monkeypatch.setattr(
         torch.Tensor,
@@ -130,7 +132,11 @@ def test_a_batch_is_used_only_once_its_copy_is_there(monkeypatch):
     for batch in ahead.moved(given, torch.float64, torch.device("cuda", 0)):
         said.append("computing")
         found.append(batch)
-    copied = [("copies", "entered"), "pinned", ("copies", "record_event"), ("copies", "left")]
-    ready = [("computes", "wait_event"), "held", "computing"]
+    # A sparse tensor is not pinned; its indices and its values are held.
+    pinned, held = ([], ["held"] * 2) if sparse else (["pinned"], ["held"])
+    copied = [("copies", "entered"), *pinned, ("copies", "record_event"), ("copies", "left")]
+    ready = [("computes", "wait_event"), *held, "computing"]
     assert said == [*copied, *copied, *ready, *copied, *ready, *ready]
-    assert all(torch.equal(a, b.double()) for a, b in zip(found, given, strict=True))
+    for one, other in zip(found, given, strict=True):
+        assert one.layout == other.layout
+        assert torch.equal(one.to_dense(), other.double().to_dense())

@@ -256,6 +256,10 @@ def refusals(rank):
     attempt(lambda: pickle.dumps(problem))
     attempt(lambda: gf.DistributedProblem(problem))
     attempt(lambda: gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.margin()))
+    # A function of θ alone is the same in each.
+    of_paths = [gf.regularizers.path_norm.bind(p) for p in (problem, whole)]
+    values = [made.value_and_gradient(whole.theta0)[0] for made in of_paths]
+    found.append("" if torch.equal(*values) else str(values))
     theta = problem.theta0 + (1e-16 if rank else 0.0)
     theta = torch.nextafter(theta, theta + rank)
     try:
@@ -268,7 +272,7 @@ def refusals(rank):
 @pytest.mark.slow
 def test_what_cannot_be_divided_is_refused_by_all(tmp_path):
     for said in ranks.run(refusals, 2, tmp_path):
-        function, few, own, pickled, twice, margin, diverged = said
+        function, few, own, pickled, twice, margin, paths, diverged = said
         assert "has no data to divide" in function
         assert "there are 1, and 2 processes" in few
         assert "data differ from process to process" in own
@@ -276,6 +280,7 @@ def test_what_cannot_be_divided_is_refused_by_all(tmp_path):
         assert "is a DistributedProblem" in twice
         assert "margin" in margin
         assert "needs them in one" in margin
+        assert paths == ""
         assert "no longer the same in all 2 processes" in diverged
 
 

@@ -251,6 +251,18 @@ def of_ignored(divide, targets, **options):
     return divide(gf.Problem.from_module(references.small_module(), loss, INPUTS, targets))
 
 
+def contrastive(outputs, targets):
+    """Of all pairs of one class."""
+    others = ~torch.eye(len(targets), dtype=torch.bool)
+    pairs = (targets[:, None] == targets) & others
+    return (outputs @ outputs.T)[pairs].mean()
+
+
+def ranked(outputs, targets):
+    """Of all pairs of two classes."""
+    return (outputs[targets == 1, None] - outputs[targets == 0]).sigmoid().mean()
+
+
 NO_CLASS = [0.0, 1.0]
 REFUSED = {
     "class of ignored": (
@@ -264,6 +276,29 @@ REFUSED = {
     "no weight": (
         lambda: of_ignored(gf.by_class, TARGETS, weight=torch.tensor(NO_CLASS)),
         "or its class weighs 0; leave such examples out",
+    ),
+    **{
+        f"contrastive {divide.__name__}": (
+            lambda divide=divide, options=options: divide(
+                gf.Problem.from_module(references.small_module(), *options)
+            ),
+            f"loss: it is nan on each {one} alone, so examples act on each other",
+        )
+        for divide, one, options in (
+            (gf.each_example, "example", (contrastive, INPUTS, TARGETS)),
+            (gf.by_class, "group", (ranked, INPUTS, TARGETS)),
+        )
+    },
+    "several targets": (
+        lambda: gf.by_class(
+            gf.Problem.from_module(
+                nn.Embedding(3, 3).double(),
+                lambda o, t: cross_entropy(o.flatten(0, 1), t.flatten()),
+                torch.arange(24).reshape(8, 3) % 3,
+                TARGETS.reshape(8, 3),
+            )
+        ),
+        r"several of each example, shape .8, 3., .* make a problem whose other targets the loss",
     ),
     "a sum": (
         lambda: of_ignored(gf.by_class, TARGETS, reduction="sum"),

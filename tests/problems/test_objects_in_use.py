@@ -8,6 +8,7 @@ import uuid
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -162,6 +163,69 @@ def test_sparse_tensors_in_objects_are_hashed_by_indices_and_values(layout):
     whole = problem([made(dense)], loss)
     expected = problem([Graph(dense @ X)])
     assert float(whole.loss(whole.theta0)) == float(expected.loss(whole.theta0))
+
+
+@pytest.mark.parametrize("layout", SPARSE)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_sparse_tensors_in_tuples_and_dicts_are_converted_and_hashed(layout, dtype):
+    dense = torch.zeros(24, 24)
+    dense[torch.arange(24), EDGES] = 0.3
+    block = (2, 2) if layout in ("sparse_bsr", "sparse_bsc") else None
+
+    def near(matrix):
+        return matrix.to_sparse(layout=getattr(torch, layout), blocksize=block)
+
+    def loss(module, batch):
+        x, given, labels = batch.values() if isinstance(batch, dict) else batch
+        assert given.layout == getattr(torch, layout)
+        assert given.dtype == dtype
+        return batch_loss(module, Graph(given.to_dense() @ x, labels))
+
+    def made(batch):
+        return gf.Problem.from_batches(references.small_module(), loss, [batch], dtype=dtype)
+
+    expected = problem([Graph(dense.double() @ X)])
+    hashes = set()
+    for batch in ((X, near(dense), Y), {"x": X, "near": near(dense), "y": Y}):
+        found = made(batch)
+        value, gradient = found.value_and_gradient(found.theta0)
+        right = expected.value_and_gradient(expected.theta0)
+        rtol = 1e-13 if dtype == torch.float64 else 1e-6
+        torch.testing.assert_close(value.double(), right[0], rtol=rtol, atol=0)
+        torch.testing.assert_close(gradient.double(), right[1], rtol=10 * rtol, atol=rtol)
+        hashes.add(found.data_sha256)
+    assert len(hashes) == 1
+    for other in (2 * dense, dense.T.contiguous()):
+        hashes.add(made((X, near(other), Y)).data_sha256)
+    assert len(hashes) == 3
+
+
+class Averaged(nn.Module):
+    """Takes from each example's neighbours, by a sparse matrix that it keeps."""
+
+    def __init__(self, near):
+        super().__init__()
+        self.inner = references.small_module()
+        self.register_buffer("near", near)
+
+    def forward(self, x):
+        return torch.sparse.mm(self.near, self.inner(x))
+
+
+@pytest.mark.parametrize("layout", SPARSE[:3])
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_a_module_may_keep_a_sparse_tensor_of_any_layout(layout):
+    dense = torch.zeros(24, 24)
+    dense[torch.arange(24), EDGES] = 0.3
+    near = dense.to_sparse(layout=getattr(torch, layout))
+    entropy = nn.functional.cross_entropy
+    made, expected = (
+        gf.Problem.from_module(Averaged(matrix), entropy, X, Y) for matrix in (near, dense)
+    )
+    theta, v = made.theta0, torch.ones_like(made.theta0)
+    torch.testing.assert_close(made.loss(theta), expected.loss(theta), rtol=1e-13, atol=0)
+    torch.testing.assert_close(made.hvp(theta, v), expected.hvp(theta, v), rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested", "ignore:torch.quantize")

@@ -47,6 +47,10 @@ def popping(module, batch):
     return ENTROPY(module(batch.pop("x")), labels, reduction="sum"), len(labels)
 
 
+def of_its_own(module, batch):
+    return ENTROPY(module(X), Y, reduction="sum"), len(Y)
+
+
 class Popping(nn.Module):
     def __init__(self):
         super().__init__()
@@ -137,8 +141,16 @@ def test_there_need_be_no_targets(batch_size):
         (lambda: of(embedding(padding_idx=0), inputs=TOKENS), r"0 \(Embedding\) has padding_idx=0"),
         (lambda: of(nn.Linear(3, 2, device="meta")), "module: weight is on the device 'meta'"),
         (lambda: of(inputs=X.to("meta")), "inputs are on the device 'meta'"),
-        (lambda: of(inputs=X.to_sparse()), "inputs are torch.sparse_coo; give .to_dense"),
-        (lambda: batched(batches=[(X.to_sparse(), Y)]), r"batches\[0\]\[0\] are torch.sparse_coo"),
+        (
+            lambda: of(inputs=X.to_sparse()),
+            "inputs are torch.sparse_coo, of which no examples can be taken; give .to_dense.., or",
+        ),
+        (
+            lambda: batched(batches=[(torch.full((1,), torch.nan).to_sparse(), Y)]),
+            r"batches\[0\]\[0\] have 1 non-finite values",
+        ),
+        (lambda: batched(batches=[(X.float().to_mkldnn(), Y)]), "torch._mkldnn; give .to_dense"),
+        (lambda: batched(batches=[]), "batches: there is none; give one at least"),
         (lambda: of(inputs=MASKED), "inputs have masked values"),
         (lambda: batched(None), "the weight None; return a finite number"),
         (lambda: batched("3"), "the weight '3'"),
@@ -174,6 +186,8 @@ def test_it_is_refused_in_one_line(make, message):
         lambda: gf.Problem.from_batches(references.small_module(), popping, NAMED),
         lambda: of(loss_fn=lambda o, t: ENTROPY(o, t.pop("labels")), targets={"labels": Y}),
         lambda: of(Popping(), inputs=({"x": X},), batch_size=7),
+        lambda: gf.Problem.from_batches(references.small_module(), of_its_own, [None]),
+        lambda: gf.Problem.from_batches(references.small_module(), of_its_own, [None, ()]),
     ],
 )
 def test_it_is_taken_and_the_loss_is_that_of_the_data(make):

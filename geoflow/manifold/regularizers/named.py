@@ -319,8 +319,10 @@ def _options(name: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -
 
 
 def _number(name: str, option: str, value: Any, default: Any) -> Any:
-    """As the default is: a whole number, or any."""
-    whole = isinstance(default, int)
+    """As the default is: a whole number, also where it is None, or any."""
+    if value is None and default is None:
+        return None
+    whole = default is None or isinstance(default, int)
     usable = isinstance(value, Real) and not isinstance(value, bool | np.bool_)
     if not usable or not math.isfinite(value) or (whole and value != int(value)):
         kind = "a whole number" if whole else "a number"

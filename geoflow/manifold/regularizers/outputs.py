@@ -75,13 +75,16 @@ def loss(problem: ProblemLike, *, sign: int = 1) -> Regularizer:
 
 
 @regularizer
-def margin(*, temperature: float = 1.0) -> Make:
-    """R(θ) = mean over examples of f_y − τ log Σ_{k≠y} exp(f_k/τ): the margin of the right class.
+def margin(*, temperature: float = 1.0, class_dim: int | None = None) -> Make:
+    """R(θ) = mean over targets of f_y − τ log Σ_{k≠y} exp(f_k/τ): the margin of the right class.
 
     Of the outputs f of a classifier, with a smooth maximum over the wrong classes, above the true
     one by at most τ log(C − 1) of C classes, so that R is below the mean margin by as much at the
     most. With ``sign=-1`` a walk widens margins. An evaluation costs what one of a loss does.
-    Examples whose target the loss ignores, by its ``ignore_index``, are left out.
+    Targets that the loss ignores, by its ``ignore_index``, are left out.
+
+    Outputs have the shape of the targets and one axis more, that of the C classes: (N, C) with one
+    target an example, (N, C, T) or (N, T, C) with T of them, as words of a sequence or pixels.
 
     Parameters
     ----------
@@ -89,20 +92,24 @@ def margin(*, temperature: float = 1.0) -> Make:
         See :func:`squared_norm <geoflow.manifold.regularizers.norms.squared_norm>`.
     temperature : float
         τ > 0, in units of the outputs.
+    class_dim : int, optional
+        The axis of the outputs along which the classes are; wanted only where the shape of the
+        targets leaves several, as with as many words as classes.
     """
     if temperature <= 0:
         raise InputError(f"temperature={temperature}; use a positive number")
+    if class_dim == 0:
+        raise InputError("class_dim=0 is the axis of the examples; use 1 or -1")
 
     def part_of(part: ModulePart) -> LossPart:
-        there = None
+        there, n = None, data.length(part.inputs)
         if isinstance(part.targets, Tensor):
             counted = part.targets != _ignored(part.loss_fn)
-            there = None if bool(counted.all()) else counted
-        loss_fn = partial(_margins, temperature=temperature, there=there)
-        n = data.length(part.inputs) if there is None else int(there.sum())
+            there, n = None if bool(counted.all()) else counted, int(counted.sum())
+        loss_fn = partial(_margins, temperature=temperature, class_dim=class_dim, there=there)
         return replace(part, loss_fn=loss_fn, scale=1.0, weight=float(n))
 
-    return _of_outputs("margin", part_of, _check_classes)
+    return _of_outputs("margin", part_of, partial(_check_classes, class_dim=class_dim))
 
 
 @regularizer
@@ -185,25 +192,55 @@ class _JacobianPart(LossPart):
 
 
 def _margins(
-    outputs: Any, targets: Any, *, temperature: float, there: Tensor | None = None
+    outputs: Any,
+    targets: Any,
+    *,
+    temperature: float,
+    class_dim: int | None,
+    there: Tensor | None = None,
 ) -> Tensor:
-    """Sum of the margins of some examples, of those that are there where not all are."""
-    if not _are_of_classes(outputs, targets):
-        raise InputError(
-            "regularizer 'margin': the outputs are no logits (N, C) of classes (N,); use another R"
-        )
+    """Sum of the margins of some examples, of those targets that are there where not all are."""
+    axis = _class_axis(outputs, targets, class_dim)
     known = targets.long() if there is None else torch.where(there, targets.long(), 0)
-    index = known[:, None]
-    right = outputs.gather(1, index)[:, 0]
-    wrong = outputs.scatter(1, index, -torch.inf)
-    margins = right - temperature * torch.logsumexp(wrong / temperature, 1)
+    index = known.unsqueeze(axis)
+    right = outputs.gather(axis, index).squeeze(axis)
+    wrong = outputs.scatter(axis, index, -torch.inf)
+    margins = right - temperature * torch.logsumexp(wrong / temperature, axis)
     return margins.sum() if there is None else torch.where(there, margins, 0).sum()
 
 
-def _are_of_classes(outputs: Any, targets: Any) -> bool:
-    usable = isinstance(outputs, Tensor) and isinstance(targets, Tensor)
-    usable = usable and outputs.ndim == 2 and outputs.shape[1] > 1
-    return usable and targets.shape == outputs.shape[:1] and not targets.is_floating_point()
+def _class_axis(outputs: Any, targets: Any, class_dim: int | None) -> int:
+    """Along which axis of logits the classes are: the others are those of the targets.
+
+    Raises
+    ------
+    InputError
+        It is none of them, or may be several.
+    """
+    fitting: list[int] = []
+    said = f"the outputs, a {type(outputs).__name__},"
+    if isinstance(outputs, Tensor) and isinstance(targets, Tensor):
+        said = f"outputs of shape {tuple(outputs.shape)} and targets of {tuple(targets.shape)}"
+        fitting = [
+            axis
+            for axis in range(1, outputs.ndim)
+            if outputs.shape[axis] > 1
+            and (*outputs.shape[:axis], *outputs.shape[axis + 1 :]) == targets.shape
+            and not targets.is_floating_point()
+        ]
+    if not fitting:
+        raise InputError(
+            f"regularizer 'margin': {said} are no logits and classes; let the module return (N, C) "
+            "for whole numbers (N,), or for those of another shape one axis more, or use another R"
+        )
+    chosen = [a for a in fitting if class_dim in (None, a, a - outputs.ndim)]
+    if len(chosen) != 1:
+        given = "" if class_dim is None else f"class_dim={class_dim}, and "
+        raise InputError(
+            f"regularizer 'margin': {given}{said} have the classes along axis "
+            f"{' or '.join(map(str, fitting))}; give that as class_dim"
+        )
+    return chosen[0]
 
 
 def _ignored(loss_fn: Any) -> int:
@@ -219,16 +256,16 @@ def _ignored(loss_fn: Any) -> int:
     return found if isinstance(found, int) else NO_TARGET
 
 
-def _check_classes(parts: Sequence[ModulePart], parameters: Parameters) -> None:
+def _check_classes(
+    parts: Sequence[ModulePart], parameters: Parameters, *, class_dim: int | None
+) -> None:
     """Refuse targets that are no class of the network, but for those that the loss ignores.
 
     A loss of one's own may leave them out without saying so.
     """
     with torch.no_grad(), arithmetic.exact(next(iter(parameters.values())).device):
         outputs = parts[0].outputs(parameters)
-    if not _are_of_classes(outputs, parts[0].targets):
-        return
-    n_classes, n = outputs.shape[1], 0
+    n_classes, n = outputs.shape[_class_axis(outputs, parts[0].targets, class_dim)], 0
     for part in parts:
         there = part.targets[part.targets != _ignored(part.loss_fn)]
         n += len(there)

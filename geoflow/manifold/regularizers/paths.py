@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,25 @@ from torch.func import functional_call
 
 from geoflow.errors import InputError
 from geoflow.manifold.regularizers.bound import ThetaFunction
-from geoflow.manifold.regularizers.named import Make, regularizer
+from geoflow.manifold.regularizers.named import Make, needs_problem, regularizer
+from geoflow.problems import data
 from geoflow.problems.modules import computes_as, duplicate
-from geoflow.problems.parts import module_parts
+from geoflow.problems.parts import BatchParts, ModulePart
 from geoflow.problems.protocol import ProblemLike
+from geoflow.system.translation import reason
 
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Tanh)
+# In evaluation mode, which a problem asks for, they give what they get.
+DROPOUTS = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
 AS_THEY_ARE = (nn.Flatten, nn.Identity, nn.Sequential)
 
 
@@ -34,9 +46,13 @@ def path_norm() -> Make:
     pooling of k numbers is k weights of 1/k, or of 1 over its divisor. A function of θ alone: it
     costs no gradient.
 
-    An ``nn.Sequential`` of dense layers, convolutions, ReLU, leaky ReLU or tanh, average pooling
-    and flattening has one. Others are refused: subclasses with a forward pass of their own, layers
-    with hooks or parametrizations, pooling whose divisor is not the same everywhere.
+    An ``nn.Sequential`` of dense layers, convolutions, ReLU, leaky ReLU or tanh, average pooling,
+    dropout and flattening has one. Others are refused: subclasses with a forward pass of their own,
+    layers with hooks or parametrizations, pooling whose divisor is not the same everywhere.
+
+    An input has the shape of an example of the problem. One made by ``Problem.from_batches`` does
+    not say what of a batch the network is called with: its network has a dense layer first, and
+    an input is one vector that this takes.
 
     Parameters
     ----------
@@ -45,12 +61,22 @@ def path_norm() -> Make:
     """
 
     def make(problem: ProblemLike | None) -> ThetaFunction:
-        part = module_parts(problem, "the path norm")[0]
-        assert problem is not None, "a problem has parts"
-        if not isinstance(part.inputs, Tensor):
-            raise InputError("regularizer 'path_norm': the network's input is no single tensor")
-        linear = _linear(part.module)
-        ones = torch.ones_like(part.inputs[:1], dtype=problem.dtype)
+        if problem is None:
+            raise needs_problem("regularizer 'path_norm'", "it is of a network's layers")
+        # A function of θ alone: over several processes, and of batches, it is the same in each.
+        parts = getattr(problem, "_parts", None)
+        part = parts[0] if isinstance(parts, tuple) else parts
+        if isinstance(part, BatchParts):
+            linear = _linear(part.bound.module)
+            ones = problem.theta0.new_ones(1, _first_dense(part.bound.module).in_features)
+        elif isinstance(part, ModulePart):
+            linear = _linear(part.module)
+            ones = _one_example(part).to(problem.dtype)
+        else:
+            raise InputError(
+                "regularizer 'path_norm': the problem has no network, over whose layers paths go; "
+                "make it with Problem.from_module or Problem.from_batches"
+            )
         weights = dict(linear.named_parameters())
         fixed = {n: t**2 for n, t in part.fixed.items() if n in weights}
         unflatten = problem.unflatten
@@ -59,9 +85,44 @@ def path_norm() -> Make:
             squared = {n: t**2 for n, t in unflatten(theta).items()}
             return functional_call(linear, {**fixed, **squared}, (ones,)).sum()
 
+        if isinstance(part, BatchParts):
+            _check_shape(norm, problem.theta0)
         return ThetaFunction(norm)
 
     return make
+
+
+def _one_example(part: ModulePart) -> Tensor:
+    found = [tensor for _, tensor in data.leaves(part.inputs, "")]
+    if len(found) != 1:
+        raise InputError("regularizer 'path_norm': the network's input is no single tensor")
+    return torch.ones_like(found[0][:1])
+
+
+def _first_dense(module: nn.Module) -> nn.Linear:
+    """The layer that says how long an input is."""
+    without = (*AS_THEY_ARE, *ACTIVATIONS, *DROPOUTS)
+    first = next((layer for layer in module.modules() if not isinstance(layer, without)), None)
+    if not isinstance(first, nn.Linear):
+        raise _no_shape(f"its first layer ({type(first).__name__}) does not tell it")
+    return first
+
+
+def _check_shape(norm: Callable[[Tensor], Tensor], theta: Tensor) -> None:
+    """Refuse a network that takes more than one vector, as each of a sequence that it flattens."""
+    try:
+        norm(theta)
+    except RuntimeError as error:
+        raise _no_shape(
+            f"a layer does not take what one vector becomes ({reason(error)})"
+        ) from None
+
+
+def _no_shape(why: str) -> InputError:
+    return InputError(
+        f"regularizer 'path_norm': of the inputs of a network in Problem.from_batches no shape is "
+        f"known, and {why}; make the problem with Problem.from_module"
+    )
 
 
 class _SquaredAverage(nn.Module):
@@ -87,7 +148,7 @@ def _linear(module: nn.Module) -> nn.Module:
     """
     linear = duplicate(module)
     for name, child in list(linear.named_modules(remove_duplicate=False)):
-        if computes_as(child, ACTIVATIONS):
+        if computes_as(child, (*ACTIVATIONS, *DROPOUTS)):
             _replace(linear, name, nn.Identity())
         elif computes_as(child, AVERAGES) and _is_even(child):
             _replace(linear, name, _SquaredAverage(child))
@@ -95,8 +156,8 @@ def _linear(module: nn.Module) -> nn.Module:
             raise InputError(
                 f"regularizer 'path_norm': {name or 'the network'} is a {type(child).__name__}; it "
                 "is defined of an nn.Sequential of PyTorch's dense layers and convolutions with "
-                "ReLU or tanh between them, and average pooling of as many everywhere; none with "
-                "hooks or a forward pass of its own"
+                "ReLU or tanh between them, dropout, and average pooling of as many everywhere; "
+                "none with hooks or a forward pass of its own"
             )
     return linear
 
