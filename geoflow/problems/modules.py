@@ -42,6 +42,17 @@ class Network(NamedTuple):
     fixed: dict[str, Tensor]
 
 
+# In evaluation mode, which a problem asks for, they give what they get.
+DROPOUTS = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
+
+
 def network(
     module: nn.Module,
     parameters: str | Sequence[str] | None,

@@ -260,7 +260,7 @@ LAYOUTS = {
         (2, 8),
         [
             nn.Conv1d(2, 4, 3, padding=1, padding_mode="circular"),
-            *(nn.Tanh(), nn.Dropout(0.0), nn.Flatten(), nn.Linear(32, 3)),
+            *(nn.Tanh(), nn.Dropout(0.0), nn.Flatten(), nn.AlphaDropout(0.0), nn.Linear(32, 3)),
         ],
     ),
     "deep": (

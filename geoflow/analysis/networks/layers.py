@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from geoflow.errors import InputError
 from geoflow.problems.modules import (
+    DROPOUTS,
     check_wrappers,
     computes_as,
     moving_parameters,
@@ -31,7 +32,7 @@ AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 MAXIMA = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 # The last axes of an array that a pooling takes its means or maxima over.
 POOLED = {pool: n for pools in (AVERAGES, MAXIMA) for n, pool in enumerate(pools, start=1)}
-WITHOUT_EFFECT = (nn.Identity, nn.Dropout)
+WITHOUT_EFFECT = (nn.Identity, *DROPOUTS)
 
 _KNOWN = (
     "symmetries are known of an nn.Sequential of dense layers and convolutions, with one tanh or "

@@ -15,7 +15,7 @@ from geoflow.errors import InputError
 from geoflow.manifold.regularizers.bound import ThetaFunction
 from geoflow.manifold.regularizers.named import Make, needs_problem, regularizer
 from geoflow.problems import data
-from geoflow.problems.modules import computes_as, duplicate
+from geoflow.problems.modules import DROPOUTS, computes_as, duplicate
 from geoflow.problems.parts import BatchParts, ModulePart
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system.translation import reason
@@ -23,15 +23,6 @@ from geoflow.system.translation import reason
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Tanh)
-# In evaluation mode, which a problem asks for, they give what they get.
-DROPOUTS = (
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Dropout3d,
-    nn.AlphaDropout,
-    nn.FeatureAlphaDropout,
-)
 AS_THEY_ARE = (nn.Flatten, nn.Identity, nn.Sequential)
 
 
