@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from geoflow.plots.styles import (
     WIDE_INCHES,
     axis_label,
     check_width,
+    label_below,
+    mark_lone,
     new_figure,
     plain,
     style,
@@ -77,9 +80,6 @@ def sweep_stack(
                 draw(ds, ax=ax, color=colour, **named, **look)
             if mean is not None:
                 _mean_and_std(ax, mean["time"].values, _runs(mean, name), colour)
-            if name == "angle":
-                low = min(float(ds["angle"].min()) for ds in walks)
-                ax.set_ylim(min(89.0, low - 2), 183)
         axes[-1].set_xlabel(LABELS["time"])
         plural = "s" if len(walks) > 1 else ""
         axes[0].set_title(
@@ -126,15 +126,13 @@ def ensemble(
         figure = new_figure(width, width * (0.42 * rows / columns + 0.08))
         axes = figure.subplots(rows, columns, sharex=True, squeeze=False)
         x = ds[along].values
-        for name, ax, colour in zip(chosen, axes.flat, COLOURS * 2, strict=False):
+        for name, ax, colour in zip(chosen, axes.flat, cycle(COLOURS), strict=False):
             runs = _runs(ds, name)
-            ax.plot(x, runs.T, color=colour, linewidth=0.5, alpha=0.5, linestyle="-")
+            look: dict[str, Any] = {"linewidth": 0.5, "alpha": 0.5, "linestyle": "-"}
+            mark_lone(ax.plot(x, runs.T, color=colour, **look))
             _mean_and_std(ax, x, runs, colour)
             ax.set_ylabel(axis_label(name))
-        for ax in axes.flat[len(chosen) :]:
-            ax.remove()
-        for ax in axes[-1]:
-            ax.set_xlabel(LABELS[along])
+        label_below(axes, len(chosen), LABELS[along])
         figure.suptitle(
             f"{plain(ds.attrs['experiment'] or 'walks')}: {ds.sizes['run']} runs", fontsize=8
         )
@@ -151,7 +149,7 @@ def _runs(ds: xr.Dataset, name: str) -> NDArray[np.float64]:
 def _mean_and_std(ax: Axes, x: NDArray[np.float64], runs: NDArray[np.float64], colour: str) -> None:
     """Draw the mean over the runs, and a standard deviation on either side as a band."""
     centre = runs.mean(axis=0)
-    ax.plot(x, centre, color=colour, linewidth=1.6, linestyle="-")
+    mark_lone(ax.plot(x, centre, color=colour, linewidth=1.6, linestyle="-"))
     if len(runs) > 1:
         std = runs.std(axis=0, ddof=1)
         ax.fill_between(x, centre - std, centre + std, color=colour, alpha=0.18, lw=0)
@@ -196,6 +194,7 @@ def penalties(
             ("walk: end", -1, COLOURS[2], "-"),
         ):
             ends = [float(ds["test_loss"][index]) for ds in walks if "test_loss" in ds]
+            ends = [end for end in ends if np.isfinite(end)]
             if ends:
                 ax.axhline(float(np.mean(ends)), color=colour, linestyle=dashes, label=name)
                 if len(ends) > 1:
@@ -206,7 +205,8 @@ def penalties(
         ax.set_xlabel("penalty")
         ax.set_ylabel(LABELS["test_loss"])
         lows = np.maximum(centre - (0.0 if spread is None else spread), 0)
-        if np.nanmin(centre) > 0 and np.nanmax(centre) / np.nanmin(centre) > 20:
+        known = centre[np.isfinite(centre)]
+        if known.size and known.min() > 0 and known.max() / known.min() > 20:
             ax.set_yscale("log")
             ax.set_ylim(bottom=float(np.nanmin(np.where(lows > 0, lows, centre))) / 1.5)
         ax.legend()

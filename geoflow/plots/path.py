@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import cycle
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import Locator, LogFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from geoflow.errors import InputError
@@ -21,12 +22,15 @@ from geoflow.plots.styles import (
     LINES,
     MARKERS,
     SLIDE_INCHES,
+    TITLE_LETTERS,
     WIDE_INCHES,
     axis_label,
     check_width,
+    label_below,
     new_figure,
     plain,
     style,
+    wrapped,
 )
 from geoflow.problems.parts import TensorSpec
 from geoflow.system import kinds, translation
@@ -44,6 +48,8 @@ BEYOND = 3.0
 WIDE = 10.0
 # Below this ratio of penalties more of them than the decades are numbered.
 FEW_DECADES = 100.0
+# Of a title, at the size of the style.
+LETTERS_AN_INCH = 15
 # Of those of one layer; and how far below the largest they are drawn.
 SINGULAR_VALUES, DEPTH = 5, 1e4
 
@@ -79,7 +85,7 @@ def regularization_path(
     beside = {} if baseline is None else _ends(ds, baseline, names)
     with style():
         figure, axes = _panels(len(names), width)
-        for name, ax, colour in zip(names, axes.flat, COLOURS * 3, strict=False):
+        for name, ax, colour in zip(names, axes.flat, cycle(COLOURS), strict=False):
             values = _shown(name, ordered[name].values)
             look: dict[str, Any] = {"color": colour, "linestyle": "-", "markersize": 3.5}
             ax.plot(ordered["penalty"], values, marker="o", label="path", **look)
@@ -150,7 +156,8 @@ def singular_values(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
             ax.set_yscale("log")
             _few_ticks(ax)
             shape = " × ".join(map(str, tensor.shape))
-            ax.set_title(f"{plain(tensor.name)} ({shape})")
+            room = round(LETTERS_AN_INCH * width / axes.shape[1])
+            ax.set_title(wrapped(f"{tensor.name} ({shape})", room))
         for ax in axes[:, 0]:
             ax.set_ylabel("singular value")
         _penalty_axes(axes, len(chosen), {}, ds)
@@ -182,7 +189,8 @@ def title(ds: xr.Dataset) -> str:
     n, status = ds.sizes["level"], ds.attrs["status"]
     ended = "" if status == "complete" else f", ended early: {status}"
     levels = f"{n} level{'s' if n > 1 else ''}"
-    return f"{of}{levels}{ended}\nR = {plain(ds.attrs['regularizer_name'])}"
+    r = wrapped(f"R = {ds.attrs['regularizer_name']}", TITLE_LETTERS)
+    return f"{of}{levels}{ended}\n{r}"
 
 
 def _check_path(ds: xr.Dataset) -> None:
@@ -280,32 +288,45 @@ def _panels(n: int, width: float) -> tuple[Figure, Any]:
 
 def _penalty_axes(axes: Any, n: int, beside: dict[str, Any], ds: xr.Dataset) -> None:
     """Penalty along each of the n panels, numbered under the last of each column."""
-    columns = axes.shape[1]
-    for ax in axes.flat[n:]:
-        ax.remove()
     penalties = [ds["penalty"].values, *(ends[0] for ends in beside.values())]
     both = np.concatenate(penalties)
     low, high = float(both.min()), float(both.max())
     margin = max((high / low) ** 0.05, 1.2)
-    for i, ax in enumerate(axes.flat[:n]):
+    # Beside a panel stand its label and its numbers.
+    inches = axes.flat[0].figure.get_size_inches()[0] / axes.shape[1] - 0.7
+    for ax in label_below(axes, n, X_LABEL):
         ax.set_xscale("log")
         ax.set_xlim(low / margin, high * margin)
         if high / low < FEW_DECADES:
-            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.xaxis.set_major_locator(_penalty_ticks(low / margin, high * margin, inches))
             ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_formatter(NullFormatter())
-        if i >= n - columns:
-            ax.set_xlabel(X_LABEL)
-            ax.tick_params(labelbottom=True)
+
+
+def _penalty_ticks(low: float, high: float, inches: float) -> Locator:
+    """Ones, twos and fives where their numbers have room, or fewer, or a few round numbers."""
+    decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)))
+    an_inch = np.log10(high / low) / inches
+    for digits in ((1, 2, 5), (1, 3), (1,)):
+        ticks = np.outer(decades, digits).ravel()
+        ticks = ticks[(low <= ticks) & (ticks <= high)]
+        letters = np.array([len(f"{tick:g}") for tick in ticks])
+        room = LETTERS_AN_INCH * np.diff(np.log10(ticks)) / an_inch
+        if len(ticks) > 1 and (room > (letters[1:] + letters[:-1]) / 2).all():
+            return LogLocator(subs=digits)
+    # What is on less than a decade is numbered as on a linear axis.
+    return MaxNLocator(2, steps=[1, 2, 4, 5, 10])
 
 
 def _scale(ax: Axes, name: str, values: Floats, beside: Ends | None) -> None:
     both = values if beside is None else np.concatenate([values, beside[1]])
     both = both[np.isfinite(both)]
+    if not both.size:
+        return
     if name.endswith("accuracy"):
         margin = max(0.08 * float(both.max() - both.min()), 1.0)
         ax.set_ylim(both.min() - margin, both.max() + margin)
-    elif both.size and both.min() > 0 and both.max() > WIDE * both.min():
+    elif both.min() > 0 and both.max() > WIDE * both.min():
         ax.set_yscale("log")
         ax.set_ylim(both.min() / 1.5, 1.5 * both.max())
         _few_ticks(ax)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -29,17 +30,19 @@ from geoflow.plots.styles import (
     check_axes,
     check_width,
     laid_out,
+    mark_lone,
     new_figure,
     plain,
     style,
 )
+from geoflow.plots.trajectory import walk_name
 from geoflow.system import kinds
 
 Floats = NDArray[np.float64]
 
 # Even in lightness, told apart by the colour-blind.
 TIME_COLOURS = "cividis"
-MARKED = ("*", "^", "v")
+MARKED = ("*", "^", "v", "P", "X", "D", "<", ">")
 LABELLED_WALKS = 10
 NAMES = {"brownian": "Brownian paths", "straight_line": "straight line"}
 MAKERS = {KIND: "pca.along or geoflow pca", NULL_KIND: "null_models.compare"}
@@ -74,7 +77,7 @@ def scores_plane(ds: xr.Dataset, ax: Axes | None = None, x: int = 1, y: int = 2)
             ax.plot(*scores[0], "o", mfc="white", mec="black", ms=5, zorder=3, label=named[0])
             ax.plot(*scores[-1], "s", color="black", ms=4.5, zorder=3, label=named[1])
             if 1 < ds.sizes["walk"] <= LABELLED_WALKS:
-                name = f" {int(walk['seed'][0])}"
+                name = f" {_mark(walk, number)}"
                 ax.annotate(name, scores[0], xytext=(3, 3), textcoords="offset points", fontsize=7)
         ax.autoscale_view()
         ax.margins(0.08)
@@ -107,12 +110,12 @@ def off_plane(ds: xr.Dataset, ax: Axes | None = None, plane: int = 2) -> Axes:
         raise InputError(f"plane={plane}; use one of {ds['plane'].values.tolist()}")
     with style():
         ax = new_figure(COLUMN_INCHES, 0.7 * COLUMN_INCHES).subplots() if ax is None else ax
-        for walk in _walks(ds):
+        for number, walk in enumerate(_walks(ds)):
             distance = walk["off_plane_distance"].sel(plane=plane).values
             arc = walk["arc_length"].values
             _timed_line(ax, arc, distance, walk["snapshot_time"].values, _norm(ds))
             if 1 < ds.sizes["walk"] <= LABELLED_WALKS:
-                name = f" {int(walk['seed'][0])}"
+                name = f" {_mark(walk, number)}"
                 at = (float(arc[0]), float(distance[0]))
                 ax.annotate(name, at, xytext=(1, 2), textcoords="offset points", fontsize=7)
         ax.autoscale_view()
@@ -171,8 +174,8 @@ def explained_variance(
         ax.set_yscale("log")
         # Whole decades, so that an axis is not all minor ticks.
         low = float(np.nanmin(shown.where(shown > 0)))
-        ax.set_ylim(bottom=10 ** np.floor(np.log10(low)), top=1.6)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_ylim(bottom=min(10 ** np.floor(np.log10(low)), 0.1), top=1.6)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         ax.set_xlabel("principal component")
         ax.set_ylabel("part of the variance")
         if ax.get_legend_handles_labels()[0]:
@@ -237,18 +240,19 @@ def pca_space(
             scores = walk["scores"].values[:, :3]
             space.plot(*scores.T, color=colour, linewidth=0.8, linestyle=dashes)
             space.scatter(*scores.T, color=colour, s=3, depthshade=False)
-            seed = f"seed {int(walk['seed'][0])}"
             look: dict[str, Any] = {"edgecolor": "black", "depthshade": False, "s": 28}
             name = "start" if number == 0 else None
             space.scatter(*scores[0], color="white", marker="o", label=name, **look)
             if several:
-                name = f"{seed}, mean of its points" if number < LABELLED_WALKS else None
+                called = walk_name(int(walk["seed"][0]), number)
+                name = f"{called}, mean of its points" if number < LABELLED_WALKS else None
                 space.scatter(*scores.mean(axis=0), color=colour, marker="s", label=name, **look)
             else:
                 space.scatter(*scores[-1], color="black", marker="s", label="end", **look)
             distance = walk["off_plane_distance"].sel(plane=3).values
-            off.plot(walk["arc_length"].values, distance, color=colour, linestyle=dashes)
-        for (name, scores), marker in zip((marks or {}).items(), MARKED, strict=False):
+            arc = walk["arc_length"].values
+            mark_lone(off.plot(arc, distance, color=colour, linestyle=dashes))
+        for (name, scores), marker in zip((marks or {}).items(), cycle(MARKED), strict=False):
             space.scatter(*scores[:3], color="black", marker=marker, s=60, label=name)
         text = {"fontsize": 6 if narrow else 8, "labelpad": -2 if narrow else 4}
         for component, name in enumerate("xyz", start=1):
@@ -328,6 +332,11 @@ def _walks(ds: xr.Dataset) -> Iterator[xr.Dataset]:
         walk = ds[["scores", "off_plane_distance"]].isel(point=ds["walk_index"].values == index)
         # A walk may be cut in any order; it is drawn from its start to its end.
         yield walk.sortby("snapshot_time")
+
+
+def _mark(walk: xr.Dataset, number: int) -> str:
+    """What stands beside a walk's line: its seed alone, or its place where it has none."""
+    return walk_name(int(walk["seed"][0]), number).removeprefix("seed ")
 
 
 def _norm(ds: xr.Dataset) -> Normalize:

@@ -54,7 +54,7 @@ def function_distance(
     Raises
     ------
     InputError
-        The dataset has no such distance.
+        The dataset has no such distance, or is of one snapshot.
     """
     check_axes(ax, optional=True)
     check_width(width)
@@ -103,7 +103,7 @@ def function_space(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     Raises
     ------
     InputError
-        The dataset holds no distances in predictions.
+        The dataset holds no distances in predictions, or is of one snapshot.
     """
     check_width(width)
     names = _names(ds)
@@ -123,7 +123,7 @@ def matrices(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     Raises
     ------
     InputError
-        The dataset holds no distances in predictions.
+        The dataset holds no distances in predictions, or is of one snapshot.
     """
     check_width(width)
     names = [*_names(ds), "parameter_distance"]
@@ -135,7 +135,7 @@ def matrices(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     marked = np.unique(np.linspace(0, n - 1, min(n, 3)).round().astype(int))
     labels = [f"{t:.2g}" for t in ds["snapshot_time"].values[marked]]
     with style():
-        figure = new_figure(width, 1.15 * width * rows / columns)
+        figure = new_figure(width, 1.15 * width * rows / columns + 0.3)
         axes = figure.subplots(rows, columns, squeeze=False)
         for ax in axes.flat[len(names) :]:
             ax.set_axis_off()
@@ -144,13 +144,14 @@ def matrices(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
             values = ds[name].values if whole else ds[name].sel(set=part).values
             values = values * (100 if name == "disagreement" else 1)
             image = ax.imshow(values, cmap="cividis", origin="lower", interpolation="nearest")
-            figure.colorbar(image, ax=ax, location="top", shrink=0.9)
+            label = r"$\|\theta_i - \theta_j\|$" if whole else DISTANCES[name]
+            bar = figure.colorbar(image, ax=ax, location="top", shrink=0.9)
+            bar.set_label(label.replace(" d", "\nd", 1))
             ax.set_xticks(marked, labels)
             ax.set_yticks(marked, labels)
             ax.grid(visible=False)
-            label = r"$\|\theta_i - \theta_j\|$" if whole else DISTANCES[name]
-            ax.set_xlabel(label.replace(" d", "\nd", 1))
-        figure.supylabel("flow time of the snapshot", fontsize=8)
+        for place in (figure.supxlabel, figure.supylabel):
+            place("flow time of the snapshot", fontsize=8)
         figure.suptitle(f"{_title(ds)}: {plain(part)} set", fontsize=8)
     return figure
 
@@ -166,6 +167,8 @@ def _names(ds: xr.Dataset) -> list[str]:
     names = [name for name in DISTANCES if name in ds]
     if not names or "parameter_distance" not in ds:
         raise InputError("ds holds no distances in predictions; make them with geoflow predictions")
+    if ds.sizes.get("snapshot", 0) < 2:
+        raise InputError("ds is of one snapshot, which has no distance; give two of them or more")
     return names
 
 

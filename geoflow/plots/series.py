@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from geoflow.plots.styles import (
     LABELS,
     LINES,
     SLIDE_INCHES,
+    TITLE_LETTERS,
     WIDE_INCHES,
     axis_label,
     check_axes,
@@ -25,10 +27,13 @@ from geoflow.plots.styles import (
     new_figure,
     plain,
     style,
+    wrapped,
 )
 from geoflow.system import kinds
 
 GREY: dict[str, Any] = {"color": "#999999", "linestyle": "-", "linewidth": 0.9}
+# Of the axis, between the names of two peaks.
+APART = 0.08
 CLOCKS = {"time": "flow time", "arc_length": "arc length"}
 
 
@@ -64,7 +69,7 @@ def periodogram(ds: xr.Dataset, scalar: str | None = None, ax: Axes | None = Non
         ax.set_ylim(power.max() / 3e3, 6)
         ax.set_xlabel(_frequency(ds))
         ax.set_ylabel("power, part of the variance")
-        ax.set_title(f"{_walk(ds)}: {plain(one['scalar'].item().replace('_', ' '))}")
+        ax.set_title(_title(ds, one["scalar"].item()))
         ax.legend(loc="upper right", ncols=2)
     return ax
 
@@ -90,7 +95,9 @@ def significance(ds: xr.Dataset, scalar: str | None = None, ax: Axes | None = No
         f, red = one["frequency"].values, one["red_noise"].values
         ratio = one["power"].values / red
         ax.plot(f, ratio, color=COLOURS[0], linestyle="-", linewidth=1)
-        for row, (level, line) in enumerate(zip(one["level"].values, LINES[1:], strict=False)):
+        for row, (level, line) in enumerate(
+            zip(one["level"].values, cycle(LINES[1:]), strict=False)
+        ):
             # The same at every frequency.
             height = float((one["global_level"].values[row] / red)[0])
             ax.axhline(height, color="#555555", linewidth=1, linestyle=line, label=f"{level:.0%}")
@@ -137,16 +144,23 @@ def periodograms(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
 
 
 def _mark_peaks(ax: Axes, one: xr.Dataset, height: NDArray[np.float64], named: int) -> None:
-    """Mark local maxima above the global level, and name the frequencies of the highest."""
+    """Mark local maxima above the global level, and name the frequencies of the highest.
+
+    One whose name would stand on that of a higher one goes without.
+    """
     f, over = one["frequency"].values, one["power"].values / one["global_level"].values[0]
     padded = np.concatenate([[0.0], over, [0.0]])
     highest = (over >= padded[:-2]) & (over >= padded[2:])
     peaks = np.flatnonzero((over > 1) & highest)
     look: dict[str, Any] = {"linestyle": "none", "marker": "v", "markersize": 4}
     ax.plot(f[peaks], 1.4 * height[peaks], color=COLOURS[1], **look)
-    for k in peaks[np.argsort(over[peaks])[::-1]][:named]:
-        text = f"{f[k]:.3g}"
-        ax.annotate(text, (f[k], 1.7 * height[k]), fontsize=7, ha="center", va="bottom")
+    free = APART * (f[-1] - f[0])
+    said: list[float] = []
+    for k in peaks[np.argsort(over[peaks])[::-1]]:
+        if len(said) < named and all(abs(f[k] - other) >= free for other in said):
+            text = f"{f[k]:.3g}"
+            ax.annotate(text, (f[k], 1.7 * height[k]), fontsize=7, ha="center", va="bottom")
+            said.append(float(f[k]))
 
 
 def _frequency(ds: xr.Dataset) -> str:
@@ -216,7 +230,7 @@ def relaxation(
                 plain(one["status"].item()), (0.5, 0.9), xycoords="axes fraction", ha="center"
             )
             ax.set_xlabel(LABELS["time"])
-        ax.set_title(f"{_walk(ds)}: {plain(name.replace('_', ' '))}")
+        ax.set_title(_title(ds, name))
     return figure
 
 
@@ -258,6 +272,7 @@ def _of(ds: xr.Dataset, kind: str, scalar: str | None) -> xr.Dataset:
     return ds.sel(scalar=names[0] if scalar is None else scalar)
 
 
-def _walk(ds: xr.Dataset) -> str:
+def _title(ds: xr.Dataset, scalar: str) -> str:
     seed = f", seed {ds.attrs['walk_seed']}" if ds.attrs["walk_seed"] >= 0 else ""
-    return f"{plain(ds.attrs['experiment'] or 'walk')}{seed}"
+    walk = f"{ds.attrs['experiment'] or 'walk'}{seed}"
+    return wrapped(f"{walk}: {scalar.replace('_', ' ')}", TITLE_LETTERS)

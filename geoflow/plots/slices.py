@@ -26,6 +26,7 @@ from geoflow.plots.styles import (
     check_axes,
     check_width,
     laid_out,
+    mark_lone,
     new_figure,
     plain,
     style,
@@ -178,16 +179,13 @@ def projections(ds: xr.Dataset, ax: Axes | None = None) -> Axes:
         for name, label in (("loss", "training"), ("test_loss", "test")):
             for kind, where in (("walk", "at the walk"), ("projected", "projected")):
                 if name in ds:
-                    ax.plot(
-                        time,
-                        ds[f"{kind}_{name}"].values,
-                        color=COLOURS[number],
-                        linestyle=LINES[number],
-                        label=f"{label}, {where}",
-                    )
+                    look: dict[str, Any] = {"color": COLOURS[number], "linestyle": LINES[number]}
+                    values = ds[f"{kind}_{name}"].values
+                    mark_lone(ax.plot(time, values, label=f"{label}, {where}", **look))
                     number += 1
         drawn = np.concatenate([np.asarray(line.get_ydata()) for line in ax.lines])
-        if drawn.min() > 0 and drawn.max() / drawn.min() > 20:
+        drawn = drawn[np.isfinite(drawn)]
+        if drawn.size and drawn.min() > 0 and drawn.max() / drawn.min() > 20:
             ax.set_yscale("log")
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_major_formatter("{x:g}")

@@ -241,9 +241,10 @@ def _extreme(at: xr.Dataset, end: str, ax: Axes) -> None:
             markersize=3.5 if first else 1.8,
             capsize=2,
         )
-    if end == "largest" and np.nanmin(values) > 0 and np.nanmax(values) > 10 * np.nanmin(values):
+    known = values[np.isfinite(values)]
+    if end == "largest" and known.size and known.max() > 10 * known.min() > 0:
         ax.set_yscale("log")
-    if not np.isfinite(values).any():
+    if not known.size:
         ax.set_yticks([])
         place: dict[str, Any] = {"transform": ax.transAxes, "ha": "center", "va": "center"}
         ax.text(0.5, 0.5, "none converged", color="#888888", **place)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from geoflow.errors import InputError
 from geoflow.system import files, kinds, translation
@@ -28,6 +31,8 @@ COLUMN_INCHES = 3.5
 SLIDE_INCHES = 7.0
 # From here on, panels stand two in a row.
 WIDE_INCHES = 5.0
+# Characters in a line of a label, and of a title, that a panel has room for, and lines of each.
+LABEL_LETTERS, TITLE_LETTERS, MOST_LINES = 24, 46, 3
 
 STYLE: dict[str, Any] = {
     "font.size": 8,
@@ -65,9 +70,64 @@ def plain(text: object) -> str:
     return str(text).replace("$", r"\$")
 
 
+def wrapped(text: str, letters: int) -> str:
+    """Return text in lines of so many letters, as :func:`plain` does; what is too long is cut."""
+    lines = [text] if len(text) <= letters else textwrap.wrap(text, letters)
+    if len(lines) > MOST_LINES:
+        lines = [*lines[: MOST_LINES - 1], f"{lines[MOST_LINES - 1][: letters - 1]}…"]
+    return plain("\n".join(lines))
+
+
 def axis_label(name: str) -> str:
     """What is written at the axis of a scalar, by its name."""
-    return LABELS.get(name) or plain(name.replace("_", " "))
+    return LABELS.get(name) or wrapped(name.replace("_", " "), LABEL_LETTERS)
+
+
+def mark_lone(drawn: Sequence[Line2D]) -> None:
+    """Mark the points of lines that no line shows: those without a finite neighbour.
+
+    Parameters
+    ----------
+    drawn : sequence of Line2D
+        As ``Axes.plot`` returns them. One with markers of its own is left as it is.
+    """
+    for line in drawn:
+        ax = line.axes
+        if not isinstance(ax, Axes) or line.get_marker() not in (None, "None", "none", "", " "):
+            continue
+        x, y = (np.asarray(values, float) for values in line.get_data(orig=False))
+        there = np.concatenate([[False], np.isfinite(x) & np.isfinite(y), [False]])
+        lone = there[1:-1] & ~there[:-2] & ~there[2:]
+        if lone.any():
+            look: dict[str, Any] = {"color": line.get_color(), "alpha": line.get_alpha()}
+            look |= {"linestyle": "none", "marker": "o", "markersize": 2.5}
+            ax.plot(x[lone], y[lone], zorder=line.get_zorder(), **look)
+
+
+def label_below(axes: Any, n: int, label: str) -> list[Axes]:
+    """Keep the first n panels of a grid, and number and label the lowest of each column.
+
+    Parameters
+    ----------
+    axes : array of Axes, shape (row, column)
+        That share their horizontal axis.
+    n : int
+        Those after it are removed.
+    label : str
+        Of the horizontal axis.
+
+    Returns
+    -------
+    list of Axes
+        The n panels.
+    """
+    for ax in axes.flat[n:]:
+        ax.remove()
+    kept = list(axes.flat[:n])
+    for ax in kept[-axes.shape[1] :]:
+        ax.set_xlabel(label)
+        ax.tick_params(labelbottom=True)
+    return kept
 
 
 @contextmanager

@@ -18,21 +18,29 @@ from geoflow.plots.styles import (
     LABELS,
     LINES,
     SLIDE_INCHES,
+    TITLE_LETTERS,
     WIDE_INCHES,
     axis_label,
     check_axes,
     check_width,
+    mark_lone,
     new_figure,
     plain,
     style,
+    wrapped,
 )
 from geoflow.system import kinds
 from geoflow.trajectories.dataset import at_snapshots, level_residuals
 from geoflow.trajectories.given import check_walk
 
+# What a title leaves out.
+USUAL_R, USUAL_DTYPE = "squared_norm", "float64"
+
 
 def line(ds: xr.Dataset, name: str, ax: Axes, x: str = "time", **kwargs: Any) -> Axes:
     """Draw a scalar of a trajectory against ``time``, ``arc_length`` or ``step``.
+
+    A value between two that are not known, as of an observable evaluated now and then, is a point.
 
     Parameters
     ----------
@@ -63,12 +71,13 @@ def line(ds: xr.Dataset, name: str, ax: Axes, x: str = "time", **kwargs: Any) ->
         steps = ds["snapshot_step"].values if x == "step" else at_snapshots(ds, x)
         few = len(steps) <= 40
         kwargs = {"marker": "o" if few else None, "markersize": 2.5} | kwargs
-    ax.plot(steps, values, **kwargs)
+    mark_lone(ax.plot(steps, values, **kwargs))
     ax.set_ylabel(axis_label(name))
-    if name.endswith("accuracy"):
+    known = values[np.isfinite(values)]
+    if name.endswith("accuracy") and known.size:
         # A flat curve still gets an axis that means something.
         low, high = ax.get_ylim()
-        ax.set_ylim(min(low, values.min() - 1), min(max(high, values.max() + 1), 100.5))
+        ax.set_ylim(min(low, known.min() - 1), min(max(high, known.max() + 1), 100.5))
     return ax
 
 
@@ -76,8 +85,10 @@ def angle(ds: xr.Dataset, ax: Axes, x: str = "time", **kwargs: Any) -> Axes:
     """Angle between ∇R and ∇L, with the 180° of a KKT point."""
     line(ds, "angle", ax, x, **kwargs)
     ax.axhline(180, color="#888888", linewidth=0.8, linestyle=(0, (1, 2)))
-    ax.set_ylim(min(89.0, float(ds["angle"].min()) - 2), 183)
-    ax.set_yticks([90, 120, 150, 180])
+    # Of all walks that are drawn there, not of this alone.
+    low = min(89.0, float(ax.dataLim.y0) - 2)
+    ax.set_ylim(low, 183)
+    ax.set_yticks(np.arange(30 * np.ceil(low / 30), 181, 30))
     return ax
 
 
@@ -152,6 +163,8 @@ def paper_stack(
 ) -> Figure:
     """Figure 2 of Tahir & Katz (2021): angle, R, test loss and test accuracy, stacked.
 
+    Of several walks, up to seven are named by what they differ in.
+
     Parameters
     ----------
     datasets : Dataset or sequence of Dataset
@@ -171,17 +184,22 @@ def paper_stack(
     for ds in several:
         _check(ds, x)
     names = [n for n in ("test_loss", "test_accuracy") if all(n in ds for ds in several)]
+    labels = _apart(several)
     with style():
-        figure = new_figure(width, min(0.42 * width, 1.5) * (2 + len(names)) + 0.35)
+        legend = 0.16 * len(labels) / (2 if width > WIDE_INCHES else 1)
+        figure = new_figure(width, min(0.42 * width, 1.5) * (2 + len(names)) + 0.35 + legend)
         axes = figure.subplots(2 + len(names), 1, sharex=True)
         for number, ds in enumerate(several):
             look = {"color": COLOURS[number % 7], "linestyle": LINES[number % 7]}
             angle(ds, axes[0], x, **look)
-            line(ds, "regularizer", axes[1], x, **look)
+            label = {"label": labels[number]} if labels else {}
+            line(ds, "regularizer", axes[1], x, **label, **look)
             for ax, name in zip(axes[2:], names, strict=True):
                 line(ds, name, ax, x, **look)
         axes[-1].set_xlabel(axis_label(x))
         axes[0].set_title(title(several[0]) if len(several) == 1 else f"{len(several)} walks")
+        if labels:
+            figure.legend(loc="outside lower center", ncols=2 if width > WIDE_INCHES else 1)
         figure.align_ylabels(axes)
     return figure
 
@@ -221,7 +239,7 @@ def _check(ds: xr.Dataset, x: str) -> None:
 
 
 def title(ds: xr.Dataset) -> str:
-    """Experiment, seed, solver and tolerance of a walk.
+    """Experiment, seed, solver and tolerance of a walk; R and dtype where they are not the usual.
 
     Raises
     ------
@@ -230,6 +248,35 @@ def title(ds: xr.Dataset) -> str:
     """
     check_walk(ds, attributes=("experiment", "seed", "title", "solver", "rtol"))
     name = plain(ds.attrs["experiment"] or "walk")
-    seed = f", seed {ds.attrs['seed']}" if ds.attrs["seed"] >= 0 else ""
+    seed = f", {walk_name(ds.attrs['seed'])}" if ds.attrs["seed"] >= 0 else ""
     note = ", synthetic images" if "synthetic" in ds.attrs["title"] else ""
-    return f"{name}{seed}{note}: {plain(ds.attrs['solver'])}, rtol {ds.attrs['rtol']:g}"
+    how = f"{plain(ds.attrs['solver'])}, rtol {ds.attrs['rtol']:g}"
+    if (dtype := ds.attrs.get("dtype") or USUAL_DTYPE) != USUAL_DTYPE:
+        how += f", {plain(dtype)}"
+    if (r := ds.attrs.get("regularizer_name") or USUAL_R) != USUAL_R:
+        how += f"\n{wrapped(f'R = {r}', TITLE_LETTERS)}"
+    return f"{name}{seed}{note}: {how}"
+
+
+def walk_name(seed: int, number: int = 0) -> str:
+    """What a walk is called among others: by its seed, or by its place where it has none."""
+    return f"seed {seed}" if seed >= 0 else f"walk {number + 1}"
+
+
+def _apart(walks: Sequence[xr.Dataset]) -> list[str]:
+    """Names of several walks by what they differ in; none where their lines are not told apart."""
+    if not 1 < len(walks) <= len(COLOURS):
+        return []
+    forms = {
+        **{"experiment": "{}", "seed": "seed {}", "solver": "{}", "rtol": "rtol {:g}"},
+        **{"dtype": "{}", "regularizer_name": "R = {}"},
+    }
+    shown = [
+        [form.format(ds.attrs[n]) for n, form in forms.items() if n in ds.attrs] for ds in walks
+    ]
+    common = set.intersection(*map(set, shown)) | {"", "seed -1"}
+    names = [", ".join(part for part in parts if part not in common) for parts in shown]
+    if "" in names or len(set(names)) < len(names):
+        # That alone does not tell them apart.
+        names = [f"walk {i}{', ' if n else ''}{n}" for i, n in enumerate(names, start=1)]
+    return [wrapped(name, TITLE_LETTERS) for name in names]

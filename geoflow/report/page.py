@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import numpy as np
@@ -20,21 +19,18 @@ from numpy.typing import NDArray
 from geoflow import baselines, plots
 from geoflow.analysis import PCA
 from geoflow.analysis.components import pca
-from geoflow.archive.inputs import existing, expand
-from geoflow.archive.netcdf import checked, open_lazily
+from geoflow.archive.inputs import expand
 from geoflow.archive.parts import check_free
-from geoflow.archive.path_files import open_path
-from geoflow.archive.trajectory_files import open_trajectory
-from geoflow.errors import InputError, RankError
+from geoflow.errors import RankError
 from geoflow.report.comparisons import comparison_section
 from geoflow.report.parts import Picture, Row, Section, Table, picture, synthetic
 from geoflow.report.paths import path_section
-from geoflow.report.walks import sentence, worst_residual
+from geoflow.report.reading import Runs, n_constraints, read
+from geoflow.report.walks import names_of, sentence, worst_residual
 from geoflow.sweeps import ensemble
 from geoflow.system import translation
 from geoflow.system.files import check_apart, replacing
-from geoflow.system.memory import check_memory
-from geoflow.trajectories import path_schema, schema
+from geoflow.trajectories import schema
 
 Floats = NDArray[np.float64]
 COMPONENTS, DRAWN = 6, 3
@@ -47,11 +43,13 @@ def report(
 ) -> list[Section]:
     """Write one HTML page that needs nothing but itself.
 
-    Walks of one experiment down the same R on as many constraints, with the same solver and
-    tolerances, make a section: their runs one by one; angle, R, test loss and test accuracy, mean ±
-    standard deviation over the runs; the table of Tahir & Katz (2021), every penalty of weight
-    decay beside the walks' start and end; the principal components of all points of all walks. A
-    regularisation path makes one of its own, and so does a comparison of solvers.
+    Walks of one experiment with one network, down the same R on as many constraints, with the same
+    solver and tolerances, make a section; of those without an experiment, walks with the same data,
+    or where there are none, on the same level. It has their runs one by one; angle, R, test loss
+    and test accuracy, mean ± standard deviation over the runs; the table of Tahir & Katz (2021),
+    every penalty of weight decay beside the walks' start and end; the principal components of all
+    points of all walks. A regularisation path makes one of its own, and so does a comparison of
+    solvers.
 
     Parameters
     ----------
@@ -77,23 +75,27 @@ def report(
     out = check_free(out, overwrite=overwrite)
     paths = expand(files)
     check_apart(out, paths, "out")
-    walks, trainings, followed, compared = _sort(paths)
-    alone = sorted(set(trainings) - {subject for subject, *_ in walks})
-    sections = []
+    given = read(paths)
+    alone = sorted(set(given.trainings) - {subject for subject, *_ in given.walks})
+    sections: list[Section] = []
+    named: list[str] = []
     for subject, runs in [
-        *((key[0], runs) for key, runs in sorted(walks.items())),
-        *((subject, []) for subject in alone),
+        *((key[0], runs) for key, runs in sorted(given.walks.items())),
+        *((subject, Runs()) for subject in alone),
     ]:
         with translation.reading(f"one of the files of {subject!a}", "what a page can show"):
-            paths_beside = trainings.get(subject)
-            baseline = baselines.open_weight_decay(paths_beside) if paths_beside else None
-            sections.append(_section(subject, runs, baseline))
-    for subject, path, ds in followed:
+            baseline = given.baseline(subject)
+            sections.append(_section(subject, runs.walks, baseline, len(sections)))
+            named.append(", ".join(map(str, runs.paths)))
+    titles = [section.title for section in sections]
+    for section, names in zip(sections, named, strict=True):
+        # They differ in what a title does not say: data, network, atol or options of the solver.
+        if titles.count(section.title) > 1:
+            section.summary = f"Of {names}."
+    for subject, path, ds in given.followed:
         with translation.reading(path, "what a page can show"):
-            beside = trainings.get(subject)
-            baseline = baselines.open_weight_decay(beside) if beside else None
-            sections.append(path_section(subject, ds, baseline, len(sections)))
-    for path, ds in compared:
+            sections.append(path_section(subject, ds, given.baseline(subject), len(sections)))
+    for path, ds in given.compared:
         with translation.reading(path, "what a page can show"):
             sections.append(comparison_section(ds, len(sections)))
     script = resources.files("geoflow.report").joinpath("templates/report.js").read_text("utf-8")
@@ -182,42 +184,58 @@ def _norm_columns(walks: Sequence[xr.Dataset]) -> dict[str, Callable[[xr.Dataset
 
 
 def mean_std(values: Sequence[float] | Floats, name: str = "") -> str:
-    """Write mean ± standard deviation (n − 1); accuracies in per cent."""
+    """Write mean ± standard deviation (n − 1); accuracies in per cent.
+
+    Of values of which some are not known, those of the others, and how many they are.
+    """
     array = np.asarray(values, dtype=float) * (100 if name.endswith("accuracy") else 1)
-    if not array.size or np.isnan(array).all():
+    known = array[~np.isnan(array)]
+    if not known.size:
         return "–"
     digits = ".1f" if name.endswith("accuracy") else ".4g"
     unit = " %" if name.endswith("accuracy") else ""
-    if array.size == 1:
-        return f"{array[0]:{digits}}{unit}"
-    spread = f"{array.std(ddof=1):{'.1f' if unit else '.2g'}}"
-    return f"{array.mean():{digits}} ± {spread}{unit}"
+    text = f"{known.mean():{digits}}"
+    if known.size > 1 and np.isfinite(known).all():
+        text += f" ± {known.std(ddof=1):{'.1f' if unit else '.2g'}}"
+    of = f" ({known.size} of {array.size})" if known.size < array.size else ""
+    return f"{text}{unit}{of}"
 
 
-def _section(subject: str, walks: list[xr.Dataset], baseline: xr.Dataset | None) -> Section:
+def _section(
+    subject: str, walks: list[xr.Dataset], baseline: xr.Dataset | None, number: int
+) -> Section:
+    called = names_of(walks)
+    of_another = None
+    if walks and baseline is not None:
+        sizes = [ds.sizes["parameter"] for ds in (walks[0], baseline)]
+        if sizes[0] != sizes[1]:
+            of_another = (
+                f"Left out: trainings with weight decay, of a network of {sizes[1]:,} parameters; "
+                f"these walks are of one of {sizes[0]:,}."
+            )
+            baseline = None
     if walks:
         n, a = len(walks), walks[0].attrs
         plural = "s" if n > 1 else ""
         what = f"{n} walk{plural}, {a['solver']}, rtol {a['rtol']:g}, {a['dtype']}"
         if (name := a["regularizer_name"]) != SQUARED_NORM:
             what += f", R = {name}"
-        if (constraints := _n_constraints(a)) > 1:
+        if (constraints := n_constraints(a)) > 1:
             what += f", {constraints} constraints"
     else:
         what = "weight decay"
     section = Section(f"{subject}: {what}")
     section.warnings += synthetic(subject)
-    early = [w for w in walks if w.attrs["status"] not in schema.REACHED]
-    for ds in early:
-        section.warnings.append(
-            f"Seed {ds.attrs['seed']} ended early: {ds.attrs['status']}, "
-            f"{ds.attrs['status_message']}."
-        )
-    section.sentences += [sentence(ds) for ds in walks]
+    section.warnings += [] if of_another is None else [of_another]
+    for ds, name in zip(walks, called, strict=True):
+        if (status := ds.attrs["status"]) not in schema.REACHED:
+            text = f"{name} ended early: {status}, {ds.attrs['status_message']}."
+            section.warnings.append(text)
+    section.sentences += [sentence(ds, name) for ds, name in zip(walks, called, strict=True)]
     if walks:
-        section.parts.append(_run_table(walks))
+        section.parts.append(_run_table(walks, called))
         figure = plots.sweep_stack(walks, ensemble.resample(walks) if walks[1:] else None)
-        names = "Angle, R, test loss and test accuracy"
+        names = _drawn(walks)
         caption = (
             f"{names} against flow time; thin: the runs; thick, with the band: mean ± "
             "standard deviation, as far as the shortest walk goes. The angle is far stiffer than "
@@ -233,17 +251,29 @@ def _section(subject: str, walks: list[xr.Dataset], baseline: xr.Dataset | None)
     n_points = sum(ds.sizes["snapshot"] for ds in walks)
     if n_points > 4 and walks[0].sizes["parameter"] > 2:
         section.parts += _pca_parts(walks, baseline)
+    if number:
+        # Ids are those of one thing on a page.
+        section.parts = [replace(part, id=f"{part.id}-{number}") for part in section.parts]
     return section
 
 
-def _run_table(walks: Sequence[xr.Dataset]) -> Table:
-    head = ["seed", "level c", "end", "angle", "R", "evaluations", "worst |L − c|/c", "time / s"]
+def _drawn(walks: Sequence[xr.Dataset]) -> str:
+    """What the figure of all walks shows, in words."""
+    tested = ("test_loss", "test_accuracy")
+    there = [n.replace("_", " ") for n in tested if all(n in ds for ds in walks)]
+    *most, last = ["Angle", "R", *there]
+    return f"{', '.join(most)} and {last}"
+
+
+def _run_table(walks: Sequence[xr.Dataset], called: Sequence[str]) -> Table:
+    seeded = all(ds.attrs["seed"] >= 0 for ds in walks)
+    head = ["level c", "end", "angle", "R", "evaluations", "worst |L − c|/c", "time / s"]
     rows = []
-    for ds in walks:
+    for ds, name in zip(walks, called, strict=True):
         last = ds.isel(step=-1)
         r, angle = ds["regularizer"].values, ds["angle"].values
         cells = [
-            str(ds.attrs["seed"]),
+            str(ds.attrs["seed"]) if seeded else name,
             f"{ds.attrs['level']:.4g}",
             ds.attrs["status"],
             f"{angle[0]:.1f}° → {angle[-1]:.1f}°",
@@ -253,7 +283,8 @@ def _run_table(walks: Sequence[xr.Dataset]) -> Table:
             f"{float(last['wall_time']):.1f}",
         ]
         rows.append(Row(cells))
-    return Table("runs", "The walks, one by one.", head, rows)
+    first = "seed" if seeded else "walk"
+    return Table("runs", "The walks, one by one.", [first, *head], rows)
 
 
 def _components(walks: Sequence[xr.Dataset], most: int) -> xr.Dataset | None:
@@ -316,73 +347,3 @@ def _criteria(baseline: xr.Dataset) -> list[str]:
 def _marks(best: dict[str, float]) -> dict[str, str]:
     marks = {"†": "test_loss", "‡": "validation_loss"}
     return {mark: by for mark, by in marks.items() if by in best}
-
-
-def _sort(
-    paths: Sequence[Path],
-) -> tuple[
-    dict[tuple[str, ...], list[xr.Dataset]],
-    dict[str, list[Path]],
-    list[tuple[str, Path, xr.Dataset]],
-    list[tuple[Path, xr.Dataset]],
-]:
-    """Walks by subject and settings, baselines' files by subject, paths, comparisons; read."""
-    compared: list[tuple[Path, xr.Dataset]] = []
-    followed: list[tuple[str, Path, xr.Dataset]] = []
-    walks: dict[tuple[str, ...], list[xr.Dataset]] = {}
-    trainings: dict[str, list[Path]] = {}
-    for path in paths:
-        kind, subject = _kind_of(path)
-        if kind == "baseline":
-            trainings.setdefault(subject, []).append(path)
-            continue
-        if kind == "comparison":
-            with (
-                translation.reading(path, "what a page can show"),
-                open_lazily(checked(existing(path))) as ds,
-            ):
-                check_memory(ds.nbytes, f"{path}: its errors", "leave it out")
-                compared.append((path, ds.load()))
-            continue
-        if kind == path_schema.KIND:
-            with translation.reading(path, "what a page can show"), open_path(path) as ds:
-                check_memory(ds.nbytes, f"{path}: its points", "leave it out")
-                followed.append((_subject(ds.attrs, "path"), path, ds.load()))
-            continue
-        with translation.reading(path, "what a page can show"), open_trajectory(path) as ds:
-            if not ds.sizes["snapshot"]:
-                raise InputError(f"{path} holds no snapshot; leave it out, or walk again with some")
-            check_memory(ds.nbytes, f"{path}: its snapshots", "give fewer walks")
-            ds.load()
-            a = ds.attrs
-            solver = json.dumps(json.loads(a["config"])["solver"], sort_keys=True)
-            key = (
-                *(_subject(a), solver, f"{a['rtol']:g}", f"{a['atol']:g}", a["dtype"]),
-                # R of different functions has no mean, nor have scalars of different flows.
-                *(a["regularizer_name"], a.get(schema.FLOW, ""), str(_n_constraints(a))),
-            )
-        walks.setdefault(key, []).append(ds)
-    for runs in walks.values():
-        runs.sort(key=lambda ds: int(ds.attrs["seed"]))
-    followed.sort(key=lambda one: (one[0], int(one[2].attrs["seed"])))
-    return walks, trainings, followed, compared
-
-
-def _n_constraints(attributes: Mapping[str, Any]) -> int:
-    return len(json.loads(attributes.get(schema.LEVELS, "[0]")))
-
-
-def _subject(attributes: Mapping[str, Any], unnamed: str = "walk") -> str:
-    """Experiment, and whether its images are CIFAR-10's or made up."""
-    made_up = ", synthetic images" if "synthetic" in attributes["title"] else ""
-    return f"{attributes['experiment'] or unnamed}{made_up}"
-
-
-def _kind_of(path: Path) -> tuple[str, str]:
-    """Whether a file is of a baseline, a path or anything else, and the subject of a baseline."""
-    with translation.reading(path), open_lazily(checked(existing(path))) as ds:
-        if "geoflow_baseline" in ds.attrs:
-            return "baseline", _subject(ds.attrs)
-        if ds.attrs.get("kind") == "comparison":
-            return "comparison", ""
-        return (path_schema.KIND if path_schema.is_path(ds) else "walk"), ""

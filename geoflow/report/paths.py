@@ -70,11 +70,12 @@ def summary(ds: xr.Dataset) -> str:
     )
     best = _best(ds)
     if best is not None:
+        least, first = float(ds["test_loss"][best]), float(ds["test_loss"][0])
         said += (
-            f" The least test loss is {float(ds['test_loss'][best]):.4g}, at level "
-            f"{level[best]:.3g} and penalty {penalty[best]:.3g}; at the end of the first walk it "
-            f"is {float(ds['test_loss'][0]):.4g}."
+            f" The least test loss is {least:.4g}, at level {level[best]:.3g} and penalty "
+            f"{penalty[best]:.3g}"
         )
+        said += "." if np.isnan(first) else f"; at the end of the first walk it is {first:.4g}."
     return said
 
 
@@ -108,6 +109,8 @@ def _points(ds: xr.Dataset, number: int) -> Table:
 
 
 def _cell(name: str, value: float) -> str:
+    if np.isnan(value):
+        return "–"
     if name.endswith("accuracy"):
         return f"{100 * value:.1f} %"
     return f"{value:.2f}" if name == "angle" else f"{value:.4g}"

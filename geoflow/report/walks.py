@@ -2,36 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import xarray as xr
 
+from geoflow.plots.trajectory import walk_name
 from geoflow.trajectories import schema
 from geoflow.trajectories.dataset import level_residuals
 
+# Statuses that are no words, as what follows a walk's name.
+ENDED = {
+    "stationary": "ends stationary",
+    "event": "ends at an event",
+    "plateau": "ends on a plateau",
+    "at_rest": "ends at rest",
+    "t_end": "ends as asked",
+    "interrupted": "was interrupted",
+}
 
-def sentence(ds: xr.Dataset) -> str:
+
+def names_of(walks: Sequence[xr.Dataset]) -> list[str]:
+    """What each walk is called on a page: by its seed, or by its place where it has none."""
+    if len(walks) == 1 and walks[0].attrs["seed"] < 0:
+        return ["This walk"]
+    return [walk_name(ds.attrs["seed"], i).capitalize() for i, ds in enumerate(walks)]
+
+
+def sentence(ds: xr.Dataset, name: str | None = None) -> str:
     """Say how a walk ended, for how much, and what came of it.
 
     Parameters
     ----------
     ds : xarray.Dataset
         A trajectory of a :class:`~geoflow.RegularizingFlow` or of a flow of one's own.
+    name : str, optional
+        What it is called. None: by its seed.
     """
-    seed = f"Seed {ds.attrs['seed']}" if ds.attrs["seed"] >= 0 else "This walk"
+    name = names_of([ds])[0] if name is None else name
     last = ds.isel(step=-1)
     spent = int(last["n_gradient"]) + 2 * int(last["n_hvp"])
-    said = f"{seed} ends {ds.attrs['status'].replace('_', ' ')} at t = {float(last['time']):.3g}"
-    said += f" after {spent:,} gradient evaluations"
+    status = ds.attrs["status"]
+    how = ENDED.get(status, f"ends early ({status.replace('_', ' ')})")
+    said = f"{name} {how} at t = {float(last['time']):.3g}"
+    said += f" after {spent:,} gradient evaluation{'' if spent == 1 else 's'}"
     changes = []
-    for name, label, digits in (
+    for scalar, label, digits in (
         ("regularizer", "R", ".4g"),
         ("angle", "the angle", ".1f"),
         ("test_loss", "the test loss", ".4g"),
         ("test_accuracy", "the test accuracy", ".1%"),
     ):
-        if name in ds and ds[name].size:
-            first, end = float(ds[name][0]), float(ds[name][-1])
-            unit = "°" if name == "angle" else ""
+        ends = [float(ds[scalar][i]) for i in (0, -1)] if scalar in ds and ds[scalar].size else []
+        # What is not known at an end neither goes nor stays.
+        if ends and not np.isnan(ends).any():
+            first, end = ends
+            unit = "°" if scalar == "angle" else ""
             start, end_text = f"{first:{digits}}{unit}", f"{end:{digits}}{unit}"
             moved = f"goes from {start} to {end_text}" if start != end_text else f"stays {start}"
             changes.append(f"{label} {moved}")

@@ -1,5 +1,7 @@
 import re
 
+import numpy as np
+
 import drawn
 from geoflow import report
 from geoflow.archive import path_files
@@ -50,3 +52,17 @@ def test_a_page_of_a_file(tmp_path):
     assert html.count("<img") == 2
     assert all(f'id="{part.id}"' in html for part in section.parts)
     assert not re.search(r"None|Undefined", html.split("<body>")[1].split("<img")[0])
+
+
+def test_what_is_not_known_along_a_path_is_not_said():
+    ds = drawn.path()
+    values = ds["test_loss"].values.copy()
+    values[0] = np.nan
+    ds = ds.assign(test_loss=("level", values), test_accuracy=("level", np.full(6, np.nan)))
+    said = summary(ds)
+    assert "The least test loss is" in said
+    assert "nan" not in said
+    points = path_section("by formula", ds, None).parts[-1]
+    columns = [points.head.index(name) for name in ("test loss", "test accuracy")]
+    assert [points.rows[0].cells[i] for i in columns] == ["–", "–"]
+    assert [row.cells[columns[1]] for row in points.rows] == ["–"] * 6
