@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,9 +21,13 @@ from geoflow.errors import ArchiveError, InputError
 from geoflow.experiments import training
 from geoflow.experiments.registry import Experiment
 from geoflow.problems.parts import TensorSpec
-from geoflow.system import files, translation
+from geoflow.system import files, kinds, translation
 
 SCHEMA_VERSION = "1.0"
+
+A_BASELINE = "what gf.baselines.weight_decay returned"
+# Of θ.
+DIMENSIONS = ("penalty", "run", "parameter")
 
 Curve = NDArray[np.float64]
 
@@ -71,7 +76,7 @@ def to_dataset(
         {"long_name": "squared norm of all parameters at the end", "units": "1"},
     )
     variables["theta"] = (
-        ("penalty", "run", "parameter"),
+        DIMENSIONS,
         theta,
         {"long_name": "parameters at the end, flat", "units": "1"},
     )
@@ -142,8 +147,10 @@ def best_penalty(ds: xr.Dataset, by: str = "validation_loss") -> float:
     Raises
     ------
     InputError
-        No such curve, or no value in it.
+        No baseline, no such curve, or no value in it.
     """
+    kinds.check_dataset(ds, "penalty", "run", "epoch", give=A_BASELINE)
+    kinds.check_kind(by, str, "by", "the name of a loss or an accuracy")
     if by not in ds or not by.endswith(("_loss", "_accuracy")):
         raise InputError(f"by={by!r} is not a loss or an accuracy of this baseline")
     values = ds[by].isel(epoch=-1).mean("run", skipna=False)
@@ -159,10 +166,19 @@ def save_weight_decay(ds: xr.Dataset, path: str | Path, *, overwrite: bool = Fal
     Raises
     ------
     InputError
-        The file is there already, or its folder cannot be written.
+        No baseline, or a part of one without its dimensions; or the file is there already, or its
+        folder cannot be written.
     ArchiveError
         Writing failed; ``path`` is as it was.
     """
+    kinds.check_dataset(ds, "theta", give=A_BASELINE)
+    if ds.attrs.get("geoflow_baseline") != SCHEMA_VERSION:
+        raise InputError(f"ds is no weight-decay baseline; give {A_BASELINE}")
+    if ds["theta"].dims != DIMENSIONS:
+        raise InputError(
+            f"ds: its theta has the dimensions {ds['theta'].dims}, not {DIMENSIONS}; select with "
+            "lists, as in ds.sel(penalty=[0.1])"
+        )
     encoding: dict[str, dict[str, Any]] = {
         str(name): {"zlib": True, "complevel": 1, "shuffle": True}
         for name, variable in ds.variables.items()
@@ -177,10 +193,18 @@ def open_weight_decay(paths: str | Path | Sequence[str | Path]) -> xr.Dataset:
 
     Raises
     ------
+    InputError
+        No names of files.
     ArchiveError
-        No such file, not a baseline, or files that do not belong together.
+        No such file, not a baseline, or files that do not belong together, as two that have a
+        penalty in common.
     """
-    several = [paths] if isinstance(paths, str | Path) else list(paths)
+    if isinstance(paths, str | os.PathLike):
+        paths = [paths]
+    kinds.check_kind(paths, Iterable, "paths", "the name of a file, or several in a list")
+    several = [kinds.as_path(path, "paths") for path in paths]
+    if not several:
+        raise InputError("paths is empty; name at least one file")
     datasets = []
     for path in several:
         if not files.is_file(path):
@@ -196,7 +220,21 @@ def open_weight_decay(paths: str | Path | Sequence[str | Path]) -> xr.Dataset:
         same = all(ds.attrs[k] == first.attrs[k] for k in ("experiment", "epochs", "dtype", "data"))
         if not same or not all(first[k].equals(ds[k]) for k in ("run", "epoch")):
             raise ArchiveError(f"{path} is not of the same experiment, runs, epochs and data")
+    _check_apart(several, datasets)
     if len(datasets) == 1:
         return first
     joined = xr.concat(datasets, "penalty", data_vars="minimal", combine_attrs="override")
     return joined.sortby("penalty")
+
+
+def _check_apart(paths: Sequence[Path], datasets: Sequence[xr.Dataset]) -> None:
+    """Refuse files that have a penalty in common, which would be two of one name."""
+    there: dict[float, Path] = {}
+    for path, ds in zip(paths, datasets, strict=True):
+        for penalty in ds["penalty"].values.tolist():
+            if penalty in there:
+                raise ArchiveError(
+                    f"{path} has the penalty {penalty:g}, as {there[penalty]} has; give files that "
+                    "differ in their penalties, each once"
+                )
+            there[penalty] = path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,11 +18,13 @@ from tqdm import tqdm
 from geoflow.baselines.decay_dataset import Curve, to_dataset
 from geoflow.errors import InputError
 from geoflow.experiments import registry, training
+from geoflow.experiments.prepared import check_seed
 from geoflow.experiments.registry import Data, Experiment, Start
 from geoflow.problems import arithmetic
+from geoflow.problems.checks import check_device_and_dtype
 from geoflow.problems.each import each
 from geoflow.problems.parts import outputs
-from geoflow.system.kinds import as_number, shown
+from geoflow.system.kinds import as_number, as_whole, check_kind, check_switch, shown
 from geoflow.system.limits import EPOCHS, check_work
 from geoflow.system.memory import check_memory
 from geoflow.system.progress import progress_bar
@@ -97,10 +100,19 @@ def weight_decay(
     chosen = registry.of_paper(experiment) if isinstance(experiment, str) else experiment
     if not isinstance(chosen, Experiment):
         raise InputError(registry.not_of_paper(f"experiment={shown(chosen)}"))
-    epochs = chosen.decay_epochs if epochs is None else epochs
-    _check_cost(chosen, len(penalties), len(seeds), epochs, dtype)
-    penalties, seeds = [as_number(p, "penalties") for p in penalties], [int(s) for s in seeds]
-    _check(penalties, seeds, epochs, validation, record_every)
+    epochs = chosen.decay_epochs if epochs is None else as_whole(epochs, "epochs", least=1)
+    record_every = as_whole(record_every, "record_every", least=1)
+    validation = as_number(validation, "validation")
+    check_device_and_dtype(device, dtype)
+    check_kind(data, str | os.PathLike | None, "data", "a folder's name, or None")
+    check_switch(progress, "progress")
+    # By their number first: a range may be longer than a list can be.
+    _check_cost(chosen, _length(penalties, "penalties"), _length(seeds, "seeds"), epochs, dtype)
+    penalties, seeds = (
+        [as_number(p, "penalties") for p in penalties],
+        [check_seed(s) for s in seeds],
+    )
+    _check(penalties, seeds, validation)
     starts = [chosen.start(s, data=data, dtype=dtype, device=device) for s in seeds]
     n = len(starts[0].train.targets)
     n_fit = n - round(validation * n)
@@ -138,7 +150,7 @@ def weight_decay(
         "validation": validation,
         "n_train": n,
         "n_test": len(starts[0].test.targets),
-        "data": data,
+        "data": None if data is None else os.fspath(data),
         "data_source": starts[0].source,
         "dtype": str(dtype).removeprefix("torch."),
         "device": str(device),
@@ -153,13 +165,17 @@ class _Fit(NamedTuple):
     theta: list[NDArray[np.generic]]
 
 
-def _check(
-    penalties: Sequence[float],
-    seeds: Sequence[int],
-    epochs: int,
-    validation: float,
-    record_every: int,
-) -> None:
+def _length(values: Any, name: str) -> int:
+    try:
+        # Each has a length, and none holds numbers.
+        if isinstance(values, str | bytes | Mapping):
+            raise TypeError
+        return len(values)
+    except (TypeError, OverflowError):
+        raise InputError(f"{name}={shown(values)}; give numbers in a list") from None
+
+
+def _check(penalties: Sequence[float], seeds: Sequence[int], validation: float) -> None:
     bad = [p for p in penalties if not (math.isfinite(p) and p >= 0)]
     if bad or not penalties or len(set(penalties)) < len(penalties):
         raise InputError(f"penalties={list(penalties)}; use different numbers, none negative")
@@ -167,9 +183,6 @@ def _check(
         raise InputError(f"seeds={list(seeds)}; use at least one, each once")
     if not 0 <= validation <= 0.5:
         raise InputError(f"validation={validation}; use a part of at most 0.5, or 0 for none")
-    for name, value in (("epochs", epochs), ("record_every", record_every)):
-        if value < 1:
-            raise InputError(f"{name}={value}; use a positive number")
 
 
 def _check_cost(

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import math
 import time as clock
+from typing import Any
 
 import torch
 import xarray as xr
 from torch import Tensor
 
-from geoflow.errors import (
-    ConvergenceError,
-    CriticalPointError,
-    EvaluationLimitError,
-    InputError,
-    StepSizeError,
-)
+from geoflow.errors import CriticalPointError, EvaluationLimitError, InputError
 from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow, check_single
 from geoflow.problems import arithmetic
-from geoflow.system.kinds import check_switch
+from geoflow.system import kinds
 from geoflow.trajectories import dataset, records
 from geoflow.trajectories.records import Snapshot, StepRecords
+from geoflow.trajectories.storable import storable
 from geoflow.walking import ending
 from geoflow.walking.advancing import after_step
-from geoflow.walking.stopping import Stop
+from geoflow.walking.counting import budgets, counts_of
+from geoflow.walking.events import Event
+from geoflow.walking.stopping import Goals, Stop
 
 NAME = "predictor_corrector"
 CLOSE = 1e-10
@@ -65,33 +63,31 @@ def predictor_corrector(
     stop : Stop, optional
         A further criterion.
     max_evaluations : int
-        Budget in gradient evaluations. Never exceeded.
+        Budget in gradient evaluations. Never exceeded. Where R is the loss of another problem that
+        has as many again for itself.
 
     Returns
     -------
     xarray.Dataset
-        Schema 1.0, a record for each predictor and corrector step. A predictor step of length η
-        covers the flow time η/‖Π∇R‖; a correction is given η/‖∇R‖, since time must increase.
-        The first and the last θ are kept.
+        Schema 1.0, or 1.2 where R counts its evaluations apart, a record for each predictor and
+        corrector step. A predictor step of length η covers the flow time η/‖Π∇R‖; a correction
+        is given η/‖∇R‖, since time must increase. The first and the last θ are kept. What fails
+        on the way ends the loop with the statuses of :func:`geoflow.walk`, as
+        ``evaluation_failed`` where L, R or ``stop`` raised.
 
     Raises
     ------
     InputError
-        A parameter that is not positive.
+        An argument that cannot be used, as a number that is not positive.
     """
+    kinds.check_kind(flow, RegularizingFlow, "flow", kinds.A_FLOW)
     check_single(flow, "the paper's loop")
-    check_switch(adaptive_corrector, "adaptive_corrector")
-    positive = {
-        "predictor_min": predictor_min,
-        "corrector_min": corrector_min,
-        "max_evaluations": max_evaluations,
-        "steps": 1 if steps is None else steps,
-    }
-    for name, value in positive.items():
-        if not (math.isfinite(value) and value > 0):
-            raise InputError(f"{name}={value}; use a positive number")
-    loop = _Loop(flow, predictor_min, corrector_min, adaptive_corrector)
-    status, message = loop.run(steps, stop, max_evaluations)
+    kinds.check_switch(adaptive_corrector, "adaptive_corrector")
+    _check_stop(flow, stop)
+    predictor_min = _positive(predictor_min, "predictor_min")
+    corrector_min = _positive(corrector_min, "corrector_min")
+    max_evaluations = _count(max_evaluations, "max_evaluations")
+    steps = None if steps is None else _count(steps, "steps")
     config = {
         "solver": {
             "name": NAME,
@@ -104,30 +100,62 @@ def predictor_corrector(
         "provenance": {},
     }
     header = dataset.attributes(flow, solver=NAME, rtol=0.0, atol=0.0, config=config)
-    header |= {"status": status, "status_message": message}
+    loop = _Loop(flow, predictor_min, corrector_min, adaptive_corrector, StepRecords(header))
+    status, message = loop.run(steps, stop, max_evaluations)
+    header |= {"status": status, "status_message": storable(message)}
     return dataset.to_dataset(flow.problem, loop.records, loop.snapshots, [], header)
+
+
+def _positive(value: Any, name: str) -> float:
+    number = kinds.as_number(value, name)
+    if not (math.isfinite(number) and number > 0):
+        raise InputError(f"{name}={value}; use a positive number")
+    return number
+
+
+def _count(value: Any, name: str) -> int:
+    number = _positive(value, name)
+    if not number.is_integer():
+        raise InputError(f"{name}={value}; use a whole number")
+    return int(number)
+
+
+def _check_stop(flow: RegularizingFlow, stop: Any) -> None:
+    if stop is None:
+        return
+    # An event is looked for inside a step, where the loop does not look: it would end nothing.
+    if isinstance(stop, type | Event) or not callable(stop):
+        raise InputError(
+            f"stop={kinds.shown(stop)} cannot end the loop; use Stationary(…), Plateau(…) or None"
+        )
+    Goals.checked(None, stop, None).check_scalars(flow.scalars)
 
 
 class _Loop:
     def __init__(
-        self, flow: RegularizingFlow, predictor_min: float, corrector_min: float, adaptive: bool
+        self,
+        flow: RegularizingFlow,
+        predictor_min: float,
+        corrector_min: float,
+        adaptive: bool,
+        step_records: StepRecords,
     ) -> None:
         self.flow, self.adaptive = flow, adaptive
         self.least = {"predict": predictor_min, "correct": corrector_min}
         self.size = dict(self.least)
         self.direction: dict[str, Tensor] = {}
         self.previous = ""
-        self.records = StepRecords()
+        self.records = step_records
         self.snapshots: list[Snapshot] = []
         self.time = self.arc_length = 0.0
         self.n_corrections = self.n_predictions = 0
-        self.counts0 = flow.problem.counts
+        self.counts0 = counts_of(flow)
         self.clock0 = clock.perf_counter()
 
     def run(self, steps: int | None, stop: Stop | None, budget: int) -> ending.End:
         state: FlowState | None = None
         try:
-            with self.flow.problem.budget(budget):
+            with budgets(self.flow, dict.fromkeys(self.counts0, 0), budget):
                 state = self.flow.evaluate(self.flow.problem.theta0)
                 self.record(state, 0.0)
                 while True:
@@ -137,13 +165,19 @@ class _Loop:
                     if end is not None:
                         break
                     state = self.step(state)
-        except EvaluationLimitError:
-            end = "max_evaluations", f"the budget of {budget} evaluations is spent"
-        except (ConvergenceError, CriticalPointError, StepSizeError) as error:
-            end = ending.of_error(error, budget)
         except KeyboardInterrupt:
+            if state is None:
+                raise
             end = "interrupted", "interrupted by the user"
-        if state is not None and len(self.records) > 1:
+        except Exception as error:
+            # Whatever a user's loss, R or criterion raised; nothing is lost where nothing was made.
+            unusable = isinstance(error, InputError) and len(self.records) == 1
+            if state is None or unusable:
+                if isinstance(error, EvaluationLimitError):
+                    raise ending.spent_before(budget, "the start is evaluated") from error
+                raise
+            end = ending.of_error(error, budget)
+        if len(self.records) > 1:
             self.snapshots.append(Snapshot(len(self.records) - 1, self.time, state.theta, {}))
         return end
 
@@ -166,13 +200,19 @@ class _Loop:
         direction = direction / norm
         self._adapt(kind, direction)
         size = self.size[kind]
-        time = after_step(self.time, size / speed, math.inf)
+        step_size = size / speed if speed else math.inf
+        time = after_step(self.time, step_size, math.inf)
+        if math.isinf(time):
+            raise CriticalPointError(
+                f"R is stationary at loss {state.loss:.6g}, where a step of the {kind}or takes no "
+                "finite flow time; start elsewhere"
+            )
         end = self.flow.evaluate(state.theta - size * direction)
         self.n_predictions += kind == "predict"
         self.n_corrections += kind == "correct"
         self.time = time
         self.arc_length += size
-        self.record(end, size / speed)
+        self.record(end, step_size)
         return end
 
     def _adapt(self, kind: str, direction: Tensor) -> None:
@@ -188,7 +228,7 @@ class _Loop:
         self.previous = kind
 
     def record(self, state: FlowState, step_size: float) -> None:
-        counts = self.flow.problem.counts
+        counts = counts_of(self.flow)
         self.records.append(
             records.step_record(
                 self.flow,

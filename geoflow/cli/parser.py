@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -130,12 +131,46 @@ def _warn(message: Warning | str, *details: Any, **more: Any) -> None:
     note(f"geoflow: warning: {message}")
 
 
+# What starts a value, of which the rest may be wrong.
+NEGATIVE = re.compile(r"-(\.?\d|inf|nan)", re.IGNORECASE)
+
+
 class _Parser(argparse.ArgumentParser):
     """Writes where all else of geoflow is written, and an error on one line."""
 
     def error(self, message: str) -> NoReturn:
         note(f"geoflow: error: {message}; see {self.prog} --help")
         raise SystemExit(BAD_INPUT)
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str], namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse, with negative numbers and lists of them as values of options.
+
+        Of these argparse knows a single plain one, such as -1; it takes -1e-3, -inf and -2,-1 for
+        options.
+        """
+        joined: list[str] = []
+        for text in args:
+            option = joined[-1] if joined and "--" not in joined else ""
+            if not text.startswith("-") or not self._takes_one(option):
+                joined.append(text)
+            elif NEGATIVE.match(text):
+                joined[-1] = f"{option}={text}"
+            elif text.startswith("--") or " " in text or text in ("-", "-h"):
+                joined.append(text)
+            else:
+                wanted = f"expected one argument; give one that starts with - as {option}={text}"
+                self.error(f"argument {option}: {wanted}")
+        return super().parse_known_args(joined, namespace)
+
+    def _takes_one(self, text: str) -> bool:
+        """Whether a text is an option, or the start of only one, that one value follows."""
+        if not text.startswith("--"):
+            return False
+        known = {name: action for action in self._actions for name in action.option_strings}
+        named = [known[text]] if text in known else [known[n] for n in known if n.startswith(text)]
+        return len(set(named)) == 1 and named[0].nargs is None
 
     def _print_message(self, message: str, file: Any = None) -> None:
         write(message)

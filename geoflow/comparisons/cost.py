@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,14 @@ import xarray as xr
 
 from geoflow import solvers
 from geoflow.baselines import predictor_corrector
-from geoflow.errors import InputError
 from geoflow.experiments import registry
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.level_set import LevelSet
 from geoflow.manifold.regularizers import squared_norm
 from geoflow.problems import arithmetic
+from geoflow.system import kinds
 from geoflow.walking.loop import walk
+from geoflow.walking.settings import WalkSettings
 from geoflow.walking.stopping import Stationary
 
 ANGLES = (120, 150, 175, 179)
@@ -59,12 +61,13 @@ def bench(
     Raises
     ------
     InputError
-        An unknown experiment, or a cap that is not positive.
+        An argument that cannot be used.
     KeyboardInterrupt
         Ctrl-C came during one of them: what was counted of it is not what it takes.
     """
-    if max_evaluations < 1:
-        raise InputError(f"max_evaluations={max_evaluations}; use a positive number")
+    kinds.check_kind(max_evaluations, Real, "max_evaluations", "a whole number")
+    budget = WalkSettings(max_evaluations=max_evaluations).goals().max_evaluations
+    kinds.check_kind(note, Callable | None, "note", "a function of a text")
     chosen = registry.get(experiment)
     of_paper: dict[str, Any] = {}
     if isinstance(chosen, registry.Experiment):
@@ -78,16 +81,14 @@ def bench(
     stop = Stationary(float(ANGLES[-1]))
     report = note or (lambda name: None)
     report("predictor_corrector")
-    paper = predictor_corrector(flow, stop=stop, max_evaluations=max_evaluations, **of_paper)
+    paper = predictor_corrector(flow, stop=stop, max_evaluations=budget, **of_paper)
     _check_whole(paper)
     target = float(paper["regularizer"].min())
     entries = {"predictor_corrector": summarise(paper, target)}
     known = SOLVERS | {name: rtol for name, rtol in PEER.items() if solvers.is_installed(name)}
     for name, rtol in known.items():
         report(name)
-        ds = walk(
-            flow, name, rtol=rtol, stop=stop, max_evaluations=max_evaluations, max_snapshots=2
-        )
+        ds = walk(flow, name, rtol=rtol, stop=stop, max_evaluations=budget, max_snapshots=2)
         _check_whole(ds)
         entries[name] = summarise(ds, target)
     return entries

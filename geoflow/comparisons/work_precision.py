@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 import xarray as xr
 
 from geoflow import solvers as known_solvers
+from geoflow.comparisons.counterpart import check_counterpart
 from geoflow.comparisons.dataset import (
     FLOAT32,
     TIGHTER,
@@ -90,7 +90,8 @@ def compare(
         Budget of each walk, a Hessian-vector product counting 2; the reference has none of its
         own but walk's. None: walk's own, 100,000.
     float32 : RegularizingFlow, optional
-        The same flow in float32, from the same start.
+        The same flow in float32, from the same start: level, L, R and ∇R there are compared, to
+        what float32 rounds.
     reference : str, optional
         Solver of the reference. None: SUNDIALS' CVODE, a method of other hands, where
         ``geoflow[sundials]`` is installed, and dopri5 elsewhere.
@@ -135,6 +136,8 @@ def compare(
     WalkSettings(max_evaluations=max_evaluations)
     if flow.problem.dtype != torch.float64:
         raise InputError(f"flow is in {flow.problem.dtype}; the reference needs torch.float64")
+    if float32 is not None:
+        check_counterpart(float32, flow)
     records.check_observables(observables, flow.problem.theta0)
     errors = {f"{name}_error" for name in ("theta", "regularizer", "angle", *observables)}
     for name in sorted((TAKEN | errors) & set(observables)):
@@ -318,7 +321,7 @@ def _wanted(
 
 
 def _jitters(runs: int) -> list[float]:
-    kinds.check_kind(runs, Integral, "runs", "a whole number")
+    runs = kinds.as_whole(runs, "runs")
     if runs < 1 or runs > MOST_RUNS:
         raise InputError(f"runs={runs}; use 1 to {MOST_RUNS}")
     return [1.0] if runs == 1 else [float(f) for f in np.linspace(1 - JITTER, 1 + JITTER, runs)]
@@ -333,7 +336,7 @@ def _checked_times(times: Sequence[float]) -> list[float]:
 
 
 def _numbers(values: Any, name: str) -> list[float]:
-    if isinstance(values, str | Mapping):
+    if isinstance(values, str | bytes | Mapping):
         raise InputError(f"{name}={kinds.shown(values)}; give a list of numbers")
     try:
         several = list(values)

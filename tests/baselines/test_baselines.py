@@ -134,3 +134,100 @@ def test_the_papers_loop_ends_where_time_no_longer_advances():
     ds = gf.baselines.predictor_corrector(steep, stop=None, max_evaluations=5_000)
     assert ds.attrs["status"] == "step_size_underflow"
     assert (np.diff(ds["time"]) > 0).all()
+
+
+def raising(n):
+    """The squared norm, which at its ``n``-th evaluation raises."""
+    left = n
+
+    def loss(theta):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise RuntimeError("out of data")
+        return theta.square().sum()
+
+    return loss
+
+
+def on_a_sphere(loss, regularizer, level=None):
+    theta0 = torch.tensor([1.0, 1.0, 0.5], dtype=torch.float64)
+    problem = gf.Problem.from_function(loss, theta0)
+    return gf.RegularizingFlow(gf.LevelSet(problem, level), regularizer)
+
+
+def test_a_loop_whose_loss_raises_keeps_what_was_walked():
+    ds = predictor_corrector(on_a_sphere(raising(60), lambda t: t[0] + 2 * t[1]))
+    assert ds.attrs["status"] == "evaluation_failed"
+    assert ds.attrs["status_message"] == "an evaluation raised RuntimeError: out of data"
+    assert schema.defects(ds) == []
+    whole = predictor_corrector(
+        on_a_sphere(lambda t: t.square().sum(), lambda t: t[0] + 2 * t[1]),
+        max_evaluations=ds.sizes["step"],
+    )
+    assert ds.sizes["step"] > 10
+    assert np.array_equal(ds["theta"], whole["theta"])
+
+
+def test_a_loop_whose_criterion_or_r_raises_keeps_what_was_walked():
+    def stop(records):
+        if len(records) == 4:
+            raise ZeroDivisionError("no rate yet")
+
+    def regularizer(theta):
+        if theta[1] < 0.99:
+            raise OSError("the file is gone")
+        return theta[0] + 2 * theta[1]
+
+    flow = on_a_sphere(lambda t: t.square().sum(), lambda t: t[0] + 2 * t[1])
+    ds = predictor_corrector(flow, stop=stop)
+    assert (ds.attrs["status"], ds.sizes["step"]) == ("evaluation_failed", 4)
+    assert ds.attrs["status_message"] == "an evaluation raised ZeroDivisionError: no rate yet"
+    ds = predictor_corrector(on_a_sphere(lambda t: t.square().sum(), regularizer))
+    assert ds.attrs["status"] == "evaluation_failed"
+    assert ds.sizes["step"] > 4
+    assert ds["theta"].values[-1, 1] >= 0.99
+
+
+def test_a_loop_that_has_no_first_point_raises_what_was_raised():
+    with pytest.raises(RuntimeError, match="out of data"):
+        predictor_corrector(on_a_sphere(raising(made_of()), lambda t: t[0]))
+
+
+def made_of():
+    """Evaluations that a flow takes to be made."""
+    n = 0
+
+    def loss(theta):
+        nonlocal n
+        n += 1
+        return theta.square().sum()
+
+    on_a_sphere(loss, lambda t: t[0])
+    return n
+
+
+def test_a_correction_where_r_is_stationary_ends_the_loop():
+    # A correction is given the flow time of a step as long along ∇R, which there is none of.
+    there = torch.tensor([1.0, 1.0, 0.5], dtype=torch.float64)
+    flow = on_a_sphere(lambda t: t.square().sum(), lambda t: (t - there).square().sum(), level=3.0)
+    ds = predictor_corrector(flow, steps=20)
+    assert ds.attrs["status"] == "critical_point"
+    assert ds.attrs["status_message"].startswith("R is stationary at loss 2.25, where a step of")
+    assert ds.sizes["step"] == 1
+    assert schema.defects(ds) == []
+
+
+def test_the_loop_counts_an_r_that_is_another_problem_apart():
+    # Each record of it costs a gradient of the loss and one of R.
+    theta0 = torch.tensor([1.0, 1.0, 0.5], dtype=torch.float64)
+    other = gf.Problem.from_function(lambda t: (t - 2).square().sum() + t[0], theta0)
+    flow = on_a_sphere(lambda t: t.square().sum(), other)
+    ds = predictor_corrector(flow, steps=20)
+    assert ds.attrs["status"] == "max_steps"
+    assert schema.defects(ds) == []
+    assert ds["n_gradient"].values.tolist() == list(range(1, ds.sizes["step"] + 1))
+    assert np.array_equal(ds["n_regularizer_gradient"], ds["n_gradient"])
+    ds = predictor_corrector(flow, max_evaluations=7)
+    assert ds.attrs["status"] == "max_evaluations"
+    assert int(ds["n_regularizer_gradient"][-1]) == 7
