@@ -1,3 +1,4 @@
+import itertools
 import os
 import signal
 
@@ -152,7 +153,7 @@ def test_principal_directions_can_be_filter_normalised(ds, flow):
 @pytest.mark.parametrize("sizes", [(3, 4, 2), (3, 9, 2), (2, 8, 2), (3, 8, 2, 2), (5, 6, 2)])
 def test_tensors_of_another_network_are_refused(sizes, ds):
     """Of fewer parameters, of more, and of as many (the last): filters would be cut elsewhere."""
-    layers = [nn.Linear(n, m) for n, m in zip(sizes, sizes[1:], strict=False)]
+    layers = [nn.Linear(n, m) for n, m in itertools.pairwise(sizes)]
     inputs, targets = torch.randn(5, sizes[0]), torch.zeros(5, dtype=torch.int64)
     other = gf.Problem.from_module(
         nn.Sequential(*layers), nn.functional.cross_entropy, inputs, targets
