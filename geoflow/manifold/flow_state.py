@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from geoflow.manifold.normals import NormalSpace, Numbers
+from geoflow.manifold.scaling import length
 from geoflow.manifold.values import Evaluated, only
 
 
@@ -87,7 +87,9 @@ class FlowState:
     @property
     def kkt_residual(self) -> float:
         """‖Π∇R‖/‖∇R‖, the sine of the angle: 0 at every KKT point of min R s.t. L = c."""
-        return math.sin(math.radians(self.angle))
+        # Of an angle near 180 degrees the sine has lost its digits.
+        norm = length(self.regularizer_gradient)
+        return self.tangent_norm / norm if norm else 0.0
 
     @property
     def time_scale(self) -> float:

@@ -183,6 +183,11 @@ class LevelSet:
             L at the point.
         gradient : Tensor, shape (P,) or (n, P)
             ∇L at the point.
+
+        Raises
+        ------
+        CriticalPointError
+            ∇L is zero, or the gradients of several constraints are dependent to rounding.
         """
         return normal_space(gradient).distance(self.residuals(loss))
 
@@ -204,7 +209,7 @@ class LevelSet:
         Raises
         ------
         CriticalPointError
-            The gradients of several constraints are dependent to rounding.
+            g is zero, or the gradients of several constraints are dependent to rounding.
         """
         return v - normal_space(gradient).split(v).part
 
@@ -250,9 +255,15 @@ class LevelSet:
             The residual does not fall to the tolerance; its ``reason`` says which test failed.
         CriticalPointError
             ∇L vanishes to rounding, or those of several constraints are dependent.
+        InputError
+            ``rtol`` or ``max_iterations`` is negative or no number.
         """
+        max_iterations = kinds.as_whole(max_iterations, "max_iterations", 0)
+        rtol = self.level_rtol if rtol is None else kinds.as_number(rtol, "rtol")
+        if not 0 <= rtol < math.inf:
+            raise InputError(f"rtol={rtol}; use zero or a positive number")
         start, stalls, fraction = theta, 0, 1.0
-        tolerances = (self.level_rtol if rtol is None else rtol) * self.scales
+        tolerances = rtol * self.scales
         evaluation = evaluated or self.problem.value_and_gradient(theta)
         base: Iterate | None = None
         best: Iterate | None = None
@@ -269,22 +280,23 @@ class LevelSet:
             else:
                 limit = DIVERGENCE_RATIO * max(best.size, 1.0)
                 if not math.isfinite(now.size) or now.size > limit:
-                    raise self._failure("diverged", iteration, now)
+                    raise self._failure("diverged", iteration, now, tolerances)
                 self._check_regular(now)
                 # Rounding, not the iteration, is the limit where a tiny correction changes nothing.
                 if stalls >= 2 and now.tiny:
-                    return self._at_floor(best, iteration)
+                    return self._at_floor(best, iteration, tolerances)
                 base, fraction = now, min(2 * fraction, 1.0)
             if iteration == max_iterations or fraction < SMALLEST_FRACTION:
                 break
             theta = base.theta - base.step * fraction if fraction < 1 else base.theta - base.step
             displacement = float(torch.linalg.vector_norm(theta - start))
             if not displacement <= max_displacement:
-                raise self._failure("displacement", iteration, now)
+                raise self._failure("displacement", iteration, now, tolerances)
             evaluation = self.problem.value_and_gradient(theta)
-        raise self._failure("iterations", iteration, best if damped and best else now)
+        reached = best if damped and best else now
+        raise self._failure("iterations", iteration, reached, tolerances)
 
-    def _at_floor(self, best: Iterate, iterations: int) -> Projection:
+    def _at_floor(self, best: Iterate, iterations: int, tolerances: Numbers) -> Projection:
         """Accept the best point where rounding forces what is left, and nothing else.
 
         Raises
@@ -293,7 +305,7 @@ class LevelSet:
             More is left than rounding explains.
         """
         if not (abs(best.residuals) <= UNITS_OF_ROUNDING * self._rounding(best)).all():
-            raise self._failure("floor", iterations, best)
+            raise self._failure("floor", iterations, best, tolerances)
         self.n_at_floor += 1
         return Projection(best.theta, best.values, best.gradients, iterations, at_floor=True)
 
@@ -322,7 +334,9 @@ class LevelSet:
                 "level set is not a manifold there; start elsewhere or choose another level"
             )
 
-    def _failure(self, reason: str, iterations: int, at: Iterate) -> ConvergenceError:
+    def _failure(
+        self, reason: str, iterations: int, at: Iterate, tolerances: Numbers
+    ) -> ConvergenceError:
         what = {
             "diverged": "diverged",
             "displacement": "moved further than allowed",
@@ -331,11 +345,12 @@ class LevelSet:
         }[reason]
         worst = int(np.argmax(abs(at.residuals) / self.scales))
         residual, level = float(at.residuals[worst]), float(self.levels[worst])
-        allowed = float(self.tolerances[worst])
+        allowed, kept = float(tolerances[worst]), float(self.tolerances[worst])
         # However small the steps are: nothing finer than that can be asked for.
-        unresolved = reason != "diverged" and allowed < self._rounding(at)[worst]
+        unresolved = reason != "diverged" and min(allowed, kept) < self._rounding(at)[worst]
+        larger = "rtol" if allowed < kept else "level_rtol or level_atol"
         remedy = (
-            "use float64, or a larger level_rtol or level_atol"
+            f"use float64, or a larger {larger}"
             if reason == "floor" or unresolved
             else SMALLER_STEPS
         )

@@ -22,6 +22,11 @@ Numbers = NDArray[np.float64]
 # some units of its dtype; below so many of these units it is rounding alone.
 UNITS_OF_ROUNDING = 100
 
+NO_NORMAL = (
+    "the loss gradient is zero: the level set is not a manifold there; start elsewhere or choose "
+    "another level"
+)
+
 
 class Split(NamedTuple):
     """A vector v against the normal space.
@@ -92,10 +97,7 @@ class Normal:
             g is zero.
         """
         if not self.norms[0]:
-            raise CriticalPointError(
-                "the loss gradient is zero: the level set is not a manifold there; start elsewhere "
-                "or choose another level"
-            )
+            raise CriticalPointError(NO_NORMAL)
         dot = torch.dot(v, self.gradient)
         component = float(dot) / float(self.norms[0])
         part = self.gradient * (dot / self.square)
@@ -106,15 +108,30 @@ class Normal:
         return -float(torch.dot(v, self.gradient)) / self.norms / self.norms
 
     def step(self, residuals: Numbers) -> Tensor:
-        """Newton's step, g r/(g·g)."""
+        """Newton's step, g r/(g·g).
+
+        Raises
+        ------
+        CriticalPointError
+            g is zero.
+        """
         return self.gradient * (float(residuals[0]) / self._norm() ** 2)
 
     def distance(self, residuals: Numbers) -> float:
-        """|r|/‖g‖."""
+        """|r|/‖g‖.
+
+        Raises
+        ------
+        CriticalPointError
+            g is zero.
+        """
         return abs(float(residuals[0])) / self._norm()
 
     def _norm(self) -> float:
-        return float(torch.linalg.vector_norm(self.gradient))
+        norm = float(torch.linalg.vector_norm(self.gradient))
+        if not norm:
+            raise CriticalPointError(NO_NORMAL)
+        return norm
 
 
 class Normals:

@@ -321,7 +321,7 @@ def add_up(
         Sums over the parts: in float64 where there are several, whatever the network's dtype, so
         that their number costs no digits.
     Tensor
-        Sum of the weights.
+        Sum of the weights, likewise.
 
     Raises
     ------
@@ -339,6 +339,7 @@ def add_up(
     for n, (tensors, more) in enumerate(remaining):
         if n == 0:
             sums = tuple(t.to(_widest(t.device), copy=True) for t in sums)
+            weight = weight.to(_widest(weight.device))
         sums = tuple(total.add_(t) for total, t in zip(sums, tensors, strict=True))
         weight = weight + more
     return sums, weight

@@ -49,8 +49,7 @@ class Tolerance:
 
     def scale(self, theta: Tensor) -> float:
         """The error allowed at θ, in units of θ."""
-        norm = float(torch.linalg.vector_norm(theta))
-        return self.rtol * norm + self.atol * math.sqrt(theta.numel())
+        return self.rtol * norm(theta) + self.atol * math.sqrt(theta.numel())
 
     def per_step(self, theta: Tensor, order: int, many_steps: float) -> float:
         """Error that a step may add, in units of θ, so that their sum stays in proportion to rtol.
@@ -164,6 +163,11 @@ class Solver(Protocol):
         ConvergenceError, CriticalPointError
             Re-projection fails however small the step.
         """
+
+
+def norm(v: Tensor) -> float:
+    """‖v‖ as a number."""
+    return float(torch.linalg.vector_norm(v))
 
 
 def vectors_of(solver: Solver) -> int:

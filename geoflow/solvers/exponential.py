@@ -57,6 +57,7 @@ from geoflow.solvers.base import (
     Carry,
     StepResult,
     Tolerance,
+    norm,
 )
 from geoflow.solvers.basis import BLOCK
 from geoflow.solvers.control import (
@@ -66,7 +67,7 @@ from geoflow.solvers.control import (
     clip_step,
     first_step,
 )
-from geoflow.solvers.exponential_step import Attempts, norm
+from geoflow.solvers.exponential_step import Attempts
 from geoflow.solvers.krylov import MAX_VECTORS
 
 # Of θ's size beside the Krylov vectors.

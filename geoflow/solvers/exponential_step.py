@@ -16,7 +16,7 @@ from geoflow.errors import ConvergenceError
 from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.problems.several import values
-from geoflow.solvers.base import Interpolant, Tolerance
+from geoflow.solvers.base import Interpolant, Tolerance, norm
 from geoflow.solvers.krylov import (
     MAX_VECTORS,
     KrylovSpace,
@@ -260,8 +260,3 @@ class Attempts:
             raise
         self.n_newton += projection.iterations
         return end
-
-
-def norm(v: Tensor) -> float:
-    """‖v‖ as a number."""
-    return float(torch.linalg.vector_norm(v))

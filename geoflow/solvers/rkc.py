@@ -22,7 +22,7 @@ from torch import Tensor
 from geoflow.errors import StepSizeError
 from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow
-from geoflow.solvers.base import REGULARIZER, Carry, StepResult, Tolerance
+from geoflow.solvers.base import REGULARIZER, Carry, StepResult, Tolerance, norm
 from geoflow.solvers.control import (
     TOO_FAR,
     TOO_INACCURATE,
@@ -184,7 +184,7 @@ def _attempt(
     local = 0.8 * (state.theta - theta) + 0.4 * step * (state.velocity + ahead.velocity)
     distance = flow.level_set.distance(*ahead.evaluated)
     # NumPy's maximum is NaN where either is, as where they overflow.
-    error = float(np.maximum(_norm(local), distance)) / min(scale, _stiff_scale(state, radius))
+    error = float(np.maximum(norm(local), distance)) / min(scale, _stiff_scale(state, radius))
     if not error <= 1:
         return ahead, error, 0
     end, projection = flow.project(theta, evaluated=ahead.evaluated, max_displacement=2 * scale)
@@ -198,8 +198,8 @@ def _stiff_scale(state: FlowState, radius: float) -> float:
     a transient that long steps do not follow. Near the end, where the flow itself vanishes, a part
     of ‖∇R‖ stands for it.
     """
-    floor = STIFF_FLOOR * _norm(state.regularizer_gradient)
-    return STIFF_SPEED * max(_norm(state.velocity), floor) / radius
+    floor = STIFF_FLOOR * norm(state.regularizer_gradient)
+    return STIFF_SPEED * max(norm(state.velocity), floor) / radius
 
 
 def _spectral_radius(
@@ -217,21 +217,21 @@ def _spectral_radius(
     """
     vector = carry["vector"]
     assert isinstance(vector, Tensor)
-    size = math.sqrt(torch.finfo(state.theta.dtype).eps) * max(_norm(state.theta), 1.0)
+    size = math.sqrt(torch.finfo(state.theta.dtype).eps) * max(norm(state.theta), 1.0)
     radius = float(carry["radius"]) / RADIUS_SAFETY
     for _ in range(MAX_POWER):
-        norm = _norm(vector)
-        if norm == 0:
+        length = norm(vector)
+        if length == 0:
             break
         try:
-            ahead = flow.evaluate(state.theta + vector * (size / norm))
+            ahead = flow.evaluate(state.theta + vector * (size / length))
         except TOO_FAR:
             try:
-                ahead = flow.evaluate(state.theta - vector * (size / norm))
+                ahead = flow.evaluate(state.theta - vector * (size / length))
             except TOO_FAR as failure:
                 raise StepSizeError(f"within {size:.1e} of θ: {failure}") from failure
         vector = ahead.velocity - state.velocity
-        before, radius = radius, _norm(vector) / size
+        before, radius = radius, norm(vector) / size
         if abs(radius - before) <= RADIUS_RTOL * radius:
             break
     return max(RADIUS_SAFETY * radius, torch.finfo(state.theta.dtype).tiny), vector
@@ -253,9 +253,5 @@ def _starting_step(flow: RegularizingFlow, state: FlowState, radius: float, scal
         except TOO_FAR as failure:
             step *= CONTROL.retry[0]
             check_step(step, state, str(failure))
-    error = step * _norm(ahead.velocity - state.velocity) / scale
+    error = step * norm(ahead.velocity - state.velocity) / scale
     return 0.1 * step / math.sqrt(error) if error > 0 else step
-
-
-def _norm(v: Tensor) -> float:
-    return float(torch.linalg.vector_norm(v))

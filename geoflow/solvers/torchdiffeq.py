@@ -19,7 +19,7 @@ from torch import Tensor
 from geoflow.errors import ConvergenceError, InputError, StepSizeError
 from geoflow.manifold.protocol import Flow, State
 from geoflow.manifold.values import as_values
-from geoflow.solvers.base import Carry, Interpolant, StepResult, Tolerance
+from geoflow.solvers.base import Carry, Interpolant, StepResult, Tolerance, norm
 from geoflow.solvers.control import TOO_FAR, TOO_INACCURATE, check_step, clip_step
 from geoflow.solvers.interpolation import hermite, moved_end
 
@@ -321,7 +321,7 @@ class _Field:
                 raise _TooFarError(str(failure)) from None
             # A flow of one's own may tell nothing.
             finite = np.isfinite(as_values(known.evaluated[0])).all()
-            if not finite or not math.isfinite(_norm(known.velocity)):
+            if not finite or not math.isfinite(norm(known.velocity)):
                 raise _TooFarError(NOT_FINITE)
             self.last = known
         if self.keeps_stages:
@@ -368,8 +368,8 @@ def _dormand_prince(start: State, stages: Sequence[Tensor], duration: float) -> 
 def _starting_step(flow: Flow, state: State, tolerance: Tolerance, order: int) -> float:
     """Hairer, Nørsett & Wanner, Solving ODEs I, section II.4: one evaluation, mostly."""
     scale = tolerance.scale(state.flat)
-    d0 = _norm(state.flat) / scale
-    d1 = _norm(state.velocity) / scale
+    d0 = norm(state.flat) / scale
+    d1 = norm(state.velocity) / scale
     h0 = 0.01 * d0 / d1 if min(d0, d1) > 1e-5 else 1e-6
     while True:
         try:
@@ -378,11 +378,7 @@ def _starting_step(flow: Flow, state: State, tolerance: Tolerance, order: int) -
         except TOO_FAR as failure:
             h0 *= RETRY_FACTOR
             check_step(h0, state, str(failure))
-    d2 = _norm(ahead.velocity - state.velocity) / scale / h0
+    d2 = norm(ahead.velocity - state.velocity) / scale / h0
     largest = max(d1, d2)
     h1 = (0.01 / largest) ** (1 / (order + 1)) if largest > 1e-15 else max(1e-6, h0 * 1e-3)
     return min(100 * h0, h1)
-
-
-def _norm(v: Tensor) -> float:
-    return float(torch.linalg.vector_norm(v))

@@ -30,8 +30,8 @@ TAKEN = {
     **schema.CONSTRAINT_COORDINATES,
 }
 
-# L − c, where a flow records it.
-RESIDUAL = "level_residual"
+# L − c, where a flow records it, and that of each of several constraints.
+RESIDUAL, RESIDUALS = "level_residual", "constraint_residual"
 
 Observable = Callable[[Tensor], float]
 # What is given as one: its loss, or its value.
@@ -49,8 +49,9 @@ class StepRecords(Sequence[Mapping[str, float]]):
 
     Attributes
     ----------
-    furthest : float
-        The greatest |L − c| of all, of those too that were dropped; 0 where none is recorded.
+    furthest : ndarray, shape (n,)
+        The greatest |L − c| of each constraint of all, of those too that were dropped; of length 0
+        where none is recorded.
     """
 
     def __init__(self, attributes: Mapping[str, Any] | None = None) -> None:
@@ -58,7 +59,10 @@ class StepRecords(Sequence[Mapping[str, float]]):
         self.columns: dict[str, array[Any]] = {
             n: array("q" if s.dtype == "i8" else "d") for n, s in specs.items()
         }
-        self.furthest = 0.0
+        n = len(schema.levels(attributes or {}))
+        names = schema.column_names(RESIDUALS, n) if n else [RESIDUAL]
+        self._residuals = [name for name in names if name in self.columns]
+        self.furthest: NDArray[np.float64] = np.zeros(len(self._residuals))
 
     @classmethod
     def of(cls, columns: Mapping[str, NDArray[Any]]) -> StepRecords:
@@ -71,8 +75,8 @@ class StepRecords(Sequence[Mapping[str, float]]):
         """Add the accepted steps that arrays hold, by name."""
         for name, column in self.columns.items():
             column.frombytes(np.ascontiguousarray(columns[name], column.typecode).tobytes())
-        if RESIDUAL in self.columns:
-            self.furthest = float(np.abs(columns[RESIDUAL]).max(initial=self.furthest))
+        for i, name in enumerate(self._residuals):
+            self.furthest[i] = np.abs(columns[name]).max(initial=self.furthest[i])
 
     def arrays(self, start: int = 0) -> dict[str, NDArray[Any]]:
         """Copy the columns from record ``start`` on into arrays, by name."""
@@ -87,7 +91,8 @@ class StepRecords(Sequence[Mapping[str, float]]):
         """Add one accepted step."""
         for name, column in self.columns.items():
             column.append(record[name])
-        self.furthest = max(self.furthest, abs(record.get(RESIDUAL, 0.0)))
+        residuals = np.array([record[name] for name in self._residuals])
+        self.furthest = np.fmax(self.furthest, abs(residuals))
 
     def __len__(self) -> int:
         # By the last column, which is the last to grow: Ctrl-C may come in between.

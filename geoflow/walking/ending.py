@@ -16,6 +16,7 @@ from geoflow.errors import (
     StepSizeError,
 )
 from geoflow.manifold.level_set import LevelSet
+from geoflow.manifold.normals import Numbers
 from geoflow.system.translation import kind_and_reason
 
 End = tuple[str, str]
@@ -88,22 +89,22 @@ def below_the_level(where: str) -> End:
     )
 
 
-def off_the_level(level_set: LevelSet, furthest: float) -> str:
+def off_the_level(level_set: LevelSet, furthest: Numbers) -> str:
     """What to add to the message of a walk that left the level between re-projections.
 
     Parameters
     ----------
     level_set : LevelSet
-        What was walked along; of several constraints their mean is looked at.
-    furthest : float
-        The greatest |L − c|.
+        What was walked along.
+    furthest : ndarray, shape (n,)
+        The greatest |L − c| of each constraint; of length 0 where they are not known.
     """
-    size = float(np.abs(level_set.levels).mean())
-    allowed = level_set.level_rtol * size + level_set.level_atol
     # By a part of its last digits where it was re-projected in another evaluation.
-    if not furthest > 2 * allowed or not size:
+    if not (furthest > 2 * level_set.tolerances).any():
         return ""
+    worst = int(np.argmax(furthest / level_set.scales))
+    which = f" of constraint {worst}" if level_set.n_constraints > 1 else ""
     return (
-        f"; off the level by up to {furthest / size:.1e} c between re-projections, where "
-        f"level_rtol is {level_set.level_rtol:g}"
+        f"; off the level{which} by up to {furthest[worst] / abs(level_set.levels[worst]):.1e} c "
+        f"between re-projections, where level_rtol is {level_set.level_rtol:g}"
     )

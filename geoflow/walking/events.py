@@ -152,7 +152,13 @@ class Event:
         """As a stop, it ends no walk at the end of a step: the walk looks into its steps for it."""
 
     def level(self, at: Point) -> float:
-        """The function, or its rate, less ``value``."""
+        """The function, or its rate, less ``value``.
+
+        Raises
+        ------
+        ObservableError
+            The function raised an error, or came to no finite number.
+        """
         if not isinstance(self.function, str):
             function: Observable = self.function
         elif self.function in at.observables:

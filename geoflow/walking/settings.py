@@ -151,7 +151,13 @@ class WalkSettings:
             raise InputError(f"{name}={shown(value)}; use {what}") from None
 
     def make_solver(self) -> Solver:
-        """Return the integrator."""
+        """Return the integrator.
+
+        Raises
+        ------
+        InputError
+            It is none, or its options cannot be used.
+        """
         solver, every = self.solver, self.reproject_every
         if isinstance(solver, str) and (":" not in solver or every is not None):
             return solvers.get(solver, every)
@@ -169,7 +175,13 @@ class WalkSettings:
         return solver
 
     def goals(self) -> Goals:
-        """Return what ends the walk."""
+        """Return what ends the walk.
+
+        Raises
+        ------
+        InputError
+            What cannot end one.
+        """
         stop = self.stop
         if isinstance(stop, str):
             name, options = named(stop, words=("function",))

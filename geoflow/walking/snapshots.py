@@ -37,7 +37,13 @@ class SnapshotRule(Protocol):
 
 
 def between(rule: SnapshotRule, before: float, time: float) -> list[float]:
-    """Flow times within a step at which a rule keeps θ, its ends left out."""
+    """Flow times within a step at which a rule keeps θ, its ends left out.
+
+    Raises
+    ------
+    NumericalError
+        There are too many; in the first step of a walk it is an InputError.
+    """
     if isinstance(rule, Every) and (time - before) / rule.interval > MOST_IN_A_STEP:
         # In the first step of a walk nothing is lost: the argument is refused.
         raise (NumericalError if before else InputError)(
@@ -51,7 +57,13 @@ def between(rule: SnapshotRule, before: float, time: float) -> list[float]:
 
 
 class AtTimes:
-    """Keep θ at exactly these flow times."""
+    """Keep θ at exactly these flow times.
+
+    Raises
+    ------
+    InputError
+        They are too many, do not increase, or are no flow times.
+    """
 
     keeps_last = False
 
@@ -80,7 +92,13 @@ class AtTimes:
 
 
 class Every:
-    """Keep θ at 0, ``interval``, 2·``interval``, … of flow time."""
+    """Keep θ at 0, ``interval``, 2·``interval``, … of flow time.
+
+    Raises
+    ------
+    InputError
+        The interval is not positive.
+    """
 
     keeps_last = False
 
@@ -90,7 +108,13 @@ class Every:
         self.interval: float = float(interval)
 
     def next_time(self, time: float) -> float:
-        """Return the first multiple of the interval after ``time``."""
+        """Return the first multiple of the interval after ``time``.
+
+        Raises
+        ------
+        NumericalError
+            Rounding of ``time`` is more than the interval.
+        """
         n = math.floor(min(time / self.interval, RESOLVED))
         while n * self.interval <= time:
             n += 1
@@ -113,6 +137,11 @@ class Thinned:
     the last kept one is kept, and once there is no room, ``spacing`` doubles and the kept ones
     are thinned to it: few are ever written, and neighbours stay within a factor of about two
     of each other, where the steps themselves allow it. The first step is always kept.
+
+    Raises
+    ------
+    InputError
+        A limit below 2.
     """
 
     keeps_last = True

@@ -1,3 +1,4 @@
+import itertools
 import os
 import signal
 
@@ -147,6 +148,25 @@ def test_principal_directions_can_be_filter_normalised(ds, flow):
         assert rescaled.norms[i] == pytest.approx(np.linalg.norm(plain.origin))
     found = landscape.on_plane(ds, flow, rescaled, points=3)
     assert found.attrs["filter_normalised"] == 1
+
+
+@pytest.mark.parametrize("sizes", [(3, 4, 2), (3, 9, 2), (2, 8, 2), (3, 8, 2, 2), (5, 6, 2)])
+def test_tensors_of_another_network_are_refused(sizes, ds):
+    """Of fewer parameters, of more, and of as many (the last): filters would be cut elsewhere."""
+    layers = [nn.Linear(n, m) for n, m in itertools.pairwise(sizes)]
+    inputs, targets = torch.randn(5, sizes[0]), torch.zeros(5, dtype=torch.int64)
+    other = gf.Problem.from_module(
+        nn.Sequential(*layers), nn.functional.cross_entropy, inputs, targets
+    ).tensors
+    with pytest.raises(InputError, match=r"tensors: the shape of number \d is .* in ds; give the"):
+        planes.random(ds, other)
+    with pytest.raises(InputError, match=r"tensors: the shape of number \d is .* in ds; give the"):
+        planes.principal(ds, other)
+    n = sum(np.prod(t.shape) for t in other)
+    with pytest.raises(InputError, match=f"tensors are of {n} parameters and theta has {n + 1}"):
+        planes.filter_normalised(np.ones(n), np.ones(n + 1), other)
+    with pytest.raises(InputError, match=f"tensors are of {n} parameters and direction has 12;"):
+        planes.filter_normalised(np.ones(12), np.ones(n), other)
 
 
 def test_random_directions_come_from_the_seed(ds, flow):

@@ -96,6 +96,12 @@ def test_density_matches_the_dense_spectrum_and_integrates_to_one(wide):
         assert error.max() > 0
 
 
+def test_a_density_is_on_a_vector_of_eigenvalues():
+    found = spectral_density(diagonal(np.arange(9.0)), n_probes=2, n_steps=3)
+    with pytest.raises(InputError, match=r"abscissa has shape \(\); give eigenvalues in a list"):
+        found.on(1.0)
+
+
 def test_the_density_of_well_spread_eigenvalues_is_right_within_its_error_bars():
     exact = np.linspace(-1, 3, 400)
     found = spectral_density(diagonal(exact), n_probes=16, n_steps=80, seed=3)

@@ -190,6 +190,7 @@ def test_a_walk_on_a_level_set_is_no_random_walk(network):
         (lambda: compare(line(), n_components=30), "1 to 29"),
         (lambda: brownian_variance_ratio(1), "n_points=1"),
         (lambda: brownian_path(4, 2, step_lengths=np.ones(4)), "give 3 numbers"),
+        (lambda: brownian_path(4, 2, step_lengths=[0, 1, np.inf]), "3 numbers, finite and not"),
         (lambda: cosine_content(np.ones((2, 3))), "N greater than k"),
     ],
 )

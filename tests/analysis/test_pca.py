@@ -380,3 +380,10 @@ def test_a_walk_too_short_for_null_models_is_refused_before_the_points_are_read(
     with gf.open_trajectory(files[0]) as a, pytest.raises(InputError) as caught:
         pca.along(a.isel(snapshot=[0, 1]), 1, null_models=True)
     assert "has 2 snapshots, and it takes three; walk again with more" in str(caught.value)
+
+
+def test_what_rounding_alone_moves_is_not_standardised():
+    points = np.random.default_rng(0).standard_normal((8, 3))
+    points[:, 2] = 0.1
+    points[3, 2] = np.nextafter(0.1, 1)
+    assert fit_pca([points], 2, standardise=True).scale[2] == 1

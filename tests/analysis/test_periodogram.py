@@ -63,6 +63,12 @@ def test_the_grid_runs_from_one_cycle_to_half_the_median_rate():
     assert frequency_grid(t, max_frequency=2.0)[-1] == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize("times", [[3.0, 2.0, 1.0], [3.0], [], [1.0, 1.0, 1.0], np.eye(3)])
+def test_there_is_no_grid_for_times_that_do_not_increase(times):
+    with pytest.raises(InputError, match="times: give two or more increasing numbers"):
+        frequency_grid(np.array(times))
+
+
 def test_covariance_is_that_of_the_process():
     t = uneven(30)
     sigma = np.exp(-np.abs(t[:, None] - t) / 0.7)

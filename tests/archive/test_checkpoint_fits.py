@@ -15,3 +15,11 @@ def test_a_checkpoint_in_another_dtype_is_that_of_no_walk():
     kept.check_fits(2, 3, "float32", recorded)
     with pytest.raises(ArchiveError, match=r"theta of its checkpoint is torch.float32, not float"):
         kept.check_fits(2, 3, "float64", recorded)
+
+
+def test_a_checkpoint_counts_no_fewer_evaluations_than_its_step():
+    theta = torch.zeros(2, dtype=torch.float64)
+    recorded = {"gradient": np.array([1, 5, 9])}
+    Checkpoint(2, {"theta": theta}, None, {"gradient": 5}).check_fits(3, 2, "float64", recorded)
+    with pytest.raises(ArchiveError, match="counts fewer evaluations than n_gradient"):
+        Checkpoint(3, {"theta": theta}, None, {"gradient": 8}).check_fits(3, 2, "float64", recorded)

@@ -4,14 +4,16 @@ import json
 import struct
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
+from h5py import h5z
 
 import geoflow as gf
 from geoflow.archive import claims, structure
-from geoflow.archive.heap import ELEMENT, OBJECT, Heaps, Unsound
+from geoflow.archive.heap import COLLECTION, ELEMENT, OBJECT, Heaps, Unsound, _objects
 from geoflow.errors import ArchiveError
 
 TEXT = h5py.string_dtype()
@@ -332,3 +334,48 @@ def test_more_attributes_than_netcdf_has_are_refused(tmp_path, monkeypatch):
     small(tmp_path / "a.nc")
     with pytest.raises(Unsound, match="it has more than 2 attributes"):
         structure.check(tmp_path / "a.nc")
+
+
+@pytest.mark.parametrize("size", [0, 16, 80])
+def test_free_space_that_is_not_the_rest_of_its_heap_is_refused(size):
+    with pytest.raises(Unsound, match="is damaged"):
+        _objects(OBJECT.pack(0, size) + bytes(48), 4096)
+
+
+@pytest.mark.parametrize("size", [8, 64])
+def test_a_heap_shorter_than_any_is_refused(size, tmp_path):
+    content = COLLECTION.pack(b"GCOL", 1, size) + OBJECT.pack(0, 48) + bytes(8192)
+    (tmp_path / "heap").write_bytes(content)
+    with (tmp_path / "heap").open("rb", buffering=0) as file, pytest.raises(Unsound, match="is d"):
+        Heaps(file, 8192).collection(0)
+
+
+def chunks(offset, size, filters):
+    """What is made of a variable of one chunk of 64 bytes, in a file of 1000."""
+    one = SimpleNamespace(byte_offset=offset, size=size, filter_mask=0)
+    variable = SimpleNamespace(chunk_iter=lambda take: take(one))
+    plan = SimpleNamespace(get_nfilters=lambda: len(filters), get_filter=lambda i: (filters[i],))
+    return structure._Walk(1000, SimpleNamespace()).chunks(variable, plan, "v", 64)
+
+
+CHECKED = [h5z.FILTER_DEFLATE, h5z.FILTER_FLETCHER32]
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "filters", "said"),
+    [
+        (937, 64, [], "beyond the file's end"),
+        (0, 63, [], "a chunk of 63 bytes, which needs 64"),
+        (0, 3, CHECKED, "a chunk of 3 bytes, which needs 4"),
+    ],
+)
+def test_chunks_that_end_beyond_the_file_or_hold_too_little_are_refused(
+    offset, size, filters, said
+):
+    with pytest.raises(Unsound, match=said):
+        chunks(offset, size, filters)
+
+
+def test_chunks_up_to_the_end_and_no_longer_than_their_checksum_are_good():
+    assert len(chunks(936, 64, [])) == 1
+    assert len(chunks(0, 4, CHECKED)) == 1

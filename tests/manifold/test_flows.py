@@ -83,3 +83,14 @@ def test_where_the_loss_is_no_number_that_is_said_and_not_that_its_gradient_is_z
     with pytest.raises(ConvergenceError, match=r"L = nan at a trial point") as caught:
         flow.evaluate(torch.tensor([1.0, 1.0], dtype=torch.float64))
     assert caught.value.reason == "not_finite"
+
+
+@pytest.mark.parametrize(("units", "rests"), [(2, True), (20, False)])
+def test_rest_is_four_units_of_rounding_of_the_gradient(units, rests):
+    eps = torch.finfo(torch.float64).eps
+    theta = torch.tensor([-1.0, units * eps], dtype=torch.float64)
+    problem = gf.Problem.from_function(lambda t: t @ t, theta)
+    flow = gf.RegularizingFlow(gf.LevelSet(problem, 1.0), lambda t: t[0])
+    state = flow.evaluate(theta)
+    assert state.tangent_norm == pytest.approx(units * eps, rel=1e-6)
+    assert flow.at_rest(state) is rests

@@ -117,6 +117,30 @@ def test_a_tolerance_for_one_projection_takes_the_place_of_the_level_sets():
     assert [p.iterations for p in found.values()] == [1, 3, 4]
 
 
+def test_a_projection_that_fails_says_what_it_was_to_be_within():
+    start = torch.tensor([2.5, 0.0, 0.0], dtype=torch.float64)
+    with pytest.raises(ConvergenceError, match=r"tolerance 2.0e-11\); take smaller steps"):
+        sphere().project(start, rtol=1e-11, max_iterations=3)
+    with pytest.raises(ConvergenceError, match=r"2.0e-17\); use float64, or a larger rtol"):
+        sphere().project(start, rtol=1e-17, max_iterations=3)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"max_iterations": -1}, "max_iterations=-1; use at least 0"),
+        ({"max_iterations": 2.5}, "max_iterations=2.5; give a whole number"),
+        ({"rtol": math.nan}, "rtol=nan; use zero or a positive number"),
+        ({"rtol": -1e-6}, "rtol=-1e-06; use"),
+        ({"rtol": math.inf}, "rtol=inf; use"),
+    ],
+)
+def test_what_no_projection_can_be_made_with_is_refused(kwargs, message):
+    level_set = sphere()
+    with pytest.raises(InputError, match=message):
+        level_set.project(1.2 * level_set.problem.theta0, **kwargs)
+
+
 def test_a_negative_level_has_a_tolerance_like_its_mirror_image():
     start = torch.tensor([2.0, 0.0, 0.0], dtype=torch.float64)
     problem = gf.Problem.from_function(lambda theta: -references.half_square(theta), start)
@@ -183,6 +207,14 @@ def test_a_vanishing_gradient_is_an_error_of_its_own():
     level_set = sphere()
     with pytest.raises(CriticalPointError, match="not a manifold"):
         level_set.project(torch.zeros(3, dtype=torch.float64))
+
+
+def test_of_a_zero_gradient_there_is_neither_distance_nor_tangent():
+    zero = torch.zeros(3, dtype=torch.float64)
+    with pytest.raises(CriticalPointError, match="gradient is zero"):
+        sphere().distance(1.0, zero)
+    with pytest.raises(CriticalPointError, match="gradient is zero"):
+        sphere().tangent(zero, zero)
 
 
 def test_where_rounding_forces_a_residual_the_best_point_is_taken_and_says_so():

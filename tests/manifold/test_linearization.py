@@ -106,7 +106,7 @@ def test_products_are_as_good_in_whatever_units_the_parameters_are(unit):
     assert (product - expected).norm() < 1e-5 * expected.norm()
 
 
-@pytest.mark.parametrize("near", [1e-6, 1e-9, 1e-14])
+@pytest.mark.parametrize("near", [1e-6, 1e-7, 1e-8, 1e-9, 1e-14])
 def test_near_the_origin_of_what_varies_over_lengths_of_one_they_are_too(near):
     flow = pinched(1.0, shift=1.0)
     state = flow.evaluate(near * flow.problem.theta0)
@@ -114,7 +114,7 @@ def test_near_the_origin_of_what_varies_over_lengths_of_one_they_are_too(near):
     operator = flow.linearization(state)
     for _ in range(2):
         _, product = operator(v)
-        assert (product - 12 * v).norm() < 1e-3 * 12
+        assert (product - 12 * v).norm() < 3e-4 * 12
     before = flow.problem.counts["gradient"]
     operator(v)
     assert flow.problem.counts["gradient"] == before + 1

@@ -206,3 +206,20 @@ def test_outputs_that_are_not_real_are_refused_by_name():
 def test_a_network_that_takes_a_certain_number_of_examples_has_one():
     found = value("jacobian_norm", OnGraph(0), F.cross_entropy, TARGETS)
     assert found == value("jacobian_norm", network(), F.cross_entropy, TARGETS)
+
+
+class OnOne(nn.Module):
+    """Every output depends on one of the examples."""
+
+    def __init__(self, k):
+        super().__init__()
+        self.k, self.of_one = k, network()
+
+    def forward(self, x):
+        return self.of_one(x + x[self.k])
+
+
+@pytest.mark.parametrize("k", range(0, 22, 3))
+def test_one_example_that_acts_on_all_others_is_seen_in_either_half(k):
+    with pytest.raises(InputError, match="change with the inputs of others"):
+        value("jacobian_norm", OnOne(k), F.cross_entropy, TARGETS)

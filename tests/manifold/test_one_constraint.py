@@ -34,6 +34,16 @@ def test_the_state_is_that_of_the_formulas(flow):
     assert math.isclose(state.kkt_residual, tangent_norm / float(r.norm()), rel_tol=1e-6)
 
 
+@pytest.mark.parametrize("e", [1e-6, 1e-11, 1e-13, 0.0])
+@pytest.mark.parametrize("out", [1.0, -1.0])
+def test_the_kkt_residual_keeps_its_digits_at_a_kkt_point(e, out):
+    theta = torch.tensor([out * math.sqrt(4 - e * e), e], dtype=torch.float64)
+    problem = gf.Problem.from_function(lambda t: t @ t, theta)
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), lambda t: t[0])
+    # Of R = θ₁ on the circle of radius 2 it is |θ₂|/2.
+    assert flow.evaluate(theta).kkt_residual == pytest.approx(e / 2, rel=1e-6, abs=0)
+
+
 def test_tangent_projection_and_distance_are_those_of_the_formulas(flow):
     theta, level_set = flow.problem.theta0 * 1.01, flow.level_set
     loss, g = flow.problem.value_and_gradient(theta)

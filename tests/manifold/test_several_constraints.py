@@ -439,3 +439,12 @@ def test_multipliers_are_those_of_the_split(n):
     # What is left is tangent.
     left = v + torch.from_numpy(found) @ gradients
     assert (gradients @ left).numpy() == pytest.approx(np.zeros(n), abs=1e-12)
+
+
+def test_multipliers_of_nearly_dependent_gradients_are_those_of_least_squares():
+    generator = torch.Generator().manual_seed(0)
+    a, b, v = torch.randn(3, 50, generator=generator, dtype=torch.float64)
+    rows = torch.stack([a, a + 1e-5 * b])
+    found = normal_space(rows).multipliers(v)
+    right = -np.linalg.lstsq(rows.numpy().T, v.numpy(), rcond=None)[0]
+    assert np.allclose(found, right, rtol=1e-8)

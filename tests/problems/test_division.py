@@ -426,3 +426,12 @@ def test_each_chunk_is_evaluated_with_another_once_of_an_odd_number_too(place):
     x[place] = 101.0
     with pytest.raises(InputError, match="they act on each other"):
         gf.Problem.from_module(ActingFromAfar(), functional.mse_loss, x, x.sin(), batch_size=2)
+
+
+def test_a_loss_that_is_no_mean_over_examples_by_little_is_refused():
+    def loss(outputs, targets):
+        return MSE(outputs, targets) * (1 + 1e-11 * len(outputs))
+
+    module = seeded(nn.Linear, 6, 1)
+    with pytest.raises(InputError, match="no mean over examples"):
+        gf.Problem.from_module(module, loss, X[:12], Y[:12], batch_size=4)

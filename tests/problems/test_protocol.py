@@ -10,7 +10,7 @@ from torch import nn
 import geoflow as gf
 import references
 from geoflow.errors import InputError
-from geoflow.problems.parts import FunctionPart, ModulePart, TensorSpec
+from geoflow.problems.parts import FunctionPart, ModulePart, TensorSpec, add_up
 
 
 class Quadratic:
@@ -156,6 +156,15 @@ def test_parts_are_added_up_in_float64_whatever_the_networks_dtype():
     assert value.dtype == gradient.dtype == torch.float32
     assert value == tenth
     assert gradient[0] == tenth
+
+
+@pytest.mark.parametrize(("n", "weight"), [(10_000, 0.1), (20_000, 2345.0)])
+def test_weights_are_added_up_in_float64_too(n, weight):
+    # In float32 the one sum is off by 1e-4, the other leaves the whole numbers it can count.
+    one = torch.tensor(weight)
+    (total,), weights = add_up(((one,), one) for _ in range(n))
+    assert total.dtype == weights.dtype == torch.float64
+    assert float(total / weights) == pytest.approx(1, abs=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

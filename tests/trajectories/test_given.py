@@ -10,6 +10,7 @@ import geoflow as gf
 from geoflow.analysis import landscape, pca, periodogram, planes, predictions, relaxation, spectra
 from geoflow.sweeps import ensemble
 from geoflow.trajectories.dataset import at_snapshots
+from geoflow.trajectories.given import check_placed
 
 CUT = "its snapshots name other steps than it has.*cut it along snapshot only, or open it anew"
 
@@ -163,3 +164,12 @@ def test_the_plane_of_a_transposed_walk_is_that_of_the_walk(ds):
 def test_walks_without_attributes_are_not_joined(ds):
     with pytest.raises(gf.InputError, match="ds has no attribute 'experiment'"):
         ensemble.resample([ds.drop_attrs()])
+
+
+def test_steps_counted_from_the_end_name_none():
+    theta0 = torch.tensor([-1.2, 1.6], dtype=torch.float64)
+    problem = gf.Problem.from_function(lambda t: t @ t, theta0)
+    ds = gf.walk(gf.RegularizingFlow(gf.LevelSet(problem), lambda t: -t[0]), t_end=0.1, stop=None)
+    ds["snapshot_step"] = ds["snapshot_step"] - ds.sizes["step"]
+    with pytest.raises(gf.InputError, match=CUT):
+        check_placed(ds)

@@ -41,5 +41,25 @@ def test_what_is_not_does_in_the_message_also_where_it_is_resumed(tmp_path):
 def test_what_is_allowed_is_that_of_the_level_set():
     problem = flow().problem
     wide = gf.LevelSet(problem, 2.0, level_rtol=1e-2, level_atol=1e-2)
-    assert ending.off_the_level(wide, 0.059) == ""
-    assert "up to 3.5e-02 c" in ending.off_the_level(wide, 0.07)
+    assert ending.off_the_level(wide, np.array([0.059])) == ""
+    assert "up to 3.5e-02 c" in ending.off_the_level(wide, np.array([0.07]))
+
+
+def test_of_several_constraints_each_is_held_to_its_own_level(tmp_path):
+    """One of a level of a millionth of the other's: beside that one's all it is off is nothing."""
+    theta0 = torch.linspace(0.3, 1.6, 6, dtype=torch.float64)
+    weights = torch.linspace(1, 5, 6, dtype=torch.float64)
+    small = gf.Problem.from_function(lambda t: 1e-6 * (weights * (t - 1) ** 2).sum(), theta0)
+    large = gf.Problem.from_function(lambda t: t @ t, theta0)
+    several = gf.RegularizingFlow(gf.LevelSet([small, large]), gf.regularizers.quartic_norm)
+    settings = {**SETTINGS, "reproject_every": 10.0, "rtol": 1e-3}
+    ds = gf.walk(several, "dopri5", **settings)
+    off = np.abs(ds["constraint_residual"].values / ds["constraint_level"].values).max(axis=0)
+    assert off[0] > max(1e-4, 2 * off[1])
+    said = f"; off the level of constraint 0 by up to {off[0]:.1e} c between re-projections, where"
+    assert said in ds.attrs["status_message"]
+    path = tmp_path / "walk.nc"
+    spent = int(ds["n_gradient"][-2])
+    gf.walk(several, "dopri5", archive=path, max_evaluations=spent, **settings).close()
+    with gf.resume(path, several, max_evaluations=10_000) as resumed:
+        assert resumed.attrs["status_message"] == ds.attrs["status_message"]

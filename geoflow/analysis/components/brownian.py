@@ -92,11 +92,12 @@ def brownian_path(
     dimension = kinds.as_whole(dimension, "dimension", 1)
     named = f"n_points={n_points}, dimension={dimension}: the steps"
     check_memory(3 * 8 * n_points * dimension, named, "use fewer")
-    steps = _generator(seed).standard_normal((n_points - 1, dimension))
+    steps = np.random.default_rng(check_seed(seed)).standard_normal((n_points - 1, dimension))
     if step_lengths is not None:
         lengths = kinds.as_numbers(step_lengths, "step_lengths")
-        if lengths.shape != (n_points - 1,) or not (lengths >= 0).all():
-            raise InputError(f"step_lengths: give {n_points - 1} numbers that are not negative")
+        usable = np.isfinite(lengths) & (lengths >= 0)
+        if lengths.shape != (n_points - 1,) or not usable.all():
+            raise InputError(f"step_lengths: give {n_points - 1} numbers, finite and not negative")
         steps *= (lengths / np.linalg.norm(steps, axis=1))[:, None]
     return np.concatenate([np.zeros((1, dimension)), np.cumsum(steps, axis=0)])
 
@@ -182,7 +183,7 @@ def simulate(
     check_simulations(n_simulations, seed, dimension)
     check_cost(len(gram) + 1, n_simulations, n_components)
     lengths = np.sqrt(np.diagonal(gram))
-    rng = _generator(seed)
+    rng = np.random.default_rng(check_seed(seed))
     n_steps = len(gram)
     at_once = max(1, SIMULATED // n_steps**2)
     null, found = [], []
@@ -252,7 +253,3 @@ def check_cost(n_points: int, n_simulations: int, n_components: int) -> None:
     # The eigenvalues of each path.
     named = f"n_simulations={n_simulations} of {n_points} points"
     check_work(4 * n_simulations * n_points**3, OPERATIONS, named, "operations")
-
-
-def _generator(seed: int) -> np.random.Generator:
-    return np.random.default_rng(check_seed(seed))

@@ -50,7 +50,13 @@ class PCA:
 
     @classmethod
     def of(cls, ds: xr.Dataset) -> PCA:
-        """Take the components out of a dataset of :func:`along`, to place other points by them."""
+        """Take the components out of a dataset of :func:`along`, to place other points by them.
+
+        Raises
+        ------
+        InputError
+            It is another dataset.
+        """
         if ds.attrs.get("kind") != KIND:
             raise InputError("ds holds no principal components; make it with pca.along")
         return cls(**{name: ds[name].values for name in cls.__dataclass_fields__})

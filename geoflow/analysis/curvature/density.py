@@ -67,11 +67,18 @@ class SpectralDensity:
         -------
         density, standard_error : array of float64, shape (m,)
             In units of 1/eigenvalue; the density integrates to 1.
+
+        Raises
+        ------
+        InputError
+            A width that is not positive, or abscissae that are no vector of real numbers.
         """
         width = self.width if width is None else kinds.as_number(width, "width")
         if not width > 0:
             raise InputError(f"width={width:g}; use a positive number")
         x = kinds.as_numbers(abscissa, "abscissa")
+        if x.ndim != 1:
+            raise InputError(f"abscissa has shape {x.shape}; give eigenvalues in a list, (m,)")
         curves = np.zeros((len(self.nodes), len(x)))
         # A step at a time: memory stays at probes × abscissae.
         for node, weight in zip(np.nan_to_num(self.nodes).T, self.weights.T, strict=True):

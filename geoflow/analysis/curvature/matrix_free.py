@@ -118,7 +118,7 @@ def extreme_eigenvalues(
         return _pairs(operator, values[order], vectors[:, order])
     # ARPACK's are on the CPU, wherever the operator is: a basis, four of work, and what it finds.
     _check_memory(operator, n_vectors + k + 4, f"{k} eigenvectors", CPU)
-    start = _generator(seed).standard_normal(n)
+    start = np.random.default_rng(seed).standard_normal(n)
     image = operator(torch.from_numpy(start).to(operator.theta))
     if not image.any():
         # No random vector but that of a zero operator has no image; ARPACK refuses those.
@@ -181,7 +181,7 @@ def spectral_density(
     named = f"n_probes={n_probes}, n_steps={n_steps}"
     check_work(operations, OPERATIONS, named, "operations")
     nodes, weights = np.full((n_probes, n_steps), np.nan), np.zeros((n_probes, n_steps))
-    rng = _generator(seed)
+    rng = np.random.default_rng(check_seed(seed))
     for probe in range(n_probes):
         diagonal, off_diagonal = tridiagonal(operator, _normal(rng, operator), n_steps)
         values, vectors = eigh_tridiagonal(diagonal, off_diagonal)
@@ -219,7 +219,7 @@ def trace(operator: Curvature, *, n_products: int = 60, seed: int = 0) -> Estima
     _check_size(operator)
     n, third = operator.size, n_products // 3
     _check_memory(operator, 3 * min(third, n), f"n_products={n_products}")
-    rng = _generator(seed)
+    rng = np.random.default_rng(check_seed(seed))
     sketch = torch.stack([operator(_normal(rng, operator)) for _ in range(min(third, n))], dim=1)
     basis = torch.linalg.qr(sketch).Q
     exact = sum(float(torch.dot(q, operator(q))) for q in basis.T)
@@ -354,10 +354,6 @@ def _check_size(operator: Curvature) -> None:
             f"operator {operator.name!r}: there are no tangent directions, so no eigenvalues; "
             "leave it out, or take more tensors"
         )
-
-
-def _generator(seed: int) -> np.random.Generator:
-    return np.random.default_rng(check_seed(seed))
 
 
 def _normal(rng: np.random.Generator, operator: Curvature) -> Tensor:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -107,9 +110,11 @@ def principal(ds: xr.Dataset, tensors: Sequence[TensorSpec] | None = None) -> Pl
     Raises
     ------
     InputError
-        The snapshots are too few, or lie on a line.
+        The snapshots are too few, or lie on a line; or the tensors are not those of the walk.
     """
     kinds.check_dataset(ds, "snapshot", "theta")
+    if tensors is not None:
+        _check_tensors(tensors, ds)
     if ds.sizes["snapshot"] == 2:
         raise InputError(
             "ds holds 2 snapshots, which span no plane; walk again with three or more, or use "
@@ -201,9 +206,10 @@ def random(ds: xr.Dataset, tensors: Sequence[TensorSpec], *, seed: int = 0) -> P
     Raises
     ------
     InputError
-        A seed that cannot be used, or no snapshot.
+        A seed that cannot be used, no snapshot, or tensors that are not those of the walk.
     """
     kinds.check_dataset(ds, "snapshot", "theta")
+    _check_tensors(tensors, ds)
     seed = check_seed(seed)
     if not ds.sizes["snapshot"]:
         raise InputError("ds holds no snapshot; walk again with snapshots")
@@ -238,12 +244,22 @@ def filter_normalised(
     -------
     array of float64, shape (P,)
         A filter in which the direction is zero stays zero.
+
+    Raises
+    ------
+    InputError
+        The tensors are not those of such vectors, or there are no real numbers.
     """
-    give = "problem.tensors"
-    kinds.check_kind(tensors, Sequence, "tensors", give)
-    result = np.zeros(len(direction))
+    _check_tensors(tensors)
+    n = sum(math.prod(spec.shape) for spec in tensors)
+    for name, vector in (("direction", direction), ("theta", theta)):
+        if len(vector) != n:
+            raise InputError(
+                f"tensors are of {n} parameters and {name} has {len(vector)}; give the "
+                "problem.tensors of the walk"
+            )
+    result = np.zeros(n)
     for spec in tensors:
-        kinds.check_kind(spec, TensorSpec, "tensors: one", give)
         rows = spec.shape[0] if len(spec.shape) > 1 else 1
         part = slice(spec.offset, spec.offset + int(np.prod(spec.shape)))
         d = kinds.as_numbers(direction[part], "direction").reshape(rows, -1)
@@ -252,6 +268,24 @@ def filter_normalised(
         factor = np.divide(wanted, length, out=np.zeros(rows), where=length > 0)
         result[part] = (d * factor[:, None]).reshape(-1)
     return result
+
+
+def _check_tensors(tensors: Sequence[TensorSpec], ds: xr.Dataset | None = None) -> None:
+    """Refuse what are no tensors, or those of another network than a walk's."""
+    give = "problem.tensors"
+    kinds.check_kind(tensors, Sequence, "tensors", give)
+    for spec in tensors:
+        kinds.check_kind(spec, TensorSpec, "tensors: one", give)
+    if ds is None or "tensor_shape" not in ds:
+        return
+    given = (json.dumps(list(spec.shape)) for spec in tensors)
+    pairs = zip_longest(given, map(str, ds["tensor_shape"].values), fillvalue="none")
+    for i, (shape, walked) in enumerate(pairs):
+        if shape != walked:
+            raise InputError(
+                f"tensors: the shape of number {i} is {shape}, and {walked} in ds; give the "
+                "problem.tensors of the walk"
+            )
 
 
 def _theta(ds: xr.Dataset, index: int) -> Floats:

@@ -73,6 +73,11 @@ def frequency_grid(
 
     With uneven samples there is no Nyquist frequency; what lies above half the median rate may be
     asked for by ``max_frequency``.
+
+    Raises
+    ------
+    InputError
+        Times that do not increase, an option that is not positive, or hardly a frequency.
     """
     oversampling = kinds.as_number(oversampling, "oversampling")
     if max_frequency is not None:
@@ -81,8 +86,12 @@ def frequency_grid(
         raise InputError(f"max_frequency={max_frequency:g}; use a positive number")
     if not (math.isfinite(oversampling) and oversampling > 0):
         raise InputError(f"oversampling={oversampling:g}; use a positive number")
+    steps = np.diff(kinds.as_numbers(times, "times"))
+    spacing = float(np.median(steps)) if steps.size else 0.0
+    if steps.ndim != 1 or not (steps >= 0).all() or not spacing > 0:
+        raise InputError("times: give two or more increasing numbers")
     span = float(times[-1] - times[0])
-    high = 0.5 / float(np.median(np.diff(times))) if max_frequency is None else max_frequency
+    high = 0.5 / spacing if max_frequency is None else max_frequency
     wanted = (high * span - 1) * oversampling * (1 + 1e-12)
     count = math.floor(min(wanted, 1e18)) + 1
     # The grid itself, and expected power for some tens of time constants.
