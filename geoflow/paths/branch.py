@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -10,13 +9,17 @@ import torch
 from geoflow.errors import BranchError
 from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow
-from geoflow.paths.corrector import away
 
-# A point that is farther from the one before may lie on another branch: a level in between shows
-# whether the path leads there. In units of ‖θ‖; and of ‖θ‖ √|Δ log L|, since near a fold a path
-# goes as the square root of the level (networks' paths go up to 0.75 of it), with as many times
-# the way along the normals.
-FAR, FAR_FOR_LEVEL, FAR_ALONG_NORMAL = 0.5, 1.0, 2.0
+# On one branch dR/dc = −λ (the envelope theorem): R falls from one point to the next by between the
+# lesser and the greater of their λ times Δc where λ is monotone, whatever the units of L, R and θ
+# and wherever the origin of θ. λ need not be monotone: it may lie outside by this factor, or where
+# the levels are near, by the second before the point is taken to be of another branch.
+MARGIN, MARGIN_NEARBY = 1.25, 2.0
+# A point where ∇R has changed by more than this part of itself is far: R alone may then agree by
+# chance. For ‖θ‖² it is half of ‖θ‖.
+FAR = 0.5
+# L and R are known to so many units of rounding.
+ROUNDING = 100
 
 
 @dataclass(frozen=True)
@@ -59,30 +62,47 @@ def check_near(before: Reached, after: Reached) -> None:
     Raises
     ------
     FarError
-        It is far from that.
+        R has not fallen as λ says, or ∇R has changed by much.
     """
-    old, new = before.state.theta, after.state.theta
-    norm = float(torch.linalg.vector_norm(old))
-    slope = min(before.state.gradient_norm, after.state.gradient_norm)
-    allowed = FAR_FOR_LEVEL * norm * math.sqrt(abs(away(before.c, after.c)))
-    allowed += FAR_ALONG_NORMAL * abs(after.c - before.c) / slope
-    if float(torch.linalg.vector_norm(new - old)) > min(FAR * norm, allowed):
+    old, new = before.state.regularizer_gradient, after.state.regularizer_gradient
+    change, size = torch.linalg.vector_norm(new - old), torch.linalg.vector_norm(old)
+    if not _falls_as_told(before.state, after.state, MARGIN) or float(change) > FAR * float(size):
         raise FarError
 
 
 def check_no_fold(before: Reached, after: Reached) -> None:
-    """Refuse a point to which the path does not lead, however near the levels.
+    """Refuse a point on a level nearby that is on another branch.
 
     Raises
     ------
     BranchError
-        It is on another branch.
+        R has changed as it does on no branch with these λ at its ends.
     """
-    try:
-        check_near(before, after)
-    except FarError:
+    if not _falls_as_told(before.state, after.state, MARGIN_NEARBY):
         raise BranchError(
             f"the path folds between L = {before.c:.6g} and L = {after.c:.6g}: beyond, the "
             "flow leads to another branch",
             status="fold",
-        ) from None
+        )
+
+
+def _falls_as_told(old: FlowState, new: FlowState, margin: float) -> bool:
+    """Whether R falls from one point to another by what λ says at both."""
+    rise, fall = new.loss - old.loss, old.regularizer - new.regularizer
+    least, most = sorted((old.multiplier, new.multiplier))
+    low, high = sorted((least / margin * rise, most * margin * rise))
+    uncertainty = _uncertainty(old, new)
+    return low - uncertainty <= fall <= high + uncertainty
+
+
+def _uncertainty(old: FlowState, new: FlowState) -> float:
+    """By how much R may fall otherwise, as neither is a KKT point to the last digit.
+
+    Along any curve dR = −λ dL + Π∇R·dθ. The last, on the straight way, is at most the mean ‖Π∇R‖
+    times its length; twice that is allowed, as the way is curved.
+    """
+    length = float(torch.linalg.vector_norm(new.theta - old.theta))
+    known = abs(old.regularizer) + abs(new.regularizer)
+    known += max(old.multiplier, new.multiplier) * (abs(old.loss) + abs(new.loss))
+    rounding = ROUNDING * torch.finfo(new.theta.dtype).eps * known
+    return (old.tangent_norm + new.tangent_norm) * length + rounding

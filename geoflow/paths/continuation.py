@@ -26,6 +26,7 @@ from geoflow.paths.arclength import FIRST, Arc, OnArc, strides_to
 from geoflow.paths.branch import FarError, Reached, check_near, check_no_fold
 from geoflow.paths.corrector import Corrected, correct, is_kkt
 from geoflow.paths.learned import Bearing, Learned
+from geoflow.paths.scale import Scale
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system.threads import one_blas_thread
 from geoflow.system.translation import numerics
@@ -35,7 +36,7 @@ from geoflow.walking.stopping import Stationary
 # Evaluations after which the corrector gives way to the flow, and that to a level halfway; and
 # Newton's iterations along the normals after which the flow gives up to come onto a level.
 PATIENCE, PROJECTIONS = 150, 40
-# A level is halved so often, in log c, before the path is taken to end.
+# The way to a level is halved so often before the path is taken to end: no step is shorter.
 MAX_HALVINGS = 8
 # The flow comes to this angle at reasonable cost; what is wanted beyond is left to the corrector.
 FLOW_DEGREES = 175.0
@@ -159,29 +160,29 @@ class Continuation:
             return self._to(level, before)
 
     def _to(self, level: float, before: Reached) -> Reached:
-        goal, at, between, corrections, method = level, before, 0, 0, "corrector"
-        halvings = 0
+        at, between, corrections, method = before, 0, 0, "corrector"
+        scale = Scale.between(before.c, level)
+        length = scale.distance(before.c, level)
+        shortest, halved = length / 2**MAX_HALVINGS, False
         self.memory.bearing = None
         while at.c != level:
             self.short_of = at
+            length = min(length, scale.distance(at.c, level))
+            goal = scale.towards(level, at.c, length)
+            near = length <= shortest
             try:
                 found = self._step(goal, at)
-                if halvings < MAX_HALVINGS:
-                    check_near(at, found)
+                (check_no_fold if near else check_near)(at, found)
             except (*FAILURES, FarError):
-                halvings += 1
-                if halvings > MAX_HALVINGS:
+                if near:
                     raise
-                goal = halfway(at.c, goal)
+                length, halved = max(length / 2, shortest), True
                 continue
-            if halvings == MAX_HALVINGS:
-                check_no_fold(at, found)
             corrections += found.n_corrections
             method = found.method if found.method == "walk" else method
             at = found
-            if goal != level:
-                between += 1
-                goal, halvings = level, max(halvings - 1, 0)
+            between += goal != level
+            length, halved = length if halved else 2 * length, False
         return replace(at, method=method, n_between=between, n_corrections=corrections)
 
     def round(self, at: Reached, goal: float, stops: Sequence[float], allowed: int) -> Reached:
@@ -332,8 +333,3 @@ def _passed(before: float, after: float, levels: Sequence[float], here: float) -
         if (level - before) * (level - after) < 0 and not math.isclose(level, here, rel_tol=1e-5)
     ]
     return min(between, key=lambda level: abs(level - before), default=None)
-
-
-def halfway(a: float, b: float) -> float:
-    """A level between two: their geometric mean, or where one is not positive their mean."""
-    return math.sqrt(a * b) if a > 0 and b > 0 else (a + b) / 2

@@ -25,6 +25,7 @@ from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.linearization import TangentHessian
 from geoflow.paths.learned import FIRST_REACH, FIRST_TIME, Learned
+from geoflow.paths.scale import away, same_side
 from geoflow.paths.tangent_solver import (
     LossCurvature,
     Solved,
@@ -159,6 +160,22 @@ class _Correction:
         else:
             self._move(distance)
 
+    @property
+    def _unit(self) -> float:
+        """Of changes of L: linear in log L, in which a loss is less curved than it is itself.
+
+        Where L = 0 lies on the way no change in log L leads there.
+        """
+        loss, level = self.state.loss, self.flow.level_set.level
+        return abs(loss) if same_side(loss, level) else max(abs(loss), abs(level))
+
+    def _gone(self, loss: float) -> float:
+        """How far a loss is above that of the state: in log L, or where 0 is on the way in L."""
+        here, level = self.state.loss, self.flow.level_set.level
+        if same_side(loss, here) and same_side(here, level):
+            return away(loss, here)
+        return (loss - here) / self._unit
+
     def _come_to(self, state: FlowState) -> None:
         self.state, self.stuck, self.tangent = state, False, None
 
@@ -166,8 +183,7 @@ class _Correction:
         """Towards the level, along the path as its linear model has it."""
         state, memory = self.state, self.memory
         part = math.copysign(min(abs(distance), memory.reach), distance)
-        # Linear in log L, in which a loss is less curved than it is itself.
-        change = -part * abs(state.loss)
+        change = -part * self._unit
         if self.tangent is None:
             self.tangent = self._tangent(change)
         reached = _tried(self.flow, state.theta + change * self.tangent)
@@ -175,7 +191,7 @@ class _Correction:
             reached is not None
             and reached.multiplier > 0
             and residual_of(reached) <= TOO_MUCH
-            and abs(away(reached.loss, state.loss) + part) < FIRST_REACH
+            and abs(self._gone(reached.loss) + part) < FIRST_REACH
         )
         if reached is None or not fits:
             memory.reach = min(memory.reach, abs(part)) / 2
@@ -236,7 +252,7 @@ class _Correction:
         normal = oblique_normal(operator, memory.curvature, 1 / time)
         excess = self.flow.level_set.residual(state.loss)
         reached = _tried(self.flow, torch.sub(state.theta, normal, alpha=excess))
-        if reached is None or abs(away(reached.loss, state.loss)) > DRIFT:
+        if reached is None or abs(self._gone(reached.loss)) > DRIFT:
             memory.time = SHRINK * time / state.time_scale
             return
         _learn(memory.curvature, state, reached)
@@ -252,7 +268,7 @@ class _Correction:
             excess = self.flow.level_set.residual(state.loss) + solved.bend / 2
             step = torch.sub(along, normal, alpha=excess)
         reached = _tried(self.flow, state.theta + step)
-        if reached is None or abs(away(reached.loss, state.loss)) > DRIFT:
+        if reached is None or abs(self._gone(reached.loss)) > DRIFT:
             memory.time = SHRINK * time / state.time_scale
             return False
         _learn(memory.curvature, state, reached)
@@ -307,11 +323,6 @@ class _Correction:
             return float(torch.linalg.vector_norm(x / time + left)) <= wanted
 
         return solve(operator, self.memory.curvature, state.velocity, shift=1 / time, enough=enough)
-
-
-def away(loss: float, level: float) -> float:
-    """How far a loss is above its level: in log L, or relative to the level where L ≤ 0."""
-    return math.log(loss / level) if loss / level > 0 else (loss - level) / abs(level)
 
 
 def _learn(curvature: LossCurvature, before: FlowState, after: FlowState) -> None:

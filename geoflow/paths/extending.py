@@ -15,7 +15,13 @@ from geoflow.archive import path_files, seal
 from geoflow.errors import ArchiveError, InputError
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.protocol import apart_from
-from geoflow.paths.following import Settings, checked_budget, checked_levels, follow
+from geoflow.paths.following import (
+    Settings,
+    check_tolerances,
+    checked_budget,
+    checked_levels,
+    follow,
+)
 from geoflow.paths.recording import points_of
 from geoflow.problems import arithmetic
 from geoflow.problems.earlier import same_data, same_data_apart
@@ -108,6 +114,7 @@ def resume_path(
         flow, observables = rebuilt.flow, rebuilt.observables
     observables = records.as_observables(observables, flow.problem)
     _check(flow, attributes, observables)
+    check_tolerances(levels, flow)
     # A level that was not reached, and is not asked for again, is given up.
     reached = {float(point.values["level"]) for point in taken}
     asked = [level for level in config["levels"] if level in reached or level in wanted]

@@ -25,6 +25,7 @@ from geoflow.errors import (
 from geoflow.manifold.flows import RegularizingFlow, check_single
 from geoflow.paths.continuation import FAILURES, FIRST_SOLVER, SOLVER, Continuation
 from geoflow.paths.recording import Recording
+from geoflow.paths.scale import away, same_side
 from geoflow.problems import arithmetic
 from geoflow.system import kinds
 from geoflow.system.memory import check_memory
@@ -117,6 +118,7 @@ def regularization_path(
     observables = records.as_observables(observables, flow.problem)
     kinds.check_kind(provenance, Mapping | None, "provenance", "a dict")
     levels = checked_levels(levels)
+    check_tolerances(levels, flow)
     kinds.check_kind(degrees, Real, "degrees", "an angle between 90 and 180")
     kinds.check_switch(overwrite, "overwrite")
     kinds.check_switch(progress, "progress")
@@ -292,11 +294,13 @@ def _levels_of(points: Sequence[PathPoint]) -> set[float]:
 def _nearest(level: float, points: Sequence[PathPoint]) -> list[int]:
     """The points whose level is nearest, the latest first: round a fold one level has several."""
 
-    def away(number: int) -> float:
-        at = points[number].values["level"]
-        return abs(math.log(at / level)) if at / level > 0 else math.inf
+    def distance(number: int) -> tuple[bool, float]:
+        at = float(points[number].values["level"])
+        # In log L; those on the other side of L = 0 come last, and are as far as they are in L.
+        other_side = not same_side(at, level)
+        return other_side, abs(at - level if other_side else away(at, level))
 
-    distances = [away(number) for number in range(len(points))]
+    distances = [distance(number) for number in range(len(points))]
     return [n for n in reversed(range(len(points))) if distances[n] == min(distances)]
 
 
@@ -319,6 +323,24 @@ def checked_levels(levels: Sequence[float]) -> list[float]:
     return found
 
 
+def check_tolerances(levels: Sequence[float], flow: RegularizingFlow) -> None:
+    """Refuse levels so near zero that the flow's tolerance of them is no normal number.
+
+    Raises
+    ------
+    InputError
+        There is one.
+    """
+    own, least = flow.level_set, torch.finfo(flow.problem.dtype).tiny
+    for level in levels:
+        if own.level_rtol * abs(level) + own.level_atol < least:
+            raise InputError(
+                f"levels: {level} is too near zero, as its tolerance, level_rtol={own.level_rtol} "
+                f"of it, is below what {flow.problem.dtype} resolves; name levels beyond "
+                f"{least / own.level_rtol:.1e}"
+            )
+
+
 def checked_budget(max_evaluations: int | None) -> int:
     """Evaluations of a whole path; None: as many as of a walk.
 
@@ -337,10 +359,13 @@ def checked_budget(max_evaluations: int | None) -> int:
 def _check_resolved(degrees: float, limit: float, dtype: torch.dtype) -> None:
     resolution = 100 * torch.finfo(dtype).eps
     if limit < resolution:
-        largest = 180 - math.degrees(math.asin(resolution))
+        # Rounded to a number that is short, and then still below.
+        gap = math.degrees(math.asin(resolution))
+        places = math.ceil(-math.log10(gap))
+        largest = 180 - math.ceil(gap * 10**places) / 10**places
         raise InputError(
             f"degrees={degrees}: its KKT residual {limit:.1e} is below what {dtype} resolves; use "
-            f"at most {largest:.9g}"
+            f"at most {largest:.{places}f}"
         )
 
 
