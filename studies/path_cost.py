@@ -3,7 +3,7 @@
 python studies/path_cost.py [EXPERIMENT[:SEED]…]
 
 For each experiment and seed: evaluations from level to level at 175°, by gf.regularization_path and
-by walking to 175° again from each end, re-projected onto the next level. Counts of the path are of
+by walking to 175° again from each end by the default solver, re-projected onto the next level. Counts of the path are of
 three runs, the trained weights changed by 10⁻¹⁰ of themselves from one to the next, since a last
 digit decides whether a step is made again. Prints a table of docs/path.md, in Markdown.
 """
@@ -52,7 +52,7 @@ def by_restarts(prepared: gf.experiments.PreparedExperiment, levels: list[float]
         problem = gf.Problem.from_function(loss, theta)
         flow = gf.RegularizingFlow(gf.LevelSet(problem, level), gf.regularizers.squared_norm)
         before = problem.evaluations
-        ds = gf.walk(flow, "exponential", max_snapshots=2, observables=prepared.observables)
+        ds = gf.walk(flow, max_snapshots=2, observables=prepared.observables)
         counts.append(problem.evaluations - before)
         best = min(best, float(ds["test_loss"][-1]))
         theta = torch.from_numpy(ds["theta"][-1].values)
