@@ -65,10 +65,10 @@ class HessianProducts:
         sizes : sequence of int
             Numbers of parameters of the tensors that θ is made of, in their order.
         """
-        theta = _beside(function, theta0)
+        theta = beside(function, theta0)
         try:
-            probes, tried = _probes(theta, sizes), steps(theta)
-            right = all(agrees(derived(theta, v), function, theta, v, sizes, tried) for v in probes)
+            directions, tried = probes(theta, sizes), steps(theta)
+            right = all(agrees(derived(theta, v), function, theta, v, sizes, tried) for v in directions)
             fault = "" if right else WRONG
         except InputError as refusal:
             fault = str(refusal).removeprefix(f"{self.name}: ")
@@ -92,7 +92,7 @@ def difference(function: Derivable, theta: Tensor, v: Tensor) -> Tensor:
     return (ahead - behind) / (2 * step)
 
 
-def _beside(function: Derivable, theta0: Tensor) -> Tensor:
+def beside(function: Derivable, theta0: Tensor) -> Tensor:
     """A point near ``theta0`` where the function is finite, or that itself."""
     generator = torch.Generator().manual_seed(2)
     random = torch.randn(theta0.shape, generator=generator, dtype=torch.float64).to(theta0)
@@ -113,7 +113,7 @@ def _gradient(function: Derivable, theta: Tensor) -> Tensor | None:
     return found[1] if all(bool(torch.isfinite(t).all()) for t in found) else None
 
 
-def _probes(theta: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
+def probes(theta: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
     """Unit vectors: one along all tensors, and one along those of each group, equally long."""
     generator = torch.Generator().manual_seed(1)
     v = torch.randn(theta.shape, generator=generator, dtype=torch.float64).to(theta)

@@ -141,7 +141,7 @@ class OwnFunction(ThetaFunction):
         """∇²R(θ) by autograd, or by differences of ∇R where that is missing or wrong."""
         if self._products.exact is None:
             self._products.choose(
-                lambda at, v: derivatives.second(lambda: self._derived(at)(v), "regularizer"),
+                lambda at, v: derivatives.derived(lambda: self._derived(at)(v), "regularizer"),
                 self.value_and_gradient,
                 self._theta0,
                 self._sizes,

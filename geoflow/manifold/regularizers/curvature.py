@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from geoflow.manifold.regularizers.bound import BoundRegularizer, Product, diffe
 from geoflow.manifold.regularizers.named import Make, needs_problem, regularizer
 from geoflow.problems import arithmetic
 from geoflow.problems.protocol import ProblemLike
+from geoflow.problems.third import third_product
 from geoflow.system.memory import check_memory
 
 # Hessian-vector products after which the top eigenvalue is given up.
@@ -156,14 +157,10 @@ class _Sharpness(_OfLoss):
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         value, vector = self._top(theta)
-        return theta.new_tensor(value), self._slope(theta, vector)
+        return theta.new_tensor(value), third_product(self.problem)(theta, vector)[1]
 
     def value_alone(self, theta: Tensor) -> Tensor:
         return theta.new_tensor(self._top(theta)[0])
-
-    def _slope(self, theta: Tensor, vector: Tensor) -> Tensor:
-        _, middle = self.problem.value_and_gradient(theta)
-        return _second_difference(self.problem, theta, vector, middle)[1]
 
     @arithmetic.without_autocast()
     def _top(self, theta: Tensor) -> tuple[float, Tensor]:
@@ -219,39 +216,23 @@ class _HessianTrace(_OfLoss):
         signs = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8)
         self.signs = signs.to(problem.device)
 
+    @arithmetic.without_autocast()
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        _, middle = self.problem.value_and_gradient(theta)
         value, gradient = theta.new_zeros(()), torch.zeros_like(theta)
-        for signs in self.signs:
-            found = _second_difference(self.problem, theta, 2 * signs.to(theta) - 1, middle)
-            value, gradient = value + found[0], gradient.add_(found[1])
+        for z in self._vectors(theta):
+            image, slope = third_product(self.problem)(theta, z)
+            value, gradient = value + torch.dot(z, image), gradient.add_(slope)
         return value / len(self.signs), gradient / len(self.signs)
 
+    @arithmetic.without_autocast()
     def value_alone(self, theta: Tensor) -> Tensor:
         value = theta.new_zeros(())
-        for signs in self.signs:
-            value = value + _beside(self.problem, theta, 2 * signs.to(theta) - 1)[0]
+        for z in self._vectors(theta):
+            value = value + torch.dot(z, self.problem.hvp(theta, z))
         return value / len(self.signs)
 
-
-def _second_difference(
-    problem: ProblemLike, theta: Tensor, vector: Tensor, middle: Tensor
-) -> tuple[Tensor, Tensor]:
-    """vᵀ∇²L v and its gradient in θ, from ∇L on both sides: two evaluations."""
-    value, ahead, behind = _beside(problem, theta, vector)
-    return value, (ahead - 2 * middle + behind) / _step(theta) ** 2
-
-
-def _beside(problem: ProblemLike, theta: Tensor, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """vᵀ∇²L v, and ∇L ahead and behind along v."""
-    step = _step(theta)
-    _, ahead = problem.value_and_gradient(theta + step * vector)
-    _, behind = problem.value_and_gradient(theta - step * vector)
-    return torch.dot(vector, ahead - behind) / (2 * step), ahead, behind
-
-
-def _step(theta: Tensor) -> float:
-    return float(torch.finfo(theta.dtype).eps ** (1 / 4))
+    def _vectors(self, theta: Tensor) -> Iterator[Tensor]:
+        return (2 * signs.to(theta) - 1 for signs in self.signs)
 
 
 def _of_loss(make: Callable[[ProblemLike], BoundRegularizer]) -> Make:
