@@ -17,6 +17,7 @@ from geoflow.manifold.level_set import MAX_ITERATIONS, LevelSet, Projection
 from geoflow.manifold.linearization import TangentHessian
 from geoflow.manifold.normals import Numbers, normal_space, tangent
 from geoflow.manifold.protocol import Scalar
+from geoflow.manifold.regularizers.bound import as_earlier
 from geoflow.manifold.regularizers.checked import check_regularizer
 from geoflow.manifold.regularizers.named import bound, name_of
 from geoflow.manifold.scaling import length
@@ -132,7 +133,28 @@ class RegularizingFlow:
         CriticalPointError
             ∇L vanishes, or the gradients of several constraints are dependent to rounding.
         """
-        r_value, r_gradient = self._bound.value_and_gradient(theta)
+        return self._completed(theta, loss, gradient, *self._bound.value_and_gradient(theta))
+
+    @arithmetic.without_autocast()
+    def earlier_state(self, state: FlowState) -> FlowState | None:
+        """The same with R and ∇R as earlier versions computed them; None where that is no other.
+
+        For archives alone, whose records tell by it which R they are of.
+        """
+        found = as_earlier(self._bound, state.theta)
+        if found is None:
+            return None
+        loss = state.values if len(state.values) > 1 else state.loss
+        return self._completed(state.theta, loss, state.gradients, *found)
+
+    def _completed(
+        self,
+        theta: Tensor,
+        loss: Tensor | Numbers | float,
+        gradient: Tensor,
+        r_value: Tensor,
+        r_gradient: Tensor,
+    ) -> FlowState:
         values, regularizer = as_values(loss), float(r_value)
         try:
             normals = normal_space(gradient)

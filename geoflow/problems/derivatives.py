@@ -148,9 +148,7 @@ def gradients_of(
     )
 
 
-def derived(
-    compute: Callable[[], Result], name: str = "loss", order: str = "second"
-) -> Result:
+def derived(compute: Callable[[], Result], name: str = "loss", order: str = "second") -> Result:
     """Say of a missing formula what it means; memory that runs out is another matter.
 
     Raises

@@ -15,9 +15,9 @@ from geoflow.problems.derivatives import (
     Tensors,
     Weighted,
     derivable,
+    derived,
     gradients_of,
     hessian_of,
-    derived,
     twice_differentiable,
     variables_of,
 )

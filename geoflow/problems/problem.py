@@ -342,10 +342,9 @@ class Problem(MeanOfParts):
     def third_product(self, theta: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """∇²L(θ) v and ∇³L(θ)[v, v], the gradient of vᵀ∇²L(θ) v: shape (P,) both.
 
-        Counted as two Hessian-vector products, and exact as they are: before the first, a few of
-        PyTorch's third derivatives are compared with differences of products. Where they are not
-        right, or not there, such differences take their place, with a warning; they count as the
-        five products, or more, that they are made of.
+        Counted as two products, and exact as they are: before the first, a few of PyTorch's third
+        derivatives are compared with differences of products. Where they are not right, or not
+        there, such differences take their place, with a warning, and count as what they are made of.
 
         Raises
         ------
@@ -360,12 +359,8 @@ class Problem(MeanOfParts):
             with self.uncounted():
                 sizes = [math.prod(s.shape) for s in self.tensors]
                 self.hvp(self.theta0, torch.zeros_like(self.theta0))
-                self._thirds.choose(
-                    self._derived_thrice if self._products.exact else None,
-                    self.hvp,
-                    self.theta0,
-                    sizes,
-                )
+                derived = self._derived_thrice if self._products.exact else None
+                self._thirds.choose(derived, self.hvp, self.theta0, sizes)
         if self._thirds.exact:
             return self._derived_thrice(theta, v)
         return third.by_differences(self.hvp, theta, v, self._thirds.rounding)

@@ -68,7 +68,9 @@ class HessianProducts:
         theta = beside(function, theta0)
         try:
             directions, tried = probes(theta, sizes), steps(theta)
-            right = all(agrees(derived(theta, v), function, theta, v, sizes, tried) for v in directions)
+            right = all(
+                agrees(derived(theta, v), function, theta, v, sizes, tried) for v in directions
+            )
             fault = "" if right else WRONG
         except InputError as refusal:
             fault = str(refusal).removeprefix(f"{self.name}: ")
@@ -80,6 +82,13 @@ class HessianProducts:
                 f"relative errors of about {error:.0e} where it is smooth and larger beside kinks",
                 stacklevel=4,
             )
+
+
+def error_of(problem: object, theta: Tensor) -> float:
+    """Relative error of a problem's products: rounding, or more where they are differences."""
+    chosen = getattr(problem, "_products", None)
+    eps = torch.finfo(theta.dtype).eps
+    return eps ** (2 / 3) if chosen is not None and chosen.exact is False else eps
 
 
 def difference(function: Derivable, theta: Tensor, v: Tensor) -> Tensor:

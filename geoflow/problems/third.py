@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import ConvergenceError, InputError
+from geoflow.problems.counting import Counted
 from geoflow.problems.differences import DIFFERENCE_RTOL, steps
 from geoflow.problems.products import Product, agrees, beside, probes
 from geoflow.problems.protocol import ProblemLike
@@ -80,9 +81,7 @@ class ThirdDerivatives:
             )
 
 
-def _fault(
-    derived: ThirdProduct, product: Product, theta0: Tensor, sizes: Sequence[int]
-) -> str:
+def _fault(derived: ThirdProduct, product: Product, theta0: Tensor, sizes: Sequence[int]) -> str:
     """What is wrong of PyTorch's third derivatives; empty for nothing."""
 
     def along(v: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,9 +99,24 @@ def _fault(
 
 
 def third_product(problem: ProblemLike) -> ThirdProduct:
-    """(θ, v) → ∇²L v and ∇³L[v, v]: the problem's own, or by differences of its products."""
+    """(θ, v) → ∇²L v and ∇³L[v, v]: the problem's own, or by differences of its products.
+
+    Which those of a :class:`geoflow.Problem` are is decided here, at no count.
+    """
     own: ThirdProduct | None = getattr(problem, "third_product", None)
-    return partial(by_differences, problem.hvp) if own is None else own
+    if own is None:
+        return partial(by_differences, problem.hvp)
+    if isinstance(problem, Counted):
+        with problem.uncounted():
+            own(problem.theta0, torch.zeros_like(problem.theta0))
+    return own
+
+
+def error_of(problem: ProblemLike, theta: Tensor) -> float:
+    """Relative error of ∇³L[v, v]: rounding, or more where it is of differences."""
+    chosen = getattr(problem, "_thirds", ThirdDerivatives())
+    eps = torch.finfo(theta.dtype).eps
+    return eps if chosen.exact else (chosen.rounding or eps) ** (2 / 3)
 
 
 def by_differences(

@@ -55,6 +55,13 @@ def value_alone(of: BoundRegularizer, theta: Tensor) -> Tensor:
     return value
 
 
+def as_earlier(of: BoundRegularizer, theta: Tensor) -> tuple[Tensor, Tensor] | None:
+    """R and ∇R as earlier versions computed them; None where that is no other."""
+    own = getattr(of, "earlier", None)
+    found: tuple[Tensor, Tensor] | None = None if own is None else own(theta)
+    return found
+
+
 class ThetaFunction:
     """A function of θ alone, differentiated by autograd: exact to rounding.
 
@@ -206,9 +213,21 @@ class Weighted:
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Σ wᵢRᵢ and Σ wᵢ∇Rᵢ."""
+        return self._summed(theta, [term.value_and_gradient(theta) for _, term in self.terms])
+
+    def earlier(self, theta: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The same as earlier versions computed it; None where that is no other."""
+        found = [as_earlier(term, theta) for _, term in self.terms]
+        if all(one is None for one in found):
+            return None
+        pairs = zip(found, self.terms, strict=True)
+        return self._summed(theta, [f or term.value_and_gradient(theta) for f, (_, term) in pairs])
+
+    def _summed(
+        self, theta: Tensor, found: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
         value, gradient = theta.new_zeros(()), torch.zeros_like(theta)
-        for weight, term in self.terms:
-            more, slope = term.value_and_gradient(theta)
+        for (weight, _), (more, slope) in zip(self.terms, found, strict=True):
             value, gradient = value + weight * more, gradient.add(slope, alpha=weight)
         return value, gradient
 

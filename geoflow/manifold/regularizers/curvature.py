@@ -22,10 +22,10 @@ from torch import Tensor
 
 from geoflow.errors import ConvergenceError, InputError
 from geoflow.manifold.regularizers.bound import BoundRegularizer, Product, differences
+from geoflow.manifold.regularizers.earlier import second_difference
 from geoflow.manifold.regularizers.named import Make, needs_problem, regularizer
-from geoflow.problems import arithmetic
+from geoflow.problems import arithmetic, products, third
 from geoflow.problems.protocol import ProblemLike
-from geoflow.problems.third import third_product
 from geoflow.system.memory import check_memory
 
 # Hessian-vector products after which the top eigenvalue is given up.
@@ -109,9 +109,6 @@ def _check_seed(seed: int) -> None:
 class _OfLoss(ABC):
     """R of a problem's gradients, with products with ∇²R by differences of ∇R."""
 
-    # Relative error of ∇R, as a power of the dtype's resolution.
-    rounding = 0.5
-
     def __init__(self, problem: ProblemLike) -> None:
         self.problem = problem
 
@@ -130,14 +127,16 @@ class _OfLoss(ABC):
 
     def hessian(self, theta: Tensor, gradient: Tensor | None = None) -> Product:
         """∇²R(θ) by differences of ∇R."""
-        rounding = torch.finfo(theta.dtype).eps ** self.rounding
+        rounding = self._error(theta)
         return differences(lambda at: self.value_and_gradient(at)[1], theta, gradient, rounding)
+
+    def _error(self, theta: Tensor) -> float:
+        """Relative error of ∇R."""
+        return third.error_of(self.problem, theta)
 
 
 class _GradientNorm(_OfLoss):
     """‖∇L‖²."""
-
-    rounding = 1.0
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         _, gradient = self.problem.value_and_gradient(theta)
@@ -147,6 +146,9 @@ class _GradientNorm(_OfLoss):
         _, gradient = self.problem.value_and_gradient(theta)
         return torch.dot(gradient, gradient)
 
+    def _error(self, theta: Tensor) -> float:
+        return products.error_of(self.problem, theta)
+
 
 class _Sharpness(_OfLoss):
     """λ_max(∇²L)."""
@@ -154,13 +156,19 @@ class _Sharpness(_OfLoss):
     def __init__(self, problem: ProblemLike, rtol: float, seed: int) -> None:
         super().__init__(problem)
         self.rtol, self.seed = rtol, seed
+        self._third = third.third_product(problem)
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         value, vector = self._top(theta)
-        return theta.new_tensor(value), third_product(self.problem)(theta, vector)[1]
+        return theta.new_tensor(value), self._third(theta, vector)[1]
 
     def value_alone(self, theta: Tensor) -> Tensor:
         return theta.new_tensor(self._top(theta)[0])
+
+    def earlier(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with ∇R as earlier versions computed it."""
+        value, vector = self._top(theta)
+        return theta.new_tensor(value), second_difference(self.problem, theta, vector)[1]
 
     @arithmetic.without_autocast()
     def _top(self, theta: Tensor) -> tuple[float, Tensor]:
@@ -211,6 +219,7 @@ class _HessianTrace(_OfLoss):
 
     def __init__(self, problem: ProblemLike, probes: int, seed: int) -> None:
         super().__init__(problem)
+        self._third = third.third_product(problem)
         generator = torch.Generator().manual_seed(seed)
         shape = (probes, problem.n_parameters)
         signs = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8)
@@ -220,7 +229,7 @@ class _HessianTrace(_OfLoss):
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = theta.new_zeros(()), torch.zeros_like(theta)
         for z in self._vectors(theta):
-            image, slope = third_product(self.problem)(theta, z)
+            image, slope = self._third(theta, z)
             value, gradient = value + torch.dot(z, image), gradient.add_(slope)
         return value / len(self.signs), gradient / len(self.signs)
 
@@ -230,6 +239,12 @@ class _HessianTrace(_OfLoss):
         for z in self._vectors(theta):
             value = value + torch.dot(z, self.problem.hvp(theta, z))
         return value / len(self.signs)
+
+    def earlier(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """The same as earlier versions computed it."""
+        found = [second_difference(self.problem, theta, z) for z in self._vectors(theta)]
+        value, gradient = (sum(each[1:], each[0]) for each in zip(*found, strict=True))
+        return value / len(self.signs), gradient / len(self.signs)
 
     def _vectors(self, theta: Tensor) -> Iterator[Tensor]:
         return (2 * signs.to(theta) - 1 for signs in self.signs)
