@@ -17,7 +17,7 @@ from geoflow.manifold.level_set import MAX_ITERATIONS, LevelSet, Projection
 from geoflow.manifold.linearization import TangentHessian
 from geoflow.manifold.normals import Numbers, normal_space, tangent
 from geoflow.manifold.protocol import Scalar
-from geoflow.manifold.regularizers.bound import as_earlier
+from geoflow.manifold.regularizers.bound import as_earlier, bytes_of
 from geoflow.manifold.regularizers.checked import check_regularizer
 from geoflow.manifold.regularizers.named import bound, name_of
 from geoflow.manifold.scaling import length
@@ -121,6 +121,11 @@ class RegularizingFlow:
         of_level_set = (self.problem, *getattr(self.problem, "problems", ()))
         found = self._bound.problems
         return tuple(p for p in found if not any(p is other for other in of_level_set))
+
+    @property
+    def regularizer_bytes(self) -> int:
+        """Bytes that an evaluation of R holds, where it is of higher derivatives of a loss."""
+        return bytes_of(self._bound)
 
     @arithmetic.without_autocast()
     def state(self, theta: Tensor, loss: Tensor | Numbers | float, gradient: Tensor) -> FlowState:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from geoflow.errors import InputError
+from geoflow.problems.normalisation import WrittenOut
 from geoflow.system.translation import reason
 
 Tensors = dict[str, Tensor]
@@ -77,7 +78,8 @@ def third_product(
     variables = variables_of(at)
     leaves, along = list(variables.values()), [v[n] for n in variables]
     with torch.enable_grad(), twice_differentiable():
-        value, weight = function(variables)
+        with WrittenOut():
+            value, weight = function(variables)
         products = hessian_of(derivable(value), leaves, along, create_graph=True)
         kept = [(p, w) for p, w in zip(products, along, strict=True) if p.requires_grad]
         # Of a quadratic function nothing is left to differentiate.

@@ -342,9 +342,9 @@ class Problem(MeanOfParts):
     def third_product(self, theta: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """∇²L(θ) v and ∇³L(θ)[v, v], the gradient of vᵀ∇²L(θ) v: shape (P,) both.
 
-        Counted as two products, and exact as they are: before the first, a few of PyTorch's third
-        derivatives are compared with differences of products. Where they are not right, or not
-        there, such differences take their place, with a warning, and count as what they are made of.
+        Counted as two products, and exact as they are: at the first, PyTorch's third derivatives
+        are compared with differences of products. Where they are not right, or not there, such
+        differences take their place, with a warning, and count as the products that they take.
 
         Raises
         ------

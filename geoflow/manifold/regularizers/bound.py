@@ -55,6 +55,11 @@ def value_alone(of: BoundRegularizer, theta: Tensor) -> Tensor:
     return value
 
 
+def bytes_of(of: BoundRegularizer) -> int:
+    """Bytes that an evaluation holds at its peak, where that is more than one of its problem's."""
+    return int(getattr(of, "evaluation_bytes", 0))
+
+
 def as_earlier(of: BoundRegularizer, theta: Tensor) -> tuple[Tensor, Tensor] | None:
     """R and ∇R as earlier versions computed them; None where that is no other."""
     own = getattr(of, "earlier", None)
@@ -214,6 +219,11 @@ class Weighted:
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Σ wᵢRᵢ and Σ wᵢ∇Rᵢ."""
         return self._summed(theta, [term.value_and_gradient(theta) for _, term in self.terms])
+
+    @property
+    def evaluation_bytes(self) -> int:
+        """Bytes that an evaluation holds at its peak, where terms say so."""
+        return max(bytes_of(term) for _, term in self.terms)
 
     def earlier(self, theta: Tensor) -> tuple[Tensor, Tensor] | None:
         """The same as earlier versions computed it; None where that is no other."""

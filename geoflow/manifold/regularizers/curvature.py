@@ -1,13 +1,10 @@
 """Functions of the gradient and the Hessian of the loss: they evaluate the problem they are of.
 
 Their evaluations are the problem's own: those of the level set's loss count and spend with the
-walk's. Where that is divided into groups of examples they are of the whole, and count apart. None
-needs third derivatives of PyTorch: where the gradient of R has one, it is a second difference of
-gradients of the loss along a vector v, over a step that perturbs entries by eps^(1/4),
-
-    ∇(vᵀ∇²L v) = (∇L(θ + εv) − 2∇L(θ) + ∇L(θ − εv))/ε²,
-
-with a relative error of about √eps, 10⁻⁸ in float64.
+walk's. Where that is divided into groups of examples they are of the whole, and count apart. Where
+the gradient of R is a third derivative, ∇(vᵀ∇²L v), it is exact to rounding, by PyTorch's third
+derivatives. Where these are wrong or missing, and of a problem that has products with ∇²L alone, it
+is of central differences of products; see :mod:`geoflow.problems.third`.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ from geoflow.errors import ConvergenceError, InputError
 from geoflow.manifold.regularizers.bound import BoundRegularizer, Product, differences
 from geoflow.manifold.regularizers.earlier import second_difference
 from geoflow.manifold.regularizers.named import Make, needs_problem, regularizer
-from geoflow.problems import arithmetic, products, third
+from geoflow.problems import arithmetic, footprint, products, third
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system.memory import check_memory
 
@@ -52,17 +49,18 @@ def sharpness(*, rtol: float = 1e-6, seed: int = 0) -> Make:
     """R(θ) = λ_max(∇²L(θ)), the largest eigenvalue, called sharpness by Cohen et al. (2021, ICLR).
 
     By Lanczos' process from a fixed vector, so that R is a function of θ and not of the points
-    before. ∇R = ∇(vᵀ∇²L v) for its unit eigenvector v (Magnus 1985, Econometric Theory 1), by three
-    gradients. Where the two largest eigenvalues meet, R has a kink. An evaluation costs as many
-    Hessian-vector products as the process takes, and three gradients; products with ∇²R are
-    differences of ∇R, as many again each.
+    before. ∇R = ∇(vᵀ∇²L v) for its unit eigenvector v (Magnus 1985, Econometric Theory 1). Where
+    the two largest eigenvalues meet, R has a kink. An evaluation costs as many Hessian-vector
+    products as the process takes, and two; products with ∇²R are differences of ∇R, as many again
+    each.
 
     Parameters
     ----------
     theta, sign
         See :func:`squared_norm <geoflow.manifold.regularizers.norms.squared_norm>`.
     rtol : float
-        Of the process: ‖∇²L v − λv‖ over |λ|. The eigenvalue's error is of its square.
+        Of the process: ‖∇²L v − λv‖ over |λ|. The eigenvalue's error is of its square, that of ∇R
+        of rtol itself, over the gap to the next eigenvalue.
     seed : int
         Of the vector it starts from.
     """
@@ -77,8 +75,8 @@ def hessian_trace(*, probes: int = 8, seed: int = 0) -> Make:
     """R(θ) = (1/m) Σ zᵀ∇²L(θ)z over m fixed vectors z of signs: tr ∇²L by Hutchinson's estimator.
 
     Hutchinson (1990, Communications in Statistics 19). With the vectors fixed R is a function of θ,
-    whose expectation over seeds is the trace. zᵀ∇²L z is a difference of the same gradients as its
-    own gradient is. An evaluation costs 2m + 1 gradients, and a product with ∇²R as many.
+    whose expectation over seeds is the trace. An evaluation costs 2m Hessian-vector products, and a
+    product with ∇²R, a difference of ∇R, as many.
 
     Parameters
     ----------
@@ -117,13 +115,18 @@ class _OfLoss(ABC):
         """The problem."""
         return (self.problem,)
 
+    @property
+    def evaluation_bytes(self) -> int:
+        """Bytes that an evaluation holds at its peak."""
+        return footprint.third_bytes(self.problem)
+
     @abstractmethod
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """R and ∇R."""
 
     @abstractmethod
     def value_alone(self, theta: Tensor) -> Tensor:
-        """R, the same to the bit."""
+        """R, the same to rounding."""
 
     def hessian(self, theta: Tensor, gradient: Tensor | None = None) -> Product:
         """∇²R(θ) by differences of ∇R."""
@@ -145,6 +148,11 @@ class _GradientNorm(_OfLoss):
     def value_alone(self, theta: Tensor) -> Tensor:
         _, gradient = self.problem.value_and_gradient(theta)
         return torch.dot(gradient, gradient)
+
+    @property
+    def evaluation_bytes(self) -> int:
+        """Bytes that an evaluation holds at its peak."""
+        return footprint.product_bytes(self.problem)
 
     def _error(self, theta: Tensor) -> float:
         return products.error_of(self.problem, theta)
