@@ -53,9 +53,7 @@ def _batch_norm(
             input, running_mean, running_var, weight, bias, training, momentum, eps
         )
     dims = (0, *range(2, input.ndim))
-    return _scaled(
-        _normalised(input, dims, eps), _by_channel(weight, input), _by_channel(bias, input)
-    )
+    return _scaled(_normalised(input, dims, eps), *_by_channel(input, weight, bias))
 
 
 def _instance_norm(
@@ -73,12 +71,10 @@ def _instance_norm(
             input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
         )
     dims = tuple(range(2, input.ndim))
-    return _scaled(
-        _normalised(input, dims, eps), _by_channel(weight, input), _by_channel(bias, input)
-    )
+    return _scaled(_normalised(input, dims, eps), *_by_channel(input, weight, bias))
 
 
-def _normalised(given: Tensor, dims: Sequence[int], eps: float) -> Tensor:
+def _normalised(given: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     centred = given - given.mean(dims, keepdim=True)
     return centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
 
@@ -88,8 +84,9 @@ def _scaled(normalised: Tensor, weight: Tensor | None, bias: Tensor | None) -> T
     return scaled if bias is None else scaled + bias
 
 
-def _by_channel(values: Tensor | None, given: Tensor) -> Tensor | None:
-    return None if values is None else values.view(1, -1, *[1] * (given.ndim - 2))
+def _by_channel(given: Tensor, *values: Tensor | None) -> list[Tensor | None]:
+    shape = (1, -1, *[1] * (given.ndim - 2))
+    return [None if v is None else v.view(shape) for v in values]
 
 
 _WRITTEN: dict[Any, Callable[..., Tensor]] = {

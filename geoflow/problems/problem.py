@@ -359,8 +359,7 @@ class Problem(MeanOfParts):
             with self.uncounted():
                 sizes = [math.prod(s.shape) for s in self.tensors]
                 self.hvp(self.theta0, torch.zeros_like(self.theta0))
-                derived = self._derived_thrice if self._products.exact else None
-                self._thirds.choose(derived, self.hvp, self.theta0, sizes)
+                self._thirds.choose(self, sizes, of_products=bool(self._products.exact))
         if self._thirds.exact:
             return self._derived_thrice(theta, v)
         return third.by_differences(self.hvp, theta, v, self._thirds.rounding)

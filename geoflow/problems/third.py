@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -13,10 +14,13 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import ConvergenceError, InputError
+from geoflow.problems import sampling
 from geoflow.problems.counting import Counted
 from geoflow.problems.differences import DIFFERENCE_RTOL, steps
+from geoflow.problems.mean import MeanOfParts
 from geoflow.problems.products import Product, agrees, beside, probes
 from geoflow.problems.protocol import ProblemLike
+from geoflow.problems.widened import Either
 
 # (θ, v) → ∇²L v and ∇³L[v, v].
 ThirdProduct = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -45,34 +49,34 @@ class ThirdDerivatives:
     exact: bool | None = None
     rounding = 0.0
 
-    def choose(
-        self,
-        derived: ThirdProduct | None,
-        product: Product,
-        theta0: Tensor,
-        sizes: Sequence[int],
-    ) -> None:
+    def choose(self, problem: MeanOfParts, sizes: Sequence[int], *, of_products: bool) -> None:
         """Compare PyTorch's along a few directions with differences of products, beside ``theta0``.
+
+        Of the first examples: it is a question of how they are computed. Among many there are kinks
+        within every step of float32, whose jumps add up to what looks like a derivative, so what
+        disagrees there is compared in float64.
 
         Parameters
         ----------
-        derived : callable, optional
-            By PyTorch's third derivatives; None where the products are differences themselves.
-        product : callable
-            (θ, v) → ∇²L v.
-        theta0 : Tensor, shape (P,)
-            Where.
+        problem : Problem
+            The loss.
         sizes : sequence of int
             Numbers of parameters of the tensors that θ is made of, in their order.
+        of_products : bool
+            Whether PyTorch's second derivatives are right.
         """
-        if derived is None:
-            self.rounding = torch.finfo(theta0.dtype).eps ** (2 / 3)
-            fault = "its Hessian-vector products are differences"
+        dtype = problem.theta0.dtype
+        if of_products:
+            few = _sampled(problem, dtype)
+            fault = _fault(few._derived_thrice, few._derived, problem.theta0, sizes)
+            if fault == WRONG and dtype == torch.float32 and _right_in_float64(problem, sizes):
+                fault = ""
         else:
-            fault = _fault(derived, product, theta0, sizes)
+            self.rounding = torch.finfo(dtype).eps ** (2 / 3)
+            fault = "its Hessian-vector products are differences"
         self.exact = not fault
         if fault:
-            rounding = self.rounding or torch.finfo(theta0.dtype).eps
+            rounding = self.rounding or torch.finfo(dtype).eps
             warnings.warn(
                 f"loss: {fault}; third derivatives are differences of products, with relative "
                 f"errors of about {rounding ** (2 / 3):.0e} where it is smooth and larger beside "
@@ -96,6 +100,32 @@ def _fault(derived: ThirdProduct, product: Product, theta0: Tensor, sizes: Seque
     except InputError as refusal:
         return str(refusal).removeprefix("loss: ")
     return ""
+
+
+def _sampled(problem: MeanOfParts, dtype: torch.dtype) -> MeanOfParts:
+    """A problem of the first examples in a dtype."""
+    few = copy.copy(problem)
+    parts = sampling.some(problem._parts, dtype, sampling.EXAMPLES)
+    few._parts = tuple(parts) if isinstance(parts, list) else parts
+    few.theta0 = problem.theta0.to(dtype)
+    return few
+
+
+def _right_in_float64(problem: MeanOfParts, sizes: Sequence[int]) -> bool:
+    """Whether they agree in float64, where the loss can be evaluated in it."""
+
+    def derived(theta: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return Either(lambda _: lambda at: few._derived_thrice(at, v))(theta)
+
+    def product(theta: Tensor, v: Tensor) -> Tensor:
+        return Either(lambda _: lambda at: (at, few._derived(at, v)))(theta)[1]
+
+    try:
+        few = _sampled(problem, torch.float64)
+        return not _fault(derived, product, few.theta0, sizes)
+    # Not everything takes float64: memory, devices, what a user's code asserts.
+    except Exception:
+        return False
 
 
 def third_product(problem: ProblemLike) -> ThirdProduct:

@@ -139,7 +139,6 @@ def test_in_chunks_it_is_that_of_the_whole(activation):
 
 
 def test_of_batches_too():
-    whole, _ = raw(1.0)
     x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
 
@@ -245,7 +244,7 @@ def test_where_products_are_differences_it_says_what_is_left():
     problem, _ = raw(1.0, activation=lambda: Own(WrongSecond.apply))
     _, loss = raw(1.0, activation=lambda: Own(torch.sin))
     v = signs(problem)
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning, match="derivatives") as said:
         found = problem.third_product(problem.theta0, v)
     texts = [str(one.message) for one in said]
     assert len(texts) == 2
@@ -329,3 +328,33 @@ def test_a_walk_reckons_with_its_memory():
     assert math.isfinite(flow.regularizer_bytes)
     plain = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
     assert plain.regularizer_bytes == 0
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_many_kinks_are_no_fault(activation, dtype):
+    """In float32 there are some within every step, whose jumps add up to a derivative."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Linear(20, 100), activation(), nn.Linear(100, 100), activation(), nn.Linear(100, 10)
+    )
+    x, y = torch.randn(1000, 20), torch.randint(0, 10, (1000,))
+    problem = gf.Problem.from_module(network, nn.functional.cross_entropy, x, y, dtype=dtype)
+    v = signs(problem)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = problem.third_product(problem.theta0, v)
+    at = problem.theta0.double().clone().requires_grad_()
+    outputs = functional_call(network, problem_views(problem, at), (x.double(),))
+    (gradient,) = torch.autograd.grad(
+        nn.functional.cross_entropy(outputs, y), at, create_graph=True
+    )
+    (product,) = torch.autograd.grad(gradient, at, v.double(), create_graph=True)
+    (slope,) = torch.autograd.grad(product, at, v.double())
+    check(found, (product.detach(), slope), 1e-4 if dtype == torch.float32 else 1e-12)
+
+
+def problem_views(problem, theta):
+    sizes = [math.prod(s.shape) for s in problem.tensors]
+    parts = zip(problem.tensors, theta.split(sizes), strict=True)
+    return {s.name: part.view(s.shape) for s, part in parts}

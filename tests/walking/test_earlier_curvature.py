@@ -39,9 +39,7 @@ def test_it_goes_on(tmp_path, file):
         # Of its gradient alone, by less than another machine may make.
         ds = gf.resume(path, of, t_end=0.04, observables=OBSERVED)
     else:
-        with pytest.warns(
-            UserWarning, match="was recorded by an earlier version, from differences"
-        ):
+        with pytest.warns(UserWarning, match="was recorded by an earlier version, from"):
             ds = gf.resume(path, of, t_end=0.04, observables=OBSERVED)
     with ds:
         after = ds["regularizer"].values
@@ -51,13 +49,13 @@ def test_it_goes_on(tmp_path, file):
     assert gf.validate(path) == []
 
 
-@pytest.mark.parametrize("other", ["hessian_trace:probes=2,seed=1", "hessian_trace:probes=3"])
-def test_another_r_is_refused_all_the_same(tmp_path, other):
+def test_another_r_is_refused_all_the_same(tmp_path):
     path = tmp_path / "walk.nc"
     shutil.copyfile(DATA / "hessian-trace.nc", path)
-    made = R.get(other).bind(references.small_network().problem)
+    level_set = references.small_network().level_set
+    made = R.hessian_trace(probes=2, seed=1).bind(level_set.problem)
     vars(made)["__name__"] = NAMES["hessian-trace"]
-    of = gf.RegularizingFlow(references.small_network().level_set, made)
+    of = gf.RegularizingFlow(level_set, made)
     with pytest.raises(ArchiveError, match=r"the regularisation function is .* was recorded; go"):
         gf.resume(path, of, t_end=0.04, observables=OBSERVED)
     observed = {**OBSERVED, "trace": R.hessian_trace(probes=2, seed=5)}
