@@ -329,7 +329,9 @@ class Problem(MeanOfParts):
         if self._products.exact is None:
             with self.uncounted():
                 sizes = [math.prod(s.shape) for s in self.tensors]
-                self._products.choose(self._derived, self.value_and_gradient, self.theta0, sizes)
+                self._products.choose(
+                    self._derived, self.value_and_gradient, self.theta0, sizes, self
+                )
         if self._products.exact:
             return self._derived(theta, v)
         checks.check_like(v, self.theta0, "v")

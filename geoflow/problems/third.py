@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -14,13 +13,12 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import ConvergenceError, InputError
-from geoflow.problems import sampling
 from geoflow.problems.counting import Counted
 from geoflow.problems.differences import DIFFERENCE_RTOL, steps
+from geoflow.problems.few import Few
 from geoflow.problems.mean import MeanOfParts
 from geoflow.problems.products import Product, agrees, beside, probes
 from geoflow.problems.protocol import ProblemLike
-from geoflow.problems.widened import Either
 
 # (θ, v) → ∇²L v and ∇³L[v, v].
 ThirdProduct = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -52,9 +50,7 @@ class ThirdDerivatives:
     def choose(self, problem: MeanOfParts, sizes: Sequence[int], *, of_products: bool) -> None:
         """Compare PyTorch's along a few directions with differences of products, beside ``theta0``.
 
-        Of the first examples: it is a question of how they are computed. Among many there are kinks
-        within every step of float32, whose jumps add up to what looks like a derivative, so what
-        disagrees there is compared in float64.
+        Of the first examples; what disagrees in float32 is compared in float64.
 
         Parameters
         ----------
@@ -67,8 +63,8 @@ class ThirdDerivatives:
         """
         dtype = problem.theta0.dtype
         if of_products:
-            few = _sampled(problem, dtype)
-            fault = _fault(few._derived_thrice, few._derived, problem.theta0, sizes)
+            few = Few(problem, dtype)
+            fault = _fault(few.third_product, few.hvp, few.theta0, sizes)
             if fault == WRONG and dtype == torch.float32 and _right_in_float64(problem, sizes):
                 fault = ""
         else:
@@ -102,27 +98,11 @@ def _fault(derived: ThirdProduct, product: Product, theta0: Tensor, sizes: Seque
     return ""
 
 
-def _sampled(problem: MeanOfParts, dtype: torch.dtype) -> MeanOfParts:
-    """A problem of the first examples in a dtype."""
-    few = copy.copy(problem)
-    parts = sampling.some(problem._parts, dtype, sampling.EXAMPLES)
-    few._parts = tuple(parts) if isinstance(parts, list) else parts
-    few.theta0 = problem.theta0.to(dtype)
-    return few
-
-
 def _right_in_float64(problem: MeanOfParts, sizes: Sequence[int]) -> bool:
     """Whether they agree in float64, where the loss can be evaluated in it."""
-
-    def derived(theta: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return Either(lambda _: lambda at: few._derived_thrice(at, v))(theta)
-
-    def product(theta: Tensor, v: Tensor) -> Tensor:
-        return Either(lambda _: lambda at: (at, few._derived(at, v)))(theta)[1]
-
     try:
-        few = _sampled(problem, torch.float64)
-        return not _fault(derived, product, few.theta0, sizes)
+        few = Few(problem, torch.float64)
+        return not _fault(few.third_product, few.hvp, few.theta0, sizes)
     # Not everything takes float64: memory, devices, what a user's code asserts.
     except Exception:
         return False
