@@ -17,6 +17,7 @@ from geoflow.manifold.level_set import MAX_ITERATIONS, LevelSet, Projection
 from geoflow.manifold.linearization import TangentHessian
 from geoflow.manifold.normals import Numbers, normal_space, tangent
 from geoflow.manifold.protocol import Scalar
+from geoflow.manifold.regularizers.bound import as_earlier, bytes_of
 from geoflow.manifold.regularizers.checked import check_regularizer
 from geoflow.manifold.regularizers.named import bound, name_of
 from geoflow.manifold.scaling import length
@@ -121,6 +122,11 @@ class RegularizingFlow:
         found = self._bound.problems
         return tuple(p for p in found if not any(p is other for other in of_level_set))
 
+    @property
+    def regularizer_bytes(self) -> int:
+        """Bytes that an evaluation of R holds, where it is of higher derivatives of a loss."""
+        return bytes_of(self._bound)
+
     @arithmetic.without_autocast()
     def state(self, theta: Tensor, loss: Tensor | Numbers | float, gradient: Tensor) -> FlowState:
         """Complete L and ∇L at θ to a state; costs R and ∇R.
@@ -132,7 +138,28 @@ class RegularizingFlow:
         CriticalPointError
             ∇L vanishes, or the gradients of several constraints are dependent to rounding.
         """
-        r_value, r_gradient = self._bound.value_and_gradient(theta)
+        return self._completed(theta, loss, gradient, *self._bound.value_and_gradient(theta))
+
+    @arithmetic.without_autocast()
+    def earlier_state(self, state: FlowState) -> FlowState | None:
+        """The same with R and ∇R as earlier versions computed them; None where that is no other.
+
+        For archives alone, whose records tell by it which R they are of.
+        """
+        found = as_earlier(self._bound, state.theta)
+        if found is None:
+            return None
+        loss = state.values if len(state.values) > 1 else state.loss
+        return self._completed(state.theta, loss, state.gradients, *found)
+
+    def _completed(
+        self,
+        theta: Tensor,
+        loss: Tensor | Numbers | float,
+        gradient: Tensor,
+        r_value: Tensor,
+        r_gradient: Tensor,
+    ) -> FlowState:
         values, regularizer = as_values(loss), float(r_value)
         try:
             normals = normal_space(gradient)

@@ -22,7 +22,7 @@ from geoflow.trajectories import path_dataset, path_schema
 from geoflow.trajectories.path_dataset import PathPoint
 from geoflow.trajectories.records import Observable, Snapshot
 from geoflow.walking.counting import uncounted
-from geoflow.walking.fitting import differences, observed_otherwise
+from geoflow.walking.fitting import EARLIER_UNITS, differences, observed_otherwise
 
 # Of the smallest eigenvalue, relative to the range of the spectrum; and its seed.
 EIGENVALUE_TOL, EIGENVALUE_SEED = 1e-6, 0
@@ -189,7 +189,7 @@ class Recording:
         theta = torch.from_numpy(point.theta.copy()).to(like)
         flow = at_level(self.flow, own)
         state = flow.evaluate(theta)
-        self._check_same(flow.values(state), residual_of(state), values, number)
+        self._check_same(flow, state, values, number)
         if is_last:
             self._check_observables(point, number)
         # What the check took is not counted.
@@ -206,20 +206,12 @@ class Recording:
         )
 
     def _check_same(
-        self, now: Mapping[str, float], residual: float, then: Mapping[str, Any], number: int
+        self, flow: RegularizingFlow, state: FlowState, then: Mapping[str, Any], number: int
     ) -> None:
         """Refuse a flow whose scalars at a point are not those that were recorded there."""
-        dtype = self.flow.problem.dtype
-        different = differences({n: now[n] for n in path_schema.OF_FLOW}, then, dtype)
-        # A path has no gradient norms; what it has says which way ∇R points, and how long it is.
-        rtol = math.sqrt(torch.finfo(dtype).eps)
-        for name, value, atol in (
-            ("multiplier", now["multiplier"], 0.0),
-            ("kkt_residual", residual, rtol),
-        ):
-            if not math.isclose(value, then[name], rel_tol=rtol, abs_tol=atol):
-                different.append(f"the {name} is {value:.9g} where {then[name]:.9g} was recorded")
-        if different:
+        different = _differences(flow, state, then)
+        once = flow.earlier_state(state) if different else None
+        if different and (once is None or _differences(flow, once, then, EARLIER_UNITS)):
             raise ArchiveError(
                 f"flow: {different[0]} on the level {then['level']:.9g}; go on with the network, "
                 "the loss function and the regularisation function that the path started with"
@@ -283,3 +275,20 @@ def _smallest_eigenvalue(flow: RegularizingFlow, state: FlowState) -> float:
         operator, 1, which="smallest", tol=EIGENVALUE_TOL, seed=EIGENVALUE_SEED
     )
     return float(found.values[0])
+
+
+def _differences(
+    flow: RegularizingFlow, state: FlowState, then: Mapping[str, Any], units: float = 1.0
+) -> list[str]:
+    """Say in what the flow's scalars at a point differ from those that were recorded there."""
+    now, dtype = flow.values(state), flow.problem.dtype
+    different = differences({n: now[n] for n in path_schema.OF_FLOW}, then, dtype, units)
+    # A path has no gradient norms; what it has says which way ∇R points, and how long it is.
+    rtol = units * math.sqrt(torch.finfo(dtype).eps)
+    for name, value, atol in (
+        ("multiplier", now["multiplier"], 0.0),
+        ("kkt_residual", residual_of(state), rtol),
+    ):
+        if not math.isclose(value, then[name], rel_tol=rtol, abs_tol=atol):
+            different.append(f"the {name} is {value:.9g} where {then[name]:.9g} was recorded")
+    return different

@@ -1,7 +1,7 @@
-"""Gradients and second derivatives of functions of named tensors, in reverse mode.
+"""Gradients, second and third derivatives of functions of named tensors, in reverse mode.
 
 Reverse mode takes all that PyTorch's own ``backward`` takes: inner derivatives, checkpointing,
-functions without ``setup_context``. Second derivatives are reverse mode twice.
+functions without ``setup_context``. Second derivatives are reverse mode twice, third ones thrice.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from geoflow.errors import InputError
+from geoflow.problems.normalisation import WrittenOut
 from geoflow.system.translation import reason
 
 Tensors = dict[str, Tensor]
@@ -64,6 +65,36 @@ def hessian_product(
     return dict(zip(variables, products, strict=True)), weight
 
 
+def third_product(
+    function: Scalar, at: Mapping[str, Tensor], v: Mapping[str, Tensor]
+) -> tuple[Tensors, Tensors, Tensor]:
+    """∇²f v, ∇³f[v, v], which is the gradient of vᵀ∇²f v, and the weight.
+
+    Raises
+    ------
+    InputError
+        The function has no second derivative, or no third one.
+    """
+    variables = variables_of(at)
+    leaves, along = list(variables.values()), [v[n] for n in variables]
+    with torch.enable_grad(), twice_differentiable():
+        with WrittenOut():
+            value, weight = function(variables)
+        products = hessian_of(derivable(value), leaves, along, create_graph=True)
+        kept = [(p, w) for p, w in zip(products, along, strict=True) if p.requires_grad]
+        # Of a quadratic function nothing is left to differentiate.
+        slopes = [torch.zeros_like(t) for t in leaves]
+        if kept:
+            of, weights = [p for p, _ in kept], [w for _, w in kept]
+            slopes = derived(lambda: gradients_of(of, leaves, weights), order="third")
+    names = list(variables)
+    return (
+        dict(zip(names, [p.detach() for p in products], strict=True)),
+        dict(zip(names, slopes, strict=True)),
+        weight,
+    )
+
+
 def variables_of(at: Mapping[str, Tensor]) -> Tensors:
     """The same tensors as leaves of a graph."""
     return {n: t.detach().requires_grad_() for n, t in at.items()}
@@ -92,19 +123,22 @@ def _underivable() -> InputError:
     )
 
 
-def hessian_of(value: Tensor, at: list[Tensor], v: list[Tensor]) -> list[Tensor]:
-    """The Hessian of a scalar in some leaves of its graph, times v.
+def hessian_of(
+    value: Tensor, at: list[Tensor], v: list[Tensor], *, create_graph: bool = False
+) -> list[Tensor]:
+    """The Hessian of a scalar in some leaves of its graph, times v; with a graph of its own.
 
     Raises
     ------
     InputError
         It has no second derivative.
     """
-    gradients = second(lambda: gradients_of([value], at, None, create_graph=True))
+    gradients = derived(lambda: gradients_of([value], at, None, create_graph=True))
     kept = [(g, w) for g, w in zip(gradients, v, strict=True) if g.requires_grad]
     if not kept:
         return [torch.zeros_like(t) for t in at]
-    return second(lambda: gradients_of([g for g, _ in kept], at, [w for _, w in kept]))
+    of, along = [g for g, _ in kept], [w for _, w in kept]
+    return derived(lambda: gradients_of(of, at, along, create_graph=create_graph))
 
 
 def gradients_of(
@@ -116,13 +150,13 @@ def gradients_of(
     )
 
 
-def second(compute: Callable[[], Result], name: str = "loss") -> Result:
+def derived(compute: Callable[[], Result], name: str = "loss", order: str = "second") -> Result:
     """Say of a missing formula what it means; memory that runs out is another matter.
 
     Raises
     ------
     InputError
-        What is computed has no second derivative.
+        What is computed has no derivative of this order.
     """
     try:
         return compute()
@@ -131,7 +165,7 @@ def second(compute: Callable[[], Result], name: str = "loss") -> Result:
     except (RuntimeError, NotImplementedError) as error:
         if "memory" in str(error):
             raise
-        raise InputError(f"{name}: it has no second derivative ({reason(error)})") from None
+        raise InputError(f"{name}: it has no {order} derivative ({reason(error)})") from None
 
 
 @contextmanager

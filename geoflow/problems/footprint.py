@@ -1,9 +1,10 @@
-"""What one evaluation of a problem, or one product with its Hessian, holds in memory."""
+"""What one evaluation of a problem, or a higher derivative of its loss, holds in memory."""
 
 from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 from geoflow.errors import InputError
@@ -17,6 +18,7 @@ EVALUATION = 5
 PRODUCT = 3
 
 _products: WeakKeyDictionary[Problem, int] = WeakKeyDictionary()
+_thirds: WeakKeyDictionary[Problem, int] = WeakKeyDictionary()
 
 
 def evaluation_bytes(problem: ProblemLike) -> int:
@@ -46,12 +48,32 @@ def product_bytes(problem: ProblemLike) -> int:
     if not isinstance(problem, Problem):
         return PRODUCT * usual
     if problem not in _products:
-        # Two, so that what is added up is there.
-        part, theta = copy.copy(problem), problem.theta0
-        part._parts = tuple(itertools.islice(problem._parts, 2))
-        try:
-            _products[problem] = peak_bytes(lambda: part._derived(theta, theta))
-        except InputError:
-            # Then products are differences.
-            _products[problem] = 0
+        part, theta = _first_two(problem), problem.theta0
+        _products[problem] = _peak(lambda: part._derived(theta, theta))
     return max(_products[problem], usual)
+
+
+def third_bytes(problem: ProblemLike) -> int:
+    """The same of a third derivative along a vector, and no less than that of a product."""
+    usual = product_bytes(problem)
+    if not isinstance(problem, Problem):
+        return usual
+    if problem not in _thirds:
+        part, theta = _first_two(problem), problem.theta0
+        _thirds[problem] = _peak(lambda: part._derived_thrice(theta, theta))
+    return max(_thirds[problem], usual)
+
+
+def _first_two(problem: Problem) -> Problem:
+    """A problem of its first two chunks: two, so that what is added up is there."""
+    part = copy.copy(problem)
+    part._parts = tuple(itertools.islice(problem._parts, 2))
+    return part
+
+
+def _peak(derive: Callable[[], object]) -> int:
+    try:
+        return peak_bytes(derive)
+    except InputError:
+        # Then differences take its place.
+        return 0

@@ -15,9 +15,9 @@ from geoflow.problems.derivatives import (
     Tensors,
     Weighted,
     derivable,
+    derived,
     gradients_of,
     hessian_of,
-    second,
     twice_differentiable,
     variables_of,
 )
@@ -175,12 +175,12 @@ class _Outputs:
     def moved(self, v: Mapping[str, Tensor]) -> list[Tensor]:
         """Jv."""
         u = [torch.zeros_like(t, requires_grad=True) for t in self.given]
-        pulled = second(lambda: self.pulled(u, create_graph=True), "module")
+        pulled = derived(lambda: self.pulled(u, create_graph=True), "module")
         if not any(t.requires_grad for t in pulled):
             raise _unmoved()
         kept = [(t, v[n]) for t, n in zip(pulled, self.names, strict=True) if t.requires_grad]
         along = [w for _, w in kept]
-        return second(
+        return derived(
             lambda: gradients_of([t for t, _ in kept], u, along, retain_graph=True), "module"
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from geoflow.problems.division import adds_up, sum_of
 from geoflow.problems.groups import Groups, checked
 from geoflow.problems.joining import joined
 from geoflow.problems.parts import ModulePart, Parameters, TensorSpec, module_parts
+from geoflow.problems.problem import Problem
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
 from geoflow.system.translation import reason
@@ -134,14 +136,33 @@ class Grouped(Counted):
         return gradient
 
     def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
-        """The Hessians of the losses times v, shape (n, P), by differences of gradients."""
+        """The Hessians of the losses times v, shape (n, P): exact, where the problem's are.
+
+        Where PyTorch's second derivatives are wrong or missing, by differences of gradients, which
+        are wrong beside kinks.
+        """
         checks.check_like(v, self.theta0, "v")
+        checks.check_like(theta, self.theta0)
         self._check_budget(2)
+        if self._has_exact_products:
+            self._n_hvp += 1
+            at, along = self.unflatten(theta.detach().clone()), self.unflatten(v.detach())
+            with arithmetic.exact(self.device):
+                return self._groups.hessian_products(self._part, at, along, theta, self.tensors)
         size = float(torch.linalg.vector_norm(v))
         step = differences.steps(theta)[0] / (size or 1.0)
         ahead, behind = (self.value_and_gradient(theta + s * v)[1] for s in (step, -step))
         self._n_gradient, self._n_hvp = self._n_gradient - 2, self._n_hvp + 1
         return (ahead - behind) / (2 * step)
+
+    @cached_property
+    def _has_exact_products(self) -> bool:
+        """Whether PyTorch's second derivatives of the whole are right, as it finds them."""
+        whole = self.whole
+        assert isinstance(whole, Problem)
+        with whole.uncounted():
+            whole.hvp(self.theta0, torch.zeros_like(self.theta0))
+        return bool(whole._products.exact)
 
     def _spend(self, theta: Tensor, evaluations: int) -> Tensor:
         checks.check_like(theta, self.theta0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.func import grad_and_value
+from torch.func import grad, grad_and_value
 
 from geoflow.errors import InputError
 from geoflow.problems import data
+from geoflow.problems.derivatives import hessian_product, twice_differentiable
 from geoflow.problems.each import each
+from geoflow.problems.flattening import together
 from geoflow.problems.parts import ModulePart, Parameters, TensorSpec
 from geoflow.system import kinds
 
@@ -48,6 +50,8 @@ class Groups:
         else:
             self._apart = [(_taken(inputs, group), _taken(targets, group)) for group in groups]
         self._n = len(groups)
+        # Where vmap does not take what second derivatives are made of.
+        self._products_apart = False
 
     def __len__(self) -> int:
         return self._n
@@ -55,10 +59,18 @@ class Groups:
     def take_apart(self) -> None:
         """Evaluate one after the other from here on."""
         if self._together is not None:
-            x, y = self._together
-            ones = [np.array([i]) for i in range(self._n)]
-            self._apart = [(_taken(x, one), _taken(y, one)) for one in ones]
+            self._apart = list(self._ones())
             self._together = None
+
+    def _ones(self) -> Iterator[tuple[Any, Any]]:
+        """Each group's examples, one after the other."""
+        if self._together is None:
+            yield from self._apart
+            return
+        x, y = self._together
+        for i in range(self._n):
+            one = np.array([i])
+            yield _taken(x, one), _taken(y, one)
 
     def values(self, part: ModulePart, parameters: Parameters) -> Tensor:
         """What a part's loss is of each group, shape (n,)."""
@@ -94,7 +106,10 @@ class Groups:
             some = self._together
             if first is not None:
                 some = data.chunk(some[0], 0, first), data.chunk(some[1], 0, first)
-            return _at_once(part, unflatten(theta.detach()), some, theta, tensors)
+            of_one = grad_and_value(partial(_loss_of_one, part))
+            parameters = unflatten(theta.detach())
+            found, losses = _each_of(of_one, parameters, some, theta)
+            return losses.detach(), _rows(found, theta, tensors)
         values, gradients = [], []
         for group in self._apart:
             with torch.enable_grad():
@@ -103,6 +118,48 @@ class Groups:
             values.append(value.detach())
             gradients.append(gradient)
         return torch.stack(values), torch.stack(gradients)
+
+    def hessian_products(
+        self,
+        part: ModulePart,
+        at: Parameters,
+        along: Parameters,
+        theta: Tensor,
+        tensors: Sequence[TensorSpec],
+    ) -> Tensor:
+        """The Hessians of the losses times one vector, shape (n, P), by second derivatives.
+
+        Parameters
+        ----------
+        part : ModulePart
+            The network and the loss.
+        at, along : mapping of str to Tensor
+            Where, and the vector, both by name.
+        theta : Tensor, shape (P,)
+            Like it the products are.
+        tensors : sequence of TensorSpec
+            Where those parameters lie in θ.
+        """
+        if self._together is not None and not self._products_apart:
+            product = partial(_product_of_one, part, along)
+            try:
+                with twice_differentiable():
+                    # Two gradients of each are there at a time.
+                    found = _each_of(product, at, self._together, theta, held=2)
+                return _rows(found, theta, tensors)
+            except (torch.OutOfMemoryError, MemoryError):
+                raise
+            # It refuses in many ways what has no rule.
+            except Exception:
+                self._products_apart = True
+        products = []
+        for x, y in self._ones():
+
+            def weighted(parameters: Parameters, x: Any = x, y: Any = y) -> tuple[Tensor, Tensor]:
+                return _loss(part, parameters, x, y), theta.new_ones(())
+
+            products.append(together(hessian_product(weighted, at, along)[0]))
+        return torch.stack(products)
 
 
 def checked(groups: Any, n: int) -> list[NDArray[np.intp]]:
@@ -140,30 +197,36 @@ def checked(groups: Any, n: int) -> list[NDArray[np.intp]]:
     return [group.astype(np.intp) for group in found]
 
 
-def _at_once(
-    part: ModulePart,
+def _each_of(
+    of_one: Callable[..., Any],
     parameters: Parameters,
     examples: tuple[Any, Any],
     theta: Tensor,
-    tensors: Sequence[TensorSpec],
-) -> tuple[Tensor, Tensor]:
+    held: int = 1,
+) -> Any:
+    """A function of parameters and one example, of many at once: as the memory of θ allows."""
     n = data.length(examples[0])
-    at_once = max(BYTES_AT_ONCE // (theta.numel() * theta.element_size()), 1)
+    at_once = max(BYTES_AT_ONCE // (held * theta.numel() * theta.element_size()), 1)
     made: Callable[..., Any] = each(
-        grad_and_value(partial(_loss_of_one, part)),
+        of_one,
         (None, *_batched(examples)),
         # All in one are returned as they are, one chunk would be copied.
         chunk_size=at_once if at_once < n else None,
     )
     # By tensors: a slice of θ would have a gradient as long as θ.
-    gradients, values = made(parameters, *examples)
-    found = theta.new_empty((n, theta.numel()))
+    return made(parameters, *examples)
+
+
+def _rows(found: Parameters, theta: Tensor, tensors: Sequence[TensorSpec]) -> Tensor:
+    """What there is of each example, by tensors, in flat order: shape (n, P)."""
+    n = len(next(iter(found.values())))
+    rows = theta.new_empty((n, theta.numel()))
     for t in tensors:
         # Those of weights come transposed, which a copy undoes faster than a concatenation.
-        of_tensor = gradients[t.name]
+        of_tensor = found[t.name]
         size = of_tensor[0].numel()
-        found.narrow(1, t.offset, size).view(of_tensor.shape).copy_(of_tensor)
-    return values.detach(), found
+        rows.narrow(1, t.offset, size).view(of_tensor.shape).copy_(of_tensor)
+    return rows
 
 
 def _loss(part: ModulePart, parameters: Parameters, x: Any, y: Any) -> Tensor:
@@ -177,6 +240,19 @@ def _loss_of_one(part: ModulePart, parameters: Parameters, x: Any, y: Any) -> Te
     """Of an example without the dimension that goes along them."""
     x, y = (data.mapped(tree, lambda t: t[None]) for tree in (x, y))
     return _loss(part, parameters, x, y)
+
+
+def _product_of_one(
+    part: ModulePart, along: Parameters, parameters: Parameters, x: Any, y: Any
+) -> Parameters:
+    """The Hessian of an example's loss times a vector."""
+
+    def slope(at: Parameters) -> Tensor:
+        gradients = grad(partial(_loss_of_one, part))(at, x, y)
+        return torch.stack([(gradients[n] * v).sum() for n, v in along.items()]).sum()
+
+    found: Parameters = grad(slope)(parameters)
+    return found
 
 
 def _taken(tree: Any, order: NDArray[np.intp]) -> Any:

@@ -60,6 +60,19 @@ class MeanOfParts(Picklable):
             lambda part, at, along: derivatives.hessian_product(part.sum_and_weight, at, along),
         )
 
+    def _derived_thrice(self, theta: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """∇²L v and ∇³L[v, v] by PyTorch's derivatives; counted as two products."""
+        at, along = self.unflatten(theta.detach().clone()), self.unflatten(v.detach(), "v")
+        self._check_budget(4)
+        self._n_hvp += 2
+
+        def contribution(part: LossPart) -> tuple[tuple[Tensor, Tensor], Tensor]:
+            product, slope, weight = derivatives.third_product(part.sum_and_weight, at, along)
+            return (flattening.together(product), flattening.together(slope)), weight
+
+        product, slope = self._mean(contribution(part) for part in self._parts)
+        return product, slope
+
     def _product(
         self,
         theta: Tensor,

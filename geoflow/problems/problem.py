@@ -22,6 +22,7 @@ from geoflow.problems import (
     making,
     products,
     sampling,
+    third,
 )
 from geoflow.problems.data import Tree
 from geoflow.problems.dtypes import dtype_name
@@ -69,6 +70,7 @@ class Problem(MeanOfParts):
         self.tensors = tensors
         self.data_sha256 = data_sha256
         self._products = products.HessianProducts()
+        self._thirds = third.ThirdDerivatives()
         self._gauss_newton = gauss_newton.Products()
         # Batches may be made anew for each evaluation, and functions may close over anything.
         fixed = isinstance(parts, tuple) and isinstance(parts[0], ModulePart)
@@ -328,7 +330,9 @@ class Problem(MeanOfParts):
         if self._products.exact is None:
             with self.uncounted():
                 sizes = [math.prod(s.shape) for s in self.tensors]
-                self._products.choose(self._derived, self.value_and_gradient, self.theta0, sizes)
+                self._products.choose(
+                    self._derived, self.value_and_gradient, self.theta0, sizes, self
+                )
         if self._products.exact:
             return self._derived(theta, v)
         checks.check_like(v, self.theta0, "v")
@@ -337,6 +341,31 @@ class Problem(MeanOfParts):
             product = products.difference(self.value_and_gradient, theta, v)
         self._n_hvp += 1
         return product
+
+    def third_product(self, theta: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """∇²L(θ) v and ∇³L(θ)[v, v], the gradient of vᵀ∇²L(θ) v: shape (P,) both.
+
+        Counted as two products, and exact as they are: at the first, PyTorch's third derivatives
+        are compared with differences of products. Where they are not right, or not there, such
+        differences take their place, with a warning, and count as the products that they take.
+
+        Raises
+        ------
+        InputError
+            θ or v has another shape, dtype or device than :attr:`theta0`.
+        ConvergenceError
+            Differences over several steps do not agree.
+        EvaluationLimitError
+            A :meth:`budget` is spent.
+        """
+        if self._thirds.exact is None:
+            with self.uncounted():
+                sizes = [math.prod(s.shape) for s in self.tensors]
+                self.hvp(self.theta0, torch.zeros_like(self.theta0))
+                self._thirds.choose(self, sizes, of_products=bool(self._products.exact))
+        if self._thirds.exact:
+            return self._derived_thrice(theta, v)
+        return third.by_differences(self.hvp, theta, v, self._thirds.rounding)
 
     def gauss_newton_product(self, theta: Tensor, v: Tensor) -> Tensor:
         """G(θ) v for the Gauss–Newton matrix G, shape (P,): counted as a Hessian-vector product.

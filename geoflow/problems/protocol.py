@@ -17,7 +17,9 @@ class ProblemLike(Protocol):
     """A deterministic loss L(θ) on flat θ ∈ R^P, as :class:`geoflow.Problem` is one.
 
     Any class with these attributes and methods serves: a loss over batches that are read anew at
-    each evaluation, one over several processes, or one that is no network's at all.
+    each evaluation, one over several processes, or one that is no network's at all. Third
+    derivatives are differences of its products, but for one with a method ``third_product`` like
+    that of :class:`geoflow.Problem`.
     """
 
     @property

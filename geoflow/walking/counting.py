@@ -72,4 +72,7 @@ def uncounted(flow: Flow, function: Observable) -> Observable:
                 stack.enter_context(problem.uncounted())
             return function(theta)
 
+    # What a walk that is taken up may have recorded.
+    if hasattr(function, "earlier"):
+        vars(measured)["earlier"] = uncounted(flow, function.earlier)
     return measured

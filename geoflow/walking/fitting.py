@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geoflow.errors import ArchiveError, InputError, ObservableError
-from geoflow.manifold.protocol import Flow
+from geoflow.manifold.protocol import Flow, State
 from geoflow.problems.protocol import ProblemLike
 from geoflow.solvers import Solver, check_needs
 from geoflow.system import kinds
@@ -31,6 +31,9 @@ COMPARED: Mapping[str, str] = {
 
 # What changes so many roundings of θ away by this part of a difference, changes at random.
 ROUNDINGS, PART = (-16, -4, 4, 16), 0.1
+
+# Second differences of gradients magnify their rounding, which is another on another machine.
+EARLIER_UNITS = 100
 
 # And those that say what ∇R is: its parts, in units of its own length.
 GRADIENT = {"tangent_norm", "multiplier", "gradient_norm"}
@@ -68,8 +71,15 @@ def check_fit(
             raise InputError(f"observables: {name!r} is taken by the flow; choose another name")
 
 
-def check_same(now: Mapping[str, float], then: Mapping[str, float], dtype: torch.dtype) -> None:
+def check_same(
+    now: Mapping[str, float],
+    then: Mapping[str, float],
+    dtype: torch.dtype,
+    earlier: Callable[[], Mapping[str, float] | None] = lambda: None,
+) -> None:
     """Compare the flow's scalars where a walk is taken up with those recorded there.
+
+    Those of now, or as earlier versions computed them where that is given.
 
     Raises
     ------
@@ -81,6 +91,13 @@ def check_same(now: Mapping[str, float], then: Mapping[str, float], dtype: torch
         return
     different = differences(now, then, dtype)
     if different:
+        if is_earlier(earlier(), then, dtype):
+            said = (
+                f"flow: {different[0]} by an earlier version, from differences of gradients over a "
+                "step that was too long; the walk goes on with R and its gradient as they are"
+            )
+            warnings.warn(said, stacklevel=3)
+            return
         raise ArchiveError(
             f"flow: {different[0]}; go on with the network, the loss function and the "
             "regularisation function that the walk started with"
@@ -90,6 +107,20 @@ def check_same(now: Mapping[str, float], then: Mapping[str, float], dtype: torch
         "not bit for bit: another machine, number of threads or of processes, or version of torch",
         stacklevel=3,
     )
+
+
+def earlier_values(flow: Flow, state: State) -> Mapping[str, float] | None:
+    """The flow's scalars as earlier versions computed them; None where that is no other."""
+    earlier = getattr(flow, "earlier_state", None)
+    once = None if earlier is None else earlier(state)
+    return None if once is None else flow.values(once)
+
+
+def is_earlier(
+    values: Mapping[str, float] | None, then: Mapping[str, float], dtype: torch.dtype
+) -> bool:
+    """Whether what was recorded is what earlier versions computed, as far as its rounding tells."""
+    return values is not None and not differences(values, then, dtype, EARLIER_UNITS)
 
 
 def tensors_differ(problem: ProblemLike, then: Sequence[Sequence[Any]]) -> str:
@@ -110,10 +141,16 @@ def tensors_differ(problem: ProblemLike, then: Sequence[Sequence[Any]]) -> str:
 
 
 def differences(
-    now: Mapping[str, float], then: Mapping[str, float], dtype: torch.dtype
+    now: Mapping[str, float],
+    then: Mapping[str, float],
+    dtype: torch.dtype,
+    units: float = 1.0,
 ) -> list[str]:
-    """Say in what the flow's scalars differ from those recorded, by more than rounding in dtype."""
-    rtol = math.sqrt(torch.finfo(dtype).eps)
+    """Say in what the flow's scalars differ from those recorded, by more than rounding in dtype.
+
+    By more than so many units of what rounding is taken for.
+    """
+    rtol = units * math.sqrt(torch.finfo(dtype).eps)
     different = [
         f"{what} is {now[name]:.9g} where {then[name]:.9g} was recorded"
         for name, what in COMPARED.items()
@@ -173,5 +210,10 @@ def observed_otherwise(
             continue
         if max(abs(other - now) for other in beside) >= PART * abs(now - then[name]):
             continue
+        if (earlier := getattr(function, "earlier", None)) is not None:
+            once = earlier(there.to(like))
+            rough = EARLIER_UNITS * rtol
+            if once is not None and math.isclose(once, then[name], rel_tol=rough):
+                continue
         return f"observables[{name!r}] is {now:.9g} where {then[name]:.9g} was recorded"
     return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -24,7 +25,7 @@ from geoflow.system.translation import numerics
 from geoflow.trajectories import schema
 from geoflow.trajectories.given import check_placed, check_walk, kept_dtype, theta_of
 from geoflow.walking.advancing import after_step
-from geoflow.walking.fitting import differences
+from geoflow.walking.fitting import differences, earlier_values, is_earlier
 from geoflow.walking.inside import Inside
 
 # What rounding in the dtype of the snapshots does to a loss, over its level: a hundred units.
@@ -142,7 +143,10 @@ def _from(
         raise InputError("flow: its state holds more than θ, which snapshots do not; resume a walk")
     # Another R may have the name of the walk's.
     values = {name: v for name, v in flow.values(state).items() if name in then}
-    if different := differences(values, then, kept):
+    different = differences(values, then, kept)
+    # What earlier versions computed less exactly is the walk's to its own tolerance, or it is not.
+    near = tolerance.rtol / math.sqrt(torch.finfo(kept).eps)
+    if different and (differences(values, then, kept, near) or not _was(flow, state, then, kept)):
         raise InputError(f"flow: {different[0]}; give that of the walk")
     carry, now = solver.init(flow, state, tolerance), 0.0
     while left:
@@ -157,6 +161,13 @@ def _from(
             yield result.state.flat
             del left[0]
         state, carry, now = result.state, result.carry, whole
+
+
+def _was(flow: Flow, state: State, then: Mapping[str, float], dtype: torch.dtype) -> bool:
+    """Whether what was recorded is what earlier versions computed of the flow."""
+    found = earlier_values(flow, state)
+    values = found and {name: v for name, v in found.items() if name in then}
+    return is_earlier(values, then, dtype)
 
 
 def _no_shorter(time: float) -> tuple[State, int]:

@@ -90,9 +90,13 @@ def check_walk_memory(
 
 
 def _evaluation(flow: Flow, solver: Solver) -> int:
-    """Bytes of an evaluation, or of the product that a linearization asks for in this dtype."""
+    """Bytes of an evaluation, or of the product that a linearization asks for in this dtype.
+
+    Of R, where it is of higher derivatives, if that is more.
+    """
     linear = isinstance(solver, Exponential | BDF) and not by_differences(flow.problem.theta0.dtype)
-    return product_bytes(flow.problem) if linear else evaluation_bytes(flow.problem)
+    of_loss = product_bytes(flow.problem) if linear else evaluation_bytes(flow.problem)
+    return max(of_loss, getattr(flow, "regularizer_bytes", 0))
 
 
 def _remedy(flow: Flow, solver: Solver, needed: int) -> str:

@@ -32,7 +32,7 @@ from geoflow.walking.advancing import after_step
 from geoflow.walking.bar import Progress
 from geoflow.walking.counting import budgets, counts_of, uncounted
 from geoflow.walking.crossings import Seeker
-from geoflow.walking.fitting import check_same
+from geoflow.walking.fitting import check_same, earlier_values
 from geoflow.walking.inside import FEW, Inside
 from geoflow.walking.recorder import Recorder
 from geoflow.walking.snapshots import SnapshotRule, between
@@ -111,7 +111,8 @@ class Walk:
         if checkpoint.n_steps:
             self.state = self.flow.evaluate(flatten(tensors))
             self.last = self.recorder.records[-1]
-            check_same(self.flow.values(self.state), self.last, problem.dtype)
+            now, state = self.flow.values(self.state), self.state
+            check_same(now, self.last, problem.dtype, lambda: earlier_values(self.flow, state))
             self.clock0 -= self.last["wall_time"]
         else:
             self.start = tensors["theta"]

@@ -421,3 +421,47 @@ def test_what_vmap_advises_is_kept_from_users():
     # To others it is given as before.
     with pytest.warns(UserWarning, match="performance drop"):
         torch.func.vmap(problem.loss)(problem.theta0[None])
+
+
+@pytest.mark.parametrize("division", [gf.by_class, gf.each_example])
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_products_with_the_hessians_are_exact(division, scale, activation, dtype):
+    """In raw units, and with kinks within every step of a difference."""
+    torch.manual_seed(0)
+    n = 60 if division is gf.each_example else 2000
+    x = torch.randn(n, 3, dtype=torch.float64)
+    y = (x.sum(1) > 0).long()
+    module = nn.Sequential(nn.Linear(3, 16), activation(), nn.Linear(16, 2)).double()
+    with torch.no_grad():
+        module[0].weight.div_(scale)
+    loss = nn.functional.cross_entropy
+    grouped = division(gf.Problem.from_module(module, loss, scale * x, y, dtype=dtype))
+    theta, v = grouped.theta0, torch.ones_like(grouped.theta0)
+    found = grouped.hvp(theta, v)
+    assert grouped.counts == {"gradient": 0, "hvp": 1}
+    of = [y == 0, y == 1] if division is gf.by_class else torch.eye(n).bool()
+    for i in (0, 1):
+        one = gf.Problem.from_module(module, loss, scale * x[of[i]], y[of[i]])
+        expected = one.hvp(theta.double(), v.double())
+        error = (found[i].double() - expected).norm() / expected.norm()
+        assert float(error) < (1e-12 if dtype == torch.float64 else 1e-4)
+
+
+def test_what_vmap_does_not_take_twice_is_multiplied_one_by_one(monkeypatch):
+    torch.manual_seed(0)
+    x = torch.randn(12, 3, dtype=torch.float64)
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    problem = gf.Problem.from_module(module, nn.functional.mse_loss, x, x[:, :1])
+    expected = gf.each_example(problem).hvp(problem.theta0, problem.theta0)
+    grouped = gf.each_example(problem)
+
+    def refusing(*arguments):
+        raise RuntimeError("no rule")
+
+    monkeypatch.setattr("geoflow.problems.groups._product_of_one", refusing)
+    found = grouped.hvp(problem.theta0, problem.theta0)
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14)
+    value, _ = grouped.value_and_gradient(problem.theta0)
+    assert value.shape == (12,)

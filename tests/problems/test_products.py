@@ -209,3 +209,20 @@ def test_the_step_that_told_of_one_product_is_the_first_for_the_next():
     assert chosen.exact
     # One beside θ0; six for the first of five products, two for each other.
     assert len(calls) == 1 + 6 + 4 * 2
+
+
+def test_kinks_within_every_step_of_float32_are_no_fault():
+    torch.manual_seed(0)
+    x = torch.randn(20_000, 3)
+    module = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 2))
+    y = (x.sum(1) > 0).long()
+    narrow, wide = (
+        gf.Problem.from_module(module, nn.functional.cross_entropy, x, y, dtype=dtype)
+        for dtype in (torch.float32, torch.float64)
+    )
+    v = torch.ones_like(narrow.theta0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = narrow.hvp(narrow.theta0, v)
+    expected = wide.hvp(wide.theta0, v.double())
+    assert float((found.double() - expected).norm() / expected.norm()) < 1e-5

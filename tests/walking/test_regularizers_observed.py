@@ -117,14 +117,14 @@ def test_in_a_function_of_ones_own_a_sum_is_named():
 
 @pytest.mark.parametrize(
     ("name", "gradients", "products"),
-    [("gradient_norm", 1, 0), ("hessian_trace:probes=3", 6, 0), ("sharpness", 0, None)],
+    [("gradient_norm", 1, 0), ("hessian_trace:probes=3", 0, 3), ("sharpness", 0, None)],
 )
 def test_no_gradient_of_r_is_evaluated_for_its_value(name, gradients, products, monkeypatch):
     problem = references.small_network().problem
     made = bound(R.get(name), problem)
     expected, _ = made.value_and_gradient(problem.theta0)
     before = problem.counts
-    assert made.value_alone(problem.theta0) == expected
+    assert float(made.value_alone(problem.theta0)) == pytest.approx(float(expected), rel=1e-13)
     spent = {kind: n - before[kind] for kind, n in problem.counts.items()}
     assert spent["gradient"] == gradients
     assert products is None or spent["hvp"] == products

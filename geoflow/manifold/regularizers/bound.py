@@ -55,6 +55,18 @@ def value_alone(of: BoundRegularizer, theta: Tensor) -> Tensor:
     return value
 
 
+def bytes_of(of: BoundRegularizer) -> int:
+    """Bytes that an evaluation holds at its peak, where that is more than one of its problem's."""
+    return int(getattr(of, "evaluation_bytes", 0))
+
+
+def as_earlier(of: BoundRegularizer, theta: Tensor) -> tuple[Tensor, Tensor] | None:
+    """R and ∇R as earlier versions computed them; None where that is no other."""
+    own = getattr(of, "earlier", None)
+    found: tuple[Tensor, Tensor] | None = None if own is None else own(theta)
+    return found
+
+
 class ThetaFunction:
     """A function of θ alone, differentiated by autograd: exact to rounding.
 
@@ -141,7 +153,7 @@ class OwnFunction(ThetaFunction):
         """∇²R(θ) by autograd, or by differences of ∇R where that is missing or wrong."""
         if self._products.exact is None:
             self._products.choose(
-                lambda at, v: derivatives.second(lambda: self._derived(at)(v), "regularizer"),
+                lambda at, v: derivatives.derived(lambda: self._derived(at)(v), "regularizer"),
                 self.value_and_gradient,
                 self._theta0,
                 self._sizes,
@@ -206,9 +218,26 @@ class Weighted:
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Σ wᵢRᵢ and Σ wᵢ∇Rᵢ."""
+        return self._summed(theta, [term.value_and_gradient(theta) for _, term in self.terms])
+
+    @property
+    def evaluation_bytes(self) -> int:
+        """Bytes that an evaluation holds at its peak, where terms say so."""
+        return max(bytes_of(term) for _, term in self.terms)
+
+    def earlier(self, theta: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The same as earlier versions computed it; None where that is no other."""
+        found = [as_earlier(term, theta) for _, term in self.terms]
+        if all(one is None for one in found):
+            return None
+        pairs = zip(found, self.terms, strict=True)
+        return self._summed(theta, [f or term.value_and_gradient(theta) for f, (_, term) in pairs])
+
+    def _summed(
+        self, theta: Tensor, found: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
         value, gradient = theta.new_zeros(()), torch.zeros_like(theta)
-        for weight, term in self.terms:
-            more, slope = term.value_and_gradient(theta)
+        for (weight, _), (more, slope) in zip(self.terms, found, strict=True):
             value, gradient = value + weight * more, gradient.add(slope, alpha=weight)
         return value, gradient
 

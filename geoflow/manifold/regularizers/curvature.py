@@ -1,20 +1,17 @@
 """Functions of the gradient and the Hessian of the loss: they evaluate the problem they are of.
 
 Their evaluations are the problem's own: those of the level set's loss count and spend with the
-walk's. Where that is divided into groups of examples they are of the whole, and count apart. None
-needs third derivatives of PyTorch: where the gradient of R has one, it is a second difference of
-gradients of the loss along a vector v, over a step that perturbs entries by eps^(1/4),
-
-    ∇(vᵀ∇²L v) = (∇L(θ + εv) − 2∇L(θ) + ∇L(θ − εv))/ε²,
-
-with a relative error of about √eps, 10⁻⁸ in float64.
+walk's. Where that is divided into groups of examples they are of the whole, and count apart. Where
+the gradient of R is a third derivative, ∇(vᵀ∇²L v), it is exact to rounding, by PyTorch's third
+derivatives. Where these are wrong or missing, and of a problem that has products with ∇²L alone, it
+is of central differences of products; see :mod:`geoflow.problems.third`.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -22,8 +19,9 @@ from torch import Tensor
 
 from geoflow.errors import ConvergenceError, InputError
 from geoflow.manifold.regularizers.bound import BoundRegularizer, Product, differences
+from geoflow.manifold.regularizers.earlier import second_difference
 from geoflow.manifold.regularizers.named import Make, needs_problem, regularizer
-from geoflow.problems import arithmetic
+from geoflow.problems import arithmetic, footprint, products, third
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system.memory import check_memory
 
@@ -51,17 +49,18 @@ def sharpness(*, rtol: float = 1e-6, seed: int = 0) -> Make:
     """R(θ) = λ_max(∇²L(θ)), the largest eigenvalue, called sharpness by Cohen et al. (2021, ICLR).
 
     By Lanczos' process from a fixed vector, so that R is a function of θ and not of the points
-    before. ∇R = ∇(vᵀ∇²L v) for its unit eigenvector v (Magnus 1985, Econometric Theory 1), by three
-    gradients. Where the two largest eigenvalues meet, R has a kink. An evaluation costs as many
-    Hessian-vector products as the process takes, and three gradients; products with ∇²R are
-    differences of ∇R, as many again each.
+    before. ∇R = ∇(vᵀ∇²L v) for its unit eigenvector v (Magnus 1985, Econometric Theory 1). Where
+    the two largest eigenvalues meet, R has a kink. An evaluation costs as many Hessian-vector
+    products as the process takes, and two; products with ∇²R are differences of ∇R, as many again
+    each.
 
     Parameters
     ----------
     theta, sign
         See :func:`squared_norm <geoflow.manifold.regularizers.norms.squared_norm>`.
     rtol : float
-        Of the process: ‖∇²L v − λv‖ over |λ|. The eigenvalue's error is of its square.
+        Of the process: ‖∇²L v − λv‖ over |λ|. The eigenvalue's error is of its square, that of ∇R
+        of rtol itself, over the gap to the next eigenvalue.
     seed : int
         Of the vector it starts from.
     """
@@ -76,8 +75,8 @@ def hessian_trace(*, probes: int = 8, seed: int = 0) -> Make:
     """R(θ) = (1/m) Σ zᵀ∇²L(θ)z over m fixed vectors z of signs: tr ∇²L by Hutchinson's estimator.
 
     Hutchinson (1990, Communications in Statistics 19). With the vectors fixed R is a function of θ,
-    whose expectation over seeds is the trace. zᵀ∇²L z is a difference of the same gradients as its
-    own gradient is. An evaluation costs 2m + 1 gradients, and a product with ∇²R as many.
+    whose expectation over seeds is the trace. An evaluation costs 2m Hessian-vector products, and a
+    product with ∇²R, a difference of ∇R, as many.
 
     Parameters
     ----------
@@ -108,9 +107,6 @@ def _check_seed(seed: int) -> None:
 class _OfLoss(ABC):
     """R of a problem's gradients, with products with ∇²R by differences of ∇R."""
 
-    # Relative error of ∇R, as a power of the dtype's resolution.
-    rounding = 0.5
-
     def __init__(self, problem: ProblemLike) -> None:
         self.problem = problem
 
@@ -119,24 +115,31 @@ class _OfLoss(ABC):
         """The problem."""
         return (self.problem,)
 
+    @property
+    def evaluation_bytes(self) -> int:
+        """Bytes that an evaluation holds at its peak."""
+        return footprint.third_bytes(self.problem)
+
     @abstractmethod
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """R and ∇R."""
 
     @abstractmethod
     def value_alone(self, theta: Tensor) -> Tensor:
-        """R, the same to the bit."""
+        """R, the same to rounding."""
 
     def hessian(self, theta: Tensor, gradient: Tensor | None = None) -> Product:
         """∇²R(θ) by differences of ∇R."""
-        rounding = torch.finfo(theta.dtype).eps ** self.rounding
+        rounding = self._error(theta)
         return differences(lambda at: self.value_and_gradient(at)[1], theta, gradient, rounding)
+
+    def _error(self, theta: Tensor) -> float:
+        """Relative error of ∇R."""
+        return third.error_of(self.problem, theta)
 
 
 class _GradientNorm(_OfLoss):
     """‖∇L‖²."""
-
-    rounding = 1.0
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         _, gradient = self.problem.value_and_gradient(theta)
@@ -146,6 +149,14 @@ class _GradientNorm(_OfLoss):
         _, gradient = self.problem.value_and_gradient(theta)
         return torch.dot(gradient, gradient)
 
+    @property
+    def evaluation_bytes(self) -> int:
+        """Bytes that an evaluation holds at its peak."""
+        return footprint.product_bytes(self.problem)
+
+    def _error(self, theta: Tensor) -> float:
+        return products.error_of(self.problem, theta)
+
 
 class _Sharpness(_OfLoss):
     """λ_max(∇²L)."""
@@ -153,17 +164,19 @@ class _Sharpness(_OfLoss):
     def __init__(self, problem: ProblemLike, rtol: float, seed: int) -> None:
         super().__init__(problem)
         self.rtol, self.seed = rtol, seed
+        self._third = third.third_product(problem)
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         value, vector = self._top(theta)
-        return theta.new_tensor(value), self._slope(theta, vector)
+        return theta.new_tensor(value), self._third(theta, vector)[1]
 
     def value_alone(self, theta: Tensor) -> Tensor:
         return theta.new_tensor(self._top(theta)[0])
 
-    def _slope(self, theta: Tensor, vector: Tensor) -> Tensor:
-        _, middle = self.problem.value_and_gradient(theta)
-        return _second_difference(self.problem, theta, vector, middle)[1]
+    def earlier(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with ∇R as earlier versions computed it."""
+        value, vector = self._top(theta)
+        return theta.new_tensor(value), second_difference(self.problem, theta, vector)[1]
 
     @arithmetic.without_autocast()
     def _top(self, theta: Tensor) -> tuple[float, Tensor]:
@@ -214,44 +227,35 @@ class _HessianTrace(_OfLoss):
 
     def __init__(self, problem: ProblemLike, probes: int, seed: int) -> None:
         super().__init__(problem)
+        self._third = third.third_product(problem)
         generator = torch.Generator().manual_seed(seed)
         shape = (probes, problem.n_parameters)
         signs = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8)
         self.signs = signs.to(problem.device)
 
+    @arithmetic.without_autocast()
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        _, middle = self.problem.value_and_gradient(theta)
         value, gradient = theta.new_zeros(()), torch.zeros_like(theta)
-        for signs in self.signs:
-            found = _second_difference(self.problem, theta, 2 * signs.to(theta) - 1, middle)
-            value, gradient = value + found[0], gradient.add_(found[1])
+        for z in self._vectors(theta):
+            image, slope = self._third(theta, z)
+            value, gradient = value + torch.dot(z, image), gradient.add_(slope)
         return value / len(self.signs), gradient / len(self.signs)
 
+    @arithmetic.without_autocast()
     def value_alone(self, theta: Tensor) -> Tensor:
         value = theta.new_zeros(())
-        for signs in self.signs:
-            value = value + _beside(self.problem, theta, 2 * signs.to(theta) - 1)[0]
+        for z in self._vectors(theta):
+            value = value + torch.dot(z, self.problem.hvp(theta, z))
         return value / len(self.signs)
 
+    def earlier(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """The same as earlier versions computed it."""
+        found = [second_difference(self.problem, theta, z) for z in self._vectors(theta)]
+        value, gradient = (sum(each[1:], each[0]) for each in zip(*found, strict=True))
+        return value / len(self.signs), gradient / len(self.signs)
 
-def _second_difference(
-    problem: ProblemLike, theta: Tensor, vector: Tensor, middle: Tensor
-) -> tuple[Tensor, Tensor]:
-    """vᵀ∇²L v and its gradient in θ, from ∇L on both sides: two evaluations."""
-    value, ahead, behind = _beside(problem, theta, vector)
-    return value, (ahead - 2 * middle + behind) / _step(theta) ** 2
-
-
-def _beside(problem: ProblemLike, theta: Tensor, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """vᵀ∇²L v, and ∇L ahead and behind along v."""
-    step = _step(theta)
-    _, ahead = problem.value_and_gradient(theta + step * vector)
-    _, behind = problem.value_and_gradient(theta - step * vector)
-    return torch.dot(vector, ahead - behind) / (2 * step), ahead, behind
-
-
-def _step(theta: Tensor) -> float:
-    return float(torch.finfo(theta.dtype).eps ** (1 / 4))
+    def _vectors(self, theta: Tensor) -> Iterator[Tensor]:
+        return (2 * signs.to(theta) - 1 for signs in self.signs)
 
 
 def _of_loss(make: Callable[[ProblemLike], BoundRegularizer]) -> Make:

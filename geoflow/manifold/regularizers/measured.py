@@ -8,7 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from geoflow.manifold.regularizers.bound import BoundRegularizer, ThetaFunction, value_alone
+from geoflow.manifold.regularizers.bound import (
+    BoundRegularizer,
+    ThetaFunction,
+    as_earlier,
+    value_alone,
+)
 from geoflow.manifold.regularizers.named import REGULARIZERS, Regularizer, WeightedSum
 from geoflow.problems.counting import Counted
 from geoflow.problems.protocol import ProblemLike
@@ -17,7 +22,7 @@ from geoflow.problems.protocol import ProblemLike
 def as_function(one: Any, problem: ProblemLike) -> Any:
     """θ → R(θ) of a regularisation function, made for a problem; whatever else as it is.
 
-    Its evaluations are not counted.
+    Its evaluations are not counted. What earlier versions computed is its ``earlier``.
 
     Parameters
     ----------
@@ -53,4 +58,9 @@ def _value_of(made: BoundRegularizer) -> Callable[[Tensor], Tensor]:
                     stack.enter_context(problem.uncounted())
             return value_alone(made, theta)
 
+    def earlier(theta: Tensor) -> Tensor | None:
+        found = as_earlier(made, theta)
+        return None if found is None else found[0]
+
+    vars(value)["earlier"] = earlier
     return value

@@ -1,0 +1,63 @@
+"""Walks down R of second differences, as commit 93474f0 had them, go on down the exact one.
+
+``data/resuming/hessian-trace.nc`` and ``sharpness.nc`` are its walks of ``references``' small
+network by rkc at rtol 1e-4 to t = 0.02, with sharpness and the trace observed.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import geoflow as gf
+import references
+from geoflow.errors import ArchiveError
+
+R = gf.regularizers
+DATA = Path(__file__).parents[1] / "data" / "resuming"
+NAMES = {
+    "hessian-trace": "hessian_trace:probes=2",
+    "sharpness": "1.0*squared_norm + 0.5*sharpness",
+}
+OBSERVED = {"sharpness": R.sharpness, "trace": R.hessian_trace(probes=3)}
+
+
+def flow(name):
+    return gf.RegularizingFlow(references.small_network().level_set, R.get(name))
+
+
+@pytest.mark.parametrize("file", NAMES)
+@pytest.mark.filterwarnings("ignore:.*other last digits:UserWarning")
+def test_it_goes_on(tmp_path, file):
+    path = tmp_path / "walk.nc"
+    shutil.copyfile(DATA / f"{file}.nc", path)
+    with gf.open_trajectory(path) as ds:
+        before = ds["regularizer"].values
+    of = flow(NAMES[file])
+    if file == "sharpness":
+        # Of its gradient alone, by less than another machine may make.
+        ds = gf.resume(path, of, t_end=0.04, observables=OBSERVED)
+    else:
+        with pytest.warns(UserWarning, match="was recorded by an earlier version, from"):
+            ds = gf.resume(path, of, t_end=0.04, observables=OBSERVED)
+    with ds:
+        after = ds["regularizer"].values
+        assert ds.attrs["status"] == "t_end"
+        assert np.array_equal(after[: len(before)], before)
+        assert (np.diff(after) < 0).all()
+    assert gf.validate(path) == []
+
+
+def test_another_r_is_refused_all_the_same(tmp_path):
+    path = tmp_path / "walk.nc"
+    shutil.copyfile(DATA / "hessian-trace.nc", path)
+    level_set = references.small_network().level_set
+    made = R.hessian_trace(probes=2, seed=1).bind(level_set.problem)
+    vars(made)["__name__"] = NAMES["hessian-trace"]
+    of = gf.RegularizingFlow(level_set, made)
+    with pytest.raises(ArchiveError, match=r"the regularisation function is .* was recorded; go"):
+        gf.resume(path, of, t_end=0.04, observables=OBSERVED)
+    observed = {**OBSERVED, "trace": R.hessian_trace(probes=2, seed=5)}
+    with pytest.raises(ArchiveError, match=r"observables\['trace'\] is .* was recorded; go"):
+        gf.resume(path, flow(NAMES["hessian-trace"]), t_end=0.04, observables=observed)
