@@ -3,9 +3,10 @@
 python studies/path_cost.py [EXPERIMENT[:SEED]…]
 
 For each experiment and seed: evaluations from level to level at 175°, by gf.regularization_path and
-by walking to 175° again from each end by the default solver, re-projected onto the next level. Counts of the path are of
-three runs, the trained weights changed by 10⁻¹⁰ of themselves from one to the next, since a last
-digit decides whether a step is made again. Prints a table of docs/path.md, in Markdown.
+by walking to 175° again by the default solver from each end, re-projected onto the next level.
+Counts of the path are of three runs, the trained weights changed by 10⁻¹⁰ of themselves from one to
+the next, since a last digit decides whether a step is made again. Prints a table of docs/path.md,
+in Markdown.
 """
 
 import math
