@@ -3,28 +3,67 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NewType
+from typing import Any, NamedTuple
 
 import netCDF4
+import numpy as np
 import xarray as xr
+from xarray.backends.file_manager import CachingFileManager
 from xarray.backends.netCDF4_ import NetCDF4ArrayWrapper, NetCDF4DataStore
 from xarray.core.indexing import LazilyIndexedArray
 
+from geoflow.archive import seal
 from geoflow.archive.inputs import existing
 from geoflow.archive.parts import check_free
 from geoflow.errors import ArchiveError, DamageError
 from geoflow.system import files, translation
 
-# The path of a regular file, links resolved, whose structure has been looked at.
-Checked = NewType("Checked", Path)
+
+class Checked(NamedTuple):
+    """A regular file whose structure has been looked at, and what tells it from one in its place.
+
+    Attributes
+    ----------
+    path : Path
+        Links resolved.
+    kept : tuple of int
+        Its number in its file system, its bytes and when they were written, in nanoseconds. Not the
+        file system's own number, which is another on each machine that shares it.
+    sealed : bytes
+        Its seal; empty where it has none.
+    """
+
+    path: Path
+    kept: tuple[int, int, int]
+    sealed: bytes
+
+    @classmethod
+    def of(cls, path: Path) -> Checked:
+        """Take note of a file as it is now."""
+        found = os.stat(path)
+        kept = (found.st_ino, found.st_size, found.st_mtime_ns)
+        return cls(path, kept, seal.of(path))
+
+    def is_there(self) -> bool:
+        """Whether its name still stands for it, or for a copy of the same bytes."""
+        now = Checked.of(self.path)
+        if now.kept == self.kept:
+            return True
+        return now.sealed == self.sealed != b"" and seal.defect(self.path) is None
 
 
 # What text may be in, as a file's attribute _Encoding has it; geoflow writes the first.
 ENCODINGS = ("utf-8", "utf8", "ascii", "us-ascii")
+
+# Attributes of a variable by which readers change its values, and those that name values which
+# they take for missing ones.
+PACKED = ("scale_factor", "add_offset", "_Unsigned")
+MISSING = ("_FillValue", "missing_value")
 
 
 class Lock:
@@ -69,6 +108,22 @@ class _Values(NetCDF4ArrayWrapper):
             ) from error
 
 
+def _opened(file: Checked, **options: Any) -> netCDF4.Dataset:
+    """Open a file as the netCDF library does, so long as it is the one that was looked at.
+
+    xarray keeps some hundred files open. It closes those that were longest unused, and opens them
+    again by their names, as another process does that is given what was opened in this one.
+
+    Raises
+    ------
+    ValueError
+        Another file has its name.
+    """
+    if not file.is_there():
+        raise ValueError("it was replaced or changed since it was opened; open it again")
+    return netCDF4.Dataset(file.path, **options)
+
+
 class _Store(NetCDF4DataStore):
     """xarray's own, with values that say which cannot be read."""
 
@@ -96,16 +151,17 @@ def checked(path: Path) -> Checked:
     found = files.resolved(path)
     if not found.is_file():
         raise ValueError("it is no regular file")
+    file = Checked.of(found)
     structure.check(found)
-    return Checked(found)
+    return file
 
 
-def open_lazily(path: Checked, group: str | None = None) -> xr.Dataset:
+def open_lazily(file: Checked, group: str | None = None) -> xr.Dataset:
     """Open any netCDF-4 file; every later reading of it takes the lock.
 
     Nothing is decoded as a date: a file may say of anything that it is one. Numbers are read when
-    they are asked for, and :class:`geoflow.errors.DamageError` says which cannot be; text is read
-    at once, so that what is no text is found here.
+    they are asked for, and :class:`geoflow.errors.DamageError` says which cannot be, as where the
+    file has been replaced meanwhile; text is read at once, so that what is no text is found here.
 
     Raises
     ------
@@ -116,11 +172,12 @@ def open_lazily(path: Checked, group: str | None = None) -> xr.Dataset:
     from geoflow.archive.structure import LARGEST_RATIO
 
     with LOCK:
-        store = _Store.open(path, group=group, lock=LOCK)
+        manager: CachingFileManager[Any] = CachingFileManager(_opened, file, mode="r", lock=LOCK)
+        store = _Store(manager, group=group, mode="r", lock=LOCK)
         try:
             variables = store.ds.variables.values()
             declared = sum(math.prod(v.shape) * getattr(v.dtype, "itemsize", 1) for v in variables)
-            if declared > LARGEST_RATIO * path.stat().st_size:
+            if declared > LARGEST_RATIO * file.path.stat().st_size:
                 raise ValueError(
                     f"its variables declare {declared:.3g} bytes, more than the file can hold"
                 )
@@ -149,10 +206,10 @@ def _check_encoding(name: str, encoding: object) -> None:
 
 
 @contextmanager
-def opened(path: Checked) -> Iterator[netCDF4.Dataset]:
+def opened(file: Checked) -> Iterator[netCDF4.Dataset]:
     """Hold the lock and a file as the netCDF library itself shows it."""
-    with LOCK, netCDF4.Dataset(path) as file:
-        yield file
+    with LOCK, _opened(file) as found:
+        yield found
 
 
 def load_ahead() -> None:
@@ -174,16 +231,54 @@ def write(
     encoding: Mapping[str, Mapping[str, Any]],
     group: str | None = None,
 ) -> None:
-    """Write a file in place, or a group of it; Dask's arrays block by block."""
+    """Write a file in place, or a group of it; Dask's arrays block by block.
+
+    Raises
+    ------
+    ValueError, OSError, …
+        See :data:`geoflow.system.translation.UNWRITABLE`; of attributes too that would have readers
+        return something else than what is written.
+    """
+    _check_attributes(ds)
     # Imported here, as importing it takes longer than all of geoflow.
     import dask
 
     # One block after the other: the threads of Dask would read ahead of the writing, and wait for
     # the lock that is held here.
     with LOCK, dask.config.set(scheduler="synchronous"):
-        ds.to_netcdf(
+        # xarray would load text as well, to see how long it is, and warn of it.
+        texts = [n for n, v in ds.variables.items() if v.chunks and v.dtype.kind == "O"]
+        ds.assign({n: ds[n].compute() for n in texts}).to_netcdf(
             path, mode="a" if group else "w", group=group, engine="netcdf4", encoding=encoding
         )
+
+
+def _check_attributes(ds: xr.Dataset) -> None:
+    """Refuse attributes that readers act on: CF's of packed values, and a list of coordinates.
+
+    Raises
+    ------
+    ValueError
+        Names the first.
+    """
+    for name, variable in ds.variables.items():
+        attributes = variable.attrs
+        found = [each for each in PACKED if each in attributes]
+        found += [n for n in MISSING if n in attributes and not _is_nan(variable, attributes[n])]
+        # So xarray writes what is true or false.
+        found += ["dtype"] if str(attributes.get("dtype")) == "bool" else []
+        if found:
+            raise ValueError(
+                f"{str(name)[:80]!a} has the attribute {found[0]}, by which readers change its "
+                "values"
+            )
+    if "coordinates" in ds.attrs and ds.coords.keys() - ds.dims:
+        raise ValueError("the attribute 'coordinates' is the file's own list of them")
+
+
+def _is_nan(variable: xr.Variable, value: object) -> bool:
+    """Whether what stands for a missing value of a variable is NaN, which it is read as."""
+    return variable.dtype.kind == "f" and isinstance(value, float | np.floating) and value != value
 
 
 @contextmanager

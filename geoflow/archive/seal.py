@@ -26,15 +26,22 @@ BROKEN = "its bytes are not those that were written: the SHA-256 in its seal dif
 
 def defect(path: Path) -> str | None:
     """Return ``MISSING``, ``BROKEN``, or None where nothing is wrong."""
+    line = of(path)
+    if not line:
+        return MISSING
+    if line[len(PREFIX) : -1] != _digest(path, path.stat().st_size - LENGTH):
+        return BROKEN
+    return None
+
+
+def of(path: Path) -> bytes:
+    """Return the seal of a file, whether it is broken or not; empty where there is none."""
     size = path.stat().st_size - LENGTH
     with open(path, "rb") as file:
         file.seek(max(size, 0))
         line = file.read()
-    if not (size > 0 and line.startswith(PREFIX) and line.endswith(b"\n")):
-        return MISSING
-    if line[len(PREFIX) : -1] != _digest(path, size):
-        return BROKEN
-    return None
+    sealed = size > 0 and line.startswith(PREFIX) and line.endswith(b"\n")
+    return line if sealed else b""
 
 
 def _digest(path: Path, size: int) -> bytes:

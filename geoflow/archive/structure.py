@@ -18,7 +18,9 @@ more than its own size says:
   their place may be deflated, they are not;
 - characters, which are read as soon as a file is opened, are no more than ``MOST_CHARACTERS``, or
   ``TEXT_RATIO`` times the file;
-- a dimension without values may have any length, as nothing is read of it.
+- a dimension without values may have any length, as nothing is read of it;
+- groups and variables, which cost memory however small they are, are no more than ``MOST_GROUPS``
+  and ``MOST_VARIABLES``.
 """
 
 from __future__ import annotations
@@ -51,6 +53,11 @@ ALLOWANCE = 2**16
 # Objects and attributes, and groups within groups; geoflow writes some 200, and one group.
 MOST_ENTRIES = 2**16
 DEEPEST = 8
+
+# The netCDF library takes up to 65 kB for a group and 22 kB for a variable, whatever their size in
+# the file, and ends the process at some 32,768 groups. Of a walk's observables, each with its
+# attributes, ``MOST_ENTRIES`` lets through fewer than so many.
+MOST_GROUPS, MOST_VARIABLES = 2**10, 2**14
 
 # Of one object, as many as netCDF's NC_MAX_ATTRS: HDF5 may look for each among all others.
 MOST_ATTRIBUTES = 2**13
@@ -85,6 +92,8 @@ MOST_DIMENSIONS = 32
 # dimensions, one for each dimension of the variable or one alone; and short texts.
 EACH, ALONE = b"_Netcdf4Coordinates", (b"_Netcdf4Dimid", b"_nc3_strict")
 SHORT = (b"NAME", b"CLASS")
+# Of a variable, one value; netCDF writes no other, and its readers make of several what they like.
+FILL = b"_FillValue"
 LONGEST_NAME = 256
 
 
@@ -123,7 +132,8 @@ class _Walk:
     def __init__(self, size: int, source: claims.Recording) -> None:
         self.size, self.source = size, source
         self.heaps = Heaps(source, size)
-        self.stored = self.text = self.characters = self.entries = self.looked_through = 0
+        self.stored = self.text = self.characters = self.looked_through = 0
+        self.entries = self.groups = self.variables = 0
         self.seen: set[int] = set()
         # Attributes of variable length by name: how many elements, and how they are shown.
         self.claiming: dict[bytes, list[tuple[int, str]]] = {}
@@ -157,8 +167,14 @@ class _Walk:
                 raise Unsound(f"{shown} is there under two names")
             self.seen.add(info.addr)
             if info.type == h5o.TYPE_GROUP:
+                self.groups += 1
+                if self.groups > MOST_GROUPS:
+                    raise Unsound(f"it holds more than {MOST_GROUPS:,} groups")
                 self.group(h5g.open(group, link), shown, depth + 1)
             elif info.type == h5o.TYPE_DATASET:
+                self.variables += 1
+                if self.variables > MOST_VARIABLES:
+                    raise Unsound(f"it holds more than {MOST_VARIABLES:,} variables")
                 self.variable(h5d.open(group, link), shown)
             else:
                 raise Unsound(f"{shown} is a type of its own")
@@ -195,7 +211,7 @@ class _Walk:
             tie = rank is not None and _is_tie(attribute, kind, rank)
             if not (_is_text(kind) or _is_number(kind) or tie):
                 raise Unsound(f"{shown} holds neither numbers nor text")
-            if not _is_as_written(attribute, kind, rank or 0):
+            if not _is_as_written(attribute, kind, rank):
                 raise Unsound(f"{shown} is not as netCDF writes it")
 
     def variable(self, variable: Any, name: str) -> None:
@@ -288,8 +304,13 @@ def _is_number(kind: Any) -> bool:
     return any(kind.equal(number) for number in NUMBERS if number.get_size() == size)
 
 
-def _is_as_written(attribute: Any, kind: Any, rank: int) -> bool:
-    """Whether an attribute of netCDF's own is what its library takes it for; others are."""
+def _is_as_written(attribute: Any, kind: Any, rank: int | None) -> bool:
+    """Whether an attribute of netCDF's own is what its library takes it for; others are.
+
+    ``rank`` is the number of dimensions of its variable, None for a group's.
+    """
+    if attribute.name == FILL and rank is not None:
+        return attribute.shape is not None and math.prod(attribute.shape) == 1
     if attribute.name in SHORT:
         fixed = _is_text(kind) and not kind.is_variable_str()
         return fixed and attribute.shape == () and kind.get_size() <= LONGEST_NAME
@@ -298,7 +319,7 @@ def _is_as_written(attribute: Any, kind: Any, rank: int) -> bool:
     shape = attribute.shape
     if kind.get_class() != h5t.INTEGER or shape is None or len(shape) > 1:
         return False
-    if math.prod(shape) != (rank if attribute.name == EACH else 1):
+    if math.prod(shape) != ((rank or 0) if attribute.name == EACH else 1):
         return False
     found = np.empty(shape, dtype=np.int64)
     attribute.read(found, mtype=h5t.py_create(found.dtype))

@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         starting.started()
         open_standard_streams()
         with warnings.catch_warnings(), lenient_output(), no_window():
-            warnings.showwarning = _warn
+            warnings.showwarning = _warned()
             return _command(sys.argv[1:] if arguments is None else arguments)
     except GeoflowError as error:
         note(f"geoflow: error: {error}")
@@ -127,8 +127,16 @@ def _load_ahead(args: argparse.Namespace) -> None:
             import_module("geoflow.plots")
 
 
-def _warn(message: Warning | str, *details: Any, **more: Any) -> None:
-    note(f"geoflow: warning: {message}")
+def _warned() -> Callable[..., None]:
+    """What says each warning once, as a library warns of a file whenever it is opened."""
+    said: set[str] = set()
+
+    def warn(message: Warning | str, *details: Any, **more: Any) -> None:
+        if (line := f"geoflow: warning: {message}") not in said:
+            said.add(line)
+            note(line)
+
+    return warn
 
 
 # What starts a value, of which the rest may be wrong.

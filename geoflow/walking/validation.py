@@ -65,9 +65,9 @@ def validate(path: str | Path) -> list[str]:
     return found
 
 
-def _unguarded(path: netcdf.Checked) -> list[str]:
+def _unguarded(checked: netcdf.Checked) -> list[str]:
     """Name the variables that carry no checksum."""
-    with netcdf.opened(path) as file:
+    with netcdf.opened(checked) as file:
         return [
             f"variable {name} carries no checksum: damage to it would not be seen"
             for name, variable in file.variables.items()
@@ -113,8 +113,9 @@ def _path_inconsistencies(ds: xr.Dataset) -> list[str]:
     ]
 
 
-def _checkpoint_defects(path: netcdf.Checked, ds: xr.Dataset) -> list[str]:
-    with netcdf.opened(path) as file:
+def _checkpoint_defects(checked: netcdf.Checked, ds: xr.Dataset) -> list[str]:
+    path = checked.path
+    with netcdf.opened(checked) as file:
         if trajectory_files.CHECKPOINT_GROUP not in file.groups:
             return []
     try:

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import geoflow as gf
 import references
+from geoflow.archive import netcdf
+from geoflow.errors import ArchiveError
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +49,63 @@ def test_of_a_walk_that_fits_nothing_is_said(ds, tmp_path, capsys):
         gf.save_trajectory(given, tmp_path / "walk.nc", overwrite=True)
         assert gf.validate(tmp_path / "walk.nc") == []
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "attribute", "value"),
+    [
+        ("theta", "scale_factor", 0.5),
+        ("theta", "missing_value", 1.0),
+        ("norm", "scale_factor", 1.0),
+        ("norm", "add_offset", 5.0),
+        ("norm", "_FillValue", 0.0),
+        ("norm", "missing_value", [1.0, 2.0]),
+        ("norm", "dtype", "bool"),
+        ("n_gradient", "_Unsigned", "true"),
+        ("n_gradient", "_FillValue", 3),
+        ("n_gradient", "missing_value", np.nan),
+        ("tensor_name", "missing_value", "theta"),
+    ],
+)
+def test_attributes_by_which_readers_change_values_are_refused(
+    name, attribute, value, ds, tmp_path
+):
+    path = tmp_path / "walk.nc"
+    gf.save_trajectory(ds, path)
+    before = path.read_bytes()
+    packed = ds.copy(deep=True)
+    packed[name].attrs[attribute] = value
+    said = rf"'{name}' has the attribute {attribute}, by which readers change its values\); leave"
+    for save in (gf.save_trajectory, netcdf.save_dataset):
+        with pytest.raises(ArchiveError, match=said):
+            save(packed, path, overwrite=True)
+    assert path.read_bytes() == before
+
+
+def test_nan_may_stand_for_what_is_missing(ds, tmp_path):
+    """As it does in files that xarray writes, read without a look at such attributes."""
+    given = ds.copy(deep=True)
+    given["norm"].attrs["_FillValue"] = np.nan
+    given["angle"].attrs["missing_value"] = np.float64("nan")
+    gf.save_trajectory(given, tmp_path / "walk.nc")
+    with gf.open_trajectory(tmp_path / "walk.nc") as opened:
+        xr.testing.assert_equal(opened.load(), ds)
+
+
+def test_a_list_of_coordinates_is_the_files_own(ds, tmp_path):
+    with pytest.raises(ArchiveError, match="'coordinates' is the file's own list of them"):
+        gf.save_trajectory(ds.assign_attrs(coordinates="time"), tmp_path / "walk.nc")
+    # What xarray has left in it is written again as it is.
+    path = tmp_path / "walk.nc"
+    gf.save_trajectory(ds, path)
+    with xr.open_dataset(path, decode_coords=False) as undecoded:
+        assert "coordinates" in undecoded.attrs
+        gf.save_trajectory(undecoded.load(), tmp_path / "again.nc")
+    with gf.open_trajectory(tmp_path / "again.nc") as opened:
+        assert opened.coords.keys() == ds.coords.keys()
+
+
+def test_text_in_blocks_is_written_without_a_warning(ds, tmp_path):
+    gf.save_trajectory(ds.chunk(), tmp_path / "walk.nc")
+    with gf.open_trajectory(tmp_path / "walk.nc") as opened:
+        xr.testing.assert_equal(opened.load(), ds)

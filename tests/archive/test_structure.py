@@ -145,6 +145,41 @@ def test_more_objects_than_the_bound_are_not_looked_at(file, monkeypatch):
         gf.open_trajectory(file)
 
 
+@pytest.mark.parametrize(
+    ("kind", "bound", "said"),
+    [(h5py.Group, 1024, "1,024 groups"), (h5py.Dataset, 16384, "16,384 variables")],
+)
+def test_more_groups_or_variables_than_netcdf_bears_are_refused(kind, bound, said, file):
+    """They cost much more memory than bytes, and 40,000 groups end the process in netCDF."""
+
+    def add(n):
+        for _ in range(n):
+            if kind is h5py.Group:
+                within.create_group(f"x{len(within)}")
+            else:
+                within.create_dataset(f"x{len(within)}", data=0.0)
+
+    there = []
+    with h5py.File(file, "r+", libver="latest") as changed:
+        within = changed.create_group("within")
+        changed.visititems(lambda _, each: there.append(isinstance(each, kind)))
+        add(bound - sum(there))
+    structure.check(file)
+    with h5py.File(file, "r+", libver="latest") as changed:
+        within = changed["within"]
+        add(1)
+    with pytest.raises(ArchiveError, match=f"it holds more than {said}"):
+        gf.open_trajectory(file)
+
+
+def test_several_fill_values_of_one_variable_are_refused(file):
+    """The netCDF library writes one; xarray would take each of them for a missing value."""
+    with h5py.File(file, "r+") as changed:
+        changed["angle"].attrs["_FillValue"] = np.array([90.0, 100.0])
+    with pytest.raises(ArchiveError, match="attribute '_FillValue' of 'angle' is not as netCDF"):
+        gf.open_trajectory(file)
+
+
 # Files that are good.
 
 

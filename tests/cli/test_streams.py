@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 
+import netCDF4
 import numpy as np
 import pytest
 import xarray as xr
@@ -216,3 +218,13 @@ def test_a_folder_that_cannot_be_is_found_before_any_work(tmp_path, monkeypatch,
         assert "cannot be written (" in captured.err
         assert captured.err.count("\n") == 1
     assert sorted(os.listdir(tmp_path)) == ["file", "link"]
+
+
+def test_a_warning_of_a_library_is_said_once(path, tmp_path):
+    """However often a command opens the file that it warns of."""
+    file = shutil.copyfile(path, tmp_path / "walk.nc")
+    with netCDF4.Dataset(file, "a") as changed:
+        changed["angle"].setncattr("missing_value", [400.0, 500.0])
+    done = geoflow("report", file, "--out", tmp_path / "page.html", stdout=subprocess.DEVNULL)
+    assert done.returncode == 0
+    assert done.stderr.count(b"warning: variable 'angle' has multiple fill values") == 1

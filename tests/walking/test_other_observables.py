@@ -99,6 +99,23 @@ def test_rounding_is_no_other_function(dtype, kept, tmp_path):
             gf.resume(path, flow(dtype), t_end=0.9, observables={**same, name: lambda t: 0.123})
 
 
+def test_a_function_is_compared_where_it_was_measured(tmp_path):
+    """Not where θ has been rounded to, which changes the logarithm of nothing by hundreds."""
+    loss, level = flow().problem.loss, flow().level_set.level
+
+    def digits(theta):
+        return math.log10(abs(float(loss(theta)) - level) + 1e-300)
+
+    path = tmp_path / "walk.nc"
+    # The start is on the level set to the last bit.
+    settings = {**SETTINGS, "t_end": 1e-9, "max_evaluations": 1, "theta_dtype": "float32"}
+    with gf.walk(flow(), archive=path, observables={"o": digits}, **settings) as ds:
+        assert ds["o"][-1] == -300
+    with pytest.raises(ArchiveError, match="was recorded"):
+        gf.resume(path, flow(), max_evaluations=100, observables={"o": lambda t: 0.123})
+    gf.resume(path, flow(), max_evaluations=100, observables={"o": digits}).close()
+
+
 def test_noise_is_taken_as_it_is(walked, tmp_path):
     draws = np.random.default_rng(0)
     path = tmp_path / "noisy.nc"
