@@ -50,11 +50,11 @@ def walk(experiment: str, seed: int) -> tuple[xr.Dataset, gf.RegularizingFlow]:
     """Walk twice, the second time with points at even distances."""
     prepared = gf.experiments.get(experiment).prepare(seed)
     flow = gf.RegularizingFlow(gf.LevelSet(prepared.problem), gf.regularizers.squared_norm)
-    first = gf.walk(flow, "exponential")
+    first = gf.walk(flow)
     arc = first["arc_length"].values
     times = np.interp(np.linspace(0, arc[-1], POINTS), arc, first["time"].values)
     settings = {"snapshot_times": times, "t_end": float(times[-1])}
-    return gf.walk(flow, "exponential", stop=None, **settings), flow
+    return gf.walk(flow, stop=None, **settings), flow
 
 
 def variances(points: Floats, standardise: bool = False) -> Floats:

@@ -26,7 +26,7 @@ def walk(experiment: str, seed: int) -> list[str]:
     """Cells of one walk's row."""
     prepared = gf.experiments.get(experiment).prepare(seed)
     flow = gf.RegularizingFlow(gf.LevelSet(prepared.problem), gf.regularizers.squared_norm)
-    ds = gf.walk(flow, "exponential")
+    ds = gf.walk(flow)
     points = ds["theta"].values
     found = compare(points, ds["snapshot_time"].values, n_components=6)
     if (experiment, seed) == DRAWN:

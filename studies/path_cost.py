@@ -3,7 +3,7 @@
 python studies/path_cost.py [EXPERIMENT[:SEED]…]
 
 For each experiment and seed: evaluations from level to level at 175°, by gf.regularization_path and
-by walking to 175° again by the default solver from each end, re-projected onto the next level.
+by walking to 175° again by two solvers from each end, re-projected onto the next level.
 Counts of the path are of three runs, the trained weights changed by 10⁻¹⁰ of themselves from one to
 the next, since a last digit decides whether a step is made again. Prints a table of docs/path.md,
 in Markdown.
@@ -11,6 +11,7 @@ in Markdown.
 
 import math
 import sys
+from itertools import chain
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ import geoflow as gf
 # By how much the level rises from one to the next, and how often.
 LEVELS = {"iris_ff": (1.5, 6), "mpg_ff": (1.2, 7), "mnist_ff": (2.0, 9)}
 SEEDS = range(3)
+SOLVERS = ("bdf", "exponential")
 RUNS, JITTER = 3, 1e-10
 
 
@@ -46,14 +48,16 @@ def by_path(prepared: gf.experiments.PreparedExperiment, levels: list[float]) ->
     return [*cells, ", ".join(sorted(statuses))]
 
 
-def by_restarts(prepared: gf.experiments.PreparedExperiment, levels: list[float]) -> list[str]:
+def by_restarts(
+    prepared: gf.experiments.PreparedExperiment, levels: list[float], solver: str
+) -> list[str]:
     """Evaluations of a walk on each level, from the end of the one before."""
     loss, theta, counts, best = prepared.problem.loss, prepared.problem.theta0, [], math.inf
     for level in levels:
         problem = gf.Problem.from_function(loss, theta)
         flow = gf.RegularizingFlow(gf.LevelSet(problem, level), gf.regularizers.squared_norm)
         before = problem.evaluations
-        ds = gf.walk(flow, max_snapshots=2, observables=prepared.observables)
+        ds = gf.walk(flow, solver, max_snapshots=2, observables=prepared.observables)
         counts.append(problem.evaluations - before)
         best = min(best, float(ds["test_loss"][-1]))
         theta = torch.from_numpy(ds["theta"][-1].values)
@@ -64,9 +68,9 @@ def main() -> None:
     """Measure every row."""
     print(
         "| experiment | seed | levels | first walk | path | by the flow | least test loss | status "
-        "| restarts | least test loss |"
+        "| restarts: bdf | least test loss | exponential | least test loss |"
     )
-    print("|" + "---|" * 10)
+    print("|" + "---|" * 12)
     for asked in sys.argv[1:] or LEVELS:
         experiment, _, only = asked.partition(":")
         factor, n = LEVELS[experiment]
@@ -74,7 +78,8 @@ def main() -> None:
             prepared = gf.experiments.get(experiment).prepare(seed)
             c = gf.LevelSet(prepared.problem).level
             levels = [c * factor**k for k in range(n + 1)]
-            cells = [*by_path(prepared, levels), *by_restarts(prepared, levels)]
+            restarts = (by_restarts(prepared, levels, solver) for solver in SOLVERS)
+            cells = [*by_path(prepared, levels), *chain.from_iterable(restarts)]
             spaced = f"{c:.3g} · {factor:g}^(0 … {n})"
             print(f"| {experiment} | {seed} | {spaced} | {' | '.join(cells)} |", flush=True)
 

@@ -48,7 +48,7 @@ def main() -> None:
     for experiment, seed, angle in WALKS:
         prepared = gf.experiments.get(experiment).prepare(seed)
         flow = gf.RegularizingFlow(gf.LevelSet(prepared.problem), gf.regularizers.squared_norm)
-        ds = gf.walk(flow, "exponential", stop=gf.Stationary(degrees=angle))
+        ds = gf.walk(flow, stop=gf.Stationary(degrees=angle))
         found = relaxation.along(ds, curvature=flow)
         times = found["time"].values
         cells = [experiment, str(seed), f"{times[0]:.3g}", f"{times[-1]:.3g}", str(len(times))]

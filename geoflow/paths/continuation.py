@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -94,12 +94,15 @@ class Continuation:
         Evaluations that may still be made.
     short_of : Reached, optional
         The point nearest to the level that :meth:`to` did not reach.
+    refused : bool
+        Whether its last attempt came to a point that may be of another branch.
     """
 
     def __init__(self, flow: RegularizingFlow, limit: float, degrees: float) -> None:
         self.flow, self.limit, self.degrees = flow, limit, degrees
         self.memory = Learned.unknown(flow.problem.n_parameters)
         self.short_of: Reached | None = None
+        self.refused = False
         self._end = 0
 
     @property
@@ -122,13 +125,13 @@ class Continuation:
         return self._by_flow(self.flow, None)
 
     @contextmanager
-    def _within(self, evaluations: int, what: str) -> Iterator[None]:
+    def _within(self, evaluations: int, what: Callable[[], str]) -> Iterator[None]:
         """Allow at most so many evaluations, of those that are left of the whole path.
 
         Raises
         ------
         ConvergenceError
-            They are spent, and those of the path are not: ``what`` failed.
+            They are spent, and those of the path are not: it says ``what`` failed.
         """
         whole = self._end
         self._end = min(whole, self.flow.problem.evaluations + evaluations)
@@ -138,7 +141,8 @@ class Continuation:
             if self._end == whole:
                 raise
             raise ConvergenceError(
-                f"{what} within {evaluations} evaluations: it is given up; name levels in between",
+                f"{what()} within {evaluations} evaluations: it is given up; name levels in "
+                "between",
                 iterations=0,
                 residual=math.nan,
                 reason="kkt",
@@ -156,7 +160,12 @@ class Continuation:
         BranchError
             The path folds on the way there, or λ changes its sign.
         """
-        with self._within(allowed, f"no KKT point on L = {level:.6g} is reached"):
+
+        def what() -> str:
+            other = " but one that may be of another branch" if self.refused else ""
+            return f"no KKT point on L = {level:.6g}{other} is reached"
+
+        with self._within(allowed, what):
             return self._to(level, before)
 
     def _to(self, level: float, before: Reached) -> Reached:
@@ -164,7 +173,7 @@ class Continuation:
         scale = Scale.between(before.c, level)
         length = scale.distance(before.c, level)
         shortest, halved = length / 2**MAX_HALVINGS, False
-        self.memory.bearing = None
+        self.memory.bearing, self.refused = None, False
         while at.c != level:
             self.short_of = at
             length = min(length, scale.distance(at.c, level))
@@ -173,7 +182,8 @@ class Continuation:
             try:
                 found = self._step(goal, at)
                 (check_no_fold if near else check_near)(at, found)
-            except (*FAILURES, FarError):
+            except (*FAILURES, FarError) as failure:
+                self.refused = isinstance(failure, FarError)
                 if near:
                     raise
                 length, halved = max(length / 2, shortest), True
@@ -212,7 +222,7 @@ class Continuation:
             patience = min(ARC_PATIENCE, ARC_PART * allowed)
         else:
             patience = min(ARC_PATIENCE_ROUND, ARC_PART_ROUND * allowed)
-        with self._within(patience, "the branch comes to no fold and no level"):
+        with self._within(patience, lambda: "the branch comes to no fold and no level"):
             return self._round(at, goal, stops, patience)
 
     def _round(self, at: Reached, goal: float, stops: Sequence[float], patience: int) -> Reached:

@@ -211,7 +211,13 @@ class Recording:
         """Refuse a flow whose scalars at a point are not those that were recorded there."""
         different = _differences(flow, state, then)
         once = flow.earlier_state(state) if different else None
-        if different and (once is None or _differences(flow, once, then, EARLIER_UNITS)):
+        loss = {"train_loss": state.loss}
+        earlier = (
+            once is not None
+            and not _differences(flow, once, then, EARLIER_UNITS)
+            and not differences(loss, then, flow.problem.dtype)
+        )
+        if different and not earlier:
             raise ArchiveError(
                 f"flow: {different[0]} on the level {then['level']:.9g}; go on with the network, "
                 "the loss function and the regularisation function that the path started with"

@@ -35,6 +35,9 @@ ROUNDINGS, PART = (-16, -4, 4, 16), 0.1
 # Second differences of gradients magnify their rounding, which is another on another machine.
 EARLIER_UNITS = 100
 
+# Of R and its gradient, which earlier versions had by differences.
+OF_R = {"regularizer", "tangent_norm", "multiplier"}
+
 # And those that say what ∇R is: its parts, in units of its own length.
 GRADIENT = {"tangent_norm", "multiplier", "gradient_norm"}
 
@@ -119,8 +122,14 @@ def earlier_values(flow: Flow, state: State) -> Mapping[str, float] | None:
 def is_earlier(
     values: Mapping[str, float] | None, then: Mapping[str, float], dtype: torch.dtype
 ) -> bool:
-    """Whether what was recorded is what earlier versions computed, as far as its rounding tells."""
-    return values is not None and not differences(values, then, dtype, EARLIER_UNITS)
+    """Whether what was recorded is what earlier versions computed, as far as its rounding tells.
+
+    That of R and its gradient: of the loss they computed nothing otherwise.
+    """
+    if values is None or differences(values, then, dtype, EARLIER_UNITS):
+        return False
+    of_loss = {name: value for name, value in values.items() if name not in OF_R}
+    return not differences(of_loss, then, dtype)
 
 
 def tensors_differ(problem: ProblemLike, then: Sequence[Sequence[Any]]) -> str:

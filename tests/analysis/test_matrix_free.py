@@ -354,3 +354,14 @@ def test_products_are_foreseen(network, wide):
     # Small ones are written out: known exactly.
     operator = diagonal([1.0, 2.0, 4.0])
     assert products_needed(3, **cost) == (2 * 3 + 6 + 6 + 6, 2 * 3 + 6 + 6 + 6)
+
+
+@pytest.mark.parametrize("base", [0.0, 2.0])
+def test_an_end_of_many_equal_eigenvalues_is_known_to_the_tolerance(base):
+    # As that of A where most of θ is of no effect on L. What is left there has not converged
+    # within the products, but lies no further out than the tolerance.
+    exact = base + np.r_[np.zeros(570), np.geomspace(1e-3, 0.03, 80)]
+    found = extreme_eigenvalues(diagonal(exact), 4, which="smallest", max_products=200)
+    there = np.isfinite(found.values)
+    assert list(there) == [True, True, False, False]
+    assert found.values[there] == pytest.approx(base, abs=1e-9)

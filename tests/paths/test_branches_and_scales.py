@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import geoflow as gf
-from geoflow.errors import BranchError
+from geoflow.errors import BranchError, ConvergenceError, EvaluationLimitError
 from geoflow.paths.branch import FarError, Reached, check_near, check_no_fold
+from geoflow.paths.continuation import Continuation
 from geoflow.paths.scale import Scale, away
 
 A = torch.tensor([3.0, -2.0, 1.0, 0.5], dtype=torch.float64)
@@ -231,3 +232,24 @@ def test_a_level_with_no_tolerance_is_refused(level, dtype, tmp_path):
     with pytest.raises(gf.InputError, match=f"levels: {level} is too near zero"):
         gf.resume_path(archive, flow(), [level])
     assert gf.regularization_path(flow(), [1e-20]).attrs["status"] == "complete"
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_level_that_is_given_up_says_whether_a_point_was_refused(monkeypatch, refused):
+    flow = _flow(lambda theta: (theta**2).sum(), [1.0, 1.0], lambda theta: theta[0])
+    continuation = Continuation(flow, 1e-3, 175.0)
+    continuation.left = 10_000
+    start = continuation.start()
+    failures = iter([FarError() if refused else _no_point(), EvaluationLimitError("spent")])
+
+    def fails(level, before):
+        raise next(failures)
+
+    monkeypatch.setattr(continuation, "_step", fails)
+    said = "L = 3 but one that may be of another branch is" if refused else "L = 3 is"
+    with pytest.raises(ConvergenceError, match=f"^no KKT point on {said} reached within 500 "):
+        continuation.to(3.0, start, 500)
+
+
+def _no_point():
+    return ConvergenceError("no point", iterations=1, residual=1.0, reason="kkt")

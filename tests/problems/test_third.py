@@ -177,6 +177,25 @@ class Cosine(torch.autograd.Function):
         return -gradient * x.detach().sin()
 
 
+class NearlyRight(WrongThird):
+    """sin, its third derivative off by a part."""
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * NearlyCosine.apply(x)
+
+
+class NearlyCosine(Cosine):
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return -gradient * (x.sin() - PART * (x.sin() - x.detach().sin()))
+
+
+PART = 0.04
+
+
 class MissingThird(WrongThird):
     @staticmethod
     def backward(ctx, gradient):
@@ -231,6 +250,14 @@ def test_wrong_and_missing_ones_give_place_to_differences(function, said, dtype,
         problem.third_product(problem.theta0, v)
         gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.sharpness)
     assert right.n_parameters == problem.n_parameters
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_float32_cannot_tell_float64_does(dtype):
+    # By less than what differences in float32 are off.
+    problem, _ = raw(1.0, dtype, activation=lambda: Own(NearlyRight.apply))
+    with pytest.warns(UserWarning, match="third derivatives of it are not those"):
+        problem.third_product(problem.theta0, signs(problem))
 
 
 class WrongSecond(WrongThird):

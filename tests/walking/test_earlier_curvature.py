@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import geoflow as gf
 import references
 from geoflow.errors import ArchiveError
+from geoflow.walking.fitting import is_earlier
 
 R = gf.regularizers
 DATA = Path(__file__).parents[1] / "data" / "resuming"
@@ -61,3 +63,15 @@ def test_another_r_is_refused_all_the_same(tmp_path):
     observed = {**OBSERVED, "trace": R.hessian_trace(probes=2, seed=5)}
     with pytest.raises(ArchiveError, match=r"observables\['trace'\] is .* was recorded; go"):
         gf.resume(path, flow(NAMES["hessian-trace"]), t_end=0.04, observables=observed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_was_computed_otherwise_is_r_and_not_the_loss(dtype):
+    unit = torch.finfo(dtype).eps ** 0.5
+    now = {"train_loss": 0.5, "gradient_norm": 0.1, "regularizer": 3.0}
+    now |= {"tangent_norm": 0.4, "multiplier": 2.0}
+    assert is_earlier(now, {**now, "regularizer": 3.0 * (1 + 20 * unit)}, dtype)
+    assert is_earlier(now, {**now, "tangent_norm": 0.4 * (1 + 20 * unit)}, dtype)
+    assert not is_earlier(now, {**now, "regularizer": 3.0 * (1 + 200 * unit)}, dtype)
+    assert not is_earlier(now, {**now, "train_loss": 0.5 * (1 + 2 * unit)}, dtype)
+    assert not is_earlier(now, {**now, "gradient_norm": 0.1 * (1 + 2 * unit)}, dtype)

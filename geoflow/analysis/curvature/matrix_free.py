@@ -131,13 +131,15 @@ def extreme_eigenvalues(
     if which == "largest":
         values, vectors = arpack(scaled, 0.0, 1.0, k, tol, *arguments)
         found = _pairs(operator, values / scale, vectors)
-        return _in_their_ranks(scaled, scale, found, 1.0, max_products, seed)
+        close = tol * float(np.nanmax(abs(values), initial=0.0)) / scale
+        return _in_their_ranks(scaled, scale, found, 1.0, close, max_products, seed)
     top, _ = arpack(scaled, 0.0, 1.0, 1, 1e-2, *arguments)
     # Above the spectrum, so that a multiple of the identity does not become zero.
     shift = float(top[0]) + 0.1 * abs(float(top[0])) if np.isfinite(top[0]) else 0.0
     values, vectors = arpack(scaled, shift, -1.0, k, tol, *arguments)
     found = _pairs(operator, (shift - values) / scale, vectors)
-    return _in_their_ranks(scaled, scale, found, -1.0, max_products, seed)
+    close = tol * float(np.nanmax(abs(values), initial=0.0)) / scale
+    return _in_their_ranks(scaled, scale, found, -1.0, close, max_products, seed)
 
 
 @arithmetic.without_autocast()
@@ -316,7 +318,13 @@ def _to_rank(n: int, k: int, max_products: int) -> int:
 
 
 def _in_their_ranks(
-    scaled: Curvature, scale: float, found: Eigenpairs, sign: float, max_products: int, seed: int
+    scaled: Curvature,
+    scale: float,
+    found: Eigenpairs,
+    sign: float,
+    close: float,
+    max_products: int,
+    seed: int,
 ) -> Eigenpairs:
     """Eigenpairs with NaN from the first on that one which did not converge may precede."""
     k, m = len(found.values), int(np.isfinite(found.values).sum())
@@ -324,8 +332,9 @@ def _in_their_ranks(
         return found
     steps = min(_to_rank(scaled.size, k, max_products), scaled.size - m)
     beyond, error = largest_beside(scaled, sign, found.vectors[:, :m], steps, seed)
-    # A pair of its own residual's width apart cannot be told apart, nor put into order.
-    sure = sign * found.values + found.residuals >= (beyond + error) / scale
+    # What is closer than the tolerance, or a residual, cannot be told apart, nor put into order.
+    width = np.maximum(found.residuals, close)
+    sure = sign * found.values + width >= (beyond + error) / scale
     last = int(np.logical_and.accumulate(sure).sum())
     values, residuals, vectors = found.values.copy(), found.residuals.copy(), found.vectors.copy()
     values[last:], residuals[last:], vectors[:, last:] = np.nan, np.nan, np.nan
