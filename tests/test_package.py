@@ -46,7 +46,10 @@ def test_importing_geoflow_imports_nothing_heavy_that_it_may_not_need():
     assert run(PRINT_LOADED).stdout.strip() == ""
 
 
-@pytest.mark.parametrize("command", [["--help"], ["info", "FILE"], ["validate", "FILE"]])
+@pytest.mark.parametrize(
+    "command",
+    [["--help"], ["info", "FILE"], pytest.param(["validate", "FILE"], marks=pytest.mark.slow)],
+)
 def test_commands_that_only_look_import_nothing_heavy(command):
     file = str(Path(__file__).parent / "data" / "schema-1.0.nc")
     arguments = [file if text == "FILE" else text for text in command]

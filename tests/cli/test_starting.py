@@ -89,9 +89,14 @@ def test_ctrl_c_while_options_are_made_is_one_line_and_130(monkeypatch, capsys):
     "arguments",
     [
         ["run", "iris_ff", "--out", "{0}/x.nc"],
-        ["compare", "iris_ff", "--solvers", "rkc", "--rtols", "1e-3", "--out", "{0}/x.nc"],
-        ["pca", "{0}/walk.nc", "--out", "{0}/x.nc"],
-        ["plot", "{0}/walk.nc", "--out", "{0}/figures"],
+        *(
+            pytest.param(arguments, marks=pytest.mark.slow)
+            for arguments in (
+                ["compare", "iris_ff", "--solvers", "rkc", "--rtols", "1e-3", "--out", "{0}/x.nc"],
+                ["pca", "{0}/walk.nc", "--out", "{0}/x.nc"],
+                ["plot", "{0}/walk.nc", "--out", "{0}/figures"],
+            )
+        ),
     ],
     ids=lambda arguments: arguments[0],
 )

@@ -239,7 +239,14 @@ def _folding_once(theta):
 
 
 @pytest.mark.parametrize("curved", [0.0, 1.0])
-@pytest.mark.parametrize("before", [[0.8, 1.2, 1.45], [0.8, 1.2, 1.4], [0.8], []])
+@pytest.mark.parametrize(
+    "before",
+    [
+        [0.8, 1.2, 1.45],
+        *(pytest.param(c, marks=pytest.mark.slow) for c in ([0.8, 1.2, 1.4], [0.8])),
+        [],
+    ],
+)
 def test_a_branch_that_folds_once_is_followed_back_and_ends(before, curved):
     """R is straight along the normal, or curved there."""
 

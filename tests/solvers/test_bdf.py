@@ -62,7 +62,7 @@ def test_each_order_is_the_one_it_says(make, order):
         (1, (3e-3, 1e-3, 3e-4)),
         (2, (1e-5, 1e-6, 1e-7)),
         (3, (1e-6, 1e-7, 1e-8, 1e-9)),
-        (4, (1e-7, 1e-8, 1e-9, 1e-10)),
+        pytest.param(4, (1e-7, 1e-8, 1e-9, 1e-10), marks=pytest.mark.slow),
         (5, (1e-10, 3e-11, 1e-11, 3e-12, 1e-12)),
     ],
 )

@@ -77,6 +77,9 @@ def ellipsoids():
     return [gf.Problem.from_function(loss, start) for loss in losses]
 
 
+# The default one each time, and the others where all tests are run.
+MAINLY_BDF = ["bdf", *(pytest.param(s, marks=pytest.mark.slow) for s in ("exponential", "rkc"))]
+
 KKT = {
     "l1, one": (lambda: ellipsoids()[:1], R.l1(epsilon=0.1)),
     "squared norm, two": (ellipsoids, R.squared_norm),
@@ -84,7 +87,7 @@ KKT = {
 }
 
 
-@pytest.mark.parametrize("solver", ["exponential", "bdf", "rkc"])
+@pytest.mark.parametrize("solver", MAINLY_BDF)
 @pytest.mark.parametrize("name", KKT)
 def test_a_walk_ends_at_the_kkt_point_that_slsqp_finds(name, solver):
     problems, regularizer = KKT[name]
@@ -210,7 +213,7 @@ def test_each_constraint_is_kept_archived_resumed_and_run_again(
     assert [d for d in gf.diff(ds, same) if not d.agrees] == []
 
 
-@pytest.mark.parametrize("solver", ["exponential", "bdf", "rkc"])
+@pytest.mark.parametrize("solver", MAINLY_BDF)
 @pytest.mark.parametrize(
     "name", ["margin:sign=-1", "jacobian_norm", "path_norm", "gradient_norm", "hessian_trace"]
 )

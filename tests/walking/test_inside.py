@@ -136,7 +136,9 @@ def first(theta):
     return float(theta[0])
 
 
-@pytest.mark.parametrize("budget", [15, 60, 110, 160])
+@pytest.mark.parametrize(
+    "budget", [15, *(pytest.param(n, marks=pytest.mark.slow) for n in (60, 110)), 160]
+)
 def test_streamed_and_resumed_they_are_the_same(tmp_path, monkeypatch, budget):
     monkeypatch.setattr(streamed_snapshots, "SNAPSHOTS_PER_PART", 7)
     monkeypatch.setattr(stream, "STEPS_PER_PART", 4)

@@ -31,6 +31,8 @@ NAMES = [
     "1.0*squared_norm + 0.1*margin",
 ]
 SOLVERS = ["exponential", "bdf", "rkc"]
+# The default one each time, and the others where all tests are run.
+MAINLY_BDF = ["bdf", *(pytest.param(s, marks=pytest.mark.slow) for s in ("exponential", "rkc"))]
 
 
 def small(seed):
@@ -48,7 +50,7 @@ def counted(ds):
     return {n: ds[n].values for n in ("n_gradient", "n_hvp", "n_regularizer_gradient") if n in ds}
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", MAINLY_BDF)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_walk_goes_down_r_and_is_resumed_and_run_again(tmp_path, experiment, name, solver):
     prepared = experiment.prepare(0)
