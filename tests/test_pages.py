@@ -232,3 +232,9 @@ def test_every_example_of_the_gallery_has_a_title_and_words_for_its_figures(exam
 def test_the_gallery_is_as_large_as_the_first_page_says():
     assert len(GALLERY) == 13
     assert "thirteen short programs" in text_of("docs/index.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_arguments_in_formulas_have_braces(page):
+    # docutils takes the 12 of \frac12 d for one number, and d for the denominator.
+    assert re.findall(r"\\[td]?frac\s*[^{\s].{,10}|\\sqrt\s*\w.{,10}", text_of(page)) == []
