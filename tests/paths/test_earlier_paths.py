@@ -36,17 +36,21 @@ def archive(tmp_path, monkeypatch):
 
 
 def test_what_an_earlier_version_recorded_goes_on(archive, monkeypatch):
-    monkeypatch.setattr(curvature._HessianTrace, "earlier", was)
+    # Rounded otherwise on another machine: by twenty times what other values may be off.
+    def rounded(self, theta):
+        return tuple((1 + 3e-7) * found for found in was(self, theta))
+
+    monkeypatch.setattr(curvature._HessianTrace, "earlier", rounded)
     with gf.resume_path(archive, flow(), [1.8]) as ds:
         assert ds["level"].values.tolist() == [2.0, 1.9, 1.8]
 
 
 def test_what_no_version_recorded_is_refused(archive):
-    with pytest.raises(ArchiveError, match="the regularisation function is .* was recorded"):
+    with pytest.raises(ArchiveError, match=r"the regularisation function is .* was recorded"):
         gf.resume_path(archive, flow(), [1.8])
 
 
 def test_another_loss_is_refused_all_the_same(archive, monkeypatch):
     monkeypatch.setattr(curvature._HessianTrace, "earlier", was)
-    with pytest.raises(ArchiveError, match="the loss is .* was recorded"):
+    with pytest.raises(ArchiveError, match=r"the loss is .* was recorded"):
         gf.resume_path(archive, flow(1 + 1e-6), [1.8])
