@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -100,7 +102,19 @@ class ModulePart(LossPart):
     def outputs(self, parameters: Parameters) -> Any:
         """What the network gives on the examples."""
         arguments, keywords = as_arguments(_own(self.inputs))
-        return functional_call(self.module, {**self.fixed, **parameters}, arguments, keywords)
+        named = {**self.fixed, **parameters}
+        for names in self._ties:
+            named.update({name: named[own] for own in names if own in named for name in names})
+        return functional_call(self.module, named, arguments, keywords, tie_weights=False)
+
+    @functools.cached_property
+    def _ties(self) -> list[list[str]]:
+        """Names of each tensor that has several: looked up once, not at every evaluation."""
+        found: dict[Tensor, list[str]] = {}
+        every = (self.module.named_parameters, self.module.named_buffers)
+        for name, tensor in itertools.chain(*(named(remove_duplicate=False) for named in every)):
+            found.setdefault(tensor, []).append(name)
+        return [names for names in found.values() if len(names) > 1]
 
     def sum_of_outputs(self, outputs: Any) -> Tensor:
         """The part's sum, as a function of the outputs."""
