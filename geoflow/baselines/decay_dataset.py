@@ -28,6 +28,11 @@ SCHEMA_VERSION = "1.0"
 A_BASELINE = "what gf.baselines.weight_decay returned"
 # Of θ.
 DIMENSIONS = ("penalty", "run", "parameter")
+# What files of one baseline have in common, in versions that recorded it.
+OF_ALL = (
+    *("experiment", "epochs", "dtype", "data", "n_train", "n_test", "validation"),
+    *("learning_rate", "eps", "batch_size"),
+)
 
 Curve = NDArray[np.float64]
 
@@ -217,9 +222,11 @@ def open_weight_decay(paths: str | Path | Sequence[str | Path]) -> xr.Dataset:
         datasets.append(ds)
     first = datasets[0]
     for path, ds in zip(several, datasets, strict=True):
-        same = all(ds.attrs[k] == first.attrs[k] for k in ("experiment", "epochs", "dtype", "data"))
+        same = all(ds.attrs.get(name) == first.attrs.get(name) for name in OF_ALL)
         if not same or not all(first[k].equals(ds[k]) for k in ("run", "epoch")):
-            raise ArchiveError(f"{path} is not of the same experiment, runs, epochs and data")
+            raise ArchiveError(
+                f"{path} is not of the same experiment, runs, epochs, data and part held out"
+            )
     _check_apart(several, datasets)
     if len(datasets) == 1:
         return first

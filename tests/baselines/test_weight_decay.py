@@ -154,6 +154,11 @@ def test_files_that_do_not_belong_together_are_refused(iris, tmp_path):
     baselines.save_weight_decay(other, tmp_path / "b.nc")
     with pytest.raises(ArchiveError, match=r"b.nc is not of the same experiment, runs"):
         baselines.open_weight_decay([tmp_path / "a.nc", tmp_path / "b.nc"])
+    part = iris.sel(penalty=[0.0]).assign_attrs(validation=0.5)
+    baselines.save_weight_decay(part, tmp_path / "part.nc")
+    baselines.save_weight_decay(iris.sel(penalty=[10.0]), tmp_path / "rest.nc")
+    with pytest.raises(ArchiveError, match=r"rest.nc is not of the same .* part held out"):
+        baselines.open_weight_decay([tmp_path / "part.nc", tmp_path / "rest.nc"])
     with pytest.raises(ArchiveError, match="is not a file"):
         baselines.open_weight_decay(tmp_path / "c.nc")
     xr.Dataset({"x": 1}).to_netcdf(tmp_path / "x.nc")
