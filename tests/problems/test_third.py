@@ -11,7 +11,7 @@ from torch.func import functional_call, hessian
 import geoflow as gf
 from geoflow.errors import ConvergenceError, EvaluationLimitError
 from geoflow.problems.footprint import product_bytes, third_bytes
-from geoflow.problems.third import by_differences, third_product
+from geoflow.problems.third import by_differences, error_of, third_product
 
 SCALES = [1.0, 1e3]
 
@@ -111,6 +111,28 @@ def test_noise_is_refused_and_a_quadratic_function_is_none():
     assert float(slope.norm()) < 1e-3
     problem = gf.Problem.from_function(lambda t: (axes * t**2).sum(), theta)
     assert not problem.third_product(theta, theta)[1].any()
+
+
+def test_rounding_of_the_products_is_no_noise():
+    theta = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    axes = torch.linspace(1, 1e6, 5, dtype=torch.float64)
+    v = torch.ones_like(theta)
+    # Of a quadratic function too, as by gradients whose parts cancel.
+    _, slope = by_differences(lambda at, v: axes * (v + at) - axes * at, theta, v)
+    assert 0 < float(slope.norm()) < 1e-4
+
+
+def test_they_take_a_longer_step_where_products_are_inexact():
+    theta = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+
+    def inexact(at, v):
+        off = 1e-5 * torch.rand(5, generator=generator, dtype=torch.float64)
+        return v * (1 + at.sum()) * (1 + off)
+
+    v = torch.ones_like(theta)
+    _, slope = by_differences(inexact, theta, v)
+    assert torch.allclose(slope, v * v.sum(), rtol=0.1)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-5])
@@ -280,6 +302,20 @@ def test_where_products_are_differences_it_says_what_is_left():
     check(found, dense(loss, problem.theta0, v), 1e-6)
 
 
+def test_which_they_are_is_decided_where_they_are_asked_for():
+    eps = torch.finfo(torch.float64).eps
+    problem, _ = raw(1.0)
+    assert third_product(problem) == problem.third_product
+    assert error_of(problem, problem.theta0) == eps
+    assert error_of(Bare(problem), problem.theta0) == eps
+    for function, rounding in ((WrongThird, eps), (WrongSecond, eps ** (2 / 3))):
+        problem, _ = raw(1.0, activation=lambda function=function: Own(function.apply))
+        with pytest.warns(UserWarning, match="are differences of"):
+            third_product(problem)
+        assert error_of(problem, problem.theta0) == pytest.approx(rounding ** (2 / 3))
+        assert problem.evaluations == 0
+
+
 class Attention(nn.Module):
     def __init__(self):
         super().__init__()
@@ -306,10 +342,14 @@ KINDS = {
     "normalised": lambda: nn.Sequential(
         nn.Linear(6, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 1)
     ),
+    "normalised by torch": lambda: nn.Sequential(
+        nn.Linear(6, 8), Own(lambda x: torch.layer_norm(x, (8,))), nn.GELU(), nn.Linear(8, 1)
+    ),
     "batches": lambda: nn.Sequential(
         nn.Linear(6, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.Tanh(), nn.Linear(8, 1)
     ),
     "in groups": lambda: nn.Sequential(
+        nn.Linear(6, 6),
         nn.Unflatten(1, (2, 3)),
         nn.InstanceNorm1d(2, affine=True),
         nn.GroupNorm(2, 2),
