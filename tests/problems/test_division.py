@@ -11,6 +11,7 @@ from torch.nn import functional
 
 import geoflow as gf
 from geoflow.errors import InputError
+from geoflow.problems import division
 from geoflow.problems.division import divided, weighed
 from geoflow.problems.parts import ModulePart
 
@@ -435,3 +436,21 @@ def test_a_loss_that_is_no_mean_over_examples_by_little_is_refused():
     module = seeded(nn.Linear, 6, 1)
     with pytest.raises(InputError, match="no mean over examples"):
         gf.Problem.from_module(module, loss, X[:12], Y[:12], batch_size=4)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, InputError])
+def test_beside_theta0_a_loss_may_have_no_value_and_memory_and_arguments_have_to_do(
+    error, monkeypatch
+):
+    def raising(what):
+        def evaluated(parts, parameters):
+            raise what("said")
+
+        monkeypatch.setattr(division, "_evaluated", evaluated)
+
+    at = {"weight": torch.ones(2)}
+    raising(RuntimeError)
+    assert division._beside((), at) == []
+    raising(error)
+    with pytest.raises(error, match="said"):
+        division._beside((), at)

@@ -465,3 +465,67 @@ def test_what_vmap_does_not_take_twice_is_multiplied_one_by_one(monkeypatch):
     assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14)
     value, _ = grouped.value_and_gradient(problem.theta0)
     assert value.shape == (12,)
+
+
+class Halved(torch.autograd.Function):
+    """sin, with a gradient that is right and no second derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * x.detach().cos()
+
+
+class Sine(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+@pytest.mark.filterwarnings("ignore:loss. PyTorch's second derivatives:UserWarning")
+def test_where_second_derivatives_are_wrong_products_are_differences(size):
+    torch.manual_seed(0)
+    x = torch.randn(12, 3, dtype=torch.float64)
+    layers = [nn.Linear(3, 4).double(), nn.Linear(4, 1).double()]
+    made = []
+    for function in (Halved.apply, torch.sin):
+        module = nn.Sequential(layers[0], Sine(function), layers[1])
+        made.append(gf.each_example(gf.Problem.from_module(module, mse_loss, x, x[:, :1])))
+    theta = made[0].theta0
+    v = size * torch.ones_like(theta)
+    found, expected = (grouped.hvp(theta, v) for grouped in made)
+    assert torch.allclose(found, expected, rtol=1e-6, atol=1e-7 * size)
+    assert made[0].counts == {"gradient": 0, "hvp": 1}
+
+
+def test_of_a_weighted_loss_an_example_that_is_there_twice_counts_twice():
+    order, weight = [0, 1, 2, 3, 1, 1], torch.tensor([1.0, 5.0], dtype=torch.float64)
+    loss = nn.CrossEntropyLoss(weight=weight)
+    module = references.small_module().double()
+    problem = gf.Problem.from_module(module, loss, INPUTS[order], TARGETS[order])
+    assert len(set(TARGETS[order[:4]].tolist())) == 2
+    found = gf.each_example(problem).loss(problem.theta0)
+    expected = cross_entropy(module(INPUTS[order[:4]]), TARGETS[order[:4]], reduction="none")
+    assert torch.allclose(found, expected.detach(), rtol=1e-12)
+
+
+def test_of_a_weighted_loss_single_examples_may_have_none():
+    module = references.small_module().double()
+    with torch.no_grad():
+        for parameter in module[-1].parameters():
+            parameter.mul_(1e5)
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0], dtype=torch.float64))
+    targets = TARGETS.clone()
+    targets[0] = 1 - targets[0]
+    problem = gf.Problem.from_module(module, loss, INPUTS, targets)
+    found = gf.each_example(problem).loss(problem.theta0)
+    assert 0 < int((found == 0).sum()) < len(found)

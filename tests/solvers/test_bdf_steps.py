@@ -193,3 +193,19 @@ def test_a_step_cut_short_that_is_too_long_all_the_same_shortens_the_next(monkey
     result = step(max_time=1e-5)
     assert (result.n_rejected, result.time) == (0, 1e-5)
     assert result.carry["step_size"] == pytest.approx(0.9e-5)
+
+
+@pytest.mark.parametrize(("n_since_order", "chosen"), [(0, 2), (1, 2), (2, 3)])
+def test_an_order_stays_for_as_many_steps_as_it_is(n_since_order, chosen):
+    _, state, points, ages = points_of(6, 1e-3)
+
+    class Foretold(History):
+        def errors(self, orders, point, time):
+            return {3: 1e-9}
+
+    history = Foretold(points, ages.numpy())
+    carry = {"n_steps": 20, "n_since_order": n_since_order}
+    found, _ = bdf._following(
+        history, Corrected(state, 3), carry, 2, 1e-3, 0.5, 1.0, 5, closely=False
+    )
+    assert found == chosen

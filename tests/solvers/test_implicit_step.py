@@ -7,7 +7,7 @@ import torch
 import geoflow as gf
 import references
 from geoflow.errors import ConvergenceError
-from geoflow.solvers.multistep.corrector import APART, _Space, _weights, correct
+from geoflow.solvers.multistep.corrector import APART, _learn, _Space, _weights, correct
 from geoflow.solvers.multistep.history import History
 from geoflow.solvers.multistep.secant import SecantPairs
 
@@ -132,3 +132,14 @@ def test_normals_that_the_images_do_not_tell_apart_only_shorten_the_step():
     with pytest.raises(ConvergenceError, match="cannot be told apart") as caught:
         _weights(np.ones((3, 3)), np.zeros(2))
     assert caught.value.reason == "iterations"
+
+
+@pytest.mark.parametrize(("part", "learned"), [(1e-13, 0), (1e-9, 1)])
+def test_of_a_correction_within_the_rounding_of_the_gradients_nothing_is_learned(part, learned):
+    flow = references.oja().flow
+    theta = flow.problem.theta0
+    before, after = (flow.evaluate(theta * (1 + k * part)) for k in (0, 1))
+    space, pairs = _Space(3, theta), SecantPairs(4, [], np.zeros((0, 0)))
+    multipliers = torch.ones(1, dtype=torch.float64)
+    _learn(space, pairs, before, after, multipliers, 1e-3)
+    assert (space.n, len(pairs)) == (learned, learned)

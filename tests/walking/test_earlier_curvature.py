@@ -75,3 +75,13 @@ def test_what_was_computed_otherwise_is_r_and_not_the_loss(dtype):
     assert not is_earlier(now, {**now, "regularizer": 3.0 * (1 + 200 * unit)}, dtype)
     assert not is_earlier(now, {**now, "train_loss": 0.5 * (1 + 2 * unit)}, dtype)
     assert not is_earlier(now, {**now, "gradient_norm": 0.1 * (1 + 2 * unit)}, dtype)
+
+
+@pytest.mark.filterwarnings("ignore:.*other last digits:UserWarning")
+def test_between_its_snapshots_it_is_had_to_the_tolerance_that_its_r_was_known_to():
+    of = flow(NAMES["hessian-trace"])
+    with gf.open_trajectory(DATA / "hessian-trace.nc") as ds:
+        at = float(ds["snapshot_time"][1]) * 0.5
+        assert gf.interpolate(ds, [at], of).shape == (1, of.problem.n_parameters)
+        with pytest.raises(gf.InputError, match="the regularisation function is .* was recorded"):
+            gf.interpolate(ds.assign_attrs(rtol=1e-10), [at], of)

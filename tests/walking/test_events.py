@@ -144,6 +144,19 @@ def test_resumed_a_walk_has_the_events_of_one_that_went_on(tmp_path, budget):
     assert whole.attrs["geoflow_schema"] == "1.1"
 
 
+@pytest.mark.parametrize("budget", [30, 40, 50])
+def test_resumed_with_few_snapshots_those_of_events_are_kept_too(tmp_path, budget):
+    few = {"max_snapshots": 4}
+    whole = kept(tmp_path / "whole.nc", max_evaluations=10_000, **few).load()
+    assert set(whole["time"].values[whole["event"] > 0]) <= set(whole["snapshot_time"].values)
+    kept(tmp_path / "cut.nc", max_evaluations=budget, **few).close()
+    flow, _, off_axis, _ = sphere()
+    with gf.resume(
+        tmp_path / "cut.nc", flow, max_evaluations=10_000, observables={"distance": off_axis}
+    ) as resumed:
+        assert invariants.same(resumed, whole)
+
+
 def test_a_function_of_ones_own_is_given_again(tmp_path):
     flow, time_of, off_axis, start = sphere()
     path = tmp_path / "walk.nc"

@@ -228,6 +228,30 @@ def test_another_flow_or_too_few_digits_are_refused(network):
         gf.interpolate(rounded, [0.5], reference().flow)
 
 
+def test_from_a_snapshot_between_two_records_the_level_is_compared_alone():
+    ds = walk(snapshot_times=np.linspace(0, 1, 101))
+    at = next(float(t) for t in ds["snapshot_time"].values if t not in ds["time"].values)
+    at += 1e-4
+    flow = reference().flow
+    theta = torch.from_numpy(gf.interpolate(ds, [at], flow).values[0])
+    assert float((theta - reference().exact(at)).norm()) <= 1e-4
+    level_set = gf.LevelSet(flow.problem, flow.level_set.level * 1.001)
+    with pytest.raises(InputError, match="flow: its data, parameters, dtype, level or R"):
+        gf.interpolate(ds, [at], gf.RegularizingFlow(level_set, flow.regularizer))
+
+
+def test_times_between_the_same_snapshots_share_their_steps():
+    ds, problem = walk(snapshot_times=[0.0, 1.0]), reference().flow.problem
+
+    def cost(times):
+        before = problem.evaluations
+        gf.interpolate(ds, times, reference().flow)
+        return problem.evaluations - before
+
+    # However many there are: some ten gradients a step.
+    assert cost(np.linspace(0.01, 0.99, 990)) < cost([0.99]) + 300
+
+
 def test_between_snapshots_another_r_of_the_same_name_is_seen():
     ds = walk(snapshot_times=[0.0, 0.5, 1.0])
     flow = reference().flow

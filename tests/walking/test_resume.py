@@ -150,9 +150,15 @@ def other_level():
     return gf.RegularizingFlow(gf.LevelSet(flow.problem, 0.1), gf.regularizers.squared_norm)
 
 
+def other_tolerance():
+    level_set = gf.LevelSet(references.small_network().problem, level_atol=1e-9)
+    return gf.RegularizingFlow(level_set, gf.regularizers.squared_norm)
+
+
 @pytest.mark.parametrize(
     ("flow", "message"),
     [
+        (other_tolerance, "its level_atol"),
         (other_data, "its data"),
         (other_network, "its network's tensors"),
         (other_loss, "the loss is .* was recorded"),
@@ -192,6 +198,15 @@ def test_a_goal_that_is_passed_is_refused_and_nothing_is_touched(goal, message, 
         gf.resume(path, references.small_network(), **goal)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["walk.nc"]
+
+
+def test_a_budget_that_is_spent_to_the_last_evaluation_is_refused_as_that(tmp_path):
+    path = tmp_path / "walk.nc"
+    with gf.walk(references.small_network(), t_end=0.05, stop=None, archive=path) as ds:
+        spent = int(ds["n_gradient"][-1] + 2 * ds["n_hvp"][-1])
+    for budget in (spent - 1, spent):
+        with pytest.raises(InputError, match=f"the walk has spent {spent} already"):
+            gf.resume(path, references.small_network(), t_end=0.1, max_evaluations=budget)
 
 
 def test_a_walk_cut_off_at_its_goal_only_has_its_file_written(tmp_path, monkeypatch):

@@ -129,3 +129,21 @@ def test_a_recorder_of_ones_own_receives_every_record(network, tmp_path):
     assert recorder.times == expected["time"].values.tolist() == ds["time"].values.tolist()
     with pytest.raises(InputError, match="recorder and archive"):
         gf.walk(network, recorder=recorder, archive=tmp_path / "x.nc")
+
+
+def test_one_way_to_keep_theta_takes_the_place_of_another():
+    times = DEFAULTS.changed(snapshot_times=[0.0, 1.0])
+    every = times.changed(snapshot_every=0.5)
+    assert (every.snapshot_times, every.snapshot_every) == (None, 0.5)
+    most = every.changed(max_snapshots=7)
+    assert (most.snapshot_every, most.max_snapshots) == (None, 7)
+    assert times.changed(rtol=1e-4).snapshot_times == (0.0, 1.0)
+
+
+def test_another_solver_brings_its_own_re_projections():
+    rare = DEFAULTS.changed(solver="dopri5", reproject_every=0.5)
+    assert rare.make_solver().reproject_every == 0.5
+    assert rare.changed(reproject_every=0.25).make_solver().reproject_every == 0.25
+    assert rare.changed(solver="bosh3").make_solver().reproject_every is None
+    with pytest.raises(InputError, match="reproject_every=0.1: bdf re-projects at every step"):
+        DEFAULTS.changed(reproject_every=0.1)

@@ -158,3 +158,10 @@ def test_more_snapshots_than_a_step_can_hold_are_refused_and_nothing_is_left(
 def test_a_later_step_with_too_many_ends_the_walk():
     with pytest.raises(NumericalError, match=r"a step of 0\.5 holds more than 100,000 of these"):
         between(Every(1e-9), 0.5, 1.0)
+
+
+def test_multiples_below_the_rounding_of_the_time_are_refused():
+    last = 2.0**53
+    assert Every(1.0).next_time(last - 2) == last - 1
+    with pytest.raises(NumericalError, match="its multiples are below rounding"):
+        Every(1.0).next_time(last + 8)

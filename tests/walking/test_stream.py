@@ -202,6 +202,15 @@ def test_a_part_shorter_than_the_checkpoint_says_is_found(path):
         reopen(path)
 
 
+def test_a_part_that_is_missing_is_found_before_any_is_read(path):
+    with create(path) as recorder:
+        recorded.take(recorder, range(5))
+        recorder.save(recorded.checkpoint(4))
+    (parts.folder_beside(path) / "steps-000001.npz").unlink()
+    with pytest.raises(ArchiveError, match="some of its 5 steps are missing"):
+        reopen(path)
+
+
 def test_a_snapshot_that_is_missing_is_found(path):
     with create(path) as recorder:
         recorded.take(recorder, range(4))
