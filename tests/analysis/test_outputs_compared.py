@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import geoflow as gf
 from geoflow.analysis import predictions
+from geoflow.analysis.networks.outputs import check_logits
 from geoflow.errors import InputError
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -171,3 +172,32 @@ def test_probabilities_are_known_in_every_dtype(dtype):
         almost,
     ):
         assert np.isfinite(predictions.between(given, classification=True)["js_divergence"]).all()
+
+
+class Noisy(nn.Module):
+    """Outputs that are others each time; and one for each chunk."""
+
+    def __init__(self):
+        super().__init__()
+        self.of_one = network()
+
+    def forward(self, x):
+        found = self.of_one(x)
+        return found + torch.randn_like(found), found.mean(0, keepdim=True)
+
+
+def test_what_is_random_or_of_a_chunk_is_not_said_to_act_on_each_other():
+    ds, module = walked(network()), Noisy()
+    names = {f"of_one.{name}": name for name in map(str, ds["tensor_name"].values)}
+    renamed = ds.assign_coords(tensor_name=("tensor", list(names)))
+    found = predictions.along(
+        renamed, module, {"x": INPUTS}, classification=False, batch_size=10, snapshots=[0, -1]
+    )
+    assert float(found["output_distance"].max()) > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_in_half_precision_are_no_probabilities_by_rounding(dtype):
+    check_logits(torch.tensor([[0.75, 0.5], [0.5, 0.625]], dtype=dtype), 1)
+    with pytest.raises(InputError, match="the outputs are probabilities"):
+        check_logits(torch.tensor([[0.75, 0.25], [0.5, 0.5]], dtype=dtype), 1)

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from scipy.signal import lombscargle
 
 import geoflow as gf
+import references
 from geoflow import cli, plots
 from geoflow.analysis import lomb_scargle
 from geoflow.analysis.components import pca
@@ -367,3 +368,24 @@ def test_at_the_nyquist_frequency_of_even_samples_there_is_one_wave_and_no_round
     times = np.arange(20.0)
     waves = _Design(times, np.ones((20, 1)), np.array([0.2])).waves(np.array([0.2, 0.5]))
     assert np.allclose(np.linalg.norm(waves, axis=0), [[1, 1], [1, 0]])
+
+
+def test_arrays_are_taken_by_their_names_and_snapshots_are_no_scalars():
+    flow = references.small_network()
+    ds = gf.walk(flow, t_end=0.5, stop=None, max_snapshots=8)
+    scores = xr.DataArray(
+        np.random.default_rng(0).normal(size=(ds.sizes["snapshot"], 2)),
+        dims=("snapshot", "component"),
+        name="score",
+    )
+    found = series(ds, [scores.transpose("component", "snapshot")])
+    assert found.names == ["score 1", "score 2"]
+    assert np.array_equal(found.values, scores.values)
+    with pytest.raises(InputError, match="'snapshot_step' is not a scalar of this walk"):
+        series(ds, ["snapshot_step"])
+    # A clock that stands for a step is none.
+    arc = ds["arc_length"].values.copy()
+    arc[3] = arc[2]
+    standing = ds.assign(arc_length=ds["arc_length"].copy(data=arc))
+    with pytest.raises(InputError, match="arc_length does not increase at every step"):
+        series(standing, ["angle"], "arc_length")

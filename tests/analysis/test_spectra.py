@@ -1,5 +1,6 @@
 """Spectra along a walk, beside dense ones."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,8 @@ import references
 from curvatures import dense_hessian, dense_tangent, diagonal
 from geoflow.analysis import gauss_newton
 from geoflow.analysis.curvature import spectra
+from geoflow.analysis.curvature.matrix_free import extreme_eigenvalues
+from geoflow.analysis.walked import loss_rtol, snapshot_indices
 from geoflow.errors import InputError
 
 
@@ -158,3 +161,24 @@ def test_spectra_do_not_replace_their_own_walk(network, tmp_path):
         # Its own result it may.
         spectra.along(ds, network, **kept, **quick)
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(("least", "smallest"), [(-0.5, [-0.5, 0.0]), (0.5, [0.0, 0.0])])
+def test_beside_many_zeros_what_is_below_them_is_found_all_the_same(least, smallest):
+    operator = replace(diagonal([1.0, 0.7, 0.6, least, *[0.0] * 20]), nullity=20)
+    limits = {"tol": 1e-8, "max_products": 1000, "seed": 0}
+    largest = extreme_eigenvalues(operator, 2, which="largest", **limits)
+    values, residuals = spectra._smallest(operator, 2, largest, limits)
+    assert np.allclose(values, smallest, atol=1e-6)
+    assert (residuals <= 2e-3).all()
+
+
+def test_snapshots_are_chosen_once_and_evenly(network):
+    times = np.linspace(0, 0.5, 9)
+    ds = gf.walk(network, t_end=0.5, stop=None, snapshot_times=times)
+    assert snapshot_indices(ds, [0, -9, 1], 5) == [0, 1]
+    assert snapshot_indices(ds, None, 4) == [0, 3, 5, 8]
+    # θ that is kept in single precision has its loss to that.
+    rounded = ds.assign(theta=ds["theta"].astype(np.float32))
+    assert loss_rtol(ds, network.problem) == 1e-8
+    assert loss_rtol(rounded, network.problem) == 1e-3

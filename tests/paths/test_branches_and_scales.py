@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 import geoflow as gf
 from geoflow.errors import BranchError, ConvergenceError, EvaluationLimitError
 from geoflow.paths.branch import FarError, Reached, check_near, check_no_fold
+from geoflow.paths.following import _check_resolved, _end_of
 from geoflow.paths.continuation import Continuation
 from geoflow.paths.scale import Scale, away
 
@@ -253,3 +255,68 @@ def test_a_level_that_is_given_up_says_whether_a_point_was_refused(monkeypatch, 
 
 def _no_point():
     return ConvergenceError("no point", iterations=1, residual=1.0, reason="kkt")
+
+
+def _point(loss, regularizer, tangent_norm=0.0, turned=0.0):
+    """A point of λ = 2, and 0.3 from that of loss 1."""
+    state = SimpleNamespace(
+        loss=loss,
+        regularizer=regularizer,
+        multiplier=2.0,
+        tangent_norm=tangent_norm,
+        theta=torch.tensor([1.0, 0.3 * (loss > 1)], dtype=torch.float64),
+        regularizer_gradient=torch.tensor([1.0, turned], dtype=torch.float64),
+    )
+    return SimpleNamespace(state=state, c=loss)
+
+
+@pytest.mark.parametrize(
+    ("fall", "kwargs", "is_near", "is_fold"),
+    [
+        # By λ 0.2; a quarter more or less is near, and twice as much is no fold.
+        (0.24, {}, True, False),
+        (0.17, {}, True, False),
+        (0.3, {}, False, False),
+        (0.12, {}, False, False),
+        (0.45, {}, False, True),
+        (-0.2, {}, False, True),
+        # As far as neither is a KKT point.
+        (0.45, {"tangent_norm": 0.5}, True, False),
+        # ∇R has changed by more than half of itself.
+        (0.2, {"turned": 0.4}, True, False),
+        (0.2, {"turned": 0.6}, False, False),
+    ],
+)
+def test_points_of_one_branch_are_as_far_apart_in_r_as_told(fall, kwargs, is_near, is_fold):
+    tangent = {"tangent_norm": kwargs.get("tangent_norm", 0.0)}
+    before, after = _point(1.0, 10.0, **tangent), _point(1.1, 10.0 - fall, **kwargs)
+    if is_near:
+        check_near(before, after)
+    else:
+        with pytest.raises(FarError):
+            check_near(before, after)
+    if is_fold:
+        with pytest.raises(BranchError, match="the path folds between L = 1 and L = 1.1"):
+            check_no_fold(before, after)
+    else:
+        check_no_fold(before, after)
+
+
+def test_r_is_told_to_no_more_digits_than_it_has():
+    check_near(_point(1.0, 1e12), _point(1.1, 1e12 - 0.28))
+    with pytest.raises(FarError):
+        check_near(_point(1.0, 1e9), _point(1.1, 1e9 - 0.28))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_residual_below_a_hundred_units_of_rounding_is_refused(dtype):
+    resolution = 100 * torch.finfo(dtype).eps
+    _check_resolved(179.0, 1.1 * resolution, dtype)
+    with pytest.raises(gf.InputError, match="is below what"):
+        _check_resolved(179.0, 0.9 * resolution, dtype)
+
+
+@pytest.mark.parametrize(("reason", "converges"), [("kkt", False), ("diverged", True)])
+def test_only_a_kkt_point_that_is_not_reached_is_not_converged(reason, converges):
+    error = ConvergenceError("said", iterations=1, residual=1.0, reason=reason)
+    assert (_end_of(error, 5)[0] != "not_converged") is converges

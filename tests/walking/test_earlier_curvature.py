@@ -83,5 +83,5 @@ def test_between_its_snapshots_it_is_had_to_the_tolerance_that_its_r_was_known_t
     with gf.open_trajectory(DATA / "hessian-trace.nc") as ds:
         at = float(ds["snapshot_time"][1]) * 0.5
         assert gf.interpolate(ds, [at], of).shape == (1, of.problem.n_parameters)
-        with pytest.raises(gf.InputError, match="the regularisation function is .* was recorded"):
+        with pytest.raises(gf.InputError, match=r"the regularisation function is .* was recorded"):
             gf.interpolate(ds.assign_attrs(rtol=1e-10), [at], of)

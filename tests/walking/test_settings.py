@@ -145,5 +145,5 @@ def test_another_solver_brings_its_own_re_projections():
     assert rare.make_solver().reproject_every == 0.5
     assert rare.changed(reproject_every=0.25).make_solver().reproject_every == 0.25
     assert rare.changed(solver="bosh3").make_solver().reproject_every is None
-    with pytest.raises(InputError, match="reproject_every=0.1: bdf re-projects at every step"):
+    with pytest.raises(InputError, match=r"reproject_every=0.1: bdf re-projects at every step"):
         DEFAULTS.changed(reproject_every=0.1)

@@ -165,3 +165,9 @@ def test_multiples_below_the_rounding_of_the_time_are_refused():
     assert Every(1.0).next_time(last - 2) == last - 1
     with pytest.raises(NumericalError, match="its multiples are below rounding"):
         Every(1.0).next_time(last + 8)
+
+
+def test_a_time_beside_a_multiple_is_none():
+    every = Every(0.1)
+    assert every.offer(0, 3 * 0.1, 0)[0]
+    assert not every.offer(0, 3 * 0.1 + 1e-12, 0)[0]
