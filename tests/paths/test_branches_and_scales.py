@@ -13,8 +13,8 @@ import torch
 import geoflow as gf
 from geoflow.errors import BranchError, ConvergenceError, EvaluationLimitError
 from geoflow.paths.branch import FarError, Reached, check_near, check_no_fold
-from geoflow.paths.following import _check_resolved, _end_of
 from geoflow.paths.continuation import Continuation
+from geoflow.paths.following import _check_resolved, _end_of
 from geoflow.paths.scale import Scale, away
 
 A = torch.tensor([3.0, -2.0, 1.0, 0.5], dtype=torch.float64)
@@ -296,7 +296,7 @@ def test_points_of_one_branch_are_as_far_apart_in_r_as_told(fall, kwargs, is_nea
         with pytest.raises(FarError):
             check_near(before, after)
     if is_fold:
-        with pytest.raises(BranchError, match="the path folds between L = 1 and L = 1.1"):
+        with pytest.raises(BranchError, match=r"the path folds between L = 1 and L = 1.1"):
             check_no_fold(before, after)
     else:
         check_no_fold(before, after)
