@@ -1,6 +1,7 @@
 import itertools
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -450,3 +451,11 @@ def test_planes_that_are_none_and_flows_of_another_walk(ds, flow):
         landscape.on_plane(ds.assign(train_loss=ds["train_loss"] * 1.01), flow)
     with pytest.raises(InputError, match=r"shape \(2, 3\)"):
         landscape.on_plane(ds, flow, planes.Plane(np.zeros(3), np.eye(3)[:2]))
+
+
+def test_the_margin_is_as_wide_in_theta_along_directions_of_any_length():
+    walk = dict.fromkeys(("walk_alpha", "walk_beta"), np.array([0.0, 1.0]))
+    plane = SimpleNamespace(norms=(2.0, 0.5), least_extent=0.0)
+    alpha, beta = slices._grid(walk, plane, 3, 0.25)
+    assert np.allclose(alpha, [-0.25, 0.5, 1.25])
+    assert np.allclose(beta, [-1.0, 0.5, 2.0])
