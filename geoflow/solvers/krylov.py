@@ -108,10 +108,6 @@ class KrylovSpace:
         column[:-2] = 0.0
         column[-2:] += [before, along][-n:]
         _check_finite(size)
-        if beta < CANCELLED * size:
-            # Once more where much has cancelled: what is left has its digits from rounding.
-            rest = self._orthogonal(rest, self._basis.inner(rest, n))
-            ((beta, coupling),) = _numbers(torch.stack([_norm(rest), torch.dot(rest, loss_image)]))
         if beta <= INVARIANT * float(np.linalg.norm(column)):
             beta = 0.0
         # Where the space is invariant, zero stands for a vector.
