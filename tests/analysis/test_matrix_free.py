@@ -100,6 +100,9 @@ def test_a_density_is_on_a_vector_of_eigenvalues():
     found = spectral_density(diagonal(np.arange(9.0)), n_probes=2, n_steps=3)
     with pytest.raises(InputError, match=r"abscissa has shape \(\); give eigenvalues in a list"):
         found.on(1.0)
+    for width in (0.0, -1.0, np.inf, np.nan):
+        with pytest.raises(InputError, match=f"width={width:g}; use a positive number"):
+            found.on(np.arange(3.0), width)
 
 
 def test_the_density_of_well_spread_eigenvalues_is_right_within_its_error_bars():

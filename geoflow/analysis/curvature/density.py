@@ -71,10 +71,11 @@ class SpectralDensity:
         Raises
         ------
         InputError
-            A width that is not positive, or abscissae that are no vector of real numbers.
+            A width that is not positive and finite, or abscissae that are no vector of real
+            numbers.
         """
         width = self.width if width is None else kinds.as_number(width, "width")
-        if not width > 0:
+        if not 0 < width < math.inf:
             raise InputError(f"width={width:g}; use a positive number")
         x = kinds.as_numbers(abscissa, "abscissa")
         if x.ndim != 1:
