@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from geoflow.errors import InputError
+from geoflow.manifold.scaling import power_of_two
 from geoflow.system import kinds
 
 # Clocks: two walks of the same settings differ in them and in nothing else.
@@ -96,7 +97,9 @@ def _variable(name: str, a: xr.Dataset, b: xr.Dataset, rtol: float, atol: float)
     differing = np.flatnonzero(apart > 0)
     if not differing.size:
         return Difference(name, True, "identical", 0.0)
-    beyond = np.flatnonzero(apart > atol + rtol * np.nan_to_num(size))
+    with np.errstate(over="ignore"):
+        tolerance = atol + rtol * np.nan_to_num(size)
+    beyond = np.flatnonzero((apart > tolerance) | np.isinf(apart))
     first, verb = (beyond[0], "differs by") if beyond.size else (differing[0], "agrees to")
     largest = float(apart.max())
     place = _place(x, first)
@@ -110,8 +113,17 @@ def _place(variable: xr.Variable, index: int) -> str:
 
 
 def _norms(u: Any, v: Any) -> tuple[float, float]:
+    """Distance of two arrays, 0 only where they are identical, and the greater of their norms."""
     u, v = u.astype(np.float64), v.astype(np.float64)
-    return float(np.linalg.norm(_apart(u, v))), float(max(np.linalg.norm(u), np.linalg.norm(v)))
+    # What is NaN or infinite in both agrees, and has no part in the sizes.
+    there = ~(np.isnan(u) & np.isnan(v)) & ~(np.isinf(u) & (u == v))
+    return _length(_apart(u, v)), max(_length(u[there]), _length(v[there]))
+
+
+def _length(x: Any) -> float:
+    """Norm of entries whose squares may leave a float; NaN where one is."""
+    scale = power_of_two(float(np.abs(x).max(initial=0.0)))
+    return float(np.linalg.norm(x * scale)) / scale
 
 
 def _apart(u: Any, v: Any) -> Any:

@@ -1,6 +1,7 @@
 import itertools
 import os
 import signal
+from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,7 @@ from geoflow.cli.terminal import BAD_INPUT, DONE, INTERRUPTED
 from geoflow.errors import InputError, ObservableError
 from geoflow.experiments import RebuiltWalk
 from geoflow.experiments.registry import Data
+from geoflow.problems.parts import TensorSpec
 
 
 def walk(flow, **kwargs):
@@ -459,3 +461,83 @@ def test_the_margin_is_as_wide_in_theta_along_directions_of_any_length():
     alpha, beta = slices._grid(walk, plane, 3, 0.25)
     assert np.allclose(alpha, [-0.25, 0.5, 1.25])
     assert np.allclose(beta, [-1.0, 0.5, 2.0])
+
+
+def exact_coordinates(plane, theta):
+    """α and β of the nearest point, in fractions."""
+    first, second = ([Fraction(x) for x in row] for row in plane.directions)
+    there = [Fraction(a) - Fraction(b) for a, b in zip(theta, plane.origin, strict=True)]
+
+    def dot(u, v):
+        return sum(x * y for x, y in zip(u, v, strict=True))
+
+    a, b, c = dot(first, first), dot(first, second), dot(second, second)
+    p, q = dot(first, there), dot(second, there)
+    return float((c * p - b * q) / (a * c - b * b)), float((a * q - b * p) / (a * c - b * b))
+
+
+@pytest.mark.parametrize("sine", [1e-3, 1e-5, 2e-6])
+def test_the_nearest_point_is_right_between_directions_that_are_nearly_parallel(sine):
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        v = np.linalg.qr(rng.standard_normal((59, 3)))[0].T
+        origin = rng.standard_normal(59)
+        plane = planes.Plane(origin, np.stack([v[0], v[0] + sine * v[1]]))
+        for off in (0.0, 1e-3, 1.0):
+            theta = origin - v[0] - 3e-5 * v[1] + off * v[2]
+            alpha, beta, distance = plane.coordinates(theta)
+            # As near as the last bits of the directions say.
+            rtol = 1e-15 * (1 / sine + off / sine**2)
+            assert [alpha, beta] == pytest.approx(exact_coordinates(plane, theta), rel=10 * rtol)
+            assert distance == pytest.approx(off, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e170, 1e300])
+def test_directions_may_be_of_any_length(scale):
+    rng = np.random.default_rng(0)
+    origin, theta, directions = (rng.standard_normal(s) for s in (9, 9, (2, 9)))
+    one = planes.Plane(origin, directions)
+    other = planes.Plane(origin, scale * directions)
+    alpha, beta, distance = other.coordinates(theta)
+    assert np.allclose([scale * alpha, scale * beta, distance], one.coordinates(theta), rtol=1e-12)
+    assert other.cosine == pytest.approx(one.cosine, rel=1e-12)
+    assert np.allclose(other.norms / scale, one.norms, rtol=1e-12)
+    # And so may the points, and the filters that directions are rescaled to.
+    small = planes.Plane(scale * origin, directions).coordinates(scale * theta)
+    assert np.allclose(np.array(small) / scale, one.coordinates(theta), rtol=1e-12)
+    tensors = [TensorSpec("w", 0, (3, 3))]
+    usual = planes.filter_normalised(directions[0], theta, tensors)
+    for factor, there in ((scale, 1.0), (1.0, scale), (1 / scale, scale)):
+        found = planes.filter_normalised(factor * directions[0], there * theta, tensors)
+        assert np.allclose(found / there, usual, rtol=1e-12)
+
+
+def test_a_plane_through_points_however_close(ds):
+    theta = ds["theta"].values
+    middle = theta[3]
+    close = ds.assign(theta=ds["theta"] * 0 + (theta - middle) * 1e-170)
+    plane = planes.through(close, [0, 3, -1])
+    exact = planes.through(ds.assign(theta=ds["theta"] - middle), [0, 3, -1])
+    assert np.allclose(plane.directions, exact.directions, atol=1e-9)
+    with pytest.raises(InputError, match="the three lie on a line; choose others"):
+        planes.through(ds.assign(theta=0 * ds["theta"]), [0, 3, -1])
+
+
+def test_a_plane_is_of_arrays_that_fit_together(ds, flow):
+    good = planes.principal(ds)
+    from_lists = planes.Plane(good.origin.tolist(), good.directions.tolist())
+    assert from_lists.coordinates(ds["theta"].values[0]) == good.coordinates(ds["theta"].values[0])
+    one, other = (landscape.on_plane(ds, flow, plane, points=2) for plane in (good, from_lists))
+    assert np.array_equal(one["loss"], other["loss"])
+    n = len(good.origin)
+    for origin, directions, message in (
+        (np.zeros(n), np.eye(n)[:3], rf"origin has the shape \({n},\) and directions \(3, {n}\);"),
+        (np.zeros(5), good.directions, r"origin has the shape \(5,\) and directions \(2, "),
+        (np.zeros(1), good.directions, r"give \(P,\) and \(2, P\)"),
+        (0.0, good.directions, r"origin has the shape \(\)"),
+        (good.origin, good.directions[0], r"give \(P,\) and \(2, P\)"),
+        (np.full(n, np.nan), good.directions, "origin has non-finite values; give a point of"),
+        (np.full(n, np.inf), good.directions, "origin has non-finite values; give a point of"),
+    ):
+        with pytest.raises(InputError, match=message):
+            planes.Plane(origin, directions)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t as student
 from scipy.stats import wasserstein_distance
 from torch import nn
 
@@ -18,6 +19,7 @@ from geoflow.analysis import (
     tangent_hessian,
     trace,
 )
+from geoflow.analysis.curvature.density import SpectralDensity, widening
 from geoflow.analysis.curvature.lanczos import largest_beside
 from geoflow.analysis.curvature.matrix_free import products_needed
 from geoflow.analysis.curvature.operators import Curvature, Subspace
@@ -100,6 +102,9 @@ def test_a_density_is_on_a_vector_of_eigenvalues():
     found = spectral_density(diagonal(np.arange(9.0)), n_probes=2, n_steps=3)
     with pytest.raises(InputError, match=r"abscissa has shape \(\); give eigenvalues in a list"):
         found.on(1.0)
+    for width in (0.0, -1.0, np.inf, np.nan):
+        with pytest.raises(InputError, match=f"width={width:g}; use a positive number"):
+            found.on(np.arange(3.0), width)
 
 
 def test_the_density_of_well_spread_eigenvalues_is_right_within_its_error_bars():
@@ -365,3 +370,49 @@ def test_an_end_of_many_equal_eigenvalues_is_known_to_the_tolerance(base):
     there = np.isfinite(found.values)
     assert list(there) == [True, True, False, False]
     assert found.values[there] == pytest.approx(base, abs=1e-9)
+
+
+@pytest.mark.parametrize("n_products", [6, 8, 12])
+@pytest.mark.parametrize(
+    "values", [[1.0] * 3 + [0.0] * 37, [1.0] * 5 + [0.0] * 35, 2.0 ** -np.arange(40)]
+)
+def test_the_error_of_a_trace_of_few_probes_is_exceeded_as_rarely_as_of_many(values, n_products):
+    """Where little is left beside the sketch, value and error are small together."""
+    off = []
+    for seed in range(200):
+        found = trace(diagonal(values), n_products=n_products, seed=seed)
+        error = abs(found.value - np.sum(values))
+        # Where the sketch has the whole range, rounding alone is left.
+        off.append(0.0 if error < 1e-9 else error / found.standard_error)
+    assert np.mean(np.array(off) > 3) <= 0.04
+    assert np.mean(np.array(off) > 5) <= 0.015
+
+
+@pytest.mark.parametrize("n_probes", [2, 3, 5, 8])
+def test_the_error_of_a_density_of_few_probes_is_exceeded_as_rarely_as_of_many(n_probes):
+    exact = np.r_[np.ones(5), np.linspace(-0.2, 0.2, 35)]
+    abscissa, width = np.array([0.0, 1.0]), 0.05
+    z = (abscissa[:, None] - exact) / width
+    true = np.exp(-0.5 * z**2).mean(axis=1) / (np.sqrt(2 * np.pi) * width)
+    off = []
+    for seed in range(100):
+        found = spectral_density(diagonal(exact), n_probes=n_probes, n_steps=40, seed=seed)
+        density, error = found.on(abscissa, width)
+        off.append(np.abs(density - true) / error)
+    assert np.mean(np.array(off) > 3) <= 0.05
+    assert np.mean(np.array(off) > 10) <= 0.01
+
+
+def test_the_error_of_enough_probes_is_the_standard_error():
+    assert widening(1) == pytest.approx(student.isf(student.sf(3, 7), 1) / 3)
+    assert [widening(k) for k in (7, 8, 20)] == [1, 1, 1]
+    assert (np.diff([widening(k) for k in range(1, 8)]) < 0).all()
+    found = spectral_density(diagonal(np.linspace(-1, 3, 60)), n_probes=8, n_steps=20)
+    _, error = found.on(np.linspace(-1, 3, 9), 0.2)
+    curves = [
+        SpectralDensity(found.nodes[[k, k]], found.weights[[k, k]], 60).on(
+            np.linspace(-1, 3, 9), 0.2
+        )[0]
+        for k in range(8)
+    ]
+    assert np.allclose(error, np.std(curves, axis=0, ddof=1) / np.sqrt(8), rtol=1e-12)

@@ -387,3 +387,41 @@ def test_what_rounding_alone_moves_is_not_standardised():
     points[:, 2] = 0.1
     points[3, 2] = np.nextafter(0.1, 1)
     assert fit_pca([points], 2, standardise=True).scale[2] == 1
+
+
+def test_standardised_points_may_be_of_any_size():
+    points = np.random.default_rng(0).standard_normal((10, 20))
+    one = fit_pca([points], standardise=True)
+    for scale in (1e-300, 1e-160, 1e160, 1e300, 10.0 ** np.linspace(-300, 300, 20)):
+        other = fit_pca([points * scale], standardise=True)
+        assert np.allclose(other.explained_variance_ratio, one.explained_variance_ratio, rtol=1e-12)
+        assert np.allclose(other.components, one.components, atol=1e-12)
+        assert np.allclose(other.scale / scale, one.scale, rtol=1e-12)
+
+
+def test_points_of_no_parameters_or_of_others_are_refused(points):
+    for call in (
+        lambda: fit_pca([np.ones((4, 0))]),
+        lambda: null_models.compare(np.ones((4, 0))),
+    ):
+        with pytest.raises(InputError, match="points have no parameters; give arrays of shape"):
+            call()
+    fitted = fit_pca(points, 3)
+    for function in (fitted.transform, fitted.distance):
+        for other in (points[0][:, :5], points[0][0, :5], 1.0):
+            with pytest.raises(InputError, match=r"points have the shape \(.*give.*P of 40"):
+                function(other)
+    # One point by itself is as it is among others.
+    assert np.allclose(fitted.transform(points[0][0]), fitted.transform(points[0])[0])
+    assert np.isclose(fitted.distance(points[0][0]), fitted.distance(points[0])[0])
+
+
+def test_null_models_of_a_short_walk_beside_a_longer_one_are_its_own(files):
+    few = {"n_simulations": 19, "seed": 3}
+    with gf.open_trajectory(files[0]) as a, gf.open_trajectory(files[1]) as b:
+        short = a.isel(snapshot=[0, 2, 5])
+        found = pca.along([short, b], 4, null_models=True, **few)
+        for index, (ds, k) in enumerate(((short, 2), (b, 4))):
+            theta, times = ds["theta"].values, ds["snapshot_time"].values
+            expected = null_models.compare(theta, times, n_components=k, **few)
+            xr.testing.assert_equal(pca.null_models_of(found, index), expected)

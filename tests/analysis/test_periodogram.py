@@ -11,7 +11,7 @@ import references
 from geoflow import cli, plots
 from geoflow.analysis import lomb_scargle
 from geoflow.analysis.components import pca
-from geoflow.analysis.series import periodogram, red_noise
+from geoflow.analysis.series import exponentials, periodogram, red_noise
 from geoflow.analysis.series.lomb_scargle import _Design, _explained, frequency_grid
 from geoflow.analysis.series.scalars import series
 from geoflow.cli import terminal
@@ -389,3 +389,65 @@ def test_arrays_are_taken_by_their_names_and_snapshots_are_no_scalars():
     standing = ds.assign(arc_length=ds["arc_length"].copy(data=arc))
     with pytest.raises(InputError, match="arc_length does not increase at every step"):
         series(standing, ["angle"], "arc_length")
+
+
+@pytest.mark.parametrize("step", [1.0, 0.1, 1 / 3])
+def test_frequencies_that_even_samples_do_not_see_are_refused(step):
+    t = step * np.arange(20.0)
+    y = np.random.default_rng(0).standard_normal(20)
+    for most in (1 / step, 1.2 / step):
+        for detrend in ("mean", "linear"):
+            with pytest.raises(InputError, match=f"see no wave of the frequency {1 / step:g}; use"):
+                lomb_scargle(t, y, max_frequency=most, detrend=detrend, n_simulations=19)
+    # Up to there, it is what it was below half the rate, mirrored.
+    found = lomb_scargle(t, y, max_frequency=0.99 / step, n_simulations=19)
+    alone = lomb_scargle(t, y, n_simulations=19)
+    at = found.frequency[-1]
+    mirrored = lombscargle(
+        t, y, 2 * np.pi * np.array([1 / step - at]), normalize=True, floating_mean=True
+    )
+    assert found.power[-1, 0] == pytest.approx(mirrored.item(), rel=1e-9)
+    assert np.allclose(found.power[: len(alone.power)], alone.power, rtol=1e-12)
+
+
+@pytest.mark.parametrize("detrend", ["mean", "relaxation"])
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e-162, 1e-160, 1e-155, 1e155, 1e160, 1e300])
+def test_nothing_depends_on_the_size_of_a_series(scale, detrend):
+    t = uneven(40)
+    y = noise(t, 0.2, 9)[:, 0] + 2 + 9 * np.exp(-0.8 * t)
+    one = lomb_scargle(t, y, detrend=detrend, n_simulations=19)
+    # Beside another, which is of another size.
+    both = np.column_stack([y, scale * y])
+    two = lomb_scargle(t, both, detrend=detrend, n_simulations=19)
+    for name in ("power", "local_level", "time_constant", "p_value", "peak_frequency"):
+        there = getattr(two, name)
+        assert np.allclose(there[..., 0], getattr(one, name)[..., 0], rtol=1e-12)
+        assert np.allclose(there[..., 1], getattr(one, name)[..., 0], rtol=1e-6)
+    assert np.allclose(two.background[:, 1] / scale, one.background[:, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1e12])
+def test_a_peak_is_found_between_frequencies_whatever_the_unit_of_time(unit):
+    t = uneven(80)
+    y = np.sin(2 * np.pi * 1.234 * t) + 0.1 * noise(t, 0.3, 10)[:, 0]
+    one = lomb_scargle(t, y, n_simulations=19)
+    found = lomb_scargle(unit * t, y, n_simulations=19)
+    assert found.peak_frequency[0] * unit == pytest.approx(one.peak_frequency[0], rel=1e-7)
+    assert found.peak_power[0] == pytest.approx(one.peak_power[0], rel=1e-9)
+
+
+@pytest.mark.parametrize("times", [3.0, [0.0, 1.0, 2.0, np.inf], [0.0, np.nan, 2.0, 3.0]])
+def test_there_is_no_grid_for_one_number_or_for_times_that_are_not_finite(times):
+    with pytest.raises(InputError, match="times: give two or more increasing numbers"):
+        frequency_grid(times)
+
+
+def test_a_table_without_a_series_and_an_infinite_time_are_refused():
+    t = uneven(40)
+    with pytest.raises(InputError, match="values: there is no series in them; give one or more"):
+        lomb_scargle(t, np.empty((40, 0)))
+    late = np.r_[t[:-1], np.inf]
+    with pytest.raises(InputError, match="times: give increasing numbers, and values of shape"):
+        lomb_scargle(late, t)
+    with pytest.raises(InputError, match="times: give increasing numbers, and as many values"):
+        exponentials.fit(late, t)

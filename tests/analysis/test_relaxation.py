@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from matplotlib.figure import Figure
 from scipy.stats import t as student
@@ -314,3 +315,129 @@ def test_an_interval_is_as_wide_as_students_t_on_both_sides(confidence):
     # Three parameters are fitted.
     expected = student.ppf((1 + confidence) / 2, 57) / student.ppf(0.975, 57)
     assert widths[0] / widths[1] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("rate", [1e-12, 1e-6, 1e-4, 1.9e-4, 1e-2])
+def test_a_slow_decay_to_a_known_limit_has_its_own_rate(rate):
+    t = np.linspace(0, 5, 50)
+    one = exponentials.fit(t, 3 * np.exp(-rate * t), limit=0.0)
+    assert one.status == exponentials.FITTED
+    assert one.rate[0] == pytest.approx(rate, rel=1e-4)
+    assert one.rate_low[0] <= rate * (1 + 1e-6)
+    assert one.rate_high[0] >= rate * (1 - 1e-6)
+
+
+@pytest.mark.parametrize("limit", [None, 0.0])
+@pytest.mark.parametrize("value", [0.7, 1.0, 2.0, 3.3])
+def test_a_constant_has_no_rate_whatever_its_rounding(limit, value):
+    t = np.linspace(0, 5, 50)
+    rounded = value * (1 + np.finfo(float).eps * np.random.default_rng(0).integers(-2, 3, 50))
+    for curve in (np.full(50, value), rounded):
+        assert exponentials.fit(t, curve, limit=limit).status == "no decay: the curve is constant"
+
+
+def test_noise_about_a_constant_above_a_known_limit_has_a_rate_hardly_ever():
+    t, fitted = np.linspace(0, 5, 50), 0
+    for seed in range(200):
+        noise = np.random.default_rng(seed).standard_normal(50)
+        one = exponentials.fit(t, 3 * (1 + 1e-6 * noise), limit=0.0)
+        fitted += one.status == exponentials.FITTED
+    assert fitted <= 4
+
+
+def test_what_stays_above_a_known_limit_has_no_slowest_rate():
+    t = np.linspace(0, 5, 50)
+    one = exponentials.fit(t, 1 + np.exp(-3 * t), limit=0.0, n_terms=2)
+    assert one.status == "unresolved: the slowest rate is too small to be told from zero"
+
+
+@pytest.mark.parametrize("scale", [1e-310, 1e-300, 1e300])
+def test_rates_do_not_depend_on_the_size_of_the_curve(scale):
+    t = np.linspace(0, 5, 50)
+    for limit, shift in ((None, 2.0), (0.0, 0.0)):
+        one = exponentials.fit(t, scale * (shift + 3 * np.exp(-1.5 * t)), limit=limit)
+        assert one.rate[0] == pytest.approx(1.5, rel=1e-6)
+        assert one.amplitude[0] / scale == pytest.approx(3, rel=1e-6)
+
+
+def test_a_fall_over_more_than_a_float_can_square_has_its_rate():
+    t = np.linspace(0, 5, 200)
+    one = exponentials.fit(t, np.exp(690 - 200 * t), limit=0.0)
+    assert one.status == "no decay: the first sample alone stands out"
+    t = np.linspace(0, 5, 2000)
+    assert exponentials.fit(t, np.exp(690 - 200 * t), limit=0.0).rate[0] == pytest.approx(200)
+
+
+@pytest.mark.parametrize("limit", [None, 0.0])
+def test_the_jacobian_is_that_of_the_curve_by_its_parameters(limit):
+    t = np.linspace(1, 4, 60)
+
+    def curve(log_rate, amplitude, end):
+        return amplitude * np.exp(-np.exp(log_rate) * (t - 1)) + end
+
+    at = np.array([np.log(1.5), 300.0, 200.0 if limit is None else 0.0])
+    one = exponentials.fit(t, curve(*at), limit=limit)
+    assert one.jacobian.shape == (60, 3 if limit is None else 2)
+    for k in range(one.jacobian.shape[1]):
+        step = 1e-5 * np.eye(3)[k] * np.maximum(1, np.abs(at))
+        ahead, behind = curve(*(at + step)), curve(*(at - step))
+        if limit is None:
+            expected = (ahead - behind) / (2 * step[k])
+        else:
+            # By log r and log a.
+            by = step[k] / at[k] if k else step[k]
+            expected = (np.log(ahead) - np.log(behind)) / (2 * by)
+        assert np.allclose(one.jacobian[:, k], expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("limit", [-np.inf, np.nan, -1.7e308])
+def test_a_limit_that_no_float_is_apart_from_the_curve_is_refused(limit):
+    with pytest.raises(InputError, match=r"limit=.*; use a number whose distance from values"):
+        exponentials.fit(times(), 1e308 * np.exp(-times()), limit=limit)
+
+
+def slow(strength):
+    """R = ½ε(x₁² + x₂²) + ½x₀ on L = (x₀ − 1)²; or R = εx₁ + ½x₀, whose ‖Π∇R‖ is constant."""
+    start = torch.tensor([1.5, 1.0, 0.5], dtype=torch.float64)
+    problem = gf.Problem.from_function(lambda x: (x[0] - 1) ** 2 + 0 * x.sum(), start)
+
+    def regularizer(x):
+        if strength >= 1:
+            return strength * x[1] + 0.5 * x[0]
+        return 0.5 * strength * (x[1] ** 2 + x[2] ** 2) + 0.5 * x[0]
+
+    return gf.RegularizingFlow(gf.LevelSet(problem), regularizer)
+
+
+def test_a_short_walk_near_its_end_relaxes_at_the_eigenvalue_or_not_at_all():
+    flow = slow(1e-3)
+    ds = gf.walk(flow, stop=None, t_end=0.1, solver="rk4:step_size=0.005")
+    found = relaxation.along(ds, start=0.0, curvature=flow).sel(scalar="tangent_norm")
+    assert found["rate"].item() == pytest.approx(1e-3, rel=1e-6)
+    assert found["predicted_rate"].item() == pytest.approx(1e-3, rel=1e-6)
+    assert found["verdict"].item() == "fitted; agrees with the smallest eigenvalue of A"
+    for strength in (1.0, 2.0, 3.3):
+        ds = gf.walk(slow(strength), stop=None, t_end=5.0, solver="rk4:step_size=0.1")
+        found = relaxation.along(ds, start=0.0).sel(scalar="tangent_norm")
+        assert found["status"].item() == "no decay: the curve is constant"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_terms": "2"}, "n_terms='2'; give a whole number"),
+        ({"n_terms": None}, "n_terms=None; give a whole number"),
+        ({"n_terms": 2.0}, "n_terms=2.0; give a whole number"),
+        ({"n_terms": True}, "n_terms=True; give a whole number"),
+        ({"n_terms": 0}, "n_terms=0; use 1 or 2"),
+        ({"n_terms": 3}, "n_terms=3; use 1 or 2"),
+        ({"confidence": "x"}, "confidence='x'; give a real number"),
+        ({"confidence": 2}, "confidence=2.0; use a number between 0 and 1"),
+        ({"confidence": np.nan}, "confidence=nan; use a number between 0 and 1"),
+    ],
+)
+def test_arguments_are_checked_where_no_curve_is_fitted_too(arguments, message, oja):
+    at_rest = oja[1].copy(deep=True)
+    at_rest["tangent_norm"][-1] = 0
+    with pytest.raises(InputError, match=message):
+        relaxation.along(at_rest, scalars=["tangent_norm"], **arguments)

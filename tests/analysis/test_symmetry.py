@@ -405,3 +405,67 @@ def test_what_is_not_finite_is_refused_in_one_line():
     ):
         with pytest.raises(InputError, match=f"{name} has non-finite values; leave it out"):
             call()
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e-160, 1e160, 1e200])
+def test_fractions_and_copies_do_not_depend_on_the_size_of_vectors_or_weights(scale):
+    module = dense(3, 5, 4, 3)
+    layers, theta = layers_of(module), flat(module)
+    v = references._normal(len(theta), 5).numpy()
+    rescaling = symmetry.rescaling_fraction(layers, theta, v)
+    assert symmetry.rescaling_fraction(layers, theta, scale * v) == pytest.approx(rescaling)
+    assert symmetry.rescaling_fraction(layers, scale * theta, v) == pytest.approx(rescaling)
+    assert symmetry.shift_fraction(layers, scale * v) == pytest.approx(
+        symmetry.shift_fraction(layers, v)
+    )
+    # Of one unit alone, whose direction is as long as its weights.
+    uneven = theta.copy()
+    for part in (layers.hidden[0].incoming, layers.hidden[0].outgoing):
+        uneven[part[0]] *= scale
+    tangents = symmetry._rescaling_tangents(layers, uneven).toarray()
+    basis = np.linalg.qr(tangents / np.abs(tangents).max(axis=0))[0]
+    exact = np.linalg.norm(basis.T @ v) ** 2 / (v @ v)
+    if scale < 1:
+        assert symmetry.rescaling_fraction(layers, uneven, v) == pytest.approx(exact, rel=1e-9)
+
+    odd = dense(2, 4, 2, activation=nn.Tanh)
+    of_odd, n = layers_of(odd), len(flat(odd))
+    a, b = (references._normal(n, seed).numpy() for seed in (0, 50))
+    one = symmetry.nearest_copy(of_odd, a, b)
+    both = symmetry.nearest_copy(of_odd, scale * a, scale * b)
+    assert both.distance / scale == pytest.approx(one.distance, rel=1e-12)
+    assert np.array_equal(both.theta, scale * one.theta)
+    alone = symmetry.nearest_copy(of_odd, a, scale * b)
+    assert np.array_equal(alone.theta, scale * one.theta)
+
+
+def test_a_point_without_weights_has_no_rescaling_directions():
+    layers = layers_of(dense(3, 5, 4, 3))
+    v = references._normal(59, 5).numpy()
+    assert symmetry.rescaling_fraction(layers, np.zeros(59), v) == 0
+
+
+def test_points_are_of_the_networks_parameters_or_are_refused():
+    module = dense(3, 5, 4, 3)
+    layers, theta = layers_of(module), flat(module)
+    v = references._normal(59, 5).numpy()
+    assert symmetry.rescaling_fraction(layers, theta.tolist(), list(v)) == (
+        symmetry.rescaling_fraction(layers, theta, v)
+    )
+    assert np.array_equal(
+        symmetry.balancedness(layers, theta.tolist()), symmetry.balancedness(layers, theta)
+    )
+    give = r"give the \(P,\) parameters of the network, 59 at least"
+    for call, message in (
+        (lambda: symmetry.rescaling_fraction(layers, np.zeros(5), np.ones(5)), give),
+        (lambda: symmetry.rescaling_fraction(layers, np.zeros(5), v), give),
+        (lambda: symmetry.rescaling_fraction(layers, theta, v[:5]), give),
+        (lambda: symmetry.rescaling_fraction(layers, theta[None], v), give),
+        (lambda: symmetry.shift_fraction(layers, v[:5]), give),
+        (lambda: symmetry.balancedness(layers, 1.0), give),
+        (lambda: symmetry.nearest_copy(layers, theta, v[:58]), give),
+        (lambda: symmetry.balancedness(layers, np.full(59, np.nan)), "theta has non-finite values"),
+        (lambda: symmetry.shift_fraction(layers, ["a"] * 59), "vector=.*; give real numbers"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()

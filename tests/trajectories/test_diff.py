@@ -100,3 +100,48 @@ def test_numbers_of_attributes_are_compared_by_value(path, ds):
     ):
         found = gf.diff(ds.assign_attrs(x=x), ds.assign_attrs(x=y))
         assert [d.text for d in found if not d.agrees] == ([] if text is None else [text])
+
+
+def of_theta(ds, first, second, snapshot=1):
+    """Two walks that are one but for θ of a snapshot."""
+    found = []
+    for values in (first, second):
+        theta = ds["theta"].copy(deep=True)
+        theta[snapshot] = np.resize(np.asarray(values), theta.shape[1])
+        found.append(ds.assign(theta=theta))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "rtol", "text"),
+    [
+        # Whose squares, or whose differences' squares, no float holds.
+        ([1e-170, 0, 0], [2e-170, 0, 0], 0.0, "differs by"),
+        ([5e-324, 0, 0], [0, 0, 0], 0.0, "differs by"),
+        ([1, 2, 1e-200], [1, 2, 2e-200], 0.0, "differs by"),
+        ([1, 2, 1e-200], [1, 2, 2e-200], 1e-12, "agrees to"),
+        ([1e-170, 0, 0], [1e-170 * (1 + 1e-7), 0, 0], 1e-6, "agrees to"),
+        ([1e200, 2e200, 3e200], [1e200, 2e200, 3.0000001e200], 1e-3, "agrees to"),
+        ([1e200, 2e200, 3e200], [1e200, 2e200, 3.0000001e200], 1e-9, "differs by"),
+        # What is in both NaN, or infinite, says nothing of the rest.
+        ([np.nan, 1, 2], [np.nan, 1 + 1e-12, 2], 1e-6, "agrees to"),
+        ([np.nan, 1, 2], [np.nan, 1 + 1e-3, 2], 1e-6, "differs by"),
+        ([np.nan, 1, 2], [np.nan, 1, 2], 0.0, "identical"),
+        ([np.inf, 1, 2], [np.inf, 1 + 1e-12, 2], 1e-6, "agrees to"),
+        ([np.inf, 1, 2], [np.inf, 5, 9], 1e-3, "differs by"),
+        ([np.inf, 1, 2], [-np.inf, 1, 2], 10.0, "differs by inf"),
+        ([np.inf, 1, 2], [0, 1, 2], 10.0, "differs by inf"),
+        ([np.nan, 1, 2], [0, 1, 2], 10.0, "differs by inf"),
+    ],
+)
+def test_theta_is_compared_bit_by_bit_and_by_its_norm_whatever_its_size(
+    first, second, rtol, text, ds, tmp_path
+):
+    a, b = of_theta(ds, first, second)
+    for one, other in ((a, b), (b, a)):
+        (found,) = (d for d in gf.diff(one, other, rtol=rtol) if d.name == "theta")
+        assert found.text.startswith(text)
+        assert found.agrees == (not text.startswith("differs"))
+        if text != "identical":
+            assert found.text.endswith("first at snapshot 1")
+            assert found.largest > 0

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geoflow.errors import InputError
 from geoflow.system import kinds
 from geoflow.system.progress import progress_bar
 
@@ -38,6 +39,11 @@ def column_blocks(
     ------
     slice, array of float64, shape (ΣN_i, columns)
         The columns and a copy of them.
+
+    Raises
+    ------
+    InputError
+        There are no columns, or no real numbers in them.
     """
     spans = _spans(points)
     rows = np.cumsum([0, *(len(part) for part in points)])
@@ -55,6 +61,10 @@ def block_bytes(points: Sequence[Any]) -> int:
 
 def _spans(points: Sequence[Any]) -> list[slice]:
     p = points[0].shape[1]
+    if not p:
+        raise InputError(
+            "points have no parameters; give arrays of shape (N, P) with P of 1 or more"
+        )
     row = 8 * sum(map(len, points))
     chunk = min(p, max(map(_chunk_length, points)))
     if row * chunk > LARGEST_BLOCK_BYTES:

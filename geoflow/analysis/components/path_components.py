@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.fft import dct
 
 from geoflow.analysis.components.blocks import block_bytes, column_blocks
+from geoflow.analysis.scaled import of_size_one
 from geoflow.errors import InputError
 from geoflow.system import kinds
 from geoflow.system.memory import check_memory
@@ -46,7 +47,7 @@ def cosine_content(scores: NDArray[np.floating]) -> Floats:
         raise InputError(
             f"scores have shape {scores.shape}; give finite scores (N, k) with N greater than k"
         )
-    scores = _of_size_one(scores, axis=0)
+    scores = of_size_one(scores, axis=0)
     total = (scores**2).sum(axis=0)
     spectrum = dct(scores, type=2, norm="ortho", axis=0)
     k = np.arange(scores.shape[1])
@@ -132,7 +133,7 @@ def components_of_steps(gram: Floats, n_components: int) -> StepComponents:
 
 def participation_ratio(values: Floats) -> Floats:
     """(Σλ)²/Σλ² of the eigenvalues of each path, shape (count, n): how many directions it uses."""
-    values = _of_size_one(values, axis=1)
+    values = of_size_one(values, axis=1)
     ratio: Floats = values.sum(axis=1) ** 2 / (values**2).sum(axis=1)
     return ratio
 
@@ -151,13 +152,6 @@ def check_squares(gram: Floats) -> None:
     if not (total == 0 or least <= total < np.inf):
         what = "overflow" if total > 1 else "underflow"
         raise InputError(f"points: squares of their distances {what} float64; give them rescaled")
-
-
-def _of_size_one(values: NDArray[np.floating], axis: int) -> Floats:
-    """Divide by powers of two, which rounds nothing, so that squares stay within a float."""
-    _, exponents = np.frexp(np.abs(values).max(axis=axis, keepdims=True))
-    scaled: Floats = np.ldexp(values, -exponents)
-    return scaled
 
 
 def check_sizes(n_points: int, n_components: int | None) -> None:

@@ -156,6 +156,8 @@ def null_models_of(ds: xr.Dataset, walk: int = 0) -> xr.Dataset:
     if not names or not 0 <= walk < ds.sizes["walk"]:
         raise InputError(f"ds holds no null models of walk {walk}; make it with null_models=True")
     own = ds[list(names)].isel(walk=walk, point=ds["walk_index"].values == walk)
+    # A walk of few points has fewer components than the longest, and NaN beyond its own.
+    own = own.isel(component=slice(0, own.sizes["point"] - 1))
     seed = int(own["walk_seed"])
     own = own.rename(names | {"snapshot_time": "time"})
     own = own.drop_vars(["walk", "walk_seed", *POINT_COORDINATES], errors="ignore")

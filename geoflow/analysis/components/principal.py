@@ -62,20 +62,37 @@ class PCA:
         return cls(**{name: ds[name].values for name in cls.__dataclass_fields__})
 
     def transform(self, points: NDArray[np.floating]) -> Floats:
-        """Coordinates of points, shape (N, P), along the components, shape (N, k)."""
+        """Coordinates of points, shape (N, P), along the components, shape (N, k).
+
+        Raises
+        ------
+        InputError
+            The points are of another P.
+        """
         return self._scaled(points) @ self.components.T
 
     def distance(self, points: NDArray[np.floating], k: int | None = None) -> Floats:
         """Distance of points, shape (N, P), from the plane of the first ``k`` components.
 
         Shape (N,), in units of the scaled space: what a drawing in that plane does not show.
+
+        Raises
+        ------
+        InputError
+            The points are of another P.
         """
         scaled = self._scaled(points)
         components = self.components[:k]
-        return np.linalg.norm(scaled - (scaled @ components.T) @ components, axis=1)
+        distance: Floats = np.linalg.norm(scaled - (scaled @ components.T) @ components, axis=-1)
+        return distance
 
     def _scaled(self, points: NDArray[np.floating]) -> Floats:
-        return (kinds.as_numbers(points, "points") - self.mean) / self.scale
+        found = kinds.as_numbers(points, "points")
+        if found.shape[-1:] != self.mean.shape:
+            raise InputError(
+                f"points have the shape {found.shape}; give (N, P) with P of {len(self.mean)}"
+            )
+        return (found - self.mean) / self.scale
 
 
 def fit_pca(
@@ -164,7 +181,10 @@ def fit(
         if not np.isfinite(mean[columns]).all():
             raise InputError("points have non-finite values; leave those out")
         block -= mean[columns]
-        spread = np.sqrt(np.einsum("ij,ij->j", block, block) / n)
+        # Of each parameter by itself, whose squares may leave a float.
+        exponents = np.frexp(np.abs(block).max(axis=0))[1]
+        scaled = np.ldexp(block, -exponents)
+        spread = np.ldexp(np.sqrt(np.einsum("ij,ij->j", scaled, scaled) / n), exponents)
         if standardise:
             # As scikit-learn has it: with N in the denominator, and 1 where nothing moves.
             still = spread <= 10 * np.finfo(float).eps * np.abs(mean[columns])
@@ -174,7 +194,7 @@ def fit(
             gram += block @ block.T
         # Rounding is even within half a unit in the last place, so its variance is a twelfth.
         with np.errstate(over="ignore"):
-            size = (mean[columns] ** 2 + spread**2) / scale[columns] ** 2
+            size = (mean[columns] / scale[columns]) ** 2 + (spread / scale[columns]) ** 2
         stored += epsilon**2 / 12 * float(size.sum())
     check_squares(gram)
     eigenvalues, vectors = np.linalg.eigh(gram)

@@ -14,6 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from geoflow.analysis.components.principal import fit_pca
+from geoflow.analysis.scaled import lengths, of_size_one
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
 from geoflow.problems.parts import TensorSpec
@@ -48,7 +49,8 @@ class Plane:
     Raises
     ------
     InputError
-        The two directions are parallel, zero or not finite, or there are no real numbers.
+        The two directions are parallel, zero or not finite, or the origin is not; or there are no
+        real numbers, or those of other shapes.
     """
 
     origin: Floats
@@ -59,7 +61,14 @@ class Plane:
 
     def __post_init__(self) -> None:
         for name in ("origin", "directions"):
-            kinds.as_numbers(getattr(self, name), name)
+            object.__setattr__(self, name, kinds.as_numbers(getattr(self, name), name))
+        if self.origin.ndim != 1 or self.directions.shape != (2, *self.origin.shape):
+            raise InputError(
+                f"origin has the shape {self.origin.shape} and directions {self.directions.shape}; "
+                "give (P,) and (2, P)"
+            )
+        if not np.isfinite(self.origin).all():
+            raise InputError("origin has non-finite values; give a point of the parameter space")
         first, second = self.norms
         ok = np.isfinite(self.directions).all() and first > 0 and second > 0
         if not ok or 1 - self.cosine**2 < LEAST_SINE**2:
@@ -71,14 +80,20 @@ class Plane:
     @property
     def norms(self) -> Floats:
         """Euclidean norms of the directions, shape (2,)."""
-        norms: Floats = np.linalg.norm(self.directions, axis=1)
-        return norms
+        return lengths(self.directions)
 
     @property
     def cosine(self) -> float:
         """Cosine of the angle between the directions; 0 where they are orthogonal."""
-        first, second = self.directions / self.norms[:, None]
+        first, second = self._units
         return float(first @ second)
+
+    @property
+    def _units(self) -> Floats:
+        """The directions at unit length, shape (2, P)."""
+        scaled = of_size_one(self.directions, axis=1)
+        units: Floats = scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
+        return units
 
     def at(self, alpha: float, beta: float) -> Floats:
         """Return the point of these coordinates, shape (P,)."""
@@ -87,13 +102,12 @@ class Plane:
 
     def coordinates(self, theta: NDArray[np.floating]) -> tuple[float, float, float]:
         """α and β of the point of the plane that is nearest to θ, and the distance to it."""
-        from_origin = theta.astype(float) - self.origin
-        gram = self.directions @ self.directions.T
-        alpha, beta = np.linalg.solve(gram, self.directions @ from_origin)
-        distance = np.linalg.norm(
-            from_origin - (alpha * self.directions[0]) - beta * self.directions[1]
-        )
-        return float(alpha), float(beta), float(distance)
+        from_origin = kinds.as_numbers(theta, "theta") - self.origin
+        # Normal equations would square how nearly parallel the directions are.
+        basis, mixed = np.linalg.qr(self._units.T)
+        inside = basis.T @ from_origin
+        alpha, beta = np.linalg.solve(mixed, inside) / self.norms
+        return float(alpha), float(beta), float(lengths(from_origin - basis @ inside))
 
 
 def principal(ds: xr.Dataset, tensors: Sequence[TensorSpec] | None = None) -> Plane:
@@ -168,10 +182,13 @@ def through(ds: xr.Dataset, snapshots: Sequence[int]) -> Plane:
     if len(snapshots) != 3 or len(set(indices)) != 3:
         raise InputError(f"{given}: give three different snapshots, from 0 to {n - 1}")
     a, b, c = (_theta(ds, index) for index in indices)
-    u = (b - a) / np.linalg.norm(b - a)
-    v = (c - a) - ((c - a) @ u) * u
+    # Of size one each, since only where they point to is of interest.
+    u, v = of_size_one(np.stack([b - a, c - a]), axis=1)
+    to_second, to_third = np.linalg.norm(u), np.linalg.norm(v)
+    u = u / (to_second or 1.0)
+    v = v - (v @ u) * u
     norm = np.linalg.norm(v)
-    if not norm > LEAST_SINE * np.linalg.norm(c - a):
+    if not (to_second > 0 and norm > LEAST_SINE * to_third):
         raise InputError(f"{given}: the three lie on a line; choose others")
     # Once more, so that rounding leaves no part of the first direction in it.
     v = v / norm
@@ -262,9 +279,10 @@ def filter_normalised(
     for spec in tensors:
         rows = spec.shape[0] if len(spec.shape) > 1 else 1
         part = slice(spec.offset, spec.offset + int(np.prod(spec.shape)))
-        d = kinds.as_numbers(direction[part], "direction").reshape(rows, -1)
+        # Of a direction only where it points to is of interest.
+        d = of_size_one(kinds.as_numbers(direction[part], "direction").reshape(rows, -1), axis=1)
         length = np.linalg.norm(d, axis=1)
-        wanted = np.linalg.norm(kinds.as_numbers(theta[part], "theta").reshape(rows, -1), axis=1)
+        wanted = lengths(kinds.as_numbers(theta[part], "theta").reshape(rows, -1))
         factor = np.divide(wanted, length, out=np.zeros(rows), where=length > 0)
         result[part] = (d * factor[:, None]).reshape(-1)
     return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -19,8 +19,10 @@ from geoflow.analysis.networks.predictions import (
     other,
     pair_coordinates,
 )
+from geoflow.analysis.scaled import lengths, of_size_one
 from geoflow.analysis.walked import snapshot_indices, walk_attributes
 from geoflow.errors import InputError
+from geoflow.manifold.scaling import power_of_two
 from geoflow.system import kinds
 from geoflow.system.progress import progress_bar
 from geoflow.trajectories.loading import tensors_of
@@ -70,18 +72,24 @@ def rescaling_fraction(layers: Layers, theta: Floats, vector: Floats) -> float:
     Raises
     ------
     InputError
-        The point or the vector is not finite.
+        The point or the vector is not finite, or not of the network's parameters.
     """
-    _check_finite(theta=theta, vector=vector)
+    theta, vector = _points(layers, theta=theta, vector=vector)
+    vector = of_size_one(vector, axis=0)
     square = float(vector @ vector)
     if square == 0:
         return math.nan
     tangents = _rescaling_tangents(layers, theta)
-    if not tangents.shape[1]:
-        return 0.0
+    # The length of a direction does not matter, nor then its squares.
+    largest = abs(tangents).max(axis=0).toarray().reshape(-1)
+    tangents.data = np.ldexp(
+        tangents.data, -np.repeat(np.frexp(largest)[1], np.diff(tangents.indptr))
+    )
     norms = np.sqrt(tangents.power(2).sum(axis=0))
     # A unit without weights has no direction.
     tangents, norms = tangents[:, norms > 0], norms[norms > 0]
+    if not tangents.shape[1]:
+        return 0.0
     values, vectors = np.linalg.eigh((tangents.T @ tangents).toarray() / np.outer(norms, norms))
     along = vectors.T @ ((tangents.T @ vector) / norms)
     kept = values > len(values) * np.finfo(float).eps * values[-1]
@@ -111,9 +119,10 @@ def shift_fraction(layers: Layers, vector: Floats) -> float:
     Raises
     ------
     InputError
-        The vector is not finite.
+        The vector is not finite, or not of the network's parameters.
     """
-    _check_finite(vector=vector)
+    (vector,) = _points(layers, vector=vector)
+    vector = of_size_one(vector, axis=0)
     square = float(vector @ vector)
     if square == 0 or layers.output is None:
         return math.nan
@@ -127,7 +136,25 @@ def balancedness(layers: Layers, theta: Floats) -> Floats:
     The loss does not change along the rescaling directions, so ∇L is orthogonal to them, and
     gradient flow conserves these numbers (Du, Hu & Lee 2018, NeurIPS). The regularising flow of
     R = ‖θ‖² takes each to zero as exp(−4t), exactly.
+
+    Parameters
+    ----------
+    layers : Layers
+        Of the network.
+    theta : array, shape (P,)
+        The point.
+
+    Returns
+    -------
+    array of float64, shape (units,)
+        In the order of the layers, and of the units in each.
+
+    Raises
+    ------
+    InputError
+        The point is not finite, or not of the network's parameters.
     """
+    (theta,) = _points(layers, theta=theta)
     found = [
         (theta[layer.incoming] ** 2).sum(axis=1) - (theta[layer.outgoing] ** 2).sum(axis=1)
         for layer in layers.hidden
@@ -155,27 +182,30 @@ def nearest_copy(layers: Layers, target: Floats, theta: Floats) -> NearestCopy:
     Raises
     ------
     InputError
-        One of them is not finite.
+        One of them is not finite, or not of the network's parameters.
     """
-    _check_finite(target=target, theta=theta)
+    target, theta = _points(layers, target=target, theta=theta)
+    # Inner products are compared with each other only, so that they may be of size one.
+    seen = of_size_one(target, axis=0)
+    scale = power_of_two(float(np.abs(theta).max(initial=0)))
     exact = len(layers.hidden) == 1
-    starts = [np.array(theta, dtype=float)]
+    starts = [theta.copy()]
     if not exact:
         starts.append(starts[0].copy())
         for layer in layers.hidden:
-            _assign(layer, target, starts[1], (layer.incoming,))
+            _assign(layer, seen, starts[1], scale, (layer.incoming,))
     # What rounding could feign as nearer.
-    least = 1e-12 * float(np.linalg.norm(target) * np.linalg.norm(theta))
+    least = 1e-12 * float(np.linalg.norm(seen) * np.linalg.norm(theta * scale))
     found = []
     for copy in starts:
         changed = True
         while changed:
             gains = [
-                _assign(layer, target, copy, (layer.incoming, layer.outgoing), least)
+                _assign(layer, seen, copy, scale, (layer.incoming, layer.outgoing), least)
                 for layer in layers.hidden
             ]
             changed = any(gains) and not exact
-        found.append(NearestCopy(copy, float(np.linalg.norm(target - copy)), exact))
+        found.append(NearestCopy(copy, float(lengths(target - copy)), exact))
     return min(found, key=lambda copy: copy.distance)
 
 
@@ -270,6 +300,23 @@ def along(
     return found
 
 
+def _points(layers: Layers, **points: Any) -> list[Floats]:
+    """Points as arrays of float64, after making sure that the layers' parameters are in each."""
+    found = {name: kinds.as_numbers(point, name) for name, point in points.items()}
+    parts = [part for layer in layers.hidden for part in (layer.incoming, layer.outgoing)]
+    parts += [] if layers.output is None else [layers.output]
+    least = 1 + max((int(part.max(initial=0)) for part in parts), default=0)
+    size = max(array.size for array in found.values())
+    for name, array in found.items():
+        if array.shape != (size,) or size < least:
+            raise InputError(
+                f"{name} has the shape {array.shape}; give the (P,) parameters of the network, "
+                f"{max(size, least)} at least"
+            )
+    _check_finite(**found)
+    return list(found.values())
+
+
 def _check_finite(**points: Floats) -> None:
     """Refuse what is not finite, of which no units can be told apart."""
     for name, point in points.items():
@@ -281,16 +328,17 @@ def _assign(
     layer: HiddenLayer,
     target: Floats,
     copy: Floats,
+    scale: float,
     parts: tuple[Indices, ...],
     least: float = -math.inf,
 ) -> bool:
     """Reorder the units of a layer in place, to be nearest to the target in some of their weights.
 
-    Nothing is done, and False returned, where the inner product does not grow by more than
-    ``least``.
+    Nothing is done, and False returned, where the inner product of the target with the copy times
+    ``scale`` does not grow by more than ``least``.
     """
     there, here = (np.hstack([theta[part] for part in parts]) for theta in (target, copy))
-    similarity = there @ here.T
+    similarity = there @ (here * scale).T
     gain = np.abs(similarity) if layer.odd else similarity
     every, order = linear_sum_assignment(gain, maximize=True)
     if gain[every, order].sum() <= np.trace(similarity) + least:

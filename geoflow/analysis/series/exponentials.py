@@ -23,6 +23,10 @@ Floats = NDArray[np.float64]
 LEAST_DECAY, MOST_DECAY = 1.0, 3.0
 WIDEST = 4.0
 SPARE_POINTS = 3
+# A rate of less than this part of what the curve does within the window is none that was found.
+LEAST_PART = 1e-3
+# Units in the last place within which a curve is constant.
+ROUNDING = 16 * float(np.finfo(float).eps)
 
 FITTED = "fitted"
 
@@ -46,8 +50,8 @@ class ExponentialFit:
     noise_time : float
         Time constant of the residuals, as red noise.
     jacobian : array of float64, shape (N, p)
-        Derivatives of the fitted curve, or of its logarithm where the limit is known, by the
-        parameters: log rₖ first.
+        Derivatives of the fitted curve by log rₖ, aₖ and y∞, in this order; where the limit is
+        known, of log(y − y∞) by log rₖ and log aₖ.
     """
 
     status: str
@@ -99,17 +103,14 @@ def fit(
         An argument that cannot be used.
     """
     t, y = kinds.as_numbers(times, "times"), kinds.as_numbers(values, "values")
-    if t.ndim != 1 or t.shape != y.shape or not (np.diff(t) > 0).all():
+    if t.ndim != 1 or t.shape != y.shape or not red_noise.are_increasing(t):
         raise InputError("times: give increasing numbers, and as many values")
     if not np.isfinite(y).all():
         raise InputError("values are not finite; leave those out")
-    n_terms = kinds.as_whole(n_terms, "n_terms")
-    if n_terms not in (1, 2):
-        raise InputError(f"n_terms={n_terms}; use 1 or 2")
-    confidence = kinds.as_number(confidence, "confidence")
+    n_terms, confidence = checked_terms(n_terms), checked_confidence(confidence)
     limit = None if limit is None else kinds.as_number(limit, "limit")
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence={confidence}; use a number between 0 and 1")
+    if limit is not None and not all(math.isfinite(v - limit) for v in y.tolist()):
+        raise InputError(f"limit={limit}; use a number whose distance from values a float can hold")
     if limit is not None and not (y > limit).all():
         raise InputError(f"limit={limit}: not all values are above it; leave it to be fitted")
     n_parameters = 2 * n_terms + (limit is None)
@@ -119,10 +120,13 @@ def fit(
         )
     span = float(t[-1] - t[0])
     x = (t - t[0]) / span
-    scale = float(np.ptp(y)) if limit is None else 1.0
-    if scale == 0:
+    if float(np.ptp(y)) <= ROUNDING * float(np.abs(y).max()):
         return refused("no decay: the curve is constant", len(t), n_terms)
-    z = (y - y[-1]) / scale if limit is None else np.log(y - limit)
+    top = 0.0 if limit is None else math.log(float(y.max()) - limit)
+    scale = float(np.ptp(y)) if limit is None else 1.0
+    z = (y - y[-1]) / scale if limit is None else np.log(y - limit) - top
+    # However little a curve falls towards a known limit, its residuals are seen beside that.
+    size = 1.0 if limit is None else min(1.0, float(np.ptp(z)))
     if limit is not None and np.polyfit(x, z, 1)[0] >= 0:
         return refused("no decay: the curve does not fall towards its limit", len(t), n_terms)
     start = _start(x, z, n_terms, limit is None)
@@ -132,21 +136,25 @@ def fit(
     def model(p: Floats) -> tuple[Floats, Floats]:
         """The curve and its derivatives; of its logarithm where the limit is known."""
         rates, rest = np.exp(p[:n_terms]), p[n_terms:]
-        decay = np.exp(-np.outer(x, rates))
         if limit is None:
+            decay = np.exp(-np.outer(x, rates))
             by_rate = -decay * np.outer(x, rates) * rest[:n_terms]
             curve = decay @ rest[:n_terms] + rest[-1]
             return curve, np.column_stack([by_rate, decay, np.ones_like(x)])
-        terms = decay * np.exp(rest)
-        total = terms.sum(axis=1)
-        parts = terms / total[:, None]
-        return np.log(total), np.hstack([-parts * np.outer(x, rates), parts])
+        logs = rest - np.outer(x, rates)
+        highest = logs.max(axis=1, keepdims=True)
+        terms = np.exp(logs - highest)
+        total = terms.sum(axis=1, keepdims=True)
+        parts = terms / total
+        curve = (np.log(total) + highest)[:, 0]
+        return curve, np.hstack([-parts * np.outer(x, rates), parts])
 
+    low, high = _bounds(x, n_terms, len(start), size)
     found = least_squares(
-        lambda p: model(p)[0] - z,
+        lambda p: (model(p)[0] - z) / size,
         start,
-        jac=lambda p: model(p)[1],
-        bounds=_bounds(x, n_terms, len(start)),
+        jac=lambda p: model(p)[1] / size,
+        bounds=(low, high),
         x_scale="jac",
         xtol=1e-12,
         ftol=1e-12,
@@ -161,22 +169,52 @@ def fit(
     noise = red_noise.fit(t, (z - curve)[:, None], jacobian)
     error = _log_rate_errors(t, jacobian, noise, n_terms)
     width = float(student.ppf((1 + confidence) / 2, len(t) - n_parameters)) * error
-    status = _judge(p[:n_terms], width, limit is None, float(x[1]))
+    status = _judge(p[:n_terms], width, low[0], limit is None, float(x[1]))
     if status != FITTED:
         return refused(status, len(t), n_terms)
     rate = np.exp(p[:n_terms]) / span
     known = limit is not None
+    if not known:
+        jacobian[:, :n_terms] *= scale
     return ExponentialFit(
         FITTED,
         rate,
         rate * np.exp(-width),
         rate * np.exp(width),
-        np.exp(p[n_terms:]) if known else p[n_terms : 2 * n_terms] * scale,
+        np.exp(p[n_terms:] + top) if known else p[n_terms : 2 * n_terms] * scale,
         float(limit) if limit is not None else float(y[-1] + scale * p[-1]),
-        limit + np.exp(curve) if limit is not None else y[-1] + scale * curve,
+        limit + np.exp(curve + top) if limit is not None else y[-1] + scale * curve,
         float(noise.time_constant[0]),
         jacobian,
     )
+
+
+def checked_terms(n_terms: int) -> int:
+    """Return a number of exponentials that can be fitted.
+
+    Raises
+    ------
+    InputError
+        It is another.
+    """
+    n_terms = kinds.as_whole(n_terms, "n_terms")
+    if n_terms not in (1, 2):
+        raise InputError(f"n_terms={n_terms}; use 1 or 2")
+    return n_terms
+
+
+def checked_confidence(confidence: float) -> float:
+    """Return the confidence of an interval.
+
+    Raises
+    ------
+    InputError
+        It is no number between 0 and 1.
+    """
+    confidence = kinds.as_number(confidence, "confidence")
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence={confidence}; use a number between 0 and 1")
+    return confidence
 
 
 def refused(status: str, n: int, n_terms: int) -> ExponentialFit:
@@ -198,13 +236,16 @@ def refused(status: str, n: int, n_terms: int) -> ExponentialFit:
 def _start(x: Floats, z: Floats, n_terms: int, free: bool) -> Floats | None:
     """Parameters near the best fit: linear least squares at rates of a grid."""
     rates = np.geomspace(0.05, 5 / float(np.diff(x).min()), 60)
-    decay = np.exp(-np.outer(x, rates))
+    logs, target = -np.outer(x, rates), z
+    if not free:
+        # Residuals of the logarithm are relative ones, nearly.
+        logs, target = logs - z[:, None], np.ones_like(z)
+    # Of size one each, since a curve may fall by more than a float holds.
+    highest = logs.max(axis=0)
+    decay = np.exp(logs - highest)
     best, chosen = math.inf, None
-    # Residuals of the logarithm are relative ones, nearly.
-    weight = np.ones_like(z) if free else np.exp(-z)
-    target = z if free else np.ones_like(z)
     for pick in itertools.combinations(range(len(rates)), n_terms):
-        columns = decay[:, pick] * weight[:, None]
+        columns = decay[:, pick]
         if free:
             columns = np.column_stack([columns, np.ones_like(x)])
         linear, *_ = np.linalg.lstsq(columns, target, rcond=None)
@@ -213,15 +254,15 @@ def _start(x: Floats, z: Floats, n_terms: int, free: bool) -> Floats | None:
         misfit = float(((columns @ linear - target) ** 2).sum())
         if misfit < best:
             best = misfit
-            rest = linear if free else np.log(linear)
+            rest = linear if free else np.log(linear) - highest[list(pick)]
             chosen = np.concatenate([np.log(rates[list(pick)]), rest])
     return chosen
 
 
-def _bounds(x: Floats, n_terms: int, n_parameters: int) -> tuple[Floats, Floats]:
+def _bounds(x: Floats, n_terms: int, n_parameters: int, size: float) -> tuple[Floats, Floats]:
     """Of log rates only: between a straight line and a jump at the first sample."""
     low, high = np.full(n_parameters, -np.inf), np.full(n_parameters, np.inf)
-    low[:n_terms] = math.log(1e-3)
+    low[:n_terms] = math.log(LEAST_PART * size)
     high[:n_terms] = math.log(100 / float(np.diff(x).min()))
     return low, high
 
@@ -230,17 +271,22 @@ def _log_rate_errors(
     times: Floats, jacobian: Floats, noise: red_noise.RedNoise, n_terms: int
 ) -> Floats:
     """Standard errors of log r under red residuals."""
-    inverse = np.linalg.pinv(jacobian).astype(float)
+    # Column by column, since the derivative by a rate is of the size of that rate.
+    norms = np.linalg.norm(jacobian, axis=0)
+    inverse = np.linalg.pinv(jacobian / norms).astype(float) / norms[:, None]
     spread: Floats = red_noise.covariance_product(times, float(noise.time_constant[0]), inverse.T)
     errors: Floats = np.sqrt(np.diagonal(inverse @ spread)[:n_terms] * noise.variance[0])
     return errors
 
 
-def _judge(log_rates: Floats, width: Floats, free: bool, spacing: float) -> str:
+def _judge(log_rates: Floats, width: Floats, low: float, free: bool, spacing: float) -> str:
     if log_rates[-1] > math.log(MOST_DECAY / spacing):
         return "no decay: the first sample alone stands out"
     if free and log_rates[0] < math.log(LEAST_DECAY):
         return "unresolved: less than one e-folding within the window"
+    # At a bound the fit has not ended, and what is left of the curve is no noise about it.
+    if log_rates[0] < low + math.log(2):
+        return "unresolved: the slowest rate is too small to be told from zero"
     if not (2 * width < math.log(WIDEST)).all():
         return f"unresolved: the rate is uncertain by more than a factor of {WIDEST:g}"
     return FITTED

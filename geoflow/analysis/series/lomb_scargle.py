@@ -14,6 +14,7 @@ from scipy.optimize import minimize_scalar
 from geoflow.analysis.series import exponentials, red_noise
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
+from geoflow.manifold.scaling import power_of_two
 from geoflow.system import kinds
 from geoflow.system.limits import OPERATIONS, check_work
 from geoflow.system.memory import check_memory
@@ -72,12 +73,13 @@ def frequency_grid(
     """From one cycle over the span T to 1/(2 median spacing), in steps of 1/(oversampling · T).
 
     With uneven samples there is no Nyquist frequency; what lies above half the median rate may be
-    asked for by ``max_frequency``.
+    asked for by ``max_frequency``. Where all times are multiples of one step, powers repeat beyond
+    half its rate.
 
     Raises
     ------
     InputError
-        Times that do not increase, an option that is not positive, or hardly a frequency.
+        Times that fall or are not finite, an option that is not positive, or hardly a frequency.
     """
     oversampling = kinds.as_number(oversampling, "oversampling")
     if max_frequency is not None:
@@ -86,11 +88,12 @@ def frequency_grid(
         raise InputError(f"max_frequency={max_frequency:g}; use a positive number")
     if not (math.isfinite(oversampling) and oversampling > 0):
         raise InputError(f"oversampling={oversampling:g}; use a positive number")
-    steps = np.diff(kinds.as_numbers(times, "times"))
+    t = kinds.as_numbers(times, "times")
+    steps = np.diff(t) if t.ndim == 1 and np.isfinite(t).all() else np.empty(0)
     spacing = float(np.median(steps)) if steps.size else 0.0
-    if steps.ndim != 1 or not (steps >= 0).all() or not spacing > 0:
+    if not (steps >= 0).all() or not spacing > 0:
         raise InputError("times: give two or more increasing numbers")
-    span = float(times[-1] - times[0])
+    span = float(t[-1] - t[0])
     high = 0.5 / spacing if max_frequency is None else max_frequency
     wanted = (high * span - 1) * oversampling * (1 + 1e-12)
     count = math.floor(min(wanted, 1e18)) + 1
@@ -158,26 +161,30 @@ def lomb_scargle(
     levels = checked_levels(levels)
     n_simulations = kinds.as_whole(n_simulations, "n_simulations")
     _check(t, y, detrend, n_simulations, seed)
+    # Nothing depends on the size of a series but its background; squares may leave a float.
+    scale = np.array([power_of_two(float(np.abs(x).max())) for x in y.T])
     frequency = frequency_grid(t, oversampling=oversampling, max_frequency=max_frequency)
     _check_cost(y.shape, len(frequency), n_simulations)
     shared = None if detrend == "relaxation" else _Design(t, _background(t, y, detrend), frequency)
-    columns = [
-        _spectrum(
-            shared or _Design(t, _background(t, x, detrend), frequency),
-            x,
-            levels,
-            n_simulations,
-            np.random.default_rng(seed),
-        )
-        for x in y.T
-    ]
+    columns = []
+    for x in (y * scale).T:
+        design = shared or _Design(t, _background(t, x, detrend), frequency)
+        rng = np.random.default_rng(seed)
+        columns.append(_spectrum(design, x, levels, n_simulations, rng))
+    columns = [c | {"background": c["background"] / k} for c, k in zip(columns, scale, strict=True)]
     return Spectrum(
         frequency, **{k: np.stack([c[k] for c in columns], axis=-1) for k in columns[0]}
     )
 
 
 class _Design:
-    """Sinusoids orthogonal to a background at the sample times, and red noise seen by them."""
+    """Sinusoids orthogonal to a background at the sample times, and red noise seen by them.
+
+    Raises
+    ------
+    InputError
+        Of some frequency nothing is left, as where samples are even, at multiples of their rate.
+    """
 
     def __init__(self, times: Floats, background: Floats, frequency: Floats) -> None:
         self.times, self.background, self.frequency = times, background, frequency
@@ -188,6 +195,12 @@ class _Design:
             for row, tau in enumerate(taus):
                 seen = waves * red_noise.covariance_product(times, tau, waves)
                 self.expected[row, columns] = seen.sum(axis=(0, 2))
+        unseen = frequency[self.expected[0] == 0]
+        if unseen.size:
+            raise InputError(
+                f"max_frequency={frequency[-1]:g}: samples at these times see no wave of the "
+                f"frequency {unseen[0]:g}; use less than that"
+            )
         for row, tau in enumerate(taus):
             outside = (self.q * red_noise.covariance_product(times, tau, self.q)).sum()
             self.expected[row] /= len(times) - outside
@@ -287,9 +300,16 @@ def _peak(
     def lowered(frequency: float) -> float:
         return -power(frequency) / float(np.interp(frequency, f, expected))
 
-    bounds = (f[max(best - 1, 0)], f[min(best + 1, len(f) - 1)])
-    found = minimize_scalar(lowered, bounds=bounds, method="bounded", options={"xatol": 1e-9})
-    peak = float(found.x) if found.fun < lowered(f[best]) else float(f[best])
+    low, high = f[max(best - 1, 0)], f[min(best + 1, len(f) - 1)]
+
+    def at(part: float) -> float:
+        return float(low + part * (high - low))
+
+    # By parts of the interval, so that the unit of time does not matter.
+    found = minimize_scalar(
+        lambda part: lowered(at(part)), bounds=(0, 1), method="bounded", options={"xatol": 1e-9}
+    )
+    peak = at(found.x) if found.fun < lowered(f[best]) else float(f[best])
     return peak, power(peak)
 
 
@@ -335,8 +355,10 @@ def checked_levels(levels: Sequence[float]) -> list[float]:
 
 
 def _check(t: Floats, y: Floats, detrend: str, count: int, seed: int) -> None:
-    if t.ndim != 1 or y.ndim != 2 or len(y) != len(t) or not (np.diff(t) > 0).all():
+    if t.ndim != 1 or y.ndim != 2 or len(y) != len(t) or not red_noise.are_increasing(t):
         raise InputError("times: give increasing numbers, and values of shape (N,) or (N, K)")
+    if not y.shape[1]:
+        raise InputError("values: there is no series in them; give one or more")
     if len(t) < FEWEST:
         raise InputError(f"times: {len(t)} samples; use at least {FEWEST}, from a longer walk")
     if not np.isfinite(y).all():

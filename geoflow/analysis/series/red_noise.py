@@ -42,6 +42,11 @@ class RedNoise:
     position: Floats
 
 
+def are_increasing(times: Floats) -> bool:
+    """Whether times are finite and each is later than the one before, shape (N,)."""
+    return bool(np.isfinite(times).all() and (np.diff(times) > 0).all())
+
+
 def grid(times: Floats) -> Floats:
     """Time constants looked through for samples at these times, a geometric row."""
     low = SHORTEST * float(np.diff(times).min())

@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 
 from geoflow.analysis.curvature import spectra
 from geoflow.analysis.curvature.operators import tangent_hessian
-from geoflow.analysis.series.exponentials import FITTED, ExponentialFit, fit, refused
+from geoflow.analysis.series.exponentials import (
+    FITTED,
+    ExponentialFit,
+    checked_confidence,
+    checked_terms,
+    fit,
+    refused,
+)
 from geoflow.analysis.series.scalars import series
 from geoflow.analysis.walked import state_at, walk_attributes
 from geoflow.errors import InputError
@@ -65,7 +72,8 @@ def along(
         See :func:`geoflow.analysis.series.scalars.series`. θ itself is there as ``arc_length``, or
         as PCA scores.
     start : float, optional
-        Flow time at which the window begins that ends with the walk. None: half way.
+        Flow time at which the window begins that ends with the walk. None: half of the flow time
+        at which ``ds`` ends, whatever part of the walk it holds.
     n_terms, confidence
         See :func:`fit`.
     curvature : RegularizingFlow or Dataset, optional
@@ -92,6 +100,8 @@ def along(
         An argument that cannot be used, or a curvature at a snapshot outside the window.
     """
     seed = check_seed(seed)
+    # Before a curve is refused, which is not looked at any further.
+    n_terms, confidence = checked_terms(n_terms), checked_confidence(confidence)
     found = series(ds, scalars)
     check_walk(ds, attributes=("status",))
     if (n := len(found.time)) < 2:
