@@ -143,16 +143,14 @@ def resample(runs: Sequence[xr.Dataset], along: str = "time", n: int = 200) -> x
     low = max(float(at[0]) for at, _ in passages)
     high = min(float(at[-1]) for at, _ in passages)
     if not low < high:
-        last = [ds for ds, (at, _) in zip(runs, passages, strict=True) if float(at[0]) == low]
-        first = [ds for ds, (at, _) in zip(runs, passages, strict=True) if float(at[-1]) == high]
+        late = [ds for ds, (at, _) in zip(runs, passages, strict=True) if float(at[0]) == low]
+        early = [ds for ds, (at, _) in zip(runs, passages, strict=True) if float(at[-1]) == high]
         begins = (
-            ""
-            if low == min(float(at[0]) for at, _ in passages)
-            else (f"that of {_seeds(last)} begins at {low:.4g}, and ")
+            f"that of {_seeds(late)} begins at {low:.4g}, and " if len(late) < len(runs) else ""
         )
         raise InputError(
             f"the walks have no range of {along} in common ({low:.4g} to {high:.4g}): {begins}that "
-            f"of {_seeds(first)} ends at {high:.4g}; leave that out"
+            f"of {_seeds(early)} ends at {high:.4g}; leave that out"
         )
     axis = np.linspace(low, high, n)
     times = np.stack([np.interp(axis, at, time) for at, time in passages])
