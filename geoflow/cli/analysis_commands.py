@@ -26,6 +26,7 @@ from geoflow.cli.own_problem import rebuilt_walk
 from geoflow.cli.terminal import DONE, or_dash, say, show, span
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
+from geoflow.plots.trajectory import walk_called
 from geoflow.problems.parts import TensorSpec
 from geoflow.system.messages import note
 
@@ -115,13 +116,14 @@ def principal_components(args: argparse.Namespace) -> int:
 
 def _null_model_table(found: xr.Dataset) -> Table:
     table = Table("seed", "model", "PC 1", "PC 2", "cosine content", "part. ratio", "p")
-    for walk, seed in enumerate(found["walk_seed"].values):
+    seeds = found["walk_seed"].values.tolist()
+    for walk in range(len(seeds)):
         own = pca.null_models_of(found, walk)
         for model in own["model"].values:
             row = own.sel(model=model)
             shares = row["explained_variance_ratio"].values[:2]
             table.add_row(
-                str(seed),
+                walk_called(seeds, walk).removeprefix("seed "),
                 str(model).replace("_", " "),
                 *(f"{100 * r:.3g}%" for r in shares),
                 *[""] * (2 - len(shares)),

@@ -183,7 +183,7 @@ def _relaxation(p: argparse.ArgumentParser) -> None:
 
 def _report(p: argparse.ArgumentParser) -> None:
     p.set_defaults(command=picture_commands.report)
-    help_files = "walks, paths, baselines, or folders of them, in any order"
+    help_files = "walks, paths, comparisons, baselines, or folders of them, in any order"
     p.add_argument("files", metavar="FILE.nc", nargs="+", help=help_files)
     p.add_argument("--out", metavar="PAGE.html", required=True, help="write the page here")
     p.add_argument(

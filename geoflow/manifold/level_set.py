@@ -126,8 +126,8 @@ class LevelSet:
         for c in self.levels:
             if not math.isfinite(c) or c == 0:
                 raise InputError(
-                    f"level={float(c)}; the tolerance is relative to it, so it must be finite "
-                    "and not zero"
+                    f"level={float(c)}; the tolerance is relative to it, so it must be finite and "
+                    "not zero; where L is to be zero, add 1 to the loss and keep that at 1"
                 )
         resolution = 4 * torch.finfo(self.problem.dtype).eps
         if not self.level_rtol >= resolution:

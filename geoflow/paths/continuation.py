@@ -163,7 +163,9 @@ class Continuation:
 
         def what() -> str:
             other = " but one that may be of another branch" if self.refused else ""
-            return f"no KKT point on L = {level:.6g}{other} is reached"
+            at = self.short_of
+            beyond = "" if at is None or at.c == before.c else f" beyond L = {at.c:.6g}"
+            return f"no KKT point on L = {level:.6g}{other} is reached{beyond}"
 
         with self._within(allowed, what):
             return self._to(level, before)
@@ -174,24 +176,35 @@ class Continuation:
         length = scale.distance(before.c, level)
         shortest, halved = length / 2**MAX_HALVINGS, False
         self.memory.bearing, self.refused = None, False
+        # Points that were too far, the nearest last: once there is one in between, they need not be
+        # found again.
+        ahead: list[Reached] = []
         while at.c != level:
             self.short_of = at
             length = min(length, scale.distance(at.c, level))
-            goal = scale.towards(level, at.c, length)
+            found = _nearby(at, ahead)
+            if found is None and ahead and length > shortest:
+                apart = scale.distance(at.c, ahead[-1].c)
+                while length > shortest and length > apart * (1 - 1e-9):
+                    length, halved = max(length / 2, shortest), True
             near = length <= shortest
             try:
-                found = self._step(goal, at)
-                (check_no_fold if near else check_near)(at, found)
+                if found is None:
+                    found = self._step(scale.towards(level, at.c, length), at)
+                    (check_no_fold if near else check_near)(at, found)
             except (*FAILURES, FarError) as failure:
-                self.refused = isinstance(failure, FarError)
+                told = isinstance(failure, FarError) and failure.told
+                self.refused = isinstance(failure, FarError) and not told
                 if near:
                     raise
+                if told and found is not None:
+                    ahead.append(found)
                 length, halved = max(length / 2, shortest), True
                 continue
             corrections += found.n_corrections
             method = found.method if found.method == "walk" else method
             at = found
-            between += goal != level
+            between += at.c != level
             length, halved = length if halved else 2 * length, False
         return replace(at, method=method, n_between=between, n_corrections=corrections)
 
@@ -333,6 +346,27 @@ class Continuation:
     def budget(self) -> AbstractContextManager[None]:
         """Allow as many evaluations as are left."""
         return self.flow.problem.budget(self.left)
+
+
+def _nearby(at: Reached, ahead: list[Reached]) -> Reached | None:
+    """Take the farthest of the points ahead that is near; None where none is.
+
+    Those that it passes are forgotten, and so is one at which R is not what λ says from here: from
+    nearer another one may be found on its level.
+    """
+    kept: list[Reached] = []
+    found: Reached | None = None
+    for point in ahead:
+        try:
+            check_near(at, point)
+        except FarError as failure:
+            if failure.told:
+                kept.append(point)
+        else:
+            found = point
+            break
+    ahead[:] = kept
+    return found
 
 
 def _passed(before: float, after: float, levels: Sequence[float], here: float) -> float | None:

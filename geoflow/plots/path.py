@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import cycle
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import Locator, LogFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
@@ -106,7 +108,7 @@ def regularization_path(
         _penalty_axes(axes, len(names), beside, ds)
         handles, labels = axes.flat[len(names) - 1].get_legend_handles_labels()
         ncols = 3 if width > WIDE_INCHES else 2
-        figure.legend(handles, labels, loc="outside lower center", ncols=ncols)
+        figure.legend(_uncoloured(handles), labels, loc="outside lower center", ncols=ncols)
         figure.suptitle(title(ds), fontsize=8)
         figure.align_ylabels()
     return figure
@@ -168,6 +170,20 @@ def singular_values(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
         figure.legend(handles, labels, loc="outside lower center", ncols=SINGULAR_VALUES)
         figure.suptitle(title(ds), fontsize=8)
     return figure
+
+
+def _uncoloured(lines: Sequence[Any]) -> list[Any]:
+    """Handles of a legend for all panels, without the colour that each has of its own."""
+    found = []
+    for line in lines:
+        if isinstance(line, Line2D):
+            plainly = Line2D([], [])
+            plainly.update_from(line)
+            plainly.set_color("black")
+            found.append(plainly)
+        else:
+            found.append(line)
+    return found
 
 
 def observables(ds: xr.Dataset) -> list[str]:

@@ -35,7 +35,7 @@ from geoflow.plots.styles import (
     plain,
     style,
 )
-from geoflow.plots.trajectory import walk_name
+from geoflow.plots.trajectory import walk_called
 from geoflow.system import kinds
 
 Floats = NDArray[np.float64]
@@ -77,8 +77,14 @@ def scores_plane(ds: xr.Dataset, ax: Axes | None = None, x: int = 1, y: int = 2)
             ax.plot(*scores[0], "o", mfc="white", mec="black", ms=5, zorder=3, label=named[0])
             ax.plot(*scores[-1], "s", color="black", ms=4.5, zorder=3, label=named[1])
             if 1 < ds.sizes["walk"] <= LABELLED_WALKS:
-                name = f" {_mark(walk, number)}"
-                ax.annotate(name, scores[0], xytext=(3, 3), textcoords="offset points", fontsize=7)
+                name = f" {_mark(ds, number)}"
+                ax.annotate(
+                    name,
+                    scores[_marked(ds, number)],
+                    xytext=(3, 3),
+                    textcoords="offset points",
+                    fontsize=7,
+                )
         ax.autoscale_view()
         ax.margins(0.08)
         ax.set_xlabel(_component_label(ds, x))
@@ -115,8 +121,9 @@ def off_plane(ds: xr.Dataset, ax: Axes | None = None, plane: int = 2) -> Axes:
             arc = walk["arc_length"].values
             _timed_line(ax, arc, distance, walk["snapshot_time"].values, _norm(ds))
             if 1 < ds.sizes["walk"] <= LABELLED_WALKS:
-                name = f" {_mark(walk, number)}"
-                at = (float(arc[0]), float(distance[0]))
+                name = f" {_mark(ds, number)}"
+                place = _marked(ds, number)
+                at = (float(arc[place]), float(distance[place]))
                 ax.annotate(name, at, xytext=(1, 2), textcoords="offset points", fontsize=7)
         ax.autoscale_view()
         ax.set_ylim(bottom=0)
@@ -244,7 +251,7 @@ def pca_space(
             name = "start" if number == 0 else None
             space.scatter(*scores[0], color="white", marker="o", label=name, **look)
             if several:
-                called = walk_name(int(walk["seed"][0]), number)
+                called = walk_called(_seeds(ds), number)
                 name = f"{called}, mean of its points" if number < LABELLED_WALKS else None
                 space.scatter(*scores.mean(axis=0), color=colour, marker="s", label=name, **look)
             else:
@@ -334,9 +341,20 @@ def _walks(ds: xr.Dataset) -> Iterator[xr.Dataset]:
         yield walk.sortby("snapshot_time")
 
 
-def _mark(walk: xr.Dataset, number: int) -> str:
-    """What stands beside a walk's line: its seed alone, or its place where it has none."""
-    return walk_name(int(walk["seed"][0]), number).removeprefix("seed ")
+def _seeds(ds: xr.Dataset) -> list[int]:
+    """The seed of each walk."""
+    return [int(walk["seed"][0]) for walk in _walks(ds)]
+
+
+def _mark(ds: xr.Dataset, number: int) -> str:
+    """What stands beside a walk's line: its seed alone, or its place where that names none."""
+    return walk_called(_seeds(ds), number).removeprefix("seed ")
+
+
+def _marked(ds: xr.Dataset, number: int) -> int:
+    """Which point of a walk its mark is at: the last where another starts as it does."""
+    seeds = _seeds(ds)
+    return -1 if seeds.count(seeds[number]) > 1 else 0
 
 
 def _norm(ds: xr.Dataset) -> Normalize:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -12,11 +14,13 @@ from geoflow.errors import InputError
 from geoflow.plots.styles import (
     COLOURS,
     COLUMN_INCHES,
+    LABELS,
     LINES,
     MARKERS,
     SLIDE_INCHES,
     check_axes,
     check_width,
+    label_below,
     new_figure,
     plain,
     style,
@@ -91,6 +95,9 @@ def function_distance(
             ax.set_xscale("log")
         if not linear and (ds[name] > 0).any():
             ax.set_yscale("log")
+        if not (ds[name] > 0).any():
+            # None differs: a range of its own would go below zero.
+            ax.set_ylim(0, 1)
         ax.set_xlabel(r"distance in $\theta$")
         ax.set_ylabel(DISTANCES[name])
         ax.legend()
@@ -135,23 +142,25 @@ def matrices(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     marked = np.unique(np.linspace(0, n - 1, min(n, 3)).round().astype(int))
     labels = [f"{t:.2g}" for t in ds["snapshot_time"].values[marked]]
     with style():
-        figure = new_figure(width, 1.15 * width * rows / columns + 0.3)
+        figure = new_figure(width, 1.15 * width * rows / columns + 0.5)
         axes = figure.subplots(rows, columns, squeeze=False)
-        for ax in axes.flat[len(names) :]:
-            ax.set_axis_off()
         for name, ax in zip(names, axes.flat, strict=False):
             whole = name == "parameter_distance"
             values = ds[name].values if whole else ds[name].sel(set=part).values
             values = values * (100 if name == "disagreement" else 1)
-            image = ax.imshow(values, cmap="cividis", origin="lower", interpolation="nearest")
+            # From zero on, and where all are zero, as of classes that never change, with a range.
+            most = np.nanmax(values, initial=0.0) or 1.0
+            look: dict[str, Any] = {"cmap": "cividis", "interpolation": "nearest"}
+            image = ax.imshow(values, origin="lower", vmin=0, vmax=most, **look)
             label = r"$\|\theta_i - \theta_j\|$" if whole else DISTANCES[name]
             bar = figure.colorbar(image, ax=ax, location="top", shrink=0.9)
             bar.set_label(label.replace(" d", "\nd", 1))
             ax.set_xticks(marked, labels)
             ax.set_yticks(marked, labels)
             ax.grid(visible=False)
-        for place in (figure.supxlabel, figure.supylabel):
-            place("flow time of the snapshot", fontsize=8)
+        label_below(axes, len(names), LABELS["time"])
+        for ax in axes[:, 0]:
+            ax.set_ylabel(LABELS["time"])
         figure.suptitle(f"{_title(ds)}: {plain(part)} set", fontsize=8)
     return figure
 

@@ -263,6 +263,14 @@ def walk_name(seed: int, number: int = 0) -> str:
     return f"seed {seed}" if seed >= 0 else f"walk {number + 1}"
 
 
+def walk_called(seeds: Sequence[int], number: int) -> str:
+    """What one of several walks is called: by its place, too, where others have its seed."""
+    given = [int(seed) for seed in seeds]
+    name = walk_name(given[number], number)
+    twice = given[number] >= 0 and given.count(given[number]) > 1
+    return f"{name}, walk {number + 1}" if twice else name
+
+
 def _apart(walks: Sequence[xr.Dataset]) -> list[str]:
     """Names of several walks by what they differ in; none where their lines are not told apart."""
     if not 1 < len(walks) <= len(COLOURS):

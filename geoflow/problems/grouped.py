@@ -274,7 +274,9 @@ class Grouped(Counted):
             )
         return InputError(
             f"targets: the loss is {value} on {what} {numbers} alone, as where its target is "
-            "ignored (ignore_index) or its class weighs 0; leave such examples out of the data"
+            "ignored (ignore_index), its class weighs 0, or examples act on each other (a ranking "
+            "loss of survival times); leave such examples out, or make a problem for each "
+            "constraint"
         )
 
 

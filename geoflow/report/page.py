@@ -21,7 +21,7 @@ from geoflow.analysis import PCA
 from geoflow.analysis.components import pca
 from geoflow.archive.inputs import expand
 from geoflow.archive.parts import check_free
-from geoflow.errors import RankError
+from geoflow.errors import InputError, RankError
 from geoflow.report.comparisons import comparison_section
 from geoflow.report.parts import Picture, Row, Section, Table, picture, synthetic
 from geoflow.report.paths import path_section
@@ -234,11 +234,18 @@ def _section(
     section.sentences += [sentence(ds, name) for ds, name in zip(walks, called, strict=True)]
     if walks:
         section.parts.append(_run_table(walks, called))
-        figure = plots.sweep_stack(walks, ensemble.resample(walks) if walks[1:] else None)
+        mean, left_out = _mean(walks, called)
+        section.warnings += left_out
+        figure = plots.sweep_stack(walks, mean)
         names = _drawn(walks)
+        band = (
+            ""
+            if mean is None
+            else "; thin: the runs; thick, with the band: mean ± standard deviation, as far as the "
+            "shortest walk goes"
+        )
         caption = (
-            f"{names} against flow time; thin: the runs; thick, with the band: mean ± "
-            "standard deviation, as far as the shortest walk goes. The angle is far stiffer than "
+            f"{names} against flow time{band}. The angle is far stiffer than "
             "θ: where runs at loose tolerances differ in it alone, read nothing into that."
         )
         section.parts.append(picture("stack", figure, f"{names} of {len(walks)} walks", caption))
@@ -255,6 +262,25 @@ def _section(
         # Ids are those of one thing on a page.
         section.parts = [replace(part, id=f"{part.id}-{number}") for part in section.parts]
     return section
+
+
+def _mean(
+    walks: Sequence[xr.Dataset], called: Sequence[str]
+) -> tuple[xr.Dataset | None, list[str]]:
+    """The walks on one axis where there are two that can be, and what is said of the others."""
+    if not walks[1:]:
+        return None, []
+    try:
+        there, without = ensemble.with_range(walks)
+        mean = ensemble.resample(there) if there[1:] else None
+    except InputError as error:
+        return None, [f"No mean of these walks is drawn: {error}."]
+    what = "no mean is drawn" if mean is None else "it is in no mean"
+    return mean, [
+        f"{name} {'made no step' if ds.sizes['step'] == 1 else 'has one snapshot'}: {what}."
+        for ds, name in zip(walks, called, strict=True)
+        if any(ds is one for one in without)
+    ]
 
 
 def _drawn(walks: Sequence[xr.Dataset]) -> str:

@@ -15,8 +15,8 @@ from geoflow import baselines
 from geoflow.archive.inputs import existing
 from geoflow.archive.netcdf import checked, open_lazily
 from geoflow.archive.path_files import open_path
-from geoflow.archive.trajectory_files import open_trajectory
-from geoflow.errors import InputError
+from geoflow.archive.trajectory_files import open_trajectory, other_kind
+from geoflow.errors import ArchiveError, InputError
 from geoflow.system import translation
 from geoflow.system.memory import check_memory
 from geoflow.trajectories import path_schema, schema
@@ -140,4 +140,10 @@ def _kind_of(path: Path) -> tuple[str, str]:
             return "baseline", _subject(ds.attrs)
         if ds.attrs.get("kind") == "comparison":
             return "comparison", ""
-        return (path_schema.KIND if path_schema.is_path(ds) else "walk"), ""
+        if path_schema.is_path(ds):
+            return path_schema.KIND, ""
+        if other := other_kind(ds):
+            raise ArchiveError(
+                f"{path} is of the kind {other}; give walks, paths, comparisons or baselines"
+            )
+        return "walk", ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,10 +32,15 @@ OF_RUN = {
     "status": "how the walk ended",
 }
 PATTERN = "seed-*.nc"
+# Seeds that a message names.
+NAMED = 5
 
 
 def open_sweep(folder: str | Path, along: str = "time", n: int = 200) -> xr.Dataset:
     """Open the finished walks of a sweep as one dataset.
+
+    A walk without a range of the axis, as one that made no step, is left out where others have
+    one, with a warning that names it.
 
     Parameters
     ----------
@@ -55,10 +61,42 @@ def open_sweep(folder: str | Path, along: str = "time", n: int = 200) -> xr.Data
         raise ArchiveError(f"{folder} has no walk ({PATTERN}); name the folder of a sweep")
     runs = [open_trajectory(path) for path in paths]
     try:
-        return resample(runs, along, n)
+        _check_along(along, n)
+        there, without = with_range(runs, along)
+        if there and without:
+            warnings.warn(
+                f"{folder}: left out for want of a range of {along} is the walk of "
+                f"{_seeds(without)}",
+                stacklevel=2,
+            )
+        return resample(there or runs, along, n)
     finally:
         for run in runs:
             run.close()
+
+
+def with_range(
+    runs: Sequence[xr.Dataset], along: str = "time"
+) -> tuple[list[xr.Dataset], list[xr.Dataset]]:
+    """Walks with a range of the axis, and those with a single value, as of a walk of no step.
+
+    Parameters
+    ----------
+    runs, along
+        See :func:`resample`.
+
+    Raises
+    ------
+    InputError
+        No walks, or walks of different experiments or settings of θ.
+    """
+    _check(runs)
+    there: list[xr.Dataset] = []
+    without: list[xr.Dataset] = []
+    for ds in runs:
+        at, _ = _passage(_in_order(ds), along)
+        (there if len(at) > 1 else without).append(ds)
+    return there, without
 
 
 def resample(runs: Sequence[xr.Dataset], along: str = "time", n: int = 200) -> xr.Dataset:
@@ -91,9 +129,7 @@ def resample(runs: Sequence[xr.Dataset], along: str = "time", n: int = 200) -> x
     InputError
         No walks, walks of different experiments or settings of θ, or without a common range.
     """
-    n = kinds.as_whole(n, "n")
-    if along not in ALONG or n < 2:
-        raise InputError(f"along={along!r}, n={n}; use along='time' or 'angle', and n of 2 or more")
+    n = _check_along(along, n)
     kinds.check_kind(runs, Sequence, "runs", "a list of walks")
     _check(runs)
     runs = [_in_order(ds) for ds in runs]
@@ -107,7 +143,15 @@ def resample(runs: Sequence[xr.Dataset], along: str = "time", n: int = 200) -> x
     low = max(float(at[0]) for at, _ in passages)
     high = min(float(at[-1]) for at, _ in passages)
     if not low < high:
-        raise InputError(f"the walks have no range of {along} in common ({low:.4g} to {high:.4g})")
+        late = [ds for ds, (at, _) in zip(runs, passages, strict=True) if float(at[0]) == low]
+        early = [ds for ds, (at, _) in zip(runs, passages, strict=True) if float(at[-1]) == high]
+        begins = (
+            f"that of {_seeds(late)} begins at {low:.4g}, and " if len(late) < len(runs) else ""
+        )
+        raise InputError(
+            f"the walks have no range of {along} in common ({low:.4g} to {high:.4g}): {begins}that "
+            f"of {_seeds(early)} ends at {high:.4g}; leave that out"
+        )
     axis = np.linspace(low, high, n)
     times = np.stack([np.interp(axis, at, time) for at, time in passages])
 
@@ -149,6 +193,19 @@ def resample(runs: Sequence[xr.Dataset], along: str = "time", n: int = 200) -> x
         elif isinstance(there[0], str):
             attributes[name] = ", ".join(there)
     return xr.Dataset(variables, coordinates, attributes)
+
+
+def _check_along(along: str, n: int) -> int:
+    n = kinds.as_whole(n, "n")
+    if along not in ALONG or n < 2:
+        raise InputError(f"along={along!r}, n={n}; use along='time' or 'angle', and n of 2 or more")
+    return n
+
+
+def _seeds(runs: Sequence[xr.Dataset]) -> str:
+    """The seeds of some walks, in words, the first few."""
+    seeds = [str(ds.attrs["seed"]) for ds in runs]
+    return f"seed{'s' * bool(seeds[1:])} {', '.join(seeds[:NAMED])}{', …' * bool(seeds[NAMED:])}"
 
 
 def _in_order(ds: xr.Dataset) -> xr.Dataset:

@@ -182,3 +182,68 @@ def test_snapshots_are_chosen_once_and_evenly(network):
     rounded = ds.assign(theta=ds["theta"].astype(np.float32))
     assert loss_rtol(ds, network.problem) == 1e-8
     assert loss_rtol(rounded, network.problem) == 1e-3
+
+
+def of_batches():
+    """A loss of a network, and not of outputs that are known."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(12, 3, generator=generator, dtype=torch.float64)
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    with torch.no_grad():
+        for parameter in module.double().parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+
+    def batch_loss(network, batch):
+        return (network(batch) - batch.sum(1, keepdim=True)).square().sum(), len(batch)
+
+    problem = gf.Problem.from_batches(module, batch_loss, [x])
+    return gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+
+
+class Bent(torch.autograd.Function):
+    """The square, whose derivative has another derivative than its own."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx, slope):
+        (x,) = ctx.saved_tensors
+        return slope * 2 * x.detach()
+
+
+def of_a_bent_loss():
+    module = references.small_network().problem._parts[0].module
+    inputs, targets = references.small_data()
+    problem = gf.Problem.from_module(
+        module, lambda o, t: Bent.apply(o).mean() + o[:, 0].mean(), inputs, targets
+    )
+    return gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+
+
+@pytest.mark.parametrize(
+    ("make", "said", "most"),
+    [(of_batches, "make it with Problem.from_module", 0), (of_a_bent_loss, "second deriv", 3)],
+)
+@pytest.mark.filterwarnings("ignore:loss")
+def test_what_a_later_operator_cannot_do_is_said_before_the_work(make, said, most, tmp_path):
+    """No snapshot is kept before all its operators are done, so the work would be lost."""
+    flow = make()
+    ds = gf.walk(flow, stop=None, t_end=0.01, max_snapshots=2)
+    before = flow.problem.counts["hvp"]
+    file = tmp_path / "spectra.nc"
+    with pytest.raises(InputError, match=said):
+        spectra.along(ds, flow, operators=spectra.OPERATORS, archive=file)
+    assert flow.problem.counts["hvp"] - before <= most
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_gauss_newton_matrix_is_of_one_loss_and_not_of_several(network):
+    second = references.small_network(batch_size=7).problem
+    both = gf.LevelSet([network.problem, second], level=[None, None])
+    with pytest.raises(InputError, match=r"several constraints, and .*; take it of one of their"):
+        gauss_newton(both.problem, second.theta0)
+    for problem in (network.problem, second):
+        assert gauss_newton(problem, second.theta0).size == 50

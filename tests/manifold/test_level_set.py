@@ -244,7 +244,7 @@ def test_a_residual_that_rounding_of_theta_does_not_force_is_refused():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"level": 0.0}, "level=0.0"),
+        ({"level": 0.0}, r"level=0\.0; .* add 1 to the loss and keep that at 1$"),
         ({"level": math.nan}, "level=nan"),
         ({"level_rtol": 0.0}, "level_rtol=0.0"),
         ({"level_rtol": 1e-17}, "below what torch.float64 resolves"),

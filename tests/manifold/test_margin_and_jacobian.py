@@ -1,6 +1,8 @@
 """Which examples the margin is of, and of which networks there is a Jacobian for each example."""
 
+from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -223,3 +225,64 @@ class OnOne(nn.Module):
 def test_one_example_that_acts_on_all_others_is_seen_in_either_half(k):
     with pytest.raises(InputError, match="change with the inputs of others"):
         value("jacobian_norm", OnOne(k), F.cross_entropy, TARGETS)
+
+
+@dataclass
+class Given:
+    logits: torch.Tensor
+
+
+class Within(nn.Module):
+    """A network whose logits are within what it gives."""
+
+    def __init__(self, give):
+        super().__init__()
+        self.inner, self.give = network(), give
+
+    def forward(self, x):
+        return self.give(self.inner(x))
+
+
+WITHIN = {
+    "dict": (lambda f: {"logits": f}, lambda o: o["logits"]),
+    "tuple": (lambda f: (f, f.sum()), lambda o: o[0]),
+    "Given": (Given, lambda o: o.logits),
+    "SimpleNamespace": (lambda f: SimpleNamespace(logits=f), lambda o: o.logits),
+}
+
+
+def refused(name, problem):
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+    said = []
+    for call in (
+        lambda: gf.RegularizingFlow(flow.level_set, gf.regularizers.get(name)),
+        lambda: gf.regularizers.get(name).bind(problem),
+        lambda: gf.walk(flow, observables={"its": gf.regularizers.get(name)}),
+    ):
+        with pytest.raises(InputError) as failure:
+            call()
+        said.append(str(failure.value))
+    return said
+
+
+@pytest.mark.parametrize("kind", WITHIN)
+def test_logits_within_what_a_network_gives_are_refused_in_one_line(kind):
+    give, take = WITHIN[kind]
+    problem = gf.Problem.from_module(
+        Within(give), lambda o, t: F.cross_entropy(take(o), t), INPUTS, TARGETS
+    )
+    for line in refused("margin", problem):
+        assert f"'margin': the outputs, a {kind}, are no logits and classes; let the mod" in line
+        assert "\n" not in line
+    for line in refused("jacobian_norm", problem):
+        assert "no tensor with a row for each example; use another R" in line
+
+
+def test_one_number_of_all_examples_has_no_jacobian_for_each():
+    problem = gf.Problem.from_module(
+        Within(lambda f: f.square().mean()), lambda o, t: o, INPUTS, TARGETS
+    )
+    for line in refused("jacobian_norm", problem):
+        assert "no tensor with a row for each example; use another R" in line
+    for line in refused("margin", problem):
+        assert "outputs of shape () and targets of (22,) are no logits" in line

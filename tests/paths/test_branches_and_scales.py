@@ -87,17 +87,53 @@ def test_a_jump_to_another_well_is_no_path_wherever_the_origin_is(shift):
 
 
 @pytest.mark.parametrize("level", [1e-6, 0.1])
-def test_a_ridge_path_from_near_zero_needs_no_level_named_in_between(level):
+def test_a_ridge_path_from_near_zero_needs_no_level_named_in_between(level, monkeypatch):
+    monkeypatch.setattr("geoflow.paths.branch.FAR", 0.2)
     flow = _flow(lambda theta: ((theta - A) ** 2 * CURVATURES).sum(), 0.05 * A)
     ds = gf.regularization_path(flow, [level], degrees=179.0)
     assert ds.attrs["status"] == "complete"
-    assert ds["method"].values.tolist() == ["walk", "corrector"]
     # Steps that each succeed, more than a way may be halved.
     assert int(ds["n_between"][-1]) > 8
     hessian = 2 * CURVATURES
     exact = hessian * A / (hessian + 2 * float(ds["penalty"][-1]))
     np.testing.assert_allclose(ds["theta"][-1], exact, atol=0.01)
     assert int(ds["n_gradient"][-1]) < 1000
+
+
+@pytest.mark.parametrize(("level", "most"), [(1e-6, 550), (0.1, 200)])
+def test_a_point_that_was_too_far_is_not_found_again(monkeypatch, level, most):
+    flow = _flow(lambda theta: ((theta - A) ** 2 * CURVATURES).sum(), 0.05 * A)
+    found, step = [], Continuation._step
+
+    def stepping(self, level, before):
+        reached = step(self, level, before)
+        found.append(level)
+        return reached
+
+    monkeypatch.setattr(Continuation, "_step", stepping)
+    ds = gf.regularization_path(flow, [level], degrees=179.0)
+    assert ds.attrs["status"] == "complete"
+    assert len({f"{c:.9g}" for c in found}) == len(found)
+    assert int(ds["n_gradient"][-1] - ds["n_gradient"][0]) < most
+
+
+def test_how_far_is_too_far_is_the_same_up_and_down():
+    flow = _flow(lambda theta: ((theta - A) ** 2).sum(), 0.1 * A)
+    states = {part: flow.evaluate(part * A) for part in (0.2, 0.39, 0.41)}
+    reached = {
+        part: Reached(
+            state,
+            gf.RegularizingFlow(gf.LevelSet(flow.problem, state.loss), flow.regularizer),
+            "walk",
+        )
+        for part, state in states.items()
+    }
+    for pair in [(0.2, 0.39), (0.39, 0.2)]:
+        check_near(*(reached[part] for part in pair))
+    for pair in [(0.2, 0.41), (0.41, 0.2)]:
+        with pytest.raises(FarError) as refused:
+            check_near(*(reached[part] for part in pair))
+        assert refused.value.told
 
 
 def test_a_path_through_the_origin_is_a_straight_line():
@@ -242,7 +278,9 @@ def test_a_level_that_is_given_up_says_whether_a_point_was_refused(monkeypatch, 
     continuation = Continuation(flow, 1e-3, 175.0)
     continuation.left = 10_000
     start = continuation.start()
-    failures = iter([FarError() if refused else _no_point(), EvaluationLimitError("spent")])
+    # One that is far and may well be of the same branch is none of another.
+    first = FarError() if refused else FarError(told=True)
+    failures = iter([first if refused else _no_point(), first, EvaluationLimitError("spent")])
 
     def fails(level, before):
         raise next(failures)
@@ -250,6 +288,27 @@ def test_a_level_that_is_given_up_says_whether_a_point_was_refused(monkeypatch, 
     monkeypatch.setattr(continuation, "_step", fails)
     said = "L = 3 but one that may be of another branch is" if refused else "L = 3 is"
     with pytest.raises(ConvergenceError, match=f"^no KKT point on {said} reached within 500 "):
+        continuation.to(3.0, start, 500)
+
+
+def test_a_level_that_is_given_up_says_how_far_the_path_came(monkeypatch):
+    flow = _flow(lambda theta: (theta**2).sum(), [1.0, 1.0], lambda theta: theta[0])
+    continuation = Continuation(flow, 1e-3, 175.0)
+    continuation.left = 10_000
+    start, step, levels = continuation.start(), continuation._step, []
+
+    def fails(level, before):
+        levels.append(level)
+        if len(levels) == 1:
+            raise _no_point()
+        if len(levels) == 3:
+            raise EvaluationLimitError("spent")
+        return step(level, before)
+
+    monkeypatch.setattr(continuation, "_step", fails)
+    between = f"{math.sqrt(6):.6g}"
+    said = rf"^no KKT point on L = 3 is reached beyond L = {between} within 500 evaluations: it is"
+    with pytest.raises(ConvergenceError, match=said):
         continuation.to(3.0, start, 500)
 
 

@@ -338,8 +338,10 @@ def test_a_level_that_is_never_reached_costs_in_proportion_to_those_that_were(pa
     allowed = max(2 * first, 1000)
     # On the way to the level, and along the arc of the branch.
     assert flow.problem.evaluations - last <= allowed + 500
-    assert ds.attrs["status"] == "not_converged"
-    assert f"within {allowed} evaluations" in ds.attrs["status_message"]
+    # Or the way is halved as often as it may be before.
+    assert ds.attrs["status"] in ("not_converged", "projection_failed")
+    if ds.attrs["status"] == "not_converged":
+        assert f"within {allowed} evaluations" in ds.attrs["status_message"]
 
 
 @pytest.mark.slow

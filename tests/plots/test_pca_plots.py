@@ -80,6 +80,19 @@ def test_null_models_are_drawn_beside_the_walk(walk):
     assert plots.null_models(counted).axes[1].get_xlabel() == "point"
 
 
+def test_two_walks_of_one_seed_are_told_apart(walk):
+    seeded = [walk.assign_attrs(seed=seed) for seed in (3, 5, 3)]
+    names = ("seed 3, walk 1", "seed 5", "seed 3, walk 3")
+    figure = plots.pca_space(pca.along(seeded, 3))
+    (legend,) = (n for part in figure.subfigs for n in part.legends)
+    said = [text.get_text() for text in legend.get_texts()]
+    assert said[1:] == [f"{name}, mean of its points" for name in names]
+    plane = plots.scores_plane(pca.along(seeded, 3), Figure().subplots())
+    assert [t.get_text() for t in plane.texts] == [
+        f" {name.removeprefix('seed ')}" for name in names
+    ]
+
+
 def test_only_what_can_be_drawn_is_written(walk, tmp_path):
     kinds = ("explained-variance", "pca-2d")
     paths = plots.save_figures(pca.along(walk, 2), tmp_path, "walk")

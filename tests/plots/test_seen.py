@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import xarray as xr
 from matplotlib.figure import Figure
 
 import drawn
@@ -230,7 +231,6 @@ def test_names_of_peaks_do_not_stand_on_each_other():
 
 def test_maps_of_distances_name_their_colours_and_their_axes():
     figure = plots.matrices(drawn.predictions())
-    assert figure.get_supxlabel() == figure.get_supylabel() == "flow time of the snapshot"
     bars = [ax.get_xlabel() for ax in figure.axes[4:]]
     assert bars == [
         "RMS\ndifference of outputs",
@@ -238,7 +238,54 @@ def test_maps_of_distances_name_their_colours_and_their_axes():
         "disagreement / %",
         r"$\|\theta_i - \theta_j\|$",
     ]
-    assert not any(ax.get_xlabel() for ax in figure.axes[:4])
+    assert [ax.get_xlabel() for ax in figure.axes[:4]] == ["flow time $t$"] * 4
+    assert [ax.get_ylabel() for ax in figure.axes[:4]] == ["flow time $t$", "", "", ""]
+
+
+def agreeing(snapshots):
+    """So many snapshots of networks that agree on every class."""
+    ds = drawn.predictions()
+    numbers = np.linspace(0, ds.sizes["snapshot"] - 1, snapshots).round().astype(int)
+    numbers = np.sort(np.resize(numbers, snapshots))
+    many = ds.isel(snapshot=numbers, snapshot_other=numbers)
+    times = np.geomspace(1e-3, 1.9, snapshots) - 1e-3
+    many = many.assign_coords(snapshot_time=("snapshot", times))
+    return many.assign(disagreement=xr.zeros_like(many["disagreement"]))
+
+
+@pytest.mark.parametrize("width", [3.5, 7.0])
+def test_labels_of_maps_are_within_the_picture_and_on_nothing_else(width):
+    figure = plots.matrices(agreeing(24), width=width)
+    figure.canvas.draw()
+    whole = figure.bbox
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            label = axis.label.get_window_extent()
+            if not axis.label.get_text():
+                continue
+            assert whole.x0 <= label.x0
+            assert whole.y0 <= label.y0
+            assert label.x1 <= whole.x1
+            for other in figure.axes:
+                ticks = [*other.get_xticklabels(), *other.get_yticklabels()]
+                boxes = [tick.get_window_extent() for tick in ticks if tick.get_text()]
+                assert not any(label.overlaps(box) for box in boxes)
+
+
+def test_what_never_differs_has_no_negative_difference():
+    same = agreeing(5)
+    figure = plots.matrices(same)
+    assert {image.get_clim()[0] for ax in figure.axes for image in ax.get_images()} == {0}
+    maps = plots.function_space(same)
+    assert maps.axes[2].get_ylim() == (0, 1)
+
+
+def test_the_legend_of_all_panels_has_the_colour_of_none():
+    figure = plots.regularization_path(drawn.path())
+    (legend,) = figure.legends
+    own = {line.get_color() for ax in figure.axes for line in ax.get_lines()}
+    assert len(own) > 1
+    assert {line.get_color() for line in legend.get_lines()} == {"black"}
 
 
 @pytest.mark.parametrize(

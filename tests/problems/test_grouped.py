@@ -275,7 +275,7 @@ REFUSED = {
     ),
     "no weight": (
         lambda: of_ignored(gf.by_class, TARGETS, weight=torch.tensor(NO_CLASS)),
-        "or its class weighs 0; leave such examples out",
+        "its class weighs 0, or examples act on each other",
     ),
     **{
         f"contrastive {divide.__name__}": (

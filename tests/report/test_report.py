@@ -339,6 +339,12 @@ def test_the_command_and_its_errors(files, tmp_path, capsys):
     xr.Dataset({"x": 1}).to_netcdf(tmp_path / "x.nc")
     with pytest.raises(ArchiveError, match="is not a trajectory"):
         report.report([tmp_path / "x.nc"], tmp_path / "b.html")
+    with gf.open_trajectory(files / "0.nc") as ds:
+        netcdf.save_dataset(gf.analysis.pca.along(ds, 2), tmp_path / "pca.nc")
+    with pytest.raises(
+        ArchiveError, match=r"pca\.nc is of the kind 'pca'; give walks, paths, comp"
+    ):
+        report.report([tmp_path / "pca.nc"], tmp_path / "b.html")
     assert not (tmp_path / "b.html").exists()
 
 

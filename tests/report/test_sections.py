@@ -193,3 +193,35 @@ def test_a_caption_names_what_its_figure_shows(observables, words, tmp_path):
     (section,), _ = page(tmp_path, file)
     stack = next(part for part in section.parts if part.id == "stack")
     assert stack.caption.startswith(words)
+
+
+def of_seeds(folder, *budgets):
+    """Walks of one experiment, each of so many evaluations: a single one is of no step."""
+    files = []
+    for seed, budget in enumerate(budgets):
+        settings = {"t_end": None, "max_evaluations": budget}
+        named = {"provenance": {"experiment": "small", "seed": seed}}
+        files.append(walked(folder / f"{seed}.nc", network(), **settings, **named))
+    return files
+
+
+@pytest.mark.parametrize(
+    ("budgets", "said"),
+    [
+        ((40, 1, 40), ["Seed 1 made no step: it is in no mean."]),
+        ((40, 1), ["Seed 1 made no step: no mean is drawn."]),
+        ((1, 1), [f"Seed {i} made no step: no mean is drawn." for i in (0, 1)]),
+    ],
+)
+def test_a_walk_of_no_step_is_on_the_page_and_in_no_mean(budgets, said, tmp_path):
+    (section,), html = page(tmp_path, *of_seeds(tmp_path, *budgets))
+    assert [line for line in section.warnings if "ended early" not in line] == said
+    assert len(table(section, "runs").rows) == len(budgets)
+    assert ("thick, with the band" in html) == (budgets.count(40) > 1)
+
+
+def test_one_walk_of_no_step_leaves_the_rest_of_the_page(tmp_path):
+    still = of_seeds(tmp_path, 1, 1)
+    other = walked(tmp_path / "other.nc", network(target=20.0))
+    sections, _ = page(tmp_path, *still, other)
+    assert sorted(len(table(s, "runs").rows) for s in sections) == [1, 2]

@@ -189,3 +189,34 @@ def test_snapshots_in_another_order_are_the_same_walk(runs):
     turned = [ds.isel(snapshot=slice(None, None, -1)) for ds in runs]
     for along in ensemble.ALONG:
         assert ensemble.resample(turned, along, 20).equals(ensemble.resample(runs, along, 20))
+
+
+def at_its_goal(runs):
+    """The first walk where it starts: what a walk that starts at its goal has, no step."""
+    return runs[0].isel(step=[0], snapshot=[0]).assign_attrs(seed=7)
+
+
+def test_a_walk_of_no_step_takes_nothing_from_the_others(runs, tmp_path):
+    for i, run in enumerate([*runs, at_its_goal(runs)]):
+        gf.save_trajectory(run, tmp_path / f"seed-{i:04d}.nc")
+    for along in ensemble.ALONG:
+        said = rf"left out for want of a range of {along} is the walk of seed 7$"
+        with pytest.warns(UserWarning, match=said):
+            found = gf.open_sweep(tmp_path, along, 20)
+        assert found.equals(ensemble.resample(runs, along, 20))
+
+
+def test_walks_without_a_common_range_are_named(runs):
+    still = at_its_goal(runs)
+    there, without = ensemble.with_range([*runs, still])
+    assert there == list(runs)
+    assert without == [still]
+    with pytest.raises(InputError, match=r"\(0 to 0\): that of seed 7 ends at 0; leave that out"):
+        ensemble.resample([*runs, still])
+    with pytest.raises(InputError, match=r": that of seeds 7, 7, 7, 7, 7, … ends at 0; leave"):
+        ensemble.resample([still] * 6)
+    late = runs[1].assign(angle=runs[1]["angle"] - 90)
+    first, last = float(runs[0]["angle"][0]), float(late["angle"].max())
+    said = rf": that of seed 0 begins at {first:.4g}, and that of seed 1 ends at {last:.4g}; leave"
+    with pytest.raises(InputError, match=said):
+        ensemble.resample([runs[0], late], "angle")

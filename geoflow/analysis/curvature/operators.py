@@ -150,15 +150,21 @@ def gauss_newton(
     Raises
     ------
     InputError
-        The problem is a function of θ alone, θ does not fit it, or a name is not among its
-        tensors.
+        The problem is a function of θ alone or several constraints, θ does not fit it, or a name
+        is not among its tensors.
     """
+    check_problem(problem)
+    problem.unflatten(theta)
     if not isinstance(problem, Problem):
+        if problem.loss(theta).ndim:
+            raise InputError(
+                "problem: it is several constraints, and a Gauss–Newton matrix is that of one "
+                "loss; take it of one of their problems, or other operators"
+            )
         raise InputError(
             f"problem: a {type(problem).__name__} says nothing of a network's outputs, which the "
             "Gauss–Newton matrix needs; make it with Problem.from_module"
         )
-    problem.unflatten(theta)
     space = tensor_subspace(problem, tensors)
     return Curvature(
         "gauss_newton",

@@ -214,8 +214,12 @@ def along(
     with Pieces(archive, settings, overwrite=overwrite, of=ds) as pieces:
         names = [f"snapshot-{index:06d}" for index in indices]
         todo = [i for i, n in zip(indices, names, strict=True) if n in pieces.missing(names)]
-        if progress and todo:
-            _announce(state_at(ds, flow, todo[0]), flow, operators, tensors, len(todo), cost)
+        if todo:
+            tried = _tried(state_at(ds, flow, todo[0]), flow, operators, tensors)
+            if progress:
+                _announce(tried, len(todo), cost)
+            # Their graphs are freed.
+            del tried
         shown = progress_bar(progress, indices, "spectra", unit="snapshot")
         done = [
             pieces.compute(name, partial(at, index))
@@ -305,22 +309,35 @@ def spectrum_bytes(
     return held * size * like.element_size() + whole + product_bytes(flow.problem)
 
 
-def _announce(
+def _tried(
     state: FlowState,
     flow: RegularizingFlow,
     operators: Sequence[str],
     tensors: Sequence[str] | None,
-    n_snapshots: int,
-    cost: Mapping[str, int],
-) -> None:
-    """Say on standard error how long it will take, from one timed product of each operator."""
+) -> list[Curvature]:
+    """All operators at a point, each after a product: what one of them cannot do is said at once.
+
+    Otherwise it would be said after all the work on those before it, of which nothing is kept.
+    """
+    made = [_operator(name, flow, state, tensors) for name in operators]
+    for operator in made:
+        operator(_ones(operator))
+    return made
+
+
+def _ones(operator: Curvature) -> torch.Tensor:
+    return torch.ones_like(operator.subspace.coordinates(operator.theta))
+
+
+def _announce(operators: Sequence[Curvature], n_snapshots: int, cost: Mapping[str, int]) -> None:
+    """Say on standard error how long it will take, from one timed product of each operator.
+
+    None of them is the operator's first, which takes longer.
+    """
     least = most = 0
     shortest = longest = 0.0
-    for name in operators:
-        operator = _operator(name, flow, state, tensors)
-        x = torch.ones_like(operator.subspace.coordinates(state.theta))
-        # The first product of a process takes longer.
-        float(operator(x).sum())
+    for operator in operators:
+        x = _ones(operator)
         before = time.perf_counter()
         float(operator(x).sum())
         each = time.perf_counter() - before

@@ -164,7 +164,7 @@ class _JacobianPart(LossPart):
             arguments, keywords = as_arguments(inputs)
             named = {**part.fixed, **parameters}
             outputs = functional_call(part.module, named, arguments, keywords)
-            if not isinstance(outputs, Tensor) or len(outputs) != len(inputs):
+            if not isinstance(outputs, Tensor) or outputs.shape[:1] != inputs.shape[:1]:
                 raise InputError(
                     "regularizer 'jacobian_norm': the network's outputs are no tensor with a row "
                     "for each example; use another R"
@@ -265,7 +265,8 @@ def _check_classes(
     """
     with torch.no_grad(), arithmetic.exact(next(iter(parameters.values())).device):
         outputs = parts[0].outputs(parameters)
-    n_classes, n = outputs.shape[_class_axis(outputs, parts[0].targets, class_dim)], 0
+    axis, n = _class_axis(outputs, parts[0].targets, class_dim), 0
+    n_classes = outputs.shape[axis]
     for part in parts:
         there = part.targets[part.targets != _ignored(part.loss_fn)]
         n += len(there)
