@@ -38,7 +38,11 @@ def made(kind):
 
 @pytest.mark.parametrize(
     "again",
-    [copy.copy, copy.deepcopy, *(lambda e, n=n: pickle.loads(pickle.dumps(e, n)) for n in range(6))],
+    [
+        copy.copy,
+        copy.deepcopy,
+        *(lambda error, n=n: pickle.loads(pickle.dumps(error, n)) for n in range(6)),
+    ],
 )
 def test_every_error_is_the_same_after_a_copy_and_a_pickle(again):
     found = classes()

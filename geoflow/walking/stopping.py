@@ -72,7 +72,7 @@ class Stationary:
     The walk ends at that angle, from above to within 0.01°, inside the step that passes it.
 
     Tested on the relative KKT residual ‖Π∇R‖/‖∇R‖ = sin(angle), with λ > 0. A walk that comes to
-    0.1°, with λ < 0, ends too, with the status ``negative_multiplier``; where ∇R is zero there it is
+    0.1°, with λ < 0, ends too, with the status ``negative_multiplier``; with ∇R = 0 it is
     ``at_rest``.
 
     Parameters

@@ -71,15 +71,16 @@ def test_the_status_stays_where_no_message_can_be_written(redirection):
     assert done.returncode == terminal.BAD_INPUT
 
 
-OWN = '''
+OWN = """
 import torch
 import geoflow as gf
 
 
 def make(seed):
-    weights, least = torch.tensor([[1.0, 2.0, 5.0], [2.0, -1.0, 1.0]], dtype=torch.float64)
+    weights = torch.linspace(1, 5, 10, dtype=torch.float64)
+    least = torch.linspace(-2, 2, 10, dtype=torch.float64)
     return gf.Problem.from_function(lambda t: weights @ (t - least) ** 2, least + 0.3)
-'''
+"""
 
 
 @pytest.mark.slow
@@ -88,7 +89,7 @@ def test_the_work_is_done_where_standard_error_is_closed(tmp_path):
     (tmp_path / "own.py").write_text(OWN)
     commands = {
         "walk.nc": "run --problem own.py:make --solver dopri5 --stop none --t-end 0.1",
-        "path.nc": "path --problem own.py:make --levels 0.8,0.9",
+        "path.nc": "path --problem own.py:make --levels 3,3.2",
         "slice.nc": "slice walk.nc --problem own.py:make --points 3",
         "spectrum.nc": "spectrum walk.nc --problem own.py:make",
     }

@@ -61,6 +61,7 @@ class ExponentialFit:
     jacobian: Floats
 
 
+@np.errstate(under="ignore")
 def fit(
     times: NDArray[np.floating],
     values: NDArray[np.floating],

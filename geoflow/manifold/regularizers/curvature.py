@@ -188,9 +188,9 @@ class _Sharpness(_OfLoss):
             It does not come to ``rtol``.
         """
         generator = torch.Generator().manual_seed(self.seed)
-        start = torch.randn(
-            theta.shape, generator=generator, dtype=torch.float64, device="cpu"
-        ).to(theta)
+        start = torch.randn(theta.shape, generator=generator, dtype=torch.float64, device="cpu").to(
+            theta
+        )
         basis = [start / torch.linalg.vector_norm(start)]
         limit = min(MAX_PRODUCTS, theta.numel())
         diagonal: list[float] = []

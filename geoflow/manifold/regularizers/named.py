@@ -160,7 +160,8 @@ def regularizer(build: Callable[..., Make]) -> NamedRegularizer:
         options = _options(build.__name__, given, defaults)
         make = build(**{n: v for n, v in options.items() if n != "sign"})
         name = suffix(build.__name__, options, defaults)
-        return Regularizer(name, make, options["sign"], functools.partial(function, **options))
+        again: Any = functools.partial(function, **options)
+        return Regularizer(name, make, options["sign"], again)
 
     @functools.wraps(build)
     def function(theta: Tensor | None = None, /, **options: Any) -> Any:
