@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class GeoflowError(Exception):
     """Base class: catching it catches every error geoflow raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Python calls the class with the message alone, and what comes by keyword is missing: a
+        # pool of processes then waits for ever for the error.
+        return _again, (type(self), self.args, vars(self))
+
+
+def _again(
+    kind: type[GeoflowError], args: tuple[Any, ...], attributes: Mapping[str, Any]
+) -> GeoflowError:
+    """Make an error as it was, out of a pickle or for a copy."""
+    error = kind.__new__(kind, *args)
+    vars(error).update(attributes)
+    return error
 
 
 class InputError(GeoflowError, ValueError):

@@ -66,7 +66,7 @@ def theta_at(ds: xr.Dataset, problem: ProblemLike, index: int) -> Tensor:
             f"flow has {problem.n_parameters} parameters and ds {ds.sizes['parameter']}; "
             "give the flow of this walk"
         )
-    theta = torch.as_tensor(ds["theta"].isel(snapshot=index).values)
+    theta = torch.as_tensor(ds["theta"].isel(snapshot=index).values, device="cpu")
     return theta.to(dtype=problem.dtype, device=problem.device)
 
 

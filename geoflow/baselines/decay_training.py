@@ -234,13 +234,13 @@ def _fit(
         return experiment.loss_fn(functional_call(module, dict(parameters), (x,)), y)
 
     losses = each(loss)
-    rows = torch.arange(len(starts))[:, None]
+    rows = torch.arange(len(starts), device="cpu")[:, None]
     optimizer = torch.optim.Adam(
         list(stacked.values()), lr=training.LEARNING_RATE, eps=training.EPS, fused=True
     )
     curves: dict[str, list[list[list[float]]]] = {}
     for epoch in range(1, epochs + 1):
-        orders = torch.stack([torch.randperm(size, generator=g) for g in generators])
+        orders = torch.stack([torch.randperm(size, generator=g, device="cpu") for g in generators])
         for batch in orders.split(training.BATCH_SIZE, dim=1):
             optimizer.zero_grad()
             # No run's loss depends on another's parameters: the sum has each one's gradient.

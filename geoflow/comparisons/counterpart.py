@@ -52,10 +52,10 @@ def check_counterpart(single: RegularizingFlow, flow: RegularizingFlow) -> None:
     check_single(single, "a comparison of solvers")
     here, there = single.problem.theta0, flow.problem.theta0
     if here.numel() != there.numel():
-        raise _another("P", torch.tensor(here.numel()), torch.tensor(there.numel()))
+        raise _another("P", *(_number(t.numel()) for t in (here, there)))
     if _distance(here, there) > SAME_START * float(there.norm()):
         raise _another("theta0", here, there)
-    levels = [torch.tensor(f.level_set.level, dtype=torch.float64) for f in (single, flow)]
+    levels = [_number(f.level_set.level) for f in (single, flow)]
     try:
         now, then = _values(single, here), _values(flow, there)
         different = _different(now, then, flow)
@@ -75,8 +75,8 @@ def check_counterpart(single: RegularizingFlow, flow: RegularizingFlow) -> None:
 def _values(flow: RegularizingFlow, theta: Tensor) -> Values:
     state = flow.evaluate(theta)
     return {
-        LOSS: torch.tensor(state.loss, dtype=torch.float64),
-        R: torch.tensor(state.regularizer, dtype=torch.float64),
+        LOSS: _number(state.loss),
+        R: _number(state.regularizer),
         R_GRADIENT: state.regularizer_gradient,
     }
 
@@ -91,6 +91,10 @@ def _different(now: Values, then: Values, flow: RegularizingFlow) -> list[str]:
         for name, rtol in rtols.items()
         if _distance(now[name], then[name]) > rtol * float(then[name].norm()) + atols.get(name, 0.0)
     ]
+
+
+def _number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 def _distance(a: Tensor, b: Tensor) -> float:

@@ -103,7 +103,7 @@ class Judge:
         level_set = self.flow.level_set
         rows, failed = [], dict[str, str]()
         for row in thetas:
-            theta = torch.as_tensor(row).to(self.flow.problem.theta0)
+            theta = torch.as_tensor(row, device="cpu").to(self.flow.problem.theta0)
             state = self.flow.evaluate(theta)
             residual = abs(level_set.residual(state.loss))
             values = {

@@ -292,7 +292,7 @@ def _converted(part: Any, problem: Problem) -> Any:
         return {name: _converted(value, problem) for name, value in part.items()}
     if isinstance(part, (tuple, list)):
         return tuple(_converted(value, problem) for value in part)
-    tensor = torch.as_tensor(part) if isinstance(part, (np.ndarray, Tensor)) else part
+    tensor = torch.as_tensor(part, device="cpu") if isinstance(part, np.ndarray) else part
     if not isinstance(tensor, Tensor):
         return part
     dtype = problem.dtype if tensor.is_floating_point() else tensor.dtype

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from geoflow.experiments import datasets, networks
 from geoflow.experiments.trained import Experiment
 
@@ -15,7 +17,7 @@ EXPERIMENTS = {
             needs="nothing",
             classification=True,
             split=datasets.iris,
-            build=lambda: networks.feed_forward([4, 100, 100, 100, 100, 3]),
+            build=partial(networks.feed_forward, [4, 100, 100, 100, 100, 3]),
             paper_steps=20_000,
             predictor_min=1e-5,
             corrector_min=1e-6,
@@ -28,7 +30,7 @@ EXPERIMENTS = {
             needs="nothing",
             classification=False,
             split=datasets.mpg,
-            build=lambda: networks.feed_forward([9, 100, 100, 100, 100, 1]),
+            build=partial(networks.feed_forward, [9, 100, 100, 100, 100, 1]),
             paper_steps=30_000,
             predictor_min=1e-5,
             corrector_min=1e-6,
@@ -41,7 +43,7 @@ EXPERIMENTS = {
             needs="nothing; full MNIST with --data FOLDER",
             classification=True,
             split=datasets.mnist,
-            build=lambda: networks.feed_forward([784, 100, 100, 100, 10]),
+            build=partial(networks.feed_forward, [784, 100, 100, 100, 10]),
             paper_steps=10_000,
             predictor_min=1e-4,
             corrector_min=1e-4,
@@ -54,7 +56,7 @@ EXPERIMENTS = {
             needs="nothing; full MNIST with --data FOLDER",
             classification=True,
             split=datasets.mnist,
-            build=lambda: networks.convolutional(1, 20, 28, 100),
+            build=partial(networks.convolutional, 1, 20, 28, 100),
             paper_steps=5_000,
             predictor_min=1e-4,
             corrector_min=1e-4,
@@ -68,7 +70,7 @@ EXPERIMENTS = {
             needs="--data FOLDER, a download, or --data synthetic",
             classification=True,
             split=datasets.cifar10,
-            build=lambda: networks.convolutional(3, 60, 32, 300),
+            build=partial(networks.convolutional, 3, 60, 32, 300),
             paper_steps=20_000,
             predictor_min=1e-4,
             corrector_min=1e-4,

@@ -330,6 +330,6 @@ def _data(
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> Data:
-    x, y = torch.as_tensor(inputs), torch.as_tensor(targets)
+    x, y = (torch.as_tensor(array, device="cpu") for array in (inputs, targets))
     y = y.to(dtype) if y.is_floating_point() else y
     return Data(x.to(device=device, dtype=dtype), y.to(device))

@@ -61,7 +61,8 @@ def train(
     bar = progress_bar(progress, range(epochs), "train", unit="epoch")
     for _ in bar:
         total = 0.0
-        for batch in torch.randperm(len(inputs), generator=generator).split(BATCH_SIZE):
+        order = torch.randperm(len(inputs), generator=generator, device="cpu")
+        for batch in order.split(BATCH_SIZE):
             optimizer.zero_grad()
             loss = loss_fn(module(inputs[batch]), targets[batch])
             loss.backward()

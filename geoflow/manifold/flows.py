@@ -105,6 +105,14 @@ class RegularizingFlow:
     def __repr__(self) -> str:
         return f"RegularizingFlow(down {self.regularizer_name} on {self.level_set!r})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Made for the problem by functions inside others, which pickle does not take.
+        return {name: value for name, value in vars(self).items() if name != "_bound"}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        self._bound = bound(self.regularizer, self.problem)
+
     @property
     def scalars(self) -> Mapping[str, Scalar]:
         """What a walk records of it at every step, beside :meth:`constraint_values`."""

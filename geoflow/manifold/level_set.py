@@ -262,6 +262,8 @@ class LevelSet:
         rtol = self.level_rtol if rtol is None else kinds.as_number(rtol, "rtol")
         if not 0 <= rtol < math.inf:
             raise InputError(f"rtol={rtol}; use zero or a positive number")
+        # A graph that it is of is none of the projection's.
+        theta = theta.detach() if theta.requires_grad else theta
         start, stalls, fraction = theta, 0, 1.0
         tolerances = rtol * self.scales
         evaluation = evaluated or self.problem.value_and_gradient(theta)

@@ -84,7 +84,9 @@ class Learned:
     def pack(self) -> dict[str, NDArray[Any]]:
         """As arrays, from which :meth:`unpack` makes it again."""
         carry = self.curvature.pairs.pack()
-        arrays = {name: torch.as_tensor(value).cpu().numpy() for name, value in carry.items()}
+        arrays = {
+            name: torch.as_tensor(value, device="cpu").numpy() for name, value in carry.items()
+        }
         of_bearing = {} if self.bearing is None else self.bearing.pack()
         numbers = {"time": np.array(self.time), "reach": np.array(self.reach)}
         return {**arrays, **numbers, **of_bearing}

@@ -192,6 +192,7 @@ def _of_operator(ds: xr.Dataset, operator: str) -> xr.Dataset:
     return ds.sel(operator=operator).sortby("snapshot_time")
 
 
+@np.errstate(under="ignore")
 def _counts(at: xr.Dataset, grid: Floats, linear: float, n: float) -> Floats:
     """Eigenvalues for each unit of asinh(μ/linear), from all nodes of a snapshot."""
     weights = at["weight"].values.ravel() * n / at.sizes["probe"]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from geoflow.errors import GeoflowError, InputError
 from geoflow.problems import data
 from geoflow.problems.data import Tree
+from geoflow.problems.derivatives import check_derivatives
 from geoflow.system import kinds
 from geoflow.system.translation import reason
 
@@ -277,11 +278,7 @@ def explained(
     InputError
         In place of whatever the user's code raised.
     """
-    if torch.is_inference_mode_enabled():
-        raise InputError(
-            f"{of}: inside torch.inference_mode() nothing has a derivative; leave it, or take "
-            "torch.no_grad()"
-        )
+    check_derivatives(of)
     try:
         yield
     except GeoflowError:

@@ -107,8 +107,9 @@ def nearby(parameters: Parameters, by: float = 0.1) -> Parameters:
     """Other parameters, of about the same size: ``by`` is the part of it that they differ by."""
     generator = torch.Generator().manual_seed(0)
     return {
-        n: t + by * torch.randn(t.shape, generator=generator).to(t) * (t.abs().mean() + 0.01)
+        n: t + by * noise.to(t) * (t.abs().mean() + 0.01)
         for n, t in parameters.items()
+        for noise in [torch.randn(t.shape, generator=generator, device="cpu")]
     }
 
 

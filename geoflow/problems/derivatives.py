@@ -106,13 +106,29 @@ def derivable(value: Tensor) -> Tensor:
     Raises
     ------
     InputError
-        It has none, or is complex.
+        It has none, as inside ``torch.inference_mode()``, or is complex.
     """
     if value.is_complex():
         raise InputError(f"loss: it is {value.dtype}; return a real scalar tensor")
     if not value.requires_grad:
+        check_derivatives("loss")
         raise _underivable()
     return value
+
+
+def check_derivatives(of: str) -> None:
+    """Refuse what is evaluated where nothing has a derivative.
+
+    Raises
+    ------
+    InputError
+        Names what is evaluated.
+    """
+    if torch.is_inference_mode_enabled():
+        raise InputError(
+            f"{of}: inside torch.inference_mode() nothing has a derivative; leave it, or take "
+            "torch.no_grad()"
+        )
 
 
 def _underivable() -> InputError:

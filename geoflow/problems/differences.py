@@ -61,7 +61,9 @@ def check_gradient(function: Derivable, theta0: Tensor, name: str, wide: Sequenc
     """
     start, slopes = function(theta0)
     generator = torch.Generator().manual_seed(0)
-    random = torch.randn(theta0.shape, generator=generator, dtype=torch.float64).to(theta0)
+    random = torch.randn(theta0.shape, generator=generator, dtype=torch.float64, device="cpu").to(
+        theta0
+    )
     scale = max(float(torch.linalg.vector_norm(theta0)), 1.0)
     theta = theta0 + random * (1e-3 * scale / math.sqrt(theta0.numel()))
     if not math.isfinite(_value(function, theta)):

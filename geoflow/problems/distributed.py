@@ -145,8 +145,8 @@ class DistributedProblem(Problem):
     ) -> tuple[Tensor, ...]:
         with arithmetic.exact(self.device):
             sums, weight = add_up(contributions)
-        asked = torch.tensor([float(self._asked_to_stop)])
-        numbers = [asked.to(weight), weight, *sums]
+        asked = weight.new_tensor([float(self._asked_to_stop)])
+        numbers = [asked, weight, *sums]
         whole = torch.cat([t.reshape(-1).to(torch.float64) for t in numbers])
         with _translated():
             dist.all_reduce(whole, group=self._group)

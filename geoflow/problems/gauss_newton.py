@@ -104,7 +104,7 @@ def check(
     generator = torch.Generator().manual_seed(3)
 
     def random(t: Tensor) -> Tensor:
-        return torch.randn(t.shape, generator=generator, dtype=_real(t.dtype)).to(t)
+        return torch.randn(t.shape, generator=generator, dtype=_real(t.dtype), device="cpu").to(t)
 
     with torch.enable_grad(), twice_differentiable():
         spread = _Outputs(outputs, at)
@@ -137,7 +137,7 @@ def _right_curvature(
     if not (len(dtypes) == 1 and dtypes <= DIFFERENCE_RTOL.keys() and bool(v.any())):
         return True
     start, unit = _flat(spread.given), v / v.norm()
-    noise = torch.randn(start.shape, generator=generator, dtype=start.dtype).to(start)
+    noise = torch.randn(start.shape, generator=generator, dtype=start.dtype, device="cpu").to(start)
     # Where an output is its target to rounding there may be a kink.
     start = start + noise * (1e-3 * start.norm() / math.sqrt(start.numel()))
 

@@ -191,7 +191,8 @@ class Grouped(Counted):
         if summed is not None and self._weighed(summed, parts, values, counts, whole):
             return
         alike = self.division == "each_example"
-        if self._other_mean(values * counts if alike else values, torch.ones(()), whole) is None:
+        sums = values * counts if alike else values
+        if self._other_mean(sums, values.new_ones(()), whole) is None:
             raise adds_up(self.division)
         raise InputError(
             f"loss: its mean over the groups is {other:.6g} and that over all examples "

@@ -274,7 +274,7 @@ def as_weight(weight: Any) -> Any:
         It is no finite number, or below zero. Of a tensor on a GPU its value is not looked at.
     """
     if isinstance(weight, Tensor | np.ndarray):
-        found = torch.as_tensor(weight)
+        found = weight if isinstance(weight, Tensor) else torch.as_tensor(weight, device="cpu")
         if found.numel() == 1 and not found.is_complex():
             found = found.reshape(())
             with suppress(RuntimeError):  # inside torch.func.vmap there are several values

@@ -130,7 +130,9 @@ def difference(function: Derivable, theta: Tensor, v: Tensor) -> Tensor:
 def beside(function: Derivable, theta0: Tensor) -> Tensor:
     """A point near ``theta0`` where the function is finite, or that itself."""
     generator = torch.Generator().manual_seed(2)
-    random = torch.randn(theta0.shape, generator=generator, dtype=torch.float64).to(theta0)
+    random = torch.randn(theta0.shape, generator=generator, dtype=torch.float64, device="cpu").to(
+        theta0
+    )
     scale = max(float(torch.linalg.vector_norm(theta0)), 1.0)
     theta = theta0 + random * (1e-3 * scale / math.sqrt(theta0.numel()))
     return theta0 if _gradient(function, theta) is None else theta
@@ -151,11 +153,11 @@ def _gradient(function: Derivable, theta: Tensor) -> Tensor | None:
 def probes(theta: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
     """Unit vectors: one along all tensors, and one along those of each group, equally long."""
     generator = torch.Generator().manual_seed(1)
-    v = torch.randn(theta.shape, generator=generator, dtype=torch.float64).to(theta)
+    v = torch.randn(theta.shape, generator=generator, dtype=torch.float64, device="cpu").to(theta)
     yield v / torch.linalg.vector_norm(v)
     if len(sizes) == 1:
         return
-    order = torch.randperm(len(sizes), generator=generator).tolist()
+    order = torch.randperm(len(sizes), generator=generator, device="cpu").tolist()
     for start in range(min(GROUPS, len(sizes))):
         chosen = set(order[start::GROUPS])
         parts = [

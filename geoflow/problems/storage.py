@@ -61,9 +61,9 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
 
 def _places(tensor: Tensor) -> Tensor:
     """The byte of its storage that each element of a tensor begins at, flat."""
-    places = torch.tensor(tensor.storage_offset())
+    places = torch.tensor(tensor.storage_offset(), device="cpu")
     for n, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        places = places[..., None] + torch.arange(n) * stride
+        places = places[..., None] + torch.arange(n, device="cpu") * stride
     return tensor.element_size() * places.reshape(-1)
 
 

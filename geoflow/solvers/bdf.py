@@ -139,7 +139,7 @@ class BDF:
             "n_steps": 0,
             "n_since_order": 0,
             "points": state.theta[None].clone(),
-            "ages": torch.zeros(1, dtype=torch.float64),
+            "ages": torch.zeros(1, dtype=torch.float64, device="cpu"),
         }
 
     def step(

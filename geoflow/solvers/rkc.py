@@ -184,11 +184,29 @@ def _attempt(
     local = 0.8 * (state.theta - theta) + 0.4 * step * (state.velocity + ahead.velocity)
     distance = flow.level_set.distance(*ahead.evaluated)
     # NumPy's maximum is NaN where either is, as where they overflow.
-    error = float(np.maximum(norm(local), distance)) / min(scale, _stiff_scale(state, radius))
+    allowed = min(scale, _stiff_scale(state, radius))
+    error = float(np.maximum(norm(local), distance)) / allowed
+    if not error <= 1 and _is_of_the_start(flow, state, ahead, allowed):
+        error = norm(local) / allowed
     if not error <= 1:
         return ahead, error, 0
     end, projection = flow.project(theta, evaluated=ahead.evaluated, max_displacement=2 * scale)
     return end, error, projection.iterations
+
+
+def _is_of_the_start(
+    flow: RegularizingFlow, state: FlowState, ahead: FlowState, allowed: float
+) -> bool:
+    """Whether the end of a step is off the level by what its start was, and no step mends that.
+
+    Both count as on the level, so that nothing will be re-projected, and the start alone is
+    further off than the step's error may be: next to the least R there is, where the flow vanishes
+    and the error allowed with it, every step would be too long.
+    """
+    level_set = flow.level_set
+    if (abs(level_set.residuals(ahead.values)) > level_set.tolerances).any():
+        return False
+    return level_set.distance(*state.evaluated) > allowed
 
 
 def _stiff_scale(state: FlowState, radius: float) -> float:

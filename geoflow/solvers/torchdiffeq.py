@@ -8,8 +8,9 @@ derivative it caches is dropped with the call, since re-projection moves the sta
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -206,9 +207,6 @@ class TorchDiffEq:
         max_time: float,
         left: float,
     ) -> tuple[float, Tensor, float]:
-        # Imported here and below: with it comes all of scipy.integrate.
-        from torchdiffeq import odeint
-
         # Re-projection ends a multistep method's history: keep its steps in one call.
         n = max(1, math.ceil(left / step * (1 - 1e-9)))
         # A remainder of rounding size is no step of its own.
@@ -218,7 +216,7 @@ class TorchDiffEq:
         try:
             with torch.no_grad():
                 # Without its callbacks, which a fixed-step method would warn about.
-                theta = odeint(
+                theta = _odeint()(
                     lambda t, y: field(t, y), state.flat, times, method=method, options=options
                 )[-1]
         except _TooFarError as error:
@@ -239,11 +237,10 @@ class TorchDiffEq:
 
         Its steps are single, whatever is ``left`` until the next re-projection.
         """
-        from torchdiffeq import odeint
-
         clipped = clip_step(step, max_time) if step else 0.0
         finite = math.isfinite(max_time)
-        times = torch.tensor([0.0, 2 * max_time if finite else FAR], dtype=torch.float64)
+        ends = [0.0, 2 * max_time if finite else FAR]
+        times = torch.tensor(ends, dtype=torch.float64, device=state.flat.device)
         options: dict[str, Any] = {"norm": field.norm}
         if finite:
             options["step_t"] = [max_time]
@@ -258,10 +255,10 @@ class TorchDiffEq:
                 options["first_step"] = attempt
             try:
                 with torch.no_grad():
-                    odeint(
+                    _odeint()(
                         field,
                         state.flat,
-                        times.to(state.flat.device),
+                        times,
                         rtol=rtol,
                         atol=atol,
                         method=method,
@@ -276,6 +273,16 @@ class TorchDiffEq:
                 field.n_rejected += 1
                 attempt = field.attempted * RETRY_FACTOR
                 check_step(attempt, state, str(error))
+
+
+@functools.cache
+def _odeint() -> Callable[..., Tensor]:
+    # Imported where it is needed, since with it comes all of scipy.integrate; its coefficients are
+    # tensors that are made as it is.
+    with torch.device("cpu"):
+        from torchdiffeq import odeint
+    found: Callable[..., Tensor] = odeint
+    return found
 
 
 class _AcceptedError(Exception):

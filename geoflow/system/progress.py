@@ -45,8 +45,11 @@ def progress_bar(wanted: bool, *args: Any, **options: Any) -> Bar:
     check_switch(wanted, "progress")
     # A notebook's standard error says that it is no terminal.
     notebook = type(sys.stderr).__module__ == "ipykernel.iostream"
+    # Python has none where the descriptor is closed, as for a daemon.
+    nowhere = sys.stderr is None or getattr(sys.stderr, "closed", False)
     # disable=None: shown on a terminal only.
-    return Bar(*args, disable=(False if notebook else None) if wanted else True, **options)
+    hidden = True if nowhere or not wanted else False if notebook else None
+    return Bar(*args, disable=hidden, **options)
 
 
 def duration(seconds: float) -> str:

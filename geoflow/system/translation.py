@@ -101,6 +101,8 @@ def reading(path: str | Path, wanted: str = "a readable netCDF-4 file") -> Itera
         yield
     except GeoflowError:
         raise
+    except UnicodeEncodeError as error:
+        raise _unnameable(path, error) from None
     except UNREADABLE as error:
         raise ArchiveError(f"{path} is not {wanted} ({reason(error)})") from None
 
@@ -118,12 +120,22 @@ def writing(path: str | Path) -> Iterator[None]:
         yield
     except GeoflowError:
         raise
+    except UnicodeEncodeError as error:
+        raise _unnameable(path, error) from None
     except UNWRITABLE as error:
         if _is_full(error, Path(path)):
             error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise ArchiveError(
             f"writing {path} failed ({reason(error)}); {_remedy(error, Path(path))}"
         ) from error
+
+
+def _unnameable(path: str | Path, error: UnicodeEncodeError) -> ArchiveError:
+    """Of a name that libraries of C get in an encoding which does not have its characters."""
+    return ArchiveError(
+        f"{path} has a name that the locale's encoding, {error.encoding}, does not have; set "
+        "PYTHONUTF8=1 or a UTF-8 locale, or rename it"
+    )
 
 
 @contextmanager

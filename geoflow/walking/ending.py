@@ -77,8 +77,15 @@ def of_rest(angle: float | None, multiplier: float | None) -> End:
     """
     if angle is None or multiplier is None:
         return "at_rest", "the flow is at rest: its velocity is zero to rounding"
-    where = f"the flow is at rest: angle {angle:.3f}°, λ = {multiplier:.3g}"
+    # −0 is no multiplier to wonder about.
+    where = f"the flow is at rest: angle {angle:.3f}°, λ = {multiplier + 0.0:.3g}"
     return below_the_level(where) if multiplier < 0 else ("at_rest", where)
+
+
+def at_the_minimum(multiplier: float) -> End:
+    """Status and message where R has its minimum on the level set, to within its tolerance."""
+    where = f"the flow is at rest: λ = {multiplier:.3g} is zero to within the level's tolerance"
+    return "at_rest", f"{where}, so that R has its minimum at this level"
 
 
 def below_the_level(where: str) -> End:

@@ -46,7 +46,7 @@ def walk(
     archive: str | Path | None = None,
     progress: bool = False,
     *,
-    events: Sequence[Event] = (),
+    events: Sequence[Event] | None = (),
     max_snapshots: int = DEFAULTS.max_snapshots,
     theta_dtype: str | None = DEFAULTS.theta_dtype,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
@@ -94,9 +94,9 @@ def walk(
         process end, :func:`geoflow.resume` goes on.
     progress : bool
         Show the walk on standard error, where that is a terminal or a notebook's.
-    events : sequence of Event
+    events : sequence of Event, optional
         What to record on the way: the scalars, θ and observables where each occurs, beside those
-        of the steps, which they change in nothing.
+        of the steps, which they change in nothing. None: nothing.
     max_snapshots : int
         See ``snapshot_every``.
     theta_dtype : str, optional
@@ -155,7 +155,8 @@ def walk(
     check_kind(provenance, Mapping | None, "provenance", "a dict")
     check_switch(overwrite, "overwrite")
     check_switch(progress, "progress")
-    goals, rule, recorded = settings.goals(), settings.rule(), from_config(events)
+    goals, rule = settings.goals(), settings.rule()
+    recorded = from_config(() if events is None else events)
     check_fit(flow, settings.make_solver(), goals, observables, recorded)
     if recorder is not None and archive is not None:
         raise InputError(f"recorder and archive={str(archive)!r} are both given; choose one")

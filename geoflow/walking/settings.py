@@ -315,7 +315,8 @@ def by_setting(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _whole(value: Any) -> int:
-    # As far as archives count.
+    # As far as archives count, with which a tensor cannot be compared.
+    value = value.item() if isinstance(value, torch.Tensor) else value
     if int(kinds.real(value)) != value or abs(value) >= 2**63:
         raise ValueError
     return int(value)

@@ -34,6 +34,7 @@ from geoflow.walking.counting import budgets, counts_of, uncounted
 from geoflow.walking.crossings import Seeker
 from geoflow.walking.fitting import check_same, earlier_values
 from geoflow.walking.inside import FEW, Inside
+from geoflow.walking.minimum import is_at_the_level
 from geoflow.walking.recorder import Recorder
 from geoflow.walking.snapshots import SnapshotRule, between
 from geoflow.walking.stopping import Goals
@@ -183,6 +184,10 @@ class Walk:
         end = goals.judge(self.recorder.records)
         if end is None and self.flow.at_rest(self._state()):
             end = ending.of_rest(self.last.get("angle"), self.last.get("multiplier"))
+        if (end[0] == "negative_multiplier" if end else self._stands_still()) and is_at_the_level(
+            self.flow, self._state()
+        ):
+            end = ending.at_the_minimum(self.last["multiplier"])
         # A step costs an evaluation at least; one of a solver that makes none is no progress.
         if end is None and self.recorder.n_steps > goals.max_evaluations:
             end = (
@@ -190,6 +195,11 @@ class Walk:
                 f"{goals.max_evaluations} steps were made, as many as evaluations allowed",
             )
         return end
+
+    def _stands_still(self) -> bool:
+        """Whether the last step left θ where it was, to the last bit or so."""
+        lengths = [record["arc_length"] for record in self.recorder.records[-2:]]
+        return len(lengths) > 1 and lengths[1] <= lengths[0]
 
     def _keep_last(self) -> None:
         """Keep θ where the walk ends, where the rule has it so."""

@@ -72,7 +72,8 @@ class Stationary:
     The walk ends at that angle, from above to within 0.01°, inside the step that passes it.
 
     Tested on the relative KKT residual ‖Π∇R‖/‖∇R‖ = sin(angle), with λ > 0. A walk that comes to
-    0.1°, with λ < 0, ends too, with the status ``negative_multiplier``.
+    0.1°, with λ < 0, ends too, with the status ``negative_multiplier``; with ∇R = 0 it is
+    ``at_rest``.
 
     Parameters
     ----------
@@ -109,6 +110,9 @@ class Stationary:
         # With t = ‖Π∇R‖ and n = λ‖∇L‖ the normal part of −∇R, sin(angle) = t/√(t² + n²).
         tangent, normal = last["tangent_norm"], last["multiplier"] * last["gradient_norm"]
         least = math.hypot(tangent, normal) * math.sin(math.radians(180 - self.degrees))
+        if tangent == 0 == normal:
+            # ∇R is zero, and has no angle with anything: the flow is at rest.
+            return None
         # Numbers that are none have come to no angle.
         if normal <= 0:
             # At 0° a walk may start, and leave; it ends there where it comes closer. It passes by a

@@ -71,6 +71,41 @@ def test_the_status_stays_where_no_message_can_be_written(redirection):
     assert done.returncode == terminal.BAD_INPUT
 
 
+OWN = """
+import torch
+import geoflow as gf
+
+
+def make(seed):
+    weights = torch.linspace(1, 5, 10, dtype=torch.float64)
+    least = torch.linspace(-2, 2, 10, dtype=torch.float64)
+    return gf.Problem.from_function(lambda t: weights @ (t - least) ** 2, least + 0.3)
+"""
+
+
+@pytest.mark.slow
+def test_the_work_is_done_where_standard_error_is_closed(tmp_path):
+    # Each of these shows a bar where that is a terminal.
+    (tmp_path / "own.py").write_text(OWN)
+    commands = {
+        "walk.nc": "run --problem own.py:make --solver dopri5 --stop none --t-end 0.1",
+        "path.nc": "path --problem own.py:make --levels 3,3.2",
+        "slice.nc": "slice walk.nc --problem own.py:make --points 3",
+        "spectrum.nc": "spectrum walk.nc --problem own.py:make",
+    }
+    for out, command in commands.items():
+        done = subprocess.run(
+            f'exec "{sys.executable}" -m geoflow {command} --out {out} 2>&-',
+            shell=True,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            timeout=120,
+            check=False,
+        )
+        assert (tmp_path / out).exists(), command
+        assert done.returncode in (terminal.DONE, terminal.ENDED_EARLY), command
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",

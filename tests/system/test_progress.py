@@ -5,8 +5,10 @@ import threading
 import nbclient
 import nbformat
 import pytest
+import torch
 from tqdm.std import TqdmDefaultWriteLock
 
+import geoflow as gf
 from geoflow.system.progress import progress_bar
 
 WALK = """
@@ -52,6 +54,20 @@ def test_no_bar_where_there_is_no_terminal(capsys):
     for _ in progress_bar(True, range(3), "walk"):
         pass
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_no_bar_where_there_is_no_standard_error(monkeypatch, tmp_path, closed):
+    # None is what Python has where its descriptor is closed, as for a daemon.
+    nowhere = None
+    if closed:
+        nowhere = (tmp_path / "errors").open("w")
+        nowhere.close()
+    monkeypatch.setattr("sys.stderr", nowhere)
+    circle = gf.Problem.from_function(lambda x: x @ x, torch.tensor([3.0, 4.0]))
+    flow = gf.RegularizingFlow(gf.LevelSet(circle), lambda x: x[0])
+    ds = gf.walk(flow, "dopri5", t_end=0.5, stop=None, progress=True)
+    assert ds.attrs["status"] == "t_end"
 
 
 def test_a_bar_waits_for_no_lock_of_a_process_that_was_killed():

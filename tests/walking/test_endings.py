@@ -1,5 +1,6 @@
 """Every walk ends, with a status that says why, and keeps what was walked."""
 
+import itertools
 import math
 
 import numpy as np
@@ -90,6 +91,70 @@ def test_a_walk_that_passes_a_saddle_goes_on(solver):
     assert ds["angle"].min() < 5
     assert ds.attrs["status"] == "stationary"
     assert float(ds["regularizer"][-1]) < -0.97 * flow.level_set.level
+
+
+AXES = torch.linspace(1, 30, 5, dtype=torch.float64)
+
+
+def ellipsoid(theta):
+    return 0.5 * torch.dot(AXES, theta * theta)
+
+
+def flow_to_the_level(regularizer, seed=0):
+    """On an ellipsoid, with the point of R's minimum given: of the same level to rounding."""
+    generator = torch.Generator().manual_seed(seed)
+    start, there = torch.randn(2, 5, generator=generator, dtype=torch.float64)
+    for _ in range(3):
+        there = there * torch.sqrt(ellipsoid(start) / ellipsoid(there))
+    return flow_of(ellipsoid, start, lambda theta: regularizer(theta, there))
+
+
+MINIMA_AT_THE_LEVEL = {
+    "distance": lambda theta, there: square(theta - there),
+    "hinge": lambda theta, there: torch.relu(theta[0] + 0.2),
+    "square of a hinge": lambda theta, there: torch.relu(theta[0] + 0.2) ** 2,
+}
+
+
+# An adaptive explicit method comes no nearer to the point that is given than its tolerance.
+@pytest.mark.parametrize(
+    ("solver", "regularizer"),
+    sorted(
+        {*itertools.product(["bdf", "exponential", "rkc", "dopri5"], MINIMA_AT_THE_LEVEL)}
+        - {("dopri5", "distance")}
+    ),
+)
+def test_at_rest_where_r_has_its_minimum_at_the_level(solver, regularizer):
+    ds = gf.walk(flow_to_the_level(MINIMA_AT_THE_LEVEL[regularizer], 4), solver)
+    assert ds.attrs["status"] == "at_rest", ds.attrs["status_message"]
+    assert float(ds["regularizer"][-1]) < 1e-9
+    assert "λ = -0" not in ds.attrs["status_message"]
+
+
+@pytest.mark.parametrize("solver", ["bdf", "exponential", "rkc"])
+@pytest.mark.parametrize("seed", [4, 5, 9])
+def test_what_is_left_of_a_gradient_at_r_s_minimum_has_no_multiplier(solver, seed):
+    # Where θ stands still, ∇R is rounding of some angle; where it is off the level, to within its
+    # tolerance, there is a little of it along the normal.
+    ds = gf.walk(flow_to_the_level(MINIMA_AT_THE_LEVEL["distance"], seed), solver)
+    assert ds.attrs["status"] == "at_rest", ds.attrs["status_message"]
+    assert int(ds["n_gradient"][-1]) < 400
+    if ds["regularizer"][-1]:
+        assert "R has its minimum at this level" in ds.attrs["status_message"]
+
+
+@pytest.mark.parametrize("solver", ["bdf", "exponential", "rkc"])
+def test_a_minimum_just_below_the_level_is_below_it(solver):
+    # By ten times as much as counts as the level.
+    flow = flow_to_the_level(lambda theta, there: square(theta - (1 - 5e-6) * there), 4)
+    ds = gf.walk(flow, solver)
+    assert ds.attrs["status"] == "negative_multiplier"
+
+
+def test_seeing_whether_r_has_its_minimum_here_is_no_cost_of_the_walk():
+    flow = flow_to_the_level(MINIMA_AT_THE_LEVEL["distance"], 4)
+    ds = gf.walk(flow, "rkc", max_evaluations=5000)
+    assert flow.problem.counts["gradient"] == int(ds["n_gradient"][-1])
 
 
 class Idle:

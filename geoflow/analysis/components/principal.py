@@ -135,6 +135,7 @@ def fit_pca(
     return fit(points, n_components, standardise, progress)[0]
 
 
+@np.errstate(under="ignore")
 def fit(
     points: Sequence[Any], n_components: int | None, standardise: bool, progress: bool
 ) -> tuple[PCA, Floats, float]:

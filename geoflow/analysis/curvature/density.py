@@ -68,6 +68,7 @@ class SpectralDensity:
         low, high = self.range
         return np.linspace(low - 6 * self.width, high + 6 * self.width, n_points)
 
+    @np.errstate(under="ignore")
     def on(self, abscissa: Floats, width: float | None = None) -> tuple[Floats, Floats]:
         """Density, each node broadened to a Gaussian, and its standard error over the probes.
 

@@ -65,7 +65,7 @@ def arpack(
     dtype = np.float64 if theta.dtype == torch.float64 else np.float32
 
     def product(x: NDArray[np.floating]) -> NDArray[np.floating]:
-        v = torch.as_tensor(x.reshape(-1), dtype=theta.dtype).to(theta.device)
+        v = torch.as_tensor(x.reshape(-1), dtype=theta.dtype, device=theta.device)
         result: NDArray[np.floating] = (shift * v + sign * operator(v)).cpu().numpy()
         return result
 

@@ -348,8 +348,7 @@ def _pairs(operator: Curvature, values: Floats, vectors: Floats) -> Eigenpairs:
     residuals = np.full(len(values), np.nan)
     for i, value in enumerate(values):
         if np.isfinite(value):
-            x = torch.as_tensor(vectors[:, i].copy(), dtype=operator.theta.dtype)
-            x = x.to(operator.theta.device)
+            x = torch.from_numpy(vectors[:, i].copy()).to(operator.theta)
             residuals[i] = length(operator(x) - float(value) * x)
     return Eigenpairs(values.copy(), residuals, vectors.copy())
 

@@ -151,7 +151,7 @@ def on_plane(
     alpha, beta = _grid(walk, plane, points, margin)
 
     def tensor(theta: Floats) -> Tensor:
-        return torch.as_tensor(theta).to(dtype=problem.dtype, device=problem.device)
+        return torch.as_tensor(theta, dtype=problem.dtype, device=problem.device)
 
     def row(index: int) -> xr.Dataset:
         thetas = [tensor(plane.at(alpha[index], b)) for b in beta]

@@ -124,7 +124,7 @@ def along(
     steps = progress_bar(progress, indices, "outputs", unit="snapshot")
     found: dict[str, list[Tensor]] = {name: [] for name in inputs}
     for count, index in enumerate(steps):
-        theta = torch.as_tensor(ds["theta"].isel(snapshot=index).values)
+        theta = torch.as_tensor(ds["theta"].isel(snapshot=index).values, device="cpu")
         parameters = {t.name: _part(theta, t).to(own[t.name], copy=True) for t in tensors}
         for name, examples in sets.items():
             if count:

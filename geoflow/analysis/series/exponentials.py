@@ -65,6 +65,7 @@ class ExponentialFit:
     jacobian: Floats
 
 
+@np.errstate(under="ignore")
 def fit(
     times: NDArray[np.floating],
     values: NDArray[np.floating],

@@ -54,6 +54,7 @@ def grid(times: Floats) -> Floats:
     return np.geomspace(low, high, 2 + int(math.log(high / low) / math.log(RATIO)))
 
 
+@np.errstate(under="ignore")
 def fit(times: Floats, series: Floats, background: Floats) -> RedNoise:
     """Fit a process to each series by restricted maximum likelihood.
 
@@ -101,6 +102,7 @@ def fit(times: Floats, series: Floats, background: Floats) -> RedNoise:
     )
 
 
+@np.errstate(under="ignore")
 def draw(times: Floats, tau: float, count: int, rng: np.random.Generator) -> Floats:
     """Draw ``count`` series of unit variance at these times, shape (N, count)."""
     x = rng.standard_normal((len(times), count))
@@ -109,6 +111,7 @@ def draw(times: Floats, tau: float, count: int, rng: np.random.Generator) -> Flo
     return _remembered(x, correlation)
 
 
+@np.errstate(under="ignore")
 def covariance_product(times: Floats, tau: float, vectors: Floats) -> Floats:
     """Σ v for vectors along the first axis, with Σᵢⱼ = exp(−|tᵢ − tⱼ|/τ); linear in N."""
     correlation, _ = _transition(times, tau)
@@ -116,6 +119,7 @@ def covariance_product(times: Floats, tau: float, vectors: Floats) -> Floats:
     return _remembered(vectors, correlation) + backward - vectors
 
 
+@np.errstate(under="ignore")
 def expected_part(times: Floats, tau: float, q: Floats, waves: Floats) -> Floats:
     """Expected part of the sum of squares about a background that waves explain, shape (F,).
 

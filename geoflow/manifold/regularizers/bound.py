@@ -97,6 +97,7 @@ class ThetaFunction:
             if value.requires_grad:
                 (gradient,) = torch.autograd.grad(value, variable, allow_unused=True)
         if gradient is None:
+            derivatives.check_derivatives("regularizer")
             raise InputError(
                 "regularizer: it has no derivative in θ, so something in it leaves the graph "
                 "(detach, item, NumPy), or it is constant; compute it from its argument alone"

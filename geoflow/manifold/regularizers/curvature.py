@@ -188,7 +188,9 @@ class _Sharpness(_OfLoss):
             It does not come to ``rtol``.
         """
         generator = torch.Generator().manual_seed(self.seed)
-        start = torch.randn(theta.shape, generator=generator, dtype=torch.float64).to(theta)
+        start = torch.randn(theta.shape, generator=generator, dtype=torch.float64, device="cpu").to(
+            theta
+        )
         basis = [start / torch.linalg.vector_norm(start)]
         limit = min(MAX_PRODUCTS, theta.numel())
         diagonal: list[float] = []
@@ -230,7 +232,7 @@ class _HessianTrace(_OfLoss):
         self._third = third.third_product(problem)
         generator = torch.Generator().manual_seed(seed)
         shape = (probes, problem.n_parameters)
-        signs = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8)
+        signs = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8, device="cpu")
         self.signs = signs.to(problem.device)
 
     @arithmetic.without_autocast()

@@ -49,13 +49,21 @@ class Regularizer:
     """One of geoflow's regularisation functions, with options.
 
     Made by calling the function of its name without θ, as ``squared_norm(tensors="*.weight")``.
-    Archives have its ``__name__``, from which :func:`get` makes it again.
+    Archives have its ``__name__``, from which :func:`get` makes it again; another process, and a
+    copy, make it by calling ``again``.
     """
 
-    def __init__(self, name: str, make: Make, sign: int) -> None:
+    def __init__(
+        self, name: str, make: Make, sign: int, again: Callable[[], Regularizer] | None = None
+    ) -> None:
         self.__name__ = name
         self._make = make
         self.sign = sign
+        self._again = again
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # What makes it for a problem is a function inside another, which pickle does not take.
+        return (self._again, ()) if self._again else super().__reduce_ex__(protocol)
 
     def __repr__(self) -> str:
         return f"Regularizer({self.__name__})"
@@ -151,7 +159,9 @@ def regularizer(build: Callable[..., Make]) -> NamedRegularizer:
     def chosen(given: Mapping[str, Any]) -> Regularizer:
         options = _options(build.__name__, given, defaults)
         make = build(**{n: v for n, v in options.items() if n != "sign"})
-        return Regularizer(suffix(build.__name__, options, defaults), make, options["sign"])
+        name = suffix(build.__name__, options, defaults)
+        again: Any = functools.partial(function, **options)
+        return Regularizer(name, make, options["sign"], again)
 
     @functools.wraps(build)
     def function(theta: Tensor | None = None, /, **options: Any) -> Any:

@@ -172,7 +172,9 @@ def distance_to(target: Tensor, *, tensors: Patterns = None, sign: int = 1) -> R
         return ThetaFunction(lambda theta: ((chosen(theta) - chosen(point)) ** 2).sum())
 
     options = {"sha256": digest[:16], "tensors": patterns, "sign": sign}
-    return Regularizer(suffix("distance_to", options, {"tensors": None, "sign": 1}), make, sign)
+    name = suffix("distance_to", options, {"tensors": None, "sign": 1})
+    again = partial(distance_to, point, tensors=patterns, sign=sign)
+    return Regularizer(name, make, sign, again)
 
 
 def _group_norms(weight: Tensor, *, epsilon: float, axis: int, rows: int) -> Tensor:

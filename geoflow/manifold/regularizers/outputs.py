@@ -71,7 +71,8 @@ def loss(problem: ProblemLike, *, sign: int = 1) -> Regularizer:
     def make(of: ProblemLike | None) -> BoundRegularizer:
         return Loss(problem) if of is None else bound(problem, of)
 
-    return Regularizer(suffix("loss", {"sign": sign}, {"sign": 1}), make, sign)
+    name = suffix("loss", {"sign": sign}, {"sign": 1})
+    return Regularizer(name, make, sign, partial(loss, problem, sign=sign))
 
 
 @regularizer
@@ -188,7 +189,8 @@ class _JacobianPart(LossPart):
         what = f"regularizer 'jacobian_norm': probes={self.probes} vectors of signs"
         check_memory(16 * self.probes * n, what, "use fewer", rows.device)
         generator = torch.Generator().manual_seed(self.seed)
-        return (2 * torch.randint(0, 2, (self.probes, n), generator=generator) - 1).to(rows)
+        signs = torch.randint(0, 2, (self.probes, n), generator=generator, device="cpu")
+        return (2 * signs - 1).to(rows)
 
 
 def _margins(
@@ -291,7 +293,8 @@ def _check_apart(parts: Sequence[ModulePart], parameters: Parameters) -> None:
     """
     part = parts[0]
     n = data.length(part.inputs)
-    drawn = torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(part.inputs.device)
+    drawn = torch.randperm(n, generator=torch.Generator().manual_seed(0), device="cpu")
+    drawn = drawn.to(part.inputs.device)
     halves = drawn[: n // 2], drawn[n // 2 :]
     with torch.enable_grad(), arithmetic.exact(part.inputs.device):
         outputs = part.outputs(parameters)

@@ -116,7 +116,7 @@ class SecantPairs:
         self._products_with(None)
         blocks: Carry = {f"pairs_{i}": block for i, block in enumerate(self._in_use())}
         carry: Carry = {**blocks, "pair_products": torch.from_numpy(self.products)}
-        carry["pair_unit"] = torch.tensor(self.unit, dtype=torch.float64)
+        carry["pair_unit"] = torch.tensor(self.unit, dtype=torch.float64, device="cpu")
         if self.directions is not None:
             carry["directions"] = self.directions.rows
             carry["direction_curvatures"] = torch.from_numpy(self.directions.curvatures)
