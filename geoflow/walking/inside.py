@@ -72,16 +72,18 @@ class Inside:
     def flats(self, times: Sequence[float]) -> Iterator[Tensor]:
         """``state.flat`` on the level set at increasing flow times, to within its tolerance.
 
-        Many cost hardly more gradients than a few: some ten for a step.
+        Many cost hardly more gradients than a few, some ten for a step at the usual ``level_rtol``;
+        where that is tight they cost more, and one or two each at the most.
 
         Raises
         ------
         ConvergenceError, CriticalPointError
             Re-projection fails.
         """
-        on_curve = bool(times) and self._follows(times)
+        if self.interpolant:
+            self._follow(times)
         for time in times:
-            yield self._curve(time) if on_curve else self._reproject(time).flat
+            yield self._curve(time) if self.interpolant else self._reproject(time).flat
 
     def flat(self, time: float) -> Tensor:
         """``state.flat`` at a flow time after the start, near the level set: no evaluation."""
@@ -89,30 +91,26 @@ class Inside:
             return self.known[time].flat
         return self._curve(time) if self.interpolant else self.state(time).flat
 
-    def _follows(self, times: Sequence[float]) -> bool:
-        """Correct the curve until it keeps to the level set of itself; whether it does.
+    def _follow(self, times: Sequence[float]) -> None:
+        """Correct the curve until it keeps to the level set of itself at increasing times.
 
-        It is looked at in the middles of ever smaller parts, one gradient or two for each.
+        It is looked at in the middles of ever fewer of them, one gradient or two for each. A time
+        that was looked at is done, so that none costs more than it would by itself.
         """
-        parts, n_looked = [(0.0, self.duration)], 0
-        while parts and self.interpolant:
+        parts, n_looked = [(0, len(times))], 0
+        while parts:
             begin, end = parts.pop()
-            wanted = bisect.bisect_right(times, end) > bisect.bisect_left(times, begin)
-            if not wanted:
+            if begin == end:
                 continue
             n_looked += 1
-            if n_looked > len(times):
-                # No cheaper than each by itself.
-                return False
-            middle = (begin + end) / 2
-            state, projection = self.flow.project(self._curve(middle))
+            middle = (begin + end) // 2
+            state, projection = self.flow.project(self._curve(times[middle]))
             self.n_newton += projection.iterations
             # Free of charge from where its last iteration ended.
             step = self._newton(state, CLOSE)
-            self._correct(middle, state.flat if step is None else state.flat + step)
+            self._correct(times[middle], state.flat if step is None else state.flat + step)
             if projection.iterations or step is not None or n_looked < LOOKED_AT:
-                parts += [(middle, end), (begin, middle)]
-        return not parts
+                parts += [(middle + 1, end), (begin, middle)]
 
     def _reproject(self, time: float) -> State:
         """State on the level set at a time."""
