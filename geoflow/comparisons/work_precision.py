@@ -68,10 +68,10 @@ def compare(
 ) -> xr.Dataset:
     """Walk with every solver at every tolerance, from the same start to the same flow times.
 
-    Each walk has atol = 10⁻³ rtol, as ``walk`` has by default. A walk that does not come to a flow
-    time has NaN there, and its ``status`` says why, in the words of :func:`geoflow.walk`; or
-    ``not_resolved``, its tolerance being below what float32 resolves, or ``not_run``. Nothing is
-    raised for it.
+    Each walk has atol = 10⁻³ rtol; that of ``walk`` is 10⁻⁶ unless it is given, which is the same
+    at its default rtol alone. A walk that does not come to a flow time has NaN there, and its
+    ``status`` says why, in the words of :func:`geoflow.walk`; or ``not_resolved``, its tolerance
+    being below what float32 resolves, or ``not_run``. Nothing is raised for it.
 
     Parameters
     ----------

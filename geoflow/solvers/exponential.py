@@ -69,6 +69,7 @@ from geoflow.solvers.control import (
 )
 from geoflow.solvers.exponential_step import Attempts
 from geoflow.solvers.krylov import MAX_VECTORS
+from geoflow.solvers.nearing import nearer, unresolved
 
 # Of θ's size beside the Krylov vectors.
 OTHER_VECTORS = 13
@@ -160,10 +161,15 @@ class Exponential:
         owed = carry.get("owed")
         assert owed is None or isinstance(owed, Tensor), "owed is a tensor"
         basis = DTYPES.get(self.basis or "")
-        attempts = Attempts(flow, state, tolerance, radius, self.max_vectors, basis, owed)
+
+        def attempts_from(state: FlowState) -> Attempts:
+            return Attempts(flow, state, tolerance, radius, self.max_vectors, basis, owed)
+
+        attempts = attempts_from(state)
         floor = VELOCITY_FLOOR * norm(state.regularizer_gradient)
         starting = bool(carry.get("starting", False))
-        n_rejected = 0
+        n_rejected = n_newton = 0
+        held_up = ""
         while True:
             step = attempts.resolve(step)
             try:
@@ -182,7 +188,16 @@ class Exponential:
                 cause = str(failure)
             n_rejected += 1
             step *= factor
-            check_step(step, state, cause)
+            check_step(step, state, held_up if held_up and cause == TOO_INACCURATE else cause)
+            # A step comes back to the level set from where it began, however short it is: where
+            # that is as far as the step is long, velocities at its ends differ as in a long one.
+            length = step * state.tangent_norm
+            near, iterations = nearer(flow, state, length)
+            n_newton += iterations
+            if near is not state:
+                n_newton += attempts.n_newton
+                state, attempts = near, attempts_from(near)
+            held_up = held_up or unresolved(flow, state, length)
         following = step * (min(factor, 1.0) if n_rejected else factor)
         if step == asked < wanted:
             # A step cut short by max_time says little about how long a step could be.
@@ -198,6 +213,6 @@ class Exponential:
             time=step,
             error_estimate=error,
             n_rejected=n_rejected,
-            n_reprojection=attempts.n_newton,
+            n_reprojection=n_newton + attempts.n_newton,
             interpolant=attempts.interpolant(step, end),
         )

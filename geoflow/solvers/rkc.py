@@ -31,6 +31,7 @@ from geoflow.solvers.control import (
     clip_step,
 )
 from geoflow.solvers.interpolation import hermite
+from geoflow.solvers.nearing import SMALL, nearer
 
 DAMPING = 2 / 13
 MAX_STAGES = 250
@@ -133,10 +134,12 @@ class RKC:
         """Make one accepted step and re-project."""
         radius, vector = _spectral_radius(flow, state, carry)
         scale = tolerance.scale(state.theta)
+        # A step ends as far from the level set as it began, which would count as its error.
+        state, n_newton = nearer(flow, state, min(scale, _stiff_scale(state, radius)))
         wanted = float(carry["step_size"]) or _starting_step(flow, state, radius, scale)
         wanted = min(wanted, ((MAX_STAGES - 1) ** 2 - 1) / 1.54 / radius)
         step = clip_step(wanted, max_time)
-        n_rejected = n_newton = 0
+        n_rejected = 0
         while True:
             try:
                 end, error, iterations = _attempt(flow, state, step, radius, tolerance)
@@ -180,33 +183,23 @@ def _attempt(
     theta = advance(lambda y: flow.evaluate(y).velocity, state.theta, state.velocity, step, stages)
     ahead = flow.evaluate(theta)
     scale = tolerance.scale(state.theta)
+    allowed = min(scale, _stiff_scale(state, radius))
     # The embedded estimate of the paper's section 2: third order, bounded where the flow is stiff.
     local = 0.8 * (state.theta - theta) + 0.4 * step * (state.velocity + ahead.velocity)
-    distance = flow.level_set.distance(*ahead.evaluated)
+    residuals = flow.level_set.residuals(ahead.values)
+    # Where rounding lets a step begin no nearer, what it ends with of that is no error of its own.
+    left = flow.level_set.residuals(state.values)
+    beside = state.normals.distance(left)
+    if beside > SMALL * allowed:
+        residuals = residuals - left
+    distance = ahead.normals.distance(residuals)
     # NumPy's maximum is NaN where either is, as where they overflow.
-    allowed = min(scale, _stiff_scale(state, radius))
     error = float(np.maximum(norm(local), distance)) / allowed
-    if not error <= 1 and _is_of_the_start(flow, state, ahead, allowed):
-        error = norm(local) / allowed
     if not error <= 1:
         return ahead, error, 0
-    end, projection = flow.project(theta, evaluated=ahead.evaluated, max_displacement=2 * scale)
+    furthest = 2 * (scale + beside)
+    end, projection = flow.project(theta, evaluated=ahead.evaluated, max_displacement=furthest)
     return end, error, projection.iterations
-
-
-def _is_of_the_start(
-    flow: RegularizingFlow, state: FlowState, ahead: FlowState, allowed: float
-) -> bool:
-    """Whether the end of a step is off the level by what its start was, and no step mends that.
-
-    Both count as on the level, so that nothing will be re-projected, and the start alone is
-    further off than the step's error may be: next to the least R there is, where the flow vanishes
-    and the error allowed with it, every step would be too long.
-    """
-    level_set = flow.level_set
-    if (abs(level_set.residuals(ahead.values)) > level_set.tolerances).any():
-        return False
-    return level_set.distance(*state.evaluated) > allowed
 
 
 def _stiff_scale(state: FlowState, radius: float) -> float:

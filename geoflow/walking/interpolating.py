@@ -42,9 +42,10 @@ def interpolate(
     """θ at flow times between the snapshots, to the accuracy of the walk.
 
     From the snapshot before each of them the flow is integrated anew, by the solver and to the
-    tolerance of the walk: whatever lies between the snapshots, the error is the walk's own. It
-    costs the steps from there, which ``flow.problem.counts`` have; times between the same two
-    snapshots share them.
+    tolerance of the walk: whatever lies between the snapshots, the error is the walk's own; of
+    ``dopri5``, whose interpolant is an order below its steps, up to some three times that. It costs
+    the steps from there, which ``flow.problem.counts`` have; times between the same two snapshots
+    share them.
 
     Parameters
     ----------

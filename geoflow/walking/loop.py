@@ -65,7 +65,8 @@ def walk(
         A name of :func:`geoflow.solvers.names`, or a solver with settings of its own; or what
         ``config`` has of one.
     rtol, atol : float
-        Local error allowed in θ, relative to ‖θ‖ and absolute.
+        Local error allowed in θ, relative to ‖θ‖ and absolute. With an ``rtol`` below 10⁻⁵ give an
+        ``atol`` of 10⁻³ of it, or the default one is what is left.
     t_end : float, optional
         Flow time at which the walk ends.
     stop : Stop, optional

@@ -77,6 +77,17 @@ def test_the_tolerance_is_met_and_snapshots_are_on_the_level_set(rtol, installed
     assert np.abs(ds["level_residual"].values[ds["snapshot_step"].values]).max() <= on_level
 
 
+@pytest.mark.parametrize("t_end", [5e-324, 1e-300, 1e-151, 1e-149, 1e-12])
+def test_a_walk_of_hardly_any_time_ends_there_in_silence(t_end, capfd, installed):
+    flow = references.oja().flow
+    ds = gf.walk(flow, "cvode", t_end=t_end, stop=None)
+    assert ds.attrs["status"] == "t_end"
+    assert float(ds["time"][-1]) == t_end
+    expected = references.oja().exact(t_end).numpy()
+    np.testing.assert_allclose(ds["theta"][-1].values, expected, rtol=1e-9)
+    assert capfd.readouterr().err == ""
+
+
 def test_each_evaluation_is_counted_those_of_products_too(network, installed):
     calls = 0
     evaluate = network.problem.value_and_gradient

@@ -59,6 +59,22 @@ def test_a_thousand_snapshots_cost_some_gradients_a_step_and_change_none(solver)
     assert max(errors) <= 1.5 * max(at_steps) + 0.5 * 1e-5 * size
 
 
+@pytest.mark.parametrize("solver", ["exponential", "bdf", "rkc", "dopri5"])
+@pytest.mark.parametrize("n", [100, 400])
+def test_where_the_level_is_kept_closely_they_cost_no_more_than_one_by_one(solver, n):
+    flow = reference().flow
+    flow = gf.RegularizingFlow(gf.LevelSet(flow.problem, level_rtol=1e-11), flow.regularizer)
+    # Of 400 by exponential the curve is right by chance at one, and three tolerances off beside.
+    times = np.linspace(0.0, 1.0, n + 1)
+    plain = walk(solver, flow, rtol=1e-4, max_snapshots=2)
+    ds = walk(solver, flow, rtol=1e-4, snapshot_times=times)
+    # One by one a snapshot takes a gradient or two; of dopri5's long steps the first ones three.
+    assert int(ds["n_gradient"][-1] - plain["n_gradient"][-1]) <= 2.2 * n
+    losses = [references.half_square(torch.from_numpy(theta)) for theta in ds["theta"].values]
+    assert max(abs(flow.level_set.residual(x)) for x in losses) <= flow.level_set.tolerance
+    assert np.array_equal(ds["theta"][-1], plain["theta"][-1])
+
+
 @pytest.mark.parametrize("make", [references.narrow_valley, references.small_network])
 def test_where_a_flow_is_stiff_they_lie_on_the_level_set_too(make):
     times = np.linspace(1e-4, 0.2, 400)
