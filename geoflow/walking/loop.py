@@ -74,7 +74,7 @@ def walk(
         with its options is one too, ``"Plateau:window=2"``.
     max_evaluations : int, optional
         Budget in gradient evaluations, a Hessian-vector product counting 2. Never exceeded. Where R
-        is the loss of another problem that has as many again for itself. None: 100,000.
+        evaluates other problems these have as many again, all together. None: 100,000.
     reproject_every : float, optional
         Flow time between re-projections for torchdiffeq's solvers. None: every accepted step.
     snapshot_times : sequence of float, optional
