@@ -350,9 +350,11 @@ def checked_budget(max_evaluations: int | None) -> int:
         No positive whole number.
     """
     budget = DEFAULT_MAX_EVALUATIONS if max_evaluations is None else max_evaluations
-    if isinstance(budget, bool) or not isinstance(budget, Integral) or budget < 1:
+    # As far as files count.
+    whole = isinstance(budget, Integral) and not isinstance(budget, bool)
+    if not whole or not 1 <= budget < 2**63:
         given = kinds.shown(max_evaluations)
-        raise InputError(f"max_evaluations={given}; use a positive whole number")
+        raise InputError(f"max_evaluations={given}; use a positive whole number below 2**63")
     return int(budget)
 
 

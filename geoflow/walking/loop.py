@@ -23,7 +23,7 @@ from geoflow.walking.crossings import Seeker
 from geoflow.walking.events import Event, from_config
 from geoflow.walking.fitting import check_fit
 from geoflow.walking.memory import check_walk_memory
-from geoflow.walking.recorder import Memory, Recorder
+from geoflow.walking.recorder import Memory, Recorder, check_recorder
 from geoflow.walking.settings import CHECKPOINT_SECONDS, DEFAULTS, WalkSettings
 from geoflow.walking.steps import Walk
 from geoflow.walking.stopping import Stop
@@ -62,8 +62,9 @@ def walk(
         The vector field, a :class:`geoflow.RegularizingFlow` or one's own; the walk starts at
         ``flow.problem.theta0``, re-projected.
     solver : str or Solver
-        A name of :func:`geoflow.solvers.names`, or a solver with settings of its own; or what
-        ``config`` has of one.
+        A name of :func:`geoflow.solvers.names`, with its options too as in
+        ``"exponential:max_vectors=12"``; a solver with settings of its own; or what ``config`` has
+        of one.
     rtol, atol : float
         Local error allowed in θ, relative to ‖θ‖ and absolute.
     t_end : float, optional
@@ -157,6 +158,8 @@ def walk(
     check_switch(progress, "progress")
     goals, rule, recorded = settings.goals(), settings.rule(), from_config(events)
     check_fit(flow, settings.make_solver(), goals, observables, recorded)
+    if recorder is not None:
+        check_recorder(recorder)
     if recorder is not None and archive is not None:
         raise InputError(f"recorder and archive={str(archive)!r} are both given; choose one")
     records.check_observables(observables, flow.problem.theta0)
