@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -105,6 +106,15 @@ class RegularizingFlow:
 
     def __repr__(self) -> str:
         return f"RegularizingFlow(down {self.regularizer_name} on {self.level_set!r})"
+
+    def on(self, level_set: LevelSet) -> RegularizingFlow:
+        """The flow down the same R on another level set of the same problem.
+
+        What R evaluates is what it was, and goes on counting.
+        """
+        other = copy.copy(self)
+        other.level_set, other.problem = level_set, level_set.problem
+        return other
 
     @property
     def scalars(self) -> Mapping[str, Scalar]:
