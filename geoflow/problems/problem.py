@@ -171,7 +171,7 @@ class Problem(MeanOfParts):
             A ``DataLoader`` that does not shuffle, or anything else that gives the same batches in
             the same order whenever it is iterated. Tensors in tuples, lists and dictionaries,
             sparse ones too, are converted to ``dtype`` and moved to ``device``, one batch at a
-            time.
+            time. They are **not copied**: what is written into them later changes L.
         parameters, dtype, device
             See :meth:`from_module`.
 
