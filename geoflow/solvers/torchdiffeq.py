@@ -9,7 +9,6 @@ derivative it caches is dropped with the call, since re-projection moves the sta
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from geoflow.manifold.protocol import Flow, State
 from geoflow.manifold.values import as_values
 from geoflow.solvers.base import Carry, Interpolant, StepResult, Tolerance, norm
 from geoflow.solvers.control import TOO_FAR, TOO_INACCURATE, check_step, clip_step
-from geoflow.solvers.interpolation import hermite, moved_end
+from geoflow.solvers.interpolation import dormand_prince, hermite, moved_end
 from geoflow.system import kinds
 
 ADAPTIVE = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}
@@ -190,7 +189,7 @@ class TorchDiffEq:
         if not self.dense:
             return None
         if self.name == WITH_STAGES:
-            return moved_end(_dormand_prince(start, field.stages, time), end.flat, time)
+            return moved_end(dormand_prince(start, field.stages, time), end.flat, time)
         return hermite(start, end, time)
 
     def _vectors(self) -> int:
@@ -384,20 +383,6 @@ class _Field:
 
     def callback_reject_step(self, t0: Tensor, theta: Tensor, dt: Tensor) -> None:
         self.n_rejected += 1
-
-
-def _dormand_prince(start: State, stages: Sequence[Tensor], duration: float) -> Interpolant:
-    """Interpolant of order 4 from the stages of a dopri5 step (Shampine, Math. Comp. 46, 1986)."""
-    from scipy.integrate import RK45
-
-    def at(time: float) -> Tensor:
-        weights = time * RK45.P @ (time / duration) ** np.arange(RK45.P.shape[1])
-        theta = start.flat.clone()
-        for weight, stage in zip(weights, stages, strict=True):
-            theta.add_(stage, alpha=float(weight))
-        return theta
-
-    return at
 
 
 def _starting_step(flow: Flow, state: State, tolerance: Tolerance, order: int) -> float:
