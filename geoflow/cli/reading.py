@@ -45,8 +45,10 @@ def names(text: str) -> list[str]:
 
 def folder(text: str) -> str:
     """Read the name of a folder that files can be written into, or that can be made."""
-    if not text:
-        raise argparse.ArgumentTypeError("'' names no folder; give its name, . for the present one")
+    if not text.strip():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} names no folder; give its name, . for the present one"
+        )
     try:
         files.check_folder(text)
     except InputError as error:

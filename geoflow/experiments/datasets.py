@@ -139,9 +139,7 @@ def _carried_only(name: str, data: str | None) -> None:
 
 
 def _folder(data: str) -> Path:
-    if not data:
-        raise InputError("data='' names no folder; give its name, '.' for the present one")
-    folder = Path(data)
+    folder = files.folder_named(data, "data")
     if not files.is_folder(folder):
         raise DataError(f"{folder} is not a folder; name the one that holds the data files")
     return folder

@@ -19,7 +19,7 @@ from geoflow.manifold.normals import Numbers, normal_space, tangent
 from geoflow.manifold.protocol import Scalar
 from geoflow.manifold.regularizers.bound import as_earlier, bytes_of
 from geoflow.manifold.regularizers.checked import check_regularizer
-from geoflow.manifold.regularizers.named import bound, name_of
+from geoflow.manifold.regularizers.named import bound, get, name_of
 from geoflow.manifold.scaling import length
 from geoflow.manifold.values import Evaluated, as_values
 from geoflow.problems import arithmetic
@@ -71,8 +71,9 @@ class RegularizingFlow:
         M, with its problem or problems.
     regularizer : callable, Regularizer or ProblemLike
         R: Tensor (P,) → scalar Tensor, differentiable by autograd; one of
-        :mod:`geoflow.regularizers <geoflow.manifold.regularizers>`, with its options; or a problem
-        of the same parameters, whose loss is R.
+        :mod:`geoflow.regularizers <geoflow.manifold.regularizers>`, with its options, or its text
+        as :func:`geoflow.regularizers.get <geoflow.manifold.regularizers.named.get>` reads it; or a
+        problem of the same parameters, whose loss is R.
 
     Raises
     ------
@@ -98,8 +99,8 @@ class RegularizingFlow:
         kinds.check_kind(level_set, LevelSet, "level_set", "a gf.LevelSet of the problem")
         self.level_set = level_set
         self.problem: ProblemLike = level_set.problem
-        self.regularizer = regularizer
-        self._bound = bound(regularizer, self.problem)
+        self.regularizer = get(regularizer) if isinstance(regularizer, str) else regularizer
+        self._bound = bound(self.regularizer, self.problem)
         check_regularizer(self._bound, self.problem.theta0)
 
     def __repr__(self) -> str:
@@ -112,6 +113,16 @@ class RegularizingFlow:
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         vars(self).update(state)
         self._bound = bound(self.regularizer, self.problem)
+
+    def on(self, level_set: LevelSet) -> RegularizingFlow:
+        """The flow down the same R on another level set of the same problem.
+
+        What R evaluates is what it was, and goes on counting.
+        """
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        other.level_set, other.problem = level_set, level_set.problem
+        return other
 
     @property
     def scalars(self) -> Mapping[str, Scalar]:
@@ -202,6 +213,11 @@ class RegularizingFlow:
         ------
         InputError
             R or L is of so small a scale that the square of its gradient's norm underflows.
+        ConvergenceError, CriticalPointError
+            The level is not reached, or L, R or one of their gradients is not finite there; or ∇L
+            vanishes. See :meth:`geoflow.LevelSet.project`.
+        EvaluationLimitError
+            A budget is spent.
         """
         projection = self.level_set.project(theta, max_iterations=START_ITERATIONS)
         state = self.state(projection.theta, projection.values, projection.gradients)
@@ -211,7 +227,17 @@ class RegularizingFlow:
         return state, projection
 
     def evaluate(self, theta: Tensor) -> FlowState:
-        """State at θ as it is, on the level set or not: one gradient a constraint."""
+        """State at θ as it is, on the level set or not: one gradient a constraint.
+
+        Raises
+        ------
+        InputError
+            θ has another shape, dtype or device than the problem's.
+        ConvergenceError, CriticalPointError
+            See :meth:`state`.
+        EvaluationLimitError
+            A budget is spent.
+        """
         return self.state(theta, *self.problem.value_and_gradient(theta))
 
     def project(
@@ -223,7 +249,13 @@ class RegularizingFlow:
         max_iterations: int = MAX_ITERATIONS,
         rtol: float | None = None,
     ) -> tuple[FlowState, Projection]:
-        """State at the re-projection of θ, undamped; see :meth:`geoflow.LevelSet.project`."""
+        """State at the re-projection of θ, undamped; see :meth:`geoflow.LevelSet.project`.
+
+        Raises
+        ------
+        InputError, ConvergenceError, CriticalPointError, EvaluationLimitError
+            See there, and :meth:`state` of the point.
+        """
         projection = self.level_set.project(
             theta,
             evaluated=evaluated,

@@ -13,8 +13,9 @@ from torch import Tensor
 from geoflow.errors import ConvergenceError, CriticalPointError, InputError
 from geoflow.manifold.iterate import Iterate
 from geoflow.manifold.normals import Numbers, normal_space
-from geoflow.manifold.values import Evaluated, as_values, only
+from geoflow.manifold.values import Evaluated, as_values, check_gradient, only
 from geoflow.problems import arithmetic
+from geoflow.problems.checks import check_like
 from geoflow.problems.protocol import ProblemLike, check_problem
 from geoflow.problems.several import Problems
 from geoflow.system import kinds
@@ -108,7 +109,7 @@ class LevelSet:
     InputError
         What is no problem, or several that do not fit; a level that is zero or not finite; or a
         ``level_rtol`` that is not positive, below what the problem's dtype resolves or above
-        ``LARGEST_RTOL``; or a negative ``level_atol``.
+        ``LARGEST_RTOL``; or a ``level_atol`` that is negative or not finite.
     """
 
     def __init__(
@@ -186,9 +187,12 @@ class LevelSet:
 
         Raises
         ------
+        InputError
+            ``gradient`` has another shape, dtype or device than the problem's.
         CriticalPointError
             ∇L is zero, or the gradients of several constraints are dependent to rounding.
         """
+        check_gradient(gradient, self.problem.theta0)
         return normal_space(gradient).distance(self.residuals(loss))
 
     @arithmetic.without_autocast()
@@ -208,9 +212,13 @@ class LevelSet:
 
         Raises
         ------
+        InputError
+            ``v`` or ``gradient`` has another shape, dtype or device than the problem's.
         CriticalPointError
             g is zero, or the gradients of several constraints are dependent to rounding.
         """
+        check_like(v, self.problem.theta0, "v")
+        check_gradient(gradient, self.problem.theta0)
         return v - normal_space(gradient).split(v).part
 
     @arithmetic.without_autocast()
@@ -255,8 +263,11 @@ class LevelSet:
             The residual does not fall to the tolerance; its ``reason`` says which test failed.
         CriticalPointError
             ∇L vanishes to rounding, or those of several constraints are dependent.
+        EvaluationLimitError
+            A budget of the problem is spent.
         InputError
-            ``rtol`` or ``max_iterations`` is negative or no number.
+            ``rtol``, ``max_iterations`` or ``max_displacement`` is negative or no number, or θ has
+            another shape, dtype or device than the problem's.
         """
         max_iterations = kinds.as_whole(max_iterations, "max_iterations", 0)
         rtol = self.level_rtol if rtol is None else kinds.as_number(rtol, "rtol")
@@ -264,6 +275,9 @@ class LevelSet:
             raise InputError(f"rtol={rtol}; use zero or a positive number")
         # A graph that it is of is none of the projection's.
         theta = theta.detach() if theta.requires_grad else theta
+        max_displacement = kinds.as_number(max_displacement, "max_displacement")
+        if not max_displacement >= 0:
+            raise InputError(f"max_displacement={max_displacement}; use zero or a positive number")
         start, stalls, fraction = theta, 0, 1.0
         tolerances = rtol * self.scales
         evaluation = evaluated or self.problem.value_and_gradient(theta)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -22,11 +22,13 @@ from geoflow.errors import (
 from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.level_set import LevelSet
+from geoflow.manifold.protocol import apart_from
 from geoflow.paths.arclength import FIRST, Arc, OnArc, strides_to
 from geoflow.paths.branch import FarError, Reached, check_near, check_no_fold
 from geoflow.paths.corrector import Corrected, correct, is_kkt
 from geoflow.paths.learned import Bearing, Learned
 from geoflow.paths.scale import Scale
+from geoflow.problems.counting import shared_budget
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system.threads import one_blas_thread
 from geoflow.system.translation import numerics
@@ -60,6 +62,11 @@ class _From:
     def __init__(self, problem: ProblemLike, theta0: Tensor) -> None:
         self.problem, self.theta0 = problem, theta0
 
+    @property
+    def problems(self) -> tuple[ProblemLike, ...]:
+        """What it evaluates: where R evaluates the same it is not counted apart."""
+        return (self.problem, *getattr(self.problem, "problems", ()))
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.problem, name)
 
@@ -71,7 +78,8 @@ def at_level(flow: RegularizingFlow, level: float, theta: Tensor | None = None) 
         problem = cast(ProblemLike, _From(problem, theta))
     own = flow.level_set
     level_set = LevelSet(problem, level, own.level_rtol, level_atol=own.level_atol)
-    return RegularizingFlow(level_set, flow.regularizer)
+    # Problems of its own R would make anew, and they would count anew.
+    return flow.on(level_set) if apart_from(flow) else RegularizingFlow(level_set, flow.regularizer)
 
 
 class Continuation:
@@ -90,8 +98,8 @@ class Continuation:
     ----------
     memory : Learned
         What the levels so far have taught.
-    left : int
-        Evaluations that may still be made.
+    left, left_of_r : int
+        Evaluations that may still be made, and of R where it counts its own apart.
     short_of : Reached, optional
         The point nearest to the level that :meth:`to` did not reach.
     refused : bool
@@ -103,7 +111,7 @@ class Continuation:
         self.memory = Learned.unknown(flow.problem.n_parameters)
         self.short_of: Reached | None = None
         self.refused = False
-        self._end = 0
+        self._end = self._end_of_r = 0
 
     @property
     def left(self) -> int:
@@ -113,6 +121,19 @@ class Continuation:
     @left.setter
     def left(self, evaluations: int) -> None:
         self._end = self.flow.problem.evaluations + evaluations
+        self.left_of_r = evaluations
+
+    @property
+    def left_of_r(self) -> int:
+        """Evaluations that the problems of R may still make, all together; set after ``left``."""
+        return max(self._end_of_r - self._spent_by_r(), 0)
+
+    @left_of_r.setter
+    def left_of_r(self, evaluations: int) -> None:
+        self._end_of_r = self._spent_by_r() + evaluations
+
+    def _spent_by_r(self) -> int:
+        return sum(problem.evaluations for problem in apart_from(self.flow))
 
     def start(self) -> Reached:
         """Walk from θ0 to the first point, on the level of the flow.
@@ -138,7 +159,8 @@ class Continuation:
         try:
             yield
         except EvaluationLimitError:
-            if self._end == whole:
+            # Or those of R are, which are allowed for the whole path alone.
+            if self._end == whole or self.left_of_r <= self.left:
                 raise
             raise ConvergenceError(
                 f"{what()} within {evaluations} evaluations: it is given up; name levels in "
@@ -301,7 +323,8 @@ class Continuation:
                 ).theta
         start = at_level(flow, level, theta)
         stop = Stationary(min(self.degrees, FLOW_DEGREES))
-        budget = max(self.left, 1)
+        # A walk has one for both. What ends it is mostly what the path has less left of.
+        budget = max(min(self.left, self.left_of_r), 1)
         solver = FIRST_SOLVER if before is None else SOLVER
         try:
             ended = walk(start, solver, stop=stop, max_evaluations=budget, max_snapshots=2)
@@ -343,9 +366,12 @@ class Continuation:
         with self.budget(), numerics(), one_blas_thread():
             return correct(flow, state, self.memory, self.limit, patience)
 
-    def budget(self) -> AbstractContextManager[None]:
-        """Allow as many evaluations as are left."""
-        return self.flow.problem.budget(self.left)
+    @contextmanager
+    def budget(self) -> Iterator[None]:
+        """Allow as many evaluations as are left, and of R likewise."""
+        apart = apart_from(self.flow)
+        with self.flow.problem.budget(self.left), shared_budget(apart, self.left_of_r):
+            yield
 
 
 def _nearby(at: Reached, ahead: list[Reached]) -> Reached | None:

@@ -22,14 +22,14 @@ from geoflow.paths.following import (
     checked_levels,
     follow,
 )
-from geoflow.paths.recording import points_of
+from geoflow.paths.recording import counted, points_of
 from geoflow.problems import arithmetic
 from geoflow.problems.earlier import same_data, same_data_apart
 from geoflow.system import files, kinds
-from geoflow.trajectories import records, schema
+from geoflow.trajectories import path_schema, records, schema
 from geoflow.trajectories.path_dataset import PathPoint
 from geoflow.trajectories.records import Observable, Observed
-from geoflow.walking import configuration
+from geoflow.walking import configuration, counting
 from geoflow.walking.fitting import tensors_differ
 
 # A path that ended so goes on to the levels that it did not reach.
@@ -124,6 +124,8 @@ def resume_path(
         budget,
         config["smallest_eigenvalue"],
         config["provenance"],
+        # Points that have it not are no part of a file that has.
+        cost_of_r=attributes[path_schema.PATH] == path_schema.WITH_COST_OF_R,
     )
     return follow(
         flow,
@@ -219,7 +221,8 @@ def _refuse_spent(attributes: Mapping[str, Any], taken: Sequence[PathPoint], bud
     if not taken or "status" not in attributes:
         return
     values = taken[-1].values
-    spent = int(values["n_gradient"] + 2 * values["n_hvp"])
+    costs = counting.spent({name: int(values[f"n_{name}"]) for name in counted(values)})
+    spent = max(costs.values())
     if attributes["status"] == "max_evaluations":
         # What it spent on the level that it did not reach is in no point.
         spent = max(spent, json.loads(attributes["config"])["max_evaluations"])

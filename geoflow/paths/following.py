@@ -23,6 +23,7 @@ from geoflow.errors import (
     InputError,
 )
 from geoflow.manifold.flows import RegularizingFlow, check_single
+from geoflow.manifold.protocol import apart_from
 from geoflow.paths.continuation import FAILURES, FIRST_SOLVER, SOLVER, Continuation
 from geoflow.paths.recording import Recording
 from geoflow.paths.scale import away, same_side
@@ -84,7 +85,8 @@ def regularization_path(
         same numbers.
     max_evaluations : int, optional
         Budget in gradient evaluations, a Hessian-vector product counting 2, the first walk and
-        the smallest eigenvalues included. Never exceeded. None: 100,000.
+        the smallest eigenvalues included. Never exceeded. Where R evaluates other problems these
+        have as many again, all together. None: 100,000.
     smallest_eigenvalue : bool
         Compute the smallest eigenvalue of A = Π(∇²R + λ∇²L)Π on the tangent space at each point,
         which is a minimum of R on its level set where that is positive. NaN where it did not
@@ -137,20 +139,26 @@ def regularization_path(
     if isinstance(title := provenance.get("title"), str):
         provenance["title"] = title.replace(WALK_TITLE, "regularisation path")
     settings = Settings(
-        levels, degrees, checked_budget(max_evaluations), bool(smallest_eigenvalue), provenance
+        *(levels, degrees, checked_budget(max_evaluations), bool(smallest_eigenvalue)),
+        provenance,
+        cost_of_r=bool(apart_from(flow)),
     )
     return follow(flow, settings, levels, observables, archive, overwrite=overwrite, shown=progress)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a path's file keeps of the arguments of :func:`regularization_path`, which see."""
+    """What a path's file keeps of the arguments of :func:`regularization_path`, which see.
+
+    ``cost_of_r`` says whether it has what the problems of R cost: files of before have not.
+    """
 
     levels: Sequence[float]
     degrees: float
     max_evaluations: int
     smallest_eigenvalue: bool
     provenance: Mapping[str, Any]
+    cost_of_r: bool
 
 
 def follow(
@@ -196,7 +204,9 @@ def follow(
         "provenance": dict(settings.provenance),
         **({"level_atol": flow.level_set.level_atol} if flow.level_set.level_atol else {}),
     }
-    header = path_dataset.attributes(flow, degrees=degrees, config=config)
+    header = path_dataset.attributes(
+        flow, degrees=degrees, config=config, cost_of_r=settings.cost_of_r
+    )
     tensors = [[t.name, list(t.shape)] for t in flow.problem.tensors]
     kept = {n: v for n, v in header.items() if n not in CLOCKS} | {"tensors": tensors}
     continuation = Continuation(flow, limit, degrees)
@@ -350,9 +360,11 @@ def checked_budget(max_evaluations: int | None) -> int:
         No positive whole number.
     """
     budget = DEFAULT_MAX_EVALUATIONS if max_evaluations is None else max_evaluations
-    if isinstance(budget, bool) or not isinstance(budget, Integral) or budget < 1:
+    # As far as files count.
+    whole = isinstance(budget, Integral) and not isinstance(budget, bool)
+    if not whole or not 1 <= budget < 2**63:
         given = kinds.shown(max_evaluations)
-        raise InputError(f"max_evaluations={given}; use a positive whole number")
+        raise InputError(f"max_evaluations={given}; use a positive whole number below 2**63")
     return int(budget)
 
 

@@ -21,12 +21,11 @@ from geoflow.paths.learned import Learned
 from geoflow.trajectories import path_dataset, path_schema
 from geoflow.trajectories.path_dataset import PathPoint
 from geoflow.trajectories.records import Observable, Snapshot
-from geoflow.walking.counting import uncounted
+from geoflow.walking.counting import APART, counts_of, spent, uncounted
 from geoflow.walking.fitting import EARLIER_UNITS, differences, observed_otherwise
 
 # Of the smallest eigenvalue, relative to the range of the spectrum; and its seed.
 EIGENVALUE_TOL, EIGENVALUE_SEED = 1e-6, 0
-COUNTS = ("gradient", "hvp")
 
 # Evaluations that a level may take before it is given up: so many times those of the first walk, or
 # of a level so far if that takes more, and at the least.
@@ -77,7 +76,7 @@ class Recording:
         self.header, self.budget, self.pieces = header, budget, pieces
         self.points: list[PathPoint] = []
         self.reached: list[Reached] = []
-        self._go_on_from(dict.fromkeys(COUNTS, 0), 0.0)
+        self._go_on_from(dict.fromkeys(counts_of(self.flow), 0), 0.0)
 
     def take(self, points: Sequence[PathPoint]) -> None:
         """Take up the points of a path that has ended: it goes on from them."""
@@ -157,7 +156,7 @@ class Recording:
         )
 
     def _record(self, reached: Reached) -> PathPoint:
-        state, flow, problem = reached.state, reached.flow, self.flow.problem
+        state, flow = reached.state, reached.flow
         of_flow = flow.values(state)
         values: dict[str, Any] = {
             "level": reached.c,
@@ -172,9 +171,9 @@ class Recording:
             with self.continuation.budget():
                 values["smallest_eigenvalue"] = _smallest_eigenvalue(flow, state)
         kept = Snapshot(len(self.points), 0.0, state.theta, self.observables)
-        counts = problem.counts
+        counts = counts_of(self.flow)
         values |= kept.values
-        values |= {f"n_{name}": counts[name] - self._counts0[name] for name in COUNTS}
+        values |= {f"n_{name}": counts[name] - self._counts0[name] for name in counts}
         values["wall_time"] = clock.perf_counter() - self._clock0
         return PathPoint(values, kept.theta)
 
@@ -194,7 +193,8 @@ class Recording:
             self._check_observables(point, number)
         # What the check took is not counted.
         self._go_on_from(
-            {name: int(values[f"n_{name}"]) for name in COUNTS}, float(values["wall_time"])
+            {name: int(values[f"n_{name}"]) for name in counted(values)},
+            float(values["wall_time"]),
         )
         if not self.pieces.missing([f"point-{number:06d}"]) and self.pieces.missing(
             [f"point-{number + 1:06d}"]
@@ -244,10 +244,18 @@ class Recording:
         return f", or remove the folder {folder_beside(self.pieces.target)} to start over"
 
     def _go_on_from(self, counts: Mapping[str, int], wall_time: float) -> None:
-        now = self.flow.problem.counts
-        self._counts0 = {name: now[name] - counts[name] for name in COUNTS}
+        # Points of before have not what the problems of R cost.
+        now = counts_of(self.flow)
+        self._counts0 = {name: n - counts.get(name, 0) for name, n in now.items()}
         self._clock0 = clock.perf_counter() - wall_time
-        self.continuation.left = self.budget - counts["gradient"] - 2 * counts["hvp"]
+        costs = spent(counts)
+        self.continuation.left = self.budget - costs["gradient"]
+        self.continuation.left_of_r = self.budget - costs.get(APART, 0)
+
+
+def counted(values: Mapping[str, Any]) -> list[str]:
+    """What a point has counted, by the names of its variables without ``n_``."""
+    return [name for name in ("gradient", "hvp", APART) if f"n_{name}" in values]
 
 
 def points_of(ds: xr.Dataset) -> list[PathPoint]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -207,10 +206,7 @@ def save(figures: Mapping[str, Figure], folder: str | Path, stem: str) -> list[P
     kinds.check_kind(figures, Mapping, "figures", "a dict of figures by name")
     for name, figure in figures.items():
         kinds.check_kind(figure, Figure, f"figures[{name!r}]", "a figure of matplotlib")
-    kinds.check_kind(folder, str | os.PathLike, "folder", "the name of a folder, a str or Path")
-    if not os.fspath(folder):
-        raise InputError("folder='' names no folder; give its name, '.' for the present one")
-    folder = Path(folder)
+    folder = files.folder_named(folder, "folder")
     paths = []
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -98,10 +98,10 @@ def check_like(theta: Tensor, reference: Tensor, name: str = "theta") -> None:
     Raises
     ------
     InputError
-        Another shape, dtype or device.
+        Another shape, dtype, device or layout.
     """
     kinds.check_kind(theta, Tensor, name, "a flat torch.Tensor, such as problem.theta0")
-    for what in ("shape", "dtype", "device"):
+    for what in ("shape", "dtype", "device", "layout"):
         if getattr(theta, what) != getattr(reference, what):
             raise InputError(
                 f"{name} has {what} {getattr(theta, what)}; "

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 from geoflow.errors import EvaluationLimitError, InputError
+
+if TYPE_CHECKING:
+    from geoflow.problems.protocol import ProblemLike
 
 # Of two threads one has the budget: shared by all problems, so that they hold no lock.
 _TAKING = threading.Lock()
@@ -19,6 +23,8 @@ class Counted(ABC):
 
     _n_gradient = _n_hvp = 0
     _limit: float | None = None
+    # Problems that draw from one budget with this one, and where that ends; see shared_budget.
+    _shared: tuple[Sequence[ProblemLike], int] | None = None
 
     @property
     @abstractmethod
@@ -65,5 +71,39 @@ class Counted(ABC):
             self._n_gradient, self._n_hvp, self._limit = before
 
     def _check_budget(self, evaluations: int) -> None:
-        if self._limit is not None and self.evaluations + evaluations > self._limit:
+        if self._limit is None or self._limit == math.inf:
+            return
+        if self.evaluations + evaluations > self._limit:
             raise EvaluationLimitError(f"the budget ends at {self._limit} evaluations")
+        if self._shared:
+            problems, limit = self._shared
+            if sum(p.evaluations for p in problems) + evaluations > limit:
+                raise EvaluationLimitError(f"the budget ends at {limit} evaluations of them all")
+
+
+@contextmanager
+def shared_budget(problems: Sequence[ProblemLike], evaluations: int) -> Iterator[None]:
+    """Allow several problems at most this many more evaluations together inside the block.
+
+    One of another class than geoflow's own does not see what the others spend: it may take this
+    many by itself.
+
+    Raises
+    ------
+    EvaluationLimitError
+        From the evaluation that would pass the limit, before it is made.
+    InputError
+        One has a budget already.
+    """
+    with ExitStack() as stack:
+        for problem in problems:
+            stack.enter_context(problem.budget(evaluations))
+        limit = sum(problem.evaluations for problem in problems) + evaluations
+        sharing = [p for p in problems if isinstance(p, Counted)] if len(problems) > 1 else []
+        for problem in sharing:
+            problem._shared = problems, limit
+        try:
+            yield
+        finally:
+            for problem in sharing:
+                problem._shared = None

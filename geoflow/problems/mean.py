@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from torch import Tensor
 
 from geoflow.errors import InputError
-from geoflow.problems import arithmetic, derivatives, flattening
+from geoflow.problems import arithmetic, checks, derivatives, flattening
 from geoflow.problems.parts import LossPart, Parameters, add_up
 from geoflow.problems.pickling import Picklable
 
@@ -62,7 +62,7 @@ class MeanOfParts(Picklable):
 
     def _derived_thrice(self, theta: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """∇²L v and ∇³L[v, v] by PyTorch's derivatives; counted as two products."""
-        at, along = self.unflatten(theta.detach().clone()), self.unflatten(v.detach(), "v")
+        at, along = self._at_and_along(theta, v)
         self._check_budget(4)
         self._n_hvp += 2
 
@@ -80,7 +80,7 @@ class MeanOfParts(Picklable):
         multiply: Callable[[LossPart, Parameters, Parameters], tuple[Parameters, Tensor]],
     ) -> Tensor:
         """Mean of what each part gives; counted as one Hessian-vector product."""
-        at, along = self.unflatten(theta.detach().clone()), self.unflatten(v.detach(), "v")
+        at, along = self._at_and_along(theta, v)
         self._check_budget(2)
         self._n_hvp += 1
 
@@ -89,6 +89,15 @@ class MeanOfParts(Picklable):
             return (flattening.together(product),), weight
 
         return self._mean(contribution(part) for part in self._parts)[0]
+
+    def _check_both(self, theta: Tensor, v: Tensor) -> None:
+        checks.check_like(theta, self.theta0)
+        checks.check_like(v, self.theta0, "v")
+
+    def _at_and_along(self, theta: Tensor, v: Tensor) -> tuple[Parameters, Parameters]:
+        """θ, copied, and v by parameter name."""
+        self._check_both(theta, v)
+        return self.unflatten(theta.detach().clone()), self.unflatten(v.detach(), "v")
 
     def _mean(
         self, contributions: Iterable[tuple[tuple[Tensor, ...], Tensor]]

@@ -25,7 +25,7 @@ class Picklable(Counted):
     _parts: Iterable[LossPart]
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_n_gradient": 0, "_n_hvp": 0, "_limit": None}
+        return vars(self) | {"_n_gradient": 0, "_n_hvp": 0, "_limit": None, "_shared": None}
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Refuse what pickle does not take.

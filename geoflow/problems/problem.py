@@ -36,6 +36,7 @@ from geoflow.problems.parts import (
     network_of,
     of_network,
 )
+from geoflow.system import kinds
 from geoflow.system.peak import peak_bytes
 
 
@@ -170,7 +171,7 @@ class Problem(MeanOfParts):
             A ``DataLoader`` that does not shuffle, or anything else that gives the same batches in
             the same order whenever it is iterated. Tensors in tuples, lists and dictionaries,
             sparse ones too, are converted to ``dtype`` and moved to ``device``, one batch at a
-            time.
+            time. They are **not copied**: what is written into them later changes L.
         parameters, dtype, device
             See :meth:`from_module`.
 
@@ -260,6 +261,7 @@ class Problem(MeanOfParts):
         InputError
             θ has another shape, dtype or device than :attr:`theta0`.
         """
+        checks.check_like(theta, self.theta0)
         derivable = theta.requires_grad and torch.is_grad_enabled()
         given = theta if derivable or not theta.requires_grad else theta.detach()
         parameters = self.unflatten(given)
@@ -290,8 +292,12 @@ class Problem(MeanOfParts):
         RuntimeError
             From torch, where vmap cannot take what the loss does.
         """
+        kinds.check_kind(thetas, Tensor, "thetas", "a torch.Tensor of shape (N, P)")
         if thetas.ndim != 2:
             raise InputError(f"thetas has shape {tuple(thetas.shape)}; give (N, P)")
+        if not len(thetas):  # vmap goes over one at the least
+            checks.check_like(thetas.new_empty(thetas.shape[1:]), self.theta0)
+            return thetas.new_empty(0)
         with torch.no_grad():
             return each(self.loss)(thetas)
 
@@ -327,6 +333,7 @@ class Problem(MeanOfParts):
         EvaluationLimitError
             A :meth:`budget` is spent.
         """
+        self._check_both(theta, v)
         if self._products.exact is None:
             with self.uncounted():
                 sizes = [math.prod(s.shape) for s in self.tensors]
@@ -335,7 +342,6 @@ class Problem(MeanOfParts):
                 )
         if self._products.exact:
             return self._derived(theta, v)
-        checks.check_like(v, self.theta0, "v")
         self._check_budget(2)
         with self.uncounted():
             product = products.difference(self.value_and_gradient, theta, v)
@@ -358,6 +364,7 @@ class Problem(MeanOfParts):
         EvaluationLimitError
             A :meth:`budget` is spent.
         """
+        self._check_both(theta, v)
         if self._thirds.exact is None:
             with self.uncounted():
                 sizes = [math.prod(s.shape) for s in self.tensors]

@@ -130,7 +130,7 @@ def penalty_table(walks: Sequence[xr.Dataset], baseline: xr.Dataset | None) -> T
     walks : sequence of Dataset
         Trajectories of one experiment.
     baseline : Dataset or None
-        From :func:`geoflow.baselines.decay_training`.
+        From :func:`geoflow.baselines.weight_decay <geoflow.baselines.decay_training.weight_decay>`.
     """
     names = ["test_loss", "test_accuracy"]
     has = [n for n in names if all(n in ds for ds in (*walks, *([baseline] if baseline else [])))]

@@ -21,8 +21,8 @@ from geoflow.solvers.bdf import BDF
 from geoflow.solvers.cvode import CVODE
 from geoflow.solvers.exponential import Exponential
 from geoflow.solvers.rkc import RKC
-from geoflow.solvers.torchdiffeq import ADAPTIVE, FIXED, TorchDiffEq
-from geoflow.system.kinds import shown
+from geoflow.solvers.torchdiffeq import ADAPTIVE, FIXED, MAX_ORDERS, MULTISTEP, TorchDiffEq
+from geoflow.system.kinds import check_kind, shown
 from geoflow.system.naming import named
 
 __all__ = [
@@ -79,9 +79,9 @@ def get(name: str, reproject_every: float | None = None) -> Solver:
         An unknown name, ``reproject_every`` for a solver that re-projects as it does by itself, or
         a solver whose package is not installed.
     """
-    if name in ADAPTIVE or name in FIXED:
+    if name in [*ADAPTIVE, *FIXED]:
         return TorchDiffEq(name, reproject_every=reproject_every)
-    if name in STIFF:
+    if name in list(STIFF):
         if reproject_every is not None:
             raise InputError(
                 f"reproject_every={reproject_every}: {name} re-projects at every step; leave it out"
@@ -90,7 +90,7 @@ def get(name: str, reproject_every: float | None = None) -> Solver:
                 "and is re-projected where a snapshot is taken; leave it out"
             )
         return STIFF[name]()
-    raise InputError(f"solver={name!r} is not known; use one of {', '.join(names())}")
+    raise InputError(f"solver={shown(name)} is not known; use one of {', '.join(names())}")
 
 
 def is_installed(name: str) -> bool:
@@ -101,16 +101,28 @@ def is_installed(name: str) -> bool:
         return False
 
 
-def from_text(text: str) -> Solver:
+def from_text(text: str, reproject_every: float | None = None) -> Solver:
     """Make a solver from its name with its options, ``"exponential:max_vectors=12"``.
+
+    Parameters
+    ----------
+    text : str
+        The name, with or without options.
+    reproject_every : float, optional
+        One of the options, where it is given by itself.
 
     Raises
     ------
     InputError
-        An unknown name, or an option that the solver has not or cannot use.
+        An unknown name, or an option that the solver has not, cannot use or is given twice.
     """
+    check_kind(text, str, "solver", "a name, such as 'bdf', with its options or without")
     name, options = named(text, words=("basis", "method", "error_norm"))
-    usual = get(name)
+    usual = get(name, reproject_every)
+    if reproject_every is not None and "reproject_every" in options:
+        raise InputError(
+            f"reproject_every={reproject_every}: solver={text!r} gives one too; choose one"
+        )
     # Numbers are read as floats.
     options = {
         k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in options.items()
@@ -118,7 +130,8 @@ def from_text(text: str) -> Solver:
     if isinstance(usual, TorchDiffEq) and options.setdefault("method", name) != name:
         raise InputError(f"solver={text!r} names two; use {options['method']!r} for that one")
     _check_options(f"solver={text!r}", usual, options)
-    return type(usual)(**options)
+    own = {} if reproject_every is None else {"reproject_every": reproject_every}
+    return type(usual)(**own, **options)
 
 
 def from_config(config: Mapping[str, Any]) -> Solver:
@@ -130,11 +143,14 @@ def from_config(config: Mapping[str, Any]) -> Solver:
         A name or options that are not those of a solver of geoflow, or a solver whose package is
         not installed.
     """
+    check_kind(config, Mapping, "solver", "what config has of one, a dict with its name")
     options = {name: value for name, value in config.items() if name != "name"}
     name, method = (v if isinstance(v := config.get(n), str) else "" for n in ("name", "method"))
+    # As it was before an archive said so.
     if method in ADAPTIVE:
-        # As it was before an archive said so.
         options.setdefault("error_norm", "coordinate")
+    if method == MULTISTEP:
+        options.setdefault("max_order", MAX_ORDERS[1])
     given = f"solver={shown(dict(config))}"
     if name not in names():
         raise InputError(f"{given} is none of geoflow's own; pass the instance as solver=")
@@ -147,8 +163,6 @@ def from_config(config: Mapping[str, Any]) -> Solver:
         return type(usual)(**options)
     except InputError as error:
         raise InputError(f"{given}: {error}") from None
-    except (TypeError, ValueError, OverflowError):
-        raise InputError(f"{given}: its options are of other types than {name}'s") from None
 
 
 def _check_options(given: str, usual: Solver, options: Mapping[str, Any]) -> None:
@@ -156,7 +170,9 @@ def _check_options(given: str, usual: Solver, options: Mapping[str, Any]) -> Non
     known = [option for option in inspect.signature(type(usual)).parameters if option != "method"]
     if isinstance(usual, TorchDiffEq):
         # Each has some of those that torchdiffeq's methods have together.
-        known.remove("step_size" if usual.name in ADAPTIVE else "error_norm")
+        others = {"step_size"} if usual.name in ADAPTIVE else {"error_norm"}
+        others |= {"max_order"} if usual.name != MULTISTEP else set()
+        known = [option for option in known if option not in others]
     # What an instance tells of itself it takes, whatever is to be said of it.
     unknown = [option for option in options if option not in (*known, *usual.options)]
     if unknown:

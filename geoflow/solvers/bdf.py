@@ -47,6 +47,7 @@ from geoflow.solvers.multistep.corrector import (
 )
 from geoflow.solvers.multistep.history import MAX_ORDER, History
 from geoflow.solvers.multistep.secant import BLOCK, BLOCKS, SecantPairs
+from geoflow.system.kinds import as_whole
 
 SAFETY, SHRINK = 0.85, 0.3
 # Growth of the step from one to the next, while the order is being found and afterwards.
@@ -100,7 +101,7 @@ class BDF:
     Raises
     ------
     InputError
-        ``pairs`` is not positive, or ``max_order`` not from 1 to 5.
+        ``pairs`` is not positive, ``max_order`` not from 1 to 5, or one no whole number.
     """
 
     name = "bdf"
@@ -108,9 +109,11 @@ class BDF:
     needs: tuple[str, ...] = (REGULARIZER,)
 
     def __init__(self, *, pairs: int = 40, max_order: int = MAX_ORDER) -> None:
-        if not (isinstance(pairs, int) and pairs >= 1):
+        pairs = as_whole(pairs, "pairs")
+        max_order = as_whole(max_order, "max_order")
+        if pairs < 1:
             raise InputError(f"pairs={pairs!r}; use a positive whole number such as 40")
-        if not (isinstance(max_order, int) and 1 <= max_order <= MAX_ORDER):
+        if not 1 <= max_order <= MAX_ORDER:
             raise InputError(f"max_order={max_order!r}; use a whole number from 1 to {MAX_ORDER}")
         self.pairs = pairs
         self.order = max_order

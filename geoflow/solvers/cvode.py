@@ -24,6 +24,7 @@ from geoflow.solvers.base import (
 )
 from geoflow.solvers.control import TOO_FAR
 from geoflow.solvers.interpolation import hermite
+from geoflow.system.kinds import as_whole
 
 # Rate at which L − c decays along the normal, times the flow's own scale of time.
 KAPPA = 30.0
@@ -66,7 +67,8 @@ class CVODE:
 
     def __init__(self, *, internal_steps: int = 1) -> None:
         _cvode()
-        if not (isinstance(internal_steps, int) and internal_steps >= 1):
+        internal_steps = as_whole(internal_steps, "internal_steps")
+        if internal_steps < 1:
             raise InputError(f"internal_steps={internal_steps!r}; use a positive whole number")
         self.internal_steps = internal_steps
         self.dense = internal_steps == 1

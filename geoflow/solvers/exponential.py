@@ -70,6 +70,7 @@ from geoflow.solvers.control import (
 from geoflow.solvers.exponential_step import Attempts
 from geoflow.solvers.krylov import MAX_VECTORS
 from geoflow.solvers.nearing import nearer, unresolved
+from geoflow.system.kinds import as_whole
 
 # Of θ's size beside the Krylov vectors.
 OTHER_VECTORS = 13
@@ -111,7 +112,8 @@ class Exponential:
     needs: tuple[str, ...] = (LINEARIZATION, REGULARIZER)
 
     def __init__(self, *, max_vectors: int = MAX_VECTORS, basis: str | None = None) -> None:
-        if not (isinstance(max_vectors, int) and max_vectors >= 2):
+        max_vectors = as_whole(max_vectors, "max_vectors")
+        if max_vectors < 2:
             raise InputError(f"max_vectors={max_vectors!r}; use a whole number from 2 on")
         if basis not in (None, *DTYPES):
             raise InputError(f"basis={basis!r}; use float32 or float64")

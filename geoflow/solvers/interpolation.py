@@ -1,9 +1,11 @@
-"""Interpolants of a step from what is known at its ends."""
+"""Interpolants of a step from what is known at its ends, or of its stages."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +32,20 @@ def hermite(start: State, end: State, duration: float) -> Interpolant:
         theta = torch.lerp(start.flat, end.flat, s * s * (3 - 2 * s))
         theta.add_(start.velocity, alpha=time * (1 - s) ** 2)
         return theta.add_(end.velocity, alpha=-time * s * (1 - s))
+
+    return at
+
+
+def dormand_prince(start: State, stages: Sequence[Tensor], duration: float) -> Interpolant:
+    """Interpolant of order 4 from the stages of a dopri5 step (Shampine, Math. Comp. 46, 1986)."""
+    from scipy.integrate import RK45
+
+    def at(time: float) -> Tensor:
+        weights = time * RK45.P @ (time / duration) ** np.arange(RK45.P.shape[1])
+        theta = start.flat.clone()
+        for weight, stage in zip(weights, stages, strict=True):
+            theta.add_(stage, alpha=float(weight))
+        return theta
 
     return at
 

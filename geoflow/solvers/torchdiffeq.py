@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,17 +22,20 @@ from geoflow.manifold.protocol import Flow, State
 from geoflow.manifold.values import as_values
 from geoflow.solvers.base import Carry, Interpolant, StepResult, Tolerance, norm
 from geoflow.solvers.control import TOO_FAR, TOO_INACCURATE, check_step, clip_step
-from geoflow.solvers.interpolation import hermite, moved_end
+from geoflow.solvers.interpolation import dormand_prince, hermite, moved_end
+from geoflow.system import kinds
 
 ADAPTIVE = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}
 FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "explicit_adams": 4}
 
 # Derivatives that torchdiffeq keeps of a step.
 STAGES = {"dopri5": 7, "dopri8": 14, "bosh3": 4, "fehlberg2": 3, "adaptive_heun": 2}
-ADAMS_HISTORY = 11
 
 # The first is the one that all solvers have.
 ERROR_NORMS = ("state", "coordinate")
+# Of explicit_adams, whose formulas have one order less. The first is as stable as RK4 roughly is;
+# the other, torchdiffeq's own, is hardly stable at all.
+MULTISTEP, MAX_ORDERS = "explicit_adams", (5, 12)
 # Whose interpolant takes all stages, which are kept for it.
 WITH_STAGES = "dopri5"
 
@@ -55,13 +58,23 @@ class TorchDiffEq:
         estimates no error: the tolerance has no other part in it, and bounds nothing.
     reproject_every : float, optional
         Flow time between re-projections. None: every accepted step. ``explicit_adams`` starts
-        afresh after each, with three steps of RK4: re-projected at every step, **it is RK4**, and
-        it is itself only where this is several steps long.
+        afresh after each, with RK4: re-projected at every step, **it is RK4**, and it is itself
+        only where this is several steps long.
     error_norm : str, optional
         Of an adaptive method: ``"state"``, as for every other solver, has
         ‖error‖ ≤ rtol·‖θ‖ + atol·√P; ``"coordinate"`` weighs each coordinate by its own size, as
         torchdiffeq does by itself. None: ``"state"``. Walks archived before there was a choice
         go on by ``"coordinate"``.
+    max_order : int, optional
+        Of ``explicit_adams``: 5 is torchdiffeq's option for formulas of up to order 4. 12, which
+        torchdiffeq has by itself, takes longer ones the longer it goes without re-projection, up to
+        order 11, and **diverges** over more than some ten steps, however short these are. None: 5.
+        Walks archived before there was a choice go on by 12.
+
+    Attributes
+    ----------
+    order : int
+        Order of convergence in the step size, that of an adaptive method at a fixed one.
 
     Raises
     ------
@@ -78,20 +91,25 @@ class TorchDiffEq:
         step_size: float | None = None,
         reproject_every: float | None = None,
         error_norm: str | None = None,
+        max_order: int | None = None,
     ) -> None:
-        if method not in ADAPTIVE and method not in FIXED:
+        if method not in [*ADAPTIVE, *FIXED]:
             known = ", ".join([*ADAPTIVE, *FIXED])
             raise InputError(f"method={method!r} is not one of torchdiffeq's explicit: {known}")
-        for name, value in (("step_size", step_size), ("reproject_every", reproject_every)):
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise InputError(f"{name}={value}; use a positive flow time or None")
+        step_size = _duration(step_size, "step_size")
+        reproject_every = _duration(reproject_every, "reproject_every")
         if step_size is not None and method in ADAPTIVE:
             raise InputError(f"step_size={step_size}: {method} chooses its own steps; leave it out")
         if error_norm is not None and (method in FIXED or error_norm not in ERROR_NORMS):
             known = f"one of {', '.join(ERROR_NORMS)}" if method in ADAPTIVE else "None"
             raise InputError(f"error_norm={error_norm!r}: {method} takes {known}")
+        max_order = None if max_order is None else kinds.as_whole(max_order, "max_order")
+        if max_order is not None and (method != MULTISTEP or max_order not in MAX_ORDERS):
+            known = " or ".join(map(str, MAX_ORDERS)) if method == MULTISTEP else "None"
+            raise InputError(f"max_order={max_order!r}: {method} takes {known}")
         self.name = method
         self.error_norm = error_norm or (ERROR_NORMS[0] if method in ADAPTIVE else None)
+        self.max_order = max_order or (MAX_ORDERS[0] if method == MULTISTEP else None)
         self.order = ADAPTIVE.get(method) or FIXED[method]
         self.step_size = step_size
         self.reproject_every = reproject_every
@@ -107,7 +125,8 @@ class TorchDiffEq:
             "step_size": self.step_size,
             "reproject_every": self.reproject_every,
         }
-        return found | ({} if self.error_norm is None else {"error_norm": self.error_norm})
+        own = {"error_norm": self.error_norm, "max_order": self.max_order}
+        return found | {name: value for name, value in own.items() if value is not None}
 
     def init(self, flow: Flow, state: State, tolerance: Tolerance) -> Carry:
         """Choose the fixed step; an adaptive method chooses its first step itself."""
@@ -172,7 +191,7 @@ class TorchDiffEq:
         if not self.dense:
             return None
         if self.name == WITH_STAGES:
-            return moved_end(_dormand_prince(start, field.stages, time), end.flat, time)
+            return moved_end(dormand_prince(start, field.stages, time), end.flat, time)
         return hermite(start, end, time)
 
     def _vectors(self) -> int:
@@ -182,8 +201,8 @@ class TorchDiffEq:
             return n + max(n + 2, 8) + (n if self.name == WITH_STAGES else 0)
         if self.name == "euler":
             return 2
-        history = self.name == "explicit_adams" and self.reproject_every is not None
-        return 7 + (ADAMS_HISTORY if history else 0)
+        history = (self.max_order or 1) - 1
+        return 7 + (0 if self.reproject_every is None else history)
 
     def _left(self, since: float) -> float:
         """Flow time to the next multiple of ``reproject_every``; 0 where every step is one."""
@@ -212,7 +231,9 @@ class TorchDiffEq:
         # A remainder of rounding size is no step of its own.
         time = n * step if n * step < max_time * (1 - 1e-9) else max_time
         times = torch.tensor([0.0, time], dtype=torch.float64, device=state.flat.device)
-        options = {"step_size": min(step, time)}
+        options: dict[str, Any] = {"step_size": min(step, time)}
+        if self.max_order is not None:
+            options["max_order"] = self.max_order
         try:
             with torch.no_grad():
                 # Without its callbacks, which a fixed-step method would warn about.
@@ -297,6 +318,20 @@ class _TooFarError(Exception):
     """Leaves ``odeint`` where the flow has no velocity: the step was too long."""
 
 
+def _duration(value: float | None, name: str) -> float | None:
+    """A flow time, as a float.
+
+    Raises
+    ------
+    InputError
+        It is none, or not positive.
+    """
+    found = None if value is None else kinds.as_number(value, name)
+    if found is not None and not (math.isfinite(found) and found > 0):
+        raise InputError(f"{name}={value}; use a positive flow time or None")
+    return found
+
+
 def _too_far(method: str, step: float, cause: str) -> StepSizeError:
     """What a method cannot mend that keeps to its step; the remedy is another than the cause's."""
     return StepSizeError(
@@ -356,20 +391,6 @@ class _Field:
 
     def callback_reject_step(self, t0: Tensor, theta: Tensor, dt: Tensor) -> None:
         self.n_rejected += 1
-
-
-def _dormand_prince(start: State, stages: Sequence[Tensor], duration: float) -> Interpolant:
-    """Interpolant of order 4 from the stages of a dopri5 step (Shampine, Math. Comp. 46, 1986)."""
-    from scipy.integrate import RK45
-
-    def at(time: float) -> Tensor:
-        weights = time * RK45.P @ (time / duration) ** np.arange(RK45.P.shape[1])
-        theta = start.flat.clone()
-        for weight, stage in zip(weights, stages, strict=True):
-            theta.add_(stage, alpha=float(weight))
-        return theta
-
-    return at
 
 
 def _starting_step(flow: Flow, state: State, tolerance: Tolerance, order: int) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +12,7 @@ from geoflow.errors import InputError
 from geoflow.manifold import regularizers
 from geoflow.sweeps.arguments import named_dtype
 from geoflow.sweeps.tasks import FAILED, Outcome
-from geoflow.system import files, kinds
+from geoflow.system import files
 from geoflow.system.translation import reason
 from geoflow.walking.settings import DEFAULTS, OPTIONS
 
@@ -61,10 +60,7 @@ def claimed(out: str | Path, settings: Mapping[str, Any]) -> Iterator[tuple[Path
 
 def _claim(out: str | Path, content: dict[str, Any]) -> tuple[Path, bool]:
     """The folder, and whether the manifest in it is new."""
-    kinds.as_path(out, "out")
-    if not os.fspath(out):
-        raise InputError("out='' names no folder; give its name, '.' for the present one")
-    folder = Path(out).absolute()
+    folder = files.folder_named(out, "out").absolute()
     manifest = folder / MANIFEST
     files.check_encoding(folder)
     try:

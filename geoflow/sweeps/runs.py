@@ -197,7 +197,7 @@ def sweep_weight_decay(
     experiment, seeds, out, dtype, device, data, scheduler, workers, threads, progress
         See :func:`sweep`.
     penalties, epochs, validation
-        See :func:`geoflow.baselines.decay_training`.
+        See :func:`geoflow.baselines.weight_decay <geoflow.baselines.decay_training.weight_decay>`.
 
     Returns
     -------

@@ -32,12 +32,28 @@ def file_named(path: str | Path, name: str = "path") -> Path:
     Raises
     ------
     InputError
-        It is empty, or no name of a file.
+        It is empty or blank, or no name of a file.
     """
     found = kinds.as_path(path, name)
-    if not os.fspath(path):
+    if not os.fspath(path).strip():
         raise InputError(f"{os.fspath(path)!r} names no file; give its name")
     return found
+
+
+def folder_named(path: str | Path, name: str) -> Path:
+    """The name of a folder as a Path, which would make the present one of an empty one.
+
+    Raises
+    ------
+    InputError
+        It is empty or blank, or no name.
+    """
+    kinds.check_kind(path, str | os.PathLike, name, "the name of a folder, a str or Path")
+    if not os.fspath(path).strip():
+        raise InputError(
+            f"{name}={os.fspath(path)!r} names no folder; give its name, '.' for the present one"
+        )
+    return Path(path)
 
 
 def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
@@ -58,9 +74,9 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
     Raises
     ------
     InputError
-        The path is empty, its folder is not there or cannot be written, the name is too long or
-        not UTF-8, the file is there already, or what is there is no regular file; ``overwrite`` is
-        neither True nor False.
+        The path is empty or blank, its folder is not there or cannot be written, the name is too
+        long or not UTF-8, the file is there already, or what is there is no regular file;
+        ``overwrite`` is neither True nor False.
     """
     path = file_named(path)
     # What stands for False elsewhere, such as "no", would have the file replaced.

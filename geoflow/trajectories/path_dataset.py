@@ -52,7 +52,8 @@ def to_dataset(
         Global attributes.
     """
     eigenvalues = "smallest_eigenvalue" in points[0].values
-    specs = path_schema.variables(eigenvalues=eigenvalues)
+    cost_of_r = attributes[path_schema.PATH] == path_schema.WITH_COST_OF_R
+    specs = path_schema.variables(eigenvalues=eigenvalues, cost_of_r=cost_of_r)
     arrays: dict[str, Any] = {
         "theta": np.stack([point.theta for point in points]),
         "tensor_name": np.array([t.name for t in problem.tensors], dtype=object),
@@ -118,8 +119,11 @@ def attributes(
     *,
     degrees: float,
     config: Mapping[str, Any],
+    cost_of_r: bool,
 ) -> dict[str, Any]:
     """Global attributes of a path, all but its status: those of a walk, but its solver's, and more.
+
+    ``cost_of_r`` says whether its points have what the problems of R cost.
 
     Raises
     ------
@@ -129,7 +133,7 @@ def attributes(
     of_walk = dataset.attributes(flow, solver="", rtol=0.0, atol=0.0, config=config)
     of_walk = {n: v for n, v in of_walk.items() if n not in path_schema.OF_SOLVER}
     own = {
-        path_schema.PATH: path_schema.VERSION,
+        path_schema.PATH: path_schema.WITH_COST_OF_R if cost_of_r else path_schema.VERSION,
         "kind": path_schema.KIND,
         "history": f"followed by geoflow {version('geoflow')}",
         "degrees": degrees,

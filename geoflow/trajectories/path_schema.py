@@ -1,4 +1,4 @@
-"""Schema 1.1 of a regularisation path: its variables and attributes, and their check.
+"""Schema 1.2 of a regularisation path: its variables and attributes, and their check.
 
 A path is one walk after another, the level set changing in between; its points have the names and
 units that those of a trajectory have, over the dimension ``level``.
@@ -22,8 +22,10 @@ from geoflow.trajectories.specification import (
 )
 
 VERSION = "1.1"
-# 1.1 has points past a fold: a level may come again, and their method is "arclength".
-READABLE = ("1.0", VERSION)
+# 1.1 has points past a fold: a level may come again, and their method is "arclength". 1.2 is of
+# paths whose R evaluates problems of its own, and has what these cost.
+WITH_COST_OF_R = "1.2"
+READABLE = ("1.0", VERSION, WITH_COST_OF_R)
 # The dataset's attribute ``kind``.
 KIND = "path"
 # The attribute that has the version.
@@ -63,6 +65,8 @@ SMALLEST_EIGENVALUE = VariableSpec(
     "f8", ("level",), "1", "smallest eigenvalue of the Hessian on the level set"
 )
 
+COST_OF_R = {name: spec._replace(dims=("level",)) for name, spec in schema.APART.items()}
+
 THETA = VariableSpec("f", ("level", "parameter"), "1", "parameters, flat")
 OBSERVABLE = VariableSpec("f8", ("level",), "1", "")
 
@@ -72,6 +76,7 @@ VARIABLES = {
     **schema.TENSOR_COORDINATES,
     "theta": THETA,
     "smallest_eigenvalue": SMALLEST_EIGENVALUE,
+    **COST_OF_R,
 }
 
 ATTRIBUTES = {
@@ -83,7 +88,7 @@ ATTRIBUTES = {
 
 NEVER_BELOW_ZERO = (
     *("multiplier", "level_distance", "angle", "kkt_residual", "wall_time"),
-    *("n_between", "n_correction", "n_gradient", "n_hvp"),
+    *("n_between", "n_correction", "n_gradient", "n_hvp", *COST_OF_R),
 )
 
 METHODS = ("walk", "corrector", "arclength")
@@ -115,15 +120,21 @@ def is_observable(name: str) -> bool:
     return name not in VARIABLES
 
 
-def variables(*, eigenvalues: bool) -> dict[str, VariableSpec]:
+def variables(*, eigenvalues: bool, cost_of_r: bool) -> dict[str, VariableSpec]:
     """All variables of a path but its observables."""
-    left_out = () if eigenvalues else ("smallest_eigenvalue",)
+    left_out = {
+        *(() if eigenvalues else ("smallest_eigenvalue",)),
+        *(() if cost_of_r else COST_OF_R),
+    }
     return {n: spec for n, spec in VARIABLES.items() if n not in left_out}
 
 
 def defects(ds: xr.Dataset) -> list[str]:
     """Say what in a dataset is not as the schema has it, one line each; empty where all is."""
-    known = variables(eigenvalues="smallest_eigenvalue" in ds.variables)
+    known = variables(
+        eigenvalues="smallest_eigenvalue" in ds.variables,
+        cost_of_r=ds.attrs.get(PATH) == WITH_COST_OF_R,
+    )
     found = attribute_defects(ds.attrs) + variable_defects(ds, known, OBSERVABLE)
     return found or _value_defects(ds)
 
@@ -146,7 +157,7 @@ def _value_defects(ds: xr.Dataset) -> list[str]:
     if not ds.sizes["level"]:
         return ["there is no point"]
     found = layout_defects(ds)
-    for name in ("wall_time", *COUNTS):
+    for name in ("wall_time", *COUNTS, *(COST_OF_R if ds.attrs[PATH] == WITH_COST_OF_R else ())):
         if not (np.diff(ds[name].values) >= 0).all():
             found.append(f"{name} falls, though it counts up")
     unknown = set(map(str, ds["method"].values)) - set(METHODS)
@@ -185,13 +196,18 @@ def inconsistencies(ds: xr.Dataset) -> list[str]:
     ds : xarray.Dataset
         Without :func:`defects`; its ``degrees`` lie between 90 and 180.
     """
-    columns = {n: ds[n].values for n in (*LEVEL, *LEVEL_VARIABLES) if ds[n].dtype.kind in "fi"}
+    names = [n for n in (*LEVEL, *LEVEL_VARIABLES, *COST_OF_R) if n in ds.variables]
+    columns = {n: ds[n].values for n in names if ds[n].dtype.kind in "fi"}
     found = [
         f"{name} is not finite at level {int(np.argmin(np.isfinite(values)))}"
         for name, values in columns.items()
         if not np.isfinite(values).all()
     ]
-    found += [f"{name} is negative" for name in NEVER_BELOW_ZERO if (columns[name] < 0).any()]
+    found += [
+        f"{name} is negative"
+        for name in NEVER_BELOW_ZERO
+        if name in columns and (columns[name] < 0).any()
+    ]
     if found:
         return found
     found += level_defects(ds)

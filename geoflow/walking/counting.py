@@ -8,8 +8,7 @@ from contextlib import ExitStack, contextmanager
 from torch import Tensor
 
 from geoflow.manifold.protocol import Flow, apart_from
-from geoflow.problems.counting import Counted
-from geoflow.problems.protocol import ProblemLike
+from geoflow.problems.counting import Counted, shared_budget
 from geoflow.trajectories.records import Observable
 
 # By the name of its record, n_regularizer_gradient.
@@ -35,7 +34,7 @@ def spent(counts: Mapping[str, int]) -> dict[str, int]:
 
 @contextmanager
 def budgets(flow: Flow, counts: Mapping[str, int], max_evaluations: int) -> Iterator[None]:
-    """Allow the loss what is left of a walk's budget, and the problems of R as much again.
+    """Allow the loss what is left of a walk's budget, and the problems of R together as much again.
 
     Parameters
     ----------
@@ -48,14 +47,8 @@ def budgets(flow: Flow, counts: Mapping[str, int], max_evaluations: int) -> Iter
     """
     before = spent(counts)
     apart = apart_from(flow)
-    given: list[tuple[ProblemLike, str]] = [
-        (flow.problem, "gradient"),
-        *((p, APART) for p in apart),
-    ]
-    with ExitStack() as stack:
-        for problem, name in given:
-            left = max_evaluations - before.get(name, 0)
-            stack.enter_context(problem.budget(max(left, 0)))
+    left = {name: max(max_evaluations - cost, 0) for name, cost in before.items()}
+    with flow.problem.budget(left["gradient"]), shared_budget(apart, left.get(APART, 0)):
         yield
 
 

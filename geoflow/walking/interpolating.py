@@ -82,11 +82,11 @@ def interpolate(
     if not ds.sizes["step"]:
         raise InputError("ds holds no step; cut it along snapshot only, or open it anew")
     end = float(ds["time"][-1])
-    if at.ndim != 1 or not at.size or not (np.diff(at) > 0).all():
+    if at.ndim != 1 or not np.isfinite(at).all() or not at.size or not (np.diff(at) > 0).all():
         raise InputError(f"times={at.tolist()[:5]}; use increasing flow times")
     if not (there.size and there[0] <= at[0] and at[-1] <= end):
-        known = f"{there[0]:g} to {end:g}" if there.size else "none, for want of snapshots"
-        raise InputError(f"times={at[0]:g} to {at[-1]:g}; the walk has {known}")
+        known = f"{float(there[0])} to {end}" if there.size else "none, for want of snapshots"
+        raise InputError(f"times={float(at[0])} to {float(at[-1])}; the walk has {known}")
     config = json.loads(ds.attrs["config"])
     if solver is not None and not hasattr(solver, "step"):
         raise InputError(f"solver={kinds.shown(solver)}; give the instance that walked")

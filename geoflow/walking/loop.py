@@ -23,7 +23,7 @@ from geoflow.walking.crossings import Seeker
 from geoflow.walking.events import Event, from_config
 from geoflow.walking.fitting import check_fit
 from geoflow.walking.memory import check_walk_memory
-from geoflow.walking.recorder import Memory, Recorder
+from geoflow.walking.recorder import Memory, Recorder, check_recorder
 from geoflow.walking.settings import CHECKPOINT_SECONDS, DEFAULTS, WalkSettings
 from geoflow.walking.steps import Walk
 from geoflow.walking.stopping import Stop
@@ -62,8 +62,9 @@ def walk(
         The vector field, a :class:`geoflow.RegularizingFlow` or one's own; the walk starts at
         ``flow.problem.theta0``, re-projected.
     solver : str or Solver
-        A name of :func:`geoflow.solvers.names`, or a solver with settings of its own; or what
-        ``config`` has of one.
+        A name of :func:`geoflow.solvers.names`, with its options too as in
+        ``"exponential:max_vectors=12"``; a solver with settings of its own; or what ``config`` has
+        of one.
     rtol, atol : float
         Local error allowed in θ, relative to ‖θ‖ and absolute. With an ``rtol`` below 10⁻⁵ give an
         ``atol`` of 10⁻³ of it, or the default one is what is left.
@@ -75,7 +76,7 @@ def walk(
         with its options is one too, ``"Plateau:window=2"``.
     max_evaluations : int, optional
         Budget in gradient evaluations, a Hessian-vector product counting 2. Never exceeded. Where R
-        is the loss of another problem that has as many again for itself. None: 100,000.
+        evaluates other problems these have as many again, all together. None: 100,000.
     reproject_every : float, optional
         Flow time between re-projections for torchdiffeq's solvers. None: every accepted step.
     snapshot_times : sequence of float, optional
@@ -159,6 +160,8 @@ def walk(
     goals, rule = settings.goals(), settings.rule()
     recorded = from_config(() if events is None else events)
     check_fit(flow, settings.make_solver(), goals, observables, recorded)
+    if recorder is not None:
+        check_recorder(recorder)
     if recorder is not None and archive is not None:
         raise InputError(f"recorder and archive={str(archive)!r} are both given; choose one")
     records.check_observables(observables, flow.problem.theta0)

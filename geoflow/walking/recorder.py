@@ -8,7 +8,9 @@ from typing import Any, Protocol
 import xarray as xr
 
 from geoflow.archive.checkpoint import Checkpoint
+from geoflow.errors import InputError
 from geoflow.problems.protocol import ProblemLike
+from geoflow.system import kinds
 from geoflow.trajectories.dataset import to_dataset
 from geoflow.trajectories.records import Snapshot, StepRecords
 
@@ -42,6 +44,25 @@ class Recorder(Protocol):
 
     def finish(self, checkpoint: Checkpoint, end: Mapping[str, str]) -> xr.Dataset:
         """Return the trajectory; ``end`` is its status and message."""
+
+
+def check_recorder(recorder: Any) -> None:
+    """Refuse what is no recorder, before anything is evaluated.
+
+    Raises
+    ------
+    InputError
+        Names what is missing.
+    """
+    methods = ("record", "keep", "accepted", "finish")
+    missing = [n for n in ("records", "n_steps", "last_kept") if not hasattr(recorder, n)]
+    missing += [n for n in methods if not callable(getattr(recorder, n, None))]
+    if missing or isinstance(recorder, type):
+        what = f" without {', '.join(missing)}" if missing else ", no instance"
+        raise InputError(
+            f"recorder={kinds.shown(recorder)} is a {type(recorder).__name__}{what}; give what has "
+            "all that a geoflow.walking.recorder.Recorder has, or None"
+        )
 
 
 class Memory:

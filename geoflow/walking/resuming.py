@@ -24,7 +24,7 @@ from geoflow.system import files, kinds
 from geoflow.trajectories import consistency, records, schema
 from geoflow.trajectories.records import Observed, StepRecords
 from geoflow.walking import configuration, rerunning
-from geoflow.walking.counting import spent
+from geoflow.walking.counting import APART, spent
 from geoflow.walking.crossings import Seeker
 from geoflow.walking.events import Event, from_config
 from geoflow.walking.fitting import check_fit, observed_otherwise
@@ -180,6 +180,13 @@ def check_further(kept: Saved, path: Path, goals: Goals) -> int:
     if kept.has_ended:
         counts = {name: int(last[f"n_{name}"]) for name in kept.checkpoint.counts}
         _refuse_passed(goals, [last], counts)
+        # What was left of a budget that ended the walk was less than its next step takes.
+        budget = kept.config.get("max_evaluations", 0)
+        if kept.attributes["status"] == "max_evaluations" and goals.max_evaluations <= budget:
+            raise InputError(
+                f"max_evaluations={goals.max_evaluations}: the walk has come to its end with "
+                f"{budget}; allow more, from its start on"
+            )
     return n_records
 
 
@@ -280,12 +287,14 @@ def _settings(
 
 def _refuse_passed(goals: Goals, records: Sequence[Record], counts: Mapping[str, int]) -> None:
     """Refuse goals that would end the walk where it stands, or before."""
-    cost = max(spent(counts).values())
-    if cost >= goals.max_evaluations:
-        raise InputError(
-            f"max_evaluations={goals.max_evaluations}: the walk has spent {cost} already; allow "
-            "more, from its start on"
-        )
+    # R has as much for itself; the names are in the order in which they are to be told.
+    for name, cost in spent(counts).items():
+        if cost >= goals.max_evaluations:
+            who = "R" if name == APART else "the walk"
+            raise InputError(
+                f"max_evaluations={goals.max_evaluations}: {who} has spent {cost} already; allow "
+                "more, from its start on"
+            )
     end = goals.judge(records) if records else None
     # Another end than at a goal comes again where the walk is taken up.
     if end and end[0] in GOALS:

@@ -6,6 +6,7 @@ Its name is the same in Python, in the ``config`` of archives and on the command
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -159,10 +160,8 @@ class WalkSettings:
             It is none, or its options cannot be used.
         """
         solver, every = self.solver, self.reproject_every
-        if isinstance(solver, str) and (":" not in solver or every is not None):
-            return solvers.get(solver, every)
         if isinstance(solver, str):
-            return solvers.from_text(solver)
+            return solvers.from_text(solver, every)
         if every is not None:
             raise InputError(
                 f"reproject_every={every} goes with a solver's name; give it to the solver instance"
@@ -317,9 +316,14 @@ def by_setting(given: Mapping[str, Any]) -> dict[str, Any]:
 def _whole(value: Any) -> int:
     # As far as archives count, with which a tensor cannot be compared.
     value = value.item() if isinstance(value, torch.Tensor) else value
-    if int(kinds.real(value)) != value or abs(value) >= 2**63:
+    try:
+        # A float does not hold all that archives count.
+        number = operator.index(value)
+    except TypeError:
+        number = int(kinds.real(value))
+    if number != value or abs(number) >= 2**63:
         raise ValueError
-    return int(value)
+    return number
 
 
 # By the keyword each goes by: the setting, and the option.

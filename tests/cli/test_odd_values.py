@@ -35,6 +35,7 @@ from geoflow.system import translation
         (["run", "--problem", ""], "--problem : use FILE.py:FUNCTION"),
         (["path", "iris_ff", "--levels", "", "--out", "x.nc"], "--levels: ''"),
         (["resume", ""], "'' names no file; give its name"),
+        (["run", "iris_ff", "--out", " "], "' ' names no file; give its name"),
         (["resume", "x.nc", "--levels", ""], "--levels: ''"),
         (["info", ""], "'' names no file; give its name"),
         (["plot", "{path}", "--out", "x", "--baseline", ""], "names no file"),
@@ -68,8 +69,9 @@ def test_an_option_that_is_nothing_is_refused(arguments, message, tmp_path, monk
 
 def test_the_library_takes_no_empty_name_for_the_present_folder():
     for resume in (gf.resume, gf.resume_path):
-        with pytest.raises(InputError, match="'' names no file"):
-            resume("")
+        for blank in ("", " "):
+            with pytest.raises(InputError, match=f"'{blank}' names no file"):
+                resume(blank)
 
 
 def test_levels_too_far_for_numbers_are_refused_without_a_warning(tmp_path, capsys):

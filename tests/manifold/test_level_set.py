@@ -133,6 +133,9 @@ def test_a_projection_that_fails_says_what_it_was_to_be_within():
         ({"rtol": math.nan}, "rtol=nan; use zero or a positive number"),
         ({"rtol": -1e-6}, "rtol=-1e-06; use"),
         ({"rtol": math.inf}, "rtol=inf; use"),
+        ({"max_displacement": "a"}, "max_displacement='a'; give a real number"),
+        ({"max_displacement": -1}, "max_displacement=-1.0; use zero or a positive number"),
+        ({"max_displacement": math.nan}, "max_displacement=nan; use"),
     ],
 )
 def test_what_no_projection_can_be_made_with_is_refused(kwargs, message):
@@ -256,3 +259,24 @@ def test_a_residual_that_rounding_of_theta_does_not_force_is_refused():
 def test_bad_input(kwargs, message):
     with pytest.raises(InputError, match=message):
         gf.LevelSet(sphere().problem, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v[:2], r"has shape torch.Size\(\[2\]\)"),
+        (lambda v: v.float(), "has dtype torch.float32"),
+        (lambda v: v.numpy(), "is of type ndarray"),
+        (lambda v: v.to_sparse(), "has layout torch.sparse_coo"),
+        (lambda v: v.expand(0, 3), r"has shape torch.Size\(\[0, 3\]\)"),
+    ],
+)
+def test_vectors_that_are_none_of_the_problems_are_named(change, message):
+    level_set = sphere()
+    v = level_set.problem.theta0
+    with pytest.raises(InputError, match=f"^v.* {message}"):
+        level_set.tangent(change(v), v)
+    with pytest.raises(InputError, match=f"^gradient.* {message}"):
+        level_set.tangent(v, change(v))
+    with pytest.raises(InputError, match=f"^gradient.* {message}"):
+        level_set.distance(1.0, change(v))

@@ -193,3 +193,25 @@ def test_a_gradient_that_is_none_at_theta0_is_refused():
     problem = gf.Problem.from_function(lambda t: ((t - 1) ** 2).sum(), torch.zeros(3).double())
     with pytest.raises(InputError, match="a gradient of norm nan"):
         gf.RegularizingFlow(gf.LevelSet(problem), lambda theta: theta.square().sqrt().sum())
+
+
+@pytest.mark.parametrize("text", ["squared_norm", "l1:epsilon=0.1", "1.0*squared_norm + 0.1*l1"])
+def test_a_flow_takes_the_text_of_an_r(network, text):
+    flow = gf.RegularizingFlow(network.level_set, text)
+    same = gf.RegularizingFlow(network.level_set, R.get(text))
+    assert flow.regularizer_name == same.regularizer_name == R.get(text).__name__
+    theta = network.problem.theta0
+    assert torch.equal(flow.evaluate(theta).velocity, same.evaluate(theta).velocity)
+    with pytest.raises(InputError, match=r"'squared' is not one of geoflow's own .*squared_n"):
+        gf.RegularizingFlow(network.level_set, "squared")
+
+
+def test_the_terms_of_a_sum_are_whatever_a_flow_takes():
+    assert R.weighted_sum((1, R.l1), (2, "l1:epsilon=0.1")).__name__ == (
+        "1.0*l1 + 2.0*l1:epsilon=0.1"
+    )
+    for wrong in (3, None, [R.l1], R):
+        with pytest.raises(InputError, match=r"weighted_sum: .* is none; give a callable"):
+            R.weighted_sum((1, R.l1), (2, wrong))
+    with pytest.raises(InputError, match="'nothing' is not one of geoflow's own"):
+        R.weighted_sum((1, "nothing"))

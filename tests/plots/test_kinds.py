@@ -66,8 +66,9 @@ def test_no_figures_and_no_folder_are_refused(tmp_path, monkeypatch):
     for figures in ("", "overview", []):
         with pytest.raises(InputError, match=r"figures=.*; give a list of names, as \['overview'"):
             kinds.save_figures(drawn.walk(), "there", "walk", figures)
-    with pytest.raises(InputError, match="folder='' names no folder"):
-        kinds.save_figures(drawn.walk(), "", "walk")
+    for blank in ("", " "):
+        with pytest.raises(InputError, match=f"folder='{blank}' names no folder"):
+            kinds.save_figures(drawn.walk(), blank, "walk")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -85,10 +86,11 @@ def test_a_folder_without_a_name_is_refused_before_anything_is_done(
     arguments, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="2"):
-        cli.main([*arguments, ""])
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert f"argument {arguments[-1]}: '' names no folder" in last
+    for blank in ("", " "):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main([*arguments, blank])
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert f"argument {arguments[-1]}: '{blank}' names no folder" in last
     assert list(tmp_path.iterdir()) == []
 
 

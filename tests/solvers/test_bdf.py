@@ -397,13 +397,13 @@ def test_a_stationary_start_stays_where_it_is():
     assert np.array_equal(ds["theta"].values[-1], start.numpy())
 
 
-@pytest.mark.parametrize("pairs", [0, -1, 2.5, "many"])
+@pytest.mark.parametrize("pairs", [0, -1, 2.5, True, "many"])
 def test_pairs_are_a_positive_whole_number(pairs):
     with pytest.raises(InputError, match="pairs="):
         BDF(pairs=pairs)
 
 
-@pytest.mark.parametrize("order", [0, 6, 2.0, "high"])
+@pytest.mark.parametrize("order", [0, 6, 2.0, True, "high"])
 def test_the_highest_order_is_one_of_its_formulas(order):
     with pytest.raises(InputError, match="max_order="):
         BDF(max_order=order)

@@ -183,7 +183,7 @@ def test_it_works_in_float64_only(installed):
         gf.walk(references.small_network(dtype=torch.float32), "cvode", rtol=1e-3)
 
 
-@pytest.mark.parametrize("internal_steps", [0, 1.5])
+@pytest.mark.parametrize("internal_steps", [0, 1.5, True])
 def test_its_setting_is_a_positive_whole_number(internal_steps, installed):
     with pytest.raises(InputError, match="internal_steps="):
         gf.solvers.CVODE(internal_steps=internal_steps)

@@ -48,7 +48,7 @@ def test_an_option_that_is_none_is_named_with_those_that_are(options, said):
     [
         ({"name": "bdf", "pairs": -1}, r"'pairs': -1}: pairs=-1; use a positive"),
         ({"name": "rk4", "method": "euler"}, "names two methods; give one"),
-        ({"name": "rk4", "step_size": "x"}, "its options are of other types than rk4's"),
+        ({"name": "rk4", "step_size": "x"}, "step_size='x'; give a real number"),
         ({"name": "mine"}, "none of geoflow's own; pass the instance"),
         ({"name": ["rk4"]}, "none of geoflow's own; pass the instance"),
         ({}, "none of geoflow's own; pass the instance"),
@@ -68,3 +68,32 @@ def test_adams_that_is_re_projected_at_each_step_is_rk4():
 
     assert np.array_equal(end("explicit_adams", None), end("rk4", None))
     assert not np.array_equal(end("explicit_adams", 0.1), end("rk4", 0.1))
+
+
+def test_reproject_every_goes_with_a_text_that_has_other_options():
+    solver = gf.walking.settings.WalkSettings(
+        solver="rk4:step_size=0.03", reproject_every=0.1
+    ).make_solver()
+    assert solver.options == from_text("rk4:step_size=0.03,reproject_every=0.1").options
+    # As the name alone does.
+    assert from_text("dopri5", 0.1).options == gf.solvers.get("dopri5", 0.1).options
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("rk4:reproject_every=0.2", "reproject_every=0.1: solver=.* gives one too; choose one"),
+        ("bdf:max_order=2", "reproject_every=0.1: bdf re-projects at every step; leave it out"),
+        ("rk5:step_size=1", "solver='rk5' is not known"),
+    ],
+)
+def test_reproject_every_beside_a_text_is_refused_with_the_reason(text, said):
+    with pytest.raises(InputError, match=said):
+        gf.walk(flow(), text, reproject_every=0.1)
+
+
+@pytest.mark.parametrize("make", [from_text, from_config, gf.solvers.get])
+@pytest.mark.parametrize("given", [3, None, ["rk4"]])
+def test_what_is_no_text_and_no_config_is_named(make, given):
+    with pytest.raises(InputError, match="solver="):
+        make(given)

@@ -114,6 +114,10 @@ def test_reprojection_can_be_rarer_than_steps(network):
         ({"method": "rk4", "step_size": np.inf}, "step_size=inf"),
         ({"method": "rk4", "reproject_every": np.nan}, "reproject_every=nan"),
         ({"method": "dopri5", "reproject_every": 0.0}, "reproject_every=0.0"),
+        ({"method": "rk4", "step_size": "a"}, "step_size='a'; give a real number"),
+        ({"method": "rk4", "step_size": True}, "step_size=True; give a real number"),
+        ({"method": "dopri5", "reproject_every": "a"}, "reproject_every='a'; give a real number"),
+        ({"method": ["rk4"]}, "is not one of torchdiffeq's explicit"),
     ],
 )
 def test_bad_input(kwargs, message):

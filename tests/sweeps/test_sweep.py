@@ -376,6 +376,7 @@ def test_a_damaged_file_is_named(finished):
         ({"scheduler": "nonsense://x"}, "scheduler='nonsense://x' cannot be reached"),
         ({"out": __file__}, "cannot be used"),
         ({"out": ""}, "out='' names no folder"),
+        ({"out": " "}, "out=' ' names no folder"),
     ],
 )
 def test_bad_input(tmp_path, options, message):

@@ -234,6 +234,7 @@ def test_a_block_that_ends_early_leaves_the_old_file(error, tmp_path):
     ("name", "said"),
     [
         ("", "names no file"),
+        (" ", "names no file"),
         ("nul\0.nc", "no name of a file"),
         ("x" * 241, "241 bytes"),
         ("none/a.nc", "does not exist"),

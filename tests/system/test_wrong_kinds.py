@@ -475,6 +475,15 @@ def test_snapshots_are_taken_from_an_array_as_from_a_list(things):
         (lambda t: gf.Stationary(np.True_), "degrees=.*True.*; give a real number"),
         (lambda t: gf.interpolate(t["walk"], None, t["flow"]), "times=None; give real numbers"),
         (
+            lambda t: gf.interpolate(t["walk"], [np.nan], t["flow"]),
+            r"times=\[nan\]; use incr",
+        ),
+        (
+            # So little beyond the end that they look the same in six digits.
+            lambda t: gf.interpolate(t["walk"], [_end(t) * (1 + 1e-12)], t["flow"]),
+            r"times=(\d\S+) to \1; the walk has 0.0 to (?!\1)\d",
+        ),
+        (
             lambda t: gf.interpolate(t["walk"], [0.0, None], t["flow"]),
             r"times=\[0.0, None\]; give real numbers",
         ),
@@ -483,6 +492,10 @@ def test_snapshots_are_taken_from_an_array_as_from_a_list(things):
 def test_an_argument_that_cannot_be_used_is_named(call, message, things):
     with pytest.raises(gf.InputError, match=message):
         call(things)
+
+
+def _end(things):
+    return float(things["walk"]["time"][-1])
 
 
 # By argument of a sweep: what may be given for it.

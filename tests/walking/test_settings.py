@@ -1,5 +1,6 @@
 import inspect
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,25 @@ def test_configs_written_earlier_are_read():
 def test_bad_values_are_refused_by_name(bad, message):
     with pytest.raises(InputError, match=message):
         WalkSettings(**bad)
+
+
+def test_as_many_evaluations_as_a_whole_number_of_the_machine_are_allowed(network):
+    """The usual way to say that there is no limit; no float holds it."""
+    assert WalkSettings(max_evaluations=sys.maxsize).goals().max_evaluations == 2**63 - 1
+    ds = gf.walk(network, t_end=0.01, max_evaluations=sys.maxsize)
+    assert json.loads(ds.attrs["config"])["max_evaluations"] == sys.maxsize
+    with pytest.raises(InputError, match=r"max_evaluations=\d+\D*\d+; use a whole number"):
+        WalkSettings(max_evaluations=2**63)
+    levels = [0.99 * network.level_set.level]
+    with pytest.raises(InputError, match="use a positive whole number below 2"):
+        gf.regularization_path(network, levels, max_evaluations=2**63)
+    assert WalkSettings(max_evaluations=10.0) == WalkSettings(max_evaluations=np.int32(10))
+
+
+@pytest.mark.parametrize("recorder", [3, Memory, object()])
+def test_what_is_no_recorder_is_named_with_what_it_lacks(network, recorder):
+    with pytest.raises(InputError, match=r"recorder=.* is a \w+( without|, no instance)"):
+        gf.walk(network, t_end=0.1, recorder=recorder)
 
 
 @pytest.mark.parametrize(

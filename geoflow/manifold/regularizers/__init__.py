@@ -1,8 +1,8 @@
 """Regularisation functions R(θ): what a flow descends along the level set.
 
-A :class:`geoflow.RegularizingFlow` takes any of these by name and options, any callable θ (P,) →
-scalar that autograd differentiates, whose ``__name__`` goes into the archive, or a Problem, whose
-loss is R then.
+A :class:`geoflow.RegularizingFlow` takes any of these, with options or without, or its text as
+:func:`get` reads it; any callable θ (P,) → scalar that autograd differentiates, whose ``__name__``
+goes into the archive; or a Problem, whose loss is R then.
 """
 
 from geoflow.manifold.regularizers.curvature import gradient_norm, hessian_trace, sharpness

@@ -63,6 +63,11 @@ def sharpness(*, rtol: float = 1e-6, seed: int = 0) -> Make:
         of rtol itself, over the gap to the next eigenvalue.
     seed : int
         Of the vector it starts from.
+
+    Raises
+    ------
+    InputError
+        ``rtol`` is not between 0 and 1, or ``seed`` not from 0 to below 2**63.
     """
     if not 0 < rtol < 1:
         raise InputError(f"rtol={rtol}; use a number such as 1e-6")
@@ -86,6 +91,11 @@ def hessian_trace(*, probes: int = 8, seed: int = 0) -> Make:
         m.
     seed : int
         Of the vectors.
+
+    Raises
+    ------
+    InputError
+        ``probes`` is not positive, or ``seed`` not from 0 to below 2**63.
     """
     if probes < 1:
         raise InputError(f"probes={probes}; use a positive whole number")

@@ -188,13 +188,14 @@ def weighted_sum(*terms: tuple[float, Any]) -> WeightedSum:
     ----------
     *terms : (float, R)
         A weight, of either sign, and whatever a :class:`geoflow.RegularizingFlow` takes: a
-        function of this module, a Problem, or a callable θ → scalar. Of the first kind alone, the
-        sum has a name that :func:`get` reads, as ``"1.0*squared_norm + 0.1*l1:epsilon=0.01"``.
+        function of this module or its text, a Problem, or a callable θ → scalar. Of the first kind
+        alone, the sum has a name that :func:`get` reads, as
+        ``"1.0*squared_norm + 0.1*l1:epsilon=0.01"``.
 
     Raises
     ------
     InputError
-        No term, or a weight that is zero or not finite.
+        No term, a weight that is zero or not finite, or an R that is none.
     """
     if not terms:
         raise InputError("weighted_sum() has no term; give (weight, R), one or more")
@@ -210,6 +211,10 @@ def weighted_sum(*terms: tuple[float, Any]) -> WeightedSum:
                 f"weighted_sum: the weight {float(weight)!r} is no use; give a finite one, or "
                 "leave the term out"
             )
+        if isinstance(one, str):
+            one = get(one)
+        if not _may_be_one(one):
+            raise _is_none(f"weighted_sum: {shown(one)}")
         checked.append((float(weight), one))
     return WeightedSum(checked)
 
@@ -257,7 +262,7 @@ def _one(name: str) -> Any:
     if base not in REGULARIZERS:
         raise InputError(
             f"flow: the regularisation function {name!r} is not one of geoflow's own "
-            f"({', '.join(REGULARIZERS)}); make the flow in Python and give it"
+            f"({', '.join(REGULARIZERS)}); use one of these, or make the flow in Python and give it"
         )
     if isinstance(patterns := options.get("tensors"), str):
         options["tensors"] = patterns.split(BETWEEN_PATTERNS)
@@ -295,10 +300,19 @@ def bound(one: Any, problem: ProblemLike) -> BoundRegularizer:
         return Loss(one)
     if callable(one):
         return OwnFunction(one, problem)
-    raise InputError(
-        f"regularizer={one!r} is none; give a callable θ → scalar, one of gf.regularizers "
+    raise _is_none(f"regularizer={shown(one)}")
+
+
+def _is_none(what: str) -> InputError:
+    """What is said of what can be no R."""
+    return InputError(
+        f"{what} is none; give a callable θ → scalar, one of gf.regularizers "
         f"({', '.join(REGULARIZERS)}), or a Problem"
     )
+
+
+def _may_be_one(one: Any) -> bool:
+    return callable(one) or hasattr(one, "value_and_gradient") or isinstance(one, Bindable)
 
 
 def name_of(one: Any) -> str:

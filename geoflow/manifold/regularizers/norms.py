@@ -35,6 +35,11 @@ def squared_norm(*, tensors: Patterns = None) -> Make:
         Patterns of the names of the tensors that R is of, as ``"*.weight"``. None: all.
     sign : int
         −1 for −R, up which a walk goes.
+
+    Raises
+    ------
+    InputError
+        Patterns that are none, or another ``sign``: as of each function with these options.
     """
     return entries(lambda w: torch.dot(w, w), tensors)
 
@@ -49,6 +54,11 @@ def pseudo_huber_norm(*, delta: float = 1e-2, tensors: Patterns = None) -> Make:
         See :func:`squared_norm`.
     delta : float
         δ, in units of θ.
+
+    Raises
+    ------
+    InputError
+        ``delta`` is not positive, or its square no positive float.
     """
     _check_positive("delta", delta)
     return entries(lambda w: (torch.sqrt(delta**2 + w**2) - delta).sum(), tensors)
@@ -66,6 +76,11 @@ def l1(*, epsilon: float = 1e-3, tensors: Patterns = None) -> Make:
         See :func:`squared_norm`.
     epsilon : float
         ε > 0, in units of θ: entries far below it count as θᵢ²/2ε.
+
+    Raises
+    ------
+    InputError
+        ``epsilon`` is not positive, or its square no positive float.
     """
     _check_positive("epsilon", epsilon)
     return entries(lambda w: (torch.sqrt(w**2 + epsilon**2) - epsilon).sum(), tensors)
@@ -92,6 +107,12 @@ def group_lasso(
         1 for the outgoing weights of each neuron or channel of the layer before.
     rows : int
         Neurons in a group: of an attention's head, as many as it has dimensions.
+
+    Raises
+    ------
+    InputError
+        ``epsilon`` is not positive, or its square no positive float; ``axis`` is neither 0 nor 1;
+        ``rows`` is no positive whole number, or does not divide a tensor; or no tensor has groups.
     """
     _check_positive("epsilon", epsilon)
     if axis not in (0, 1):
@@ -116,7 +137,12 @@ def quantization_error(*, bits: int = 4, tensors: Patterns = None) -> Make:
     theta, tensors, sign
         See :func:`squared_norm`.
     bits : int
-        Of a number of the grid, from 2 on.
+        Of a number of the grid, from 2 to 16.
+
+    Raises
+    ------
+    InputError
+        ``bits`` is another number.
     """
     if not 2 <= bits <= 16:
         raise InputError(f"bits={bits}; use 2 to 16")
@@ -151,7 +177,7 @@ def distance_to(target: Tensor, *, tensors: Patterns = None, sign: int = 1) -> R
     Raises
     ------
     InputError
-        θ_B is no flat tensor of finite real numbers.
+        θ_B is no flat tensor of finite real numbers, or ``sign`` neither 1 nor −1.
     """
     flat = isinstance(target, Tensor) and target.ndim == 1 and not target.is_complex()
     if not flat or not torch.isfinite(target).all():

@@ -96,6 +96,12 @@ def margin(*, temperature: float = 1.0, class_dim: int | None = None) -> Make:
     class_dim : int, optional
         The axis of the outputs along which the classes are; wanted only where the shape of the
         targets leaves several, as with as many words as classes.
+
+    Raises
+    ------
+    InputError
+        ``temperature`` is not positive, or ``class_dim`` 0; and where a flow is made, a problem
+        whose network or targets are of no classifier.
     """
     if temperature <= 0:
         raise InputError(f"temperature={temperature}; use a positive number")
@@ -132,6 +138,12 @@ def jacobian_norm(*, probes: int = 0, seed: int = 0) -> Make:
         Vectors of the estimator; 0 for the exact norm.
     seed : int
         Of these.
+
+    Raises
+    ------
+    InputError
+        ``probes`` is negative, or ``seed`` not from 0 to below 2**63; and where a flow is made, a
+        network without one tensor of inputs, or whose examples act on each other.
     """
     if probes < 0:
         raise InputError(f"probes={probes}; use a positive whole number, or 0 for the exact norm")

@@ -49,6 +49,11 @@ def path_norm() -> Make:
     ----------
     theta, sign
         See :func:`squared_norm <geoflow.manifold.regularizers.norms.squared_norm>`.
+
+    Raises
+    ------
+    InputError
+        Where a flow is made: a problem without a network, or a network that has no path norm.
     """
 
     def make(problem: ProblemLike | None) -> ThetaFunction:
