@@ -91,7 +91,7 @@ def of_module(
         dependence.check(module, network, loss, held)
         whole = ModulePart(network.module, network.fixed, x, y, own_loss)
         parts = divided(whole, batch_size, network.moving, fresh)
-    live.remember(modules.unwrap(module))
+    live.remember(modules.unwrap(module), network.moving)
     return parts, *flat(network.moving), digest
 
 
@@ -149,7 +149,7 @@ def of_batches(
 
         held = batch_loss if isinstance(batch_loss, nn.Module) else None
         dependence.check(module, network, loss, held, "batch_loss")
-    live.remember(modules.unwrap(module))
+    live.remember(modules.unwrap(module), network.moving)
     return parts, *flat(network.moving), digest
 
 
