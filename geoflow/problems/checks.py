@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from geoflow.errors import GeoflowError, InputError
-from geoflow.problems import data
+from geoflow.problems import data, inner
 from geoflow.problems.data import Tree
 from geoflow.problems.derivatives import check_derivatives
 from geoflow.system import kinds
@@ -317,7 +317,8 @@ def explained(
                 f"({said}); if it works on all of them use {division.instead}, or "
                 "Problem.from_batches, whose batch_loss gives each batch's sum and weight"
             ) from error
-        raise InputError(f"{of}: its first evaluation failed ({said})") from error
+        instead = f"; {inner.REMEDY}" if inner.is_missing(error) else ""
+        raise InputError(f"{of}: its first evaluation failed ({said}){instead}") from error
 
 
 def no_loss(function: str, value: Any, remedy: str) -> InputError:

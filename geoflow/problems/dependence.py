@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from geoflow.errors import GeoflowError, InputError
-from geoflow.problems import arithmetic, derivatives, modules
+from geoflow.problems import arithmetic, derivatives, displaced, modules
 from geoflow.problems.graph import leaf_ids
 from geoflow.problems.parts import LossPart, Parameters
 
@@ -19,7 +19,8 @@ Loss = Callable[[nn.Module, Parameters, nn.Module | None], Tensor]
 
 LIVE = (
     "loss: it uses the parameters of the module itself, which stay as they are while θ moves; "
-    "write it with Problem.from_batches, whose batch_loss gets the module with the θ in question"
+    "write it with Problem.from_batches, whose batch_loss gets the module with the θ in question, "
+    "or take those of a copy (copy.deepcopy) where they are data"
 )
 
 
@@ -30,12 +31,13 @@ def check(
     loss_module: nn.Module | None = None,
     of: str = "loss_fn",
 ) -> None:
-    """Refuse a loss that is not a function of the parameters that move, by six evaluations.
+    """Refuse a loss that is not a function of the parameters that move, by seven evaluations.
 
     The first is at the copy's own parameters. Two near them tell what else is in the graph, and
-    what is random. The fourth is of a copy that has never been evaluated before, whose parameters
-    are not replaced but set: it agrees where all that the loss uses goes with them. Then its
-    gradient is compared with that beside which its own are others.
+    what is random. At the fourth the user's own are others, to tell what uses those. The fifth is
+    of a copy that has never been evaluated before, whose parameters are not replaced but set: it
+    agrees where all that the loss uses goes with them. Then its gradient is compared with that
+    beside which its own are others.
 
     Parameters
     ----------
@@ -73,6 +75,10 @@ def check(
     # What is random or stateful is refused by a message of its own.
     if not torch.equal(first, second):
         return
+    own = modules.parameters_by_name(module)
+    theirs = [own[name] for name in network.moving if name in own]
+    if displaced.has_part(theirs, lambda: loss(network.module, near, loss_module), second):
+        raise InputError(LIVE)
     _set(unused, near)
     found = loss(unused, {}, unused_loss).detach()
     if _close(first, found):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -15,9 +16,18 @@ from geoflow.problems.widened import Either
 # A derivative by differences may differ from the gradient's by this part of ‖∇f‖.
 DIFFERENCE_RTOL = {torch.float64: 1e-3, torch.float32: 5e-2}
 
+# Where differences agree with one another, they show a smaller part of ‖∇f‖ that is missing: from
+# the one on it is said, from the other on it is refused. In between it may be that of a solver
+# inside, whose steps depend on θ outside of the graph.
+MISSING_RTOL = 1e-5
+MISSING_REFUSED = 1e-4
+
 # Where differences over several steps are off the slope, and off one another by this part of it, it
 # is by the value's rounding.
 SCATTERED = 0.5
+
+# Steps that differences over which must agree, besides the best of a smooth function.
+FACTORS = (3.0, 1 / 3, 10.0, 0.1)
 
 # What a function gives in float64 and in float32 differs by rounding, and by no more than this part
 # of it where it is one function.
@@ -31,7 +41,9 @@ class Derivable(Protocol):
         """Value and gradient at θ."""
 
 
-def check_gradient(function: Derivable, theta0: Tensor, name: str, wide: Sequence[Either]) -> None:
+def check_gradient(
+    function: Derivable, theta0: Tensor, name: str, wide: Sequence[Either]
+) -> tuple[Tensor, Tensor]:
     """Compare a gradient with differences of the function near ``theta0``, along two directions.
 
     A part of a function that leaves the graph, by ``detach`` or NumPy, has no share in the
@@ -54,12 +66,50 @@ def check_gradient(function: Derivable, theta0: Tensor, name: str, wide: Sequenc
         The same in float64 too, after what is of fewer examples: the first that can be evaluated
         counts.
 
+    Returns
+    -------
+    tuple of Tensor
+        Value and gradient at ``theta0``, evaluated once more after all the others.
+
     Raises
     ------
     InputError
-        They differ by more than differences do; or the function jumps at ``theta0``.
+        They differ by more than differences do; or the function jumps at ``theta0``, or is another
+        there after evaluations elsewhere.
     """
-    start, slopes = function(theta0)
+    start, wrong = function(theta0), None
+    try:
+        _check_beside(function, theta0, name, wide, start)
+    except InputError as error:
+        wrong = error
+    # First, since what is kept from one evaluation to the next makes differences and jumps.
+    again = function(theta0)
+    _check_kept(start, again, name)
+    if wrong is not None:
+        raise wrong
+    return again
+
+
+def _check_kept(start: tuple[Tensor, Tensor], again: tuple[Tensor, Tensor], name: str) -> None:
+    """Refuse a function whose value at θ depends on where it was evaluated before."""
+    first, second = float(start[0]), float(again[0])
+    # What is compiled at its first use may round otherwise later.
+    if abs(second - first) > 100 * torch.finfo(start[0].dtype).eps * abs(first):
+        raise InputError(
+            f"{name}: at theta0 it is {first:.9g}, and after evaluations elsewhere other by "
+            f"{second - first:.1e}, so it keeps something from one evaluation to the next (the "
+            "previous θ, a count of calls); compute it from θ alone"
+        )
+
+
+def _check_beside(
+    function: Derivable,
+    theta0: Tensor,
+    name: str,
+    wide: Sequence[Either],
+    start: tuple[Tensor, Tensor],
+) -> None:
+    """Compare the gradient with differences beside ``theta0``, and the values with that there."""
     generator = torch.Generator().manual_seed(0)
     random = torch.randn(theta0.shape, generator=generator, dtype=torch.float64, device="cpu").to(
         theta0
@@ -72,6 +122,9 @@ def check_gradient(function: Derivable, theta0: Tensor, name: str, wide: Sequenc
     norm = float(torch.linalg.vector_norm(gradient))
     if not math.isfinite(norm):
         raise InputError(f"{name}: its gradient at theta0 is not finite; start elsewhere")
+    steepest = max(norm, float(torch.linalg.vector_norm(start[1])))
+    # Before the differences, so that the last evaluation is further away.
+    jump = _jump(function, theta0, float(start[0]), random / random.norm(), steepest, name)
     found = _mismatch(function, theta, value, gradient, random)
     if theta.dtype == torch.float32:
         # Of all examples where they disagree: at a low loss, the rounding of large outputs is more
@@ -79,10 +132,25 @@ def check_gradient(function: Derivable, theta0: Tensor, name: str, wide: Sequenc
         agrees, in_float64 = _mismatch_in_float64(wide[-1:] if found else wide, theta, random)
         found = in_float64 or (None if agrees else found)
     if found is not None:
+        _say(found, name, theta.dtype)
+    if jump is not None:
+        raise jump
+
+
+def _say(found: Mismatch, name: str, dtype: torch.dtype) -> None:
+    """Refuse a gradient that is not its function's, or warn of a small part that is missing."""
+    if found.part is None:
         said = f"{name}: along a direction it changes by {found.changes[-1]:.6g} and its gradient"
-        raise InputError(f"{said} says {found.slope:.6g}, so {_cause(found, theta.dtype)}")
-    steepest = max(norm, float(torch.linalg.vector_norm(slopes)))
-    _check_jump(function, theta0, float(start), random / random.norm(), steepest, name)
+        raise InputError(f"{said} says {found.slope:.6g}, so {_cause(found, dtype)}")
+    said = (
+        f"{name}: along a direction it changes by {found.changes[0]:.9g} and its gradient says "
+        f"{found.slope:.9g}, off by {found.part:.1e} over every step, so a part of it is not in "
+        "the gradient (detach, item, NumPy, load_state_dict), or a solver inside is that "
+        "inaccurate; compute it from θ alone, or to a smaller tolerance"
+    )
+    if found.part > MISSING_REFUSED:
+        raise InputError(said)
+    warnings.warn(said, stacklevel=6)
 
 
 class Mismatch(NamedTuple):
@@ -96,11 +164,14 @@ class Mismatch(NamedTuple):
         By differences over several steps.
     noise : float
         What rounding may have made of these.
+    part : float, optional
+        Of ‖∇f‖, where it is a small one that they agree on.
     """
 
     slope: float
     changes: list[float]
     noise: float
+    part: float | None = None
 
     @property
     def is_scattered(self) -> bool:
@@ -126,35 +197,109 @@ def _mismatch(
     function: Derivable, theta: Tensor, value: Tensor, gradient: Tensor, random: Tensor
 ) -> Mismatch | None:
     """Compare a gradient with differences of values along a random direction, and θ's own."""
-    norm = float(torch.linalg.vector_norm(gradient))
-    eps = torch.finfo(theta.dtype).eps
-    for direction in (random, random.sign() * theta.abs()):
-        size = float(torch.linalg.vector_norm(direction))
-        if size == 0:
-            continue
-        unit = direction / size
-        slope = float(torch.dot(gradient, unit))
-        allowed = DIFFERENCE_RTOL[theta.dtype] * max(norm / math.sqrt(theta.numel()), abs(slope))
+    small = None
+    for along in _directions(function, theta, value, gradient, random):
+        allowed = DIFFERENCE_RTOL[theta.dtype] * along.size
         tried = []
         for step in steps(theta):
-            ahead, behind = (_value(function, theta + s * unit) for s in (step, -step))
-            found = (ahead - behind) / (2 * step)
-            rounding = 10 * eps * max(abs(ahead), abs(behind), abs(float(value))) / step
+            found, rounding = along.difference(step)
             tried.append((found, rounding))
             # In float32 it is most often more than allowed, and other steps would tell no more.
             sharp = rounding <= allowed or theta.dtype == torch.float32
-            if sharp and abs(found - slope) <= allowed + rounding:
+            if sharp and abs(found - along.slope) <= allowed + rounding:
                 break
         else:
-            off = [t for t in tried if not abs(t[0] - slope) <= allowed + t[1]]
+            off = [t for t in tried if not abs(t[0] - along.slope) <= allowed + t[1]]
             if len(off) == len(tried):
-                return Mismatch(slope, [c for c, _ in off], max(r for _, r in off))
+                return Mismatch(along.slope, [c for c, _ in off], max(r for _, r in off))
             # Of small steps rounding may explain anything; those of others that agree it does not.
-            clear = [c for c, r in off if abs(c - slope) > allowed + 10 * r]
-            mismatch = Mismatch(slope, clear, 0.0)
+            clear = [c for c, r in off if abs(c - along.slope) > allowed + 10 * r]
+            mismatch = Mismatch(along.slope, clear, 0.0)
             if len(clear) > 2 and mismatch.spread <= ALIKE * mismatch.off:
                 return mismatch
+        if small is None and theta.dtype == torch.float64:
+            small = _missing(along, *tried[0], steps(theta)[0])
+    # A kink may be so near that all steps are beyond it, but not at another point too.
+    if small is not None and _is_missing_elsewhere(function, theta):
+        return small
     return None
+
+
+class _Direction:
+    """A function along a direction of unit length.
+
+    Attributes
+    ----------
+    slope : float
+        By the gradient.
+    size : float
+        What a mismatch is measured by: the slope, or that of a direction at random.
+    """
+
+    def __init__(
+        self, function: Derivable, theta: Tensor, value: Tensor, gradient: Tensor, unit: Tensor
+    ) -> None:
+        self._function, self._theta, self._unit = function, theta, unit
+        self._value = abs(float(value))
+        self.slope = float(torch.dot(gradient, unit))
+        norm = float(torch.linalg.vector_norm(gradient))
+        self.size = max(norm / math.sqrt(theta.numel()), abs(self.slope))
+
+    def difference(self, step: float) -> tuple[float, float]:
+        """Quotient of a central difference, and ten times what rounding makes of it."""
+        ahead, behind = (
+            _value(self._function, self._theta + s * self._unit) for s in (step, -step)
+        )
+        eps = torch.finfo(self._theta.dtype).eps
+        rounding = 10 * eps * max(abs(ahead), abs(behind), self._value) / step
+        return (ahead - behind) / (2 * step), rounding
+
+
+def _directions(
+    function: Derivable, theta: Tensor, value: Tensor, gradient: Tensor, random: Tensor
+) -> Iterator[_Direction]:
+    for direction in (random, random.sign() * theta.abs()):
+        size = float(torch.linalg.vector_norm(direction))
+        if size != 0:
+            yield _Direction(function, theta, value, gradient, direction / size)
+
+
+def _missing(along: _Direction, found: float, rounding: float, step: float) -> Mismatch | None:
+    """A small part of the slope that differences over many steps agree is missing in it.
+
+    Those beyond kinks, or off by higher derivatives or by rounding, do not agree.
+    """
+    off = found - along.slope
+    if not abs(off) > MISSING_RTOL * along.size + rounding:
+        return None
+    changes = [found]
+    for factor in FACTORS:
+        found, rounding = along.difference(factor * step)
+        if rounding > ALIKE * abs(off):
+            continue
+        if not abs(found - along.slope - off) <= ALIKE * abs(off):
+            return None
+        changes.append(found)
+    if len(changes) < 3:
+        return None
+    return Mismatch(along.slope, changes, 0.0, abs(off) / along.size)
+
+
+def _is_missing_elsewhere(function: Derivable, theta: Tensor) -> bool:
+    generator = torch.Generator().manual_seed(1)
+    other = torch.randn(theta.shape, generator=generator, dtype=torch.float64, device="cpu").to(
+        theta
+    )
+    scale = max(float(torch.linalg.vector_norm(theta)), 1.0)
+    there = theta + other * (1e-3 * scale / math.sqrt(theta.numel()))
+    if not math.isfinite(_value(function, there)):
+        return True
+    value, gradient = function(there)
+    step = steps(there)[0]
+    return any(
+        _missing(along, *along.difference(step), step) is not None
+        for along in _directions(function, there, value, gradient, other)
+    )
 
 
 def _mismatch_in_float64(
@@ -218,10 +363,10 @@ def _value(function: Derivable, theta: Tensor) -> float:
         return math.nan
 
 
-def _check_jump(
+def _jump(
     function: Derivable, theta0: Tensor, start: float, unit: Tensor, steepest: float, name: str
-) -> None:
-    """Refuse a value at ``theta0`` that those near it do not come to."""
+) -> InputError | None:
+    """What to say of a value at ``theta0`` that those near it do not come to."""
     _, far, near, _ = steps(theta0)
     for side in (unit, -unit):
         close = _value(function, theta0 + near * side)
@@ -232,12 +377,13 @@ def _check_jump(
         further = _value(function, theta0 + far * side)
         # A root's change is smaller the nearer it is, a jump's is not.
         if abs(close - start) > 0.5 * abs(further - start):
-            raise InputError(
+            return InputError(
                 f"{name}: at theta0 it is {start:.6g} and {near:.0e} beside it {close:.6g}, so it "
                 "jumps there (a parametrization that takes its own weights otherwise than others "
                 'does, as orthogonal of a matrix that is not square: orthogonal_map="cayley" does '
                 "not); start elsewhere"
             )
+    return None
 
 
 def steps(theta: Tensor) -> list[float]:

@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from geoflow.errors import InputError
+from geoflow.problems import displaced
 from geoflow.problems.graph import children, leaf_of, nodes
+from geoflow.problems.modules import parameters_by_name
 
-# Modules of users that a problem has been made of: where a function uses one, θ is meant.
-_THETAS: WeakSet[nn.Module] = WeakSet()
+# Modules of users that a problem has been made of, with the names of the parameters that are its θ:
+# where a function uses one, θ is meant.
+_THETAS: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+
+_REMEDY = (
+    "use those of θ (problem.unflatten(theta), torch.func.functional_call), or those of a copy "
+    "where they are data (copy.deepcopy(module).requires_grad_(False))"
+)
 
 
-def remember(module: nn.Module) -> None:
-    """Remember a user's module whose parameters are θ, as long as it is there."""
-    _THETAS.add(module)
+def remember(module: nn.Module, names: Iterable[str]) -> None:
+    """Remember a user's module of which these parameters are θ, as long as it is there."""
+    _THETAS.setdefault(module, set()).update(names)
 
 
 def check_alone(function: Callable[[Tensor], Tensor], theta0: Tensor, name: str) -> None:
-    """Refuse a function of flat θ whose graph has parameters of a problem's module in it.
+    """Refuse a function of flat θ that uses parameters of a problem's module, in any way.
 
-    They are constants in θ, and others as soon as whoever has the module changes it. Of another
-    module they may be meant to stay, as a reference's are, and a warning says that they do. What
-    was computed of parameters before is a number like any other, and so are frozen ones; other
-    leaves, as the points of a physics-informed loss, are no parameters.
+    They are constants in θ, and others as soon as whoever has the module changes it, as
+    ``load_into`` does. Of another module they may be meant to stay, as a reference's are, and a
+    warning says that they do. What was computed of parameters before is a number like any other,
+    and so are frozen ones; other leaves, as the points of a physics-informed loss, are no
+    parameters. Two evaluations, with the graph and without.
 
     Parameters
     ----------
@@ -45,23 +54,24 @@ def check_alone(function: Callable[[Tensor], Tensor], theta0: Tensor, name: str)
         Names one of them by its shape.
     """
     with torch.enable_grad():
-        graph = nodes(function(theta0.detach().clone().requires_grad_()))
+        value = function(theta0.detach().clone().requires_grad_())
+        graph = nodes(value)
         if not any(_parameters(node) for node in graph):
+            _check_values(function, theta0, value, name)
             return
         again = nodes(function(theta0.detach().clone().requires_grad_()))
     # A node that both evaluations have is of neither: it was there before.
     before = {id(node) for node in graph}
     found = [p for node in again if id(node) not in before for p in _parameters(node)]
     if not found:
+        _check_values(function, theta0, value, name)
         return
-    of_theta = {id(p) for module in _THETAS for p in module.parameters()}
+    of_theta = {id(p) for module in list(_THETAS) for p in module.parameters()}
     for parameter in found:
         if id(parameter) in of_theta:
             raise InputError(
                 f"{name}: it uses a parameter of shape {tuple(parameter.shape)} of a module "
-                "itself, which stays as it is while θ moves; use those of θ "
-                "(problem.unflatten(theta), torch.func.functional_call), or freeze it by "
-                "requires_grad_(False), or detach it where it is data"
+                f"itself, which stays as it is while θ moves; {_REMEDY}"
             )
     warnings.warn(
         f"{name}: it uses a parameter of shape {tuple(found[0].shape)} that is not of θ, and stays "
@@ -69,6 +79,29 @@ def check_alone(function: Callable[[Tensor], Tensor], theta0: Tensor, name: str)
         "(problem.unflatten(theta), torch.func.functional_call)",
         stacklevel=3,
     )
+    _check_values(function, theta0, value, name)
+
+
+def _check_values(
+    function: Callable[[Tensor], Tensor], theta0: Tensor, value: Tensor, name: str
+) -> None:
+    """Refuse a function that changes with those parameters out of its graph."""
+    moving: list[nn.Parameter] = []
+    for module, names in list(_THETAS.items()):
+        own = parameters_by_name(module)
+        # Frozen ones have been said to be data.
+        moving += [own[n] for n in names if n in own and own[n].requires_grad]
+
+    def evaluate() -> Tensor:
+        with torch.enable_grad():
+            return function(theta0.detach().clone().requires_grad_())
+
+    if displaced.has_part(moving, evaluate, value):
+        raise InputError(
+            f"{name}: it changes with the parameters of a module itself, out of the graph (detach, "
+            "item, NumPy, state_dict), which stay as they are while θ moves; "
+            f"{_REMEDY}"
+        )
 
 
 def _parameters(node: Any) -> list[nn.Parameter]:

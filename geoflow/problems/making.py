@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from geoflow.problems import (
     contents,
     data,
     dependence,
+    inner,
     live,
     modules,
     unconverted,
@@ -91,7 +93,7 @@ def of_module(
         dependence.check(module, network, loss, held)
         whole = ModulePart(network.module, network.fixed, x, y, own_loss)
         parts = divided(whole, batch_size, network.moving, fresh)
-    live.remember(modules.unwrap(module))
+    live.remember(modules.unwrap(module), network.moving)
     return parts, *flat(network.moving), digest
 
 
@@ -142,14 +144,22 @@ def of_batches(
     with guard, arithmetic.exact(device), torch.enable_grad():
 
         def loss(own: nn.Module, at: Parameters, _: nn.Module | None) -> Tensor:
-            total, weight = BatchPart(Bound(own, batch_loss), network.fixed, one).sum_and_weight(at)
+            bound = Bound(own, parts.bound.batch_loss)
+            total, weight = BatchPart(bound, network.fixed, one).sum_and_weight(at)
             # At every evaluation a GPU would be waited for.
             as_weight(float(weight))
             return total
 
         held = batch_loss if isinstance(batch_loss, nn.Module) else None
-        dependence.check(module, network, loss, held, "batch_loss")
-    live.remember(modules.unwrap(module))
+        try:
+            dependence.check(module, network, loss, held, "batch_loss")
+        except RuntimeError as error:
+            if held is not None or not inner.is_missing(error):
+                raise
+            of_module = inner.OfModule(batch_loss, tuple(network.moving))
+            parts = replace(parts, bound=Bound(network.module, of_module))
+            dependence.check(module, network, loss, held, "batch_loss")
+    live.remember(modules.unwrap(module), network.moving)
     return parts, *flat(network.moving), digest
 
 
@@ -168,7 +178,13 @@ def of_function(loss: Callable[[Tensor], Tensor], theta0: Tensor) -> Made:
     theta0 = theta0.detach().clone()
     guard = checks.explained(theta0.dtype, remedy="give theta0 in ")
     with guard, torch.no_grad(), arithmetic.exact(theta0.device):
-        value = loss(theta0.clone())
+        try:
+            value = loss(theta0.clone())
+        except RuntimeError as error:
+            if not inner.is_missing(error):
+                raise
+            loss = inner.OfTheta(loss)
+            value = loss(theta0)
     if not isinstance(value, Tensor):
         raise checks.no_loss("loss", value, "it must return a scalar tensor")
     if value.shape != () or value.is_complex():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from geoflow.errors import InputError
+from geoflow.problems import displaced
 from geoflow.problems.storage import check_memory
 from geoflow.system import kinds
 from geoflow.system.translation import reason
@@ -263,13 +264,14 @@ def duplicate(module: Layer, of: str = "module", memo: Memo | None = None) -> La
         It cannot be copied.
     """
     memo = {} if memo is None else memo
-    for child in module.modules():
-        for value in _tensors(vars(child)):
-            by_rows = value.layout not in (torch.strided, torch.sparse_coo)
-            if not value.is_leaf or (by_rows and not isinstance(value, nn.Parameter)):
-                memo.setdefault(id(value), value.detach().clone())
     try:
-        return copy.deepcopy(module, memo)
+        with displaced.LOCK:
+            for child in module.modules():
+                for value in _tensors(vars(child)):
+                    by_rows = value.layout not in (torch.strided, torch.sparse_coo)
+                    if not value.is_leaf or (by_rows and not isinstance(value, nn.Parameter)):
+                        memo.setdefault(id(value), value.detach().clone())
+            return copy.deepcopy(module, memo)
     except (torch.OutOfMemoryError, MemoryError):
         raise
     # Whatever a module holds on to may refuse in its own way.

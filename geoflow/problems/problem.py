@@ -85,8 +85,10 @@ class Problem(MeanOfParts):
         with self.uncounted():
             with checks.naming_padding(parts):
                 wide = sampling.in_either_dtype(self._evaluated, parts)
-                differences.check_gradient(self.value_and_gradient, theta0, "loss", wide)
-            (value, first), (_, second) = (self.value_and_gradient(theta0) for _ in range(2))
+                value, first = differences.check_gradient(
+                    self.value_and_gradient, theta0, "loss", wide
+                )
+            second = self.value_and_gradient(theta0)[1]
             checks.check_repeatable(first, second)
             checks.check_same_value(first_loss, value, first, theta0)
             gradient = self.unflatten(first)

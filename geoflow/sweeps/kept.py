@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from geoflow.experiments.own import OPTIONS
 from geoflow.experiments.rebuilding import constraints_of
 from geoflow.manifold import regularizers
 from geoflow.manifold.flows import RegularizingFlow
+from geoflow.problems import earlier
 from geoflow.problems.dtypes import DTYPES
+from geoflow.problems.grouped import divided
 from geoflow.system import files, kinds
 from geoflow.trajectories import schema
 from geoflow.walking import configuration
@@ -85,6 +88,51 @@ def walk_of(path: Path, settings: Mapping[str, Any], seed: int, experiment: Chos
         raise InputError(f"{place}: {error}; {ELSEWHERE}") from None
     _refuse_other(place, pairs)
     return str(attributes["status"]), str(attributes["status_message"])
+
+
+def check_experiment(
+    path: Path, settings: Mapping[str, Any], seed: int, experiment: experiments.OwnExperiment
+) -> None:
+    """Refuse a finished walk of an experiment of one's own that is another by now.
+
+    Its function is called once, for this seed: of data and loss there is nothing else to tell of.
+
+    Raises
+    ------
+    InputError
+        The data, the network's tensors or the loss are not those of the walk.
+    """
+    dtype = settings["dtype"] and DTYPES[settings["dtype"]]
+    given = {name: settings[name] for name in ("data", "epochs", "device")}
+    # It may set the generator that the caller draws from.
+    with torch.random.fork_rng(devices=[]):
+        try:
+            whole = experiment.prepare(seed, dtype=dtype, **given).problem
+            problem = divided(whole, settings.get("constraints") or "")
+        # What the workers are to evaluate, this process may not be able to; they say why.
+        except Exception:
+            return
+    with open_trajectory(path) as ds:
+        shapes = zip(ds["tensor_name"].values, ds["tensor_shape"].values, strict=True)
+        tensors = [(str(name), tuple(json.loads(shape))) for name, shape in shapes]
+        then = str(ds.attrs["data_sha256"])
+        now = then if earlier.same_data(problem, then) else problem.data_sha256
+        pairs: dict[str, tuple[Any, Any]] = {
+            "data_sha256": (then, now),
+            "network": (tensors, [(t.name, tuple(t.shape)) for t in problem.tensors]),
+        }
+        _refuse_other(path, pairs)
+        step = int(ds["snapshot_step"][0]) if ds.sizes["snapshot"] else -1
+        # Within a step nothing is recorded.
+        if step < 0 or ds["snapshot_time"][0] != ds["time"][step]:
+            return
+        theta = torch.from_numpy(ds["theta"][0].values.copy())
+        recorded = float(ds["train_loss"][step])
+    # Of several constraints the mean is recorded.
+    loss = float(problem.value_and_gradient(theta.to(problem.theta0))[0].mean())
+    # By other threads, on another device, or of a θ that was rounded.
+    if not math.isclose(loss, recorded, rel_tol=1e3 * torch.finfo(theta.dtype).eps ** 0.75):
+        _refuse_other(path, {"loss at its first snapshot": (recorded, loss)})
 
 
 def training_of(path: Path, settings: Mapping[str, Any], penalty: float) -> End | None:

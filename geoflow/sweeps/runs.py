@@ -64,7 +64,9 @@ def sweep(
 
     Each walk's file appears in ``out``, whole, when the walk is done. Where a file is there
     already its walk is not done again, so that the same call after an interruption does what is
-    missing; a walk that was cut off goes on from its last checkpoint. A worker that dies costs its
+    missing; a walk that was cut off goes on from its last checkpoint. Of an experiment of one's own
+    the first walk that is there is compared with what its function gives now: data, network and
+    loss. A worker that dies costs its
     runs one more attempt; a run that fails is reported and does not stop the others.
 
     On the cluster that is started here a script needs the usual ``if __name__ == "__main__":``,
@@ -159,13 +161,16 @@ snapshot_every, max_snapshots, theta_dtype
         if chosen.source is not None:
             source["problem_sha256"] = chosen.source.sha256
     with claimed(out, {"kind": "walks", **settings, **source}) as (folder, outcomes):
-        tasks, finished = [], {}
+        tasks: list[Task] = []
+        finished: dict[str, End] = {}
         for seed in checked:
             name = f"seed-{seed:04d}"
             arguments = settings | {"seed": seed} | carried
             tasks.append(Task(name, folder / f"{name}.nc", _walk, arguments))
             end = kept.walk_of(tasks[-1].path, settings, seed, chosen)
             if end and end[0] != kept.CUT_OFF:
+                if not finished and isinstance(chosen, experiments.OwnExperiment):
+                    kept.check_experiment(tasks[-1].path, settings, seed, chosen)
                 finished[name] = end
         outcomes += run_tasks(tasks, finished, scheduler, workers, threads, progress)
     return outcomes

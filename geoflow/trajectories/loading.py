@@ -11,6 +11,7 @@ import xarray as xr
 from torch import nn
 
 from geoflow.errors import InputError
+from geoflow.problems import displaced
 from geoflow.problems.modules import parameters_by_name
 from geoflow.problems.parts import TensorSpec
 from geoflow.problems.storage import check_memory
@@ -62,7 +63,7 @@ def load_into(module: nn.Module, ds: xr.Dataset, snapshot: int = -1) -> None:
     theta = torch.from_numpy(ds["theta"].isel({along: snapshot}).values)
     own = parameters_by_name(module)
     check_memory({s.name: own[s.name] for s in specs}, own)
-    with torch.no_grad():
+    with torch.no_grad(), displaced.LOCK:
         for spec in specs:
             part = theta[spec.offset : spec.offset + math.prod(spec.shape)]
             own[spec.name].copy_(part.reshape(spec.shape))

@@ -17,6 +17,7 @@ from geoflow.manifold.protocol import Flow
 from geoflow.manifold.regularizers.bound import BoundRegularizer
 from geoflow.manifold.regularizers.measured import as_function
 from geoflow.manifold.regularizers.named import Bindable
+from geoflow.problems import inner
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
 from geoflow.system.translation import kind_and_reason
@@ -151,7 +152,7 @@ def value_of(function: Observable, theta: Tensor, called: str) -> float:
         The function raised an error, or gave no number.
     """
     try:
-        return kinds.real(function(theta.clone()))
+        return kinds.real(inner.value(function, theta))
     except Exception as error:
         raise ObservableError(f"{called} raised {kind_and_reason(error)}") from error
 
@@ -252,7 +253,7 @@ def check_observables(observables: Mapping[str, Observable], theta: Tensor) -> N
     for name, function in observables.items():
         storable.check_name(name, "observables", TAKEN)
         try:
-            found = function(theta.clone())
+            found = inner.value(function, theta)
         except Exception as error:
             raise InputError(
                 f"observables[{name!r}] at theta0 raised {kind_and_reason(error)}; give a function "

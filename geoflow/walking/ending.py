@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from geoflow.errors import (
     ConvergenceError,
@@ -35,6 +36,9 @@ OF_PROCESSES = (ProcessLostError, DivergenceError)
 
 # Of a ConvergenceError, what is more than a projection that failed.
 BY_REASON = {"floor": "level_not_kept", "not_finite": "numerical_failure"}
+
+# By how many of its roundings a loss differs from one evaluation to another.
+ROUNDINGS = 4
 
 
 def of_error(error: Exception, max_evaluations: int) -> End:
@@ -106,8 +110,10 @@ def off_the_level(level_set: LevelSet, furthest: Numbers) -> str:
     furthest : ndarray, shape (n,)
         The greatest |L − c| of each constraint; of length 0 where they are not known.
     """
-    # By a part of its last digits where it was re-projected in another evaluation.
-    if not (furthest > 2 * level_set.tolerances).any():
+    # By some last digits where it was re-projected in another evaluation.
+    eps = torch.finfo(level_set.problem.dtype).eps
+    allowed = 1.01 * level_set.tolerances + ROUNDINGS * eps * np.abs(level_set.levels)
+    if not (furthest > allowed).any():
         return ""
     worst = int(np.argmax(furthest / level_set.scales))
     which = f" of constraint {worst}" if level_set.n_constraints > 1 else ""

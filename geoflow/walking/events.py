@@ -13,6 +13,7 @@ from torch import Tensor
 
 from geoflow.errors import InputError, ObservableError
 from geoflow.manifold.protocol import Flow
+from geoflow.problems import inner
 from geoflow.system import kinds, translation
 from geoflow.system.naming import named
 from geoflow.trajectories.records import Observable, value_of
@@ -185,7 +186,7 @@ class Event:
         if isinstance(self.function, str):
             return
         try:
-            value = self.function(theta.clone())
+            value = inner.value(self.function, theta)
             reason = "" if _is_finite(value) else f"it gave {kinds.shown(value)}"
         except Exception as error:
             reason = translation.kind_and_reason(error)

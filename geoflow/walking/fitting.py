@@ -183,6 +183,7 @@ def observed_otherwise(
     like: Tensor,
     then: Mapping[str, float],
     sizes: Mapping[str, float],
+    called: str = "observables[{!r}]",
 ) -> str:
     """Say which function of θ is another than that whose value was recorded; empty for none.
 
@@ -199,13 +200,15 @@ def observed_otherwise(
         θ as the functions take it: its dtype and device.
     then, sizes : mapping of str to float
         Value that was recorded at θ, and the greatest of all that were, in size.
+    called : str
+        What a function is, of its name.
     """
     there = torch.from_numpy(theta.copy())
     eps = torch.finfo(there.dtype).eps
     rtol = math.sqrt(eps)
 
     def value(function: Observable, name: str, at: Tensor) -> float:
-        return value_of(function, at.to(like), f"observables[{name!r}]")
+        return value_of(function, at.to(like), called.format(name))
 
     for name, function in observables.items():
         if not math.isfinite(then[name]):
@@ -224,5 +227,5 @@ def observed_otherwise(
             rough = EARLIER_UNITS * rtol
             if once is not None and math.isclose(once, then[name], rel_tol=rough):
                 continue
-        return f"observables[{name!r}] is {now:.9g} where {then[name]:.9g} was recorded"
+        return f"{called.format(name)} is {now:.9g} where {then[name]:.9g} was recorded"
     return ""

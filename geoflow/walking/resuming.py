@@ -24,7 +24,7 @@ from geoflow.system import files, kinds
 from geoflow.trajectories import consistency, records, schema
 from geoflow.trajectories.records import Observed, StepRecords
 from geoflow.walking import configuration, rerunning
-from geoflow.walking.counting import APART, spent
+from geoflow.walking.counting import APART, spent, uncounted
 from geoflow.walking.crossings import Seeker
 from geoflow.walking.events import Event, from_config
 from geoflow.walking.fitting import check_fit, observed_otherwise
@@ -40,6 +40,9 @@ GOALS = {
     "t_end": "t_end",
     "max_evaluations": "max_evaluations",
 }
+
+# Snapshots at which observables are compared.
+COMPARED = 5
 
 
 @arithmetic.without_autocast()
@@ -78,13 +81,14 @@ def resume(
         As for :func:`geoflow.walk`; None: as before.
     observables : mapping of str to callable, problem or regularizer, optional
         Needed, by the same names, where the walk had some and ``flow`` is given. They are
-        compared with what was recorded at the last snapshot, at no cost to the walk.
+        compared with what was recorded at some snapshots, at no cost to the walk.
     progress : bool
         Show the walk on standard error, where that is a terminal or a notebook's.
     checkpoint_seconds : float
         Seconds between checkpoints.
     events : sequence of Event, optional
-        Needed, the same as before, only where one is of a function of one's own.
+        Needed, the same as before, only where one is of a function of one's own. Such a function,
+        unless it is for its rate, is compared with what it was at the checkpoint.
 
     Returns
     -------
@@ -152,6 +156,7 @@ def resume(
                 _refuse_passed(goals, stream.records, checkpoint.counts)
             _check_observables(walk, stream, checkpoint)
             same_stop = settings.config["stop"] == kept.config.get("stop")
+            _check_events(walk, checkpoint, same_stop=same_stop)
             walk.restore(checkpoint, same_stop=same_stop)
             return walk.run(goals, progress, n_records)
         except BaseException:
@@ -201,21 +206,53 @@ def _check_level(path: Path, kept: Saved, records: StepRecords) -> None:
 
 
 def _check_observables(walk: Walk, stream: Stream, checkpoint: Checkpoint) -> None:
-    """Refuse functions whose values at the last snapshot are not those that were recorded there."""
-    measured = stream.snapshots.measured()
-    if measured is None:
-        return
-    theta, then, sizes = measured
+    """Refuse functions whose values at some snapshots are not those that were recorded there.
+
+    At one alone, one that takes few values, as an accuracy does, may have that of another.
+    """
+    measured, sizes = stream.snapshots.measured(COMPARED)
     full = checkpoint.theta.cpu().numpy()
-    # Where θ is kept rounded, a function may be another; the checkpoint has it as it was.
-    rounded = full.dtype != theta.dtype and np.array_equal(full.astype(theta.dtype), theta)
-    for name, function in walk.observables.items():
-        here = {name: function}
-        different = observed_otherwise(here, theta, walk.start, then, sizes)
-        if different and rounded:
-            different = observed_otherwise(here, full, walk.start, then, sizes)
+    for number, (theta, then) in enumerate(measured):
+        # Where θ is kept rounded, a function may be another; the checkpoint has it as it was.
+        rounded = full.dtype != theta.dtype
+        if rounded and number:
+            return
+        rounded = rounded and np.array_equal(full.astype(theta.dtype), theta)
+        for name, function in walk.observables.items():
+            here = {name: function}
+            different = observed_otherwise(here, theta, walk.start, then, sizes)
+            if different and rounded:
+                different = observed_otherwise(here, full, walk.start, then, sizes)
+            if different:
+                raise ArchiveError(
+                    f"{different}; go on with the functions that the walk started with"
+                )
+
+
+def _check_events(walk: Walk, checkpoint: Checkpoint, *, same_stop: bool) -> None:
+    """Refuse events whose functions are others at the checkpoint than where it was written.
+
+    Of a rate it has none that a point could tell of.
+    """
+    sought = walk.seeker.sought if same_stop else walk.seeker.sought[: walk.seeker.n_recorded]
+    # Of a walk that looked for no event there is nothing to compare.
+    for event, level in zip(sought, checkpoint.levels, strict=False):
+        if not isinstance(event, Event) or event.rate or isinstance(event.function, str):
+            continue
+        then = level + event.value
+        different = observed_otherwise(
+            {event.name: uncounted(walk.flow, event.function)},
+            checkpoint.theta.cpu().numpy(),
+            walk.start,
+            {event.name: then},
+            {event.name: max(abs(then), abs(event.value))},
+            "the function of event {!r}",
+        )
         if different:
-            raise ArchiveError(f"{different}; go on with the functions that the walk started with")
+            raise ArchiveError(
+                f"{different} at the checkpoint; give that of the walk, or as another stop one by "
+                "a name of its own"
+            )
 
 
 def check_flow(flow: Flow, kept: Saved) -> None:

@@ -123,27 +123,34 @@ class StreamedSnapshots:
             lost = next(iter(kept.keys() - self.kept.keys()), None)
             raise ArchiveError(f"{self.folder}: the snapshot of step {lost} is missing; run again")
 
-    def measured(self) -> tuple[NDArray[Any], dict[str, float], dict[str, float]] | None:
-        """θ of the last one that has values of observables, these, and the greatest in size of all.
+    def measured(
+        self, most: int
+    ) -> tuple[list[tuple[NDArray[Any], dict[str, float]]], dict[str, float]]:
+        """θ and the values of observables of some that have any, and the greatest in size of all.
 
-        None where there is none, or no observable. Of those in parts only.
+        The last comes first, then the first, then such between as are evenly far from each other;
+        of those in parts only.
+
+        Parameters
+        ----------
+        most : int
+            How many.
         """
         names = self.observables
         if not names or not self.where:
-            return None
-        values = np.array([self.kept[key][1:] for key in self.where])
+            return [], {}
+        keys = list(self.where)
+        values = np.array([self.kept[key][1:] for key in keys])
         numbers = np.isfinite(values)
         rows = np.flatnonzero(numbers.any(axis=1))
-        if not len(rows):
-            return None
-        key = list(self.where)[rows[-1]]
-        (theta,) = _thetas(self.where[key], [key])
         sizes = np.abs(np.where(numbers, values, 0.0)).max(axis=0)
-        then, greatest = (
-            dict(zip(names, row, strict=True))
-            for row in (values[rows[-1]].tolist(), sizes.tolist())
-        )
-        return theta, then, greatest
+        places = np.unique(np.linspace(0, len(rows) - 1, most).round().astype(int))
+        chosen = [int(rows[k]) for k in places] if len(rows) else []
+        found = []
+        for row in [*chosen[-1:], *chosen[:-1]]:
+            (theta,) = _thetas(self.where[keys[row]], [keys[row]])
+            found.append((theta, dict(zip(names, values[row].tolist(), strict=True))))
+        return found, dict(zip(names, sizes.tolist(), strict=True))
 
     def arrays(self, n: int, dtype: np.dtype[Any]) -> dict[str, Any]:
         """Times, observables, steps and θ, of n parameters, which are read one part at a time."""

@@ -31,6 +31,8 @@ VECTOR = nn.utils.parameters_to_vector(LIVE.parameters())
 POINTS = X.clone().requires_grad_()
 PROBLEM = gf.Problem.from_module(LIVE, nn.functional.mse_loss, X, Y)
 THETA = PROBLEM.theta0
+COPY = copy.deepcopy(LIVE).requires_grad_(False)
+STATE = LIVE.state_dict()
 
 
 class Scale(torch.autograd.Function):
@@ -70,9 +72,21 @@ LIVE_ONES = {
     "in a function of one's own": lambda t: Scale.apply(t, LIVE[0].weight[0, 0]),
     "beside a problem": lambda t: PROBLEM.loss(t) + penalty(LIVE),
     "in functional_call": head_alone,
+    "a constant out of the graph": lambda t: t @ t + penalty(LIVE).detach(),
+    "a number": lambda t: (t @ t) * LIVE[0].weight.norm().item(),
+    "in NumPy": lambda t: t @ t + float((LIVE[0].weight.detach().numpy() ** 2).sum()),
+    "a state": lambda t: t @ t + sum(v.square().sum() for v in LIVE.state_dict().values()),
+    "a state of before": lambda t: t @ t + STATE["0.weight"].square().sum(),
+    "a distance": lambda t: (
+        (t - nn.utils.parameters_to_vector(LIVE.parameters()).detach()).square().sum() + t @ t
+    ),
+    "beside those of another": lambda t: t @ t * penalty(REFERENCE) + penalty(LIVE).detach(),
 }
 
 REFERENCE = module()
+FROZEN = module()
+gf.Problem.from_module(FROZEN, nn.functional.mse_loss, X, Y)
+FROZEN.requires_grad_(False)
 COLLOCATION = nn.Parameter(X.clone())
 
 # Of modules that no problem was made of: they may be meant to stay.
@@ -85,8 +99,8 @@ OTHERS = {
 }
 
 FINE = {
-    "frozen": lambda t: t @ t + penalty(copy.deepcopy(LIVE).requires_grad_(False)),
-    "without a graph": lambda t: t @ t + penalty(LIVE).detach(),
+    "frozen": lambda t: t @ t + penalty(COPY),
+    "frozen without a graph": lambda t: t @ t + penalty(FROZEN).detach(),
     "a vector of before": lambda t: (t - VECTOR).square().sum() + t.sum(),
     "a problem": PROBLEM.loss,
     "inner derivatives": fresh_physics,
@@ -108,6 +122,7 @@ def in_a_sum(function):
     return as_regularizer(total)
 
 
+@pytest.mark.filterwarnings("ignore:.*that is not of θ")
 @pytest.mark.parametrize("take", [as_loss, as_regularizer, in_a_sum])
 @pytest.mark.parametrize("function", LIVE_ONES.values(), ids=LIVE_ONES)
 def test_parameters_of_a_module_itself_are_refused(take, function):
@@ -135,7 +150,7 @@ def test_a_module_is_remembered_as_long_as_it_is_there():
     gf.Problem.from_batches(
         held[0], lambda m, b: (nn.functional.mse_loss(m(b[0]), b[1]), 1.0), [(X, Y)]
     )
-    with pytest.raises(InputError, match=r"of a module itself.*detach it where it is data"):
+    with pytest.raises(InputError, match=r"of a module itself.*copy where they are data"):
         as_loss(lambda t: (t @ t) * penalty(held[0]))
     gone = weakref.ref(held.pop())
     gc.collect()

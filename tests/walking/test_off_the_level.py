@@ -38,11 +38,23 @@ def test_what_is_not_does_in_the_message_also_where_it_is_resumed(tmp_path):
         assert resumed.attrs["status_message"] == ds.attrs["status_message"]
 
 
+def test_it_does_from_the_tolerance_on():
+    settings = {**SETTINGS, "rtol": 1e-3, "atol": 1e-6}
+    for every, off in ((0.02, False), (0.05, True)):
+        ds = gf.walk(flow(), "adaptive_heun", reproject_every=every, **settings)
+        furthest = float(np.abs(ds["level_residual"]).max()) / ds.attrs["level"]
+        # Of twice the tolerance there is no need.
+        assert furthest < 1.9 * ds.attrs["level_rtol"]
+        assert (furthest > 1.01 * ds.attrs["level_rtol"]) == off
+        said = f"; off the level by up to {furthest:.1e} c between re-projections"
+        assert (said in ds.attrs["status_message"]) == off
+
+
 def test_what_is_allowed_is_that_of_the_level_set():
     problem = flow().problem
     wide = gf.LevelSet(problem, 2.0, level_rtol=1e-2, level_atol=1e-2)
-    assert ending.off_the_level(wide, np.array([0.059])) == ""
-    assert "up to 3.5e-02 c" in ending.off_the_level(wide, np.array([0.07]))
+    assert ending.off_the_level(wide, np.array([0.03])) == ""
+    assert "up to 1.6e-02 c" in ending.off_the_level(wide, np.array([0.031]))
 
 
 def test_of_several_constraints_each_is_held_to_its_own_level(tmp_path):

@@ -11,6 +11,7 @@ import geoflow as gf
 from geoflow.analysis.landscape import slices
 from geoflow.archive import parts, pieces
 from geoflow.errors import ArchiveError
+from geoflow.walking import resuming
 from geoflow.walking.stream import Stream
 
 SETTINGS = {"stop": None, "t_end": 0.3, "rtol": 1e-4}
@@ -132,7 +133,8 @@ def test_what_cannot_be_evaluated_or_was_not_is_not_compared(walked, tmp_path):
     calls = itertools.count()
 
     def fails(theta):
-        if next(calls) in (0, 3, 4):
+        # At each snapshot that is compared, and later in the walk.
+        if next(calls) in (*range(resuming.COMPARED), 7, 8):
             raise RuntimeError("no data")
         return first(theta)
 
@@ -246,3 +248,20 @@ def test_so_is_a_slice_that_was_cut_off(tmp_path):
     found = slices.on_plane(ds, flow(), observables={"o": first}, **arguments)
     whole = slices.on_plane(ds, flow(), observables={"o": first}, points=4)
     assert np.array_equal(found["o"], whole["o"])
+
+
+def test_one_that_takes_few_values_is_compared_at_several_snapshots(tmp_path):
+    path = tmp_path / "walk.nc"
+    middle = float(gf.walk(flow(), **SETTINGS)["theta"][:, 1].median())
+
+    def coarse(theta):
+        return float(theta[1] > middle)
+
+    with gf.walk(flow(), archive=path, observables={"o": coarse}, **SETTINGS) as ds:
+        values = ds["o"].values
+    assert set(values) == {0.0, 1.0}
+    for constant in values[[0, -1]].tolist():
+        with pytest.raises(ArchiveError, match=r"observables\['o'\] is .* was recorded"):
+            further(path, lambda theta, c=constant: c)
+    ds = further(path, coarse)
+    assert np.array_equal(ds["o"], ds["theta"][:, 1] > middle)

@@ -11,7 +11,7 @@ from torch import Tensor
 from geoflow.errors import InputError
 from geoflow.manifold.regularizers.bound import BoundRegularizer, ThetaFunction, Weighted
 from geoflow.manifold.scaling import length
-from geoflow.problems import checks, differences, live, widened
+from geoflow.problems import checks, differences, inner, live, widened
 from geoflow.system import kinds
 
 
@@ -31,7 +31,13 @@ def check_regularizer(bound: BoundRegularizer, theta0: Tensor) -> None:
     if isinstance(bound, ThetaFunction):
         of_theta = "make the problem with dtype="
         with _naming_sums(), checks.explained(theta0.dtype, "regularizer", remedy=of_theta):
-            value = bound.function(theta0.clone())
+            try:
+                value = bound.function(theta0.clone())
+            except RuntimeError as error:
+                if not inner.is_missing(error):
+                    raise
+                bound.function = inner.OfTheta(bound.function)
+                value = bound.function(theta0)
             real = isinstance(value, Tensor) and value.shape == () and not value.is_complex()
             if not real or not torch.isfinite(value):
                 shown = kinds.shown(value.tolist() if isinstance(value, Tensor) else value)
