@@ -226,7 +226,7 @@ def test_at_a_snapshot_it_costs_nothing():
         ([0.5, 0.5], "increasing"),
         ([], "increasing"),
         ([[0.5]], "increasing"),
-        ([np.nan], "the walk has 0.1 to 1"),
+        ([np.nan], r"times=\[nan\]; use increasing"),
     ],
 )
 def test_times_that_are_not_there_are_refused(times, message):
