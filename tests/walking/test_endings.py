@@ -119,7 +119,7 @@ MINIMA_AT_THE_LEVEL = {
 # rkc comes by steps that do not end at the very point: what it leaves of ∇R may be along the
 # normal, with λ > 0, and that is a KKT point.
 AT_THE_MINIMUM = {
-    **{name: ("at_rest",) for name in ("bdf", "exponential", "dopri5")},
+    **dict.fromkeys(("bdf", "exponential", "dopri5"), ("at_rest",)),
     "rkc": ("at_rest", "stationary"),
 }
 
