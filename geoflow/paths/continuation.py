@@ -198,35 +198,26 @@ class Continuation:
         length = scale.distance(before.c, level)
         shortest, halved = length / 2**MAX_HALVINGS, False
         self.memory.bearing, self.refused = None, False
-        # Points that were too far, the nearest last: once there is one in between, they need not be
-        # found again.
-        ahead: list[Reached] = []
         while at.c != level:
             self.short_of = at
             length = min(length, scale.distance(at.c, level))
-            found = _nearby(at, ahead)
-            if found is None and ahead and length > shortest:
-                apart = scale.distance(at.c, ahead[-1].c)
-                while length > shortest and length > apart * (1 - 1e-9):
-                    length, halved = max(length / 2, shortest), True
+            goal = scale.towards(level, at.c, length)
             near = length <= shortest
             try:
-                if found is None:
-                    found = self._step(scale.towards(level, at.c, length), at)
-                    (check_no_fold if near else check_near)(at, found)
+                # One that was too far is corrected anew from nearer: a long step is what jumps to
+                # another branch, which R alone may not tell.
+                found = self._step(goal, at)
+                (check_no_fold if near else check_near)(at, found)
             except (*FAILURES, FarError) as failure:
-                told = isinstance(failure, FarError) and failure.told
-                self.refused = isinstance(failure, FarError) and not told
+                self.refused = isinstance(failure, FarError) and not failure.told
                 if near:
                     raise
-                if told and found is not None:
-                    ahead.append(found)
                 length, halved = max(length / 2, shortest), True
                 continue
             corrections += found.n_corrections
             method = found.method if found.method == "walk" else method
             at = found
-            between += at.c != level
+            between += goal != level
             length, halved = length if halved else 2 * length, False
         return replace(at, method=method, n_between=between, n_corrections=corrections)
 
@@ -372,27 +363,6 @@ class Continuation:
         apart = apart_from(self.flow)
         with self.flow.problem.budget(self.left), shared_budget(apart, self.left_of_r):
             yield
-
-
-def _nearby(at: Reached, ahead: list[Reached]) -> Reached | None:
-    """Take the farthest of the points ahead that is near; None where none is.
-
-    Those that it passes are forgotten, and so is one at which R is not what λ says from here: from
-    nearer another one may be found on its level.
-    """
-    kept: list[Reached] = []
-    found: Reached | None = None
-    for point in ahead:
-        try:
-            check_near(at, point)
-        except FarError as failure:
-            if failure.told:
-                kept.append(point)
-        else:
-            found = point
-            break
-    ahead[:] = kept
-    return found
 
 
 def _passed(before: float, after: float, levels: Sequence[float], here: float) -> float | None:

@@ -299,6 +299,11 @@ def explained(
                 f"{of}: it has been given whole numbers beside {name} ({said}); give them as "
                 f"{numbers}"
             ) from error
+        if "cannot assign" in said and "as parameter" in said:
+            raise InputError(
+                f"{of}: forward gives the module parameters of its own making ({said}); tie them "
+                "once, where the module is made, as in self.b.weight = self.a.weight"
+            ) from error
         if any(word in said for word in ("dtype", "scalar type", "Float", "Double", "BFloat16")):
             like = "θ (theta.dtype" if remedy else "the inputs (x.dtype"
             if (found := beside()) is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from geoflow.errors import InputError
 from geoflow.problems import displaced
 from geoflow.problems.graph import children, leaf_of, nodes
 from geoflow.problems.modules import parameters_by_name
+from geoflow.problems.reach import reachable
 
 # Modules of users that a problem has been made of, with the names of the parameters that are its θ:
 # where a function uses one, θ is meant.
@@ -85,12 +87,20 @@ def check_alone(function: Callable[[Tensor], Tensor], theta0: Tensor, name: str)
 def _check_values(
     function: Callable[[Tensor], Tensor], theta0: Tensor, value: Tensor, name: str
 ) -> None:
-    """Refuse a function that changes with those parameters out of its graph."""
+    """Refuse a function that changes with those parameters out of its graph.
+
+    Only those that it can come to are moved: whoever trains another module meanwhile is left alone.
+    """
+    held = list(reachable(function))
+    modules = {id(one) for one in held if isinstance(one, nn.Module)}
+    places = {place for one in held if (place := _place(one)) is not None}
     moving: list[nn.Parameter] = []
     for module, names in list(_THETAS.items()):
         own = parameters_by_name(module)
         # Frozen ones have been said to be data.
-        moving += [own[n] for n in names if n in own and own[n].requires_grad]
+        ours = [own[n] for n in names if n in own and own[n].requires_grad]
+        whole = any(id(child) in modules for child in module.modules())
+        moving += [p for p in ours if whole or _place(p) in places]
 
     def evaluate() -> Tensor:
         with torch.enable_grad():
@@ -102,6 +112,18 @@ def _check_values(
             "item, NumPy, state_dict), which stay as they are while θ moves; "
             f"{_REMEDY}"
         )
+
+
+def _place(one: Any) -> int | None:
+    """Where the memory of a tensor or an array begins, of views that of the whole."""
+    if isinstance(one, Tensor):
+        return one.untyped_storage().data_ptr() if one.layout == torch.strided else None
+    if isinstance(one, np.ndarray):
+        while isinstance(one.base, np.ndarray):
+            one = one.base
+        # Of a tensor NumPy has, the tensor is the base of.
+        return _place(one.base) if isinstance(one.base, Tensor) else int(one.ctypes.data)
+    return None
 
 
 def _parameters(node: Any) -> list[nn.Parameter]:

@@ -102,9 +102,18 @@ class ModulePart(LossPart):
     def outputs(self, parameters: Parameters) -> Any:
         """What the network gives on the examples."""
         arguments, keywords = as_arguments(_own(self.inputs))
+        return self.called(parameters, arguments, keywords)
+
+    def called(
+        self, parameters: Parameters, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> Any:
+        """What the network gives on other arguments."""
         named = {**self.fixed, **parameters}
         for names in self._ties:
-            named.update({name: named[own] for own in names if own in named for name in names})
+            # What is a buffer too is what θ has.
+            own = next((n for n in names if n in parameters), names[0])
+            if own in named:
+                named.update(dict.fromkeys(names, named[own]))
         return functional_call(self.module, named, arguments, keywords, tie_weights=False)
 
     @functools.cached_property

@@ -92,6 +92,7 @@ def test_a_ridge_path_from_near_zero_needs_no_level_named_in_between(level, monk
     flow = _flow(lambda theta: ((theta - A) ** 2 * CURVATURES).sum(), 0.05 * A)
     ds = gf.regularization_path(flow, [level], degrees=179.0)
     assert ds.attrs["status"] == "complete"
+    assert ds["method"].values.tolist() == ["walk", "corrector"]
     # Steps that each succeed, more than a way may be halved.
     assert int(ds["n_between"][-1]) > 8
     hessian = 2 * CURVATURES
@@ -100,21 +101,25 @@ def test_a_ridge_path_from_near_zero_needs_no_level_named_in_between(level, monk
     assert int(ds["n_gradient"][-1]) < 1000
 
 
-@pytest.mark.parametrize(("level", "most"), [(1e-6, 550), (0.1, 200)])
-def test_a_point_that_was_too_far_is_not_found_again(monkeypatch, level, most):
-    flow = _flow(lambda theta: ((theta - A) ** 2 * CURVATURES).sum(), 0.05 * A)
-    found, step = [], Continuation._step
+@pytest.mark.parametrize(
+    ("height", "shift", "tilt", "level"), [(10, 1.08, 0.1, 0.43), (10, -0.62, 0.05, 5.0)]
+)
+def test_a_point_too_far_is_corrected_anew_since_it_may_be_of_another_well(
+    height, shift, tilt, level
+):
+    # L = y, and R has a well at each whole number of u, which moves with the level; all are there
+    # at every level, and differ in R by the tilt.
+    def well(theta):
+        u = theta[0] - shift * torch.log(theta[1])
+        wells = height * (1 - torch.cos(2 * math.pi * u)) / (4 * math.pi**2)
+        return wells - torch.log(theta[1]) + tilt * u
 
-    def stepping(self, level, before):
-        reached = step(self, level, before)
-        found.append(level)
-        return reached
-
-    monkeypatch.setattr(Continuation, "_step", stepping)
-    ds = gf.regularization_path(flow, [level], degrees=179.0)
+    flow = _flow(lambda theta: theta[1], [0.02, 1.0], well)
+    ds = gf.regularization_path(flow, [level], degrees=179.9)
     assert ds.attrs["status"] == "complete"
-    assert len({f"{c:.9g}" for c in found}) == len(found)
-    assert int(ds["n_gradient"][-1] - ds["n_gradient"][0]) < most
+    u = ds["theta"].values[:, 0] - shift * np.log(ds["theta"].values[:, 1])
+    own = -math.asin(2 * math.pi * tilt / height) / (2 * math.pi)
+    assert u == pytest.approx([own, own], abs=0.05)
 
 
 def test_how_far_is_too_far_is_the_same_up_and_down():

@@ -1,6 +1,7 @@
 """Functions of θ that use the parameters of a module itself are refused, and nothing else is."""
 
 import copy
+import functools
 import gc
 import weakref
 
@@ -11,6 +12,7 @@ from torch.func import functional_call
 
 import geoflow as gf
 from geoflow.errors import InputError
+from geoflow.problems import live
 
 D = torch.float64
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0), dtype=D)
@@ -224,3 +226,72 @@ def test_a_random_regularizer_is_refused_however_small():
         as_regularizer(
             lambda t: (t @ t) * (1 + 1e-9 * torch.rand((), generator=generator, dtype=D))
         )
+
+
+def scaled(theta, own):
+    return theta @ theta * penalty(own).item()
+
+
+def shifted(theta, by):
+    return theta @ theta + float(by.sum())
+
+
+class Holding:
+    def __init__(self, held):
+        self.held = held
+
+    def __call__(self, theta):
+        return theta @ theta * float(self.held["net"][0].weight.detach().norm())
+
+
+def within(net):
+    def outer(theta):
+        def inner():
+            return float(net[0].bias.detach().sum())
+
+        return theta @ theta + inner()
+
+    return outer
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda net: functools.partial(scaled, own=net),
+        lambda net: Holding({"net": net}),
+        lambda net: Holding({"net": net}).__call__,
+        within,
+        lambda net: functools.partial(shifted, by=net[2].weight.detach().numpy()[0]),
+        lambda net: functools.partial(shifted, by=net[2].weight.data.view(-1)),
+    ],
+    ids=["partial", "object", "method", "closure", "array", "view"],
+)
+def test_whatever_way_a_function_comes_to_weights_they_are_found(make):
+    net = module()
+    gf.Problem.from_module(net, nn.functional.mse_loss, X, Y)
+    with pytest.raises(InputError, match="it changes with the parameters of a module itself"):
+        as_regularizer(make(net))
+
+
+def test_weights_that_a_function_cannot_come_to_stay_where_they_are(monkeypatch):
+    # Another thread may be training them.
+    net, moved, has_part = module(), [], live.displaced.has_part
+    gf.Problem.from_module(net, nn.functional.mse_loss, X, Y)
+
+    def watched(parameters, evaluate, value):
+        moved.extend(parameters)
+        return has_part(moved, evaluate, value)
+
+    monkeypatch.setattr(live.displaced, "has_part", watched)
+    target = THETA.clone()
+    for function in (
+        gf.regularizers.squared_norm,
+        gf.regularizers.l1(epsilon=0.1),
+        lambda theta: (theta - target).square().sum(),
+        lambda theta: theta @ theta + 0.1 * penalty(COPY).detach(),
+    ):
+        as_regularizer(function)
+    assert not moved
+    with pytest.raises(InputError):
+        as_regularizer(lambda theta: theta @ theta + penalty(net).detach())
+    assert {id(p) for p in moved} == {id(p) for p in net.parameters()}

@@ -271,3 +271,29 @@ def test_a_norm_without_running_statistics_may_be_in_training_mode(norm):
     assert torch.equal(problem.loss(theta), same.loss(theta))
     with pytest.raises(InputError, match="in training mode"):
         of(norm(3, affine=True, track_running_stats=True), inputs=sequences, targets=sequences)
+
+
+class Tying(nn.Module):
+    """Two layers of one weight, which is a buffer too or is tied at every call."""
+
+    def __init__(self, *, lazily):
+        super().__init__()
+        self.a, self.b, self.lazily = nn.Linear(3, 3), nn.Linear(3, 3), lazily
+        if not lazily:
+            self.register_buffer("kept", self.a.weight)
+
+    def forward(self, x):
+        if self.lazily:
+            self.b.weight = self.a.weight
+            return self.b(self.a(x))
+        return self.b(self.a(x)) @ self.kept
+
+
+@pytest.mark.parametrize(
+    ("lazily", "said"),
+    [(True, "tie them once, where the module is made"), (False, "beside its parameters")],
+)
+def test_a_tie_that_theta_cannot_follow_is_refused(lazily, said):
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(InputError, match=said):
+        gf.Problem.from_module(Tying(lazily=lazily), nn.functional.mse_loss, x, x)

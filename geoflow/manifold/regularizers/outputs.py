@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from geoflow.errors import InputError
 from geoflow.manifold.regularizers.bound import BoundRegularizer, Loss
@@ -175,8 +174,7 @@ class _JacobianPart(LossPart):
         inputs = part.inputs.detach().requires_grad_()
         with torch.enable_grad():
             arguments, keywords = as_arguments(inputs)
-            named = {**part.fixed, **parameters}
-            outputs = functional_call(part.module, named, arguments, keywords)
+            outputs = part.called(parameters, arguments, keywords)
             if not isinstance(outputs, Tensor) or outputs.shape[:1] != inputs.shape[:1]:
                 raise InputError(
                     "regularizer 'jacobian_norm': the network's outputs are no tensor with a row "
