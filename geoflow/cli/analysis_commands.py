@@ -26,9 +26,9 @@ from geoflow.cli.own_problem import rebuilt_walk
 from geoflow.cli.terminal import DONE, or_dash, say, show, span
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
-from geoflow.plots.trajectory import walk_called
 from geoflow.problems.parts import TensorSpec
 from geoflow.system.messages import note
+from geoflow.trajectories.names import walk_called
 
 PREDICTION_HEADS = {
     "output_distance": "RMS",

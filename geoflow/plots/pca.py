@@ -35,8 +35,8 @@ from geoflow.plots.styles import (
     plain,
     style,
 )
-from geoflow.plots.trajectory import walk_called
 from geoflow.system import kinds
+from geoflow.trajectories.names import walk_called
 
 Floats = NDArray[np.float64]
 

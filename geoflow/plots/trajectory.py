@@ -32,6 +32,7 @@ from geoflow.plots.styles import (
 from geoflow.system import kinds
 from geoflow.trajectories.dataset import at_snapshots, level_residuals
 from geoflow.trajectories.given import check_walk
+from geoflow.trajectories.names import walk_name
 
 # What a title leaves out.
 USUAL_R, USUAL_DTYPE = "squared_norm", "float64"
@@ -256,19 +257,6 @@ def title(ds: xr.Dataset) -> str:
     if (r := ds.attrs.get("regularizer_name") or USUAL_R) != USUAL_R:
         how += f"\n{wrapped(f'R = {r}', TITLE_LETTERS)}"
     return f"{name}{seed}{note}: {how}"
-
-
-def walk_name(seed: int, number: int = 0) -> str:
-    """What a walk is called among others: by its seed, or by its place where it has none."""
-    return f"seed {seed}" if seed >= 0 else f"walk {number + 1}"
-
-
-def walk_called(seeds: Sequence[int], number: int) -> str:
-    """What one of several walks is called: by its place, too, where others have its seed."""
-    given = [int(seed) for seed in seeds]
-    name = walk_name(given[number], number)
-    twice = given[number] >= 0 and given.count(given[number]) > 1
-    return f"{name}, walk {number + 1}" if twice else name
 
 
 def _apart(walks: Sequence[xr.Dataset]) -> list[str]:

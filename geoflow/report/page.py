@@ -31,6 +31,7 @@ from geoflow.sweeps import ensemble
 from geoflow.system import translation
 from geoflow.system.files import check_apart, replacing
 from geoflow.trajectories import schema
+from geoflow.trajectories.names import walk_name
 
 Floats = NDArray[np.float64]
 COMPONENTS, DRAWN = 6, 3
@@ -272,10 +273,18 @@ def _mean(
         return None, []
     try:
         there, without = ensemble.with_range(walks)
-        mean = ensemble.resample(there) if there[1:] else None
+        kept = [i for i, ds in enumerate(walks) if any(ds is one for one in there)]
+        # By their places among all, as everywhere on the page.
+        names = [walk_name(walks[i].attrs["seed"], i) for i in kept]
+        mean = ensemble.on_axis(there, names) if there[1:] else None
     except InputError as error:
-        return None, [f"No mean of these walks is drawn: {error}."]
-    what = "no mean is drawn" if mean is None else "it is in no mean"
+        return None, [f"No mean against flow time is drawn: {error}."]
+    # A point has a start and an end, which are in the means of those.
+    what = (
+        "no mean against flow time is drawn"
+        if mean is None
+        else "it is not in the mean against flow time, but in those of the starts and ends"
+    )
     return mean, [
         f"{name} {'made no step' if ds.sizes['step'] == 1 else 'has one snapshot'}: {what}."
         for ds, name in zip(walks, called, strict=True)
@@ -299,7 +308,7 @@ def _run_table(walks: Sequence[xr.Dataset], called: Sequence[str]) -> Table:
         last = ds.isel(step=-1)
         r, angle = ds["regularizer"].values, ds["angle"].values
         cells = [
-            str(ds.attrs["seed"]) if seeded else name,
+            name.removeprefix("Seed ") if seeded else name,
             f"{ds.attrs['level']:.4g}",
             ds.attrs["status"],
             f"{angle[0]:.1f}° → {angle[-1]:.1f}°",

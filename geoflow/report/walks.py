@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from geoflow.plots.trajectory import walk_name
 from geoflow.trajectories import schema
 from geoflow.trajectories.dataset import level_residuals
+from geoflow.trajectories.names import walk_called
 
 # Statuses that are no words, as what follows a walk's name.
 ENDED = {
@@ -23,10 +23,11 @@ ENDED = {
 
 
 def names_of(walks: Sequence[xr.Dataset]) -> list[str]:
-    """What each walk is called on a page: by its seed, or by its place where it has none."""
+    """What each walk is called on a page: by its seed, and by its place where that names none."""
     if len(walks) == 1 and walks[0].attrs["seed"] < 0:
         return ["This walk"]
-    return [walk_name(ds.attrs["seed"], i).capitalize() for i, ds in enumerate(walks)]
+    seeds = [int(ds.attrs["seed"]) for ds in walks]
+    return [walk_called(seeds, i).capitalize() for i in range(len(walks))]
 
 
 def sentence(ds: xr.Dataset, name: str | None = None) -> str:

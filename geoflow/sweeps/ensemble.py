@@ -16,6 +16,7 @@ from geoflow.system import kinds
 from geoflow.system.memory import check_memory
 from geoflow.trajectories import schema
 from geoflow.trajectories.given import NAMING, check_walk
+from geoflow.trajectories.names import listed, the_walk, walk_name
 
 Floats = NDArray[np.float64]
 
@@ -32,7 +33,7 @@ OF_RUN = {
     "status": "how the walk ended",
 }
 PATTERN = "seed-*.nc"
-# Seeds that a message names.
+# Walks that a message names.
 NAMED = 5
 
 
@@ -62,21 +63,28 @@ def open_sweep(folder: str | Path, along: str = "time", n: int = 200) -> xr.Data
     runs = [open_trajectory(path) for path in paths]
     try:
         _check_along(along, n)
-        there, without = with_range(runs, along)
+        seeds = [int(ds.attrs["seed"]) for ds in runs]
+        called = [
+            walk_name(seed) if seed >= 0 else path.name
+            for seed, path in zip(seeds, paths, strict=True)
+        ]
+        there, without = with_range(runs, along, called)
+        names = {id(ds): name for ds, name in zip(runs, called, strict=True)}
         if there and without:
+            left_out = listed([names[id(ds)] for ds in without], NAMED)
             warnings.warn(
-                f"{folder}: left out for want of a range of {along} is the walk of "
-                f"{_seeds(without)}",
+                f"{folder}: left out for want of a range of {along} is {the_walk(left_out)}",
                 stacklevel=2,
             )
-        return resample(there or runs, along, n)
+        kept = there or runs
+        return on_axis(kept, [names[id(ds)] for ds in kept], along, n)
     finally:
         for run in runs:
             run.close()
 
 
 def with_range(
-    runs: Sequence[xr.Dataset], along: str = "time"
+    runs: Sequence[xr.Dataset], along: str = "time", called: Sequence[str] | None = None
 ) -> tuple[list[xr.Dataset], list[xr.Dataset]]:
     """Walks with a range of the axis, and those with a single value, as of a walk of no step.
 
@@ -84,13 +92,15 @@ def with_range(
     ----------
     runs, along
         See :func:`resample`.
+    called : sequence of str, optional
+        See :func:`on_axis`.
 
     Raises
     ------
     InputError
         No walks, or walks of different experiments or settings of θ.
     """
-    _check(runs)
+    _check(runs, called)
     there: list[xr.Dataset] = []
     without: list[xr.Dataset] = []
     for ds in runs:
@@ -129,9 +139,30 @@ def resample(runs: Sequence[xr.Dataset], along: str = "time", n: int = 200) -> x
     InputError
         No walks, walks of different experiments or settings of θ, or without a common range.
     """
+    return on_axis(runs, None, along, n)
+
+
+def on_axis(
+    runs: Sequence[xr.Dataset], called: Sequence[str] | None, along: str = "time", n: int = 200
+) -> xr.Dataset:
+    """Put walks onto one axis as :func:`resample` does, under names that messages have for them.
+
+    Parameters
+    ----------
+    runs, along, n
+        See :func:`resample`.
+    called : sequence of str or None
+        What each walk is called: ``"seed 3"``, or its place among more walks, or its file. None:
+        by its seed, or its place where it has none.
+
+    Raises
+    ------
+    InputError
+        See :func:`resample`.
+    """
     n = _check_along(along, n)
     kinds.check_kind(runs, Sequence, "runs", "a list of walks")
-    _check(runs)
+    called = _check(runs, called)
     runs = [_in_order(ds) for ds in runs]
     # Of each scalar, by run and joined.
     check_memory(
@@ -143,14 +174,16 @@ def resample(runs: Sequence[xr.Dataset], along: str = "time", n: int = 200) -> x
     low = max(float(at[0]) for at, _ in passages)
     high = min(float(at[-1]) for at, _ in passages)
     if not low < high:
-        late = [ds for ds, (at, _) in zip(runs, passages, strict=True) if float(at[0]) == low]
-        early = [ds for ds, (at, _) in zip(runs, passages, strict=True) if float(at[-1]) == high]
+        late = [of for of, (at, _) in zip(called, passages, strict=True) if float(at[0]) == low]
+        early = [of for of, (at, _) in zip(called, passages, strict=True) if float(at[-1]) == high]
         begins = (
-            f"that of {_seeds(late)} begins at {low:.4g}, and " if len(late) < len(runs) else ""
+            f"that of {listed(late, NAMED)} begins at {low:.4g}, and "
+            if len(late) < len(runs)
+            else ""
         )
         raise InputError(
             f"the walks have no range of {along} in common ({low:.4g} to {high:.4g}): {begins}that "
-            f"of {_seeds(early)} ends at {high:.4g}; leave that out"
+            f"of {listed(early, NAMED)} ends at {high:.4g}; leave that out"
         )
     axis = np.linspace(low, high, n)
     times = np.stack([np.interp(axis, at, time) for at, time in passages])
@@ -202,12 +235,6 @@ def _check_along(along: str, n: int) -> int:
     return n
 
 
-def _seeds(runs: Sequence[xr.Dataset]) -> str:
-    """The seeds of some walks, in words, the first few."""
-    seeds = [str(ds.attrs["seed"]) for ds in runs]
-    return f"seed{'s' * bool(seeds[1:])} {', '.join(seeds[:NAMED])}{', …' * bool(seeds[NAMED:])}"
-
-
 def _in_order(ds: xr.Dataset) -> xr.Dataset:
     """Return the walk with its snapshots in the order of time, in which it is interpolated."""
     rising = (np.diff(ds["snapshot_time"].values) >= 0).all()
@@ -243,7 +270,8 @@ def _first_passages(angle: Floats, time: Floats) -> tuple[Floats, Floats]:
     return at[keep], when[keep]
 
 
-def _check(runs: Sequence[xr.Dataset]) -> None:
+def _check(runs: Sequence[xr.Dataset], called: Sequence[str] | None) -> Sequence[str]:
+    """Refuse walks that do not belong together; returns what they are called."""
     if not runs:
         raise InputError("runs=[]; give at least one walk")
     for ds in runs:
@@ -255,10 +283,11 @@ def _check(runs: Sequence[xr.Dataset]) -> None:
             f"runs: their observable {taken[0]!r} has the name of what a sweep has itself; give "
             "it another, ds.rename(…)"
         )
-    for ds in runs:
-        seed = ds.attrs["seed"]
+    if called is None:
+        called = [walk_name(int(ds.attrs["seed"]), number) for number, ds in enumerate(runs)]
+    for ds, name in zip(runs, called, strict=True):
         if not (ds.sizes["snapshot"] and ds.sizes["step"]):
-            raise InputError(f"the walk of seed {seed} has no snapshot; walk again with some")
+            raise InputError(f"{the_walk(name)} has no snapshot; walk again with some")
         if ds.attrs["experiment"] != first.attrs["experiment"]:
             raise InputError(
                 f"walks of {first.attrs['experiment']!r} and {ds.attrs['experiment']!r} "
@@ -271,4 +300,5 @@ def _check(runs: Sequence[xr.Dataset]) -> None:
                 "those of one network"
             )
         if {str(k) for k in ds.data_vars} != names:
-            raise InputError(f"the walk of seed {seed} has other observables than the first")
+            raise InputError(f"{the_walk(name)} has other observables than the first")
+    return called

@@ -425,3 +425,24 @@ def test_null_models_of_a_short_walk_beside_a_longer_one_are_its_own(files):
             theta, times = ds["theta"].values, ds["snapshot_time"].values
             expected = null_models.compare(theta, times, n_components=k, **few)
             xr.testing.assert_equal(pca.null_models_of(found, index), expected)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "called"),
+    [
+        ((1, 1), (", seed 1, walk 1", ", seed 1, walk 2")),
+        ((1, 2), (", seed 1", ", seed 2")),
+        ((-1, -1), (", walk 1", ", walk 2")),
+        ((-1,), ("",)),
+    ],
+)
+def test_null_models_of_several_walks_have_titles_of_their_own(files, seeds, called):
+    with gf.open_trajectory(files[0]) as ds:
+        walks = [ds.assign_attrs(seed=seed, experiment="small") for seed in seeds]
+        found = pca.along(walks, 2, null_models=True, n_simulations=19)
+        short = walks[-1].isel(snapshot=[0, 1])
+        name = {1: "the walk of seed 1", 2: "the walk of seed 2", -1: f"walk {len(seeds)}"}
+        with pytest.raises(InputError, match=rf"True: {name[seeds[-1]]} has 2 snapshots"):
+            pca.along([*walks[:-1], short], 2, null_models=True)
+    titles = [pca.null_models_of(found, i).attrs["title"] for i in range(len(seeds))]
+    assert titles == [f"Principal components beside null models: small{name}" for name in called]

@@ -8,6 +8,7 @@ import torch
 
 import geoflow as gf
 from geoflow import baselines, report
+from geoflow.report.page import mean_std
 from geoflow.report.parts import Table
 from geoflow.report.walks import sentence
 from references import small_network
@@ -208,16 +209,44 @@ def of_seeds(folder, *budgets):
 @pytest.mark.parametrize(
     ("budgets", "said"),
     [
-        ((40, 1, 40), ["Seed 1 made no step: it is in no mean."]),
-        ((40, 1), ["Seed 1 made no step: no mean is drawn."]),
-        ((1, 1), [f"Seed {i} made no step: no mean is drawn." for i in (0, 1)]),
+        (
+            (40, 1, 40),
+            [
+                "Seed 1 made no step: it is not in the mean against flow time, but in those of the "
+                "starts and ends."
+            ],
+        ),
+        ((40, 1), ["Seed 1 made no step: no mean against flow time is drawn."]),
+        (
+            (1, 1),
+            [f"Seed {i} made no step: no mean against flow time is drawn." for i in (0, 1)],
+        ),
     ],
 )
-def test_a_walk_of_no_step_is_on_the_page_and_in_no_mean(budgets, said, tmp_path):
-    (section,), html = page(tmp_path, *of_seeds(tmp_path, *budgets))
+def test_a_walk_of_no_step_is_on_the_page_and_in_the_means_it_is_said_to_be(
+    budgets, said, tmp_path
+):
+    files = of_seeds(tmp_path, *budgets)
+    (section,), html = page(tmp_path, *files)
     assert [line for line in section.warnings if "ended early" not in line] == said
     assert len(table(section, "runs").rows) == len(budgets)
     assert ("thick, with the band" in html) == (budgets.count(40) > 1)
+    ends = []
+    for file in files:
+        with gf.open_trajectory(file) as ds:
+            ends.append(float(ds["regularizer"][-1]))
+    end = next(r.cells for r in table(section, "penalties").rows if r.cells[0] == "walk: end")
+    assert end[1:3] == [str(len(budgets)), mean_std(ends)]
+
+
+def test_walks_of_one_seed_are_told_apart_on_the_page(tmp_path):
+    files = [
+        walked(tmp_path / f"{i}.nc", network(), provenance={"experiment": "small", "seed": 1})
+        for i in range(2)
+    ]
+    (section,), _ = page(tmp_path, *files)
+    assert [row.cells[0] for row in table(section, "runs").rows] == ["1, walk 1", "1, walk 2"]
+    assert [s.split(" ends")[0] for s in section.sentences] == ["Seed 1, walk 1", "Seed 1, walk 2"]
 
 
 def test_one_walk_of_no_step_leaves_the_rest_of_the_page(tmp_path):

@@ -220,3 +220,42 @@ def test_walks_without_a_common_range_are_named(runs):
     said = rf": that of seed 0 begins at {first:.4g}, and that of seed 1 ends at {last:.4g}; leave"
     with pytest.raises(InputError, match=said):
         ensemble.resample([runs[0], late], "angle")
+
+
+def without_a_seed(runs):
+    """One of no step between two whose angles have no range in common, none with a seed."""
+    late = runs[1].assign(angle=runs[1]["angle"] - 90)
+    return [ds.assign_attrs(seed=-1) for ds in (runs[0], at_its_goal(runs), late)]
+
+
+def test_walks_without_a_seed_are_named_by_their_place(runs):
+    first, still, late = without_a_seed(runs)
+    with pytest.raises(InputError, match=r"that of walk 2, walk 3 ends at 0; leave"):
+        ensemble.resample([first, still, still])
+    with pytest.raises(InputError, match=r"that of walk 1 begins at .*, and that of walk 2 ends"):
+        ensemble.resample([first, late], "angle")
+    with pytest.raises(InputError, match=r"^walk 2 has no snapshot; walk again"):
+        ensemble.resample([first, late.isel(snapshot=[])])
+    with pytest.raises(InputError, match=r"^walk 2 has other observables than the first"):
+        ensemble.with_range([first, late.drop_vars("norm")])
+    mixed = [first, still, still.assign_attrs(seed=7)]
+    with pytest.raises(InputError, match=r"that of walk 2, seed 7 ends at 0; leave"):
+        ensemble.resample(mixed)
+
+
+def test_walks_without_a_seed_are_named_by_their_file_in_a_folder(runs, tmp_path):
+    for i, run in enumerate(without_a_seed(runs)):
+        gf.save_trajectory(run, tmp_path / f"seed-{i:04d}.nc")
+    with pytest.warns(UserWarning, match=r"range of time is seed-0001\.nc$"):
+        gf.open_sweep(tmp_path)
+    # By its own name, though another before it is left out.
+    said = r"that of seed-0000\.nc begins at .*, and that of seed-0002\.nc ends"
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(InputError, match=said):
+        gf.open_sweep(tmp_path, "angle")
+
+
+def test_several_walks_left_out_are_named_by_their_seeds(runs, tmp_path):
+    for i, run in enumerate([*runs, at_its_goal(runs), at_its_goal(runs).assign_attrs(seed=8)]):
+        gf.save_trajectory(run, tmp_path / f"seed-{i:04d}.nc")
+    with pytest.warns(UserWarning, match=r"is the walk of seeds 7, 8$"):
+        gf.open_sweep(tmp_path)

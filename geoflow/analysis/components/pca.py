@@ -23,6 +23,7 @@ from geoflow.experiments.prepared import check_seed
 from geoflow.system import kinds
 from geoflow.trajectories.dataset import at_snapshots
 from geoflow.trajectories.given import check_placed, check_walk, theta_of
+from geoflow.trajectories.names import the_walk, walk_called, walk_name
 
 Floats = NDArray[np.float64]
 
@@ -161,7 +162,10 @@ def null_models_of(ds: xr.Dataset, walk: int = 0) -> xr.Dataset:
     seed = int(own["walk_seed"])
     own = own.rename(names | {"snapshot_time": "time"})
     own = own.drop_vars(["walk", "walk_seed", *POINT_COORDINATES], errors="ignore")
-    title = f"Principal components beside null models: {_names(ds.attrs, [seed])}"
+    seeds = [int(s) for s in ds["walk_seed"].values]
+    # A single walk without a seed needs no name.
+    called = f", {walk_called(seeds, walk)}" if seeds[1:] or seed >= 0 else ""
+    title = f"Principal components beside null models: {ds.attrs['experiment'] or 'walk'}{called}"
     return own.assign_attrs(kind=nulls.KIND, title=title, walk_seed=seed)
 
 
@@ -281,13 +285,13 @@ def _check_walks(walks: Sequence[xr.Dataset]) -> None:
 
 def _check_lengths(walks: Sequence[xr.Dataset]) -> None:
     """Refuse walks too short for null models, before the points of any are read."""
-    for ds in walks:
+    for number, ds in enumerate(walks):
         n = ds.sizes["snapshot"]
         if 1 <= n < 3:
             plural = "s" if n > 1 else ""
             raise InputError(
-                f"null_models=True: the walk of seed {ds.attrs['seed']} has {n} snapshot{plural}, "
-                "and it takes three; walk again with more, or leave it out"
+                f"null_models=True: {the_walk(walk_name(int(ds.attrs['seed']), number))} has {n} "
+                f"snapshot{plural}, and it takes three; walk again with more, or leave it out"
             )
 
 
