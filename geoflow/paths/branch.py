@@ -15,8 +15,8 @@ from geoflow.manifold.flows import RegularizingFlow
 # and wherever the origin of θ. λ need not be monotone: it may lie outside by this factor, or where
 # the levels are near, by the second before the point is taken to be of another branch.
 MARGIN, MARGIN_NEARBY = 1.25, 2.0
-# A point where ∇R has changed by more than this part of itself, where it is longer, is far: R alone
-# may then agree by chance. For ‖θ‖² it is half of ‖θ‖.
+# A point where ∇R has changed by more than this part of itself is far: R alone may then agree by
+# chance, also beyond two folds. For ‖θ‖² it is half of ‖θ‖.
 FAR = 0.5
 # L and R are known to so many units of rounding.
 ROUNDING = 100
@@ -77,9 +77,7 @@ def check_near(before: Reached, after: Reached) -> None:
     if not _falls_as_told(before.state, after.state, MARGIN):
         raise FarError
     old, new = before.state.regularizer_gradient, after.state.regularizer_gradient
-    change = torch.linalg.vector_norm(new - old)
-    # Of the longer one, so that up and down it is as far.
-    size = max(torch.linalg.vector_norm(old), torch.linalg.vector_norm(new))
+    change, size = torch.linalg.vector_norm(new - old), torch.linalg.vector_norm(old)
     if float(change) > FAR * float(size):
         raise FarError(told=True)
 

@@ -87,8 +87,7 @@ def test_a_jump_to_another_well_is_no_path_wherever_the_origin_is(shift):
 
 
 @pytest.mark.parametrize("level", [1e-6, 0.1])
-def test_a_ridge_path_from_near_zero_needs_no_level_named_in_between(level, monkeypatch):
-    monkeypatch.setattr("geoflow.paths.branch.FAR", 0.2)
+def test_a_ridge_path_from_near_zero_needs_no_level_named_in_between(level):
     flow = _flow(lambda theta: ((theta - A) ** 2 * CURVATURES).sum(), 0.05 * A)
     ds = gf.regularization_path(flow, [level], degrees=179.0)
     assert ds.attrs["status"] == "complete"
@@ -120,25 +119,6 @@ def test_a_point_too_far_is_corrected_anew_since_it_may_be_of_another_well(
     u = ds["theta"].values[:, 0] - shift * np.log(ds["theta"].values[:, 1])
     own = -math.asin(2 * math.pi * tilt / height) / (2 * math.pi)
     assert u == pytest.approx([own, own], abs=0.05)
-
-
-def test_how_far_is_too_far_is_the_same_up_and_down():
-    flow = _flow(lambda theta: ((theta - A) ** 2).sum(), 0.1 * A)
-    states = {part: flow.evaluate(part * A) for part in (0.2, 0.39, 0.41)}
-    reached = {
-        part: Reached(
-            state,
-            gf.RegularizingFlow(gf.LevelSet(flow.problem, state.loss), flow.regularizer),
-            "walk",
-        )
-        for part, state in states.items()
-    }
-    for pair in [(0.2, 0.39), (0.39, 0.2)]:
-        check_near(*(reached[part] for part in pair))
-    for pair in [(0.2, 0.41), (0.41, 0.2)]:
-        with pytest.raises(FarError) as refused:
-            check_near(*(reached[part] for part in pair))
-        assert refused.value.told
 
 
 def test_a_path_through_the_origin_is_a_straight_line():
