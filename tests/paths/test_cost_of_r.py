@@ -6,6 +6,8 @@ import torch
 
 import geoflow as gf
 from geoflow.archive import path_files
+from geoflow.errors import EvaluationLimitError
+from geoflow.paths.continuation import Continuation, at_level
 from geoflow.trajectories import path_schema
 
 START = torch.tensor([0.9, -1.3, 0.4, 0.8, -0.2], dtype=torch.float64)
@@ -109,3 +111,26 @@ def test_a_path_of_before_has_it_not_and_goes_on_without(tmp_path):
         assert "n_regularizer_gradient" not in further
         assert np.array_equal(further["theta"][:3], ds["theta"])
     assert gf.validate(archive) == []
+
+
+def _at_the_first(left_of_r):
+    a_flow = flow()
+    found = Continuation(a_flow, path_schema.kkt_limit(179.0), 179.0)
+    found.left = 10_000
+    first = found.start()
+    found.left, found.left_of_r = 10_000, left_of_r
+    return a_flow, found, first
+
+
+def test_where_r_has_nothing_left_the_path_ends_and_is_not_given_up():
+    a_flow, continuation, first = _at_the_first(4)
+    with pytest.raises(EvaluationLimitError):
+        continuation.to(levels(a_flow)[0], first, 2000)
+
+
+def test_a_walk_on_the_way_takes_no_more_of_r_than_there_is_left():
+    a_flow, continuation, first = _at_the_first(20)
+    before = spent(a_flow)
+    with pytest.raises(EvaluationLimitError):
+        continuation._by_flow(at_level(a_flow, 2 * first.c), first.state)
+    assert spent(a_flow) - before <= 20

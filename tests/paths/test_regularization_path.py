@@ -232,6 +232,15 @@ def test_a_branch_that_folds_twice_is_followed_round_both_folds(shift):
     assert path_schema.inconsistencies(ds) == []
 
 
+def test_round_a_fold_levels_are_recorded_again_and_none_before_its_turn():
+    flow = _flow(lambda theta: theta[1], [1.0, 0.5], regularizer=_folding)
+    ds = gf.regularization_path(flow, [0.8, 1.45, 1.55, 1.2], degrees=TIGHT)
+    assert ds.attrs["status"] == "complete"
+    lower = 1.5 - 0.5 * (-4 / 3) ** 3 - (4 / 3) ** 2
+    levels = [0.5, 0.8, 1.45, 1.5, 1.45, lower, 1.45, 1.55, 1.2]
+    np.testing.assert_allclose(ds["level"], levels, rtol=1e-6)
+
+
 def _folding_once(theta):
     """On y = c a cubic in x: its minimum √(1.5 − c) and its maximum meet at c = 1.5."""
     x, y = theta

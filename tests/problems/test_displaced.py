@@ -199,3 +199,13 @@ def test_tied_and_frozen_weights_are_taken():
     module[2].requires_grad_(True)
     problem = gf.Problem.from_module(module, MSE, X, Y)
     assert problem.n_parameters == sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def test_tensors_that_are_no_plain_ones_stay_as_they_are():
+    rows, nowhere = torch.eye(3).to_sparse(), torch.ones(2, device="meta")
+    parts = [nn.Parameter(t, requires_grad=False) for t in (rows, nowhere)]
+    plain = nn.Parameter(torch.ones(3))
+    with displaced.elsewhere([*parts, plain]):
+        assert not torch.equal(plain, torch.ones(3))
+        assert torch.equal(parts[0].to_dense(), torch.eye(3))
+    assert torch.equal(plain, torch.ones(3))

@@ -8,6 +8,7 @@ from torch.func import functional_call, grad
 
 import geoflow as gf
 from geoflow.errors import InputError
+from geoflow.problems import inner
 
 D = torch.float64
 X = torch.randn(30, 2, generator=torch.Generator().manual_seed(0), dtype=D)
@@ -141,3 +142,11 @@ def test_where_it_cannot_be_done_the_remedy_is_said():
         gf.Problem.from_function(
             lambda t: of_theta(t) + torch.autograd.grad(of_theta(t), t)[0].square().sum(), THETA
         )
+
+
+def test_a_theta_with_a_graph_of_its_own_is_taken_where_there_are_none():
+    theta = (THETA + 0.1).requires_grad_()
+    with torch.no_grad():
+        found = inner.OfTheta(penalised)(theta)
+    assert float(found) == pytest.approx(float(expected(theta.detach())), rel=1e-13)
+    assert not found.requires_grad

@@ -295,3 +295,14 @@ def test_weights_that_a_function_cannot_come_to_stay_where_they_are(monkeypatch)
     with pytest.raises(InputError):
         as_regularizer(lambda theta: theta @ theta + penalty(net).detach())
     assert {id(p) for p in moved} == {id(p) for p in net.parameters()}
+
+
+@pytest.mark.parametrize("take", [as_loss, as_regularizer])
+def test_beside_what_was_computed_of_parameters_before_others_are_refused(take):
+    before = LIVE[0].weight.sum()
+
+    def function(theta):
+        return before * (theta @ theta) + LIVE[2].bias.item()
+
+    with pytest.raises(InputError, match=r"changes with the parameters .* out of the graph"):
+        take(function)

@@ -122,6 +122,7 @@ TAKEN = {
     "a large scale": lambda t: 1e12 * (t @ t),
     "steep": lambda t: torch.exp(20 * t).sum(),
     "waves": lambda t: torch.sin(300 * t).sum() + t @ t,
+    "short waves": lambda t: torch.sin(4e3 * t).sum() / 4e3 + t @ t,
     "an outlier": lambda t: 1e5 * t[0] ** 2 + (t @ t),
     "powers": lambda t: (t.abs() ** 1.5).sum(),
     "in float32 by a small part": lambda t: t @ t + 1e-6 * t.float().square().sum(),
@@ -132,6 +133,16 @@ TAKEN = {
 @pytest.mark.parametrize("function", TAKEN.values(), ids=TAKEN)
 def test_whose_gradient_is_all_there_is_taken_without_a_word(take, function):
     take(function)
+
+
+@pytest.mark.parametrize("take", [as_loss, as_regularizer])
+def test_a_kink_beside_the_point_that_is_looked_at_is_none(take):
+    # Differences over every step are beyond it, and have half of the slopes of its two sides.
+    noise = torch.randn(THETA.shape, generator=torch.Generator().manual_seed(0), dtype=D)
+    there = THETA + noise * (1e-3 * max(float(THETA.norm()), 1.0) / len(THETA) ** 0.5)
+    unit = noise / noise.norm()
+    assert float(unit @ (there - THETA)) > 0
+    take(lambda t: t @ t + 1e-4 * (unit @ (t - there) + 1e-10).abs())
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Hardtanh, nn.Softshrink])

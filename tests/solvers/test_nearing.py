@@ -9,7 +9,7 @@ import torch
 import geoflow as gf
 import references
 from geoflow.errors import ConvergenceError, StepSizeError
-from geoflow.solvers import Exponential, Tolerance
+from geoflow.solvers import RKC, Exponential, Tolerance
 from geoflow.solvers.exponential_step import Attempts
 from geoflow.solvers.nearing import SMALL, nearer, unresolved
 from references import Refusing
@@ -128,3 +128,24 @@ def test_a_usual_step_is_from_where_it_was():
     flow = references.sphere_linear().flow
     state = beside(flow, 0.9 * flow.level_set.tolerance)
     assert nearer(flow, state, 1e-3 * float(state.theta.norm()))[0] is state
+
+
+@pytest.mark.parametrize("side", [1, -1])
+@pytest.mark.parametrize(("excess", "rtol"), [(1e-2, 1e-5), (1e-4, 1e-5), (1e-6, 1e-3)])
+def test_a_step_of_rkc_ends_nearer_to_the_level_set_than_it_began(side, excess, rtol):
+    flow, solver, tolerance = noisy(excess), RKC(), Tolerance(rtol, 1e-3 * rtol)
+    state = beside(flow, side * 0.9e-6)
+    carry = solver.init(flow, state, tolerance)
+    end = solver.step(flow, state, carry, tolerance, math.inf).state
+    # With what it began with it would keep that, at 1e-6 a fifth of it.
+    assert abs(flow.level_set.residual(end.loss)) <= 0.1 * flow.level_set.tolerance
+
+
+def test_a_start_as_near_as_rounding_lets_it_be_is_not_evaluated_anew():
+    flow = noisy(1e-2)
+    state = beside(flow, 3e-13)
+    assert 2e-13 < abs(flow.level_set.residual(state.loss)) < 4e-13
+    before = flow.problem.evaluations
+    found, iterations = nearer(flow, state, 1e-15)
+    assert found is state
+    assert (iterations, flow.problem.evaluations) == (0, before)

@@ -1,5 +1,6 @@
 """The problems of R have one budget together: a walk costs at most twice its own."""
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
@@ -139,3 +140,14 @@ def test_several_problems_draw_from_one_budget():
         one.value_and_gradient(theta)
         with pytest.raises(EvaluationLimitError):
             one.value_and_gradient(theta)
+
+
+def test_a_copy_that_is_made_meanwhile_has_no_part_in_it():
+    first, second = problem(0.0), problem(0.1)
+    with shared_budget([first, second], 2):
+        copied = cloudpickle.loads(cloudpickle.dumps(first))
+    with copied.budget(3):
+        for _ in range(3):
+            copied.value_and_gradient(copied.theta0)
+        with pytest.raises(EvaluationLimitError):
+            copied.value_and_gradient(copied.theta0)

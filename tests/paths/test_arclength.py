@@ -1,0 +1,158 @@
+"""Strides along a branch's arc: where one is made shorter, and where the branch goes from."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import geoflow as gf
+from geoflow.manifold.linearization import TangentHessian
+from geoflow.paths.arclength import Arc, OnArc, _Blocks, strides_to
+from geoflow.paths.continuation import Continuation
+from geoflow.paths.learned import Learned
+from geoflow.trajectories import path_schema
+
+TIGHT = 179.999999
+
+
+def _flow(regularizer, theta0):
+    """On y = c, y the second of the parameters."""
+    start = torch.as_tensor(theta0, dtype=torch.float64)
+    problem = gf.Problem.from_function(lambda theta: theta[1], start)
+    return gf.RegularizingFlow(gf.LevelSet(problem), regularizer)
+
+
+def _continuation(flow):
+    found = Continuation(flow, path_schema.kkt_limit(TIGHT), TIGHT)
+    found.left = 10_000
+    return found
+
+
+@pytest.mark.parametrize(
+    ("slope", "radius"),
+    # After the first, chords are off the tangent that do not differ from one end to the other.
+    [(0.3, 0.005), (1.0, 0.03)],
+)
+def test_round_a_sharp_bend_a_branch_is_followed_and_not_one_beside_it(slope, radius):
+    # On y = c R has its minima at x = h(y) + 2πn/100; h bends at y = 1.
+    def h(y):
+        return slope * ((y - 1) ** 2 + radius**2) ** 0.5
+
+    def regularizer(theta):
+        return (1 - torch.cos(100 * (theta[0] - h(theta[1])))) / 100**2 - 5 * theta[1]
+
+    continuation = _continuation(_flow(regularizer, [h(0.8), 0.8]))
+    found = continuation.round(continuation.start(), 1.3, [], 4000)
+    assert found.c == 1.3
+    np.testing.assert_allclose(found.state.theta, [h(1.3), 1.3], atol=1e-6)
+
+
+def _folding_twice(theta):
+    """On y = c stationary where x³/2 + x² = 1.5 − c: folds at x = 0 and x = −4/3."""
+    x, y = theta
+    return x**4 / 8 + x**3 / 3 - (1.5 - y) * x - 5 * y
+
+
+def test_a_branch_is_followed_downwards_round_its_folds():
+    start = [-2.1, 1.5 + 2.1**3 / 2 - 2.1**2]
+    continuation = _continuation(_flow(_folding_twice, start))
+    lower = 1.5 + 0.5 * (4 / 3) ** 3 - (4 / 3) ** 2
+    at, found = continuation.start(), []
+    while not found or found[-1].c != 0.5:
+        at = continuation.round(at, 0.5, [1.2, 1.8], 4000)
+        found.append(at)
+    np.testing.assert_allclose([at.c for at in found], [lower, 1.2, 1.5, 1.2, 0.5], rtol=1e-6)
+    _, second, first = sorted(np.roots([0.5, 1.0, 0.0, -0.3]).real)
+    x = [-4 / 3, second, 0.0, first, min(np.roots([0.5, 1.0, 0.0, -1.0]), key=abs).real]
+    # Near a fold a little of the level is much of x.
+    np.testing.assert_allclose([float(at.state.theta[0]) for at in found], x, atol=1e-3)
+
+
+@pytest.mark.parametrize("rising", [1.0, -1.0])
+def test_a_branch_is_followed_the_way_asked_for_whatever_was_learned(rising):
+    # Near its fold the branch y = 1.5 − x² goes by (1, −2x), downwards.
+    def regularizer(theta):
+        return theta[0] ** 3 / 3 - (1.5 - theta[1]) * theta[0] - 5 * theta[1]
+
+    flow = _flow(regularizer, [0.05, 1.4975])
+    state, memory = flow.evaluate(flow.problem.theta0), Learned.unknown(2)
+    # As if L were curved across (1, 1): then x would rise with L.
+    unit = torch.tensor([1.0, -1.0], dtype=torch.float64) / math.sqrt(2)
+    memory.curvature.add(unit, 100 * unit)
+    memory.curvature.add(unit.abs(), unit.abs() / 100)
+    at = Arc(flow, memory, 1e-6).start(state, rising)
+    down = np.array([1.0, -0.1]) / math.hypot(1.0, 0.1)
+    np.testing.assert_allclose(at.direction, -rising * down, atol=1e-9)
+
+
+def test_where_the_multiplier_vanishes_the_branch_is_followed_no_further():
+    # λ = 2(1 − y) on the branch x = 0.
+    continuation = _continuation(
+        _flow(lambda theta: theta[0] ** 2 + (1 - theta[1]) ** 2, [0.0, 0.5])
+    )
+    with pytest.raises(gf.ConvergenceError, match=r"the branch is lost at L = 0\.999"):
+        continuation.round(continuation.start(), 1.5, [], 4000)
+
+
+def test_the_tangent_is_found_from_one_that_is_not_near():
+    # x_i = a_i sin(b_i y), so that A is not diagonal in the directions that are split off.
+    a, b = torch.tensor([0.5, 1.0, 2.0, 3.0]).double(), torch.tensor([1.0, 3.0, 5.0, 2.0]).double()
+    weights = torch.tensor([1.0, 30.0, 3.0, 10.0]).double()
+
+    def regularizer(theta):
+        x = torch.cat([theta[:1], theta[2:]])
+        return (weights * (x - a * torch.sin(b * theta[1])) ** 2).sum() / 2 - 5 * theta[1]
+
+    at = a * torch.sin(0.4 * b)
+    flow = _flow(regularizer, [at[0], 0.4, *at[1:]])
+    state = flow.evaluate(flow.problem.theta0)
+    slopes = a * b * torch.cos(0.4 * b)
+    exact = torch.cat([slopes[:1], torch.ones(1).double(), slopes[1:]])
+    found = Arc(flow, Learned.unknown(5), 1e-6).start(state, 1.0)
+    cosine = float(torch.dot(found.direction, exact / torch.linalg.vector_norm(exact)))
+    assert cosine == pytest.approx(1.0, abs=1e-3)
+
+
+def test_two_equations_that_are_one_have_no_step():
+    flow = _flow(_folding_twice, [1.0, 0.5])
+    state = flow.evaluate(flow.problem.theta0)
+    direction = torch.tensor([-0.6, 0.8], dtype=torch.float64)
+    blocks = _Blocks(flow, state, direction, Learned.unknown(2), state.velocity)
+    of_normal, of_other, _ = blocks._coefficients()
+    with pytest.raises(gf.ConvergenceError, match="no single tangent"):
+        blocks.step((3 * of_normal, 3 * of_other, 1.0))
+    # Of others it solves both: along w nothing of Π∇R is left to first order, and t·d is 0.1.
+    step = blocks.step((float(direction @ blocks.normal), float(direction @ blocks.other), 0.1))
+    assert float(torch.dot(direction, step)) == pytest.approx(0.1)
+    operator = TangentHessian(flow, state)
+    image = operator.regularizer_hessian(step)
+    assert float(image[0]) == pytest.approx(float(state.velocity[0]), abs=1e-9)
+
+
+def _on_arc(x, slope):
+    """A point at θ = (x, 10), where L has this slope along an arc in x."""
+    flow = _flow(lambda theta: theta[0] ** 2, [float(x), 10.0])
+    across = math.sqrt(1 - slope**2)
+    state = flow.evaluate(flow.problem.theta0)
+    return OnArc(state, torch.tensor([across, slope], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("slopes", "levels", "strides"),
+    [
+        # A slope that falls by 0.1 over 0.1 vanishes 0.3 further: 0.1 + 0.16 + 0.256 is beyond.
+        ((0.4, 0.3), [], 3),
+        # 12.9 further: nine strides come to 11.27, and the longest is 1.
+        ((0.31, 0.3), [], 7),
+        # L = 10.06 is 0.2 further.
+        ((0.4, 0.3), [10.06, 12.0], 2),
+        # Nothing is ahead.
+        ((0.3, 0.4), [], math.inf),
+    ],
+)
+def test_strides_are_counted_to_a_fold_or_level_ahead(slopes, levels, strides):
+    before, after = (_on_arc(x, s) for x, s in zip((0.0, 0.1), slopes, strict=True))
+    assert strides_to(before, after, levels, 0.1) == strides
