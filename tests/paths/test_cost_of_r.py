@@ -134,3 +134,27 @@ def test_a_walk_on_the_way_takes_no_more_of_r_than_there_is_left():
     with pytest.raises(EvaluationLimitError):
         continuation._by_flow(at_level(a_flow, 2 * first.c), first.state)
     assert spent(a_flow) - before <= 20
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([9, 8, 10, 11], "n_regularizer_gradient falls, though it counts up"),
+        ([-3, 8, 10, 11], "n_regularizer_gradient is negative"),
+    ],
+)
+def test_a_cost_of_r_that_can_be_none_is_found(values, said):
+    ds = gf.regularization_path(flow(), levels(flow()), 179.0)
+    assert path_schema.defects(ds) == path_schema.inconsistencies(ds) == []
+    ds["n_regularizer_gradient"] = ds["n_regularizer_gradient"].copy(data=values)
+    assert said in (path_schema.defects(ds) or path_schema.inconsistencies(ds))
+
+
+def test_a_budget_that_r_has_spent_is_refused_whatever_the_loss_has(tmp_path):
+    archive = tmp_path / "path.nc"
+    with gf.regularization_path(flow(), levels(flow())[:1], 179.0, archive=archive) as ds:
+        own = int(ds["n_gradient"][-1] + 2 * ds["n_hvp"][-1])
+        of_r = int(ds["n_regularizer_gradient"][-1])
+    assert own < of_r
+    with pytest.raises(gf.InputError, match=f"the path has spent {of_r}"):
+        gf.resume_path(archive, flow(), levels(flow())[1:], max_evaluations=(own + of_r) // 2)

@@ -122,7 +122,7 @@ TAKEN = {
     "a large scale": lambda t: 1e12 * (t @ t),
     "steep": lambda t: torch.exp(20 * t).sum(),
     "waves": lambda t: torch.sin(300 * t).sum() + t @ t,
-    "short waves": lambda t: torch.sin(4e3 * t).sum() / 4e3 + t @ t,
+    "short waves": lambda t: torch.sin(8e3 * t).sum() / 8e3 + t @ t,
     "an outlier": lambda t: 1e5 * t[0] ** 2 + (t @ t),
     "powers": lambda t: (t.abs() ** 1.5).sum(),
     "in float32 by a small part": lambda t: t @ t + 1e-6 * t.float().square().sum(),

@@ -259,3 +259,10 @@ def test_several_walks_left_out_are_named_by_their_seeds(runs, tmp_path):
         gf.save_trajectory(run, tmp_path / f"seed-{i:04d}.nc")
     with pytest.warns(UserWarning, match=r"is the walk of seeds 7, 8$"):
         gf.open_sweep(tmp_path)
+
+
+def test_walks_of_no_step_alone_have_no_range(runs, tmp_path):
+    for i in range(2):
+        gf.save_trajectory(at_its_goal(runs), tmp_path / f"seed-{i:04d}.nc")
+    with pytest.raises(InputError, match=r"no range of time in common \(0 to 0\)"):
+        ensemble.open_sweep(tmp_path)
