@@ -1,4 +1,5 @@
 import json
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -264,6 +265,7 @@ def test_the_diagram_has_a_line_for_each_solver_and_the_floor(ds, tmp_path):
         ({"rtols": {"rkc": [1e-2], "x": [1e-2]}}, "'x' is not in both"),
         ({"times": [0.0, 1.0]}, "increasing flow times above 0"),
         ({"times": [1.0, 0.5]}, "increasing flow times above 0"),
+        ({"times": [0.5, math.inf]}, "finite, increasing flow times above 0"),
         ({"max_evaluations": 0}, "max_evaluations=0"),
         ({"runs": 0}, "runs=0; use 1 to"),
         ({"rtols": [3e-14]}, "rtol=3e-14 is not looser than the reference's"),

@@ -420,6 +420,18 @@ def test_of_several_residuals_the_largest_is_that_relative_to_its_level():
     assert at.size == 2.0
 
 
+def test_the_residual_that_is_recorded_is_the_largest_relative_to_its_level():
+    start = torch.ones(3, dtype=torch.float64)
+    problems = [
+        gf.Problem.from_function(function, start)
+        for function in (lambda t: t[0] ** 2, lambda t: 100 * t[1] ** 2)
+    ]
+    flow = gf.RegularizingFlow(gf.LevelSet(problems), lambda t: t @ t)
+    state = flow.evaluate(torch.tensor([0.9, 0.98, 1.0], dtype=torch.float64))
+    # Off by 0.19 of 1, and by 3.96 of 100.
+    assert flow.values(state)["level_residual"] == pytest.approx(-0.19)
+
+
 def test_a_gradient_of_zero_has_no_normal():
     zero = torch.zeros(3, dtype=torch.float64)
     with pytest.raises(CriticalPointError, match="the loss gradient is zero"):
