@@ -154,7 +154,8 @@ def of_batches(
         try:
             dependence.check(module, network, loss, held, "batch_loss")
         except RuntimeError as error:
-            if held is not None or not inner.is_missing(error):
+            # What a module holds would have to go where the network goes.
+            if (held is not None and held.state_dict()) or not inner.is_missing(error):
                 raise
             of_module = inner.OfModule(batch_loss, tuple(network.moving))
             parts = replace(parts, bound=Bound(network.module, of_module))

@@ -47,6 +47,11 @@ def batch_loss(module, batch):
     return (loss + 0.1 * sum(s.square().sum() for s in slopes)) * len(batch[0]), len(batch[0])
 
 
+class Penalised(nn.Module):
+    def forward(self, module, batch):
+        return batch_loss(module, batch)
+
+
 def inner_step(module, batch):
     named = dict(module.named_parameters())
     loss = MSE(module(batch[0]), batch[1])
@@ -61,6 +66,7 @@ def after_a_step(theta):
 
 MADE = {
     "batches": (lambda: gf.Problem.from_batches(net(), batch_loss, [(X, Y)]), expected),
+    "a module": (lambda: gf.Problem.from_batches(net(), Penalised(), [(X, Y)]), expected),
     "an inner step": (lambda: gf.Problem.from_batches(net(), inner_step, [(X, Y)]), after_a_step),
     "function": (lambda: gf.Problem.from_function(penalised, THETA), expected),
 }
