@@ -148,7 +148,15 @@ def numbers(figure):
 
 @pytest.mark.parametrize("width", [3.5, 7.0])
 @pytest.mark.parametrize(
-    ("low", "high"), [(4.2e-4, 7.9e-4), (4e-4, 4e-4), (2e-4, 1.9e-2), (3e-4, 2e-3), (1e-7, 6e-6)]
+    ("low", "high"),
+    [
+        (4.2e-4, 7.9e-4),
+        (2e-4, 1.9e-2),
+        *(
+            pytest.param(low, high, marks=pytest.mark.slow)
+            for low, high in [(4e-4, 4e-4), (3e-4, 2e-3), (1e-7, 6e-6)]
+        ),
+    ],
 )
 def test_the_numbers_of_penalties_stand_apart(low, high, width):
     ds = drawn.path()

@@ -45,7 +45,9 @@ def fixed_order(reference, order, step):
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("make", [references.sphere_linear, references.oja])
+@pytest.mark.parametrize(
+    "make", [references.sphere_linear, pytest.param(references.oja, marks=pytest.mark.slow)]
+)
 def test_each_order_is_the_one_it_says(make, order):
     # Short enough for the leading term, long enough for its error not to be that of Newton.
     counts = (64, 96, 128)
@@ -61,7 +63,7 @@ def test_each_order_is_the_one_it_says(make, order):
     [
         (1, (3e-3, 1e-3, 3e-4)),
         (2, (1e-5, 1e-6, 1e-7)),
-        (3, (1e-6, 1e-7, 1e-8, 1e-9)),
+        pytest.param(3, (1e-6, 1e-7, 1e-8, 1e-9), marks=pytest.mark.slow),
         pytest.param(4, (1e-7, 1e-8, 1e-9, 1e-10), marks=pytest.mark.slow),
         (5, (1e-10, 3e-11, 1e-11, 3e-12, 1e-12)),
     ],

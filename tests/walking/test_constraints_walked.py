@@ -215,7 +215,14 @@ def test_each_constraint_is_kept_archived_resumed_and_run_again(
 
 @pytest.mark.parametrize("solver", MAINLY_BDF)
 @pytest.mark.parametrize(
-    "name", ["margin:sign=-1", "jacobian_norm", "path_norm", "gradient_norm", "hessian_trace"]
+    "name",
+    [
+        "margin:sign=-1",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("jacobian_norm", "path_norm", "gradient_norm", "hessian_trace")
+        ),
+    ],
 )
 def test_r_of_the_network_or_its_loss_is_that_of_the_whole_problem(
     tmp_path, experiment, name, solver

@@ -386,7 +386,10 @@ def test_an_event_at_the_goal_of_the_walk_is_recorded(network, solver, stop):
 
 
 @pytest.mark.parametrize("value", [0.75, 0.99, 1.0 - 1e-4, 1.0])
-@pytest.mark.parametrize("solver", ["bdf", "exponential", "dopri5", "rk4"])
+@pytest.mark.parametrize(
+    "solver",
+    ["bdf", *(pytest.param(s, marks=pytest.mark.slow) for s in ("exponential", "dopri5", "rk4"))],
+)
 def test_what_comes_to_its_value_and_stays_is_located_where_it_comes(solver, value):
     """Of the circle's x, an accuracy that rises to 1 at once: θ is there at its time."""
     theta0 = torch.tensor([math.cos(2.0), math.sin(2.0)], dtype=torch.float64)

@@ -27,7 +27,10 @@ def cut(path, **options):
     gf.walk(references.small_network(), **settings).close()
 
 
-@pytest.mark.parametrize("factor", [0.5, 1.5, 1 + 1e-6])
+@pytest.mark.parametrize(
+    "factor",
+    [*(pytest.param(f, marks=pytest.mark.slow) for f in (0.5, 1.5)), 1 + 1e-6],
+)
 @pytest.mark.parametrize("as_stop", [False, True])
 def test_another_function_is_refused_and_the_archive_stays(factor, as_stop, tmp_path):
     def given(factor):

@@ -77,7 +77,7 @@ def test_so_does_one_that_was_cut_off(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("kept", [None, "float32"])
+@pytest.mark.parametrize("kept", [pytest.param(None, marks=pytest.mark.slow), "float32"])
 def test_rounding_is_no_other_function(dtype, kept, tmp_path):
     """Of θ that is kept in float32, of numbers that cancel, and of steps."""
     level = flow(dtype).level_set.level
