@@ -110,12 +110,7 @@ def _check_beside(
     start: tuple[Tensor, Tensor],
 ) -> None:
     """Compare the gradient with differences beside ``theta0``, and the values with that there."""
-    generator = torch.Generator().manual_seed(0)
-    random = torch.randn(theta0.shape, generator=generator, dtype=torch.float64, device="cpu").to(
-        theta0
-    )
-    scale = max(float(torch.linalg.vector_norm(theta0)), 1.0)
-    theta = theta0 + random * (1e-3 * scale / math.sqrt(theta0.numel()))
+    theta, random = point_near(theta0, 0)
     if not math.isfinite(_value(function, theta)):
         theta = theta0
     value, gradient = function(theta)
@@ -286,12 +281,7 @@ def _missing(along: _Direction, found: float, rounding: float, step: float) -> M
 
 
 def _is_missing_elsewhere(function: Derivable, theta: Tensor) -> bool:
-    generator = torch.Generator().manual_seed(1)
-    other = torch.randn(theta.shape, generator=generator, dtype=torch.float64, device="cpu").to(
-        theta
-    )
-    scale = max(float(torch.linalg.vector_norm(theta)), 1.0)
-    there = theta + other * (1e-3 * scale / math.sqrt(theta.numel()))
+    there, other = point_near(theta, 1)
     if not math.isfinite(_value(function, there)):
         return True
     value, gradient = function(there)
@@ -384,6 +374,15 @@ def _jump(
                 "not); start elsewhere"
             )
     return None
+
+
+def point_near(theta: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """A point near θ, by a thousandth of its size, and the vector at random that leads there."""
+    generator = torch.Generator().manual_seed(seed)
+    random = torch.randn(theta.shape, generator=generator, dtype=torch.float64, device="cpu")
+    random = random.to(theta)
+    scale = max(float(torch.linalg.vector_norm(theta)), 1.0)
+    return theta + random * (1e-3 * scale / math.sqrt(theta.numel())), random
 
 
 def steps(theta: Tensor) -> list[float]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import InputError
-from geoflow.problems.differences import DIFFERENCE_RTOL, Derivable, steps
+from geoflow.problems.differences import DIFFERENCE_RTOL, Derivable, point_near, steps
 from geoflow.problems.few import Few
 from geoflow.problems.mean import MeanOfParts
 
@@ -129,12 +129,7 @@ def difference(function: Derivable, theta: Tensor, v: Tensor) -> Tensor:
 
 def beside(function: Derivable, theta0: Tensor) -> Tensor:
     """A point near ``theta0`` where the function is finite, or that itself."""
-    generator = torch.Generator().manual_seed(2)
-    random = torch.randn(theta0.shape, generator=generator, dtype=torch.float64, device="cpu").to(
-        theta0
-    )
-    scale = max(float(torch.linalg.vector_norm(theta0)), 1.0)
-    theta = theta0 + random * (1e-3 * scale / math.sqrt(theta0.numel()))
+    theta, _ = point_near(theta0, 2)
     return theta0 if _gradient(function, theta) is None else theta
 
 
