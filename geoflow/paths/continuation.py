@@ -78,8 +78,7 @@ def at_level(flow: RegularizingFlow, level: float, theta: Tensor | None = None) 
         problem = cast(ProblemLike, _From(problem, theta))
     own = flow.level_set
     level_set = LevelSet(problem, level, own.level_rtol, level_atol=own.level_atol)
-    # Problems of its own R would make anew, and they would count anew.
-    return flow.on(level_set) if apart_from(flow) else RegularizingFlow(level_set, flow.regularizer)
+    return flow.on(level_set)
 
 
 class Continuation:

@@ -58,15 +58,17 @@ def check_alone(function: Callable[[Tensor], Tensor], theta0: Tensor, name: str)
     with torch.enable_grad():
         value = function(theta0.detach().clone().requires_grad_())
         graph = nodes(value)
-        if not any(_parameters(node) for node in graph):
-            _check_values(function, theta0, value, name)
-            return
-        again = nodes(function(theta0.detach().clone().requires_grad_()))
+        if any(_parameters(node) for node in graph):
+            _check_graph(graph, nodes(function(theta0.detach().clone().requires_grad_())), name)
+    _check_values(function, theta0, value, name)
+
+
+def _check_graph(graph: list[Any], again: list[Any], name: str) -> None:
+    """Refuse parameters in the graph of two evaluations, or warn of them."""
     # A node that both evaluations have is of neither: it was there before.
     before = {id(node) for node in graph}
     found = [p for node in again if id(node) not in before for p in _parameters(node)]
     if not found:
-        _check_values(function, theta0, value, name)
         return
     of_theta = {id(p) for module in list(_THETAS) for p in module.parameters()}
     for parameter in found:
@@ -79,9 +81,8 @@ def check_alone(function: Callable[[Tensor], Tensor], theta0: Tensor, name: str)
         f"{name}: it uses a parameter of shape {tuple(found[0].shape)} that is not of θ, and stays "
         "as it is while θ moves; say so by requires_grad_(False) or detach(), or use those of θ "
         "(problem.unflatten(theta), torch.func.functional_call)",
-        stacklevel=3,
+        stacklevel=4,
     )
-    _check_values(function, theta0, value, name)
 
 
 def _check_values(

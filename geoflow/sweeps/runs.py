@@ -66,8 +66,8 @@ def sweep(
     already its walk is not done again, so that the same call after an interruption does what is
     missing; a walk that was cut off goes on from its last checkpoint. Of an experiment of one's own
     the first walk that is there is compared with what its function gives now: data, network and
-    loss. A worker that dies costs its
-    runs one more attempt; a run that fails is reported and does not stop the others.
+    loss. A worker that dies costs its runs one more attempt; a run that fails is reported and does
+    not stop the others.
 
     On the cluster that is started here a script needs the usual ``if __name__ == "__main__":``,
     since the workers are processes that import it. The function of an experiment that is

@@ -314,10 +314,8 @@ def by_setting(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _whole(value: Any) -> int:
-    # As far as archives count, with which a tensor cannot be compared.
-    value = value.item() if isinstance(value, torch.Tensor) else value
     try:
-        # A float does not hold all that archives count.
+        # A float does not hold all that archives count, up to 2⁶³.
         number = operator.index(value)
     except TypeError:
         number = int(kinds.real(value))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from geoflow.solvers.multistep.secant import BLOCK, BLOCKS, SecantPairs
+from geoflow.solvers.multistep.secant import BLOCK, BLOCKS, SOFTER, SecantPairs
 
 
 def vector(n, seed):
@@ -87,6 +87,14 @@ def test_pairs_gone_by_are_known_by_their_directions():
         exact = np.diag(1 / (1 + c * curvatures))
         assert np.allclose(inverse[:, :50].numpy(), exact, rtol=1e-4, atol=1e-7)
         assert np.allclose(inverse[:, 50:].numpy(), 0.0, atol=1e-7)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 7, 24, 60])
+def test_the_bulk_is_a_quantile_of_what_is_known(n):
+    known = np.random.default_rng(n).lognormal(sigma=3.0, size=n)
+    pairs = SecantPairs(40, [], np.zeros((2 * n, 2 * n)))
+    pairs.products[range(0, 2 * n, 2), range(1, 2 * n, 2)] = known
+    assert pairs._bulk() == (np.quantile(known, SOFTER) if n else 0.0)
 
 
 def test_the_directions_kept_are_those_farthest_from_the_bulk():
