@@ -116,6 +116,7 @@ def opened(html, folder, *flags):
         capture_output=True,
         text=True,
         check=True,
+        timeout=120,
     )
     return re.search(r"<title>(.*?)</title>", done.stdout)[1], done.stderr
 
@@ -129,9 +130,12 @@ def test_a_script_from_elsewhere_does_not_run(page, tmp_path):
     assert "violates the following Content Security Policy" in said
 
 
-# Presses what a reader presses, and writes what comes of it into the title.
+# Presses what a reader presses, and writes what comes of it into the title. A dialog's close comes
+# a turn later, and a page is dumped once it has loaded: an open document in a frame holds that up.
 PRESSED = """<script>
-window.onload = () => {
+document.addEventListener("DOMContentLoaded", () => {
+  const held = document.body.appendChild(document.createElement("iframe")).contentDocument;
+  held.open();
   const found = [];
   const table = document.getElementById("runs");
   const column = (i) => [...table.tBodies[0].rows].map(r => r.cells[i].textContent).join(",");
@@ -153,9 +157,10 @@ window.onload = () => {
     const dark = matchMedia("(prefers-color-scheme: dark)").matches;
     found.push(wide, dark, getComputedStyle(document.body).backgroundColor);
     document.title = found.join(" ");
+    held.close();
   });
   dialog.querySelector("button").click();
-};
+});
 </script></head>"""
 
 
