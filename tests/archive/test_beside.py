@@ -1,5 +1,6 @@
 """What lies beside a file under its name: it never takes the place of what is not its own."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -147,3 +148,40 @@ def test_a_walk_is_not_begun_where_a_path_is_unfinished_and_a_file_is_looked_at_
     assert not path_files.is_path(path)
     with crashes.resume(path, t_end=0.2) as ds:
         assert float(ds["time"][-1]) == 0.2
+
+
+def test_a_file_of_the_same_walk_differs_from_it_in_its_goals_alone(path):
+    with gf.open_trajectory(path) as ds:
+        attributes = dict(ds.attrs)
+    config = json.loads(attributes["config"])
+
+    def check(**changed):
+        saved._check_same_walk(path, attributes | changed)
+
+    check(config=json.dumps(config | {"t_end": 9.0, "stop": None, "max_evaluations": 7}))
+    for name in ("experiment", "seed", "data_sha256", "dtype", "level", "regularizer_name"):
+        with pytest.raises(ArchiveError, match=f"its {name} is another"):
+            check(**{name: "other"})
+    without = {name: value for name, value in config.items() if name != "observables"}
+    for other, said in ((without, "its observables is"), (config | {"new": 1}, "its new is")):
+        with pytest.raises(ArchiveError, match=said):
+            check(config=json.dumps(other))
+    with pytest.raises(ArchiveError, match="it is no walk"):
+        check(config="[]")
+
+
+def test_a_file_is_known_by_its_length_and_its_end(tmp_path):
+    found = set()
+    # Of the first two the end is the same, which is all that is read.
+    for content in (b"a" * 5000, b"b" + b"a" * 4999, b"a" * 5001, b"a" * 5000 + b"b"):
+        (tmp_path / "file").write_bytes(content)
+        found.add(saved.identity(tmp_path / "file"))
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "ended"),
+    [(None, False), ("interrupted", False), ("process_lost", False), ("at_rest", True)],
+)
+def test_a_walk_that_was_cut_short_has_not_ended(status, ended):
+    assert saved.Saved(None, {} if status is None else {"status": status}, []).has_ended == ended

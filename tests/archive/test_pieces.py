@@ -42,6 +42,8 @@ def test_pieces_are_kept_when_the_work_ends_early_and_used_again(tmp_path):
     with Pieces(target, {"a": 1}) as pieces:
         kept = pieces.compute("0", never)
         xr.testing.assert_identical(kept, piece(0.1))
+        # How it was stored is nothing that the whole has from it.
+        assert not any(v.encoding for v in (kept, *kept.variables.values()))
         pieces.finish(piece(0.1))
     assert not folder_beside(target).exists()
     with xr.open_dataset(target) as ds:
@@ -68,10 +70,8 @@ def test_pieces_of_another_analysis_are_not_taken(tmp_path):
     target = tmp_path / "x.nc"
     with Pieces(target, {"seed": 1, "k": 2}) as pieces:
         pieces.compute("0", lambda: piece(1.0))
-    with (
-        pytest.raises(InputError, match=r"seed: 1, not 2.*--force"),
-        Pieces(target, {"seed": 2, "k": 2}),
-    ):
+    refused = Pieces(target, {"seed": 2, "k": 2})
+    with pytest.raises(InputError, match=r"seed: 1, not 2.*--force"), refused:
         pass
     with Pieces(target, {"seed": 1, "k": 2}, overwrite=True) as pieces:
         assert pieces.missing(["0"]) == []
@@ -116,6 +116,11 @@ def test_the_fingerprint_is_that_of_the_walk(network, tmp_path):
         assert fingerprint(ds) == fingerprint(again)
     assert fingerprint(ds.assign_attrs(seed=7)) != fingerprint(ds)
     assert fingerprint(ds.assign(train_loss=ds["train_loss"] + 1e-12)) != fingerprint(ds)
+    assert fingerprint(ds.assign(theta=ds["theta"].astype("f4"))) != fingerprint(ds)
+    # Whatever is made of it knows where its variables are from.
+    made = xr.Dataset(ds.data_vars, ds.coords)
+    with pytest.raises(InputError, match="it is made of this file"):
+        Pieces(tmp_path / "walk.nc", {}, overwrite=True, of=made)
 
 
 def press_ctrl_c_at(monkeypatch, call):

@@ -1,8 +1,11 @@
 """A loss that changes with the user's own weights is refused, and these stay the very same."""
 
 import copy
+import mmap
+import signal
 import threading
 import warnings
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -172,6 +175,19 @@ def test_memory_of_others_is_not_written_to(kept, tmp_path):
         )
 
 
+def test_memory_that_cannot_be_written_to_is_not_whosever_it_is():
+    # Of no file, and of this process alone.
+    memory = mmap.mmap(-1, 64, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = nn.Parameter(torch.frombuffer(memory, dtype=torch.float32))
+    where = found.data_ptr()
+    with displaced.elsewhere([found]):
+        assert found.data_ptr() != where
+        assert found.any()
+    assert found.data_ptr() == where
+
+
 def test_no_copy_of_weights_is_made_while_they_are_elsewhere():
     module = net()
     expected = gf.Problem.from_module(module, MSE, X, Y).theta0
@@ -203,9 +219,42 @@ def test_tied_and_frozen_weights_are_taken():
 
 def test_tensors_that_are_no_plain_ones_stay_as_they_are():
     rows, nowhere = torch.eye(3).to_sparse(), torch.ones(2, device="meta")
-    parts = [nn.Parameter(t, requires_grad=False) for t in (rows, nowhere)]
+    ours = torch.ones(3).as_subclass(type("Ours", (torch.Tensor,), {}))
+    parts = [nn.Parameter(t, requires_grad=False) for t in (rows, nowhere, ours)]
     plain = nn.Parameter(torch.ones(3))
     with displaced.elsewhere([*parts, plain]):
         assert not torch.equal(plain, torch.ones(3))
         assert torch.equal(parts[0].to_dense(), torch.eye(3))
+        assert (parts[2] == 1).all()
     assert torch.equal(plain, torch.ones(3))
+
+
+def test_weights_are_back_where_they_were_before_ctrl_c_takes_effect(monkeypatch):
+    put_off, plain = displaced.interrupts.put_off, nn.Parameter(torch.ones(3))
+
+    @contextmanager
+    def pressed():
+        with put_off():
+            signal.raise_signal(signal.SIGINT)
+            yield
+
+    monkeypatch.setattr(displaced.interrupts, "put_off", pressed)
+    with pytest.raises(KeyboardInterrupt), displaced.elsewhere([plain]):
+        pass
+    assert torch.equal(plain, torch.ones(3))
+
+
+def test_plain_weights_are_moved_in_place_wherever_no_memory_is_known(monkeypatch):
+    monkeypatch.setattr(displaced, "_is_anonymous", lambda address: False)
+    plain = nn.Parameter(torch.ones(3))
+    view = plain.detach()
+    with displaced.elsewhere([plain]):
+        assert not torch.equal(view, torch.ones(3))
+
+
+def test_without_memory_nothing_is_said_of_a_part():
+    def evaluate():
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        displaced.has_part([nn.Parameter(torch.ones(3))], evaluate, torch.ones(()))
