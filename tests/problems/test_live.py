@@ -3,6 +3,7 @@
 import copy
 import functools
 import gc
+import types
 import weakref
 
 import pytest
@@ -12,7 +13,7 @@ from torch.func import functional_call
 
 import geoflow as gf
 from geoflow.errors import InputError
-from geoflow.problems import live
+from geoflow.problems import live, reach
 
 D = torch.float64
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0), dtype=D)
@@ -254,17 +255,83 @@ def within(net):
     return outer
 
 
+def by_default(net):
+    def function(theta, *, own=net):
+        return scaled(theta, own)
+
+    return function
+
+
+def by_attribute(net):
+    def function(theta):
+        return scaled(theta, function.own)
+
+    function.own = net
+    return function
+
+
+def by_class(net):
+    class Kept:
+        own = net
+
+        def __call__(self, theta):
+            return scaled(theta, self.own)
+
+    return Kept()
+
+
+def by_property(net):
+    class Kept:
+        @property
+        def own(self):
+            return net
+
+        def __call__(self, theta):
+            return scaled(theta, self.own)
+
+    return Kept()
+
+
+def by_static(net):
+    class Kept:
+        @staticmethod
+        def own():
+            return net
+
+        def __call__(self, theta):
+            return scaled(theta, self.own())
+
+    return Kept()
+
+
+def by_module(net):
+    there = {"mine": types.ModuleType("mine"), "scaled": scaled}
+    there["mine"].net = net
+    exec("def function(theta):\n    return scaled(theta, mine.net)", there)
+    return there["function"]
+
+
+def by_inner_name(net):
+    return lambda theta: theta @ theta + (lambda: LIVE[0].bias.detach().sum())()
+
+
 @pytest.mark.parametrize(
     "make",
     [
+        *(by_default, by_attribute, by_class, by_property, by_static, by_module, by_inner_name),
         lambda net: functools.partial(scaled, own=net),
         lambda net: Holding({"net": net}),
         lambda net: Holding({"net": net}).__call__,
         within,
         lambda net: functools.partial(shifted, by=net[2].weight.detach().numpy()[0]),
+        lambda net: functools.partial(shifted, by=net[2].weight.detach().numpy()[0, 1:]),
+        lambda net: functools.partial(shifted, by=net[2].weight.detach()[0, 1:].numpy()),
         lambda net: functools.partial(shifted, by=net[2].weight.data.view(-1)),
     ],
-    ids=["partial", "object", "method", "closure", "array", "view"],
+    ids=[
+        *("default", "attribute", "class", "property", "static", "module", "name"),
+        *("partial", "object", "method", "closure", "array", "part", "array of a part", "view"),
+    ],
 )
 def test_whatever_way_a_function_comes_to_weights_they_are_found(make):
     net = module()
@@ -283,18 +350,40 @@ def test_weights_that_a_function_cannot_come_to_stay_where_they_are(monkeypatch)
         return has_part(moved, evaluate, value)
 
     monkeypatch.setattr(live.displaced, "has_part", watched)
-    target = THETA.clone()
+    target, sparse = THETA.clone(), torch.eye(2).to_sparse()
+
+    def unfilled(theta):
+        return theta @ theta if len(theta) else later
+
     for function in (
+        unfilled,
+        lambda theta: theta @ theta + float(torch.sparse.sum(sparse)),
         gf.regularizers.squared_norm,
         gf.regularizers.l1(epsilon=0.1),
         lambda theta: (theta - target).square().sum(),
         lambda theta: theta @ theta + 0.1 * penalty(COPY).detach(),
     ):
         as_regularizer(function)
+    later = None
     assert not moved
     with pytest.raises(InputError):
         as_regularizer(lambda theta: theta @ theta + penalty(net).detach())
     assert {id(p) for p in moved} == {id(p) for p in net.parameters()}
+
+
+def test_no_more_is_looked_at_than_a_bound(monkeypatch):
+    monkeypatch.setattr(reach, "MOST", 10)
+    assert len(list(reach.reachable(functools.partial(shifted, by=[*torch.ones(30)])))) < 10
+
+
+def test_what_was_theta_of_one_problem_stays_so_beside_another():
+    net = module()
+    gf.Problem.from_module(net, nn.functional.mse_loss, X, Y)
+    net[0].requires_grad_(False)
+    gf.Problem.from_module(net, nn.functional.mse_loss, X, Y)
+    net[0].requires_grad_(True)
+    with pytest.raises(InputError, match="it changes with the parameters of a module itself"):
+        as_regularizer(functools.partial(shifted, by=net[0].bias.detach()))
 
 
 @pytest.mark.parametrize("take", [as_loss, as_regularizer])

@@ -82,6 +82,10 @@ def test_single_values_are_compared_as_such(ds):
     assert all(d.agrees for d in gf.diff(first, first))
     one, other = (xr.Dataset({"name": name}) for name in ("a", "b"))
     assert [d.text for d in gf.diff(one, other)] == ["differs"]
+    # Relative to the greater of the two, whichever comes first.
+    one, other = (xr.Dataset({"x": ("n", [np.inf, x])}) for x in (1.0, 2.0))
+    for pair in ((one, other), (other, one)):
+        assert [d.agrees for rtol in (0.0, 0.5) for d in gf.diff(*pair, rtol=rtol)] == [False, True]
 
 
 def test_numbers_of_attributes_are_compared_by_value(path, ds):
@@ -123,6 +127,7 @@ def of_theta(ds, first, second, snapshot=1):
         ([1e-170, 0, 0], [1e-170 * (1 + 1e-7), 0, 0], 1e-6, "agrees to"),
         ([1e200, 2e200, 3e200], [1e200, 2e200, 3.0000001e200], 1e-3, "agrees to"),
         ([1e200, 2e200, 3e200], [1e200, 2e200, 3.0000001e200], 1e-9, "differs by"),
+        ([1, 2, 3], [2, 4, 6], 0.5, "agrees to"),
         # What is in both NaN, or infinite, says nothing of the rest.
         ([np.nan, 1, 2], [np.nan, 1 + 1e-12, 2], 1e-6, "agrees to"),
         ([np.nan, 1, 2], [np.nan, 1 + 1e-3, 2], 1e-6, "differs by"),
