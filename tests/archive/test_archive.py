@@ -18,7 +18,7 @@ from geoflow import cli
 from geoflow.archive import inputs, seal, trajectory_files
 from geoflow.cli import terminal
 from geoflow.errors import ArchiveError, InputError
-from geoflow.trajectories import migrations, schema
+from geoflow.trajectories import consistency, migrations, schema
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -163,6 +163,24 @@ def test_validate_finds_what_does_not_fit_together(ds, change, message, tmp_path
     # A seal is no signature: the one who changes a file can make a new one.
     seal.append(path)
     assert any(message in defect for defect in gf.validate(path)), gf.validate(path)
+
+
+def test_each_number_that_cannot_be_is_named_and_no_other(ds):
+    assert consistency.inconsistencies(ds) == []
+    distance = float(ds["level_distance"][3])
+    for name, index, value, said in (
+        ("error_estimate", 3, np.nan, []),
+        ("n_rejected", 3, -1, ["n_rejected is negative"]),
+        ("step_size", 0, 0.1, ["step_size is 0.1 at the start, not 0"]),
+        ("angle", 3, 180.5, ["angle is above 180 degrees"]),
+        (
+            *("level_distance", 3, distance * (1 + 1e-8)),
+            ["level_distance is not |level_residual|/gradient_norm"],
+        ),
+    ):
+        assert consistency.inconsistencies(invariants.spoil(name, index, value)(ds)) == said
+    without = consistency.inconsistencies(ds.drop_vars("norm"))
+    assert without == ["the observables are not those that its config names"]
 
 
 @pytest.mark.parametrize("size", [0, 3])

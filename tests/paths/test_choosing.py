@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import xarray as xr
 from torch import nn
 
 import geoflow as gf
+from geoflow.problems import displaced
 
 # By the point, in the order reached.
 LEVELS = (1.0, 2.0, 3.0, 0.5, 4.0)
@@ -95,7 +97,7 @@ def test_a_walk_has_no_best_point():
         gf.best_on_path(_path().drop_attrs(), "validation_loss")
 
 
-def test_the_chosen_point_is_loaded_into_the_network():
+def test_the_chosen_point_is_loaded_into_the_network(monkeypatch):
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     inputs, held_out = torch.randn(20, 3).double(), torch.randn(10, 3).double()
@@ -114,5 +116,20 @@ def test_the_chosen_point_is_loaded_into_the_network():
         loss = float(nn.functional.mse_loss(module(held_out), held_targets))
     assert loss == pytest.approx(best.value)
     assert best.value == min(ds["validation_loss"].values)
-    with pytest.raises(gf.InputError, match="snapshot=3: there are 3"):
-        gf.load_into(module, ds, 3)
+    for snapshot in (3, -4):
+        with pytest.raises(gf.InputError, match=f"snapshot={snapshot}: there are 3"):
+            gf.load_into(module, ds, snapshot)
+    # Nobody has the weights elsewhere meanwhile.
+    monkeypatch.setattr(displaced, "LOCK", MagicMock())
+    gf.load_into(module, ds, -3)
+    displaced.LOCK.__enter__.assert_called_once()
+    assert np.array_equal(module[0].weight.detach().flatten(), ds["theta"][0, :12])
+    for cut, said in (
+        (ds.isel(tensor=slice(2)), "its tensors hold 16 parameters, theta 21"),
+        (ds.expand_dims("run"), "theta is not along 'parameter'"),
+    ):
+        with pytest.raises(gf.InputError, match=said):
+            gf.load_into(module, cut)
+    module[0].bias = nn.Parameter(module[2].weight.detach()[0])
+    with pytest.raises(gf.InputError, match="share memory without being one parameter"):
+        gf.load_into(module, ds)

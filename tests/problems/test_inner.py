@@ -131,6 +131,30 @@ def func_of_head(module, batch):
     return loss(weight) + grad(loss)(weight).square().sum(), 1.0
 
 
+def test_the_function_never_gets_theta_itself_nor_a_second_call_for_another_error():
+    theta, calls = torch.ones(2), []
+
+    def fails(theta):
+        calls.append(theta.zero_())
+        raise RuntimeError("of another kind")
+
+    with pytest.raises(RuntimeError, match="of another kind"):
+        inner.value(fails, theta)
+    assert len(calls) == 1
+    assert torch.equal(theta, torch.ones(2))
+
+
+def test_what_is_fixed_has_no_slope_for_a_value_alone_either():
+    def of_what_moves(module, batch):
+        loss = MSE(module(batch[0]), batch[1])
+        (slope,) = torch.autograd.grad(loss, module[2].weight, create_graph=True)
+        moving = sum(p.requires_grad for p in module.parameters())
+        return loss + moving * slope.square().sum(), 1.0
+
+    problem = gf.Problem.from_batches(net(), of_what_moves, [(X, Y)], parameters="2.*")
+    assert problem.loss(problem.theta0) == problem.value_and_gradient(problem.theta0)[0]
+
+
 def test_where_it_cannot_be_done_the_remedy_is_said():
     class Differentiating(nn.Module):
         def __init__(self):

@@ -64,6 +64,7 @@ def test_other_shapes_and_variables_differ(ds):
     shorter = {d.name: d for d in gf.diff(ds, ds.isel(step=slice(0, 9)).drop_vars("norm"))}
     assert shorter["angle"].text == "shape (21,) against (9,)"
     assert shorter["norm"].text == "the second has none"
+    assert "the first has none" in {d.text for d in gf.diff(ds.drop_vars("norm"), ds)}
     nan = invariants.spoil("angle", 2, np.nan)(ds)
     assert [d.largest for d in gf.diff(nan, ds, rtol=0.5) if d.name == "angle"] == [np.inf]
     with pytest.raises(InputError, match="rtol=-1"):
@@ -82,6 +83,14 @@ def test_single_values_are_compared_as_such(ds):
     assert all(d.agrees for d in gf.diff(first, first))
     one, other = (xr.Dataset({"name": name}) for name in ("a", "b"))
     assert [d.text for d in gf.diff(one, other)] == ["differs"]
+    one, other = (xr.Dataset({"x": ("n", x)}) for x in ([1.0, 1.0], [1.0 + 1e-9, 2.0]))
+    assert [d.text for d in gf.diff(one, other, atol=1e-3)] == ["differs by 1, first at n 1"]
+    # Of numbers whose difference no float32 holds.
+    one, other = (xr.Dataset({"x": (("s", "p"), np.full((1, 2), x, "f4"))}) for x in (3e38, -3e38))
+    assert [d.agrees for rtol in (1.5, 2.5) for d in gf.diff(one, other, rtol=rtol)] == [
+        False,
+        True,
+    ]
     # Relative to the greater of the two, whichever comes first.
     one, other = (xr.Dataset({"x": ("n", [np.inf, x])}) for x in (1.0, 2.0))
     for pair in ((one, other), (other, one)):

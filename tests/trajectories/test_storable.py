@@ -10,7 +10,7 @@ import geoflow as gf
 import references
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
-from geoflow.trajectories.storable import storable
+from geoflow.trajectories.storable import check_attributes, storable
 
 
 def walk(path, **kwargs):
@@ -21,6 +21,7 @@ NAMES = [
     "checkpoint",
     "step",
     "tensor",
+    "constraint",
     "theta",
     "e\u0301nergie",
     "a" * 256,
@@ -127,6 +128,14 @@ def test_the_message_of_an_error_never_loses_a_walk(tmp_path):
         assert len(ds.attrs["status_message"]) < 3_000
         assert ds.sizes["step"] > 1
     assert gf.validate(tmp_path / "walk.nc") == []
+
+
+def test_whole_numbers_as_files_hold_them():
+    for seed in (-1, 2**63 - 1):
+        check_attributes({"seed": seed}, [])
+    for seed in (-2, 2**63, True, 1.0):
+        with pytest.raises(InputError, match=r"seed=.*; use "):
+            check_attributes({"seed": seed}, [])
 
 
 def test_texts_as_files_hold_them():

@@ -5,10 +5,12 @@ import signal
 
 import numpy as np
 import pytest
+import torch
 
 import geoflow as gf
 import recorded
 from geoflow.trajectories import schema
+from geoflow.trajectories.records import Snapshot, StepRecords
 from geoflow.walking import stream
 from geoflow.walking.recorder import Memory
 from geoflow.walking.snapshots import Thinned
@@ -41,6 +43,29 @@ def test_every_step_is_recorded_in_its_column(recorder):
     assert len(rows[0]) > 15
     for name in rows[0]:
         assert ds[name].values.tolist() == [row[name] for row in rows]
+
+
+def test_the_furthest_is_that_of_all_records_and_of_those_that_are_numbers():
+    records = StepRecords()
+    row = dict.fromkeys(records.columns, 0)
+    for residuals in ([0.0, -3.0], [1.0, math.nan], [2.0]):
+        columns = {name: np.zeros(len(residuals)) for name in records.columns}
+        if len(residuals) > 1:
+            for residual in residuals:
+                records.append(row | {"level_residual": residual})
+        else:
+            records.extend(columns | {"level_residual": np.array(residuals)})
+        assert records.furthest.tolist() == [3.0]
+    # Ctrl-C may come while a step is recorded.
+    records.columns["time"].append(1.0)
+    assert len(records) == 5
+
+
+def test_theta_that_is_kept_is_a_copy():
+    theta = torch.ones(3, dtype=torch.float64)
+    snapshot = Snapshot(0, 0.0, theta, {})
+    theta.zero_()
+    assert snapshot.theta.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_theta_and_observables_are_kept_where_the_rule_keeps_them(recorder):
