@@ -219,3 +219,18 @@ def test_bad_arguments_are_refused():
     both = gf.LevelSet([problem, gf.Problem.from_function(lambda x: x.sum(), theta0)]).problem
     with pytest.raises(InputError, match="several losses"):
         between.barrier(both, line)
+
+
+def test_the_middle_of_a_curve_goes_down_by_adam_as_the_curve_depends_on_it():
+    slope, start = np.array([2.0, -3.0]), torch.ones(2, dtype=torch.float64)
+    problem = gf.Problem.from_function(lambda theta: theta @ torch.from_numpy(slope), start)
+    ends = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    found = between.bezier(problem, *ends, evaluations=3, learning_rate=0.1).middle
+    middle, mean, square = np.full(2, 0.5), np.zeros(2), np.zeros(2)
+    for step, t in enumerate(np.random.default_rng(0).uniform(size=3)):
+        gradient = 2 * t * (1 - t) * slope
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+        parts = mean / (1 - 0.9 ** (step + 1)), square / (1 - 0.999 ** (step + 1))
+        rate = 0.1 * (1 + math.cos(math.pi * step / 3)) / 2
+        middle -= rate * parts[0] / (np.sqrt(parts[1]) + 1e-8)
+    np.testing.assert_allclose(found, middle, rtol=1e-9)

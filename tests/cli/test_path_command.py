@@ -1,6 +1,7 @@
 """``geoflow path``, and what reads its file."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 import geoflow as gf
 from geoflow import cli
+from geoflow.cli import path_commands
 from geoflow.cli.path_commands import _spaced
 from geoflow.cli.terminal import BAD_INPUT, DIFFERENT, DONE, ENDED_EARLY, INTERRUPTED
 from geoflow.paths.continuation import Continuation
@@ -151,6 +153,14 @@ def test_ctrl_c_keeps_the_points_and_says_how_to_go_on(problem, capsys, monkeypa
     assert _path(problem, "--levels", LEVELS, "--quiet") == DONE
     assert _path(problem, "--levels", LEVELS, "--quiet", out="whole.nc") == DONE
     assert cli.main(["diff", "path.nc", "whole.nc"]) == DONE
+
+
+def test_before_the_training_degrees_and_the_file_are_looked_at(problem, monkeypatch, capsys):
+    monkeypatch.setattr(path_commands.Run, "prepare", None)
+    Path("there.nc").touch()
+    for out, degrees, said in (("there.nc", "170", "there.nc exists"), ("x.nc", "190", "=190")):
+        assert _path(problem, "--levels", "0.6", "--degrees", degrees, out=out) == BAD_INPUT
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -186,9 +186,12 @@ def test_a_table_takes_nothing_for_markup(capsys):
     table = Table("a")
     table.add_row("[bold]x[/nope] :smile:")
     table.add_row(ESCAPES)
+    # A pipe has no width at which a row would be folded.
+    table.add_row("wide " * 30)
     terminal.show(table)
     shown = capsys.readouterr().out
     assert "[bold]x[/nope] :smile:" in shown
+    assert ("wide " * 30).strip() in shown
     assert all(c.isprintable() for line in shown.split("\n") for c in line)
 
 

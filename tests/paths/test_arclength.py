@@ -116,6 +116,17 @@ def test_the_tangent_is_found_from_one_that_is_not_near():
     assert cosine == pytest.approx(1.0, abs=1e-3)
 
 
+def test_a_level_is_come_to_as_closely_as_is_asked_for():
+    # On L = y³ R is least at x = y; so near the branch as from the start it need not be then.
+    start = torch.ones(2, dtype=torch.float64)
+    problem = gf.Problem.from_function(lambda theta: theta[1] ** 3, start)
+    level_set = gf.LevelSet(problem, level_rtol=1e-8)
+    flow = gf.RegularizingFlow(level_set, lambda theta: (theta[0] - theta[1]) ** 2 - 5 * theta[1])
+    arc = Arc(flow, Learned.unknown(2), 0.1)
+    found = arc.onto(1.3, arc.start(flow.evaluate(start), 1.0))
+    assert found.state.loss == pytest.approx(1.3, rel=1e-8)
+
+
 def test_two_equations_that_are_one_have_no_step():
     flow = _flow(_folding_twice, [1.0, 0.5])
     state = flow.evaluate(flow.problem.theta0)

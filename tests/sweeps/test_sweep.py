@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import h5py
@@ -417,6 +418,9 @@ def test_a_walks_option_is_refused_with_baseline(tmp_path, capsys):
 def test_seeds_are_a_range_or_a_list():
     assert reading.seeds("0:5") == [0, 1, 2, 3, 4]
     assert reading.seeds("7,2") == [7, 2]
+    for text, said in (("3:3", "are no seeds"), ("0:100001", "a sweep has at most 100,000")):
+        with pytest.raises(ArgumentTypeError, match=said):
+            reading.seeds(text)
     with pytest.raises(SystemExit) as failure:
         cli.main(["sweep", "iris_ff", "--seeds", "a", "--out", "x"])
     assert failure.value.code == terminal.BAD_INPUT

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 import geoflow as gf
 import references
 from geoflow.errors import GeoflowError
+from geoflow.walking.minimum import is_at_the_level
 from geoflow.walking.snapshots import Thinned
 
 SOLVERS = ["exponential", "rkc", "dopri5", "bosh3", "rk4"]
@@ -149,6 +151,38 @@ def test_what_is_left_of_a_gradient_at_r_s_minimum_has_no_multiplier(solver, see
     assert int(ds["n_gradient"][-1]) < 400
     if ds["regularizer"][-1] and ds.attrs["status"] == "at_rest":
         assert "R has its minimum at this level" in ds.attrs["status_message"]
+
+
+@pytest.mark.parametrize(
+    ("minimum", "stands", "at_the_level"),
+    # In tolerances from the level: where R has its minimum, and where θ stands.
+    [(0.5, -0.9, True), (-0.5, 0.9, True), (1.2, 0.9, False), (-1.2, -0.9, False)],
+)
+def test_what_counts_as_the_level_is_looked_at_from_the_level(minimum, stands, at_the_level):
+    def at(tolerances):
+        size = math.sqrt(1 + 1e-3 * tolerances)
+        return torch.tensor([size, 0.0], dtype=torch.float64)
+
+    def r(theta):
+        return square(theta - at(minimum))
+
+    flow = flow_of(square, [1.0, 0.0], r, level=1.0, level_rtol=1e-3)
+    state, before = flow.evaluate(at(stands)), dict(flow.problem.counts)
+    assert is_at_the_level(flow, state) == at_the_level
+    assert flow.problem.counts == before
+
+
+def test_r_has_its_minimum_where_no_multiplier_is_left_and_not_where_none_is_known(monkeypatch):
+    flow = flow_of(square, [1.0, 0.0], square)
+    state = flow.evaluate(flow.problem.theta0)
+    monkeypatch.setattr(flow, "evaluate", lambda theta: SimpleNamespace(multiplier=0.0))
+    assert is_at_the_level(flow, state)
+
+    def lost(theta):
+        raise gf.CriticalPointError("no normal")
+
+    monkeypatch.setattr(flow, "evaluate", lost)
+    assert not is_at_the_level(flow, state)
 
 
 @pytest.mark.parametrize("solver", ["bdf", "exponential", "rkc"])
