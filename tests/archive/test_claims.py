@@ -105,6 +105,13 @@ def test_a_chunk_is_unpacked_no_further_than_a_chunk_may_be():
     assert texts._unpacked(packed, [(h5z.FILTER_DEFLATE, 0, (), b"")], 32) == bytes(32 + 4)
 
 
+def test_a_checksum_is_taken_off_and_what_fills_no_element_stays_last():
+    content = bytes(range(7))
+    shuffled = content[0:6:2] + content[1:6:2] + content[6:]
+    filters = [(h5z.FILTER_SHUFFLE, 0, (2,), b""), (h5z.FILTER_FLETCHER32, 0, (), b"")]
+    assert texts._unpacked(shuffled + b"sum.", filters, 7) == content
+
+
 def test_a_part_that_declares_more_than_it_has_is_not_read(tmp_path):
     path = tmp_path / "part.npz"
     parts.write(path, {"a": np.arange(3.0)})

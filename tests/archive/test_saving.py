@@ -6,7 +6,7 @@ import xarray as xr
 
 import geoflow as gf
 import references
-from geoflow.archive import netcdf
+from geoflow.archive import netcdf, trajectory_files
 from geoflow.errors import ArchiveError
 
 
@@ -109,3 +109,16 @@ def test_text_in_blocks_is_written_without_a_warning(ds, tmp_path):
     gf.save_trajectory(ds.chunk(), tmp_path / "walk.nc")
     with gf.open_trajectory(tmp_path / "walk.nc") as opened:
         xr.testing.assert_equal(opened.load(), ds)
+
+
+def test_pieces_are_of_one_length_and_not_much_longer_than_what_is_read_at_once():
+    sizes = {
+        "theta": (("snapshot", "parameter"), (2, 20_001), (1, 10_001)),
+        "constraint_residual": (("step", "constraint"), (70_000, 2), (32_768, 2)),
+        "few": (("step", "constraint"), (3, 2), (3, 2)),
+        "time": (("step",), (70_000,), (65_536,)),
+        "nothing": (("step",), (0,), None),
+    }
+    for name, (dims, shape, chunks) in sizes.items():
+        found = trajectory_files.encoding(xr.Dataset({name: (dims, np.zeros(shape, "f4"))}))
+        assert found[name].get("chunksizes") == chunks

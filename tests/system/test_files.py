@@ -177,6 +177,28 @@ def test_what_is_replaced_keeps_its_mode(write, mode, tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
+def test_what_replaces_is_private_while_it_is_written_and_no_link_has_a_mode(tmp_path):
+    path, link = tmp_path / "a.nc", tmp_path / "link"
+    path.touch()
+    path.chmod(0o600)
+    with files.replacing(path) as temporary:
+        assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
+    link.symlink_to(path)
+    path.chmod(0o640)
+    with files.replacing(link, follow=False):
+        pass
+    assert not link.is_symlink()
+    assert stat.S_IMODE(link.stat().st_mode) != 0o777
+    assert files._mode(tmp_path) is None
+
+
+def test_a_file_that_is_longer_than_it_says_is_read_all_the_same():
+    # As one that grows meanwhile; of these Linux says that they are empty.
+    path = Path("/proc/self/stat")
+    if path.exists():
+        assert files.content(path, 10_000).endswith(b"\n")
+
+
 def test_a_walk_that_is_gone_on_with_stays_private(tmp_path):
     path = tmp_path / "walk.nc"
     crashes.walk("rk4", path, t_end=0.02).close()

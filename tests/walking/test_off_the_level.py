@@ -55,6 +55,12 @@ def test_what_is_allowed_is_that_of_the_level_set():
     wide = gf.LevelSet(problem, 2.0, level_rtol=1e-2, level_atol=1e-2)
     assert ending.off_the_level(wide, np.array([0.03])) == ""
     assert "up to 1.6e-02 c" in ending.off_the_level(wide, np.array([0.032]))
+    below = gf.LevelSet(problem, -2.0, level_rtol=1e-2)
+    assert "up to 1.6e-02 c" in ending.off_the_level(below, np.array([0.032]))
+    # Another evaluation may differ by some roundings of the loss.
+    narrow = gf.LevelSet(problem, 2.0, level_rtol=1e-15)
+    assert ending.off_the_level(narrow, np.array([3e-15])) == ""
+    assert ending.off_the_level(narrow, np.array([5e-15]))
 
 
 def test_of_several_constraints_each_is_held_to_its_own_level(tmp_path):
