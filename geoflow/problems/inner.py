@@ -21,8 +21,11 @@ REMEDY = (
 
 
 def is_missing(error: BaseException) -> bool:
-    """Whether PyTorch says that what is differentiated is in no graph."""
-    return isinstance(error, RuntimeError) and "does not require grad" in str(error)
+    """Whether PyTorch says that what is differentiated, or in what, is in no graph."""
+    said = str(error)
+    # A list of the parameters that require a gradient has none, and "cannot be empty".
+    missing = "does not require grad" in said or "`inputs` argument to `grad()`" in said
+    return isinstance(error, RuntimeError) and missing
 
 
 def value(function: Callable[[Tensor], Any], theta: Tensor) -> Any:

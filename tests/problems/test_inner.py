@@ -47,6 +47,13 @@ def batch_loss(module, batch):
     return (loss + 0.1 * sum(s.square().sum() for s in slopes)) * len(batch[0]), len(batch[0])
 
 
+def of_those_that_require_it(module, batch):
+    loss = MSE(module(batch[0]), batch[1])
+    wanted = [p for p in module.parameters() if p.requires_grad]
+    slopes = torch.autograd.grad(loss, wanted, create_graph=True)
+    return loss + 0.1 * sum(s.square().sum() for s in slopes), 1.0
+
+
 class Penalised(nn.Module):
     def forward(self, module, batch):
         return batch_loss(module, batch)
@@ -66,6 +73,10 @@ def after_a_step(theta):
 
 MADE = {
     "batches": (lambda: gf.Problem.from_batches(net(), batch_loss, [(X, Y)]), expected),
+    "those that require it": (
+        lambda: gf.Problem.from_batches(net(), of_those_that_require_it, [(X, Y)]),
+        expected,
+    ),
     "a module": (lambda: gf.Problem.from_batches(net(), Penalised(), [(X, Y)]), expected),
     "an inner step": (lambda: gf.Problem.from_batches(net(), inner_step, [(X, Y)]), after_a_step),
     "function": (lambda: gf.Problem.from_function(penalised, THETA), expected),
