@@ -21,6 +21,7 @@ from geoflow.problems.earlier import same_data
 from geoflow.problems.grouped import divided
 from geoflow.problems.problem import Problem
 from geoflow.trajectories import schema
+from geoflow.trajectories.records import Observed
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class RebuiltWalk:
     flow : RegularizingFlow
         Its ``problem.theta0`` is the experiment's start, of the paper's five the untrained one;
         the walk's points are in its file.
-    observables : mapping of str to callable
+    observables : mapping of str to callable, problem or regularizer
         Functions θ → float, such as the loss on the test set, as the experiment gives them.
     module : torch.nn.Module, optional
         The network, in evaluation mode. This and what follows is there where the experiment
@@ -50,9 +51,9 @@ class RebuiltWalk:
     """
 
     flow: RegularizingFlow
-    observables: Mapping[str, Callable[[Tensor], float]]
+    observables: Mapping[str, Observed]
     module: nn.Module | None
-    loss_fn: Callable[[Tensor, Tensor], Tensor] | None
+    loss_fn: Callable[[Any, Any], Tensor] | None
     train: Data | None
     test: Data | None
     classification: bool = False
@@ -131,8 +132,8 @@ def rebuild(attributes: Mapping[str, Any], *, device: torch.device | str = "cpu"
         observables=prepared.observables,
         module=prepared.module,
         loss_fn=prepared.loss_fn,
-        train=prepared.train,
-        test=prepared.test,
+        train=prepared.train and Data(*prepared.train),
+        test=prepared.test and Data(*prepared.test),
         classification=prepared.classification,
         class_dim=prepared.class_dim,
         batch_size=prepared.batch_size,

@@ -107,7 +107,9 @@ def test_where_it_is_not_reached_from_nearer_either_it_is_named(monkeypatch):
     start = [-2.1, 1.5 + 2.1**3 / 2 - 2.1**2]
     continuation = _continuation(_flow(_folding_twice, start))
     at = continuation.round(continuation.start(), 0.5, [1.2, 1.8], 4000)
-    message = r"L = 1\.2 is not reached from L = 1\.\d+: Newton's iteration onto the branch does not"
+    message = (
+        r"L = 1\.2 is not reached from L = 1\.\d+: Newton's iteration onto the branch does not"
+    )
     with pytest.raises(gf.ConvergenceError, match=message):
         continuation.round(at, 0.5, [1.2, 1.8], 4000)
     assert len(failed) == 4
