@@ -54,7 +54,7 @@ def of_arrays(archive: str) -> list[str]:
         gf.LevelSet(problem, level=level)
     times, solver = np.linspace(0.0, 0.01, 3), "exponential:max_vectors=12"
     ds = gf.walk(
-        flow, solver, stop=None, t_end=0.01, snapshot_times=times, archive=archive, overwrite=True
+        flow, solver, stop=None, t_end=1e-2, snapshot_times=times, archive=archive, overwrite=True
     )
     found = [str(ds.attrs["status"])]
     ds.close()
