@@ -33,6 +33,11 @@ def test_the_script_does_what_it_says(monkeypatch):
     assert typed_user.main() == "t_end []"
 
 
+def test_arrays_texts_and_mappings_are_taken(tmp_path):
+    assert typed_user.of_arrays(str(tmp_path / "walk.nc")) == ["t_end", "t_end", "complete"]
+    assert set(typed_user.prepared(0).observables) == {"test_loss"}
+
+
 @pytest.mark.slow
 def test_a_user_s_script_passes_mypy_strict():
     done = mypy(SCRIPT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
@@ -32,10 +33,42 @@ def walked(seed: int) -> xr.Dataset:
         rtol=1e-4,
         stop=gf.Event("regularizer", value=norm * 0),
         t_end=0.01,
-        observables={"norm": lambda theta: float(theta.abs().max())},
+        observables={"norm": lambda theta: float(theta.abs().max()), "sum": lambda t: t.sum()},
         snapshot_times=[0.0, 0.01],
     )
     return found
+
+
+def prepared(seed: int) -> gf.experiments.PreparedExperiment:
+    problem, x = make(seed), torch.ones(4, 8)
+    return gf.experiments.PreparedExperiment(
+        problem, observables={"test_loss": make(seed + 1)}, train=(x, x[:, :1]), test=(x, None)
+    )
+
+
+def of_arrays(archive: str) -> list[str]:
+    """Several numbers are an array, a tensor or a list; solver and stop are texts or mappings."""
+    problem = make(0)
+    flow = gf.RegularizingFlow(gf.LevelSet(problem, problem.loss(problem.theta0)), weights_only)
+    for level in (np.full(1, flow.level_set.level), torch.full((1,), flow.level_set.level)):
+        gf.LevelSet(problem, level=level)
+    times, solver = np.linspace(0.0, 0.01, 3), "exponential:max_vectors=12"
+    ds = gf.walk(
+        flow, solver, stop=None, t_end=1e-2, snapshot_times=times, archive=archive, overwrite=True
+    )
+    found = [str(ds.attrs["status"])]
+    ds.close()
+    stop = {"name": "Plateau", "window": 20.0, "rtol": 1e-3}
+    ds = gf.resume(archive, flow, solver=solver, stop="Plateau:window=20", t_end=0.02)
+    ds.close()
+    ds = gf.resume(
+        archive, flow, solver={"name": "exponential", "max_vectors": 12}, stop=stop, t_end=0.03
+    )
+    found.append(str(ds.attrs["status"]))
+    ds.close()
+    flow = gf.RegularizingFlow(gf.LevelSet(problem, 0.3), gf.regularizers.squared_norm)
+    path = gf.regularization_path(flow, levels=np.geomspace(0.25, 0.2, 2))
+    return [*found, str(path.attrs["status"])]
 
 
 def main() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -23,7 +22,7 @@ from geoflow.trajectories.given import check_placed, check_walk, kept_dtype
 LOSS_RTOL = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
-def snapshot_indices(ds: xr.Dataset, snapshots: Sequence[int] | None, default: int) -> list[int]:
+def snapshot_indices(ds: xr.Dataset, snapshots: kinds.Wholes | None, default: int) -> list[int]:
     """Indices of the snapshots asked for, from 0 on; None: ``default`` of them, evenly.
 
     Raises
@@ -113,7 +112,7 @@ def state_at(ds: xr.Dataset, flow: RegularizingFlow, index: int) -> FlowState:
 
 
 def check_walked(
-    ds: xr.Dataset, problem: ProblemLike, snapshots: Sequence[int] | None = None
+    ds: xr.Dataset, problem: ProblemLike, snapshots: kinds.Wholes | None = None
 ) -> None:
     """Make sure that a walk is of a problem, by its loss at the first of the snapshots asked for.
 

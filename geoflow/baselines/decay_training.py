@@ -24,7 +24,7 @@ from geoflow.problems import arithmetic
 from geoflow.problems.checks import check_device_and_dtype
 from geoflow.problems.each import each
 from geoflow.problems.parts import outputs
-from geoflow.system.kinds import as_number, as_whole, check_kind, check_switch, shown
+from geoflow.system.kinds import Reals, Wholes, as_number, as_whole, check_kind, check_switch, shown
 from geoflow.system.limits import EPOCHS, check_work
 from geoflow.system.memory import check_memory
 from geoflow.system.progress import progress_bar
@@ -37,8 +37,8 @@ RUNS = 15
 def weight_decay(
     experiment: str | Experiment,
     *,
-    penalties: Sequence[float] = PENALTIES,
-    seeds: Sequence[int] = range(RUNS),
+    penalties: Reals = PENALTIES,
+    seeds: Wholes = range(RUNS),
     epochs: int | None = None,
     validation: float = 0.2,
     record_every: int = 10,

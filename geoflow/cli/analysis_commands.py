@@ -188,10 +188,8 @@ def _observables(names: Sequence[str] | None, rebuilt: experiments.RebuiltWalk) 
             f"--observables: there is no {unknown[0]!r}; choose from "
             f"{', '.join(rebuilt.observables) or 'none: the experiment gives no observables'}"
         )
-    found: dict[str, Any] = {name: rebuilt.observables[name] for name in names}
-    # As a problem it is evaluated in batches.
-    test = rebuilt.test_problem() if "test_loss" in names else None
-    return found | ({} if test is None else {"test_loss": test})
+    # As the experiment gives them: a loss made anew from its parts could be another one.
+    return {name: rebuilt.observables[name] for name in names}
 
 
 def compare_predictions(args: argparse.Namespace) -> int:

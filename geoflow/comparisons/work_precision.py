@@ -27,7 +27,7 @@ from geoflow.comparisons.dataset import (
 from geoflow.comparisons.judging import Judge
 from geoflow.comparisons.reference import reference_for
 from geoflow.errors import InputError
-from geoflow.experiments import registry
+from geoflow.experiments import Data, registry
 from geoflow.manifold.flows import RegularizingFlow, check_single
 from geoflow.manifold.level_set import LevelSet
 from geoflow.manifold.regularizers import squared_norm
@@ -54,8 +54,8 @@ DEFAULT_TIMES = (0.1, 0.3, 1.0)
 def compare(
     flow: RegularizingFlow,
     solvers: Sequence[str] | Mapping[str, Solver],
-    rtols: Sequence[float] | Mapping[str, Sequence[float]],
-    times: Sequence[float] = DEFAULT_TIMES,
+    rtols: kinds.Reals | Mapping[str, kinds.Reals],
+    times: kinds.Reals = DEFAULT_TIMES,
     observables: Mapping[str, Observed] | None = None,
     max_evaluations: int | None = None,
     *,
@@ -195,8 +195,8 @@ def compare(
 def compare_experiment(
     experiment: str,
     solvers: Sequence[str],
-    rtols: Sequence[float] | Mapping[str, Sequence[float]],
-    times: Sequence[float] = DEFAULT_TIMES,
+    rtols: kinds.Reals | Mapping[str, kinds.Reals],
+    times: kinds.Reals = DEFAULT_TIMES,
     max_evaluations: int | None = None,
     *,
     seed: int = 0,
@@ -246,7 +246,7 @@ def compare_experiment(
         problem = Problem.from_module(
             prepared.module,
             prepared.loss_fn,
-            *prepared.train,
+            *Data(*prepared.train),
             batch_size=prepared.batch_size,
             dtype=torch.float32,
             device=prepared.problem.device,
@@ -302,7 +302,7 @@ def _chosen(
 
 def _wanted(
     chosen: Mapping[str, Solver],
-    rtols: Sequence[float] | Mapping[str, Sequence[float]],
+    rtols: kinds.Reals | Mapping[str, kinds.Reals],
 ) -> dict[str, list[float]]:
     if isinstance(rtols, Mapping):
         missing = set(chosen) ^ set(rtols)
@@ -327,7 +327,7 @@ def _jitters(runs: int) -> list[float]:
     return [1.0] if runs == 1 else [float(f) for f in np.linspace(1 - JITTER, 1 + JITTER, runs)]
 
 
-def _checked_times(times: Sequence[float]) -> list[float]:
+def _checked_times(times: kinds.Reals) -> list[float]:
     ends = _numbers(times, "times")
     rising = all(a < b for a, b in zip([0.0, *ends], ends, strict=False))
     if not ends or not rising or not math.isfinite(ends[-1]):

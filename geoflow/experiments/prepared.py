@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from geoflow.errors import InputError
 from geoflow.problems.problem import Problem
 from geoflow.system.kinds import shown
+from geoflow.trajectories.records import Observed
 
 
 class Data(NamedTuple):
@@ -32,14 +33,14 @@ class PreparedExperiment:
     ----------
     problem : Problem
         At the trained weights, ``problem.theta0``.
-    observables : mapping of str to callable
-        Functions θ → float, such as the loss on the test set.
+    observables : mapping of str to callable, problem or regularizer
+        Functions θ → float, or the problem of the loss on the test set; see :func:`geoflow.walk`.
     provenance : mapping
         JSON-able: name, seed, data, network and training.
     module : torch.nn.Module, optional
         The trained network.
-    train, test : Data, optional
-        What it was trained and is tested on.
+    train, test : Data or tuple of two, optional
+        What it was trained and is tested on: inputs and targets.
     loss_fn : callable, optional
         ``loss_fn(outputs, targets)`` → scalar mean over the examples.
     batch_size : int, optional
@@ -51,12 +52,12 @@ class PreparedExperiment:
     """
 
     problem: Problem
-    observables: Mapping[str, Callable[[Tensor], float]] = field(default_factory=dict)
+    observables: Mapping[str, Observed] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     module: nn.Module | None = None
-    train: Data | None = None
-    test: Data | None = None
-    loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None
+    train: Data | tuple[Any, Any] | None = None
+    test: Data | tuple[Any, Any] | None = None
+    loss_fn: Callable[[Any, Any], Tensor] | None = None
     batch_size: int | None = None
     classification: bool = False
     class_dim: int | None = None

@@ -19,9 +19,9 @@ from geoflow.manifold.level_set import LevelSet
 from geoflow.problems.dtypes import DTYPES
 from geoflow.problems.earlier import same_data
 from geoflow.problems.grouped import divided
-from geoflow.problems.parts import OUTPUTS_AT_ONCE
 from geoflow.problems.problem import Problem
 from geoflow.trajectories import schema
+from geoflow.trajectories.records import Observed
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class RebuiltWalk:
     flow : RegularizingFlow
         Its ``problem.theta0`` is the experiment's start, of the paper's five the untrained one;
         the walk's points are in its file.
-    observables : mapping of str to callable
-        Functions θ → float, such as the loss on the test set.
+    observables : mapping of str to callable, problem or regularizer
+        Functions θ → float, such as the loss on the test set, as the experiment gives them.
     module : torch.nn.Module, optional
         The network, in evaluation mode. This and what follows is there where the experiment
         gives it.
@@ -46,21 +46,25 @@ class RebuiltWalk:
         The network's outputs are logits of classes.
     class_dim : int, optional
         The axis of its outputs along which they are; None: 1 of outputs of shape (N, C).
+    batch_size : int, optional
+        Examples that the experiment's problem evaluates at once; None: all.
     """
 
     flow: RegularizingFlow
-    observables: Mapping[str, Callable[[Tensor], float]]
+    observables: Mapping[str, Observed]
     module: nn.Module | None
-    loss_fn: Callable[[Tensor, Tensor], Tensor] | None
+    loss_fn: Callable[[Any, Any], Tensor] | None
     train: Data | None
     test: Data | None
     classification: bool = False
     class_dim: int | None = None
+    batch_size: int | None = None
 
     def test_problem(self) -> Problem | None:
-        """Return the loss on the test set, which is no loss the walk keeps, as a problem.
+        """Return ``loss_fn`` on the test set, which is no loss the walk keeps, as a problem.
 
-        None where the experiment does not give module, loss and test set.
+        An observable ``test_loss`` of an experiment of one's own may be another quantity: see
+        :attr:`observables`. None where the experiment does not give module, loss and test set.
         """
         problem = self.flow.problem
         if self.module is None or self.loss_fn is None or self.test is None:
@@ -69,8 +73,7 @@ class RebuiltWalk:
             self.module,
             self.loss_fn,
             *self.test,
-            # Chunks as large as the observables', so that memory is flat.
-            batch_size=min(OUTPUTS_AT_ONCE, len(self.test.targets)),
+            batch_size=self.batch_size,
             dtype=problem.dtype,
             device=problem.device,
         )
@@ -129,10 +132,11 @@ def rebuild(attributes: Mapping[str, Any], *, device: torch.device | str = "cpu"
         observables=prepared.observables,
         module=prepared.module,
         loss_fn=prepared.loss_fn,
-        train=prepared.train,
-        test=prepared.test,
+        train=prepared.train and Data(*prepared.train),
+        test=prepared.test and Data(*prepared.test),
         classification=prepared.classification,
         class_dim=prepared.class_dim,
+        batch_size=prepared.batch_size,
     )
 
 

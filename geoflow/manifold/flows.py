@@ -13,7 +13,7 @@ from torch import Tensor
 
 from geoflow.errors import ConvergenceError, CriticalPointError, InputError
 from geoflow.manifold.flow_state import FlowState
-from geoflow.manifold.level_set import MAX_ITERATIONS, LevelSet, Projection
+from geoflow.manifold.level_set import MAX_ITERATIONS, SMALLER_STEPS, LevelSet, Projection
 from geoflow.manifold.linearization import TangentHessian
 from geoflow.manifold.normals import Numbers, normal_space, tangent
 from geoflow.manifold.protocol import Scalar
@@ -219,7 +219,24 @@ class RegularizingFlow:
         EvaluationLimitError
             A budget is spent.
         """
-        projection = self.level_set.project(theta, max_iterations=START_ITERATIONS)
+        theta = theta.detach()
+        evaluated = self.problem.value_and_gradient(theta)
+        try:
+            projection = self.level_set.project(
+                theta, evaluated=evaluated, max_iterations=START_ITERATIONS
+            )
+        except ConvergenceError as error:
+            # Here there are no steps yet.
+            start = ", ".join(f"{value:.6g}" for value in as_values(evaluated[0]))
+            remedy = (
+                f"train further, or choose a level the loss can reach, nearer to the L = {start}"
+            )
+            raise ConvergenceError(
+                str(error).replace(SMALLER_STEPS, f"{remedy} of the start"),
+                iterations=error.iterations,
+                residual=error.residual,
+                reason=error.reason,
+            ) from None
         state = self.state(projection.theta, projection.values, projection.gradients)
         _check_scale("regularizer", length(state.regularizer_gradient), theta.dtype)
         for norm in state.gradient_norms:

@@ -115,7 +115,7 @@ class LevelSet:
     def __init__(
         self,
         problem: ProblemLike | Sequence[ProblemLike],
-        level: float | Sequence[float | None] | None = None,
+        level: float | Tensor | kinds.Reals | Sequence[float | None] | None = None,
         level_rtol: float = 1e-6,
         level_atol: float = 0.0,
     ) -> None:
@@ -391,7 +391,9 @@ def _as_one(problem: ProblemLike | Sequence[ProblemLike]) -> ProblemLike:
     return problem
 
 
-def _levels(problem: ProblemLike, level: float | Sequence[float | None] | Tensor | None) -> Numbers:
+def _levels(
+    problem: ProblemLike, level: float | Tensor | kinds.Reals | Sequence[float | None] | None
+) -> Numbers:
     start = as_values(problem.loss(problem.theta0))
     # Of one number, an array or a tensor without dimensions.
     level = level.tolist() if isinstance(level, Tensor | np.ndarray) else level

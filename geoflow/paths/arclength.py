@@ -1,13 +1,10 @@
 """Round a fold: the branch of KKT points followed along its own arc, not along the level.
 
 The points with Π∇R = 0 make up a curve in θ, along which L and λ are functions of the arc. Where L
-has a maximum or minimum on it, the branch folds, and no point of it lies beyond on L = c. There A
-is singular along the curve's own tangent t, and sound across it. So a step d = αn + βw + v is made
-of the unit normal n, the part w of t in the tangent space, and a rest v orthogonal to both, where
-A stays positive definite, and conjugate gradients solve for v (bordering by blocks). What is left
-are two equations for α and β: the part of A d = −Π∇R along w, and how far the step goes, which is
-either t·d = 0 (pseudo-arclength, Keller 1977, Numerical solution of bifurcation and nonlinear
-eigenvalue problems) or g·d = c − L.
+has a maximum or minimum on it, the branch folds, and no point of it lies beyond on L = c. Steps d
+of Newton's iteration, by :mod:`geoflow.paths.bordering`, are either orthogonal to the curve's
+tangent t, t·d = 0 (pseudo-arclength, Keller 1977, Numerical solution of bifurcation and nonlinear
+eigenvalue problems), or to a level, g·d = c − L.
 """
 
 from __future__ import annotations
@@ -23,9 +20,10 @@ from geoflow.errors import ConvergenceError
 from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.linearization import TangentHessian
+from geoflow.paths.bordering import Blocks, direction_in
 from geoflow.paths.corrector import residual_of
 from geoflow.paths.learned import Bearing, Learned
-from geoflow.paths.tangent_solver import oblique_normal, solve
+from geoflow.paths.tangent_solver import oblique_normal
 
 # Arc length of strides, in ‖θ‖: the first, the most and the least; their growth.
 FIRST, FURTHEST, SHORTEST, GROW, SHRINK = 0.02, 0.1, 1e-6, 1.6, 0.4
@@ -34,10 +32,10 @@ FIRST, FURTHEST, SHORTEST, GROW, SHRINK = 0.02, 0.1, 1e-6, 1.6, 0.4
 TURNED, STRAIGHT = 0.85, 0.98
 # Newton's iterations at most in a stride, and those that let the next be longer.
 ITERATIONS, QUICK = 12, 4
-# Each system is solved to this part of its right side.
-FORCING = 0.03
 # Slope of L along the arc, in ‖g‖, at which a fold is found; strides of the search for it.
 LEVEL_SLOPE, SEARCHES = 1e-3, 12
+# Points at most from which a level that was passed is sought.
+LANDINGS = 4
 # A stride after which ‖Π∇R‖/‖∇R‖ is above this is not corrected.
 LOST = 0.8
 
@@ -138,14 +136,43 @@ class Arc:
             return None
         return after, iterations, cosine
 
-    def onto(self, level: float, near: OnArc) -> OnArc:
-        """From a point of the branch to that on a level nearby.
+    def onto(self, level: float, before: OnArc, after: OnArc) -> OnArc:
+        """The point on a level that a stride has passed, from where it ended or from nearer.
 
         Raises
         ------
         ConvergenceError
             It is not reached.
         """
+        chord = after.state.theta - before.state.theta
+        low, high = 0.0, float(torch.dot(chord, before.direction))
+        gap_low, gap_high = before.state.loss - level, after.state.loss - level
+        near = after
+        for _ in range(LANDINGS):
+            try:
+                return self._onto(level, near)
+            except ConvergenceError as error:
+                failure = error
+            # A shorter stride, which is held to the branch as every other, ends nearer to it.
+            part = gap_low / (gap_low - gap_high)
+            middle = low + min(max(part, 0.1), 0.9) * (high - low)
+            nearer = self._strides(before, middle)
+            if nearer is None:
+                break
+            near = nearer[0]
+            gap = near.state.loss - level
+            if gap * gap_low > 0:
+                low, gap_low = middle, gap
+            else:
+                high, gap_high = middle, gap
+        raise ConvergenceError(
+            f"L = {level:.6g} is not reached from L = {near.state.loss:.6g}: {failure}",
+            iterations=failure.iterations,
+            residual=failure.residual,
+            reason="kkt",
+        )
+
+    def _onto(self, level: float, near: OnArc) -> OnArc:
         gap = level - near.state.loss
         slope = near.slope * near.state.gradient_norm
         ahead = near.state.theta
@@ -156,7 +183,15 @@ class Arc:
         state, _ = self._newton(
             state, near.direction, lambda state: (level - state.loss, tolerance)
         )
-        return self._tangent(state, near.direction)
+        there = self._tangent(state, near.direction)
+        if float(torch.dot(there.direction, near.direction)) < TURNED:
+            raise ConvergenceError(
+                "Newton's iteration leads off the branch",
+                iterations=self.count,
+                residual=residual_of(state),
+                reason="kkt",
+            )
+        return there
 
     def fold(self, before: OnArc, after: OnArc) -> OnArc:
         """The point between two at which L neither rises nor falls.
@@ -213,36 +248,24 @@ class Arc:
                 break
             before = residual
             self.count += 1
-            blocks = _Blocks(self.flow, state, direction, self.memory, state.velocity)
+            blocks = Blocks(self.flow, state, direction, self.memory, state.velocity)
             normal, other = direction_in(blocks, direction)
             row = (normal, other, 0.0) if wanted is None else (state.gradient_norm, 0.0, wanted)
             state = self.flow.evaluate(state.theta + blocks.step(row))
         raise ConvergenceError(
-            f"Newton's iteration onto the branch near L = {state.loss:.6g} does not converge",
+            "Newton's iteration onto the branch does not converge",
             iterations=ITERATIONS,
             residual=residual_of(state),
             reason="kkt",
         )
 
     def _tangent(self, state: FlowState, direction: Tensor) -> OnArc:
-        blocks = _Blocks(self.flow, state, direction, self.memory, None)
+        blocks = Blocks(self.flow, state, direction, self.memory, None)
         tangent = blocks.tangent()
         tangent = tangent / torch.linalg.vector_norm(tangent)
         if float(torch.dot(tangent, direction)) < 0:
             tangent = -tangent
         return OnArc(state, tangent)
-
-
-def _axis_across(normal: Tensor) -> Tensor:
-    """The coordinate axis that is farthest from a direction."""
-    axis = torch.zeros_like(normal)
-    axis[normal.abs().argmin()] = 1
-    return axis
-
-
-def direction_in(blocks: _Blocks, direction: Tensor) -> tuple[float, float]:
-    """Components of a direction along n and w."""
-    return float(torch.dot(direction, blocks.normal)), float(torch.dot(direction, blocks.other))
 
 
 def strides_to(before: OnArc, after: OnArc, levels: Sequence[float], length: float) -> float:
@@ -278,99 +301,3 @@ def strides_to(before: OnArc, after: OnArc, levels: Sequence[float], length: flo
     while left > 0 and length < furthest:
         left, length, strides = left - length, length * GROW, strides + 1
     return strides + max(math.ceil(left / furthest), 0) if math.isfinite(left) else math.inf
-
-
-class _Blocks:
-    """H d = b in the space orthogonal to n and w, and what is left of it along w.
-
-    Parameters
-    ----------
-    direction : Tensor, shape (P,)
-        About t.
-    right : Tensor, optional
-        b, tangent. None: zero, for the tangent of the branch.
-    """
-
-    def __init__(
-        self,
-        flow: RegularizingFlow,
-        state: FlowState,
-        direction: Tensor,
-        memory: Learned,
-        right: Tensor | None,
-    ) -> None:
-        operator = TangentHessian(flow, state)
-        self.normal = operator.normal
-        other = operator.tangent(direction)
-        if float(torch.linalg.vector_norm(other)) < 1e-6:
-            # t is the normal: across it A is sound in any case.
-            other = state.velocity if state.tangent_norm > 0 else _axis_across(self.normal)
-        other = operator.tangent(other)
-        self.other = other / torch.linalg.vector_norm(other)
-        operator.normal = torch.stack([self.normal, self.other])
-        self.operator, self.curvature = operator, memory.curvature
-        images = [self._image(unit) for unit in (self.normal, self.other)]
-        # H n and H w: along w, and orthogonal to both.
-        self.along = [float(torch.dot(self.other, image)) for image in images]
-        self.images = [operator.tangent(image) for image in images]
-        self.solutions = [self._solve(image) for image in self.images]
-        self.rest, self.right = torch.zeros_like(state.theta), 0.0
-        if right is not None:
-            self.rest = self._solve(operator.tangent(right))
-            self.right = float(torch.dot(self.other, right))
-
-    def _image(self, unit: Tensor) -> Tensor:
-        operator = self.operator
-        _, of_loss = operator(unit)
-        if bool(torch.isfinite(of_loss).all()):
-            self.curvature.add(unit, of_loss)
-        curved = operator.regularizer_hessian(unit)
-        return torch.add(curved, of_loss, alpha=operator.state.multiplier)
-
-    def _solve(self, right: Tensor) -> Tensor:
-        size = float(torch.linalg.vector_norm(right))
-        if size == 0:
-            return right
-
-        def enough(x: Tensor, left: Tensor) -> bool:
-            return float(torch.linalg.vector_norm(left)) <= FORCING * size
-
-        return solve(self.operator, self.curvature, right, shift=0.0, enough=enough).solution
-
-    def _coefficients(self) -> tuple[float, float, float]:
-        """Of α and β in the equation along w, and its right side."""
-        on_w = self.images[1]
-        of_normal = self.along[0] - float(torch.dot(on_w, self.solutions[0]))
-        of_other = self.along[1] - float(torch.dot(on_w, self.solutions[1]))
-        return of_normal, of_other, self.right - float(torch.dot(on_w, self.rest))
-
-    def _made_of(self, alpha: float, beta: float) -> Tensor:
-        of_normal, of_other = self.solutions
-        return self.rest + alpha * (self.normal - of_normal) + beta * (self.other - of_other)
-
-    def tangent(self) -> Tensor:
-        """Of the branch: what changes Π∇R by nothing, to first order."""
-        of_normal, of_other, _ = self._coefficients()
-        return self._made_of(of_other, -of_normal)
-
-    def step(self, row: Sequence[float]) -> Tensor:
-        """The step with row[0]·α + row[1]·β = row[2].
-
-        Raises
-        ------
-        ConvergenceError
-            The two equations are one.
-        """
-        of_normal, of_other, right = self._coefficients()
-        determinant = of_normal * row[1] - of_other * row[0]
-        scale = math.hypot(of_normal, of_other) * math.hypot(row[0], row[1])
-        if not abs(determinant) > 1e-12 * scale:
-            raise ConvergenceError(
-                "the branch has no single tangent here",
-                iterations=0,
-                residual=math.nan,
-                reason="kkt",
-            )
-        alpha = (right * row[1] - of_other * row[2]) / determinant
-        beta = (of_normal * row[2] - right * row[0]) / determinant
-        return self._made_of(alpha, beta)

@@ -270,7 +270,7 @@ class Continuation:
                     found, rising = arc.fold(point, after), -rising
                 level = _passed(point.state.loss, found.state.loss, wanted, at.c)
                 if level is not None:
-                    found, rising = arc.onto(level, found), bearing.rising
+                    found, rising = arc.onto(level, point, found), bearing.rising
                 if level is not None or rising != bearing.rising:
                     self.memory.bearing = Bearing(found.direction, ahead.stride, rising)
                     there = at_level(self.flow, found.state.loss if level is None else level)

@@ -40,7 +40,7 @@ CUT_SHORT = ("max_evaluations", "interrupted")
 def resume_path(
     path: str | Path,
     flow: RegularizingFlow | None = None,
-    levels: Sequence[float] = (),
+    levels: kinds.Reals = (),
     *,
     observables: Mapping[str, Observed] | None = None,
     max_evaluations: int | None = None,

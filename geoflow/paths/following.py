@@ -49,7 +49,7 @@ CLOCKS = ("created",)
 @arithmetic.without_autocast()
 def regularization_path(
     flow: RegularizingFlow,
-    levels: Sequence[float],
+    levels: kinds.Reals,
     degrees: float = 175.0,
     observables: Mapping[str, Observed] | None = None,
     archive: str | Path | None = None,
@@ -314,7 +314,7 @@ def _nearest(level: float, points: Sequence[PathPoint]) -> list[int]:
     return [n for n in reversed(range(len(points))) if distances[n] == min(distances)]
 
 
-def checked_levels(levels: Sequence[float]) -> list[float]:
+def checked_levels(levels: kinds.Reals) -> list[float]:
     """Levels as numbers.
 
     Raises

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
@@ -31,7 +31,7 @@ def several(values: Any, name: str) -> Iterable[Any]:
     return found
 
 
-def checked_seeds(seeds: Sequence[int]) -> list[int]:
+def checked_seeds(seeds: kinds.Wholes) -> list[int]:
     """Return seeds that can be used.
 
     Raises

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from geoflow.walking.stopping import Stationary, Stop
 
 def sweep(
     experiment: str,
-    seeds: Sequence[int],
+    seeds: kinds.Wholes,
     out: str | Path,
     *,
     regularizer: str = regularizers.DEFAULT,
@@ -47,7 +47,7 @@ def sweep(
     degrees: float | None = None,
     max_evaluations: int | None = DEFAULTS.max_evaluations,
     reproject_every: float | None = DEFAULTS.reproject_every,
-    snapshot_times: Sequence[float] | None = DEFAULTS.snapshot_times,
+    snapshot_times: kinds.Reals | None = DEFAULTS.snapshot_times,
     snapshot_every: float | None = DEFAULTS.snapshot_every,
     max_snapshots: int = DEFAULTS.max_snapshots,
     theta_dtype: str | None = DEFAULTS.theta_dtype,
@@ -178,10 +178,10 @@ snapshot_every, max_snapshots, theta_dtype
 
 def sweep_weight_decay(
     experiment: str,
-    seeds: Sequence[int],
+    seeds: kinds.Wholes,
     out: str | Path,
     *,
-    penalties: Sequence[float] = baselines.PENALTIES,
+    penalties: kinds.Reals = baselines.PENALTIES,
     epochs: int | None = None,
     validation: float = 0.2,
     dtype: str = "float64",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import reprlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from geoflow.errors import InputError
+
+# Several numbers, as they are given.
+Reals = Sequence[float] | NDArray[np.floating[Any]] | NDArray[np.integer[Any]]
+Wholes = Sequence[int] | NDArray[np.integer[Any]]
 
 # What a message shows of a value.
 LONGEST = 60

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ TAKEN = {
 # L − c, where a flow records it, and that of each of several constraints.
 RESIDUAL, RESIDUALS = "level_residual", "constraint_residual"
 
-Observable = Callable[[Tensor], float]
+Observable = Callable[[Tensor], SupportsFloat]
 # What is given as one: its loss, or its value.
 Observed = Observable | ProblemLike | Bindable | BoundRegularizer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import SupportsFloat
 
 from torch import Tensor
 
@@ -59,7 +60,7 @@ def uncounted(flow: Flow, function: Observable) -> Observable:
     """
     problems = [p for p in (flow.problem, *apart_from(flow)) if isinstance(p, Counted)]
 
-    def measured(theta: Tensor) -> float:
+    def measured(theta: Tensor) -> SupportsFloat:
         with ExitStack() as stack:
             for problem in problems:
                 stack.enter_context(problem.uncounted())

@@ -18,6 +18,7 @@ from geoflow.errors import (
 )
 from geoflow.manifold.level_set import LevelSet
 from geoflow.manifold.normals import Numbers
+from geoflow.solvers.control import REMEDY
 from geoflow.system.translation import kind_and_reason
 
 End = tuple[str, str]
@@ -62,6 +63,13 @@ def of_error(error: Exception, max_evaluations: int) -> End:
     if status:
         return status, str(error)
     return "evaluation_failed", f"an evaluation raised {kind_and_reason(error)}"
+
+
+def of_jump(end: End, jump: str) -> End:
+    """Status and message of a walk without a step, given what jumps there; empty for nothing."""
+    status, message = end
+    # Of what is no kink, stiffness or tolerance, their remedies say nothing.
+    return (status, f"{message.removesuffix(f'; {REMEDY}')}; {jump}") if jump else end
 
 
 def spent_before(max_evaluations: int, where: str) -> InputError:

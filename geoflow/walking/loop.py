@@ -16,7 +16,7 @@ from geoflow.errors import (
 from geoflow.manifold.protocol import Flow, check_flow
 from geoflow.problems import arithmetic, dtypes
 from geoflow.solvers import Solver, is_dense
-from geoflow.system.kinds import as_number, check_kind, check_switch
+from geoflow.system.kinds import Reals, as_number, check_kind, check_switch
 from geoflow.trajectories import dataset, records
 from geoflow.trajectories.records import Observed
 from geoflow.walking.crossings import Seeker
@@ -40,7 +40,7 @@ def walk(
     stop: Stop | str | Mapping[str, Any] | None = DEFAULTS.stop,
     max_evaluations: int | None = DEFAULTS.max_evaluations,
     reproject_every: float | None = DEFAULTS.reproject_every,
-    snapshot_times: Sequence[float] | None = DEFAULTS.snapshot_times,
+    snapshot_times: Reals | None = DEFAULTS.snapshot_times,
     snapshot_every: float | None = DEFAULTS.snapshot_every,
     observables: Mapping[str, Observed] | None = None,
     archive: str | Path | None = None,
@@ -79,7 +79,7 @@ def walk(
         evaluates other problems these have as many again, all together. None: 100,000.
     reproject_every : float, optional
         Flow time between re-projections for torchdiffeq's solvers. None: every accepted step.
-    snapshot_times : sequence of float, optional
+    snapshot_times : sequence or array of float, optional
         Keep θ at exactly these flow times, of which one at least is no later than ``t_end``. A
         dense solver makes the same steps without them: θ between their ends comes from its
         interpolant, re-projected.

@@ -38,7 +38,7 @@ def is_at_the_level(flow: Flow, state: Any) -> bool:
 
     try:
         below, above = (
-            uncounted(flow, multiplier_at)(state.theta - state.normals.step(to_there))
+            float(uncounted(flow, multiplier_at)(state.theta - state.normals.step(to_there)))
             for to_there in (np.array([residual + tolerance]), np.array([residual - tolerance]))
         )
     except (ConvergenceError, CriticalPointError):

@@ -50,9 +50,9 @@ def resume(
     path: str | Path,
     flow: Flow | None = None,
     *,
-    solver: Solver | None = None,
+    solver: str | Solver | Mapping[str, Any] | None = None,
     t_end: float | None = None,
-    stop: Stop | None = None,
+    stop: Stop | str | Mapping[str, Any] | None = None,
     max_evaluations: int | None = None,
     observables: Mapping[str, Observed] | None = None,
     progress: bool = False,
@@ -75,8 +75,9 @@ def resume(
     flow : Flow, optional
         The flow of that walk: same data, network, loss, level and regularisation function. None:
         it is made anew, where the walk was of an experiment that is registered in this process.
-    solver : Solver, optional
-        Needed only where the walk had a solver that is not geoflow's own.
+    solver : str or Solver or mapping, optional
+        That of the walk, as :func:`geoflow.walk` takes it. Needed only where it is not geoflow's
+        own.
     t_end, stop, max_evaluations
         As for :func:`geoflow.walk`; None: as before.
     observables : mapping of str to callable, problem or regularizer, optional
@@ -302,7 +303,7 @@ def check_flow(flow: Flow, kept: Saved) -> None:
 def _settings(
     path: Path,
     kept: Saved,
-    solver: Solver | None,
+    solver: str | Solver | Mapping[str, Any] | None,
     **goals: Any,
 ) -> WalkSettings:
     """Take up the settings of a walk with the goals given, the one that ended it falling away."""
@@ -314,11 +315,16 @@ def _settings(
         )
     instead = {k: v for k, v in goals.items() if v is not None or GOALS.get(str(status)) == k}
     if solver is not None:
-        if not hasattr(solver, "options"):
-            raise InputError(f"solver={kinds.shown(solver)}; give the instance, as to gf.walk")
-        if {"name": solver.name, **solver.options} != kept.config.get("solver"):
-            raise InputError(f"solver: the walk's is {kept.config.get('solver')}; give the same")
-        instead["solver"] = solver
+        there = kept.config.get("solver", {})
+        every = None
+        # Beside a text gf.walk takes this option by itself; the file has it with the others.
+        if isinstance(solver, str) and "reproject_every" not in solver:
+            same = solver.partition(":")[0] == there.get("name")
+            every = there.get("reproject_every") if same else None
+        given = WalkSettings(solver, reproject_every=every).make_solver()
+        instead["solver"] = given
+        if {"name": given.name, **given.options} != there:
+            raise InputError(f"solver: the walk's is {there}; give the same, or leave it out")
     return rerunning.settings_of(path, kept.config, **instead)
 
 

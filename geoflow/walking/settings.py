@@ -7,7 +7,7 @@ Its name is the same in Python, in the ``config`` of archives and on the command
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from geoflow.errors import ArchiveError, InputError
 from geoflow.problems.dtypes import DTYPES, dtype_name
 from geoflow.solvers import Solver, Tolerance
 from geoflow.system import kinds
-from geoflow.system.kinds import check_kind, shown
+from geoflow.system.kinds import Reals, check_kind, shown
 from geoflow.system.naming import named
 from geoflow.walking import stopping
 from geoflow.walking.snapshots import SnapshotRule, rule_for
@@ -112,7 +112,7 @@ class WalkSettings:
     reproject_every: float | None = _setting(
         None, Option("flow time between re-projections, for torchdiffeq's solvers", "T")
     )
-    snapshot_times: Sequence[float] | None = _setting(
+    snapshot_times: Reals | None = _setting(
         None, Option("keep θ at exactly these flow times", "T,…", times)
     )
     snapshot_every: float | None = _setting(

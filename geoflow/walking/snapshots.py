@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Sequence
 from typing import Protocol
 
 from geoflow.errors import InputError, NumericalError
+from geoflow.system.kinds import Reals
 
 # Times that the settings of an archive hold, and multiples that one step may have in it.
 MOST_TIMES, MOST_IN_A_STEP = 40_000, 100_000
@@ -67,7 +67,7 @@ class AtTimes:
 
     keeps_last = False
 
-    def __init__(self, times: Sequence[float]) -> None:
+    def __init__(self, times: Reals) -> None:
         self.times: list[float] = [float(t) for t in times]
         if len(self.times) > MOST_TIMES:
             raise InputError(
@@ -186,7 +186,7 @@ class Thinned:
         return True, dropped
 
 
-def rule_for(times: Sequence[float] | None, every: float | None, limit: int) -> SnapshotRule:
+def rule_for(times: Reals | None, every: float | None, limit: int) -> SnapshotRule:
     """Return the rule that a walk's ``snapshot_times``, ``snapshot_every`` and limit ask for.
 
     Raises

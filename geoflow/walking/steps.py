@@ -17,6 +17,7 @@ from geoflow.errors import (
     InputError,
     NumericalError,
     ObservableError,
+    StepSizeError,
     StorageError,
 )
 from geoflow.manifold.protocol import Flow, State, flatten
@@ -27,7 +28,7 @@ from geoflow.system.translation import numerics
 from geoflow.trajectories import records
 from geoflow.trajectories.records import Observable, Snapshot
 from geoflow.trajectories.storable import storable
-from geoflow.walking import ending
+from geoflow.walking import ending, jumps
 from geoflow.walking.advancing import after_step
 from geoflow.walking.bar import Progress
 from geoflow.walking.counting import budgets, counts_of, uncounted
@@ -167,6 +168,8 @@ class Walk:
                     # As it is: an error that is its own cause has no end to who follows causes.
                     raise
                 end = ending.of_error(error, goals.max_evaluations)
+                if isinstance(error, StepSizeError):
+                    end = ending.of_jump(end, jumps.beside(self.flow, self._state()))
         self._keep_last()
         status, message = end
         n_at_floor = self.flow.level_set.n_at_floor - self.n_at_floor0

@@ -372,10 +372,9 @@ def test_a_slice_does_not_replace_its_own_walk(network, tmp_path):
 def test_the_commands(network, tmp_path, monkeypatch, capsys):
     file, target = tmp_path / "walk.nc", tmp_path / "slice.nc"
     walk(network, archive=file)
-    test = other_problem()
     rebuilt = RebuiltWalk(
         flow=network,
-        observables={"test_loss": lambda t: float(test.loss(t)), "norm": lambda t: float(t.norm())},
+        observables={"test_loss": other_problem(), "norm": lambda t: float(t.norm())},
         module=references.small_module(),
         loss_fn=nn.functional.cross_entropy,
         train=Data(*references.small_data()),

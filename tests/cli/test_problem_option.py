@@ -107,6 +107,47 @@ def failing_observable(seed):
     return gf.experiments.PreparedExperiment(bare(seed), observables={"test_loss": test_loss})
 
 
+def rmse(outputs, targets):
+    return nn.functional.mse_loss(outputs, targets["y"]).sqrt()
+
+
+def norm(outputs, _):
+    return outputs.square().mean().sqrt()
+
+
+def smoothed(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets, label_smoothing=0.2)
+
+
+def unseen(seed, n, loss_fn, targets, tested=None):
+    """Trained by one loss, and tested by that or another, on more than 500 examples."""
+    module, inputs = network(seed), torch.cat([data(seed + i)[0] for i in range(n)])
+    train, test = [(inputs[part], targets(inputs[part])) for part in (slice(24), slice(24, None))]
+    return gf.experiments.PreparedExperiment(
+        gf.Problem.from_module(module, loss_fn, *train),
+        observables={"test_loss": gf.Problem.from_module(module, tested or loss_fn, *test)},
+        module=module,
+        train=train,
+        test=test,
+        loss_fn=loss_fn,
+    )
+
+
+def by_another_loss(seed):
+    def classes(x):
+        return (x.sum(dim=1) > 0).long()
+
+    return unseen(seed, 2, smoothed, classes, nn.functional.cross_entropy)
+
+
+def without_targets(seed):
+    return unseen(seed, 2, norm, lambda x: None)
+
+
+def no_mean(seed):
+    return unseen(seed, 30, rmse, lambda x: {"y": x.sin(), "other": x})
+
+
 number = 3
 '''
 
@@ -216,6 +257,20 @@ def test_it_is_analysed(walked, tmp_path, capsys):
     figures = tmp_path / "figures"
     assert cli.main(["plot", str(path), "--out", str(figures)]) == DONE
     assert (figures / f"{path.stem}-overview.png").exists()
+
+
+@pytest.mark.parametrize("name", ["by_another_loss", "without_targets", "no_mean"])
+def test_a_slice_is_of_the_observable_as_it_was_given(name, file, tmp_path):
+    """Not of the experiment's ``loss_fn`` on its test set, which may be another quantity."""
+    own, path, sliced = f"{file}:{name}", tmp_path / "walk.nc", tmp_path / "slice.nc"
+    assert cli.main(["run", "--problem", own, *WALK, "--out", str(path)]) == DONE
+    arguments = ["slice", str(path), "--problem", own, "--points", "2", "--quiet"]
+    assert cli.main([*arguments, "--out", str(sliced)]) == DONE
+    with xr.open_dataset(sliced) as found, gf.open_trajectory(path) as ds:
+        recorded = ds["test_loss"].values
+        assert np.allclose(found["walk_test_loss"], recorded, rtol=1e-12, atol=0)
+        # Its projections are beside the walk, and the grid is around them.
+        assert np.allclose(found["projected_test_loss"], recorded, rtol=0.1)
 
 
 def test_a_walk_of_another_function_is_refused(walked, file, capsys):

@@ -10,7 +10,8 @@ import torch
 
 import geoflow as gf
 from geoflow.manifold.linearization import TangentHessian
-from geoflow.paths.arclength import Arc, OnArc, _Blocks, strides_to
+from geoflow.paths.arclength import Arc, OnArc, strides_to
+from geoflow.paths.bordering import Blocks
 from geoflow.paths.continuation import Continuation
 from geoflow.paths.learned import Learned
 from geoflow.trajectories import path_schema
@@ -59,16 +60,59 @@ def _folding_twice(theta):
 def test_a_branch_is_followed_downwards_round_its_folds():
     start = [-2.1, 1.5 + 2.1**3 / 2 - 2.1**2]
     continuation = _continuation(_flow(_folding_twice, start))
-    lower = 1.5 + 0.5 * (4 / 3) ** 3 - (4 / 3) ** 2
     at, found = continuation.start(), []
     while not found or found[-1].c != 0.5:
         at = continuation.round(at, 0.5, [1.2, 1.8], 4000)
         found.append(at)
+    _is_all_of_the_branch(found)
+
+
+def _is_all_of_the_branch(found):
+    lower = 1.5 + 0.5 * (4 / 3) ** 3 - (4 / 3) ** 2
     np.testing.assert_allclose([at.c for at in found], [lower, 1.2, 1.5, 1.2, 0.5], rtol=1e-6)
     _, second, first = sorted(np.roots([0.5, 1.0, 0.0, -0.3]).real)
     x = [-4 / 3, second, 0.0, first, min(np.roots([0.5, 1.0, 0.0, -1.0]), key=abs).real]
     # Near a fold a little of the level is much of x.
     np.testing.assert_allclose([float(at.state.theta[0]) for at in found], x, atol=1e-3)
+
+
+def _landing_from(monkeypatch, furthest):
+    """Let no level be reached from one that is further off, as where Newton's iteration fails."""
+    onto, failed = Arc._onto, []
+
+    def from_nearby(arc, level, near):
+        if abs(near.state.loss - level) > furthest:
+            failed.append(near.state.loss)
+            arc._newton(near.state, near.direction, lambda state: (1.0, 0.0))
+        return onto(arc, level, near)
+
+    monkeypatch.setattr(Arc, "_onto", from_nearby)
+    return failed
+
+
+def test_a_level_that_is_not_reached_from_where_it_was_passed_is_reached_from_nearer(monkeypatch):
+    failed = _landing_from(monkeypatch, 0.005)
+    start = [-2.1, 1.5 + 2.1**3 / 2 - 2.1**2]
+    continuation = _continuation(_flow(_folding_twice, start))
+    at, found = continuation.start(), []
+    while not found or found[-1].c != 0.5:
+        at = continuation.round(at, 0.5, [1.2, 1.8], 4000)
+        found.append(at)
+    assert len(failed) >= 3
+    _is_all_of_the_branch(found)
+
+
+def test_where_it_is_not_reached_from_nearer_either_it_is_named(monkeypatch):
+    failed = _landing_from(monkeypatch, -1.0)
+    start = [-2.1, 1.5 + 2.1**3 / 2 - 2.1**2]
+    continuation = _continuation(_flow(_folding_twice, start))
+    at = continuation.round(continuation.start(), 0.5, [1.2, 1.8], 4000)
+    message = (
+        r"L = 1\.2 is not reached from L = 1\.\d+: Newton's iteration onto the branch does not"
+    )
+    with pytest.raises(gf.ConvergenceError, match=message):
+        continuation.round(at, 0.5, [1.2, 1.8], 4000)
+    assert len(failed) == 4
 
 
 @pytest.mark.parametrize("rising", [1.0, -1.0])
@@ -131,7 +175,7 @@ def test_two_equations_that_are_one_have_no_step():
     flow = _flow(_folding_twice, [1.0, 0.5])
     state = flow.evaluate(flow.problem.theta0)
     direction = torch.tensor([-0.6, 0.8], dtype=torch.float64)
-    blocks = _Blocks(flow, state, direction, Learned.unknown(2), state.velocity)
+    blocks = Blocks(flow, state, direction, Learned.unknown(2), state.velocity)
     of_normal, of_other, _ = blocks._coefficients()
     with pytest.raises(gf.ConvergenceError, match="no single tangent"):
         blocks.step((3 * of_normal, 3 * of_other, 1.0))

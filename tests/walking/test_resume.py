@@ -257,6 +257,18 @@ def test_another_version_of_the_schema_is_not_gone_on_with(tmp_path, monkeypatch
         crashes.resume(path, t_end=0.1)
 
 
+def test_the_solver_of_a_walk_is_given_as_the_walk_took_it(tmp_path):
+    path = tmp_path / "walk.nc"
+    crashes.walk("rk4", path, t_end=0.1).close()
+    every = {"reproject_every": crashes.SETTINGS["rk4"]["reproject_every"]}
+    with gf.open_trajectory(path) as ds:
+        whole = json.loads(ds.attrs["config"])["solver"]
+    given = ["rk4", f"rk4:reproject_every={every['reproject_every']}", {"name": "rk4", **every}]
+    for n, solver in enumerate([*given, whole, TorchDiffEq("rk4", **every)]):
+        with crashes.resume(path, t_end=0.1 * (n + 2), solver=solver) as ds:
+            assert json.loads(ds.attrs["config"])["solver"] == whole
+
+
 def test_what_cannot_be_resumed_is_said_to_be_so(tmp_path):
     with pytest.raises(ArchiveError, match="no such file, and no walk is streamed beside it"):
         crashes.resume(tmp_path / "nothing.nc")
@@ -269,8 +281,11 @@ def test_what_cannot_be_resumed_is_said_to_be_so(tmp_path):
         gf.resume(path, t_end=0.2)
     with pytest.raises(InputError, match=r"observables: the walk has \['norm'\]"):
         gf.resume(path, references.ellipsoid(), t_end=0.2)
-    with pytest.raises(InputError, match="solver: the walk's is"):
-        crashes.resume(path, t_end=0.2, solver=TorchDiffEq("euler"))
+    for other in (TorchDiffEq("euler"), "bdf", {"name": "rk4", "reproject_every": 0.3}):
+        with pytest.raises(InputError, match=r"solver: the walk's is .*; give the same, or leave"):
+            crashes.resume(path, t_end=0.2, solver=other)
+    with pytest.raises(InputError, match=r"solver=3 is none; use one of"):
+        crashes.resume(path, t_end=0.2, solver=3)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

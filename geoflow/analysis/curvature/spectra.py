@@ -66,7 +66,7 @@ def along(
     ds: xr.Dataset,
     flow: RegularizingFlow,
     *,
-    snapshots: Sequence[int] | None = None,
+    snapshots: kinds.Wholes | None = None,
     operators: Sequence[str] = DEFAULT_OPERATORS,
     tensors: Sequence[str] | None = None,
     k: int = 5,

@@ -155,7 +155,7 @@ def principal(ds: xr.Dataset, tensors: Sequence[TensorSpec] | None = None) -> Pl
     )
 
 
-def through(ds: xr.Dataset, snapshots: Sequence[int]) -> Plane:
+def through(ds: xr.Dataset, snapshots: kinds.Wholes) -> Plane:
     """Return the plane through three snapshots of a walk.
 
     The first is the origin and the second lies on the α axis; α and β are distances in θ.

@@ -54,7 +54,7 @@ def along(
     *,
     classification: bool,
     class_dim: int | None = None,
-    snapshots: Sequence[int] | None = None,
+    snapshots: kinds.Wholes | None = None,
     batch_size: int = OUTPUTS_AT_ONCE,
     progress: bool = False,
 ) -> xr.Dataset:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -214,7 +213,7 @@ def along(
     module: nn.Module,
     *,
     classification: bool,
-    snapshots: Sequence[int] | None = None,
+    snapshots: kinds.Wholes | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """Motion of a walk along its network's symmetries.

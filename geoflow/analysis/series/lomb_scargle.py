@@ -113,7 +113,7 @@ def lomb_scargle(
     detrend: str = "mean",
     oversampling: float = 5.0,
     max_frequency: float | None = None,
-    levels: Sequence[float] = LEVELS,
+    levels: kinds.Reals = LEVELS,
     n_simulations: int = 999,
     seed: int = 0,
 ) -> Spectrum:
@@ -339,7 +339,7 @@ def _check_cost(shape: tuple[int, ...], n_frequencies: int, n_simulations: int) 
     check_work(operations, OPERATIONS, named, "operations")
 
 
-def checked_levels(levels: Sequence[float]) -> list[float]:
+def checked_levels(levels: kinds.Reals) -> list[float]:
     """Return levels of significance as a list.
 
     Raises

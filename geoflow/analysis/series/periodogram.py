@@ -12,6 +12,7 @@ from geoflow.analysis.series.lomb_scargle import LEVELS, lomb_scargle
 from geoflow.analysis.series.scalars import series
 from geoflow.analysis.walked import walk_attributes
 from geoflow.experiments.prepared import check_seed
+from geoflow.system import kinds
 from geoflow.trajectories import schema
 
 SCALARS = ("angle", "tangent_norm")
@@ -25,7 +26,7 @@ def along(
     detrend: str = "mean",
     oversampling: float = 5.0,
     max_frequency: float | None = None,
-    levels: Sequence[float] = LEVELS,
+    levels: kinds.Reals = LEVELS,
     n_simulations: int = 999,
     seed: int = 0,
 ) -> xr.Dataset:
