@@ -167,7 +167,7 @@ def test_a_level_is_come_to_as_closely_as_is_asked_for():
     level_set = gf.LevelSet(problem, level_rtol=1e-8)
     flow = gf.RegularizingFlow(level_set, lambda theta: (theta[0] - theta[1]) ** 2 - 5 * theta[1])
     arc = Arc(flow, Learned.unknown(2), 0.1)
-    found = arc.onto(1.3, arc.start(flow.evaluate(start), 1.0))
+    found = arc._onto(1.3, arc.start(flow.evaluate(start), 1.0))
     assert found.state.loss == pytest.approx(1.3, rel=1e-8)
 
 
