@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from geoflow.comparisons.dataset import ATOL_OVER_RTOL, Run, Values
 from geoflow.errors import ConvergenceError, CriticalPointError, InputError
 from geoflow.manifold.flows import RegularizingFlow
+from geoflow.problems.counting import own_evaluations
 from geoflow.solvers import Solver
 from geoflow.system import kinds
 from geoflow.system.translation import kind_and_reason
@@ -43,7 +44,7 @@ class Judge:
     ) -> Run:
         """Walk to each of the times; whatever ends the walk is no error here."""
         nothing = np.empty((0, flow.problem.n_parameters))
-        before = flow.problem.evaluations
+        before = own_evaluations(flow.problem)
         try:
             return self.reference(flow, solver, rtol, times, max_evaluations)
         except InputError as error:
@@ -51,7 +52,7 @@ class Judge:
         except (ConvergenceError, CriticalPointError) as error:
             critical = isinstance(error, CriticalPointError)
             status = "critical_point" if critical else "projection_failed"
-            return Run(status, str(error), nothing, {}, flow.problem.evaluations - before)
+            return Run(status, str(error), nothing, {}, own_evaluations(flow.problem) - before)
 
     def reference(
         self,
@@ -68,7 +69,7 @@ class Judge:
         InputError, ConvergenceError, CriticalPointError
             The walk has no start.
         """
-        before = flow.problem.evaluations
+        before = own_evaluations(flow.problem)
         ds = walk(
             flow,
             solver,
@@ -79,7 +80,7 @@ class Judge:
             max_evaluations=max_evaluations,
             snapshot_times=times,
         )
-        spent = flow.problem.evaluations - before
+        spent = own_evaluations(flow.problem) - before
         at = ds.isel(step=ds["snapshot_step"].values)
         values, failed = self.measure(ds["theta"].values.astype(float))
         values["evaluations"] = (at["n_gradient"] + 2 * at["n_hvp"]).values.astype(float)

@@ -28,7 +28,7 @@ from geoflow.paths.branch import FarError, Reached, check_near, check_no_fold
 from geoflow.paths.corrector import Corrected, correct, is_kkt
 from geoflow.paths.learned import Bearing, Learned
 from geoflow.paths.scale import Scale
-from geoflow.problems.counting import shared_budget
+from geoflow.problems.counting import own_evaluations, shared_budget
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system.threads import one_blas_thread
 from geoflow.system.translation import numerics
@@ -115,11 +115,11 @@ class Continuation:
     @property
     def left(self) -> int:
         """Evaluations that may still be made."""
-        return max(self._end - self.flow.problem.evaluations, 0)
+        return max(self._end - own_evaluations(self.flow.problem), 0)
 
     @left.setter
     def left(self, evaluations: int) -> None:
-        self._end = self.flow.problem.evaluations + evaluations
+        self._end = own_evaluations(self.flow.problem) + evaluations
         self.left_of_r = evaluations
 
     @property
@@ -132,7 +132,7 @@ class Continuation:
         self._end_of_r = self._spent_by_r() + evaluations
 
     def _spent_by_r(self) -> int:
-        return sum(problem.evaluations for problem in apart_from(self.flow))
+        return sum(map(own_evaluations, apart_from(self.flow)))
 
     def start(self) -> Reached:
         """Walk from θ0 to the first point, on the level of the flow.
@@ -154,7 +154,7 @@ class Continuation:
             They are spent, and those of the path are not: it says ``what`` failed.
         """
         whole = self._end
-        self._end = min(whole, self.flow.problem.evaluations + evaluations)
+        self._end = min(whole, own_evaluations(self.flow.problem) + evaluations)
         try:
             yield
         except EvaluationLimitError:
@@ -252,7 +252,7 @@ class Continuation:
 
     def _round(self, at: Reached, goal: float, stops: Sequence[float], patience: int) -> Reached:
         arc, bearing = Arc(at_level(self.flow, at.c), self.memory, self.limit), self.memory.bearing
-        before, strides, hopeless = self.flow.problem.evaluations, 0, 0
+        before, strides, hopeless = own_evaluations(self.flow.problem), 0, 0
         with self.budget(), numerics(), one_blas_thread():
             if bearing is None:
                 wanted = [goal]
@@ -282,7 +282,7 @@ class Continuation:
                         status="fold",
                     )
                 strides += 1
-                spent = self.flow.problem.evaluations - before
+                spent = own_evaluations(self.flow.problem) - before
                 needed = spent / strides * strides_to(point, after, coming, ahead.stride)
                 hopeless = hopeless + 1 if spent + needed > patience else 0
                 point, bearing = after, ahead

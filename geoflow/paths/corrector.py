@@ -33,6 +33,7 @@ from geoflow.paths.tangent_solver import (
     oblique_normal,
     solve,
 )
+from geoflow.problems.counting import own_evaluations
 
 # Farther from its level than this, in log L, a point is moved there, not relaxed there.
 NEAR = 0.1
@@ -120,9 +121,9 @@ def correct(
     CriticalPointError
         ∇L vanishes.
     """
-    correction, spent0 = _Correction(flow, state, memory, limit), flow.problem.evaluations
+    correction, spent0 = _Correction(flow, state, memory, limit), own_evaluations(flow.problem)
     while not is_kkt(flow, correction.state, limit):
-        spent = flow.problem.evaluations - spent0
+        spent = own_evaluations(flow.problem) - spent0
         if spent >= patience or min(memory.time, memory.reach) < SHORTEST:
             memory.time, memory.reach = FIRST_TIME, FIRST_REACH
             raise ConvergenceError(

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 from torch.utils import deterministic
 
-# PyTorch's settings are those of the whole process: the first of several threads makes them, and
-# the last gives them back.
-_LOCK = threading.Lock()
-_inside: dict[str, int] = {}
-_given_back: dict[str, ExitStack] = {}
+from geoflow.system.process import Setting
 
 # Kinds of devices that geoflow computes on, each with an autocast of its own: PyTorch 2.4 has none
 # for Apple's, and asking for it is an error there.
@@ -31,23 +26,10 @@ def exact(device: torch.device) -> Iterator[None]:
     out, so that a loss and the loss beside its gradient would be two numbers. A level kept to 10⁻⁶
     and a walk that resumes to the bit want none of it.
     """
-    with _LOCK:
-        n = _inside.get(device.type, 0)
-        if not n:
-            stack = _given_back[device.type] = ExitStack()
-            stack.enter_context(_full_precision())
-            if device.type == "cuda":
-                stack.enter_context(_one_order())
-        _inside[device.type] = n + 1
-    try:
-        # A setting of each thread for itself.
-        with without_autocast():
-            yield
-    finally:
-        with _LOCK:
-            _inside[device.type] -= 1
-            if not _inside[device.type]:
-                _given_back[device.type].close()
+    order = _ONE_ORDER() if device.type == "cuda" else nullcontext()
+    # The last is a setting of each thread for itself.
+    with _FULL_PRECISION(), order, without_autocast():
+        yield
 
 
 @contextmanager
@@ -71,10 +53,12 @@ def _full_precision() -> Iterator[None]:
     cudnn, attention = torch.backends.cudnn, torch.backends.mha
     fast = attention.get_fastpath_enabled()
     attention.set_fastpath_enabled(False)
+    # Whether cuDNN is used at all is set for second derivatives, by others.
+    flags = cudnn.set_flags(None, False, 10, True, False)
     try:
-        with cudnn.flags(enabled=cudnn.enabled, deterministic=True, allow_tf32=False):
-            yield
+        yield
     finally:
+        cudnn.set_flags(None, *flags[1:])
         torch.set_float32_matmul_precision(before)
         attention.set_fastpath_enabled(fast)
 
@@ -93,3 +77,6 @@ def _one_order() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warns)
         deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
+
+
+_FULL_PRECISION, _ONE_ORDER = Setting(_full_precision), Setting(_one_order)

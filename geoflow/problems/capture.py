@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from geoflow.problems import alone
+
 Evaluation = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 # Larger networks keep a GPU busy, and a graph keeps the memory of its activations to itself.
@@ -42,13 +44,19 @@ class Captured:
         """Value and gradient at θ."""
         if self._graph is None:
             found = evaluation(theta)
-            if not self._tried:
-                self._record(evaluation, theta, found)
+            with alone.lock_of(self):
+                if not self._tried:
+                    self._record(evaluation, theta, found)
             return found
-        self._given.copy_(theta)
-        self._graph.replay()
-        value, gradient = self._found
-        return value.clone(), gradient.clone()
+        return self._replayed(self._graph, theta)
+
+    def _replayed(self, graph: torch.cuda.CUDAGraph, theta: Tensor) -> tuple[Tensor, Tensor]:
+        # What goes in and what comes out have one place for all threads.
+        with alone.lock_of(self):
+            self._given.copy_(theta)
+            graph.replay()
+            value, gradient = self._found
+            return value.clone(), gradient.clone()
 
     def _record(
         self, evaluation: Evaluation, theta: Tensor, expected: tuple[Tensor, Tensor]

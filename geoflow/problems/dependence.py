@@ -179,7 +179,8 @@ def _check_live(module: nn.Module, copied: nn.Module, evaluate: Callable[[], Ten
     kept: dict[tuple[str, str], Tensor] = {}
     with torch.enable_grad():
         try:
-            with _watched(modules.unwrap(module)) as kept:
+            # Other threads may be making problems of it.
+            with displaced.LOCK, _watched(modules.unwrap(module)) as kept:
                 value = evaluate()
         # A leaf cannot be written into nor taken to NumPy, as what it stands for can. Without it
         # there is no telling whether it is in the graph. Other errors come again.

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from geoflow.errors import InputError
 from geoflow.problems.normalisation import WrittenOut
+from geoflow.system.process import Setting
 from geoflow.system.translation import reason
 
 Tensors = dict[str, Tensor]
@@ -187,5 +188,20 @@ def derived(compute: Callable[[], Result], name: str = "loss", order: str = "sec
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
     """Attention and recurrent layers by those of PyTorch's kernels that have second derivatives."""
-    with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+    with _TWICE():
         yield
+
+
+@contextmanager
+def _kernels() -> Iterator[None]:
+    # Not by cudnn.flags, which sets the precision as well.
+    enabled = torch.backends.cudnn.enabled
+    with sdpa_kernel(SDPBackend.MATH):
+        torch._C._set_cudnn_enabled(False)
+        try:
+            yield
+        finally:
+            torch._C._set_cudnn_enabled(enabled)
+
+
+_TWICE = Setting(_kernels)

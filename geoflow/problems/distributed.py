@@ -18,6 +18,7 @@ from torch import Tensor
 from geoflow.errors import DivergenceError, InputError, ProcessLostError
 from geoflow.problems import arithmetic, data
 from geoflow.problems.checks import Division
+from geoflow.problems.counting import own_counts
 from geoflow.problems.division import divided, weighed
 from geoflow.problems.parts import BatchParts, LossPart, ModulePart, add_up
 from geoflow.problems.problem import Problem
@@ -130,7 +131,7 @@ class DistributedProblem(Problem):
         KeyboardInterrupt
             One of the processes was asked to stop.
         """
-        if self._n_gradient % COMPARED_EVERY == 0:
+        if own_counts(self)["gradient"] % COMPARED_EVERY == 0:
             self._check_same(theta)
         return super().value_and_gradient(theta)
 

@@ -143,9 +143,10 @@ def _evaluated(parts: tuple[ModulePart, ...], parameters: Parameters) -> tuple[T
     """The outputs of all examples, and each part's sum of losses."""
     outputs, sums = [], []
     for part in parts:
-        found = part.outputs(parameters)
         # Right after the outputs: a loss may use what a hook has kept of them.
-        sums.append(float(part.sum_of_outputs(found).detach()))
+        with part.lock:
+            found = part.outputs(parameters)
+            sums.append(float(part.sum_of_outputs(found).detach()))
         outputs.append(detached(found))
     return joined(outputs), sums
 

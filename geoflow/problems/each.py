@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,10 +9,7 @@ from typing import Any
 import torch
 from torch.func import vmap
 
-# PyTorch's switch is that of the whole process: the first of several threads turns it off, and the
-# last on again.
-_LOCK = threading.Lock()
-_inside = 0
+from geoflow.system.process import Setting
 
 
 def each(
@@ -29,27 +25,24 @@ def each(
     mapped = vmap(function, in_dims, chunk_size=chunk_size)
 
     def quiet(*arguments: Any) -> Any:
-        with _without_advice():
+        with _WITHOUT_ADVICE():
             return mapped(*arguments)
 
     return quiet
 
 
 @contextmanager
-def _without_advice() -> Iterator[None]:
+def _advice_off() -> Iterator[None]:
     """Leave out the warning that an operation has no batching rule, which nobody here can give it.
 
     A filter of warnings would make Python forget which others it has shown, at every evaluation.
     """
-    global _inside
     turn = getattr(torch._C._functorch, "_set_vmap_fallback_warning_enabled", lambda enabled: None)
-    with _LOCK:
-        _inside += 1
-        turn(False)
+    turn(False)
     try:
         yield
     finally:
-        with _LOCK:
-            _inside -= 1
-            if not _inside:
-                turn(True)
+        turn(True)
+
+
+_WITHOUT_ADVICE = Setting(_advice_off)

@@ -99,7 +99,7 @@ class Grouped(Counted):
 
     @property
     def counts(self) -> dict[str, int]:
-        """Full passes over the data so far: ``{"gradient": n, "hvp": m}``."""
+        """Full passes over the data so far, of all threads: ``{"gradient": n, "hvp": m}``."""
         return {"gradient": self._n_gradient, "hvp": self._n_hvp}
 
     def unflatten(self, theta: Tensor) -> Parameters:
@@ -145,14 +145,14 @@ class Grouped(Counted):
         checks.check_like(theta, self.theta0)
         self._check_budget(2)
         if self._has_exact_products:
-            self._n_hvp += 1
+            self._count(hvp=1)
             at, along = self.unflatten(theta.detach().clone()), self.unflatten(v.detach())
             with arithmetic.exact(self.device):
                 return self._groups.hessian_products(self._part, at, along, theta, self.tensors)
         size = float(torch.linalg.vector_norm(v))
         step = differences.steps(theta)[0] / (size or 1.0)
         ahead, behind = (self.value_and_gradient(theta + s * v)[1] for s in (step, -step))
-        self._n_gradient, self._n_hvp = self._n_gradient - 2, self._n_hvp + 1
+        self._count(gradient=-2, hvp=1)
         return (ahead - behind) / (2 * step)
 
     @cached_property
@@ -167,7 +167,7 @@ class Grouped(Counted):
     def _spend(self, theta: Tensor, evaluations: int) -> Tensor:
         checks.check_like(theta, self.theta0)
         self._check_budget(evaluations)
-        self._n_gradient += evaluations
+        self._count(gradient=evaluations)
         return theta.detach().clone().requires_grad_()
 
     def _check(

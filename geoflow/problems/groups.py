@@ -231,9 +231,9 @@ def _rows(found: Parameters, theta: Tensor, tensors: Sequence[TensorSpec]) -> Te
 
 def _loss(part: ModulePart, parameters: Parameters, x: Any, y: Any) -> Tensor:
     """What a part's loss is of these examples."""
-    return replace(part, inputs=x, targets=y).sum_of_outputs(
-        replace(part, inputs=x).outputs(parameters)
-    )
+    of_them = replace(part, inputs=x, targets=y)
+    with part.lock:
+        return of_them.sum_of_outputs(of_them.outputs(parameters))
 
 
 def _loss_of_one(part: ModulePart, parameters: Parameters, x: Any, y: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,6 +21,7 @@ from geoflow.problems.reach import reachable
 # Modules of users that a problem has been made of, with the names of the parameters that are its θ:
 # where a function uses one, θ is meant.
 _THETAS: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+_LOCK = threading.RLock()
 
 _REMEDY = (
     "use those of θ (problem.unflatten(theta), torch.func.functional_call), or those of a copy "
@@ -29,7 +31,14 @@ _REMEDY = (
 
 def remember(module: nn.Module, names: Iterable[str]) -> None:
     """Remember a user's module of which these parameters are θ, as long as it is there."""
-    _THETAS.setdefault(module, set()).update(names)
+    with _LOCK:
+        _THETAS.setdefault(module, set()).update(names)
+
+
+def _thetas() -> list[tuple[nn.Module, set[str]]]:
+    # Another thread may be making a problem.
+    with _LOCK:
+        return [(module, set(names)) for module, names in _THETAS.items()]
 
 
 def check_alone(function: Callable[[Tensor], Tensor], theta0: Tensor, name: str) -> None:
@@ -70,7 +79,7 @@ def _check_graph(graph: list[Any], again: list[Any], name: str) -> None:
     found = [p for node in again if id(node) not in before for p in _parameters(node)]
     if not found:
         return
-    of_theta = {id(p) for module in list(_THETAS) for p in module.parameters()}
+    of_theta = {id(p) for module, _ in _thetas() for p in module.parameters()}
     for parameter in found:
         if id(parameter) in of_theta:
             raise InputError(
@@ -96,7 +105,7 @@ def _check_values(
     modules = {id(one) for one in held if isinstance(one, nn.Module)}
     places = {place for one in held if (place := _place(one)) is not None}
     moving: list[nn.Parameter] = []
-    for module, names in list(_THETAS.items()):
+    for module, names in _thetas():
         own = parameters_by_name(module)
         # Frozen ones have been said to be data.
         ours = [own[n] for n in names if n in own and own[n].requires_grad]

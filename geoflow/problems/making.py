@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from geoflow.errors import InputError
 from geoflow.problems import (
+    alone,
     arithmetic,
     checks,
     contents,
@@ -178,6 +179,7 @@ def of_function(loss: Callable[[Tensor], Tensor], theta0: Tensor) -> Made:
         raise InputError("theta0 has non-finite entries; remove them")
     theta0 = theta0.detach().clone()
     guard = checks.explained(theta0.dtype, remedy="give theta0 in ")
+    loss = alone.Alone(loss)
     with guard, torch.no_grad(), arithmetic.exact(theta0.device):
         try:
             value = loss(theta0.clone())

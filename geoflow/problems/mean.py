@@ -64,7 +64,7 @@ class MeanOfParts(Picklable):
         """∇²L v and ∇³L[v, v] by PyTorch's derivatives; counted as two products."""
         at, along = self._at_and_along(theta, v)
         self._check_budget(4)
-        self._n_hvp += 2
+        self._count(hvp=2)
 
         def contribution(part: LossPart) -> tuple[tuple[Tensor, Tensor], Tensor]:
             product, slope, weight = derivatives.third_product(part.sum_and_weight, at, along)
@@ -82,7 +82,7 @@ class MeanOfParts(Picklable):
         """Mean of what each part gives; counted as one Hessian-vector product."""
         at, along = self._at_and_along(theta, v)
         self._check_budget(2)
-        self._n_hvp += 1
+        self._count(hvp=1)
 
         def contribution(part: LossPart) -> tuple[tuple[Tensor], Tensor]:
             product, weight = multiply(part, at, along)

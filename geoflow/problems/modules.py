@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from geoflow.errors import InputError
-from geoflow.problems import displaced
+from geoflow.problems import alone, displaced
 from geoflow.problems.storage import check_memory
 from geoflow.system import kinds
 from geoflow.system.translation import reason
@@ -265,7 +265,7 @@ def duplicate(module: Layer, of: str = "module", memo: Memo | None = None) -> La
     """
     memo = {} if memo is None else memo
     try:
-        with displaced.LOCK:
+        with displaced.LOCK, alone.at_rest(module):
             for child in module.modules():
                 for value in _tensors(vars(child)):
                     by_rows = value.layout not in (torch.strided, torch.sparse_coo)

@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from geoflow.errors import InputError
-from geoflow.problems import ahead, arithmetic, checks, data
+from geoflow.problems import ahead, alone, arithmetic, checks, data
 from geoflow.problems.data import Tree
 from geoflow.system import kinds
 
@@ -50,7 +50,9 @@ Weighted = tuple[Tensor, Tensor]
 class LossPart:
     """The loss of one batch: a sum of losses, and what it weighs in the mean.
 
-    L(θ) = Σ sums / Σ weights over the parts. Weights do not depend on θ.
+    L(θ) = Σ sums / Σ weights over the parts. Weights do not depend on θ. Several threads may
+    evaluate one: whatever it changes while it does is its to guard, as a network by its lock of
+    :mod:`geoflow.problems.alone`.
     """
 
     def sum_and_weight(self, parameters: Parameters) -> Weighted:
@@ -109,12 +111,18 @@ class ModulePart(LossPart):
     ) -> Any:
         """What the network gives on other arguments."""
         named = {**self.fixed, **parameters}
-        for names in self._ties:
-            # What is a buffer too is what θ has.
-            own = next((n for n in names if n in parameters), names[0])
-            if own in named:
-                named.update(dict.fromkeys(names, named[own]))
-        return functional_call(self.module, named, arguments, keywords, tie_weights=False)
+        with self.lock:
+            for names in self._ties:
+                # What is a buffer too is what θ has.
+                own = next((n for n in names if n in parameters), names[0])
+                if own in named:
+                    named.update(dict.fromkeys(names, named[own]))
+            return functional_call(self.module, named, arguments, keywords, tie_weights=False)
+
+    @property
+    def lock(self) -> AbstractContextManager[object]:
+        """Held round what must see the network as one evaluation leaves it: outputs and loss."""
+        return alone.lock_of(self.module)
 
     @functools.cached_property
     def _ties(self) -> list[list[str]]:
@@ -127,7 +135,8 @@ class ModulePart(LossPart):
 
     def sum_of_outputs(self, outputs: Any) -> Tensor:
         """The part's sum, as a function of the outputs."""
-        value = self.loss_fn(outputs, _own(self.targets))
+        with self.lock:
+            value = self.loss_fn(outputs, _own(self.targets))
         if not isinstance(value, Tensor):
             raise checks.no_loss("loss_fn", value, "return one scalar tensor, the mean loss")
         return value if self.scale == 1.0 else self.scale * value
@@ -141,7 +150,8 @@ class ModulePart(LossPart):
             The network or the loss writes into them.
         """
         examples = {"inputs": self.inputs, "targets": self.targets}
-        with unwritten(examples):
+        # The loss may use what a layer or a hook has kept of these outputs.
+        with self.lock, unwritten(examples):
             return self.weighted_sum(self.outputs(parameters))
 
     def weighted_sum(self, outputs: Any) -> Weighted:
@@ -249,7 +259,7 @@ class BatchPart(LossPart):
             The function gave something else, or it writes into the batch.
         """
         named = {f"module.{n}": t for n, t in {**self.fixed, **parameters}.items()}
-        with unwritten({"batches": self.batch}):
+        with alone.lock_of(self.bound.module), unwritten({"batches": self.batch}):
             found = functional_call(self.bound, named, (_own(self.batch),))
             total, weight = as_weighted(found)
         return total, torch.as_tensor(weight, dtype=total.dtype, device=total.device).detach()
@@ -418,6 +428,6 @@ def output_chunks(
     device = next(t.device for _, t in data.leaves(inputs, ""))
     for start in range(0, n, batch_size):
         arguments, keywords = as_arguments(data.chunk(inputs, start, batch_size))
-        with arithmetic.exact(device):
+        with arithmetic.exact(device), alone.lock_of(module):
             found = functional_call(module, held, arguments, keywords)
         yield data.mapped(found, lambda tensor: tensor.detach())

@@ -6,11 +6,13 @@ import copy
 import copyreg
 import pickle
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import cloudpickle
 
 from geoflow.errors import InputError
+from geoflow.problems import alone
 from geoflow.problems.counting import Counted
 from geoflow.problems.parts import BatchParts, FunctionPart, LossPart, ModulePart
 from geoflow.system.translation import reason
@@ -25,7 +27,7 @@ class Picklable(Counted):
     _parts: Iterable[LossPart]
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_n_gradient": 0, "_n_hvp": 0, "_limit": None, "_shared": None}
+        return vars(self) | {"_n_gradient": 0, "_n_hvp": 0}
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Refuse what pickle does not take.
@@ -37,7 +39,8 @@ class Picklable(Counted):
         """
         for name, value in _given(self._parts).items():
             try:
-                pickle.dump(value, _Nowhere())
+                with _at_rest(self._parts):
+                    pickle.dump(value, _Nowhere())
             # Whatever a user's objects hold on to may refuse in its own way.
             except Exception as error:
                 raise InputError(
@@ -53,7 +56,8 @@ class Picklable(Counted):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         new = memo[id(self)] = object.__new__(type(self))
-        vars(new).update(copy.deepcopy(self.__getstate__(), memo))
+        with _at_rest(self._parts):
+            vars(new).update(copy.deepcopy(self.__getstate__(), memo))
         return new
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -71,6 +75,13 @@ class _Nowhere:
 
 def _reduced(problem: Picklable) -> tuple[Any, ...]:
     return copyreg.__newobj__, (type(problem),), problem.__getstate__()  # type: ignore[attr-defined]
+
+
+def _at_rest(parts: Iterable[LossPart]) -> AbstractContextManager[None]:
+    """No evaluation in the network, whose tensors may be inside a graph there."""
+    first: Any = parts.bound if isinstance(parts, BatchParts) else next(iter(parts))
+    module = getattr(getattr(first, "part", first), "module", None)
+    return nullcontext() if module is None else alone.at_rest(module)
 
 
 def _given(parts: Iterable[LossPart]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from geoflow.errors import InputError
 from geoflow.problems import (
+    alone,
     capture,
     checks,
     dependence,
@@ -46,6 +47,9 @@ class Problem(MeanOfParts):
     Make one with :meth:`from_module`, :meth:`from_batches` or :meth:`from_function`. What they
     promise of the loss is checked when the problem is made, by a few evaluations at ``theta0`` that
     :attr:`counts` does not have. Pickled, its counts start at zero on the other side.
+
+    Several threads may evaluate one: forward passes are made one at a time, backward passes beside
+    each other. One of them may walk with it.
 
     Attributes
     ----------
@@ -173,7 +177,8 @@ class Problem(MeanOfParts):
             A ``DataLoader`` that does not shuffle, or anything else that gives the same batches in
             the same order whenever it is iterated. Tensors in tuples, lists and dictionaries,
             sparse ones too, are converted to ``dtype`` and moved to ``device``, one batch at a
-            time. They are **not copied**: what is written into them later changes L.
+            time. They are **not copied**: what is written into them later changes L. Where several
+            threads evaluate, each iterates them for itself.
         parameters, dtype, device
             See :meth:`from_module`.
 
@@ -202,7 +207,7 @@ class Problem(MeanOfParts):
             gradient; or it uses parameters of a module that a problem was made of, not frozen.
         """
         problem = cls(*making.of_function(loss, theta0))
-        live.check_alone(loss, problem.theta0, "loss")
+        live.check_alone(alone.Alone(loss), problem.theta0, "loss")
         return problem
 
     def __repr__(self) -> str:
@@ -251,7 +256,8 @@ class Problem(MeanOfParts):
     def counts(self) -> dict[str, int]:
         """Evaluations so far: ``{"gradient": n, "hvp": m}``, full passes over the data.
 
-        A bare :meth:`loss` is not counted: no solver uses it.
+        Of all threads together; a walk records those of its own. A bare :meth:`loss` is not
+        counted: no solver uses it.
         """
         return {"gradient": self._n_gradient, "hvp": self._n_hvp}
 
@@ -315,7 +321,7 @@ class Problem(MeanOfParts):
         """
         checks.check_like(theta, self.theta0)
         self._check_budget(1)
-        self._n_gradient += 1
+        self._count(gradient=1)
         if self._captured is None:
             return self._evaluated(theta)
         return self._captured(self._evaluated, theta)
@@ -347,7 +353,7 @@ class Problem(MeanOfParts):
         self._check_budget(2)
         with self.uncounted():
             product = products.difference(self.value_and_gradient, theta, v)
-        self._n_hvp += 1
+        self._count(hvp=1)
         return product
 
     def third_product(self, theta: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

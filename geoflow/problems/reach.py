@@ -14,7 +14,7 @@ from torch import Tensor, nn
 MOST = 20_000
 
 # Types of these are no user's, and hold nothing of one's.
-_LIBRARIES = ("builtins", "torch", "numpy", "collections", "functools", "typing")
+_LIBRARIES = ("builtins", "torch", "numpy", "collections", "functools", "typing", "geoflow")
 
 Found = nn.Module | Tensor | np.ndarray
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from geoflow.errors import InputError
 from geoflow.problems import arithmetic
-from geoflow.problems.counting import Counted
+from geoflow.problems.counting import Counted, own_counts
 from geoflow.problems.parts import Parameters, TensorSpec
 from geoflow.problems.protocol import ProblemLike, check_problem
 
@@ -117,6 +117,11 @@ class Problems(Counted):
         """Evaluations so far of all the problems: ``{"gradient": n, "hvp": m}``."""
         names = ("gradient", "hvp")
         return {name: sum(p.counts[name] for p in self.problems) for name in names}
+
+    @property
+    def _own_counts(self) -> dict[str, int]:
+        own = [own_counts(problem) for problem in self.problems]
+        return {name: sum(counts[name] for counts in own) for name in ("gradient", "hvp")}
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from typing import SupportsFloat
 from torch import Tensor
 
 from geoflow.manifold.protocol import Flow, apart_from
-from geoflow.problems.counting import Counted, shared_budget
+from geoflow.problems.counting import Counted, own_counts, own_evaluations, shared_budget
 from geoflow.trajectories.records import Observable
 
 # By the name of its record, n_regularizer_gradient.
@@ -17,14 +17,14 @@ APART = "regularizer_gradient"
 
 
 def counts_of(flow: Flow) -> dict[str, int]:
-    """Evaluations so far, by the names of their records without ``n_``.
+    """Evaluations so far by this thread, by the names of their records without ``n_``.
 
     ``gradient`` and ``hvp`` of the level set's loss; where R evaluates other problems,
     ``regularizer_gradient`` of these, a Hessian-vector product counting 2.
     """
     apart = apart_from(flow)
-    counts = dict(flow.problem.counts)
-    return counts | ({APART: sum(p.evaluations for p in apart)} if apart else {})
+    counts = dict(own_counts(flow.problem))
+    return counts | ({APART: sum(map(own_evaluations, apart))} if apart else {})
 
 
 def spent(counts: Mapping[str, int]) -> dict[str, int]:

@@ -42,6 +42,7 @@ from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.scaling import power_of_two
 from geoflow.problems import arithmetic
+from geoflow.problems.counting import own_counts
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.footprint import product_bytes
 from geoflow.system import kinds
@@ -170,7 +171,7 @@ def along(
 
     def at(index: int) -> xr.Dataset:
         state = state_at(ds, flow, index)
-        before = flow.problem.counts["hvp"]
+        before = own_counts(flow.problem)["hvp"]
         per_operator = []
         for name in operators:
             operator = _operator(name, flow, state, tensors)
@@ -198,7 +199,7 @@ def along(
                 }
             )
         curvature = normal_curvature(flow, state, state.velocity)
-        spent = flow.problem.counts["hvp"] - before
+        spent = own_counts(flow.problem)["hvp"] - before
         row = (per_operator, curvature, flow.values(state)["multiplier"], spent)
         return assemble(ds, [index], operators, [row], attributes)
 

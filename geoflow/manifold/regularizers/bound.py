@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geoflow.errors import InputError
 from geoflow.manifold.apart import Apart
-from geoflow.problems import arithmetic, derivatives, products
+from geoflow.problems import alone, arithmetic, derivatives, products
 from geoflow.problems.protocol import ProblemLike
 
 Product = Callable[[Tensor], Tensor]
@@ -145,7 +145,7 @@ class OwnFunction(ThetaFunction):
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], problem: ProblemLike) -> None:
-        super().__init__(function)
+        super().__init__(alone.Alone(function))
         self._theta0 = problem.theta0
         self._sizes = [math.prod(s.shape) for s in problem.tensors]
         self._products = products.HessianProducts("regularizer")

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from geoflow.errors import InputError
 from geoflow.manifold.regularizers.bound import ThetaFunction
 from geoflow.manifold.regularizers.named import Make, needs_problem, regularizer
-from geoflow.problems import data
+from geoflow.problems import alone, data
 from geoflow.problems.modules import DROPOUTS, computes_as, duplicate
 from geoflow.problems.parts import BatchParts, ModulePart
 from geoflow.problems.protocol import ProblemLike
@@ -79,7 +79,8 @@ def path_norm() -> Make:
 
         def norm(theta: Tensor) -> Tensor:
             squared = {n: t**2 for n, t in unflatten(theta).items()}
-            return functional_call(linear, {**fixed, **squared}, (ones,)).sum()
+            with alone.lock_of(linear):
+                return functional_call(linear, {**fixed, **squared}, (ones,)).sum()
 
         if isinstance(part, BatchParts):
             _check_shape(norm, problem.theta0)
