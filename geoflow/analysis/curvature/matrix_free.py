@@ -93,11 +93,11 @@ def extreme_eigenvalues(
         from the largest.
     max_products : int
         Give up after about this many products; those of a matrix that is written out come to them,
-        and at the lower end those that find the largest. Of those that have converged by then, the first may
-        be missing among them. So some 40, or a quarter as many again, look for the end of what is
-        orthogonal to them, and the first that does not lie beyond that Ritz value and its residual
-        is NaN, with all after it: this is as sure as convergence itself is, which a start without a
-        part along an eigenvector deceives.
+        and at the lower end those that find the largest. Of those that have converged by then, the
+        first may be missing among them. So some 40, or a quarter as many again, look for the end of
+        what is orthogonal to them, and the first that does not lie beyond that Ritz value and its
+        residual is NaN, with all after it: this is as sure as convergence itself is, which a start
+        without a part along an eigenvector deceives.
     seed : int
         Of the starting vector.
 
@@ -332,7 +332,7 @@ def _before_writing(n: int, max_products: int) -> int:
 
 
 def _written_out(operator: Curvature, k: int, which: str) -> tuple[Floats, Floats]:
-    """The k largest or smallest eigenvalues from the end inwards, and eigenvectors, by n products."""
+    """The k eigenvalues at an end, from there inwards, and eigenvectors, by n products."""
     values, vectors = np.linalg.eigh(operator.dense())
     order = slice(None, k) if which == "smallest" else slice(None, -k - 1, -1)
     return values[order], vectors[:, order]
