@@ -21,6 +21,7 @@ from geoflow.plots.styles import (
     WIDE_INCHES,
     axis_label,
     check_width,
+    fitted,
     label_below,
     mark_lone,
     new_figure,
@@ -81,9 +82,8 @@ def sweep_stack(
                 _mean_and_std(ax, mean["time"].values, _runs(mean, name), colour)
         axes[-1].set_xlabel(LABELS["time"])
         plural = "s" if len(walks) > 1 else ""
-        axes[0].set_title(
-            f"{plain(walks[0].attrs.get('experiment') or 'walk')}: {len(walks)} run{plural}"
-        )
+        name = plain(walks[0].attrs.get("experiment") or "walk")
+        axes[0].set_title(fitted(f"{name}: {len(walks)} run{plural}", width))
         figure.align_ylabels(axes)
     return figure
 
@@ -132,9 +132,8 @@ def ensemble(
             _mean_and_std(ax, x, runs, colour)
             ax.set_ylabel(axis_label(name))
         label_below(axes, len(chosen), LABELS[along])
-        figure.suptitle(
-            f"{plain(ds.attrs['experiment'] or 'walks')}: {ds.sizes['run']} runs", fontsize=8
-        )
+        called = f"{plain(ds.attrs['experiment'] or 'walks')}: {ds.sizes['run']} runs"
+        figure.suptitle(fitted(called, width), fontsize=8)
         figure.align_ylabels()
     return figure
 

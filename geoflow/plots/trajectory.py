@@ -24,6 +24,7 @@ from geoflow.plots.styles import (
     axis_label,
     check_axes,
     check_width,
+    fitted,
     mark_lone,
     new_figure,
     plain,
@@ -162,7 +163,7 @@ def overview(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
         for key in set("".join(rows[-2:] if width > WIDE_INCHES else rows[-1])):
             axes[key].set_xlabel(LABELS["time"])
             axes[key].tick_params(labelbottom=True)
-        figure.suptitle(title(ds), fontsize=8)
+        figure.suptitle(fitted(title(ds), width), fontsize=8)
         figure.align_ylabels()
     return figure
 
@@ -238,7 +239,8 @@ def paper_stack(
             for row, (ax, name) in enumerate(zip(axes, names, strict=True)):
                 of_scalar(ds, name, ax, x, **look, **(label if row == 0 else {}))
         axes[-1].set_xlabel(axis_label(x))
-        axes[0].set_title(title(several[0]) if len(several) == 1 else f"{len(several)} walks")
+        called = title(several[0]) if len(several) == 1 else f"{len(several)} walks"
+        axes[0].set_title(fitted(called, width))
         if labels:
             figure.legend(loc="outside lower center", ncols=2 if width > WIDE_INCHES else 1)
         figure.align_ylabels(axes)
