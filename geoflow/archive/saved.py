@@ -102,6 +102,10 @@ def saved(path: Path) -> Saved:
     if not files.is_file(path):
         raise ArchiveError(f"{path}: there is no such file, and no walk is streamed beside it")
     defect = seal.defect(path)
+    if defect == seal.MISSING and (other := trajectory_files.kind_there(path)):
+        raise ArchiveError(
+            f"{path} is not a trajectory: it is of the kind {other}; give the file of a walk"
+        )
     if defect:
         raise ArchiveError(f"{path}: {defect}; run again")
     with trajectory_files.open_trajectory(path) as ds, translation.reading(path, WANTED):

@@ -120,6 +120,15 @@ def other_kind(ds: xr.Dataset) -> str:
     return f"{kind[:40]!a}"
 
 
+def kind_there(path: Path) -> str:
+    """What a file without a seal, as analyses are, is by its kind; empty where it is unreadable."""
+    try:
+        with netcdf.open_lazily(netcdf.checked(path)) as ds:
+            return other_kind(ds)
+    except (ArchiveError, *translation.UNREADABLE):
+        return ""
+
+
 def read_checkpoint(path: Path, ds: xr.Dataset) -> Checkpoint:
     """Read what a walk needs to go on from where its file ends.
 

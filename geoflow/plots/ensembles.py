@@ -21,14 +21,18 @@ from geoflow.plots.styles import (
     WIDE_INCHES,
     axis_label,
     check_width,
+    fitted,
     label_below,
     mark_lone,
     new_figure,
     plain,
     style,
 )
-from geoflow.plots.trajectory import angle, line, walks_of
+from geoflow.plots.trajectory import of_scalar, shown_names, walks_of
 from geoflow.system import kinds
+from geoflow.trajectories import schema
+from geoflow.trajectories.dataset import MOST_SHOWN, SHOWN
+from geoflow.trajectories.records import RESIDUAL
 
 A_SWEEP = "what gf.open_sweep returned"
 
@@ -37,6 +41,8 @@ def sweep_stack(
     walks: Sequence[xr.Dataset], mean: xr.Dataset | None, width: float = SLIDE_INCHES
 ) -> Figure:
     """Angle, R, test loss and test accuracy: every run, and mean ± std over them.
+
+    Of walks of a flow of one's own, what it records stands in the place of angle and R.
 
     Parameters
     ----------
@@ -54,21 +60,15 @@ def sweep_stack(
     """
     check_width(width)
     walks = walks_of(walks, "walks")
-    names = [
-        "angle",
-        "regularizer",
-        *(n for n in ("test_loss", "test_accuracy") if all(n in ds for ds in walks)),
-    ]
+    names = shown_names(walks)
     if mean is not None:
         give = "what gf.sweeps.ensemble.resample made of the walks by time, or None"
         kinds.check_dataset(mean, "time", *names, name="mean", give=give)
     with style():
         figure = new_figure(width, 0.24 * width * len(names))
-        axes = figure.subplots(len(names), 1, sharex=True)
-        for name, ax, colour in zip(names, axes, COLOURS, strict=False):
-            draw = angle if name == "angle" else line
+        axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+        for name, ax, colour in zip(names, axes, cycle(COLOURS), strict=False):
             for ds in walks:
-                named: dict[str, Any] = {} if name == "angle" else {"name": name}
                 look: dict[str, Any] = {
                     "linewidth": 0.6,
                     "alpha": 0.5,
@@ -77,14 +77,13 @@ def sweep_stack(
                 }
                 if mean is None:
                     look = {"linestyle": "-"}
-                draw(ds, ax=ax, color=colour, **named, **look)
+                of_scalar(ds, name, ax, color=colour, **look)
             if mean is not None:
                 _mean_and_std(ax, mean["time"].values, _runs(mean, name), colour)
         axes[-1].set_xlabel(LABELS["time"])
         plural = "s" if len(walks) > 1 else ""
-        axes[0].set_title(
-            f"{plain(walks[0].attrs.get('experiment') or 'walk')}: {len(walks)} run{plural}"
-        )
+        name = plain(walks[0].attrs.get("experiment") or "walk")
+        axes[0].set_title(fitted(f"{name}: {len(walks)} run{plural}", width))
         figure.align_ylabels(axes)
     return figure
 
@@ -99,7 +98,8 @@ def ensemble(
     ds : xarray.Dataset
         From :func:`geoflow.open_sweep`, by flow time or by angle.
     scalars : sequence of str, optional
-        Which. None: angle (by time), R, test loss and test accuracy.
+        Which. None: angle (by time), R, test loss and test accuracy; of a flow of one's own what
+        it records, its first six scalars.
     width : float
         In inches.
 
@@ -113,8 +113,7 @@ def ensemble(
     if ds.attrs.get("along") not in ds.dims:
         raise InputError(f"ds does not say along what its runs are; give {A_SWEEP}")
     along = str(ds.attrs["along"])
-    usual = ("angle", "regularizer", "test_loss", "test_accuracy")
-    chosen = [n for n in usual if n in ds.data_vars] if scalars is None else scalars
+    chosen = _usual(ds, along) if scalars is None else scalars
     chosen = kinds.as_names(chosen, "scalars")
     unknown = [n for n in chosen if n not in ds or ds[n].dims != ("run", along)]
     if unknown or not chosen:
@@ -133,11 +132,23 @@ def ensemble(
             _mean_and_std(ax, x, runs, colour)
             ax.set_ylabel(axis_label(name))
         label_below(axes, len(chosen), LABELS[along])
-        figure.suptitle(
-            f"{plain(ds.attrs['experiment'] or 'walks')}: {ds.sizes['run']} runs", fontsize=8
-        )
+        called = f"{plain(ds.attrs['experiment'] or 'walks')}: {ds.sizes['run']} runs"
+        figure.suptitle(fitted(called, width), fontsize=8)
         figure.align_ylabels()
     return figure
+
+
+def _usual(ds: xr.Dataset, along: str) -> list[str]:
+    """Scalars that an ensemble is drawn by, where none are named."""
+    tested = [n for n in ("test_loss", "test_accuracy") if n in ds.data_vars]
+    of_flow = [n for n in SHOWN if n in ds.data_vars]
+    if not of_flow and along == "time":
+        # Of another flow, which no attribute of an ensemble tells from its observables.
+        beside = {*schema.STEP_COORDINATES, *schema.PROGRESS_VARIABLES, *schema.APART, *tested}
+        beside.add(RESIDUAL)
+        own = [str(n) for n in ds.data_vars if n not in beside and ds[n].dims == ("run", along)]
+        of_flow = own[:MOST_SHOWN]
+    return [*of_flow, *tested]
 
 
 def _runs(ds: xr.Dataset, name: str) -> NDArray[np.float64]:

@@ -29,6 +29,7 @@ from geoflow.plots.styles import (
     SLIDE_INCHES,
     check_axes,
     check_width,
+    fitted,
     laid_out,
     mark_lone,
     new_figure,
@@ -213,7 +214,7 @@ def pca_plane(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
         off_plane(ds, axes[1])
         lines = axes[0].collections[0]
         figure.colorbar(lines, ax=axes, label=LABELS["time"], pad=0.02, aspect=35)
-        figure.suptitle(_title(ds, narrow), fontsize=8)
+        figure.suptitle(fitted(_title(ds, narrow), width), fontsize=8)
     return figure
 
 
@@ -253,6 +254,9 @@ def pca_space(
             if several:
                 called = walk_called(_seeds(ds), number)
                 name = f"{called}, mean of its points" if number < LABELLED_WALKS else None
+                if number == LABELLED_WALKS:
+                    more = ds.sizes["walk"] - LABELLED_WALKS
+                    name = f"and so on: {more} more walk{'s' if more > 1 else ''}"
                 space.scatter(*scores.mean(axis=0), color=colour, marker="s", label=name, **look)
             else:
                 space.scatter(*scores[-1], color="black", marker="s", label="end", **look)
@@ -314,8 +318,9 @@ def null_models(ds: xr.Dataset, walk: int = 0, width: float = SLIDE_INCHES) -> F
         figure.legend(handles, labels, loc="outside lower center", ncols=2 if narrow else 5)
         ratio = ds["participation_ratio"]
         between = "\n" if narrow else " "
+        title = fitted(_title(ds, narrow), width)
         figure.suptitle(
-            f"{_title(ds, narrow)}\nparticipation ratio {float(ratio.sel(model='walk')):.2f},"
+            f"{title}\nparticipation ratio {float(ratio.sel(model='walk')):.2f},"
             f"{between}of random walks {float(ratio.sel(model='brownian')):.2f} "
             f"(p = {float(ds['p_value']):.3g})",
             fontsize=8,

@@ -208,12 +208,13 @@ def _ticks(ax: Axes, linear: float, scale: float, ends: Floats) -> None:
     low, high = (linear * np.sinh(end) for end in ends)
     powers = np.arange(np.ceil(np.log10(3 * linear)), np.floor(np.log10(scale)) + 1)
     ticks = {0.0: "0"}
-    for power in powers[::-2]:
+    # As whole numbers: of -0.0 the sign is written too.
+    for power in map(int, powers[::-2]):
         value = 10.0**power
         if value <= high:
-            ticks[value] = f"$10^{{{power:.0f}}}$"
+            ticks[value] = f"$10^{{{power}}}$"
         if -value >= low:
-            ticks[-value] = f"$-10^{{{power:.0f}}}$"
+            ticks[-value] = f"$-10^{{{power}}}$"
     ax.set_xticks(list(ticks), list(ticks.values()))
     ax.set_xticks([], minor=True)
 

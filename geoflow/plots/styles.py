@@ -77,6 +77,23 @@ def wrapped(text: str, letters: int) -> str:
     return plain("\n".join(lines))
 
 
+def fitted(title: str, width: float) -> str:
+    """Return a title, of which nothing is a formula, in lines that a figure has room for.
+
+    Parameters
+    ----------
+    title : str
+        As :func:`plain` returns it.
+    width : float
+        Of the figure, in inches.
+    """
+    letters = int(TITLE_LETTERS * max(width / COLUMN_INCHES, 0.5))
+    return "\n".join(
+        "\n".join(textwrap.wrap(line, letters)) if len(line) > letters else line
+        for line in title.split("\n")
+    )
+
+
 def axis_label(name: str) -> str:
     """What is written at the axis of a scalar, by its name."""
     return LABELS.get(name) or wrapped(name.replace("_", " "), LABEL_LETTERS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from geoflow.plots.styles import (
     axis_label,
     check_axes,
     check_width,
+    fitted,
     mark_lone,
     new_figure,
     plain,
@@ -30,7 +32,9 @@ from geoflow.plots.styles import (
     wrapped,
 )
 from geoflow.system import kinds
-from geoflow.trajectories.dataset import at_snapshots, level_residuals
+from geoflow.trajectories import schema
+from geoflow.trajectories.consistency import OURS
+from geoflow.trajectories.dataset import at_snapshots, level_residuals, shown_scalars
 from geoflow.trajectories.given import check_walk
 from geoflow.trajectories.names import walk_name
 
@@ -125,36 +129,74 @@ def level_residual(ds: xr.Dataset, ax: Axes, x: str = "time", **kwargs: Any) -> 
 def overview(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     """Angle, R and the test observables against flow time, the level's residual under them.
 
+    Of a flow of one's own what it records: its first six scalars in the place of angle and R, and
+    the residual where it has one.
+
     Raises
     ------
     InputError
-        The dataset is no walk.
+        The dataset is no walk, or records none of these.
     """
     check_width(width)
     _check(ds, "time")
-    panels = [n for n in ("test_loss", "test_accuracy") if n in ds]
+    names = shown_names([ds])
+    # In "e" the residual; a walk that keeps none has a scalar's panel there.
+    residual = "level_residual" in ds or schema.FLOW_SCALARS not in ds.attrs
+    panels = "abcdfghi"[: len(names)]
     if width <= WIDE_INCHES:
-        rows, share = [*list("abcd"[: 2 + len(panels)]), "e"], 0.42
-    elif len(panels) == 2:
-        rows, share = ["ab", "cd", "ee"], 0.24
+        rows, share = [*panels, *["e"][: int(residual)]], 0.42
     else:
-        rows, share = (["ab", "ce"], 0.36) if panels else (["ab", "ee"], 0.25)
+        pairs = [panels[i : i + 2] for i in range(0, len(panels), 2)]
+        odd = len(panels) % 2 == 1
+        last = [pairs.pop() + ("e" if residual else panels[-1])] if odd else ["ee"][: int(residual)]
+        rows = pairs + last
+        share = 0.36 if odd and len(rows) <= 2 else 0.25 if len(rows) <= 2 else 0.24
     with style():
         figure = new_figure(width, share * width * len(rows))
-        low = 1.0 if rows[-1] == "ce" else 0.62
+        low = 0.62 if set(rows[-1]) == {"e"} else 1.0
         heights = [1.0] * (len(rows) - 1) + [low]
         axes = figure.subplot_mosaic("\n".join(rows), sharex=True, height_ratios=heights)
-        angle(ds, axes["a"])
-        line(ds, "regularizer", axes["b"], color=COLOURS[1])
-        for key, name, colour in zip("cd", panels, COLOURS[2:], strict=False):
-            line(ds, name, axes[key], color=colour)
-        level_residual(ds, axes["e"], color=COLOURS[6])
+        for key, name, colour in zip(panels, names, cycle(COLOURS), strict=False):
+            of_scalar(ds, name, axes[key], color=colour)
+        if residual:
+            level_residual(ds, axes["e"], color=COLOURS[6])
         for key in set("".join(rows[-2:] if width > WIDE_INCHES else rows[-1])):
             axes[key].set_xlabel(LABELS["time"])
             axes[key].tick_params(labelbottom=True)
-        figure.suptitle(title(ds), fontsize=8)
+        figure.suptitle(fitted(title(ds), width), fontsize=8)
         figure.align_ylabels()
     return figure
+
+
+def shown_names(walks: Sequence[xr.Dataset], *, alone: bool = True) -> list[str]:
+    """Scalars and test observables that walks are drawn by: those that all of them have.
+
+    Parameters
+    ----------
+    walks : sequence of Dataset
+        At least one.
+    alone : bool
+        Whether there is nothing else to be drawn.
+
+    Raises
+    ------
+    InputError
+        There are none, and nothing else is drawn.
+    """
+    tested = [n for n in ("test_loss", "test_accuracy") if all(n in ds for ds in walks)]
+    names = [*shown_scalars(walks), *tested]
+    if alone and not names:
+        flows = ", ".join(dict.fromkeys(str(ds.attrs.get(schema.FLOW, OURS)) for ds in walks))
+        raise InputError(
+            f"ds: there is no scalar and no test loss or accuracy that every walk has (of the flow "
+            f"{plain(flows)}); draw what there is by plots.line"
+        )
+    return names
+
+
+def of_scalar(ds: xr.Dataset, name: str, ax: Axes, x: str = "time", **kwargs: Any) -> Axes:
+    """Draw a scalar as :func:`line` does, the angle as :func:`angle`."""
+    return angle(ds, ax, x, **kwargs) if name == "angle" else line(ds, name, ax, x, **kwargs)
 
 
 def paper_stack(
@@ -164,7 +206,8 @@ def paper_stack(
 ) -> Figure:
     """Figure 2 of Tahir & Katz (2021): angle, R, test loss and test accuracy, stacked.
 
-    Of several walks, up to seven are named by what they differ in.
+    Of several walks, up to seven are named by what they differ in. Of a flow of one's own, what it
+    records stands in the place of angle and R.
 
     Parameters
     ----------
@@ -184,21 +227,20 @@ def paper_stack(
     several = walks_of(datasets, "datasets")
     for ds in several:
         _check(ds, x)
-    names = [n for n in ("test_loss", "test_accuracy") if all(n in ds for ds in several)]
+    names = shown_names(several)
     labels = _apart(several)
     with style():
         legend = 0.16 * len(labels) / (2 if width > WIDE_INCHES else 1)
-        figure = new_figure(width, min(0.42 * width, 1.5) * (2 + len(names)) + 0.35 + legend)
-        axes = figure.subplots(2 + len(names), 1, sharex=True)
+        figure = new_figure(width, min(0.42 * width, 1.5) * len(names) + 0.35 + legend)
+        axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
         for number, ds in enumerate(several):
             look = {"color": COLOURS[number % 7], "linestyle": LINES[number % 7]}
-            angle(ds, axes[0], x, **look)
             label = {"label": labels[number]} if labels else {}
-            line(ds, "regularizer", axes[1], x, **label, **look)
-            for ax, name in zip(axes[2:], names, strict=True):
-                line(ds, name, ax, x, **look)
+            for row, (ax, name) in enumerate(zip(axes, names, strict=True)):
+                of_scalar(ds, name, ax, x, **look, **(label if row == 0 else {}))
         axes[-1].set_xlabel(axis_label(x))
-        axes[0].set_title(title(several[0]) if len(several) == 1 else f"{len(several)} walks")
+        called = title(several[0]) if len(several) == 1 else f"{len(several)} walks"
+        axes[0].set_title(fitted(called, width))
         if labels:
             figure.legend(loc="outside lower center", ncols=2 if width > WIDE_INCHES else 1)
         figure.align_ylabels(axes)

@@ -22,15 +22,17 @@ from geoflow.analysis.components import pca
 from geoflow.archive.inputs import expand
 from geoflow.archive.parts import check_free
 from geoflow.errors import InputError, RankError
+from geoflow.plots.trajectory import shown_names
 from geoflow.report.comparisons import comparison_section
 from geoflow.report.parts import Picture, Row, Section, Table, picture, synthetic
 from geoflow.report.paths import path_section
 from geoflow.report.reading import Runs, n_constraints, read
-from geoflow.report.walks import names_of, sentence, worst_residual
+from geoflow.report.walks import SHORT, names_of, run_table, sentence
 from geoflow.sweeps import ensemble
 from geoflow.system import translation
 from geoflow.system.files import check_apart, replacing
 from geoflow.trajectories import schema
+from geoflow.trajectories.consistency import OURS
 from geoflow.trajectories.names import walk_name
 
 Floats = NDArray[np.float64]
@@ -168,6 +170,8 @@ def penalty_table(walks: Sequence[xr.Dataset], baseline: xr.Dataset | None) -> T
 
 def _norm_columns(walks: Sequence[xr.Dataset]) -> dict[str, Callable[[xr.Dataset, int], float]]:
     """Heads of R of walks and ‖θ‖² of all, the latter last, and each at a walk's start or end."""
+    # A flow of one's own need not record it.
+    known = all("regularizer" in ds for ds in walks)
 
     def recorded(ds: xr.Dataset, index: int) -> float:
         return float(ds["regularizer"][index])
@@ -177,10 +181,10 @@ def _norm_columns(walks: Sequence[xr.Dataset]) -> dict[str, Callable[[xr.Dataset
         return float(theta @ theta)
 
     names = {str(ds.attrs["regularizer_name"]) for ds in walks}
-    if names <= {SQUARED_NORM}:
+    if known and names <= {SQUARED_NORM}:
         return {"R = ‖θ‖²": recorded}
     # Of different functions there is no mean.
-    own = {f"R = {name}": recorded for name in names} if len(names) == 1 else {}
+    own = {f"R = {name}": recorded for name in names} if known and len(names) == 1 else {}
     return {**own, "‖θ‖²": computed}
 
 
@@ -219,8 +223,10 @@ def _section(
         n, a = len(walks), walks[0].attrs
         plural = "s" if n > 1 else ""
         what = f"{n} walk{plural}, {a['solver']}, rtol {a['rtol']:g}, {a['dtype']}"
-        if (name := a["regularizer_name"]) != SQUARED_NORM:
+        if (name := a["regularizer_name"]) not in (SQUARED_NORM, ""):
             what += f", R = {name}"
+        if (flow := a.get(schema.FLOW, OURS)) != OURS:
+            what += f", {flow}"
         if (constraints := n_constraints(a)) > 1:
             what += f", {constraints} constraints"
     else:
@@ -234,22 +240,10 @@ def _section(
             section.warnings.append(text)
     section.sentences += [sentence(ds, name) for ds, name in zip(walks, called, strict=True)]
     if walks:
-        section.parts.append(_run_table(walks, called))
+        section.parts.append(run_table(walks, called))
         mean, left_out = _mean(walks, called)
         section.warnings += left_out
-        figure = plots.sweep_stack(walks, mean)
-        names = _drawn(walks)
-        band = (
-            ""
-            if mean is None
-            else "; thin: the runs; thick, with the band: mean ± standard deviation, as far as the "
-            "shortest walk goes"
-        )
-        caption = (
-            f"{names} against flow time{band}. The angle is far stiffer than "
-            "θ: where runs at loose tolerances differ in it alone, read nothing into that."
-        )
-        section.parts.append(picture("stack", figure, f"{names} of {len(walks)} walks", caption))
+        section.parts += _stack(walks, mean)
     if walks or baseline is not None:
         section.parts.append(penalty_table(walks, baseline))
     if baseline is not None:
@@ -292,34 +286,28 @@ def _mean(
     ]
 
 
-def _drawn(walks: Sequence[xr.Dataset]) -> str:
-    """What the figure of all walks shows, in words."""
-    tested = ("test_loss", "test_accuracy")
-    there = [n.replace("_", " ") for n in tested if all(n in ds for ds in walks)]
-    *most, last = ["Angle", "R", *there]
-    return f"{', '.join(most)} and {last}"
-
-
-def _run_table(walks: Sequence[xr.Dataset], called: Sequence[str]) -> Table:
-    seeded = all(ds.attrs["seed"] >= 0 for ds in walks)
-    head = ["level c", "end", "angle", "R", "evaluations", "worst |L − c|/c", "time / s"]
-    rows = []
-    for ds, name in zip(walks, called, strict=True):
-        last = ds.isel(step=-1)
-        r, angle = ds["regularizer"].values, ds["angle"].values
-        cells = [
-            name.removeprefix("Seed ") if seeded else name,
-            f"{ds.attrs['level']:.4g}",
-            ds.attrs["status"],
-            f"{angle[0]:.1f}° → {angle[-1]:.1f}°",
-            f"{r[0]:.4g} → {r[-1]:.4g}",
-            f"{int(last['n_gradient']) + 2 * int(last['n_hvp']):,}",
-            f"{worst_residual(ds):.1e}",
-            f"{float(last['wall_time']):.1f}",
-        ]
-        rows.append(Row(cells))
-    first = "seed" if seeded else "walk"
-    return Table("runs", "The walks, one by one.", [first, *head], rows)
+def _stack(walks: Sequence[xr.Dataset], mean: xr.Dataset | None) -> list[Picture]:
+    """The figure of all walks, where there is something that all of them have."""
+    names = shown_names(walks, alone=False)
+    if not names:
+        return []
+    words = [SHORT.get(name, name.replace("_", " ")) for name in names]
+    shown = f"{', '.join(words[:-1])} and {words[-1]}" if words[1:] else words[0]
+    shown = shown[0].upper() + shown[1:]
+    band = (
+        ""
+        if mean is None
+        else "; thin: the runs; thick, with the band: mean ± standard deviation, as far as the "
+        "shortest walk goes"
+    )
+    caption = f"{shown} against flow time{band}."
+    if "angle" in names:
+        caption += (
+            " The angle is far stiffer than θ: where runs at loose tolerances differ in it alone, "
+            "read nothing into that."
+        )
+    figure = plots.sweep_stack(walks, mean)
+    return [picture("stack", figure, f"{shown} of {len(walks)} walks", caption)]
 
 
 def _components(walks: Sequence[xr.Dataset], most: int) -> xr.Dataset | None:

@@ -1,4 +1,4 @@
-"""What a walk comes to, in a sentence."""
+"""What walks come to, in a sentence and in a table."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
+from geoflow.report.parts import Row, Table
 from geoflow.trajectories import schema
-from geoflow.trajectories.dataset import level_residuals
+from geoflow.trajectories.dataset import level_residuals, shown_scalars
 from geoflow.trajectories.names import walk_called
 
+# What a scalar is called on a page, if not by its name.
+SHORT = {"regularizer": "R"}
 # Statuses that are no words, as what follows a walk's name.
 ENDED = {
     "stationary": "ends stationary",
@@ -75,3 +79,42 @@ def worst_residual(ds: xr.Dataset) -> float:
     """The largest |L − c|/|c| of a walk, over its steps and constraints."""
     residuals, levels = level_residuals(ds)
     return float((np.abs(residuals) / np.abs(levels)).max())
+
+
+def run_table(walks: Sequence[xr.Dataset], called: Sequence[str]) -> Table:
+    """Make the table of walks one by one, by the scalars that their flow records.
+
+    Parameters
+    ----------
+    walks : sequence of Dataset
+        At least one.
+    called : sequence of str
+        What each is called.
+    """
+    seeded = all(ds.attrs["seed"] >= 0 for ds in walks)
+    names = shown_scalars(walks)
+    # A flow of one's own need not record it.
+    kept = all("level_residual" in ds for ds in walks)
+    scalars = [SHORT.get(name, name.replace("_", " ")) for name in names]
+    head = ["level c", "end", *scalars, "evaluations"]
+    head += [*["worst |L − c|/c"][: int(kept)], "time / s"]
+    rows = []
+    for ds, name in zip(walks, called, strict=True):
+        last = ds.isel(step=-1)
+        cells = [
+            name.removeprefix("Seed ") if seeded else name,
+            f"{ds.attrs['level']:.4g}",
+            ds.attrs["status"],
+            *(_from_to(ds[scalar].values, scalar) for scalar in names),
+            f"{int(last['n_gradient']) + 2 * int(last['n_hvp']):,}",
+            *([f"{worst_residual(ds):.1e}"] if kept else []),
+            f"{float(last['wall_time']):.1f}",
+        ]
+        rows.append(Row(cells))
+    first = "seed" if seeded else "walk"
+    return Table("runs", "The walks, one by one.", [first, *head], rows)
+
+
+def _from_to(values: NDArray[np.float64], name: str) -> str:
+    digits, unit = (".1f", "°") if name == "angle" else (".4g", "")
+    return f"{values[0]:{digits}}{unit} → {values[-1]:{digits}}{unit}"

@@ -14,7 +14,6 @@ from geoflow.archive.trajectory_files import open_trajectory
 from geoflow.errors import ArchiveError, InputError
 from geoflow.system import kinds
 from geoflow.system.memory import check_memory
-from geoflow.trajectories import schema
 from geoflow.trajectories.given import NAMING, check_walk
 from geoflow.trajectories.names import listed, the_walk, walk_name
 
@@ -129,15 +128,17 @@ def resample(runs: Sequence[xr.Dataset], along: str = "time", n: int = 200) -> x
     -------
     xarray.Dataset
         Dimensions ``run`` (its coordinate is the seed), ``along`` and ``parameter``. The scalars
-        and observables of the trajectories by run and axis; ``theta_start`` and ``theta_end``,
-        ``level`` and ``status`` by run. Attributes that the walks differ in are listed, and
-        numbers left out. So are ``regularizer``, ``multiplier`` and ``tangent_norm`` where R is
-        another function for some: their θ, angles and observables can be compared, their R cannot.
+        and observables of the trajectories by run and axis, whatever their flow records;
+        ``theta_start`` and ``theta_end``, ``level`` and ``status`` by run. Attributes that
+        the walks differ in are listed, and numbers left out. So are ``regularizer``, ``multiplier``
+        and ``tangent_norm`` where R is another function for some: their θ, angles and observables
+        can be compared, their R cannot.
 
     Raises
     ------
     InputError
-        No walks, walks of different experiments or settings of θ, or without a common range.
+        No walks, walks of different experiments or settings of θ, or without a common range; or
+        without an angle, ``along`` it.
     """
     return on_axis(runs, None, along, n)
 
@@ -188,10 +189,14 @@ def on_axis(
     axis = np.linspace(low, high, n)
     times = np.stack([np.interp(axis, at, time) for at, time in passages])
 
-    specs = schema.STEP_COORDINATES | schema.STEP_VARIABLES
     one_r = len({ds.attrs["regularizer_name"] for ds in runs}) == 1
-    names = [name for name in specs if name != along and (one_r or name not in OF_R)]
-    observables = [str(k) for k in runs[0].data_vars if schema.is_observable(str(k))]
+    # Of any flow: what it records is by step, and observables are by snapshot.
+    names = [
+        name
+        for name in _numbers(runs, "step")
+        if name not in (along, "event") and (one_r or name not in OF_R)
+    ]
+    observables = [name for name in _numbers(runs, "snapshot") if name in runs[0].data_vars]
     variables: dict[str, tuple[tuple[str, ...], NDArray[np.generic], dict[str, str]]] = {}
     for name in [*names, *observables]:
         at = "time" if name in names else "snapshot_time"
@@ -235,6 +240,16 @@ def _check_along(along: str, n: int) -> int:
     return n
 
 
+def _numbers(runs: Sequence[xr.Dataset], dim: str) -> list[str]:
+    """Names of the numbers along a dimension that all walks have."""
+    return [
+        str(name)
+        for name, variable in runs[0].variables.items()
+        if variable.dtype.kind in "fiu"
+        and all(name in ds and ds[name].dims == (dim,) for ds in runs)
+    ]
+
+
 def _in_order(ds: xr.Dataset) -> xr.Dataset:
     """Return the walk with its snapshots in the order of time, in which it is interpolated."""
     rising = (np.diff(ds["snapshot_time"].values) >= 0).all()
@@ -249,6 +264,11 @@ def _passage(ds: xr.Dataset, along: str) -> tuple[Floats, Floats]:
     time = time[inside]
     if along == "time":
         return time, time
+    if "angle" not in ds:
+        raise InputError(
+            f"along={along!r}: the walks record no angle, as those of a flow of one's own need "
+            "not; use along='time'"
+        )
     return _first_passages(ds["angle"].values[inside], time)
 
 

@@ -22,12 +22,15 @@ from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
 from geoflow.trajectories import schema, storable
 from geoflow.trajectories.given import check_placed, check_walk
-from geoflow.trajectories.records import Snapshot, StepRecords
+from geoflow.trajectories.records import RESIDUAL, Snapshot, StepRecords
 
 # What a walk's provenance says of itself in the attributes.
 NAMED = ("title", "experiment", "seed")
 # In the titles of experiments' walks.
 WALK_TITLE = "walk along the training-loss level set"
+# What a walk down R is shown by, and how many scalars of another flow are.
+SHOWN = ("angle", "regularizer")
+MOST_SHOWN = 6
 
 
 def to_dataset(
@@ -141,6 +144,29 @@ def at_snapshots(ds: xr.Dataset, name: str) -> NDArray[np.float64]:
     at, steps = ds["snapshot_time"].values, ds["snapshot_step"].values
     time, values = ds["time"].values, ds[name].values.astype(float)
     return np.where(at == time[steps], values[steps], np.interp(at, time, values))
+
+
+def shown_scalars(walks: Sequence[xr.Dataset]) -> list[str]:
+    """Scalars that walks are shown by: angle and R, or what a flow of one's own records instead.
+
+    Of the latter the first few that all walks have, without the residual of the level, which is
+    shown apart; none where they have none in common.
+
+    Raises
+    ------
+    ArchiveError
+        A walk does not say what its flow recorded.
+    """
+    usual = all(name in ds for ds in walks for name in SHOWN)
+    if usual or not any(schema.FLOW_SCALARS in ds.attrs for ds in walks):
+        return list(SHOWN)
+    others = {**schema.PROGRESS_VARIABLES, **schema.APART, "event": schema.EVENT}
+    recorded = [
+        name
+        for name, spec in schema.step_variables(walks[0].attrs).items()
+        if spec.dims == ("step",) and name not in others and name != RESIDUAL
+    ]
+    return [name for name in recorded if all(name in ds for ds in walks)][:MOST_SHOWN]
 
 
 def level_residuals(ds: xr.Dataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

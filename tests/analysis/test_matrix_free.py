@@ -1,6 +1,7 @@
 """Eigenvalues, densities and traces of operators that are products with vectors only."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -265,6 +266,44 @@ def test_what_has_not_converged_is_not_a_number():
     assert np.array_equal(np.isnan(pairs.values), np.isnan(pairs.residuals))
 
 
+def counted(operator):
+    """The operator, and a list whose only element counts its products."""
+    made = [0]
+
+    def product(v):
+        made[0] += 1
+        return operator.product(v)
+
+    return made, replace(operator, product=product)
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest"])
+@pytest.mark.parametrize("k", [1, 5])
+def test_what_does_not_converge_is_written_out_where_that_costs_less(which, k):
+    exact = np.geomspace(1e-3, 10, 60)
+    exact = exact if which == "smallest" else -exact
+    for scale in (1.0, 1e-200):
+        made, operator = counted(scaled(exact, scale, torch.float64))
+        found = extreme_eigenvalues(operator, k, which=which)
+        assert np.abs(found.values / scale - exact[:k]).max() < 1e-12
+        # A look at the other end, an iteration of about as many as n, the matrix, the residuals.
+        assert made[0] <= 3 * 60 + 2 * 20 + k + 1
+    # With fewer products than that takes, it is not.
+    few, operator = counted(diagonal(exact))
+    assert np.isnan(extreme_eigenvalues(operator, 5, which=which, max_products=59).values).any()
+    assert few[0] <= 2 * 59 + 2 * 40 + 10
+
+
+def test_tol_is_of_one_scale_at_both_ends():
+    # The end at zero has hardly a size of its own, and others crowd there.
+    exact = np.append(np.geomspace(1e-4, 10, 60), np.full(2940, 10.0))
+    for sign, which in ((1, "smallest"), (-1, "largest")):
+        made, operator = counted(diagonal(sign * exact))
+        found = extreme_eigenvalues(operator, 1, which=which, tol=1e-3, max_products=600)
+        assert abs(sign * found.values[0] - exact[0]) < 1e-3 * 10
+        assert made[0] < 300
+
+
 def with_outliers(seed):
     """A bulk about zero of 114 eigenvalues, and six outliers above, rising."""
     rng = np.random.default_rng(seed)
@@ -356,6 +395,13 @@ def test_products_are_foreseen(network, wide):
         for which in ("largest", "smallest"):
             extreme_eigenvalues(operator, 3, which=which, max_products=30)
         assert problem.counts["hvp"] - before <= products_needed(operator.size, **few)[1]
+    # Of one whose ends do not converge before, all of its products are.
+    made, operator = counted(diagonal(np.geomspace(1e-6, 1, 120)))
+    for which in ("largest", "smallest"):
+        extreme_eigenvalues(operator, 3, which=which, max_products=200)
+    spectral_density(operator, n_probes=2, n_steps=10)
+    trace(operator, n_products=12)
+    assert made[0] <= products_needed(120, **cost)[1]
     # Small ones are written out: known exactly.
     operator = diagonal([1.0, 2.0, 4.0])
     assert products_needed(3, **cost) == (2 * 3 + 6 + 6 + 6, 2 * 3 + 6 + 6 + 6)

@@ -10,7 +10,14 @@ import xarray as xr
 import geoflow as gf
 from geoflow import cli
 from geoflow.analysis import PCA, fit_pca
-from geoflow.analysis.components import blocks, null_models, path_components, pca
+from geoflow.analysis.components import (
+    blocks,
+    brownian,
+    null_models,
+    path_components,
+    pca,
+    principal,
+)
 from geoflow.archive.netcdf import save_dataset
 from geoflow.errors import ArchiveError, InputError, RankError
 from references import small_network
@@ -81,6 +88,57 @@ def test_it_is_scikit_learns_pca(points, standardise, monkeypatch):
     assert np.allclose(fitted.transform(together) * signs, reference.transform(scaled))
     assert np.allclose(fitted.explained_variance, reference.explained_variance_)
     assert np.allclose(fitted.explained_variance_ratio, reference.explained_variance_ratio_)
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+@pytest.mark.parametrize("p", [1, 4, 29, 30, 31])
+def test_few_parameters_give_what_the_gram_matrix_would(p, standardise):
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+
+    points = np.random.default_rng(p).standard_normal((30, p)).cumsum(axis=0) + 3
+    scaled = StandardScaler().fit_transform(points) if standardise else points
+    found, scores, _ = principal.fit([points[:11], points[11:]], 1, standardise, False)
+    reference = PCA(svd_solver="full").fit(scaled)
+    n_scores = min(29, p)
+    assert scores.shape == (30, n_scores)
+    squares = (scores**2).sum(axis=0) / 29
+    assert np.allclose(squares, reference.explained_variance_[:n_scores], rtol=1e-9)
+    assert np.allclose(np.abs(scores), np.abs(reference.transform(scaled))[:, :n_scores], atol=1e-7)
+    assert (scores[np.abs(scores).argmax(axis=0), range(n_scores)] > 0).all()
+    assert np.allclose(scores[:, :1], found.transform(points))
+
+
+def test_of_few_parameters_no_matrix_of_all_points_is_made(monkeypatch):
+    made = []
+    eigh = np.linalg.eigh
+    monkeypatch.setattr(np.linalg, "eigh", lambda a: made.append(a.shape) or eigh(a))
+    fit_pca([np.random.default_rng(0).standard_normal((500, 5)).cumsum(axis=0)])
+    assert made == [(5, 5)]
+
+
+def test_null_models_that_would_take_too_long_are_refused_before_the_components(monkeypatch):
+    ds = gf.walk(small_network(), t_end=0.5, max_snapshots=5)
+    monkeypatch.setattr(pca, "fit", lambda *_: pytest.fail("the points are looked at"))
+    monkeypatch.setattr(brownian, "OPERATIONS", 10_000)
+    n = ds.sizes["snapshot"]
+    with pytest.raises(InputError, match=rf"n_simulations=999 of {n} points takes"):
+        pca.along([ds], null_models=True)
+
+
+def test_points_that_are_all_the_same_are_called_so():
+    ds = gf.walk(small_network(), t_end=0.5, max_snapshots=5)
+    still = ds.assign(theta=ds["theta"] * 0 + 1)
+    for given in (still, [still, still]):
+        with pytest.raises(RankError, match=r"^points are all the same"):
+            pca.along(given)
+
+
+def test_a_title_names_ten_seeds_at_the_most():
+    ds = gf.walk(small_network(), t_end=0.5, max_snapshots=5)
+    many = [ds.assign_attrs(seed=seed, experiment="small") for seed in range(11)]
+    assert pca.along(many[:10], 1).title.endswith("small, seeds 0, 1, 2, 3, 4, 5, 6, 7, 8, 9")
+    assert pca.along(many, 1).title.endswith("small, 11 walks")
 
 
 def test_five_dimensions_are_found_and_nothing_is_left_over(points):

@@ -33,3 +33,6 @@ def test_validate_says_in_one_line_what_it_is(files, kind, capsys):
     assert capsys.readouterr().out.splitlines() == [f"{path}: {said}"]
     with pytest.raises(ArchiveError, match=f"it is of the kind '{kind}'; give the file of a walk"):
         gf.open_trajectory(path)
+    # Analyses have no seal, which is no damage of theirs.
+    with pytest.raises(ArchiveError, match=f"it is of the kind '{kind}'; give the file of a walk"):
+        gf.resume(path)

@@ -113,3 +113,30 @@ def test_only_what_can_be_drawn_is_written(walk, tmp_path):
 def test_bad_input(found, draw, message):
     with pytest.raises(InputError, match=message):
         draw(found)
+
+
+def test_a_legend_says_how_many_walks_it_does_not_name(walk):
+    many = pca.along([walk.assign_attrs(seed=seed) for seed in range(13)], 3)
+    (legend,) = plots.pca_space(many).subfigs[0].legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts[1:11] == [f"seed {seed}, mean of its points" for seed in range(10)]
+    assert texts[11:] == ["and so on: 3 more walks"]
+
+
+@pytest.mark.parametrize("width", [3.5, 7.0])
+def test_a_long_title_stays_within_the_figure(walk, width):
+    named = walk.assign_attrs(experiment="a file of my own/" * 12, seed=3)
+    figures = [
+        plots.pca_plane(pca.along([named, named], 3), width),
+        plots.null_models(pca.along(named, 3, null_models=True, n_simulations=9), width=width),
+        plots.overview(named, width),
+        plots.paper_stack(named, width=width),
+    ]
+    for figure in figures:
+        figure.draw_without_rendering()
+        titles = [figure._suptitle, *(ax.title for ax in figure.axes)]
+        for title in (t for t in titles if t is not None and t.get_text()):
+            place = title.get_window_extent()
+            assert place.x0 >= 0
+            assert place.x1 <= figure.bbox.width
+            assert place.y1 <= figure.bbox.height + 1

@@ -369,3 +369,13 @@ def test_every_mark_in_the_space_of_components_is_drawn():
     legend = plots.pca_space(ds, marks).subfigs[0].legends[0]
     names = [t.get_text() for t in legend.get_texts()]
     assert [name for name in names if name in marks] == list(marks)
+
+
+def test_ticks_of_a_waterfall_have_no_negative_zero():
+    # A range of which the linear part ends between 1/10 and 1.
+    ds = drawn.spectra()
+    of_hessian = np.abs(ds["node"].sel(operator="hessian"))
+    scaled = ds.assign(node=ds["node"] * (500 / float(of_hessian.max())))
+    texts = [t.get_text() for t in plots.waterfall(scaled).get_xticklabels()]
+    assert "$10^{0}$" in texts
+    assert not any("{-0}" in text for text in texts)

@@ -73,9 +73,8 @@ def step_gram(points: Any) -> tuple[Floats, float]:
         raise InputError(f"points={kinds.shown(points)}; give an array of shape (N, P)")
     if len(points) < 3:
         raise InputError(f"points have shape {points.shape}; give (N, P) with N of 3 at least")
+    check_steps(points)
     n = len(points)
-    needed = 3 * block_bytes([points]) + 6 * 8 * max(n * n, SIMULATED)
-    check_memory(needed, f"the inner products of {n:,} points", "give fewer points")
     gram = np.zeros((n - 1, n - 1))
     for _, block in column_blocks([points]):
         steps = np.diff(block, axis=0)
@@ -88,6 +87,24 @@ def step_gram(points: Any) -> tuple[Floats, float]:
     if mean == 0:
         raise InputError("points are all the same; there is no walk to compare")
     return gram / mean, mean
+
+
+def check_steps(points: Any) -> None:
+    """Refuse points of which memory cannot hold the inner products of the steps.
+
+    Parameters
+    ----------
+    points : array, shape (N, P)
+        As for :func:`step_gram`.
+
+    Raises
+    ------
+    InputError
+        It cannot.
+    """
+    n = len(points)
+    needed = 3 * block_bytes([points]) + 6 * 8 * max(n * n, SIMULATED)
+    check_memory(needed, f"the inner products of {n:,} points", "give fewer points")
 
 
 class StepComponents(NamedTuple):

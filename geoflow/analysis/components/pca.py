@@ -14,9 +14,13 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from geoflow.analysis.components import null_models as nulls
-from geoflow.analysis.components.brownian import check_simulations
-from geoflow.analysis.components.path_components import cosine_content, participation_ratio
-from geoflow.analysis.components.principal import KIND, PCA, fit
+from geoflow.analysis.components.brownian import check_cost, check_simulations
+from geoflow.analysis.components.path_components import (
+    check_steps,
+    cosine_content,
+    participation_ratio,
+)
+from geoflow.analysis.components.principal import KIND, PCA, USUAL, fit
 from geoflow.archive.trajectory_files import open_trajectory
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
@@ -37,6 +41,8 @@ POINT_COORDINATES = {
     "snapshot_step": ("step of the walk", "1"),
     "arc_length": ("arc length in parameter space", "1"),
 }
+# Seeds that a title names.
+MOST_NAMED = 10
 # What a null model's variable is called beside the walks' own.
 NULL = "null_"
 
@@ -122,7 +128,7 @@ def along(
         ]
         _check_walks(walks)
         if null_models:
-            _check_lengths(walks)
+            _check_null_models(walks, n_components, n_simulations)
         points = [theta_of(ds) for ds in walks]
         fitted, scores, floor = fit(points, n_components, standardise, progress)
         found = _dataset(walks, fitted, scores, floor, standardise)
@@ -283,10 +289,16 @@ def _check_walks(walks: Sequence[xr.Dataset]) -> None:
         raise InputError("the walks are of networks of different shapes; give those of one")
 
 
-def _check_lengths(walks: Sequence[xr.Dataset]) -> None:
-    """Refuse walks too short for null models, before the points of any are read."""
+def _check_null_models(
+    walks: Sequence[xr.Dataset], n_components: int | None, n_simulations: int
+) -> None:
+    """Refuse walks too short or too long for null models, before the points of any are read."""
     for number, ds in enumerate(walks):
         n = ds.sizes["snapshot"]
+        if n >= 3:
+            check_steps(theta_of(ds))
+            components = USUAL if n_components is None else n_components
+            check_cost(n, n_simulations, max(1, min(components, n - 1)))
         if 1 <= n < 3:
             plural = "s" if n > 1 else ""
             raise InputError(
@@ -299,4 +311,6 @@ def _names(attributes: Any, seeds: Sequence[int]) -> str:
     experiment = attributes["experiment"] or "walk"
     given = [str(s) for s in seeds if s >= 0]
     plural = "s" if len(given) > 1 else ""
+    if len(seeds) > MOST_NAMED:
+        return f"{experiment}, {len(seeds)} walks"
     return f"{experiment}, seed{plural} {', '.join(given)}" if given else str(experiment)

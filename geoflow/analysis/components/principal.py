@@ -104,11 +104,12 @@ def fit_pca(
 ) -> PCA:
     """Find the principal components of all points of several walks.
 
-    P is far greater than N, so the eigenvectors of the N × N Gram matrix are computed and not
-    those of the P × P covariance; the result is the same. The points are read twice, a few columns
-    at a time.
+    P is mostly far greater than N, so the eigenvectors of the N × N Gram matrix are computed and
+    not those of the P × P covariance. The points are read twice, a few columns at a time. Where P
+    is less than N it is the covariance, and the points, fewer numbers than a Gram matrix has, are
+    read once and kept; the result is the same to rounding.
 
-    The Gram matrix has the squares of the singular values. Rounding perturbs its eigenvalues by
+    Either matrix has the squares of the singular values. Rounding perturbs its eigenvalues by
     up to about Nε times the first, ε = 2·10⁻¹⁶, so that a component with the part r of the first
     one's variance has a relative accuracy of Nε/r; those below Nε are refused. Scores are accurate
     to 10⁻⁸ of the first component's all the same.
@@ -139,17 +140,17 @@ def fit_pca(
 def fit(
     points: Sequence[Any], n_components: int | None, standardise: bool, progress: bool
 ) -> tuple[PCA, Floats, float]:
-    """Find the components, and with them what only the Gram matrix gives.
+    """Find the components, and with them what only all of the spectrum gives.
 
     Returns
     -------
     PCA
         As :func:`fit_pca` does.
-    scores : array of float64, shape (N, N − 1)
+    scores : array of float64, shape (N, min(N − 1, P))
         Of the points, on all components there are.
     floor : float
-        The explained variance that rounding alone may make, of the Gram matrix and of the points as
-        they are stored.
+        The explained variance that rounding alone may make, of the matrix of inner products and of
+        the points as they are stored.
     """
     if not isinstance(points, Sequence) or any(not hasattr(p, "ndim") for p in points):
         raise InputError(f"points={kinds.shown(points)}; give a list of arrays of shape (N, P)")
@@ -167,15 +168,20 @@ def fit(
         have = "one component" if n == 2 else f"1 to {n - 1} components"
         remedy = "fewer, or walk again with more snapshots" if n_components >= n else "more"
         raise InputError(f"n_components={n_components}: {n} points have {have}; ask for {remedy}")
-    # A block, what is read for it and a copy; the Gram matrix, and what its eigenvectors take.
-    needed = 8 * p * (n_components + 2) + 3 * block_bytes(points) + 6 * 8 * n * n
+    # Of few parameters the covariance is smaller, and so are the points themselves.
+    few = p < n
+    # A block, what is read for it and a copy; the matrix, and what its eigenvectors take; of few
+    # parameters the points and their scores.
+    needed = 8 * p * (n_components + 2) + 3 * block_bytes(points)
+    needed += 6 * 8 * min(n, p) ** 2 + (4 * 8 * n * p if few else 0)
     check_memory(
         needed,
         f"n_components={n_components}: {n:,} points of {p:,} parameters",
         "ask for fewer components" if p > 6 * n else "give fewer points",
     )
     mean, scale = np.empty(p), np.ones(p)
-    gram, stored = np.zeros((n, n)), 0.0
+    gram, stored = np.zeros((min(n, p),) * 2), 0.0
+    kept = np.empty((n, p)) if few else None
     epsilon = max(_epsilon(part.dtype) for part in points)
     for columns, block in column_blocks(points, "Gram matrix", progress):
         mean[columns] = block.mean(axis=0)
@@ -191,33 +197,49 @@ def fit(
             still = spread <= 10 * np.finfo(float).eps * np.abs(mean[columns])
             scale[columns] = np.where(still, 1.0, spread)
             block /= scale[columns]
-        with np.errstate(over="ignore"):
-            gram += block @ block.T
+        if kept is not None:
+            kept[:, columns] = block
+        else:
+            with np.errstate(over="ignore"):
+                gram += block @ block.T
         # Rounding is even within half a unit in the last place, so its variance is a twelfth.
         with np.errstate(over="ignore"):
             size = (mean[columns] / scale[columns]) ** 2 + (spread / scale[columns]) ** 2
         stored += epsilon**2 / 12 * float(size.sum())
+    if kept is not None:
+        with np.errstate(over="ignore"):
+            gram = kept.T @ kept
     check_squares(gram)
     eigenvalues, vectors = np.linalg.eigh(gram)
-    # The last is that of the mean, which is zero.
-    eigenvalues, vectors = eigenvalues[:0:-1], vectors[:, :0:-1]
+    eigenvalues, vectors = eigenvalues[::-1], vectors[:, ::-1]
+    if kept is None:
+        # The last is that of the mean, which is zero.
+        eigenvalues, vectors = eigenvalues[:-1], vectors[:, :-1]
     lost = n * np.finfo(float).eps * eigenvalues[0]
     rank = int((eigenvalues > lost).sum())
-    if usual and rank:
+    if not rank:
+        raise RankError(
+            "points are all the same: they span 0 dimensions and have no components; give others"
+        )
+    if usual:
         n_components = min(n_components, rank)
     if n_components > rank:
         raise RankError(f"n_components={n_components}: the points span {rank} dimensions only")
-    signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(n - 1)])
     singular = np.sqrt(np.maximum(eigenvalues, 0))
-    scores = vectors * (signs * singular)
+    # Of each component in the order of the points; the greatest coordinate is to be positive.
+    along = vectors if kept is None else kept @ vectors
+    signs = np.sign(along[np.abs(along).argmax(axis=0), np.arange(along.shape[1])])
     # In the order of the components, so that each row is written in one piece.
-    weights = np.ascontiguousarray((vectors * signs)[:, :n_components].T)
-    weights /= singular[:n_components, None]
-    components = np.empty((n_components, p))
-    for columns, block in column_blocks(points, "components", progress):
-        block -= mean[columns]
-        block /= scale[columns]
-        components[:, columns] = weights @ block
+    turned = np.ascontiguousarray((vectors * signs)[:, :n_components].T)
+    if kept is not None:
+        scores, components = along * signs, turned
+    else:
+        scores, components = along * (signs * singular), np.empty((n_components, p))
+        turned /= singular[:n_components, None]
+        for columns, block in column_blocks(points, "components", progress):
+            block -= mean[columns]
+            block /= scale[columns]
+            components[:, columns] = turned @ block
     variance = eigenvalues[:n_components] / (n - 1)
     ratio = eigenvalues[:n_components] / np.trace(gram)
     floor = max(lost, stored) / (n - 1)

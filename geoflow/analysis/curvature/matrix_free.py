@@ -25,6 +25,8 @@ from geoflow.system.memory import CPU, check_memory
 
 Floats = NDArray[np.float64]
 
+# Up to this size a matrix is written out where that costs less than to go on: 32 MiB in float64.
+WRITTEN_OUT = 2048
 # Two for each part of Hutch++.
 LEAST_PRODUCTS = 6
 
@@ -70,9 +72,11 @@ def extreme_eigenvalues(
 
     ARPACK's implicitly restarted Lanczos iteration (Lehoucq, Sorensen & Yang 1998, ARPACK users'
     guide), through ``scipy.sparse.linalg.eigsh``.
-    The smallest are found as the largest of sI − A, with s near the largest eigenvalue, so that
-    ``tol`` is relative to the range of the spectrum and not to a number that may be zero. Small
-    operators are written out and solved densely.
+    The largest are found as those of sI + A, with s near the root mean square eigenvalue, and the
+    smallest as the largest of sI − A, with s near the largest eigenvalue, so that ``tol`` is
+    relative to the size of the spectrum and not to a number that may be zero. Operators of size
+    n ≤ max(2k + 1, 20) are written out by n products and solved densely. So are those of n up to
+    2048 and ``max_products``, where not all k have converged after about n products.
 
     Parameters
     ----------
@@ -84,13 +88,16 @@ def extreme_eigenvalues(
         ``"largest"`` or ``"smallest"``. Where the spectrum has outliers above and a dense bulk
         below, the smallest take far more products.
     tol : float
-        Relative accuracy, whatever the size of the spectrum.
+        Accuracy relative to the size of the spectrum, of whatever size: of the residual of μ, to
+        |μ| and the root mean square eigenvalue together, and at the lower end to the distance of μ
+        from the largest.
     max_products : int
-        Give up after about this many products. Of those that have converged by then, the first may
-        be missing among them. So some 40, or a quarter as many again, look for the end of what is
-        orthogonal to them, and the first that does not lie beyond that Ritz value and its residual
-        is NaN, with all after it: this is as sure as convergence itself is, which a start without a
-        part along an eigenvector deceives.
+        Give up after about this many products; those of a matrix that is written out come to them,
+        and at the lower end those that find the largest. Of those that have converged by then, the
+        first may be missing among them. So some 40, or a quarter as many again, look for the end of
+        what is orthogonal to them, and the first that does not lie beyond that Ritz value and its
+        residual is NaN, with all after it: this is as sure as convergence itself is, which a start
+        without a part along an eigenvector deceives.
     seed : int
         Of the starting vector.
 
@@ -113,9 +120,7 @@ def extreme_eigenvalues(
     if n <= n_vectors:
         # The matrix, its eigenvectors and what finding them takes.
         _check_memory(operator, 4 * n, f"{k} eigenvectors")
-        values, vectors = np.linalg.eigh(operator.dense())
-        order = slice(None, k) if which == "smallest" else slice(None, -k - 1, -1)
-        return _pairs(operator, values[order], vectors[:, order])
+        return _pairs(operator, *_written_out(operator, k, which))
     # ARPACK's are on the CPU, wherever the operator is: a basis, four of work, and what it finds.
     _check_memory(operator, n_vectors + k + 4, f"{k} eigenvectors", CPU)
     start = np.random.default_rng(seed).standard_normal(n)
@@ -127,19 +132,20 @@ def extreme_eigenvalues(
     size = length(image) / float(np.linalg.norm(start))
     scale = max(1.0, power_of_two(size, operator.theta.dtype))
     scaled = replace(operator, product=lambda v: scale * operator.product(v))
-    arguments = (n_vectors, start, seed, max_products)
-    if which == "largest":
-        values, vectors = arpack(scaled, 0.0, 1.0, k, tol, *arguments)
-        found = _pairs(operator, values / scale, vectors)
-        close = tol * float(np.nanmax(abs(values), initial=0.0)) / scale
-        return _in_their_ranks(scaled, scale, found, 1.0, close, max_products, seed)
-    top, _ = arpack(scaled, 0.0, 1.0, 1, 1e-2, *arguments)
-    # Above the spectrum, so that a multiple of the identity does not become zero.
-    shift = float(top[0]) + 0.1 * abs(float(top[0])) if np.isfinite(top[0]) else 0.0
-    values, vectors = arpack(scaled, shift, -1.0, k, tol, *arguments)
-    found = _pairs(operator, (shift - values) / scale, vectors)
+    arguments = (n_vectors, start, seed, _before_writing(n, max_products))
+    # Beyond what it is near, so that a multiple of the identity does not become zero.
+    shift, sign = 1.1 * scale * size, 1.0
+    if which == "smallest":
+        top, _ = arpack(scaled, shift, sign, 1, 1e-2, *arguments)
+        above = float(top[0]) - shift
+        shift, sign = (above + 0.1 * abs(above) if np.isfinite(above) else 0.0), -1.0
+    values, vectors = arpack(scaled, shift, sign, k, tol, *arguments)
+    if _is_written_out(n, max_products) and not np.isfinite(values).all():
+        values, vectors = _written_out(scaled, k, which)
+        return _pairs(operator, values / scale, vectors)
+    found = _pairs(operator, sign * (values - shift) / scale, vectors)
     close = tol * float(np.nanmax(abs(values), initial=0.0)) / scale
-    return _in_their_ranks(scaled, scale, found, -1.0, close, max_products, seed)
+    return _in_their_ranks(scaled, scale, found, sign, close, max_products, seed)
 
 
 @arithmetic.without_autocast()
@@ -294,7 +300,9 @@ def products_needed(
     if n <= n_vectors:
         return fixed + 2 * n, fixed + 2 * n
     # Largest, smallest, and the largest once more to know how far to shift.
-    most = 3 * (n_vectors + max_products) + 2 * _to_rank(n, k, max_products)
+    most = 3 * (n_vectors + _before_writing(n, max_products))
+    written = _is_written_out(n, max_products)
+    most += 2 * n if written else 2 * _to_rank(n, k, max_products)
     return fixed + 3 * n_vectors + 2, fixed + most + 2
 
 
@@ -305,10 +313,29 @@ def vectors_held(n: int, *, k: int, n_steps: int, n_trace: int) -> int:
     """
     kept = k
     arpack = min(n, _krylov_size(k)) + 2 * k + 4
+    # The matrix, what it is made of, and its eigenvectors.
+    written = 4 * n if n <= WRITTEN_OUT else 0
     lanczos = min(n_steps, n) + 3
     # As a list, as a matrix, and the two of its QR factors.
     sketch = 3 * min(n_trace // 3, n) + 3
-    return kept + max(arpack, lanczos, sketch)
+    return kept + max(arpack, written, lanczos, sketch)
+
+
+def _is_written_out(n: int, max_products: int) -> bool:
+    """Whether the matrix is written out where its eigenvalues do not converge before."""
+    return n <= min(max_products, WRITTEN_OUT)
+
+
+def _before_writing(n: int, max_products: int) -> int:
+    """Products of one Lanczos iteration: as many as the matrix takes that is written out else."""
+    return n if _is_written_out(n, max_products) else max_products
+
+
+def _written_out(operator: Curvature, k: int, which: str) -> tuple[Floats, Floats]:
+    """The k eigenvalues at an end, from there inwards, and eigenvectors, by n products."""
+    values, vectors = np.linalg.eigh(operator.dense())
+    order = slice(None, k) if which == "smallest" else slice(None, -k - 1, -1)
+    return values[order], vectors[:, order]
 
 
 def _krylov_size(k: int) -> int:
