@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +17,9 @@ from geoflow.problems.checks import Division
 from geoflow.problems.data import Tree
 from geoflow.problems.dependence import nearby
 from geoflow.problems.joining import detached, joined
+from geoflow.problems.neighbours import ROUNDING, Compared, Neighbours
+from geoflow.problems.of_outputs import LossFn, MeanAndSum, OfOutputs
 from geoflow.problems.parts import LossPart, ModulePart, Parameters
-
-LossFn = Callable[[Any, Any], Tensor]
-
 
 # Sums of losses whose examples are evaluated together and apart differ by this at the most: what a
 # level is kept to, and a network may compute some of it in float32.
@@ -41,9 +38,10 @@ def divided(
     A loss with a ``reduction``, as PyTorch's own have, is summed in the chunks and divided by what
     the mean divides by: class weights and ignored targets are counted as the mean counts them. Of
     any other loss a chunk weighs as many examples as it has. Both are compared with the loss of
-    all examples, at the parameters given and at others near them, where that is finite; and there
-    each two chunks are evaluated as one: that is not their sum where examples act on each other in
-    the network.
+    all examples, at the parameters given and at others near them, where that is finite, in float64
+    where the loss takes it; and that of two chunks also at outputs far from there, where a loss
+    with a threshold on the mean is none. Each two chunks are evaluated as one, too: that is not
+    their sum where examples act on each other in the network.
 
     Parameters
     ----------
@@ -90,24 +88,36 @@ def _chunks(
     n, batch_size = data.length(whole.inputs), division.size
     summed = sum_of(whole.loss_fn)
     parts = tuple(_some(whole, summed, s, s + batch_size) for s in range(0, n, batch_size))
+    losses = MeanAndSum(OfOutputs(whole.loss_fn), None if summed is None else OfOutputs(summed))
+    weight, last, pairs = None, None, None
     # The network is evaluated chunk by chunk, and the loss on all outputs at once: no more memory
     # is needed than later.
-    points = [(parameters, *_evaluated(parts, parameters)), *_beside(parts, parameters)]
-    means = [float(whole.loss_fn(outputs, whole.targets).detach()) for _, outputs, _ in points]
-    # A loss that is not finite at the parameters given is refused by a message of its own.
-    found = [
-        (*point, mean) for point, mean in zip(points, means, strict=True) if math.isfinite(mean)
-    ]
-    if summed is not None:
+    for at, outputs, sums in _points(parts, parameters):
+        mean = losses.mean(outputs, whole.targets)
+        # A loss that is not finite at the parameters given is refused by a message of its own.
+        if not torch.isfinite(mean):
+            continue
         # A loss of zero does not tell what it is divided by.
-        weights = [float(summed(o, whole.targets)) / mean for _, o, _, mean in found if mean]
-        weight = weights[0] if weights else float(n)
-        parts = tuple(replace(p, weight=weight * p.weight / n) for p in parts)
-    for _, outputs, _, mean in found:
+        if losses.summed is not None and weight is None and mean:
+            weight = float(losses.summed(outputs, whole.targets)) / float(mean)
+            parts = tuple(replace(p, weight=weight * p.weight / n) for p in parts)
         _check_mean(parts, outputs, mean, division)
-    for at, _, sums, _ in found[-1:]:
-        _check_alone(replace(whole, loss_fn=fresh), parts, sums, at, division)
+        pairs = pairs or Pairs(losses, whole, parts, outputs, sums, division)
+        pairs.check(outputs)
+        last = at, sums
+        # The next are as many.
+        del outputs
+    if last is not None:
+        _check_alone(replace(whole, loss_fn=fresh), parts, last[1], last[0], division)
     return parts
+
+
+def _points(
+    parts: tuple[ModulePart, ...], parameters: Parameters
+) -> Iterator[tuple[Parameters, Tree, list[float]]]:
+    """Parameters, the outputs and each part's sum of losses there: those given, and others."""
+    yield (parameters, *_evaluated(parts, parameters))
+    yield from _beside(parts, parameters)
 
 
 def _some(whole: ModulePart, summed: LossFn | None, start: int, end: int) -> ModulePart:
@@ -143,11 +153,12 @@ def _evaluated(parts: tuple[ModulePart, ...], parameters: Parameters) -> tuple[T
     """The outputs of all examples, and each part's sum of losses."""
     outputs, sums = [], []
     for part in parts:
-        # Right after the outputs: a loss may use what a hook has kept of them.
         with part.lock:
             found = part.outputs(parameters)
+            # Copies, since a loss may write into them.
+            outputs.append(data.mapped(detached(found), torch.clone))
+            # Right after the outputs: a loss may use what a hook has kept of them.
             sums.append(float(part.sum_of_outputs(found).detach()))
-        outputs.append(detached(found))
     return joined(outputs), sums
 
 
@@ -166,34 +177,140 @@ def _beside(
 
 
 def _check_mean(
-    parts: tuple[ModulePart, ...], outputs: Tree, mean: float, division: Division
+    parts: tuple[ModulePart, ...], outputs: Tree, mean: Tensor, division: Division
 ) -> None:
     start, sums, weight = 0, [], sum(part.weight for part in parts)
     for part in parts:
         size = data.length(part.inputs)
-        sums.append(float(part.sum_of_outputs(data.chunk(outputs, start, size))))
+        own = data.mapped(data.chunk(outputs, start, size), torch.clone)
+        sums.append(float(part.sum_of_outputs(own)))
         start += size
-    found = sum(sums) / weight
+    found, whole = sum(sums) / weight, float(mean)
     # Losses of either sign may cancel, up to their rounding.
-    scale = max(abs(mean), sum(map(abs, sums)) / abs(weight))
-    # There may be nothing that the loss is a function of beside what a hook keeps.
-    dtypes = [t.dtype for _, t in data.leaves(outputs, "")][:1]
-    eps = torch.finfo(dtypes[0]).eps if dtypes and dtypes[0].is_floating_point else 1e-7
-    if abs(found - mean) <= 1e3 * eps * scale:
+    scale = max(abs(whole), sum(map(abs, sums)) / abs(weight))
+    rtol = rounding_of(mean)
+    if abs(found - whole) <= rtol * scale:
         return
     as_given = [total / part.scale for total, part in zip(sums, parts, strict=True)]
-    if abs(sum(as_given) - mean) <= 1e3 * eps * max(abs(mean), sum(map(abs, as_given))):
+    if abs(sum(as_given) - whole) <= rtol * max(abs(whole), sum(map(abs, as_given))):
         raise adds_up(division.asked)
+    apart, together = told(found, whole)
     if len(parts) == 1:
         raise InputError(
-            f"loss_fn: its mean is {mean:.6g}, and its sum by its weight {found:.6g}, so it is "
+            f"loss_fn: its mean is {together}, and its sum by its weight {apart}, so it is "
             "no mean over examples; use Problem.from_batches, whose batch_loss gives each "
             "batch's sum and weight"
         )
-    raise InputError(
-        f"{division.asked}: the mean over chunks is {found:.6g} where the loss of all "
-        f"examples is {mean:.6g}, so loss_fn is no mean over examples; use {division.instead}, or "
-        "Problem.from_batches, whose batch_loss gives each batch's sum and weight"
+    raise no_mean(
+        f"the mean over chunks is {apart} where the loss of all examples is {together}", division
+    )
+
+
+class Pairs:
+    """Each two neighbouring chunks, or the halves of one.
+
+    They are compared where the loss of all examples is not compared to the digits of float64, or
+    there is one chunk only. That of one, and its neighbour, is compared where it is another.
+    """
+
+    def __init__(
+        self,
+        losses: MeanAndSum,
+        whole: ModulePart,
+        parts: tuple[ModulePart, ...],
+        outputs: Tree,
+        sums: list[float],
+        division: Division,
+    ) -> None:
+        self._whole, self._division = whole, division
+        ends = _ends(parts)
+        highest = max(range(len(parts)), key=lambda i: abs(sums[i]))
+        span = slice(ends[highest], ends[highest + 1])
+        some = [data.mapped(tree, lambda t: t[span]) for tree in (outputs, whole.targets)]
+        mean = losses.mean(*some)
+        fine = losses.in_float64(*some)
+        self._losses, self._rtol = fine or losses, ROUNDING if fine else rounding_of(mean)
+        if len(parts) == 1:
+            self._cuts = [(0, ends[1] // 2, ends[1])] if ends[1] > 1 else []
+        else:
+            self._cuts = list(zip(ends, ends[1:], ends[2:], strict=False))
+        # The whole has been compared as well as they are.
+        self._told = len(parts) > 1 and (fine is None or fine is losses)
+        self._fine = fine is not None
+        self._which = min(highest, len(self._cuts) - 1)
+        self._first = self._which == highest
+        self._moved: Neighbours | None = None
+
+    def check(self, outputs: Tree) -> None:
+        """Compare them.
+
+        Parameters
+        ----------
+        outputs
+            Of all examples: at θ0, and next at another θ.
+
+        Raises
+        ------
+        InputError
+            The loss of two is no mean of theirs.
+        """
+        for cut in [] if self._told else self._cuts:
+            pair = self._pair(outputs, cut)
+            found = pair.compared()
+            if found is None or not found.differ(self._rtol):
+                continue
+            if not (self._fine and pair.differ_by_rounding(found)):
+                raise self._refused(found, "")
+        if not (self._fine and self._cuts):
+            return
+        pair = self._pair(outputs, self._cuts[self._which])
+        if self._moved is None:
+            self._moved = replace(pair, outputs=data.mapped(pair.outputs, torch.clone))
+            return
+        found = self._moved.elsewhere(pair.outputs, first=self._first)
+        if found is not None:
+            raise self._refused(found, " at some other outputs (a threshold on the mean)")
+
+    def _pair(self, outputs: Tree, cut: tuple[int, int, int]) -> Neighbours:
+        start, middle, end = cut
+        some = data.chunk(outputs, start, end - start)
+        targets = data.chunk(self._whole.targets, start, end - start)
+        return Neighbours(self._losses, some, targets, (middle - start, end - middle))
+
+    def _refused(self, found: Compared, where: str) -> InputError:
+        if found.excess <= self._rtol:
+            return adds_up(self._division.asked)
+        apart, together = told(found.apart, found.together)
+        return no_mean(
+            f"the mean over two chunks is {apart} where the loss of their examples is "
+            f"{together}{where}",
+            self._division,
+        )
+
+
+def _ends(parts: tuple[ModulePart, ...]) -> list[int]:
+    return list(accumulate((data.length(part.inputs) for part in parts), initial=0))
+
+
+def rounding_of(loss: Tensor) -> float:
+    """What losses that add up may differ by, as a part of them, in the dtype of one."""
+    # It may be a whole number, which only tells that it is not differentiable.
+    return 1e3 * torch.finfo(loss.dtype).eps if loss.dtype.is_floating_point else 1e-4
+
+
+def told(first: float, second: float) -> tuple[str, str]:
+    """Two numbers that differ, with as many digits as tell them apart."""
+    for digits in (6, 9, 12):
+        if f"{first:.{digits}g}" != f"{second:.{digits}g}":
+            return f"{first:.{digits}g}", f"{second:.{digits}g}"
+    return f"{first:.17g}", f"{second:.17g}"
+
+
+def no_mean(what: str, division: Division) -> InputError:
+    """What to say of a loss that is no mean over examples."""
+    return InputError(
+        f"{division.asked}: {what}, so loss_fn is no mean over examples; use {division.instead}, "
+        "or Problem.from_batches, whose batch_loss gives each batch's sum and weight"
     )
 
 
@@ -221,7 +338,7 @@ def _check_alone(
     def evaluated(start: int, end: int) -> float:
         return float(_some(whole, summed, start, end).sum_and_weight(at)[0].detach())
 
-    ends = list(accumulate((data.length(part.inputs) for part in parts), initial=0))
+    ends = _ends(parts)
     compared: list[tuple[tuple[float, ...], tuple[tuple[int, int], ...]]]
     if len(parts) == 1:
         halves = (0, ends[1] // 2), (ends[1] // 2, ends[1])

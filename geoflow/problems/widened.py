@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -54,11 +55,21 @@ class Either:
         function = self._of(theta.dtype)
         if theta.dtype != torch.float64:
             return function(theta)
-        widening, saying = _Widening(), _SayingFloat32(theta.device.type)
-        with widening, saying:
+        with widening(theta.device.type) as asked_for_fewer:
             found = function(theta)
-        self.fewer_digits |= widening.fewer_digits or saying.autocast
+        self.fewer_digits |= asked_for_fewer()
         return found
+
+
+@contextmanager
+def widening(device_type: str) -> Iterator[Callable[[], bool]]:
+    """Have all that is computed in here computed in float64, as :class:`Either` says.
+
+    It gives what says whether fewer digits than those of float32 have been asked for.
+    """
+    operations, saying = _Widening(), _SayingFloat32(device_type)
+    with operations, saying:
+        yield lambda: operations.fewer_digits or saying.autocast
 
 
 class _Widening(TorchDispatchMode):

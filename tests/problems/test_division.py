@@ -13,6 +13,8 @@ import geoflow as gf
 from geoflow.errors import InputError
 from geoflow.problems import division
 from geoflow.problems.division import divided, weighed
+from geoflow.problems.neighbours import Neighbours
+from geoflow.problems.of_outputs import MeanAndSum, OfOutputs
 from geoflow.problems.parts import ModulePart
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
@@ -454,3 +456,211 @@ def test_beside_theta0_a_loss_may_have_no_value_and_memory_and_arguments_have_to
     raising(error)
     with pytest.raises(error, match="said"):
         division._beside((), at)
+
+
+THRESHOLDS = {
+    "flooding": lambda mean: lambda o, t: (mean(o, t) - 0.1).abs() + 0.1,
+    "clamp": lambda mean: lambda o, t: mean(o, t).clamp(min=0.05),
+    "upper clamp": lambda mean: lambda o, t: mean(o, t).clamp(max=20.0),
+    "relu": lambda mean: lambda o, t: functional.relu(mean(o, t) - 0.3),
+    "Huber of the mean": lambda mean: (
+        lambda o, t: (lambda q: torch.where(q > 0.2, q, q * q / 0.4 + 0.1))(mean(o, t))
+    ),
+    "on the outputs": lambda mean: lambda o, t: mean(o, t) + functional.relu(o.mean().abs() - 5),
+}
+MEANS = {
+    "cross-entropy": (3, functional.cross_entropy, LABELS),
+    "squared": (1, MSE, 3 * Y),
+    "absolute": (1, functional.l1_loss, 3 * Y),
+}
+
+
+@pytest.mark.parametrize("size", [7, 63])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", THRESHOLDS)
+@pytest.mark.parametrize("mean", MEANS)
+def test_a_threshold_on_the_mean_is_not_divided(mean, name, dtype, size):
+    width, loss, targets = MEANS[mean]
+    module = seeded(nn.Linear, 6, width)
+    flooded = THRESHOLDS[name](loss)
+    gf.Problem.from_module(module, flooded, X, targets, dtype=dtype)
+    gf.Problem.from_module(module, loss, X, targets, size, dtype=dtype)
+    with pytest.raises(InputError, match="no mean over examples"):
+        gf.Problem.from_module(module, flooded, X, targets, size, dtype=dtype)
+
+
+@pytest.mark.parametrize("mean", MEANS)
+def test_nor_is_it_by_a_process(mean):
+    width, loss, targets = MEANS[mean]
+    module = seeded(nn.Linear, 6, width).double()
+    targets = targets.double() if targets.is_floating_point() else targets
+    part = ModulePart(module, {}, X.double(), targets, THRESHOLDS["flooding"](loss))
+    at = {n: p.detach() for n, p in module.named_parameters()}
+    weighed(replace(part, loss_fn=loss), at)
+    with pytest.raises(InputError, match=r"whole=False: .* no mean over examples"):
+        weighed(part, at)
+
+
+class Gated(nn.Module):
+    """Weights that add up to 1 for each example, to rounding, and a mask that θ does not move."""
+
+    def __init__(self):
+        super().__init__()
+        self.leave, self.gate = nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.leave(x), self.gate(x).softmax(1), (torch.arange(len(x)) % 2).to(x.dtype)
+
+
+def bags(outputs, targets):
+    first = targets - targets.min()
+    each = [outputs[first == i, 0].logsumexp(0) for i in range(int(first.max()) + 1)]
+    return torch.stack(each).mean()
+
+
+CLASSES = torch.arange(60) % 3
+# Each a mean over its chunks at any θ, and not over single examples, or of no other outputs.
+DIVIDED = {
+    "weights of each chunk alike": (
+        lambda: nn.Linear(6, 3),
+        lambda o, t: functional.cross_entropy(o, t, weight=o.new_tensor([1.0, 10.0, 0.1])),
+        CLASSES,
+    ),
+    "mean over classes": (
+        lambda: nn.Linear(6, 3),
+        lambda o, t: torch.stack(
+            [functional.cross_entropy(o[t == k], t[t == k]) for k in range(3)]
+        ).mean(),
+        CLASSES,
+    ),
+    "pairs": (
+        lambda: nn.Linear(6, 1),
+        lambda o, t: -functional.logsigmoid(o[0::2] - o[1::2]).mean(),
+        None,
+    ),
+    "bags": (lambda: nn.Linear(6, 1), bags, torch.arange(60) // 6),
+    "weights of outputs": (
+        Gated,
+        lambda o, t: (o[1] * (o[0] - t) ** 2).sum() / o[1].sum(),
+        SEQUENCES[:60, 0, :3],
+    ),
+    "a mask": (
+        Gated,
+        lambda o, t: (o[2] * (o[0] - t).square().mean(1)).sum() / o[2].sum(),
+        SEQUENCES[:60, 0, :3],
+    ),
+    "probabilities": (
+        lambda: nn.Sequential(nn.Linear(6, 3), nn.Sigmoid()),
+        lambda o, t: functional.binary_cross_entropy(o, t),
+        SEQUENCES[:60, 0, :3].sigmoid(),
+    ),
+    "an example squeezed": (
+        lambda: nn.Linear(6, 1),
+        lambda o, t: MSE(o.squeeze(), t.squeeze()),
+        Y[:60],
+    ),
+    "clamped one by one": (
+        lambda: nn.Linear(6, 1),
+        lambda o, t: (o - t).square().clamp(0.1, 1).mean(),
+        Y[:60],
+    ),
+    "all of a chunk ignored": (
+        lambda: nn.Linear(6, 3),
+        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 10.0, 0.1]), label_smoothing=0.1),
+        CLASSES.where(torch.arange(60) >= 18, -100),
+    ),
+    "in place": (lambda: nn.Linear(6, 1), lambda o, t: o.sub_(t).square_().mean(), Y[:60]),
+    "taken out": (
+        lambda: nn.Linear(6, 3),
+        lambda o, t: functional.cross_entropy(o, t.pop("labels")),
+        {"labels": CLASSES},
+    ),
+}
+
+
+@pytest.mark.parametrize("size", [6, 18, 30])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", DIVIDED)
+def test_what_is_a_mean_over_its_chunks_is_divided(name, dtype, size):
+    make, loss, targets = DIVIDED[name]
+    if size == 18 and name != "all of a chunk ignored":
+        size = 12
+    whole, apart = (
+        gf.Problem.from_module(seeded(make), loss, X[:60], targets, s, dtype=dtype)
+        for s in (None, size)
+    )
+    rel = 1e-13 if dtype == torch.float64 else 1e-6
+    expected, found = (p.value_and_gradient(p.theta0) for p in (whole, apart))
+    assert float(found[0]) == pytest.approx(float(expected[0]), rel=rel)
+    assert float((found[1] - expected[1]).norm() / expected[1].norm()) < 10 * rel
+
+
+@pytest.mark.parametrize("size", [100, 200, 300])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_few_padded_tokens_of_many_are_found_in_float32_too(dtype, size):
+    inputs = torch.randn(600, 8, 6, generator=torch.Generator().manual_seed(0))
+    tokens = (inputs.sum(2) > 0).long() + (inputs[..., 0] > 0).long()
+
+    def loss(outputs, targets):
+        return functional.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+    module = seeded(nn.Linear, 6, 3)
+    gf.Problem.from_module(module, loss, inputs, tokens, size, dtype=dtype)
+    tokens[3, 1:] = -100
+    with pytest.raises(InputError, match=f"batch_size={size}: the mean over .* no mean over ex"):
+        gf.Problem.from_module(module, loss, inputs, tokens, size, dtype=dtype)
+
+
+class MaskFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return {"mask": x[..., 0] > -9, "logits": self.inner(x)}
+
+
+def test_the_first_of_the_outputs_does_not_tell_the_digits_of_the_loss():
+    tokens = (SEQUENCES.sum(2) > 0).long()
+    tokens[5, 4] = -100
+
+    def loss(outputs, targets):
+        return functional.cross_entropy(outputs["logits"].flatten(0, 1), targets.flatten())
+
+    with pytest.raises(InputError, match="no mean over examples"):
+        gf.Problem.from_module(seeded(MaskFirst), loss, SEQUENCES, tokens, 16)
+
+
+def in_single(outputs, targets):
+    """In float32 whatever it is given, as NumPy may be told to."""
+
+    class Squared(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, o, t):
+            off = (o.detach().numpy() - t.numpy()).astype("float32")
+            ctx.save_for_backward(torch.from_numpy(off).to(o))
+            return o.new_tensor(float((off * off).mean()))
+
+        @staticmethod
+        def backward(ctx, gradient):
+            (off,) = ctx.saved_tensors
+            return gradient * 2 * off / off.numel(), None
+
+    return Squared.apply(outputs, targets)
+
+
+def test_a_loss_that_computes_in_float32_only_is_compared_in_that():
+    found = gf.Problem.from_module(seeded(nn.Linear, 6, 1), in_single, X, Y, 7, dtype=torch.float32)
+    whole = gf.Problem.from_module(seeded(nn.Linear, 6, 1), MSE, X, Y, dtype=torch.float32)
+    theta = whole.theta0
+    assert float(found.loss(theta)) == pytest.approx(float(whole.loss(theta)), rel=1e-6)
+
+
+def test_on_the_cpu_a_pair_is_compared_as_on_another_device():
+    pair = Neighbours(
+        MeanAndSum(OfOutputs(THRESHOLDS["flooding"](MSE)), None), Y[:32] * 0.5, Y[:32], (16, 16)
+    )
+    pair = replace(pair, losses=pair.losses.in_float64(pair.outputs, pair.targets))
+    found = [p.elsewhere(Y[:32] * 0.6, first=True) for p in (pair, pair.on_cpu())]
+    assert found[0] == found[1]
+    assert abs(found[0].apart - found[0].together) > 1e-3
