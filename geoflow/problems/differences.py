@@ -24,6 +24,8 @@ from geoflow.problems.widened import Either
 # A part of ‖∇f‖ that differences show to be missing is said, and from this one on refused. In
 # between it may be that of a solver inside, whose steps depend on θ outside of the graph.
 MISSING_REFUSED = 1e-4
+# So far from θ0, over its size, one that vanishes there has grown, by this factor at the least.
+FURTHER, GROWN = 0.1, 10.0
 
 
 def check_gradient(
@@ -107,16 +109,49 @@ def _check_beside(
     # Before the differences, so that the last evaluation is further away.
     unit = random / random.norm()
     jump = _jump(function, theta0, float(start[0]), unit, steepest, name, least)
-    found = mismatch(function, theta, value, gradient, random, least)
+    found = _mismatch(function, theta, (value, gradient), random, wide, least)
+    if found is not None and found.part is not None:
+        found = _grown(found, function, theta0, wide, least) or found
+    if found is not None:
+        _say(found, name, theta.dtype)
+    if jump is not None:
+        raise jump
+
+
+def _mismatch(
+    function: Derivable,
+    theta: Tensor,
+    at: tuple[Tensor, Tensor],
+    random: Tensor,
+    wide: Sequence[Either],
+    least: float,
+) -> Mismatch | None:
+    """A slope that differences do not agree with, in float64 too where θ is of float32."""
+    found = mismatch(function, theta, *at, random, least)
     if theta.dtype == torch.float32:
         # Of all examples where they disagree: at a low loss, the rounding of large outputs is more
         # than float32 resolves the loss to.
         agrees, in_float64 = mismatch_in_float64(wide[-1:] if found else wide, theta, random, least)
         found = in_float64 or (None if agrees else found)
-    if found is not None:
-        _say(found, name, theta.dtype)
-    if jump is not None:
-        raise jump
+    return found
+
+
+def _grown(
+    found: Mismatch, function: Derivable, theta0: Tensor, wide: Sequence[Either], least: float
+) -> Mismatch | None:
+    """What a small part that is missing has become further from ``theta0``, if far more.
+
+    That of a solver inside is about as small there. One that vanishes at ``theta0``, as a branch
+    does whose last weights start at zero, is not.
+    """
+    theta, random = point_near(theta0, 0, least, FURTHER)
+    if gradient_at(function, theta) is None:
+        return None
+    grown = _mismatch(function, theta, function(theta), random, wide, least)
+    if grown is None or grown.is_scattered or found.part is None:
+        return None
+    size = grown.part or grown.off / max(abs(c) for c in (grown.slope, *grown.changes))
+    return grown if size > max(GROWN * found.part, MISSING_REFUSED) else None
 
 
 def _say(found: Mismatch, name: str, dtype: torch.dtype) -> None:

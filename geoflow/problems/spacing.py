@@ -34,8 +34,10 @@ def scales(theta: Tensor) -> list[float]:
     return [size, 1.0] if 0 < size < SMALL else [1.0]
 
 
-def point_near(theta: Tensor, seed: int, least: float = 1.0) -> tuple[Tensor, Tensor]:
-    """A point near θ, by a thousandth of its size, and the vector at random that leads there.
+def point_near(
+    theta: Tensor, seed: int, least: float = 1.0, by: float = 1e-3
+) -> tuple[Tensor, Tensor]:
+    """A point near θ, by a part of its size, and the vector at random that leads there.
 
     Parameters
     ----------
@@ -45,12 +47,14 @@ def point_near(theta: Tensor, seed: int, least: float = 1.0) -> tuple[Tensor, Te
         Of the vector.
     least : float
         Size that θ is taken to have at least; see :func:`scales`.
+    by : float
+        The part.
     """
     generator = torch.Generator().manual_seed(seed)
     random = torch.randn(theta.shape, generator=generator, dtype=torch.float64, device="cpu")
     random = random.to(theta)
     scale = max(_norm(theta), least)
-    return theta + random * (1e-3 * scale / math.sqrt(theta.numel())), random
+    return theta + random * (by * scale / math.sqrt(theta.numel())), random
 
 
 def steps(theta: Tensor, least: float = 1.0) -> list[float]:
