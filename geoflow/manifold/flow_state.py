@@ -94,11 +94,10 @@ class FlowState:
     @property
     def time_scale(self) -> float:
         """2‖θ‖/‖∇R‖, a flow time: 1 where R = ‖θ‖², and as much longer as R is less."""
-        tiny = torch.finfo(self.theta.dtype).tiny ** 0.25
-        theta, pull = (
-            max(float(torch.linalg.vector_norm(v)), tiny)
-            for v in (self.theta, self.regularizer_gradient)
-        )
+        tiny = torch.finfo(self.theta.dtype).tiny
+        # From θ = 0 a walk could not start in no time; a pull whose square vanishes says nothing.
+        theta = max(float(torch.linalg.vector_norm(self.theta)), tiny**0.25)
+        pull = max(float(torch.linalg.vector_norm(self.regularizer_gradient)), tiny**0.5)
         return 2 * theta / pull
 
     @property

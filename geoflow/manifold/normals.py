@@ -22,6 +22,9 @@ Numbers = NDArray[np.float64]
 # some units of its dtype; below so many of these units it is rounding alone.
 UNITS_OF_ROUNDING = 100
 
+# Of N at a time a basis is made of.
+BASIS_COLUMNS = 2**16
+
 NO_NORMAL = (
     "the loss gradient is zero: the level set is not a manifold there; start elsewhere or choose "
     "another level"
@@ -64,6 +67,12 @@ class NormalSpace(Protocol):
 
     def distance(self, residuals: Numbers) -> float:
         """Length of that step."""
+
+    def write_basis(self, out: Tensor) -> None:
+        """Write an orthonormal basis of the space into ``out``, shape (n, P), of any dtype."""
+
+    def along_basis(self, residuals: Numbers) -> Numbers:
+        """What that step has of each vector of the basis, shape (n,)."""
 
 
 class Normal:
@@ -126,6 +135,15 @@ class Normal:
             g is zero.
         """
         return abs(float(residuals[0])) / self._norm()
+
+    def write_basis(self, out: Tensor) -> None:
+        """Write g/‖g‖ into ``out``, shape (1, P)."""
+        norms = torch.from_numpy(np.array(self.norms)).to(self.gradient)
+        torch.div(self.gradient[None], norms[:, None], out=out)
+
+    def along_basis(self, residuals: Numbers) -> Numbers:
+        """r/‖g‖, shape (1,)."""
+        return residuals / self.norms
 
     def _norm(self) -> float:
         norm = float(torch.linalg.vector_norm(self.gradient))
@@ -192,13 +210,30 @@ class Normals:
         """√(rᵀ G⁻¹ r)."""
         return float(np.linalg.norm(self._half(residuals)))
 
+    def write_basis(self, out: Tensor) -> None:
+        """Write F⁻¹N into ``out``, with F the Cholesky factor of G = FFᵀ: orthonormal rows.
+
+        Made in the dtype of N: of normals that are nearly dependent each alone, rounded to a
+        narrower one, tells next to nothing.
+        """
+        inverse = self._half(np.diag(np.ones(len(self.norms))))
+        weights = torch.from_numpy(inverse).to(self.gradients)
+        # Some columns at a time: all of them would be another N.
+        pairs = (t.split(BASIS_COLUMNS, 1) for t in (out, self.gradients))
+        for target, columns in zip(*pairs, strict=True):
+            target.copy_(weights @ columns)
+
+    def along_basis(self, residuals: Numbers) -> Numbers:
+        """F⁻¹r, shape (n,)."""
+        return self._half(residuals)
+
     def _solve(self, right: Numbers) -> Numbers:
         half = self._half(right)
         found: Numbers = solve_triangular(self.factor, half, trans=1, lower=True) / self.norms
         return found
 
     def _half(self, right: Numbers) -> Numbers:
-        scaled = right / self.norms
+        scaled = (right.T / self.norms).T
         half: Numbers = solve_triangular(self.factor, scaled, lower=True, check_finite=False)
         return half
 
@@ -255,6 +290,14 @@ class Scaled:
     def distance(self, residuals: Numbers) -> float:
         """Its length."""
         return self.space.distance(residuals * self.scales)
+
+    def write_basis(self, out: Tensor) -> None:
+        """Write the basis, which scales have no share in."""
+        self.space.write_basis(out)
+
+    def along_basis(self, residuals: Numbers) -> Numbers:
+        """What Newton's step has of it."""
+        return self.space.along_basis(residuals * self.scales)
 
 
 def normal_space(gradients: Tensor) -> NormalSpace:

@@ -367,7 +367,7 @@ def check_same_value(loss: Tensor, beside: Tensor, gradient: Tensor, theta0: Ten
     InputError
         They differ by more than rounding of θ and of the loss makes of it.
     """
-    size = max(float(torch.linalg.vector_norm(theta0)), 1.0)
+    size = float(torch.linalg.vector_norm(theta0)) or 1.0
     slope = float(torch.linalg.vector_norm(gradient)) * size
     rtol = VALUE_RTOL[theta0.dtype]
     allowed = rtol * (max(abs(float(loss)), abs(float(beside))) + slope) + rtol**2

@@ -21,9 +21,10 @@ from geoflow.problems.derivatives import (
     twice_differentiable,
     variables_of,
 )
-from geoflow.problems.differences import DIFFERENCE_RTOL, steps
 from geoflow.problems.parts import LossPart, ModulePart, Parameters
 from geoflow.problems.products import agrees
+from geoflow.problems.slopes import DIFFERENCE_RTOL, gradient_at
+from geoflow.problems.spacing import scale_of, steps
 from geoflow.system.translation import reason
 
 
@@ -156,7 +157,9 @@ def _right_curvature(
         value_and_gradient(start)
         value, points = at(start)
         found = _flat(hessian_of(value, points, _shaped(unit, spread.given)))
-        return agrees(found, value_and_gradient, start, unit, [start.numel()], steps(start))
+        least = scale_of(lambda flat: gradient_at(value_and_gradient, flat), start)
+        tried = steps(start, least)
+        return agrees(found, value_and_gradient, start, unit, [start.numel()], tried)
     except InputError:
         return True
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geoflow.errors import GeoflowError, InputError
-from geoflow.problems import arithmetic, checks, data, differences
+from geoflow.problems import arithmetic, checks, data
 from geoflow.problems.counting import Counted
 from geoflow.problems.division import adds_up, sum_of
 from geoflow.problems.groups import Groups, checked
@@ -149,11 +149,14 @@ class Grouped(Counted):
             at, along = self.unflatten(theta.detach().clone()), self.unflatten(v.detach())
             with arithmetic.exact(self.device):
                 return self._groups.hessian_products(self._part, at, along, theta, self.tensors)
-        size = float(torch.linalg.vector_norm(v))
-        step = differences.steps(theta)[0] / (size or 1.0)
-        ahead, behind = (self.value_and_gradient(theta + s * v)[1] for s in (step, -step))
-        self._count(gradient=-2, hvp=1)
-        return (ahead - behind) / (2 * step)
+        whole = self.whole
+        assert isinstance(whole, Problem)
+        with self.uncounted():
+            product = whole._products.spacing.difference(
+                lambda at: self.value_and_gradient(at)[1], theta, v
+            )
+        self._count(hvp=1)
+        return product
 
     @cached_property
     def _has_exact_products(self) -> bool:

@@ -352,7 +352,7 @@ class Problem(MeanOfParts):
             return self._derived(theta, v)
         self._check_budget(2)
         with self.uncounted():
-            product = products.difference(self.value_and_gradient, theta, v)
+            product = self._products.difference(self.value_and_gradient, theta, v)
         self._count(hvp=1)
         return product
 

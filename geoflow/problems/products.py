@@ -6,15 +6,17 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from geoflow.errors import InputError
-from geoflow.problems.differences import DIFFERENCE_RTOL, Derivable, point_near, steps
 from geoflow.problems.few import Few
 from geoflow.problems.mean import MeanOfParts
+from geoflow.problems.slopes import DIFFERENCE_RTOL, Derivable, gradient_at
+from geoflow.problems.spacing import Spacing, chosen, point_near, scale_of, steps
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
@@ -23,9 +25,9 @@ Product = Callable[[Tensor, Tensor], Tensor]
 GROUPS = 4
 # Differences over two steps that agree to this part of what a product is off are right, not it.
 AGREEMENT = 0.1
-# A last difference in float64, by a step so much below the best of a smooth function: it agrees
-# with that of the least of the others also where there is a kink every few steps.
-BESIDE_KINKS = 5000
+# A last difference in float64, by a step so much below the least of the others: it agrees with that
+# of this one also where there is a kink every few steps.
+BESIDE_KINKS = 5
 
 WRONG = "PyTorch's second derivatives of it are not those of its gradient"
 
@@ -43,10 +45,16 @@ class HessianProducts:
         The argument whose Hessian it is.
     exact : bool, optional
         Whether products are exact to rounding; None before the first.
+    spacing : Spacing
+        Of the differences that take their place.
+    error : float
+        Relative error of these where they are not the usual ones; 0 for that of a smooth function.
     """
 
     name: str = "loss"
     exact: bool | None = None
+    spacing: Spacing = field(default_factory=Spacing)
+    error: float = 0.0
 
     def choose(
         self,
@@ -83,18 +91,28 @@ class HessianProducts:
             fault = ""
         self.exact = not fault
         if fault:
-            error = torch.finfo(theta0.dtype).eps ** (2 / 3)
+            along = list(probes(theta0, sizes))
+            found = chosen(partial(gradient_at, function), theta0, sizes, along)
+            self.spacing = found.spacing
+            self.error = 0.0 if found.spacing == Spacing() else found.error
             warnings.warn(
                 f"{self.name}: {fault}; Hessian-vector products are differences of gradients, with "
-                f"relative errors of about {error:.0e} where it is smooth and larger beside kinks",
+                f"relative errors of about {found.error:.0e} at theta0 and larger beside kinks",
                 stacklevel=4,
             )
+
+    def difference(self, function: Derivable, theta: Tensor, v: Tensor) -> Tensor:
+        """∇²f v by a central difference of gradients: two evaluations."""
+        if not bool(v.any()):
+            return torch.zeros_like(v)
+        return self.spacing.difference(lambda at: function(at)[1], theta, v)
 
 
 def _right(derived: Product, function: Derivable, theta0: Tensor, sizes: Sequence[int]) -> bool:
     """Whether products along a few directions are differences of gradients, beside a point."""
-    theta = beside(function, theta0)
-    tried = steps(theta)
+    least = scale_of(partial(gradient_at, function), theta0)
+    theta = beside(function, theta0, least)
+    tried = steps(theta, least)
     return all(
         agrees(derived(theta, v), function, theta, v, sizes, tried) for v in probes(theta, sizes)
     )
@@ -112,37 +130,17 @@ def _right_wide(problem: MeanOfParts, sizes: Sequence[int]) -> bool:
 
 def error_of(problem: object, theta: Tensor) -> float:
     """Relative error of a problem's products: rounding, or more where they are differences."""
-    chosen = getattr(problem, "_products", None)
+    of = getattr(problem, "_products", None)
     eps = torch.finfo(theta.dtype).eps
-    return eps ** (2 / 3) if chosen is not None and chosen.exact is False else eps
+    if of is None or of.exact is not False:
+        return eps
+    return of.error or eps ** (2 / 3)
 
 
-def difference(function: Derivable, theta: Tensor, v: Tensor) -> Tensor:
-    """∇²f v by a central difference of gradients: two evaluations."""
-    size = float(torch.linalg.vector_norm(v))
-    if size == 0:
-        return torch.zeros_like(v)
-    step = steps(theta)[0] / size
-    ahead, behind = (function(theta + s * v)[1] for s in (step, -step))
-    return (ahead - behind) / (2 * step)
-
-
-def beside(function: Derivable, theta0: Tensor) -> Tensor:
+def beside(function: Derivable, theta0: Tensor, least: float = 1.0) -> Tensor:
     """A point near ``theta0`` where the function is finite, or that itself."""
-    theta, _ = point_near(theta0, 2)
-    return theta0 if _gradient(function, theta) is None else theta
-
-
-def _gradient(function: Derivable, theta: Tensor) -> Tensor | None:
-    """∇f, or None where f is not defined or not finite."""
-    try:
-        found = function(theta)
-    # Outside its domain a function may fail, as a Cholesky factorisation does.
-    except (InputError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
-            raise
-        return None
-    return found[1] if all(bool(torch.isfinite(t).all()) for t in found) else None
+    theta, _ = point_near(theta0, 2, least)
+    return theta0 if gradient_at(function, theta) is None else theta
 
 
 def probes(theta: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
@@ -180,9 +178,9 @@ def agrees(
     eps, rtol = torch.finfo(theta.dtype).eps, DIFFERENCE_RTOL[theta.dtype]
     wrong = torch.ones(1 + len(sizes), dtype=torch.bool, device=theta.device)
     differences, errors = [], []
-    last = [steps(theta)[0] / BESIDE_KINKS] if theta.dtype == torch.float64 else []
+    last = [min(tried) / BESIDE_KINKS] if theta.dtype == torch.float64 else []
     for step in (*tried, *last):
-        ahead, behind = (_gradient(function, theta + s * v) for s in (step, -step))
+        ahead, behind = (gradient_at(function, theta + s * v) for s in (step, -step))
         if ahead is None or behind is None:
             continue
         expected = (ahead - behind) / (2 * step)

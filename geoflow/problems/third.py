@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -14,11 +15,13 @@ from torch import Tensor
 
 from geoflow.errors import ConvergenceError, InputError
 from geoflow.problems.counting import Counted
-from geoflow.problems.differences import DIFFERENCE_RTOL, steps
 from geoflow.problems.few import Few
 from geoflow.problems.mean import MeanOfParts
 from geoflow.problems.products import Product, agrees, beside, probes
+from geoflow.problems.products import error_of as products_error
 from geoflow.problems.protocol import ProblemLike
+from geoflow.problems.slopes import DIFFERENCE_RTOL, gradient_at
+from geoflow.problems.spacing import between, scale_of, scales, steps
 
 # (θ, v) → ∇²L v and ∇³L[v, v].
 ThirdProduct = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -71,7 +74,7 @@ class ThirdDerivatives:
                 wide = _fault_in_float64(problem, sizes)
                 fault = fault if wide is None else wide
         else:
-            self.rounding = torch.finfo(dtype).eps ** (2 / 3)
+            self.rounding = products_error(problem, problem.theta0)
             fault = "its Hessian-vector products are differences"
         self.exact = not fault
         if fault:
@@ -90,9 +93,11 @@ def _fault(derived: ThirdProduct, product: Product, theta0: Tensor, sizes: Seque
     def along(v: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         return theta.new_zeros(()), product(theta, v)
 
-    theta = beside(partial(along, theta0), theta0)
-    tried = steps(theta)
+    first = next(iter(probes(theta0, sizes)))
     try:
+        least = scale_of(partial(gradient_at, partial(along, first)), theta0)
+        theta = beside(partial(along, theta0), theta0, least)
+        tried = steps(theta, least)
         for v in probes(theta, sizes):
             if not agrees(derived(theta, v)[1], partial(along, v), theta, v, sizes, tried):
                 return WRONG
@@ -139,7 +144,8 @@ def by_differences(
 
     Their errors are as the squares of the steps, so what the two say together is of fourth order,
     and what they say differently shows whether they are any good. Five products; four more for each
-    other step, where they disagree: what the function varies over is not known.
+    other step, where they disagree: what the function varies over is not known. Where ‖θ‖ is far
+    below one it may be one: longer steps are tried until they say more than rounding.
 
     Parameters
     ----------
@@ -161,23 +167,28 @@ def by_differences(
         return middle, torch.zeros_like(v)
     unit, rounding = v / size, rounding or torch.finfo(theta.dtype).eps
     noise = 10 * rounding * float(torch.linalg.vector_norm(middle)) / size
-    least, best = float("inf"), torch.zeros_like(v)
-    for step in _steps(theta, rounding):
+    is_small = len(scales(theta)) > 1
+    least, smallest, best = math.inf, math.inf, torch.zeros_like(v)
+    tried = list(_steps(theta, rounding))
+    for step in tried:
         whole, half = (_central(product, theta, unit, s) for s in (step, step / 2))
         found = (4 * half - whole) / 3
         off, norm = (float(torch.linalg.vector_norm(t)) for t in (half - whole, found))
         within = noise / step
         apart = max(off - within, 0.0) / norm if norm else 0.0
-        if apart < least:
-            least, best = apart, found
-        if apart <= DIFFERENCE_RTOL[theta.dtype]:
+        # What is within rounding may be right, and of steps that are too short is nothing else.
+        error = max(off, within) if is_small else apart
+        if error < smallest and not (is_small and apart > APART):
+            smallest, best = error, found
+        least = min(least, apart)
+        if error <= (math.sqrt(rounding) * norm if is_small else DIFFERENCE_RTOL[theta.dtype]):
             break
     if not least <= APART:
         raise ConvergenceError(
             "third derivatives of the loss: differences of its Hessian-vector products over two "
             f"steps differ by {least:.1g} of their size, so it has kinks or its products are not "
             "exact; use another R, a smooth loss, or float64",
-            iterations=len(SHORTER),
+            iterations=len(tried),
             residual=least,
             reason="not_finite",
         )
@@ -193,3 +204,5 @@ def _steps(theta: Tensor, rounding: float) -> Iterator[float]:
     scale = float(torch.linalg.vector_norm(theta)) or 1.0
     for part in SHORTER:
         yield rounding ** (1 / 3) * scale * part
+    for longer in between(scale):
+        yield rounding ** (1 / 3) * longer

@@ -42,6 +42,8 @@ STIFF_SPEED, STIFF_FLOOR = 3.0, 2e-3
 
 # The power method stops at this relative change and is scaled up by as much again and more.
 RADIUS_RTOL, RADIUS_SAFETY, MAX_POWER = 0.05, 1.2, 50
+# Velocities that differ by less than so many units of their rounding tell no radius.
+UNRESOLVED = 100
 
 
 class Coefficients(NamedTuple):
@@ -219,7 +221,9 @@ def _spectral_radius(
     """Spectral radius of the flow's Jacobian by the nonlinear power method, and its vector.
 
     The method starts from the vector of the step before, so that one or two evaluations do. Where
-    the flow ends on one side of θ, it looks to the other.
+    the flow ends on one side of θ, it looks to the other. It looks over a part of ‖θ‖; where θ is
+    nearer to zero than the flow varies, so that velocities so close differ by rounding alone, over
+    that part of one.
 
     Raises
     ------
@@ -228,7 +232,9 @@ def _spectral_radius(
     """
     vector = carry["vector"]
     assert isinstance(vector, Tensor)
-    size = math.sqrt(torch.finfo(state.theta.dtype).eps) * max(norm(state.theta), 1.0)
+    eps = torch.finfo(state.theta.dtype).eps
+    longest = math.sqrt(eps)
+    size = longest * (norm(state.theta) or 1.0)
     radius = float(carry["radius"]) / RADIUS_SAFETY
     for _ in range(MAX_POWER):
         length = norm(vector)
@@ -241,7 +247,14 @@ def _spectral_radius(
                 ahead = flow.evaluate(state.theta - vector * (size / length))
             except TOO_FAR as failure:
                 raise StepSizeError(f"within {size:.1e} of θ: {failure}") from failure
-        vector = ahead.velocity - state.velocity
+        change = ahead.velocity - state.velocity
+        # Of velocities, whose rounding is that of ∇R.
+        if size < longest and not norm(change) > UNRESOLVED * eps * norm(
+            state.regularizer_gradient
+        ):
+            size = longest
+            continue
+        vector = change
         before, radius = radius, norm(vector) / size
         if abs(radius - before) <= RADIUS_RTOL * radius:
             break

@@ -122,3 +122,19 @@ def test_zero_is_zero_and_no_matter_of_scale():
     assert length(torch.zeros(3)) == 0
     assert math.isnan(length(torch.tensor([math.nan, 1.0])))
     assert length(torch.tensor([math.inf, 1.0])) == math.inf
+
+
+@pytest.mark.parametrize("size", [1e-60, 1e-100, 1e-140])
+def test_bdf_spends_the_same_however_little_r_is(size):
+    start = torch.tensor([0.9, 0.6, -0.4], dtype=torch.float64)
+    weights = torch.tensor([1.0, 4.0, 9.0], dtype=torch.float64)
+    problem = gf.Problem.from_function(lambda y: (weights * y**4).sum() + y @ y, start)
+    spent = []
+    for scale in (1.0, size):
+        flow = gf.RegularizingFlow(
+            gf.LevelSet(problem),
+            lambda y, scale=scale: scale * (y[0] ** 2 - 3 * y[1] ** 2 + y[2]),
+        )
+        ds = gf.walk(flow, "bdf", t_end=0.3 / scale, stop=None)
+        spent.append((ds.status, int(ds["n_gradient"][-1])))
+    assert spent[0] == spent[1]

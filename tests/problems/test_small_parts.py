@@ -220,3 +220,23 @@ def test_the_functional_form_is_taken():
         return theta @ theta + 1e-2 * MSE(functional_call(module, PROBLEM.unflatten(theta), X), Y)
 
     as_regularizer(function)
+
+
+class Adapted(nn.Module):
+    """A low-rank branch whose last weights start at zero, and whose first have no gradient."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.down = nn.Parameter(torch.randn(2, 6))
+        self.up = nn.Parameter(torch.zeros(6, 2))
+        self.head = nn.Linear(6, 1)
+
+    def forward(self, x):
+        return self.head(x + (x @ self.down.T).detach() @ self.up.T)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_part_that_vanishes_at_the_start_is_refused_by_what_it_is_further_on(dtype):
+    with pytest.raises(InputError, match="a part of it is not in the gradient"):
+        gf.Problem.from_module(Adapted(), MSE, X, Y, dtype=dtype)

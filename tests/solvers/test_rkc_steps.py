@@ -97,6 +97,35 @@ def test_the_power_method_goes_on_from_the_vector_it_came_to():
     assert result.carry["radius"] == pytest.approx(1.2 * 100, rel=0.05)
 
 
+def test_the_radius_is_found_in_any_unit_of_theta():
+    start = torch.tensor([0.9, 0.6, -0.4, 0.5, 0.5, 0.3], dtype=torch.float64)
+    weights = torch.tensor([1, 4, 9, 0.5, 2, 25], dtype=torch.float64)
+    spent = []
+    for unit in (1.0, 1e-6, 1e-7, 1e-9, 1e-12):
+
+        def loss(y, unit=unit):
+            return (weights * (y / unit) ** 4).sum() + (y / unit) @ (y / unit)
+
+        def regularizer(y, unit=unit):
+            z = y / unit
+            return unit**2 * (z[0] ** 2 - 3 * z[1] ** 2 + z[2] * z[3] - 2 * z[4] * z[5])
+
+        problem = gf.Problem.from_function(loss, unit * start)
+        flow = gf.RegularizingFlow(gf.LevelSet(problem), regularizer)
+        ds = gf.walk(flow, "rkc", rtol=1e-3, atol=1e-6 * unit, t_end=0.8, stop=None)
+        spent.append((ds.status, int(ds["n_gradient"][-1])))
+    assert len(set(spent)) == 1
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-6, 1e-9, 1e-12, 0.0])
+def test_the_radius_is_found_where_theta_is_smaller_than_what_the_flow_varies_over(size):
+    problem = gf.Problem.from_function(lambda y: 1 + y[1], size * torch.ones(3).double())
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), lambda y: 20 * (y[2] - 1) ** 2 - y[0])
+    state = flow.evaluate(problem.theta0)
+    carry = {"radius": 0.0, "vector": ACROSS}
+    assert _spectral_radius(flow, state, carry)[0] == pytest.approx(1.2 * 40, rel=0.02)
+
+
 def test_a_step_has_no_more_stages_than_are_stable_and_at_most_the_largest_number():
     flow, k = stiff(10.0), 10.0
     before = flow.problem.counts["gradient"]

@@ -161,7 +161,7 @@ class OwnFunction(ThetaFunction):
             )
         if self._products.exact:
             return self._derived(theta)
-        return lambda v: products.difference(self.value_and_gradient, theta, v)
+        return lambda v: self._products.difference(self.value_and_gradient, theta, v)
 
     def _derived(self, theta: Tensor) -> Product:
         with derivatives.twice_differentiable():

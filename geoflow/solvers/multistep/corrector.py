@@ -162,8 +162,9 @@ def correct(
     eps = torch.finfo(theta.dtype).eps
     least = UNITS_OF_ROUNDING * eps * size_theta
     before: FlowState | None = None
-    # The force and the unit normals. What they are made into is a correction, whose error the next
-    # one sees: single precision is enough, and half of what has to be read from memory.
+    # The force and orthonormal normals. What they are made into is a correction, whose error the
+    # next one sees: single precision is enough, and half of what has to be read from memory. Of
+    # normals that are nearly dependent it is not enough to tell them apart.
     columns = theta.new_empty((1 + level_set.n_constraints, theta.numel()), dtype=torch.float32)
     force, normals = columns[0], columns[1:]
     for iteration in range(MAX_ITERATIONS):
@@ -175,11 +176,10 @@ def correct(
         if before is not None:
             _learn(space, pairs, before, state, multipliers, c)
         force.copy_(whole.addmv_(g.T, multipliers))
-        norms = torch.from_numpy(np.array(state.gradient_norms)).to(g)
-        torch.div(g, norms[:, None], out=normals)
+        state.normals.write_basis(normals)
         # What remains to be done: in the space of the corrections so far, and by the pairs.
         move = space.solve(force, normals)
-        read, distances = pairs.read(columns, c), residuals / state.gradient_norms
+        read, distances = pairs.read(columns, c), state.normals.along_basis(residuals)
         solved = pairs.solved(read, c)
         along, onto = _weights(solved.products, distances)
         move.add_(solved.combined((along + onto)[None])[0])
@@ -248,9 +248,9 @@ def _weights(products: Matrix, distances: Numbers) -> tuple[Vector, Vector]:
     Parameters
     ----------
     products : ndarray, shape (1 + n, 1 + n)
-        Scalar products of the force and the unit normals with their images.
+        Scalar products of the force and orthonormal normals with their images.
     distances : ndarray, shape (n,)
-        From the levels, along the normals.
+        From the levels, along these normals.
 
     Returns
     -------
