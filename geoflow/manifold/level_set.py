@@ -385,7 +385,7 @@ def _as_one(problem: ProblemLike | Sequence[ProblemLike]) -> ProblemLike:
         if not problem:
             raise InputError("problem=[] has no constraint; give one problem or more")
         if len(problem) > 1:
-            return Problems(problem)
+            return Problems(kinds.listed(problem, "problem", "problems in a list"))
         problem = problem[0]
     check_problem(problem)
     return problem

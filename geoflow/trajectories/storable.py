@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from geoflow.errors import InputError
 from geoflow.system.translation import reason
 from geoflow.trajectories import schema
@@ -117,7 +119,7 @@ def as_json(content: Mapping[str, Any], what: str) -> str:
         in each other deeper than what reads them goes.
     """
     try:
-        text = json.dumps(content, sort_keys=True, allow_nan=False)
+        text = json.dumps(content, sort_keys=True, allow_nan=False, default=_plain)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"{what} cannot be kept as JSON ({reason(error)}); use texts, finite numbers, lists "
@@ -129,6 +131,13 @@ def as_json(content: Mapping[str, Any], what: str) -> str:
             "in a text"
         )
     return text
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy's as Python's own."""
+    if isinstance(value, np.bool_ | np.integer | np.floating):
+        return value.item()
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 def depth_defects(attributes: Mapping[str, Any]) -> list[str]:

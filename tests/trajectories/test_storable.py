@@ -3,6 +3,7 @@
 import json
 
 import netCDF4
+import numpy as np
 import pytest
 import torch
 
@@ -119,6 +120,16 @@ def test_a_path_with_provenance_nested_too_deep_is_refused_before_its_first_step
     with pytest.raises(InputError, match="is nested more than 100 deep"):
         gf.regularization_path(flow, [flow.level_set.level / 2], provenance=nested(100))
     assert flow.problem.counts["gradient"] == 0
+
+
+def test_numbers_of_numpy_are_kept_as_numbers(tmp_path):
+    given = {"n": np.int64(3), "x": np.float32(0.5), "is": np.bool_(True), "of": [np.int8(1)]}
+    walk(tmp_path / "walk.nc", provenance=given, rtol=np.float32(0.25)).close()
+    with gf.open_trajectory(tmp_path / "walk.nc") as ds:
+        config = json.loads(ds.attrs["config"])
+    assert config["provenance"] == {"n": 3, "x": 0.5, "is": True, "of": [1]}
+    with pytest.raises(InputError, match="cannot be kept as JSON"):
+        walk(tmp_path / "other.nc", provenance={"x": np.float64("nan")})
 
 
 def test_names_of_tensors_and_of_r_are_held_too(tmp_path):

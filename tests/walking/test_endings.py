@@ -363,7 +363,8 @@ def test_a_second_ctrl_c_in_an_observable_of_the_last_snapshot_keeps_the_walk():
     pressed = {"o": Pressed(torch.sum, lambda: first.done)}
     flow = flow_of(lambda t: t[0] ** 2 + 4 * t[1] ** 2, [1.0, 0.5], first)
     ds = gf.walk(flow, "dopri5", max_snapshots=2, observables=pressed)
-    assert first.done and pressed["o"].done
+    assert first.done
+    assert pressed["o"].done
     assert ds.attrs["status"] == "interrupted"
     assert ds.sizes["step"] > 1
     assert int(ds["snapshot_step"][-1]) == ds.sizes["step"] - 1
