@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -206,7 +206,9 @@ def open_weight_decay(paths: str | Path | Sequence[str | Path]) -> xr.Dataset:
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
-    given = kinds.listed(paths, "paths", "the name of a file, or several in a list")
+    give = "the name of a file, or several in a list"
+    kinds.check_kind(paths, Iterable, "paths", give)
+    given = kinds.listed(paths, "paths", give)
     several = [kinds.as_path(path, "paths") for path in given]
     if not several:
         raise InputError("paths is empty; name at least one file")

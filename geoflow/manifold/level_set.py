@@ -394,7 +394,10 @@ def _as_one(problem: ProblemLike | Sequence[ProblemLike]) -> ProblemLike:
 def _levels(problem: ProblemLike, level: float | Sequence[float | None] | Tensor | None) -> Numbers:
     start = as_values(problem.loss(problem.theta0))
     # Of one number, an array or a tensor without dimensions.
-    level = level.tolist() if isinstance(level, Tensor | np.ndarray) else level
+    try:
+        level = level.tolist() if isinstance(level, Tensor | np.ndarray) else level
+    except RuntimeError:  # it is on no device, or sparse
+        raise InputError(f"level={kinds.shown(level)}; give real numbers") from None
     text = isinstance(level, str | bytes)  # a sequence, of letters
     given = level if isinstance(level, Sequence) and not text else [level]
     if level is None:

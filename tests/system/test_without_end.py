@@ -55,6 +55,28 @@ def test_sequences_without_an_end_are_refused(name, walked):
             LISTS[name](*walked, number)
 
 
+@pytest.mark.parametrize("of", [torch.ones(3, device="meta"), torch.ones(3).to_sparse()])
+def test_tensors_without_values_are_no_levels(of, walked):
+    flow, _ = walked
+    with pytest.raises(InputError, match=r"level=tensor.*; give real numbers"):
+        gf.LevelSet(flow.problem, of)
+    with pytest.raises(InputError, match=r"levels=tensor.*; give one finite"):
+        gf.regularization_path(flow, of if of.is_meta else torch.ones(3, device="meta"))
+    with pytest.raises(InputError, match=r"max_evaluations=.*; give a whole number"):
+        gf.regularization_path(flow, [1.0], max_evaluations=np.timedelta64(3, "s"))
+
+
+def test_an_index_is_a_whole_number(walked):
+    _, ds = walked
+    module = nn.Module()
+    module.theta = nn.Parameter(torch.zeros(4, dtype=torch.float64))
+    gf.load_into(module, ds, np.array(-1))
+    np.testing.assert_array_equal(module.theta.detach(), ds["theta"][-1])
+    for index in (np.timedelta64(0, "s"), True, 0.0):
+        with pytest.raises(InputError, match=r"snapshot=.*; give a whole number"):
+            gf.load_into(module, ds, index)
+
+
 def test_what_a_generator_gives_is_taken_where_it_ends(walked):
     flow, _ = walked
     again = gf.walk(flow, t_end=0.05, stop=None, snapshot_times=(0.01 * k for k in range(5)))
