@@ -5,9 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+# Characters of a message: what is given may be a text of any length, and a path 4,096.
+LONGEST = 2_000
+
+
+def one_line(message: str) -> str:
+    """A message in one line that can be read: of a longer one the middle is left out.
+
+    At its beginning it names the argument, and at its end the remedy.
+    """
+    line = " ".join(message.splitlines())
+    if len(line) <= LONGEST:
+        return line
+    end = LONGEST // 3
+    return f"{line[: LONGEST - end - 1]}…{line[-end:]}"
+
 
 class GeoflowError(Exception):
     """Base class: catching it catches every error geoflow raises on purpose."""
+
+    def __init__(self, message: object = "", *more: object) -> None:
+        super().__init__(one_line(str(message)), *more)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Python calls the class with the message alone, and what comes by keyword is missing: a

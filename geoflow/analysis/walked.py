@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from importlib.metadata import version
 from typing import Any
 
@@ -38,16 +39,15 @@ def snapshot_indices(ds: xr.Dataset, snapshots: kinds.Wholes | None, default: in
     if snapshots is None:
         even = np.linspace(0, n - 1, min(n, default)).round()
         return [int(i) for i in even]
-    given = kinds.as_wholes(snapshots, "snapshots")
+    # Each may be named from the front and from the back.
+    given = kinds.as_wholes(snapshots, "snapshots", max(2 * n, kinds.MOST))
     bad = [i for i in given if not -n <= i < n]
     if bad or not given:
         what = f"{bad[0]} is not there" if bad else "none is given"
         raise InputError(f"snapshots={kinds.shown(given)}: {what}; there are 0 to {n - 1}")
-    twice = [i for i in given if given.count(i) > 1]
-    if twice:
-        raise InputError(
-            f"snapshots={kinds.shown(given)}: {twice[0]} is given twice; give each once"
-        )
+    if len(set(given)) < len(given):
+        twice = Counter(given).most_common(1)[0][0]
+        raise InputError(f"snapshots={kinds.shown(given)}: {twice} is given twice; give each once")
     # The first and the last may be one.
     return list(dict.fromkeys(i % n for i in given))
 

@@ -15,7 +15,7 @@ from geoflow.archive.parts import check_free
 from geoflow.archive.trajectory_files import encoding, open_trajectory
 from geoflow.errors import ArchiveError
 from geoflow.system import files, translation
-from geoflow.trajectories import path_schema
+from geoflow.trajectories import path_schema, storable
 
 _OVER = "remove its folder to start over"
 
@@ -32,7 +32,7 @@ def save_path(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> N
         refused when it is opened; ``path`` is as it was.
     """
     path = check_free(path, overwrite=overwrite)
-    found = path_schema.defects(ds)
+    found = path_schema.defects(ds) or storable.depth_defects(ds.attrs)
     if found:
         raise ArchiveError(f"not written to {path}: {found[0]}")
     with netcdf.replacing(path) as temporary:

@@ -15,7 +15,7 @@ from geoflow.archive.parts import check_free
 from geoflow.errors import ArchiveError
 from geoflow.system import kinds, translation
 from geoflow.system.messages import note
-from geoflow.trajectories import consistency, migrations, path_schema, schema
+from geoflow.trajectories import consistency, migrations, path_schema, schema, storable
 
 CHECKPOINT_GROUP = "checkpoint"
 
@@ -76,7 +76,7 @@ def write(
         The dataset is not in schema 1.0 to 1.2, or writing failed, or what was written would be
         refused when it is opened; ``path`` is as it was.
     """
-    found = schema.defects(ds)
+    found = schema.defects(ds) or storable.depth_defects(ds.attrs)
     if found:
         raise ArchiveError(f"not written to {path}: {found[0]}")
     groups: dict[str | None, xr.Dataset] = {None: ds}

@@ -206,8 +206,10 @@ def open_weight_decay(paths: str | Path | Sequence[str | Path]) -> xr.Dataset:
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
-    kinds.check_kind(paths, Iterable, "paths", "the name of a file, or several in a list")
-    several = [kinds.as_path(path, "paths") for path in paths]
+    give = "the name of a file, or several in a list"
+    kinds.check_kind(paths, Iterable, "paths", give)
+    given = kinds.listed(paths, "paths", give)
+    several = [kinds.as_path(path, "paths") for path in given]
     if not several:
         raise InputError("paths is empty; name at least one file")
     datasets = []

@@ -178,9 +178,9 @@ def _length(values: Any, name: str) -> int:
 def _check(penalties: Sequence[float], seeds: Sequence[int], validation: float) -> None:
     bad = [p for p in penalties if not (math.isfinite(p) and p >= 0)]
     if bad or not penalties or len(set(penalties)) < len(penalties):
-        raise InputError(f"penalties={list(penalties)}; use different numbers, none negative")
+        raise InputError(f"penalties={shown(penalties)}; use different numbers, none negative")
     if not seeds or len(set(seeds)) < len(seeds):
-        raise InputError(f"seeds={list(seeds)}; use at least one, each once")
+        raise InputError(f"seeds={shown(seeds)}; use at least one, each once")
     if not 0 <= validation <= 0.5:
         raise InputError(f"validation={validation}; use a part of at most 0.5, or 0 for none")
 

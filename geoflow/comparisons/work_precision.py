@@ -38,6 +38,7 @@ from geoflow.system import kinds
 from geoflow.trajectories import records, storable
 from geoflow.trajectories.records import Observed
 from geoflow.walking.settings import WalkSettings
+from geoflow.walking.snapshots import MOST_TIMES
 
 # Names that an observable's own variables would collide with, beside those of a trajectory.
 TAKEN = {"level", "level_error", "evaluations"}
@@ -132,8 +133,8 @@ def compare(
     reference, reference_rtol = reference_for(wanted, reference, reference_rtol)
     jitters = _jitters(runs)
     ends = _checked_times(times)
-    # Refused before the first walk.
-    WalkSettings(max_evaluations=max_evaluations)
+    # Refused before the first walk; Python's own number, where it is one of NumPy's.
+    max_evaluations = WalkSettings(max_evaluations=max_evaluations).max_evaluations
     if flow.problem.dtype != torch.float64:
         raise InputError(f"flow is in {flow.problem.dtype}; the reference needs torch.float64")
     if float32 is not None:
@@ -275,7 +276,7 @@ def _names(labels: Sequence[str]) -> dict[str, Solver]:
     for label in labels:
         kinds.check_kind(label, str, "solvers: one", "its name")
     if isinstance(labels, str) or len(set(labels)) < len(labels):
-        raise InputError(f"solvers={labels!r}; use a list in which no name comes twice")
+        raise InputError(f"solvers={kinds.shown(labels)}; use a list in which no name comes twice")
     return {label: known_solvers.get(label.removesuffix(FLOAT32)) for label in labels}
 
 
@@ -314,7 +315,7 @@ def _wanted(
         wanted = dict.fromkeys(chosen, given)
     for several in wanted.values():
         if not several or len(set(several)) < len(several):
-            raise InputError(f"rtols={several}; use at least one, and none twice")
+            raise InputError(f"rtols={kinds.shown(several)}; use at least one, and none twice")
         for rtol in several:
             Tolerance.checked(rtol, 0.0, torch.float64)
     return wanted
@@ -338,10 +339,7 @@ def _checked_times(times: kinds.Reals) -> list[float]:
 def _numbers(values: Any, name: str) -> list[float]:
     if isinstance(values, str | bytes | Mapping):
         raise InputError(f"{name}={kinds.shown(values)}; give a list of numbers")
-    try:
-        several = list(values)
-    except TypeError:
-        raise InputError(f"{name}={kinds.shown(values)}; give a list of numbers") from None
+    several = kinds.listed(values, name, "a list of numbers", MOST_TIMES)
     return [kinds.as_number(value, name) for value in several]
 
 

@@ -106,7 +106,7 @@ class OwnExperiment:
         InputError
             A seed or an option that cannot be used, or something else than a problem returned.
         """
-        check_seed(seed)
+        seed = check_seed(seed)
         options = self.check_options(data=data, epochs=epochs, dtype=dtype, device=device)
         if dtype is not None or device is not None:
             check_device_and_dtype(device or "cpu", dtype or torch.float64)

@@ -15,7 +15,7 @@ from geoflow.experiments.own import Function, OwnExperiment
 from geoflow.experiments.paper import EXPERIMENTS
 from geoflow.experiments.prepared import Data, PreparedExperiment
 from geoflow.experiments.trained import Experiment, Start
-from geoflow.system.kinds import check_kind
+from geoflow.system.kinds import check_kind, shown
 
 __all__ = [
     "Data",
@@ -51,7 +51,7 @@ def get(name: str) -> Experiment | OwnExperiment:
     found = EXPERIMENTS.get(name) or _REGISTERED.get(name)
     if found is None:
         raise InputError(
-            f"experiment {name!r} is not known; use one of {', '.join(names())}; "
+            f"experiment {shown(name)} is not known; use one of {', '.join(names())}; "
             "if it is your own, register it first, or name its file with --problem"
         )
     return found
@@ -140,7 +140,7 @@ def registered(experiment: OwnExperiment) -> Iterator[None]:
 def _check_name(name: object) -> None:
     # The names of figures start with it.
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
-        raise InputError(f"name={name!r}; use letters, digits, '_', '.' and '-'")
+        raise InputError(f"name={shown(name)}; use letters, digits, '_', '.' and '-'")
 
 
 def _defined_again(a: OwnExperiment, b: OwnExperiment) -> bool:

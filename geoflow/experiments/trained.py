@@ -17,6 +17,7 @@ from geoflow.problems import arithmetic, modules
 from geoflow.problems.checks import check_device_and_dtype
 from geoflow.problems.parts import outputs
 from geoflow.problems.problem import Problem
+from geoflow.system import kinds
 from geoflow.system.limits import EPOCHS, check_work
 from geoflow.trajectories.dataset import WALK_TITLE
 
@@ -186,7 +187,8 @@ class Experiment:
         DataError
             Data that is missing, truncated or altered.
         """
-        epochs = self.epochs if epochs is None else epochs
+        seed = check_seed(seed)
+        epochs = self.epochs if epochs is None else kinds.as_whole(epochs, "epochs")
         if epochs < 1:
             raise InputError(f"epochs={epochs}; use a positive number")
         check_work(epochs, EPOCHS, f"epochs={epochs}", "epochs")

@@ -385,7 +385,7 @@ def _as_one(problem: ProblemLike | Sequence[ProblemLike]) -> ProblemLike:
         if not problem:
             raise InputError("problem=[] has no constraint; give one problem or more")
         if len(problem) > 1:
-            return Problems(problem)
+            return Problems(kinds.listed(problem, "problem", "problems in a list"))
         problem = problem[0]
     check_problem(problem)
     return problem
@@ -396,7 +396,10 @@ def _levels(
 ) -> Numbers:
     start = as_values(problem.loss(problem.theta0))
     # Of one number, an array or a tensor without dimensions.
-    level = level.tolist() if isinstance(level, Tensor | np.ndarray) else level
+    try:
+        level = level.tolist() if isinstance(level, Tensor | np.ndarray) else level
+    except RuntimeError:  # it is on no device, or sparse
+        raise InputError(f"level={kinds.shown(level)}; give real numbers") from None
     text = isinstance(level, str | bytes)  # a sequence, of letters
     given = level if isinstance(level, Sequence) and not text else [level]
     if level is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from geoflow.walking.bar import Progress
 from geoflow.walking.fitting import check_fit
 from geoflow.walking.memory import vector_bytes
 from geoflow.walking.settings import DEFAULTS
+from geoflow.walking.snapshots import MOST_TIMES
 from geoflow.walking.stopping import DEFAULT_MAX_EVALUATIONS, Stationary
 
 # Attributes that two calls of the same settings differ in.
@@ -322,14 +323,17 @@ def checked_levels(levels: kinds.Reals) -> list[float]:
     InputError
         They are no different finite numbers, or there is none.
     """
+    give = "one finite number, not zero, or more"
+    named = isinstance(levels, str | bytes)
+    several = [] if named else kinds.listed(levels, "levels", give, MOST_TIMES)
     try:
-        found = [] if isinstance(levels, str | bytes) else [kinds.real(level) for level in levels]
-    except (TypeError, ValueError, OverflowError):
+        found = [kinds.real(level) for level in several]
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # a tensor on no device
         found = []
     if not found or not all(math.isfinite(c) and c != 0 for c in found):
-        raise InputError(f"levels={kinds.shown(levels)}; give one finite number, not zero, or more")
+        raise InputError(f"levels={kinds.shown(levels)}; give {give}")
     if len(set(found)) < len(found):
-        raise InputError(f"levels={found}; give each once")
+        raise InputError(f"levels={kinds.shown(found)}; give each once")
     return found
 
 
@@ -359,13 +363,14 @@ def checked_budget(max_evaluations: int | None) -> int:
     InputError
         No positive whole number.
     """
-    budget = DEFAULT_MAX_EVALUATIONS if max_evaluations is None else max_evaluations
+    budget = DEFAULT_MAX_EVALUATIONS
+    if max_evaluations is not None:
+        budget = kinds.as_whole(max_evaluations, "max_evaluations", least=1)
     # As far as files count.
-    whole = isinstance(budget, Integral) and not isinstance(budget, bool)
-    if not whole or not 1 <= budget < 2**63:
+    if budget >= 2**63:
         given = kinds.shown(max_evaluations)
         raise InputError(f"max_evaluations={given}; use a positive whole number below 2**63")
-    return int(budget)
+    return budget
 
 
 def _check_resolved(degrees: float, limit: float, dtype: torch.dtype) -> None:

@@ -87,8 +87,8 @@ def check_device_and_dtype(device: torch.device | str, dtype: torch.dtype) -> to
         device = torch.device(device)
         float(torch.zeros(1, device=device)[0])
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        said = reason(error)
-        raise InputError(f"device={str(device)!r} cannot be used ({said}); use 'cpu'") from None
+        named, said = kinds.shown(str(device)), reason(error)
+        raise InputError(f"device={named} cannot be used ({said}); use 'cpu'") from None
     return device
 
 
@@ -283,8 +283,11 @@ def explained(
         yield
     except GeoflowError:
         raise
-    except torch.OutOfMemoryError:
-        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        fewer = ", or evaluate fewer examples at once (batch_size=)" if of == "loss" else ""
+        raise InputError(
+            f"{of}: its first evaluation failed ({reason(error)}); free memory{fewer}"
+        ) from error
     except Exception as error:
         said = reason(error)
         name = str(dtype).removeprefix("torch.")

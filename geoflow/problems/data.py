@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,24 @@ WHOLE = (
 )
 
 
+@contextmanager
+def read_through(name: str) -> Iterator[None]:
+    """Refuse data without an end.
+
+    Raises
+    ------
+    InputError
+        It holds itself, or is nested deeper than Python calls functions within each other.
+    """
+    try:
+        yield
+    except RecursionError:
+        raise InputError(
+            f"{name}: a list or dict in it holds itself, or is nested too deep; give tensors, or a "
+            "tuple or dict of them"
+        ) from None
+
+
 def tensors(data: Tree, name: str) -> Tree:
     """Return the same tree with every array as a tensor, not copied where it need not be.
 
@@ -50,8 +69,13 @@ def tensors(data: Tree, name: str) -> Tree:
     Raises
     ------
     InputError
-        Something in it is no array.
+        Something in it is no array, or it holds itself.
     """
+    with read_through(name):
+        return _tensors(data, name)
+
+
+def _tensors(data: Tree, name: str) -> Tree:
     if isinstance(data, Tensor):
         return data.detach()
     if isinstance(data, np.ndarray):
@@ -67,11 +91,11 @@ def tensors(data: Tree, name: str) -> Tree:
         return torch.from_numpy(np.array(data))
     if isinstance(data, Mapping):
         return {
-            key: value if isinstance(value, Constant) else tensors(value, f"{name}[{key!r}]")
+            key: value if isinstance(value, Constant) else _tensors(value, f"{name}[{key!r}]")
             for key, value in ((key, _plain(value)) for key, value in data.items())
         }
     if isinstance(data, tuple | list):
-        return tuple(tensors(value, f"{name}[{i}]") for i, value in enumerate(data))
+        return tuple(_tensors(value, f"{name}[{i}]") for i, value in enumerate(data))
     constant = isinstance(data, Constant) and name.endswith("]")
     named = "; a number, text or None that is no data has a name of its own in a dict"
     raise InputError(

@@ -117,18 +117,23 @@ def of_batches(
     device = checks.check_device_and_dtype(device, dtype)
     kinds.check_kind(module, nn.Module, "module", "a torch.nn.Module")
     kinds.check_kind(batch_loss, Callable, "batch_loss", "a function of (module, batch)")
+    give = "a list of batches or a DataLoader"
     if not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
-        kinds.check_kind(batches, Iterable, "batches", "a list of batches or a DataLoader")
+        kinds.check_kind(batches, Iterable, "batches", give)
     checks.check_mode(module, None)
-    first, second = iter(batches), iter(batches)
+    try:
+        first, second = iter(batches), iter(batches)
+    except TypeError:  # NumPy's numbers and arrays without dimensions have the methods all the same
+        raise InputError(f"batches={kinds.shown(batches)}; give {give}") from None
     if first is second:
         raise InputError(
             f"batches: a {type(batches).__name__} can be iterated once only; give a list or a "
             "DataLoader"
         )
-    digest = hash_of(first)
-    if digest != hash_of(second):
-        raise _other_batches(batches)
+    with data.read_through("batches"):
+        digest = hash_of(first)
+        if digest != hash_of(second):
+            raise _other_batches(batches)
     if type(batches) in (list, tuple):
         # What an evaluation leaves in an object would be data to whoever hashes it again. One copy
         # for all evaluations: it may keep there what it needs each time.

@@ -363,20 +363,22 @@ def _matching(
         if not names:
             raise InputError("module has no trainable parameter; set requires_grad=True on some")
         return names
-    kinds.check_kind(patterns, Iterable, "parameters", "patterns of names, or None")
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    give = "patterns of names, or None"
+    kinds.check_kind(patterns, Iterable, "parameters", give)
+    one = isinstance(patterns, str)
+    patterns = [str(patterns)] if one else kinds.listed(patterns, "parameters", give)
     if not patterns:
         raise InputError("parameters is empty; give patterns of names, or None for all")
     for pattern in patterns:
-        kinds.check_kind(pattern, str, "parameters", "patterns of names, or None")
+        kinds.check_kind(pattern, str, "parameters", give)
     chosen: set[str] = set()
     for pattern in patterns:
         found = matching_names(names, ties, pattern)
         if not found:
             known = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
             raise InputError(
-                f"parameters={pattern!r} is the name of no parameter that requires_grad; "
-                f"there are {known or 'none'}"
+                f"parameters={kinds.shown(pattern)} is the name of no parameter that "
+                f"requires_grad; there are {known or 'none'}"
             )
         chosen |= found
     return [n for n in names if n in chosen]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from numbers import Integral
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,19 +15,18 @@ from geoflow.system import kinds
 from geoflow.walking.configuration import MOST_THREADS
 
 
-def several(values: Any, name: str) -> Iterable[Any]:
-    """Return a sequence as it is, and refuse what is none, or one of letters or names.
+def several(values: Any, name: str) -> list[Any]:
+    """List a sequence, and refuse what is none, or one of letters or names.
 
     Raises
     ------
     InputError
-        It is no sequence.
+        It is no sequence, or has more than runs can be made of.
     """
-    named = isinstance(values, str | bytes | Mapping | xr.Dataset)
-    if named or not hasattr(values, "__iter__"):
-        raise InputError(f"{name}={kinds.shown(values)}; give numbers in a list")
-    found: Iterable[Any] = values
-    return found
+    give = "numbers in a list"
+    if isinstance(values, str | bytes | Mapping | xr.Dataset):
+        raise InputError(f"{name}={kinds.shown(values)}; give {give}")
+    return kinds.listed(values, name, give)
 
 
 def checked_seeds(seeds: kinds.Wholes) -> list[int]:
@@ -41,14 +39,19 @@ def checked_seeds(seeds: kinds.Wholes) -> list[int]:
     """
     checked = [check_seed(seed) for seed in several(seeds, "seeds")]
     if not checked or len(set(checked)) < len(checked):
-        raise InputError(f"seeds={checked}; use at least one, each once")
+        raise InputError(f"seeds={kinds.shown(checked)}; use at least one, each once")
     return checked
 
 
 def check_common(
     dtype: Any, device: Any, epochs: Any, data: Any, scheduler: Any, workers: Any, threads: Any
-) -> None:
+) -> tuple[int | None, int | None, int]:
     """Refuse arguments of the wrong kind that all sweeps have.
+
+    Returns
+    -------
+    tuple of int
+        The epochs, the workers and the threads, as Python's own numbers: manifests hold them.
 
     Raises
     ------
@@ -57,14 +60,16 @@ def check_common(
     """
     kinds.check_kind(dtype, str | None, "dtype", "'float64' or 'float32'")
     kinds.check_kind(device, str | None, "device", "the name of one, such as 'cpu'")
-    kinds.check_kind(epochs, Integral | None, "epochs", "a whole number, or None")
+    epochs = None if epochs is None else kinds.as_whole(epochs, "epochs")
     kinds.check_kind(data, str | None, "data", "a folder's name, or None")
     kinds.check_kind(scheduler, str | None, "scheduler", "an address, such as tcp://host:8786")
     # Where nothing is missing, and no worker is started, too.
     if workers is not None:
-        kinds.as_whole(workers, "workers", least=1)
-    if kinds.as_whole(threads, "threads", least=1) > MOST_THREADS:
+        workers = kinds.as_whole(workers, "workers", least=1)
+    threads = kinds.as_whole(threads, "threads", least=1)
+    if threads > MOST_THREADS:
         raise InputError(f"threads={threads}; use 1 to {MOST_THREADS}")
+    return epochs, workers, threads
 
 
 def named_dtype(name: str) -> torch.dtype:

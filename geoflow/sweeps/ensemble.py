@@ -14,6 +14,7 @@ from geoflow.archive.trajectory_files import open_trajectory
 from geoflow.errors import ArchiveError, InputError
 from geoflow.system import kinds
 from geoflow.system.memory import check_memory
+from geoflow.system.translation import reading
 from geoflow.trajectories.given import NAMING, check_walk
 from geoflow.trajectories.names import listed, the_walk, walk_name
 
@@ -56,7 +57,9 @@ def open_sweep(folder: str | Path, along: str = "time", n: int = 200) -> xr.Data
     InputError
         See :func:`resample`.
     """
-    paths = sorted(kinds.as_path(folder, "folder").glob(PATTERN))
+    folder = kinds.as_path(folder, "folder")
+    with reading(folder, "a folder that can be read"):
+        paths = sorted(folder.glob(PATTERN))
     if not paths:
         raise ArchiveError(f"{folder} has no walk ({PATTERN}); name the folder of a sweep")
     runs = [open_trajectory(path) for path in paths]
@@ -235,8 +238,9 @@ def on_axis(
 
 def _check_along(along: str, n: int) -> int:
     n = kinds.as_whole(n, "n")
-    if along not in ALONG or n < 2:
-        raise InputError(f"along={along!r}, n={n}; use along='time' or 'angle', and n of 2 or more")
+    if not isinstance(along, str) or along not in ALONG or n < 2:
+        given = f"along={kinds.shown(along)}, n={n}"
+        raise InputError(f"{given}; use along='time' or 'angle', and n of 2 or more")
     return n
 
 

@@ -122,7 +122,9 @@ snapshot_every, max_snapshots, theta_dtype
         The scheduler has gone; the same call on another goes on.
     """
     chosen = experiments.get(experiment)
-    check_common(dtype, device, epochs, data, scheduler, workers, threads)
+    epochs, workers, threads = check_common(
+        dtype, device, epochs, data, scheduler, workers, threads
+    )
     kinds.check_switch(progress, "progress")
     regularizers.get(regularizer)
     check_division(constraints)
@@ -215,7 +217,9 @@ def sweep_weight_decay(
         See :func:`sweep`.
     """
     experiments.registry.of_paper(experiment)
-    check_common(dtype, device, epochs, data, scheduler, workers, threads)
+    epochs, workers, threads = check_common(
+        dtype, device, epochs, data, scheduler, workers, threads
+    )
     kinds.check_switch(progress, "progress")
     penalties = [kinds.as_number(p, "penalties") for p in several(penalties, "penalties")]
     validation = kinds.as_number(validation, "validation")

@@ -53,7 +53,7 @@ def folder_named(path: str | Path, name: str) -> Path:
         raise InputError(
             f"{name}={os.fspath(path)!r} names no folder; give its name, '.' for the present one"
         )
-    return Path(path)
+    return kinds.as_path(path, name)
 
 
 def check_target(path: str | Path, *, overwrite: bool = False) -> Path:

@@ -6,6 +6,7 @@ import operator
 import os
 import reprlib
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ FEW = 3
 
 # As of a float: what is longer is no count of anything, and Python may not write it.
 LONGEST_WHOLE = 1024
+
+# Of what is listed before it is looked at, where nothing else limits it: a range may have 10¹² of
+# them, and a generator no end.
+MOST = 100_000
+# And of numbers that go into an array: 80 MB.
+MOST_NUMBERS = 10_000_000
 
 A_WALK = "what gf.walk or gf.open_trajectory returned"
 A_PATH = "what gf.regularization_path or gf.open_path returned"
@@ -77,8 +84,52 @@ def as_path(path: Any, name: str = "path") -> Path:
     InputError
         It is no name of a file.
     """
-    check_kind(path, str | os.PathLike, name, "the name of a file, a str or Path")
-    return Path(path)
+    give = "the name of a file, a str or Path"
+    check_kind(path, str | os.PathLike, name, give)
+    try:
+        # What a PathLike gives may be bytes.
+        text = os.fsdecode(path)
+    except TypeError:
+        raise InputError(f"{name}={shown(path)} names nothing; give {give}") from None
+    if "\0" in text:
+        raise InputError(f"{shown(text)} is no name of a file (embedded null byte)")
+    return Path(text)
+
+
+def listed(values: Any, name: str, give: str, most: int = MOST, instead: str = "") -> list[Any]:
+    """What a sequence or a generator holds, as a list: no more of it is taken than can be used.
+
+    Parameters
+    ----------
+    values
+        The argument.
+    name : str
+        Of the argument.
+    give : str
+        What to give instead of what is no sequence.
+    most : int
+        As many as can be used.
+    instead : str
+        What to give instead of more, to follow their number.
+
+    Raises
+    ------
+    InputError
+        There are more; or it is no sequence, as a number or an array without dimensions.
+    """
+    there, found = f"more than {most:,}", None
+    try:
+        if (n := operator.length_hint(values)) > most:
+            there = f"{n:,}"
+        else:
+            found = list(islice(values, most + 1))
+    except OverflowError:  # of a range of more than 2⁶³
+        pass
+    except TypeError:
+        raise InputError(f"{name}={shown(values)}; give {give}") from None
+    if found is None or len(found) > most:
+        raise InputError(f"{name}: there are {there}; give at most {most:,}{instead}")
+    return found
 
 
 def real(value: Any) -> float:
@@ -141,19 +192,19 @@ def as_whole(value: Any, name: str, least: int | None = None) -> int:
     return number
 
 
-def as_wholes(values: Any, name: str) -> list[int]:
+def as_wholes(values: Any, name: str, most: int = MOST) -> list[int]:
     """Whole numbers in a list, a range or an array as a list of int.
 
     Raises
     ------
     InputError
-        They are none, or only one.
+        They are none, or only one, or more than ``most``.
     """
+    give = "whole numbers in a list, such as [0, -1]"
     try:
-        return [_index(value) for value in values]
+        return [_index(value) for value in listed(values, name, give, most)]
     except (TypeError, OverflowError):
-        give = "give whole numbers in a list, such as [0, -1]"
-        raise InputError(f"{name}={shown(values)}; {give}") from None
+        raise InputError(f"{name}={shown(values)}; give {give}") from None
 
 
 def as_names(values: Any, name: str) -> list[str]:
@@ -162,14 +213,12 @@ def as_names(values: Any, name: str) -> list[str]:
     Raises
     ------
     InputError
-        They are none, or only one.
+        They are none, or only one, or too many.
     """
-    try:
-        found = list(values)
-    except TypeError:
-        found = [None]
+    give = "names in a list"
+    found = listed(values, name, give)
     if isinstance(values, str) or not all(isinstance(value, str) for value in found):
-        raise InputError(f"{name}={shown(values)}; give names in a list")
+        raise InputError(f"{name}={shown(values)}; give {give}")
     return [str(value) for value in found]
 
 
@@ -200,8 +249,10 @@ def as_numbers(values: Any, name: str) -> NDArray[np.float64]:
     Raises
     ------
     InputError
-        They are none.
+        They are none, or of a range too many for memory.
     """
+    if isinstance(values, range):
+        values = listed(values, name, "numbers", MOST_NUMBERS)
     try:
         array = np.asarray(values)
         # Of which the one would become NaN, and the other lose its imaginary part.
@@ -213,7 +264,10 @@ def as_numbers(values: Any, name: str) -> NDArray[np.float64]:
         return np.asarray(values, dtype=np.float64)
     except OverflowError:
         raise InputError(f"{name}={shown(values)}; give numbers that a float can hold") from None
-    except (TypeError, ValueError, RuntimeError):  # a tensor with a gradient
+    except MemoryError:
+        raise InputError(f"{name}={shown(values)}; give fewer numbers than that") from None
+    # A tensor with a gradient, and a list that holds itself.
+    except (TypeError, ValueError, RuntimeError):
         raise InputError(f"{name}={shown(values)}; give real numbers") from None
 
 
@@ -242,10 +296,16 @@ class _Short(reprlib.Repr):
         few = x.size <= FEW
         return self.repr_instance(x, level) if few else f"an array of shape {x.shape}"
 
+    def repr1(self, x: Any, level: int) -> str:
+        # Of a network's state too, which is an OrderedDict.
+        return self.repr_dict(x, level) if isinstance(x, dict) else super().repr1(x, level)
+
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
-        parts = [f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}" for k, v in x.items()]
-        most = self.maxdict
-        return f"{{{', '.join([*parts[:most], '...'] if len(parts) > most else parts)}}}"
+        if level <= 0 and x:
+            return "{...}"
+        first = islice(x.items(), self.maxdict)
+        parts = [f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}" for k, v in first]
+        return f"{{{', '.join([*parts, '...'] if len(x) > self.maxdict else parts)}}}"
 
 
 def shown(value: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from numbers import Integral
 
 import torch
 import xarray as xr
@@ -53,9 +52,7 @@ def load_into(module: nn.Module, ds: xr.Dataset, snapshot: int = -1) -> None:
     True
     """
     specs = tensors_of(ds, module)
-    kinds.check_kind(snapshot, Integral, "snapshot", "a whole number")
-    if isinstance(snapshot, bool):
-        raise InputError(f"snapshot={snapshot}; give a whole number")
+    snapshot = kinds.as_whole(snapshot, "snapshot")
     along = "level" if path_schema.is_path(ds) else "snapshot"
     n = ds.sizes.get(along, 0)
     if not -n <= snapshot < n:

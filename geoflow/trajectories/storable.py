@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from geoflow.errors import InputError
 from geoflow.system.translation import reason
 from geoflow.trajectories import schema
@@ -15,6 +17,9 @@ from geoflow.trajectories import schema
 # to when it reads.
 LONGEST_NAME = 255
 LONGEST_TEXT = 2**20
+
+# Lists and mappings in each other: provenance of one's own has some, and readers have an end.
+DEEPEST = 100
 
 # Names of the file's own, beside its variables: dimensions, and the group that a walk goes on from.
 RESERVED = ("step", "snapshot", "parameter", "tensor", "constraint", "checkpoint")
@@ -110,15 +115,46 @@ def as_json(content: Mapping[str, Any], what: str) -> str:
     Raises
     ------
     InputError
-        Something in it is no text, number, list or mapping of those; or not finite.
+        Something in it is no text, number, list or mapping of those; or not finite; or they lie
+        in each other deeper than what reads them goes.
     """
     try:
-        return json.dumps(content, sort_keys=True, allow_nan=False)
+        text = json.dumps(content, sort_keys=True, allow_nan=False, default=_plain)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"{what} cannot be kept as JSON ({reason(error)}); use texts, finite numbers, lists "
             "and mappings of those"
         ) from None
+    if _is_deep(content):
+        raise InputError(
+            f"{what} cannot be kept: it is nested more than {DEEPEST} deep; flatten it, or keep it "
+            "in a text"
+        )
+    return text
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy's as Python's own."""
+    if isinstance(value, np.bool_ | np.integer | np.floating):
+        return value.item()
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+def depth_defects(attributes: Mapping[str, Any]) -> list[str]:
+    """Say where the settings in global attributes are nested deeper than is read, in one line."""
+    deep = _is_deep(json.loads(attributes["config"]))
+    return [f"its config is nested more than {DEEPEST} deep"] if deep else []
+
+
+def _is_deep(content: Any) -> bool:
+    """Whether lists and mappings lie in each other more than :data:`DEEPEST` deep."""
+    level = [content]
+    for _ in range(DEEPEST):
+        inner = [v.values() if isinstance(v, Mapping) else v for v in level]
+        level = [v for values in inner for v in values if isinstance(v, Mapping | list | tuple)]
+        if not level:
+            return False
+    return True
 
 
 def storable(text: str) -> str:

@@ -22,15 +22,12 @@ from geoflow.manifold.level_set import LARGEST_RTOL
 from geoflow.problems.dtypes import DTYPES
 from geoflow.problems.grouped import DIVISIONS
 from geoflow.solvers import Tolerance
-from geoflow.trajectories import consistency, path_schema, schema
+from geoflow.trajectories import consistency, path_schema, schema, storable
 from geoflow.walking import stopping
 from geoflow.walking.settings import DEFAULTS, WalkSettings
 
 # No machine has more; one thread each of this many still starts.
 MOST_THREADS = 1024
-
-# Lists and objects in each other: provenance of one's own has some, and readers have an end.
-DEEPEST = 100
 
 # What the settings of every walk and path have, and those of a path beside that.
 COMMON = ("observables", "threads", "provenance")
@@ -177,8 +174,8 @@ def _config_defects(attributes: Mapping[str, Any]) -> Iterator[str]:
     if missing:
         yield f"its config has no {missing[0]!r}"
         return
-    if _is_deep(config, DEEPEST):
-        yield f"its config is nested more than {DEEPEST} deep"
+    if deep := storable.depth_defects(attributes):
+        yield from deep
         return
     yield from _common_defects(config)
     division = config.get("constraints", "")
@@ -210,8 +207,8 @@ def _path_config_defects(attributes: Mapping[str, Any]) -> Iterator[str]:
     if missing:
         yield f"its config has no {missing[0]!r}"
         return
-    if _is_deep(config, DEEPEST):
-        yield f"its config is nested more than {DEEPEST} deep"
+    if deep := storable.depth_defects(attributes):
+        yield from deep
         return
     yield from _common_defects(config)
     levels = config["levels"]
@@ -227,17 +224,6 @@ def _path_config_defects(attributes: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(config["smallest_eigenvalue"], bool):
         yield "config: smallest_eigenvalue is neither true nor false"
     yield from _provenance_defects(config["provenance"], attributes)
-
-
-def _is_deep(value: Any, deepest: int) -> bool:
-    """Whether lists and objects lie in each other more than so many deep."""
-    level = [value]
-    for _ in range(deepest):
-        inner = [v.values() if isinstance(v, dict) else v for v in level]
-        level = [v for values in inner for v in values if isinstance(v, dict | list)]
-        if not level:
-            return False
-    return True
 
 
 def _is_number(value: Any) -> bool:

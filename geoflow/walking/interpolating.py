@@ -20,6 +20,7 @@ from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.earlier import same_data
 from geoflow.solvers import Solver, Tolerance
 from geoflow.system import kinds
+from geoflow.system.memory import check_memory
 from geoflow.system.threads import one_blas_thread
 from geoflow.system.translation import numerics
 from geoflow.trajectories import schema
@@ -87,6 +88,8 @@ def interpolate(
     if not (there.size and there[0] <= at[0] and at[-1] <= end):
         known = f"{float(there[0])} to {end}" if there.size else "none, for want of snapshots"
         raise InputError(f"times={float(at[0])} to {float(at[-1])}; the walk has {known}")
+    needed = at.size * ds.sizes["parameter"] * np.dtype(ds.attrs["dtype"]).itemsize
+    check_memory(needed, f"times: {at.size:,} of them", "ask for fewer")
     config = json.loads(ds.attrs["config"])
     if solver is not None and not hasattr(solver, "step"):
         raise InputError(f"solver={kinds.shown(solver)}; give the instance that walked")

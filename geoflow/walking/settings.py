@@ -21,7 +21,7 @@ from geoflow.system import kinds
 from geoflow.system.kinds import Reals, check_kind, shown
 from geoflow.system.naming import named
 from geoflow.walking import stopping
-from geoflow.walking.snapshots import SnapshotRule, rule_for
+from geoflow.walking.snapshots import MOST_TIMES, OR_EVERY, SnapshotRule, rule_for
 from geoflow.walking.stopping import DEFAULT_MAX_EVALUATIONS, Goals, Stationary, Stop
 
 Json = Mapping[str, Any]
@@ -130,10 +130,10 @@ class WalkSettings:
             self._convert(name, kinds.real, "a number")
         for name in ("max_evaluations", "max_snapshots"):
             self._convert(name, _whole, "a whole number")
-        self._convert("snapshot_times", lambda times: tuple(map(kinds.real, times)), "numbers")
+        self._convert("snapshot_times", _times, "numbers")
         check_kind(self.theta_dtype, str | None, "theta_dtype", "'float32', or None")
         if self.theta_dtype not in (None, *DTYPES):
-            raise InputError(f"theta_dtype={self.theta_dtype!r}; use 'float32', or None")
+            raise InputError(f"theta_dtype={shown(self.theta_dtype)}; use 'float32', or None")
         self.make_solver()
         self.goals()
         self.rule()
@@ -148,6 +148,8 @@ class WalkSettings:
             if isinstance(value, (str, bytes, bool)):
                 raise TypeError
             object.__setattr__(self, name, convert(value))
+        except InputError:  # of too many, which says so
+            raise
         except (TypeError, ValueError, OverflowError, RuntimeError):
             raise InputError(f"{name}={shown(value)}; use {what}") from None
 
@@ -311,6 +313,11 @@ def by_setting(given: Mapping[str, Any]) -> dict[str, Any]:
             raise InputError(f"{name}={value!r}: {setting} is given too; choose one")
         found[setting] = option.make(value) if option.make else value
     return found
+
+
+def _times(values: Any) -> tuple[float, ...]:
+    several = kinds.listed(values, "snapshot_times", "numbers", MOST_TIMES, OR_EVERY)
+    return tuple(map(kinds.real, several))
 
 
 def _whole(value: Any) -> int:

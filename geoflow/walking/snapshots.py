@@ -7,10 +7,12 @@ import math
 from typing import Protocol
 
 from geoflow.errors import InputError, NumericalError
+from geoflow.system import kinds
 from geoflow.system.kinds import Reals
 
 # Times that the settings of an archive hold, and multiples that one step may have in it.
 MOST_TIMES, MOST_IN_A_STEP = 40_000, 100_000
+OR_EVERY = ", or snapshot_every"
 # Whole numbers of which the next is another.
 RESOLVED = 2.0**53
 
@@ -68,12 +70,8 @@ class AtTimes:
     keeps_last = False
 
     def __init__(self, times: Reals) -> None:
-        self.times: list[float] = [float(t) for t in times]
-        if len(self.times) > MOST_TIMES:
-            raise InputError(
-                f"snapshot_times: there are {len(self.times):,}; give at most {MOST_TIMES:,}, or "
-                "snapshot_every"
-            )
+        several = kinds.listed(times, "snapshot_times", "numbers", MOST_TIMES, OR_EVERY)
+        self.times: list[float] = [float(t) for t in several]
         ordered = all(a < b for a, b in zip(self.times, self.times[1:], strict=False))
         if not self.times or not ordered or self.times[0] < 0 or not math.isfinite(self.times[-1]):
             raise InputError(

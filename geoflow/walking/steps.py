@@ -52,6 +52,8 @@ START: Mapping[str, Any] = {
     "n_rejected": 0,
 }
 
+INTERRUPTED: ending.End = ("interrupted", "interrupted by the user")
+
 
 class Walk:
     """What changes along one walk, from its start or from a checkpoint.
@@ -152,7 +154,7 @@ class Walk:
             except KeyboardInterrupt:
                 if self.state is None or self.recorder.n_steps < n_records:
                     raise
-                end = "interrupted", "interrupted by the user"
+                end = INTERRUPTED
             except Exception as error:
                 if isinstance(error, StorageError) and self.storing:
                     # What was streamed is kept, and nothing more can be.
@@ -170,8 +172,7 @@ class Walk:
                 end = ending.of_error(error, goals.max_evaluations)
                 if isinstance(error, StepSizeError):
                     end = ending.of_jump(end, jumps.beside(self.flow, self._state()))
-        self._keep_last()
-        status, message = end
+        status, message = self._keep_last(end, n_records)
         n_at_floor = self.flow.level_set.n_at_floor - self.n_at_floor0
         if n_at_floor:
             message += (
@@ -204,18 +205,26 @@ class Walk:
         lengths = [record["arc_length"] for record in self.recorder.records[-2:]]
         return len(lengths) > 1 and lengths[1] <= lengths[0]
 
-    def _keep_last(self) -> None:
-        """Keep θ where the walk ends, where the rule has it so."""
+    def _keep_last(self, end: ending.End, n_records: int) -> ending.End:
+        """Keep θ where the walk ends, where the rule has it so, and say how that ends it.
+
+        Observables that fail there, or that Ctrl-C breaks off, are NaN: nothing is lost for them.
+        """
         step = self.recorder.n_steps - 1
         if not self.rule.keeps_last or self.recorder.last_kept == step:
-            return
+            return end
         try:
             snapshot = self._snapshot(self._state(), step, self.last)
-        except ObservableError:
+        except (ObservableError, KeyboardInterrupt) as error:
+            if isinstance(error, KeyboardInterrupt):
+                if self.recorder.n_steps < n_records:
+                    raise
+                end = INTERRUPTED
             nothing = dict.fromkeys(self.observables, records.unknown)
             theta = self._state().theta
             snapshot = Snapshot(step, self.last["time"], theta, nothing, self.theta_dtype)
         self.recorder.keep(snapshot)
+        return end
 
     def _prepare(self) -> None:
         """Come to the level set and record the start, where that is still to be done."""

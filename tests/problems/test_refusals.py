@@ -31,6 +31,14 @@ def batched(weight=24, batches=((X, Y),)):
     return gf.Problem.from_batches(references.small_module(), batch_loss, batches)
 
 
+ITSELF = [X]
+ITSELF.append(ITSELF)
+
+
+def out_of_memory(outputs, targets):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 def embedding(**options):
     return nn.Sequential(nn.Embedding(5, 2, **options), nn.Flatten(), nn.Linear(4, 2))
 
@@ -126,6 +134,21 @@ def test_there_need_be_no_targets(batch_size):
         (lambda: gf.Problem.from_batches(nn.Linear(3, 2), None, []), "batch_loss=None"),
         (lambda: batched(batches=None), "batches=None is of type NoneType"),
         (lambda: batched(batches=5), "batches=5 is of type int"),
+        (lambda: batched(batches=np.int64(3)), r"batches=np.int64.3.; give a list of batches"),
+        (lambda: batched(batches=np.array(3)), r"batches=array.3.; give a list of batches"),
+        (lambda: batched(batches=torch.tensor(3)), r"batches=tensor.3.; give a list of batches"),
+        (lambda: batched(batches=ITSELF), "batches: a list or dict in it holds itself, or is"),
+        (lambda: of(inputs=ITSELF), "inputs: a list or dict in it holds itself, or is nested"),
+        (lambda: of(targets={"a": ITSELF}), "targets: a list or dict in it holds itself"),
+        (lambda: of(parameters=np.array(3)), r"parameters=array.3.; give patterns of names"),
+        (
+            lambda: of(loss_fn=out_of_memory),
+            "failed .CUDA out of memory.; free memory, or evaluate",
+        ),
+        (
+            lambda: gf.RegularizingFlow(gf.LevelSet(of()), lambda t: out_of_memory(t, t)),
+            r"regularizer: its first evaluation failed .CUDA out of memory.; free memory$",
+        ),
         (lambda: gf.Problem.from_function(torch.sum, np.ones(3)), "theta0=.* is of type ndarray"),
         (lambda: gf.Problem.from_function(torch.sum, [1.0]), r"theta0=\[1.0\] is of type list"),
         (lambda: gf.Problem.from_function(None, torch.ones(3)), "loss=None is of type"),

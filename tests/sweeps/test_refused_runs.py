@@ -1,10 +1,12 @@
 """Runs that are refused, and what a sweep says of them and leaves behind."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from geoflow import cli
 from geoflow.archive import parts
 from geoflow.cli import reading
 from geoflow.errors import ArchiveError, CriticalPointError, InputError
-from geoflow.sweeps import tasks
+from geoflow.sweeps import runs, tasks
 from geoflow.sweeps.tasks import Outcome, Task, run_tasks
 
 SHORT = {"epochs": 3, "t_end": 0.01, "max_snapshots": 3}
@@ -45,6 +47,18 @@ def causes(error):
         found.append(error)
         error = error.__cause__
     return found
+
+
+def test_numbers_of_numpy_are_settings_of_a_sweep(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "run_tasks", lambda *_: [])
+    for numbers in (np.int64, np.array, torch.tensor):
+        gf.sweep("iris_ff", [numbers(0)], tmp_path, epochs=numbers(3), threads=numbers(1))
+    settings = json.loads((tmp_path / "sweep.json").read_text())
+    assert (settings["epochs"], settings["threads"]) == (3, 1)
+    with pytest.raises(InputError, match=r"epochs=3.0; give a whole number"):
+        gf.sweep("iris_ff", [0], tmp_path, epochs=3.0)
+    with pytest.raises(InputError, match=r"seeds=array\(0\); give numbers in a list"):
+        gf.sweep("iris_ff", np.array(0), tmp_path)
 
 
 def test_the_causes_of_a_refused_walk_or_path_come_to_an_end(tmp_path):

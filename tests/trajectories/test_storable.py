@@ -3,12 +3,13 @@
 import json
 
 import netCDF4
+import numpy as np
 import pytest
 import torch
 
 import geoflow as gf
 import references
-from geoflow.errors import InputError
+from geoflow.errors import ArchiveError, InputError
 from geoflow.experiments.prepared import check_seed
 from geoflow.trajectories.storable import check_attributes, storable
 
@@ -54,7 +55,17 @@ def test_names_that_pass_come_back(name, tmp_path):
 cycle: dict = {}
 cycle["itself"] = cycle
 
+
+def nested(depth):
+    found: dict = {}
+    for _ in range(depth - 1):
+        found = {"a": found}
+    return found
+
+
 PROVENANCE = [
+    (nested(100), "provenance, .* is nested more than 100 deep; flatten it"),
+    (nested(800), "provenance, .* is nested more than 100 deep; flatten it"),
     ({"title": None}, "title=None; use a text"),
     ({"title": "a\0b"}, "title='a.x00b' has a NUL"),
     ({"title": "\ud800"}, "is no Unicode text"),
@@ -89,6 +100,37 @@ def test_provenance_at_the_limit_comes_back(tmp_path):
         assert ds.attrs["seed"] == 2**63 - 1
     with netCDF4.Dataset(tmp_path / "walk.nc") as file:
         assert file.seed == 2**63 - 1
+
+
+def test_provenance_as_deep_as_it_may_be_is_resumed(tmp_path):
+    file = tmp_path / "walk.nc"
+    walk(file, provenance=nested(99)).close()
+    assert gf.validate(file) == []
+    with gf.resume(file, references.ellipsoid(), t_end=0.03) as ds:
+        assert json.loads(ds.attrs["config"])["provenance"] == nested(99)
+        # What has been put deeper by hand is not written as what could not be gone on with.
+        deep = ds.load()
+    deep.attrs["config"] = json.dumps(json.loads(deep.attrs["config"]) | {"own": nested(100)})
+    with pytest.raises(ArchiveError, match=r"not written to .* is nested more than 100 deep"):
+        gf.save_trajectory(deep, tmp_path / "other.nc")
+    assert [path.name for path in tmp_path.iterdir()] == ["walk.nc"]
+
+
+def test_a_path_with_provenance_nested_too_deep_is_refused_before_its_first_step():
+    flow = references.ellipsoid()
+    with pytest.raises(InputError, match="is nested more than 100 deep"):
+        gf.regularization_path(flow, [flow.level_set.level / 2], provenance=nested(100))
+    assert flow.problem.counts["gradient"] == 0
+
+
+def test_numbers_of_numpy_are_kept_as_numbers(tmp_path):
+    given = {"n": np.int64(3), "x": np.float32(0.5), "is": np.bool_(True), "of": [np.int8(1)]}
+    walk(tmp_path / "walk.nc", provenance=given, rtol=np.float32(0.25)).close()
+    with gf.open_trajectory(tmp_path / "walk.nc") as ds:
+        config = json.loads(ds.attrs["config"])
+    assert config["provenance"] == {"n": 3, "x": 0.5, "is": True, "of": [1]}
+    with pytest.raises(InputError, match="cannot be kept as JSON"):
+        walk(tmp_path / "other.nc", provenance={"x": np.float64("nan")})
 
 
 def test_names_of_tensors_and_of_r_are_held_too(tmp_path):

@@ -357,3 +357,49 @@ def test_what_an_earlier_walk_left_at_the_rounding_is_not_said_of_the_next():
     flow.level_set.n_at_floor = 3
     ds = gf.walk(flow, t_end=0.1, stop=None)
     assert ds.attrs["status_message"] == "the walk reached flow time 0.1"
+
+
+class Pressed:
+    """A function of theta in which Ctrl-C is pressed at one call of it, or where that is so."""
+
+    def __init__(self, function, at=None):
+        self.function, self.at, self.calls, self.done = function, at, 0, False
+
+    def __call__(self, theta):
+        self.calls += 1
+        if self.at() if callable(self.at) else self.calls == self.at:
+            self.done = True
+            raise KeyboardInterrupt
+        return self.function(theta)
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_ctrl_c_in_an_observable_of_the_last_snapshot_keeps_the_walk(archived, tmp_path):
+    flow, counted = references.ellipsoid(), Pressed(torch.sum)
+    whole = gf.walk(flow, t_end=0.5, max_snapshots=2, observables={"o": counted})
+    file = tmp_path / "walk.nc" if archived else None
+    pressed = {"o": Pressed(torch.sum, counted.calls)}
+    ds = gf.walk(flow, t_end=0.5, max_snapshots=2, observables=pressed, archive=file)
+    assert ds.attrs["status"] == "interrupted"
+    assert ds.attrs["status_message"].startswith("interrupted by the user")
+    assert ds["o"].isnull().values.tolist() == [False, True]
+    np.testing.assert_array_equal(ds["theta"], whole["theta"])
+    if archived:
+        ds.close()
+        with gf.resume(file, flow, observables={"o": torch.sum}) as ds:
+            assert ds.attrs["status"] == "t_end"
+            assert ds["o"].notnull().all()
+            np.testing.assert_array_equal(ds["theta"], whole["theta"])
+
+
+def test_a_second_ctrl_c_in_an_observable_of_the_last_snapshot_keeps_the_walk():
+    first = Pressed(square, 40)
+    pressed = {"o": Pressed(torch.sum, lambda: first.done)}
+    flow = flow_of(lambda t: t[0] ** 2 + 4 * t[1] ** 2, [1.0, 0.5], first)
+    ds = gf.walk(flow, "dopri5", max_snapshots=2, observables=pressed)
+    assert first.done
+    assert pressed["o"].done
+    assert ds.attrs["status"] == "interrupted"
+    assert ds.sizes["step"] > 1
+    assert int(ds["snapshot_step"][-1]) == ds.sizes["step"] - 1
+    assert ds["o"].isnull().values.tolist() == [False, True]

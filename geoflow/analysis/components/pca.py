@@ -107,9 +107,8 @@ def along(
     kinds.check_switch(progress, "progress")
     give = f"{kinds.A_WALK}, or several of them"
     kinds.check_kind(datasets, xr.Dataset | str | Path | Iterable, "datasets", give)
-    several: Sequence[Any] = (
-        [datasets] if isinstance(datasets, xr.Dataset | str | Path) else list(datasets)
-    )
+    one = isinstance(datasets, xr.Dataset | str | Path)
+    several: Sequence[Any] = [datasets] if one else kinds.listed(datasets, "datasets", give)
     if null_models and standardise:
         raise InputError(
             "null_models=True with standardise=True: a standardised random walk has no isotropic "

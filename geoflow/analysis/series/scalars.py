@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,8 @@ from geoflow.trajectories.given import check_walk
 Floats = NDArray[np.float64]
 
 CLOCKS = ("time", "arc_length")
+# Scalars of one call.
+MOST = 10_000
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,9 @@ def series(ds: xr.Dataset, scalars: Sequence[str | xr.DataArray], against: str =
         A scalar that is not there, not finite or given twice, or samples that cannot be used.
     """
     kinds.check_dataset(ds, "step", "time")
-    if not isinstance(scalars, Iterable):
-        raise InputError(f"scalars={kinds.shown(scalars)}; give names in a list, such as ['angle']")
-    if isinstance(scalars, str):
-        scalars = [scalars]
+    give = "names in a list, such as ['angle']"
+    one = isinstance(scalars, str)
+    scalars = [str(scalars)] if one else kinds.listed(scalars, "scalars", give, MOST)
     if against not in CLOCKS:
         raise InputError(f"against={against!r}; choose from {', '.join(CLOCKS)}")
     check_walk(ds, "time", against)

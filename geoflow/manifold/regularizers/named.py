@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Protocol, overload, runtime_checkable
 
@@ -22,7 +22,7 @@ from geoflow.manifold.regularizers.bound import (
     Weighted,
 )
 from geoflow.problems.protocol import ProblemLike, check_problem
-from geoflow.system.kinds import check_kind, shown
+from geoflow.system.kinds import check_kind, listed, shown
 from geoflow.system.naming import named
 
 # Makes R for a problem, or for θ alone where there is none.
@@ -261,7 +261,7 @@ def _one(name: str) -> Any:
     base, options = named(name, words=WORDS)
     if base not in REGULARIZERS:
         raise InputError(
-            f"flow: the regularisation function {name!r} is not one of geoflow's own "
+            f"flow: the regularisation function {shown(name)} is not one of geoflow's own "
             f"({', '.join(REGULARIZERS)}); use one of these, or make the flow in Python and give it"
         )
     if isinstance(patterns := options.get("tensors"), str):
@@ -364,9 +364,9 @@ def checked_patterns(name: str, given: Any) -> tuple[str, ...] | None:
     """
     if given is None:
         return None
-    if not isinstance(given, str | Iterable):
-        raise InputError(f"regularizer {name!r}: tensors={given!r}; use patterns of names")
-    patterns = (given,) if isinstance(given, str) else tuple(given)
+    what = f"regularizer {name!r}: tensors"
+    one = isinstance(given, str)
+    patterns = (given,) if one else tuple(listed(given, what, "patterns of names"))
     for pattern in patterns:
         taken = (BETWEEN_PATTERNS, BETWEEN_TERMS, ",", "=")
         if not isinstance(pattern, str) or not pattern or any(t in pattern for t in taken):
