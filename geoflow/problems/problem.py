@@ -21,8 +21,10 @@ from geoflow.problems import (
     live,
     making,
     products,
+    rounding,
     sampling,
     third,
+    unchanged,
 )
 from geoflow.problems.data import Tree
 from geoflow.problems.dtypes import dtype_name
@@ -88,9 +90,13 @@ class Problem(MeanOfParts):
                 value, first = differences.check_gradient(
                     self.value_and_gradient, theta0, "loss", wide
                 )
+            wide = sampling.in_either_dtype(self._valued, parts)
+            # Of a loss in float64, and where its error is not known, zero.
+            self._rounding = rounding.measured(wide, theta0, first)
             second = self.value_and_gradient(theta0)[1]
             checks.check_repeatable(first, second)
             checks.check_same_value(first_loss, value, first, theta0)
+            self._first = unchanged.First.of(theta0, first_loss, value, first, self._rounding.max())
             gradient = self.unflatten(first)
             dependence.check_used(parts, network_of(self), self.unflatten(theta0), gradient)
             self.evaluation_bytes: int = peak_bytes(lambda: self._evaluated(theta0))
