@@ -188,9 +188,11 @@ class Grouped(Counted):
         least = np.full(len(self._groups), rounding.of(self.whole, 1))
         if self.dtype != torch.float32:
             return least
-        made = (self._part, self.unflatten, self.theta0, self.tensors)
+        theta = self.theta0.detach().clone().requires_grad_()
         with arithmetic.exact(self.device):
-            _, gradients = self._groups.values_and_gradients(*made)
+            _, gradients = self._groups.values_and_gradients(
+                self._part, self.unflatten, theta, self.tensors
+            )
 
         def of(dtype: torch.dtype) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
             (part,) = sampling.some([self._part], dtype, 1)

@@ -124,6 +124,7 @@ class Problem(MeanOfParts):
         loss_fn : callable
             ``loss_fn(outputs, targets)`` → scalar mean over the examples. A module is copied and
             converted with the network; parameters of its own are not part of θ, and must be fixed.
+            So are tensors and arrays among the arguments of a ``functools.partial`` copied.
         inputs, targets : Tensor or array, shape (N, …), or tuple or dict of such
             The network is called ``module(inputs)``, ``module(*inputs)`` for a tuple,
             ``module(**inputs)`` for a dictionary, in which numbers, texts and None are constants.
@@ -179,7 +180,8 @@ class Problem(MeanOfParts):
             A ``DataLoader`` that does not shuffle, or anything else that gives the same batches in
             the same order whenever it is iterated. Tensors in tuples, lists and dictionaries,
             sparse ones too, are converted to ``dtype`` and moved to ``device``, one batch at a
-            time. They are **not copied**: what is written into them later changes L.
+            time. They are **not copied**: what is written into them later changes L, and no
+            walk begins on it any more.
         parameters, dtype, device
             See :meth:`from_module`.
 
