@@ -188,19 +188,18 @@ class Grouped(Counted):
         least = np.full(len(self._groups), rounding.of(self.whole, 1))
         if self.dtype != torch.float32:
             return least
-        theta = self.theta0.detach().clone().requires_grad_()
-        with arithmetic.exact(self.device):
-            _, gradients = self._groups.values_and_gradients(
-                self._part, self.unflatten, theta, self.tensors
-            )
 
         def of(dtype: torch.dtype) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
             (part,) = sampling.some([self._part], dtype, 1)
             assert isinstance(part, ModulePart)
-            return lambda theta: (self._groups.values(part, self.unflatten(theta)), theta)
+            if dtype == torch.float64:
+                return lambda theta: (self._groups.values(part, self.unflatten(theta)), theta)
+            return lambda theta: self._groups.values_and_gradients(
+                part, self.unflatten, theta.clone().requires_grad_(), self.tensors
+            )
 
         with torch.enable_grad(), arithmetic.exact(self.device):
-            found = rounding.measured([Either(of)], self.theta0, gradients)
+            found = rounding.measured([Either(of)], self.theta0, len(least))
         return np.maximum(found, least)
 
     def _check(

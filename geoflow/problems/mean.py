@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 
-import torch
 from torch import Tensor
 
 from geoflow.errors import InputError
@@ -52,19 +51,6 @@ class MeanOfParts(Picklable):
                 "(an embedding's max_norm, an in-place operation)"
             )
         return value, gradient
-
-    def _valued(self, theta: Tensor, parts: Iterable[LossPart]) -> tuple[Tensor, Tensor]:
-        """L of these parts and, in place of ∇L, nothing; not counted."""
-        parameters = self.unflatten(theta.detach().clone())
-
-        def contribution(part: LossPart) -> tuple[tuple[Tensor], Tensor]:
-            # There may be inner derivatives.
-            with torch.enable_grad():
-                value, weight = part.sum_and_weight(parameters)
-            return (value.detach(),), weight
-
-        (value,) = self._mean(contribution(part) for part in parts)
-        return value, value.new_empty(0)
 
     def _derived(self, theta: Tensor, v: Tensor) -> Tensor:
         """∇²L v by PyTorch's second derivatives."""

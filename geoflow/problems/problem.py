@@ -90,9 +90,8 @@ class Problem(MeanOfParts):
                 value, first = differences.check_gradient(
                     self.value_and_gradient, theta0, "loss", wide
                 )
-            wide = sampling.in_either_dtype(self._valued, parts)
             # Of a loss in float64, and where its error is not known, zero.
-            self._rounding = rounding.measured(wide, theta0, first)
+            self._rounding = rounding.measured(wide, theta0)
             second = self.value_and_gradient(theta0)[1]
             checks.check_repeatable(first, second)
             checks.check_same_value(first_loss, value, first, theta0)

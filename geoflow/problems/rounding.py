@@ -26,13 +26,16 @@ BESIDE = 3
 # that is a small difference of large logits.
 UNITS = 2
 
+# Points whose loss is more than so many times that at θ0 tell nothing of it.
+NEAR = 4
+
 # An error that is the same at all points, to this part of it, is none by rounding: the function is
 # another in float64, as one of random numbers is that a generator gives.
 SCATTER = 0.1
 
 
-def measured(wide: Sequence[Either], theta0: Tensor, gradients: Tensor) -> Numbers:
-    """Largest error of float32 losses by their own rounding, in units of L.
+def measured(wide: Sequence[Either], theta0: Tensor, n: int = 1) -> Numbers:
+    """Largest error of n float32 losses by their own rounding, in units of L.
 
     Zero where rounding of θ explains it, which re-projections see for themselves, and where
     nothing can be said, in float64 or of what cannot be evaluated there.
@@ -40,36 +43,42 @@ def measured(wide: Sequence[Either], theta0: Tensor, gradients: Tensor) -> Numbe
     Parameters
     ----------
     wide : sequence of Either
-        θ → the losses, a scalar or of shape (n,), and anything: the first that can be evaluated
-        counts.
+        θ → the losses, a scalar or of shape (n,), and in float32 their gradients, (P,) or (n, P):
+        the first that can be evaluated counts.
     theta0 : Tensor, shape (P,)
         At it and beside it they are evaluated, in both dtypes.
-    gradients : Tensor, shape (P,) or (n, P)
-        Those of the losses at θ0.
+    n : int
+        How many there are.
     """
-    lengths = torch.linalg.vector_norm(torch.atleast_2d(gradients), dim=-1)
-    norms = lengths.to("cpu", torch.float64).numpy()
-    nothing = np.zeros(len(norms))
     if theta0.dtype != torch.float32:
-        return nothing
+        return np.zeros(n)
     near = (differences.point_near(theta0, seed)[0] for seed in range(BESIDE))
     points = list(itertools.chain([theta0], near))
     for function in wide:
         try:
-            found = np.array([[_losses(function, t) for t in (p, p.double())] for p in points])
+            found = [_at(function, point) for point in points]
         # Not everything takes float64: memory, devices, what a user's code asserts.
         except Exception:
             continue
-        size = np.abs(found[0, 1])
-        errors = found[:, 0] - found[:, 1]
-        largest = np.abs(errors).max(0)
-        explained = torch.finfo(theta0.dtype).eps * (
-            size + norms * float(torch.linalg.vector_norm(theta0))
-        )
-        own = (largest > UNITS * explained) & (largest <= differences.ALIKE * size)
-        own &= np.ptp(errors, axis=0) > SCATTER * largest
-        return np.where(own, largest, 0.0)
-    return nothing
+        errors, sizes, explained = (np.array(of_all) for of_all in zip(*found, strict=True))
+        # Where the loss is much larger than at θ0, so may its error be.
+        here = sizes <= NEAR * sizes[0]
+        off = np.where(here & (abs(errors) > UNITS * explained), abs(errors), 0).max(0)
+        spread = np.where(here, errors, errors[0])
+        own = (off <= differences.ALIKE * sizes[0]) & (np.ptp(spread, axis=0) > SCATTER * off)
+        return np.where(own, off, 0.0)
+    return np.zeros(n)
+
+
+def _at(function: Either, theta: Tensor) -> tuple[Numbers, Numbers, Numbers]:
+    """Errors of the losses at a point, their sizes, and what rounding of θ makes of them."""
+    losses, gradients = function(theta)
+    exact = _numbers(function(theta.double())[0])
+    norms = torch.linalg.vector_norm(torch.atleast_2d(gradients), dim=-1)
+    length = float(torch.linalg.vector_norm(theta))
+    size = abs(exact)
+    explained = torch.finfo(theta.dtype).eps * (size + _numbers(norms) * length)
+    return _numbers(losses) - exact, size, explained
 
 
 def of(problem: Any, n: int) -> Numbers:
@@ -115,6 +124,5 @@ def warn_once(problem: Any, said: str) -> None:
         warnings.warn(said, stacklevel=3)
 
 
-def _losses(function: Either, theta: Tensor) -> Numbers:
-    losses = function(theta)[0].detach().to("cpu", torch.float64)
-    return np.atleast_1d(losses.numpy())
+def _numbers(tensor: Tensor) -> Numbers:
+    return np.atleast_1d(tensor.detach().to("cpu", torch.float64).numpy())

