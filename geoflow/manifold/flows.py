@@ -22,7 +22,7 @@ from geoflow.manifold.regularizers.checked import check_regularizer
 from geoflow.manifold.regularizers.named import bound, get, name_of
 from geoflow.manifold.scaling import length
 from geoflow.manifold.values import Evaluated, as_values
-from geoflow.problems import arithmetic
+from geoflow.problems import arithmetic, unchanged
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
@@ -206,13 +206,15 @@ class RegularizingFlow:
             normals=normals,
         )
 
+    @arithmetic.without_autocast()
     def start(self, theta: Tensor) -> tuple[FlowState, Projection]:
         """State at the beginning of a walk: at the re-projection of θ, from however far.
 
         Raises
         ------
         InputError
-            R or L is of so small a scale that the square of its gradient's norm underflows.
+            R or L is of so small a scale that the square of its gradient's norm underflows; or the
+            loss at ``theta0``, of a problem of R too, is another than when its problem was made.
         ConvergenceError, CriticalPointError
             The level is not reached, or L, R or one of their gradients is not finite there; or ∇L
             vanishes. See :meth:`geoflow.LevelSet.project`.
@@ -221,6 +223,9 @@ class RegularizingFlow:
         """
         theta = theta.detach()
         evaluated = self.problem.value_and_gradient(theta)
+        unchanged.check(self.problem, theta, evaluated[0])
+        for problem in self.regularizer_problems:
+            unchanged.check(problem)
         try:
             projection = self.level_set.project(
                 theta, evaluated=evaluated, max_iterations=START_ITERATIONS

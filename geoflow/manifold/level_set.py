@@ -14,7 +14,7 @@ from geoflow.errors import ConvergenceError, CriticalPointError, InputError
 from geoflow.manifold.iterate import Iterate
 from geoflow.manifold.normals import Numbers, normal_space
 from geoflow.manifold.values import Evaluated, as_values, check_gradient, only
-from geoflow.problems import arithmetic
+from geoflow.problems import arithmetic, rounding, unchanged
 from geoflow.problems.checks import check_like
 from geoflow.problems.protocol import ProblemLike, check_problem
 from geoflow.problems.several import Problems
@@ -109,7 +109,8 @@ class LevelSet:
     InputError
         What is no problem, or several that do not fit; a level that is zero or not finite; or a
         ``level_rtol`` that is not positive, below what the problem's dtype resolves or above
-        ``LARGEST_RTOL``; or a ``level_atol`` that is negative or not finite.
+        ``LARGEST_RTOL``; or a ``level_atol`` that is negative or not finite. Or a problem whose
+        loss at ``theta0`` has become another since it was made.
     """
 
     def __init__(
@@ -146,6 +147,8 @@ class LevelSet:
         # What residuals are relative to.
         self.scales: Numbers = abs(self.levels) + self.level_atol / self.level_rtol
         self.tolerances: Numbers = self.level_rtol * self.scales
+        if said := rounding.beyond(self.rounding, self.tolerances, self.scales):
+            rounding.warn_once(self.problem, f"level_rtol={level_rtol:g}: {said}")
 
     def __repr__(self) -> str:
         levels = ", ".join(f"{c:.9g}" for c in self.levels)
@@ -165,6 +168,14 @@ class LevelSet:
     def tolerance(self) -> float:
         """Largest |L(θ) − c| of a point on M, in units of the loss, of a single constraint."""
         return float(only(self.tolerances, "tolerances"))
+
+    @property
+    def rounding(self) -> Numbers:
+        """Error of each loss by its own rounding, shape (n,), where it was measured; else 0.
+
+        See :func:`geoflow.problems.rounding.measured`. No level is kept more closely.
+        """
+        return rounding.of(self.problem, self.n_constraints)
 
     def residual(self, loss: Tensor | float) -> float:
         """L − c, in units of the loss, of a single constraint."""
@@ -320,7 +331,9 @@ class LevelSet:
         ConvergenceError
             More is left than rounding explains.
         """
-        if not (abs(best.residuals) <= UNITS_OF_ROUNDING * self._rounding(best)).all():
+        # From one end of the loss's own error to the other.
+        forced = UNITS_OF_ROUNDING * self._rounding(best) + 2 * self.rounding
+        if not (abs(best.residuals) <= forced).all():
             raise self._failure("floor", iterations, best, tolerances)
         self.n_at_floor += 1
         return Projection(best.theta, best.values, best.gradients, iterations, at_floor=True)
@@ -363,7 +376,9 @@ class LevelSet:
         residual, level = float(at.residuals[worst]), float(self.levels[worst])
         allowed, kept = float(tolerances[worst]), float(self.tolerances[worst])
         # However small the steps are: nothing finer than that can be asked for.
-        unresolved = reason != "diverged" and min(allowed, kept) < self._rounding(at)[worst]
+        unresolved = reason != "diverged" and min(allowed, kept) < (
+            self._rounding(at)[worst] + self.rounding[worst]
+        )
         larger = "rtol" if allowed < kept else "level_rtol or level_atol"
         remedy = (
             f"use float64, or a larger {larger}"
@@ -394,7 +409,9 @@ def _as_one(problem: ProblemLike | Sequence[ProblemLike]) -> ProblemLike:
 def _levels(
     problem: ProblemLike, level: float | Tensor | kinds.Reals | Sequence[float | None] | None
 ) -> Numbers:
-    start = as_values(problem.loss(problem.theta0))
+    losses = problem.loss(problem.theta0)
+    unchanged.check(problem, problem.theta0, losses, alone=True)
+    start = as_values(losses)
     # Of one number, an array or a tensor without dimensions.
     try:
         level = level.tolist() if isinstance(level, Tensor | np.ndarray) else level

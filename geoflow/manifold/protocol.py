@@ -10,6 +10,7 @@ from torch import Tensor
 
 from geoflow.errors import InputError
 from geoflow.manifold.level_set import LevelSet, Projection
+from geoflow.problems import unchanged
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
 
@@ -106,6 +107,21 @@ def apart_from(flow: Flow) -> tuple[ProblemLike, ...]:
     attribute ``regularizer_problems``.
     """
     return tuple(getattr(flow, "regularizer_problems", ()))
+
+
+def check_unchanged(flow: Flow) -> None:
+    """Refuse problems that have changed since they were made.
+
+    One evaluation of each, without gradient and not counted; see
+    :func:`geoflow.problems.unchanged.check`.
+
+    Raises
+    ------
+    InputError
+        The loss of one at its θ0 is another.
+    """
+    for problem in (flow.problem, *apart_from(flow)):
+        unchanged.check(problem)
 
 
 def flatten(tensors: Mapping[str, Tensor]) -> Tensor:

@@ -23,7 +23,7 @@ from geoflow.errors import (
     InputError,
 )
 from geoflow.manifold.flows import RegularizingFlow, check_single
-from geoflow.manifold.protocol import apart_from
+from geoflow.manifold.protocol import apart_from, check_unchanged
 from geoflow.paths.continuation import FAILURES, FIRST_SOLVER, SOLVER, Continuation
 from geoflow.paths.recording import Recording
 from geoflow.paths.scale import away, same_side
@@ -194,6 +194,7 @@ def follow(
         As :func:`regularization_path` does.
     """
     _check_memory(flow)
+    check_unchanged(flow)
     degrees, limit = settings.degrees, path_schema.kkt_limit(settings.degrees)
     config = {
         "levels": list(settings.levels),

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from geoflow.errors import DivergenceError, InputError, ProcessLostError
-from geoflow.problems import arithmetic, data
+from geoflow.problems import arithmetic, data, unchanged
 from geoflow.problems.checks import Division
 from geoflow.problems.counting import own_counts
 from geoflow.problems.division import divided, weighed
@@ -88,8 +88,8 @@ class DistributedProblem(Problem):
             )
         self._check_one_network(whole)
         self.theta0: Tensor = self._broadcast(problem.theta0)
+        found = self.loss(self.theta0)
         if whole:
-            found = self.loss(self.theta0)
             allowed = 1e3 * torch.finfo(self.dtype).eps * max(abs(float(expected)), 1e-3)
             if not abs(float(found - expected)) <= allowed:
                 raise InputError(
@@ -97,6 +97,10 @@ class DistributedProblem(Problem):
                     f"{self.n_processes} processes {float(found):.9g}; give each its own data, "
                     "with whole=False"
                 )
+        # One number for all, since what each of them does goes by it.
+        self._rounding = self._largest(problem._rounding)
+        beside, gradient = self._evaluated(self.theta0)
+        self._first = unchanged.First.of(self.theta0, found, beside, gradient, self._rounding.max())
         self.evaluation_bytes: int = peak_bytes(lambda: self._evaluated(self.theta0))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -217,6 +221,13 @@ class DistributedProblem(Problem):
         with _translated():
             dist.all_gather(found, own, group=self._group)
         return [bytes(t.tolist()) for t in found]
+
+    def _largest(self, numbers: unchanged.Numbers) -> unchanged.Numbers:
+        """Of each number the largest that a process has."""
+        found = torch.from_numpy(numbers.astype("float32")).to(self.device)
+        with _translated():
+            dist.all_reduce(found, dist.ReduceOp.MAX, group=self._group)
+        return found.double().cpu().numpy()
 
     def _broadcast(self, theta: Tensor) -> Tensor:
         theta = theta.clone()

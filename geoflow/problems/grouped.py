@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geoflow.errors import GeoflowError, InputError
-from geoflow.problems import arithmetic, checks, data
+from geoflow.problems import arithmetic, checks, data, rounding, sampling, unchanged
 from geoflow.problems.counting import Counted
 from geoflow.problems.division import adds_up, sum_of
 from geoflow.problems.groups import Groups, checked
@@ -21,6 +21,7 @@ from geoflow.problems.joining import joined
 from geoflow.problems.parts import ModulePart, Parameters, TensorSpec, module_parts
 from geoflow.problems.problem import Problem
 from geoflow.problems.protocol import ProblemLike
+from geoflow.problems.widened import Either
 from geoflow.system import kinds
 from geoflow.system.translation import reason
 
@@ -76,7 +77,11 @@ class Grouped(Counted):
         self._part = replace(first, loss_fn=mean, scale=1.0, weight=1.0)
         inputs, targets = (joined([getattr(p, w) for p in parts]) for w in ("inputs", "targets"))
         self._groups = Groups(inputs, targets, found, alike=division == "each_example")
-        self._check(parts, [len(g) for g in found], [int(g[0]) for g in found])
+        values = self._first_values()
+        self._check(values, parts, [len(g) for g in found], [int(g[0]) for g in found])
+        # Of what it is made of, as its problem has them.
+        self._rounding: NDArray[np.float64] = self._own_rounding()
+        self._first = unchanged.First.of(self.theta0, values, values, rounding=self._rounding.max())
 
     def __repr__(self) -> str:
         what = "examples" if self.division == "each_example" else "groups of examples"
@@ -173,15 +178,37 @@ class Grouped(Counted):
         self._count(gradient=evaluations)
         return theta.detach().clone().requires_grad_()
 
+    def _own_rounding(self) -> NDArray[np.float64]:
+        """The error of each loss by its own rounding, that of the whole at least."""
+        least = np.full(len(self._groups), rounding.of(self.whole, 1))
+        if self.dtype != torch.float32:
+            return least
+
+        def of(dtype: torch.dtype) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+            (part,) = sampling.some([self._part], dtype, 1)
+            assert isinstance(part, ModulePart)
+            if dtype == torch.float64:
+                return lambda theta: (self._groups.values(part, self.unflatten(theta)), theta)
+            return lambda theta: self._groups.values_and_gradients(
+                part, self.unflatten, theta.clone().requires_grad_(), self.tensors
+            )
+
+        with torch.enable_grad(), arithmetic.exact(self.device):
+            found = rounding.measured([Either(of)], self.theta0, len(least))
+        return np.maximum(found, least)
+
     def _check(
-        self, parts: Sequence[ModulePart], sizes: Sequence[int], firsts: Sequence[int]
+        self,
+        values: Tensor,
+        parts: Sequence[ModulePart],
+        sizes: Sequence[int],
+        firsts: Sequence[int],
     ) -> None:
         """Refuse a loss that is no mean of those of the groups.
 
         Either each group weighs as many examples as it has, or what the mean divides its sum by, as
         by class weights.
         """
-        values = self._first_values()
         if not torch.isfinite(values).all():
             raise self._without_value(values, firsts)
         with torch.no_grad():

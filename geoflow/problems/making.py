@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -92,10 +93,38 @@ def of_module(
 
         held = own_loss if isinstance(own_loss, nn.Module) else None
         dependence.check(module, network, loss, held)
+        # Not before: copies of the module's own weights would be taken for data.
+        if not isinstance(loss_fn, nn.Module):
+            own_loss = fresh = _with_own_arguments(loss_fn)
         whole = ModulePart(network.module, network.fixed, x, y, own_loss)
         parts = divided(whole, batch_size, network.moving, fresh)
     live.remember(modules.unwrap(module), network.moving)
     return parts, *flat(network.moving), digest
+
+
+def _with_own_arguments(loss_fn: Any) -> Any:
+    """A ``functools.partial`` with copies of the tensors and arrays among its arguments.
+
+    As those of a loss module are: nothing that happens to a user's later is of effect. What else
+    they are it goes on sharing.
+    """
+    if type(loss_fn) is not functools.partial:
+        return loss_fn
+    arguments = [_own(value) for value in loss_fn.args]
+    keywords = {name: _own(value) for name, value in loss_fn.keywords.items()}
+    own = functools.partial(_with_own_arguments(loss_fn.func), *arguments, **keywords)
+    vars(own).update(vars(loss_fn))
+    return own
+
+
+def _own(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    # A container without is more likely to be one that the loss writes into.
+    of_tensors = type(value) in (tuple, list, dict) and any(data.leaves(value, ""))
+    if not (isinstance(value, Tensor) or of_tensors):
+        return value
+    return data.mapped(value, lambda t: t.detach().clone().requires_grad_(t.requires_grad))
 
 
 def _check_loss(loss_fn: Any) -> None:

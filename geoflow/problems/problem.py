@@ -22,8 +22,10 @@ from geoflow.problems import (
     live,
     making,
     products,
+    rounding,
     sampling,
     third,
+    unchanged,
 )
 from geoflow.problems.data import Tree
 from geoflow.problems.dtypes import dtype_name
@@ -92,9 +94,12 @@ class Problem(MeanOfParts):
                 value, first = differences.check_gradient(
                     self.value_and_gradient, theta0, "loss", wide
                 )
+            # Of a loss in float64, and where its error is not known, zero.
+            self._rounding = rounding.measured(wide, theta0)
             second = self.value_and_gradient(theta0)[1]
             checks.check_repeatable(first, second)
             checks.check_same_value(first_loss, value, first, theta0)
+            self._first = unchanged.First.of(theta0, first_loss, value, first, self._rounding.max())
             gradient = self.unflatten(first)
             dependence.check_used(parts, network_of(self), self.unflatten(theta0), gradient)
             self.evaluation_bytes: int = peak_bytes(lambda: self._evaluated(theta0))
@@ -122,6 +127,7 @@ class Problem(MeanOfParts):
         loss_fn : callable
             ``loss_fn(outputs, targets)`` → scalar mean over the examples. A module is copied and
             converted with the network; parameters of its own are not part of θ, and must be fixed.
+            So are tensors and arrays among the arguments of a ``functools.partial`` copied.
         inputs, targets : Tensor or array, shape (N, …), or tuple or dict of such
             The network is called ``module(inputs)``, ``module(*inputs)`` for a tuple,
             ``module(**inputs)`` for a dictionary, in which numbers, texts and None are constants.
@@ -177,8 +183,9 @@ class Problem(MeanOfParts):
             A ``DataLoader`` that does not shuffle, or anything else that gives the same batches in
             the same order whenever it is iterated. Tensors in tuples, lists and dictionaries,
             sparse ones too, are converted to ``dtype`` and moved to ``device``, one batch at a
-            time. They are **not copied**: what is written into them later changes L. Where several
-            threads evaluate, each iterates them for itself.
+            time. They are **not copied**: what is written into them later changes L, and no
+            walk begins on it any more. Where several threads evaluate, each iterates them for
+            itself.
         parameters, dtype, device
             See :meth:`from_module`.
 

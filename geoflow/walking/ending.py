@@ -18,6 +18,7 @@ from geoflow.errors import (
 )
 from geoflow.manifold.level_set import LevelSet
 from geoflow.manifold.normals import Numbers
+from geoflow.problems import rounding
 from geoflow.solvers.control import REMEDY
 from geoflow.system.translation import kind_and_reason
 
@@ -106,6 +107,12 @@ def below_the_level(where: str) -> End:
         "negative_multiplier",
         f"{where}: the minimum of R has a lower loss than the level; is the network trained?",
     )
+
+
+def rounded_off(level_set: LevelSet) -> str:
+    """What to add where the loss itself is rounded more coarsely than the level is kept."""
+    said = rounding.beyond(level_set.rounding, level_set.tolerances, level_set.scales)
+    return f"; {said}" if said else ""
 
 
 def off_the_level(level_set: LevelSet, furthest: Numbers) -> str:

@@ -20,7 +20,8 @@ from geoflow.errors import (
     StepSizeError,
     StorageError,
 )
-from geoflow.manifold.protocol import Flow, State, flatten
+from geoflow.manifold.flows import RegularizingFlow
+from geoflow.manifold.protocol import Flow, State, check_unchanged, flatten
 from geoflow.solvers import Carry, Solver, Tolerance, is_dense
 from geoflow.system import interrupts
 from geoflow.system.threads import one_blas_thread
@@ -113,6 +114,7 @@ class Walk:
         tensors = {n: t.to(problem.device) for n, t in checkpoint.tensors.items()}
         self.carry, self.counts = checkpoint.carry, self.counts | checkpoint.counts
         if checkpoint.n_steps:
+            check_unchanged(self.flow)
             self.state = self.flow.evaluate(flatten(tensors))
             self.last = self.recorder.records[-1]
             now, state = self.flow.values(self.state), self.state
@@ -180,6 +182,7 @@ class Walk:
             )
         else:
             message += ending.off_the_level(self.flow.level_set, self.recorder.records.furthest)
+        message += ending.rounded_off(self.flow.level_set)
         ended = {"status": status, "status_message": storable(message)}
         return self.recorder.finish(self.checkpoint, ended)
 
@@ -229,6 +232,8 @@ class Walk:
     def _prepare(self) -> None:
         """Come to the level set and record the start, where that is still to be done."""
         if self.state is None:
+            if not isinstance(self.flow, RegularizingFlow):  # which looks itself
+                check_unchanged(self.flow)
             state, projection = self.flow.start(self.start)
             start = {**START, "n_reprojection": projection.iterations}
             self._accept([(state, start)], [[]], None, [])

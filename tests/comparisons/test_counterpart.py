@@ -1,5 +1,7 @@
 """The flow in float32 of a comparison is the one in float64, or it is refused."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -96,7 +98,11 @@ def test_what_float32_rounds_is_no_difference(classes, steps):
         "path_norm + 0.1*sharpness",
     ):
         flow = gf.RegularizingFlow(gf.LevelSet(double), regularizers.get(name))
-        for level_set in (gf.LevelSet(single), gf.LevelSet(single, level, 1e-5)):
+        with warnings.catch_warnings():
+            # Of the cross-entropy, which float32 knows to 2e-4.
+            warnings.filterwarnings("ignore", "level_rtol=.*in float32" if classes else "none")
+            level_sets = gf.LevelSet(single), gf.LevelSet(single, level, 1e-5)
+        for level_set in level_sets:
             check_counterpart(gf.RegularizingFlow(level_set, regularizers.get(name)), flow)
 
 

@@ -234,10 +234,30 @@ def test_where_rounding_forces_a_residual_the_best_point_is_taken_and_says_so():
     assert abs(projection.loss - level_set.level) <= 1e6 * math.ulp(1e6) / 2
 
 
-def test_a_residual_that_rounding_of_theta_does_not_force_is_refused():
+def _coarse(t):
     # Rounding of 1e4 + … hides changes of L below 1e-3, and nothing in θ, ∇L or c says so.
+    return (1e4 + 0.5 * t @ t) - 1e4
+
+
+def test_a_residual_that_rounding_of_the_loss_forces_is_taken_and_was_warned_of():
     start = torch.ones(4, dtype=torch.float32)
-    problem = gf.Problem.from_function(lambda t: (1e4 + 0.5 * t @ t) - 1e4, start)
+    problem = gf.Problem.from_function(_coarse, start)
+    with pytest.warns(UserWarning, match=r"level_rtol=1e-06: in float32 the loss is known to"):
+        level_set = gf.LevelSet(problem, level=2.2)
+    projection = level_set.project(start)
+    assert projection.at_floor
+    assert abs(projection.loss - 2.2) < 1e-3
+    # Of the same numbers it is said once.
+    gf.LevelSet(problem, level=2.3)
+
+
+def test_a_residual_that_no_rounding_known_forces_is_refused():
+    def in_float32_only(t):
+        assert t.detach().numpy().dtype == "float32"
+        return _coarse(t)
+
+    start = torch.ones(4, dtype=torch.float32)
+    problem = gf.Problem.from_function(in_float32_only, start)
     with pytest.raises(ConvergenceError, match=r"held up by rounding .*use float64") as failure:
         gf.LevelSet(problem, level=2.2).project(start)
     assert failure.value.reason == "floor"

@@ -121,6 +121,8 @@ def with_own_data(rank):
         references.small_module(), batch_loss, [(inputs[mine], targets[mine])]
     )
     problem = gf.DistributedProblem(sums, whole=False)
+    # Not that of its own data, which it was before.
+    gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm).start(problem.theta0)
     theta, _ = elsewhere(problem)
     return [x.numpy() for x in problem.value_and_gradient(theta)], problem.data_sha256
 
