@@ -97,6 +97,7 @@ def check_attributes(attributes: Mapping[str, Any], tensors: Iterable[str]) -> N
         Names the first.
     """
     for name, value in attributes.items():
+        value = value.item() if isinstance(value, np.number) else value
         kind = schema.ATTRIBUTES.get(name, str)
         if kind is str:
             what = "provenance, with the settings," if name == "config" else name

@@ -140,7 +140,7 @@ def test_bad_options(network):
             R.weighted_sum(term)
     with pytest.raises(InputError, match=r"give \(weight, R\)"):
         gf.RegularizingFlow(network.level_set, R.weighted_sum)
-    with pytest.raises(InputError, match="tensors=3; use patterns"):
+    with pytest.raises(InputError, match="tensors=3; give patterns of names"):
         R.l1(tensors=3)
     with pytest.raises(InputError, match=r"theta=0.1 is no tensor"):
         R.l1(0.1)
