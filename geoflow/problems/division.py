@@ -230,6 +230,9 @@ class Pairs:
         mean = losses.mean(*some)
         fine = losses.in_float64(*some)
         self._losses, self._rtol = fine or losses, ROUNDING if fine else rounding_of(mean)
+        if fine is not None and fine is not losses:
+            # What float32 does not resolve is none of its losses'.
+            self._rtol = torch.finfo(mean.dtype).eps
         if len(parts) == 1:
             self._cuts = [(0, ends[1] // 2, ends[1])] if ends[1] > 1 else []
         else:
@@ -247,14 +250,14 @@ class Pairs:
         Parameters
         ----------
         outputs
-            Of all examples: at θ0, and next at another θ.
+            Of all examples: at θ0, where all are compared, and next at another θ.
 
         Raises
         ------
         InputError
             The loss of two is no mean of theirs.
         """
-        for cut in [] if self._told else self._cuts:
+        for cut in [] if self._told or self._moved is not None else self._cuts:
             pair = self._pair(outputs, cut)
             found = pair.compared()
             if found is None or not found.differ(self._rtol):

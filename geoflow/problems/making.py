@@ -120,11 +120,10 @@ def _with_own_arguments(loss_fn: Any) -> Any:
 def _own(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.copy()
-    # A container without is more likely to be one that the loss writes into.
-    of_tensors = type(value) in (tuple, list, dict) and any(data.leaves(value, ""))
-    if not (isinstance(value, Tensor) or of_tensors):
-        return value
-    return data.mapped(value, lambda t: t.detach().clone().requires_grad_(t.requires_grad))
+    if isinstance(value, Tensor):
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    # Containers too, which the loss may write into.
+    return value
 
 
 def _check_loss(loss_fn: Any) -> None:

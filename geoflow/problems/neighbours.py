@@ -75,18 +75,25 @@ class Neighbours:
     targets: Tree
     sizes: tuple[int, int]
 
-    def compared(self, divisor: float | None = None) -> Compared | None:
+    def compared(
+        self, divisor: float | None = None, still: tuple[bool, float] | None = None
+    ) -> Compared | None:
         """Compare the loss of both with that of each; None where it is not finite.
 
         Parameters
         ----------
         divisor : float, optional
             What the mean of both divides its sum by. None: what it is here.
+        still : tuple of bool and float, optional
+            Whether it is the first, and the total, of a chunk whose total is known.
         """
         n = sum(self.sizes)
         mean, summed = self.losses
         total = mean if summed is None else summed
-        each = [float(total(*self._chunk(first))) for first in (True, False)]
+        each = [
+            still[1] if still and still[0] == first else float(total(*self._chunk(first)))
+            for first in (True, False)
+        ]
         together = float(mean(self.outputs, self.targets))
         sums = max(abs(together), sum(map(abs, each)))
         excess = abs(sum(each) - together) / sums if sums else 0.0
@@ -156,6 +163,8 @@ class Neighbours:
         if start is None or start.differ(ROUNDING):
             return None
         divisor = self.divisor(start.together)
+        mean, summed = self.losses
+        still = not first, float((summed or mean)(*self._chunk(not first)))
         paths = _Paths(self, near, first)
         left = iter(range(max(FEW_COMPARISONS, NUMBERS // max(paths.numbers, 1))))
 
@@ -164,7 +173,7 @@ class Neighbours:
                 return None
             # Beyond what a network gives a loss may fail in any way.
             try:
-                return replace(self, outputs=paths.tree(points)).compared(divisor)
+                return replace(self, outputs=paths.tree(points)).compared(divisor, still)
             except Exception:
                 return None
 

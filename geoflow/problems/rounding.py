@@ -7,16 +7,16 @@ import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from geoflow.problems import slopes, spacing
+from geoflow.problems.counting import Counted
+from geoflow.problems.unchanged import Numbers, as_numbers
 from geoflow.problems.widened import Either
-
-Numbers = NDArray[np.float64]
 
 # Points beside θ0: at one alone an error may be small by chance.
 BESIDE = 3
@@ -32,6 +32,9 @@ NEAR = 4
 # An error that is the same at all points, to this part of it, is none by rounding: the function is
 # another in float64, as one of random numbers is that a generator gives.
 SCATTER = 0.1
+
+# Those whose rounding has been warned of in this process.
+_WARNED: WeakSet[Counted] = WeakSet()
 
 
 def measured(wide: Sequence[Either], theta0: Tensor, n: int = 1) -> Numbers:
@@ -73,12 +76,12 @@ def measured(wide: Sequence[Either], theta0: Tensor, n: int = 1) -> Numbers:
 def _at(function: Either, theta: Tensor) -> tuple[Numbers, Numbers, Numbers]:
     """Errors of the losses at a point, their sizes, and what rounding of θ makes of them."""
     losses, gradients = function(theta)
-    exact = _numbers(function(theta.double())[0])
+    exact = as_numbers(function(theta.double())[0])
     norms = torch.linalg.vector_norm(torch.atleast_2d(gradients), dim=-1)
     length = float(torch.linalg.vector_norm(theta))
     size = abs(exact)
-    explained = torch.finfo(theta.dtype).eps * (size + _numbers(norms) * length)
-    return _numbers(losses) - exact, size, explained
+    explained = torch.finfo(theta.dtype).eps * (size + as_numbers(norms) * length)
+    return as_numbers(losses) - exact, size, explained
 
 
 def of(problem: Any, n: int) -> Numbers:
@@ -118,11 +121,8 @@ def _upwards(number: float) -> str:
 def warn_once(problem: Any, said: str) -> None:
     """Warn of the rounding of a problem's losses, where that has not been done before."""
     problems = getattr(problem, "problems", None) or [problem]
-    if not any(getattr(one, "_warned", False) for one in problems):
-        for one in problems:
-            one._warned = True
+    # Of problems of another class no rounding is known.
+    own = [one for one in problems if isinstance(one, Counted)]
+    if not all(one in _WARNED for one in own):
+        _WARNED.update(own)
         warnings.warn(said, stacklevel=3)
-
-
-def _numbers(tensor: Tensor) -> Numbers:
-    return np.atleast_1d(tensor.detach().to("cpu", torch.float64).numpy())

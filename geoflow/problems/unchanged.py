@@ -60,12 +60,11 @@ class First:
         rounding : float
             That of the loss itself, in its units.
         """
-        losses = _numbers(alone), _numbers(beside_gradient)
+        losses = as_numbers(alone), as_numbers(beside_gradient)
         eps = torch.finfo(theta0.dtype).eps
         of_theta = 0.0
         if gradient is not None:
-            lengths = (float(torch.linalg.vector_norm(t)) for t in (theta0, gradient))
-            of_theta = eps * float(np.prod(list(lengths)))
+            of_theta = eps * float(theta0.norm()) * float(gradient.norm())
         size = float(np.abs(losses[0]).max())
         return cls(theta0, *losses, UNITS * eps * size + TIMES * (of_theta + rounding))
 
@@ -107,7 +106,7 @@ def check(
             if alone:
                 continue
             then, known = first.alone, one.loss(first.theta0)
-        now = _numbers(known)
+        now = as_numbers(known)
         off = np.abs(now - then)
         if not (off <= first.allowed).all():
             worst = int(np.argmax(np.nan_to_num(off, nan=np.inf)))
@@ -129,5 +128,6 @@ def _each(problem: Any, losses: Tensor | None) -> Iterator[tuple[Any, Tensor | N
         yield one, None if losses is None else torch.atleast_1d(losses)[i : i + 1]
 
 
-def _numbers(losses: Tensor) -> Numbers:
+def as_numbers(losses: Tensor) -> Numbers:
+    """Losses as an array of float64, shape (n,)."""
     return np.atleast_1d(losses.detach().to("cpu", torch.float64).numpy())

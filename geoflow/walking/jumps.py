@@ -49,7 +49,7 @@ def beside(flow: Flow, state: Any) -> str:
 
     try:
         uncounted(flow, look)(theta)
-    except (Exception, KeyboardInterrupt):
+    except Exception:
         # Whatever a loss raises where it has no value: why the walk has ended is known without.
         return ""
     before, after = (np.abs([found[n] - found[0] for n in side]) for side in (BEHIND, AHEAD))

@@ -173,7 +173,10 @@ class Walk:
                     raise
                 end = ending.of_error(error, goals.max_evaluations)
                 if isinstance(error, StepSizeError):
-                    end = ending.of_jump(end, jumps.beside(self.flow, self._state()))
+                    try:
+                        end = ending.of_jump(end, jumps.beside(self.flow, self._state()))
+                    except KeyboardInterrupt:
+                        end = INTERRUPTED
         status, message = self._keep_last(end, n_records)
         n_at_floor = self.flow.level_set.n_at_floor - self.n_at_floor0
         if n_at_floor:

@@ -218,14 +218,16 @@ def test_tensors_among_the_arguments_of_a_partial_are_copied(data):
     flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
     before = gf.walk(flow, max_evaluations=20)
     weight.fill_(1.5)
-    scales[0].fill_(2)
     array.fill(3)
     again = gf.walk(flow, max_evaluations=20)
     assert (again["theta"].values == before["theta"].values).all()
-    # What holds no tensors is the user's own.
+    # Containers are the user's own, which the loss may write into.
     seen.clear()
     problem.loss(problem.theta0)
     assert seen
+    scales[0].fill_(2)
+    with pytest.raises(InputError, match="has been changed since"):
+        gf.walk(flow, max_evaluations=20)
 
 
 def test_copies_and_pickles_remember_and_older_ones_tell_nothing(data):
