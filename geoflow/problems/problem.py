@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from geoflow.problems import (
     checks,
     dependence,
     differences,
+    few,
     flattening,
     gauss_newton,
     live,
@@ -345,8 +346,9 @@ class Problem(MeanOfParts):
         if self._products.exact is None:
             with self.uncounted():
                 sizes = [math.prod(s.shape) for s in self.tensors]
+                wide = partial(few.Few, self, torch.float64)
                 self._products.choose(
-                    self._derived, self.value_and_gradient, self.theta0, sizes, self
+                    self._derived, self.value_and_gradient, self.theta0, sizes, wide
                 )
         if self._products.exact:
             return self._derived(theta, v)
