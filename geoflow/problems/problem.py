@@ -95,7 +95,7 @@ class Problem(MeanOfParts):
                 )
             second = self.value_and_gradient(theta0)[1]
             checks.check_repeatable(first, second)
-            checks.check_same_value(first_loss, value, first, theta0)
+            differences.check_same_value(first_loss, value, first, theta0, self.loss)
             gradient = self.unflatten(first)
             dependence.check_used(parts, network_of(self), self.unflatten(theta0), gradient)
             self.evaluation_bytes: int = peak_bytes(lambda: self._evaluated(theta0))

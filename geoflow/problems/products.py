@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import InputError
-from geoflow.problems.slopes import DIFFERENCE_RTOL, Derivable, gradient_at
+from geoflow.problems.slopes import DIFFERENCE_RTOL, Derivable, gradient_at, length
 from geoflow.problems.spacing import SMALL, Spacing, chosen, point_near, scale_of, steps
 
 Product = Callable[[Tensor, Tensor], Tensor]
@@ -46,7 +46,7 @@ class TwiceDerivable(Protocol):
     theta0: Tensor
 
     def value_and_gradient(self, theta: Tensor, /) -> tuple[Tensor, Tensor]:
-        """f and ∇f."""
+        """Value and gradient."""
 
     def hvp(self, theta: Tensor, v: Tensor, /) -> Tensor:
         """∇²f v by PyTorch's second derivatives."""
@@ -134,13 +134,23 @@ class HessianProducts:
         return self.spacing.difference(lambda at: function(at)[1], theta, v)
 
 
-def _right(derived: Product, function: Derivable, theta0: Tensor, sizes: Sequence[int]) -> bool:
-    """Whether products along a few directions are differences of gradients, beside a point."""
+def _right(
+    derived: Product,
+    function: Derivable,
+    theta0: Tensor,
+    sizes: Sequence[int],
+    of: torch.dtype | None = None,
+) -> bool:
+    """Whether products along a few directions are differences of gradients, beside a point.
+
+    Those of a function ``of`` numbers with fewer digits may be over the steps of these.
+    """
     least = scale_of(partial(gradient_at, function), theta0)
     theta = beside(function, theta0, least)
-    tried = steps(theta, least)
+    tried, coarse = steps(theta, least), [] if of is None else steps(theta.to(of), least)[:1]
     return all(
-        agrees(derived(theta, v), function, theta, v, sizes, tried) for v in probes(theta, sizes)
+        agrees(derived(theta, v), function, theta, v, sizes, tried, coarse)
+        for v in probes(theta, sizes)
     )
 
 
@@ -148,14 +158,17 @@ def _right_wide(wide: Callable[[], TwiceDerivable], sizes: Sequence[int]) -> boo
     """The same of a function of float32 numbers in float64; None where that tells nothing."""
     try:
         of = wide()
-        gradient = of.value_and_gradient(beside(of.value_and_gradient, of.theta0))[1]
-        # What NumPy computes in float32 is not known better.
-        if torch.equal(gradient, gradient.float().double()):
+        if in_float32(of.value_and_gradient(beside(of.value_and_gradient, of.theta0))[1]):
             return None
-        return _right(of.hvp, of.value_and_gradient, of.theta0, sizes)
+        return _right(of.hvp, of.value_and_gradient, of.theta0, sizes, torch.float32)
     # Not everything takes float64: memory, devices, what a user's code asserts.
     except Exception:
         return None
+
+
+def in_float32(gradient: Tensor) -> bool:
+    """Whether one in float64 is no better known than in float32, as of what NumPy computes."""
+    return torch.equal(gradient, gradient.float().double())
 
 
 def error_of(problem: object, theta: Tensor) -> float:
@@ -199,6 +212,7 @@ def agrees(
     v: Tensor,
     sizes: Sequence[int],
     tried: list[float],
+    coarse: Sequence[float] = (),
 ) -> bool:
     """Whether a product is a difference of gradients: as a whole, and in each tensor by itself.
 
@@ -206,22 +220,26 @@ def agrees(
     the same, they tell of no fault: beside kinks they hold jumps of the gradient, and a gradient's
     rounding is not that of its size where much of it cancels. Of the step sizes ``tried`` the one
     that tells is put first, for the next product.
+
+    Over ``coarse`` steps a product may agree, too, of which a part is computed in fewer digits.
     """
     eps, rtol = torch.finfo(theta.dtype).eps, DIFFERENCE_RTOL[theta.dtype]
     wrong = torch.ones(1 + len(sizes), dtype=torch.bool, device=theta.device)
     differences, errors = [], []
     last = [min(tried) / BESIDE_KINKS] if theta.dtype == torch.float64 else []
-    for step in (*tried, *last):
+    for step in (*tried, *coarse, *last):
         ahead, behind = (gradient_at(function, theta + s * v) for s in (step, -step))
         if ahead is None or behind is None:
             continue
         expected = (ahead - behind) / (2 * step)
-        rounding = 10 * eps * torch.linalg.vector_norm(ahead) / step
+        rounding = 10 * eps * length(ahead) / step
         error, size = (_norms(t, sizes) for t in (found - expected, expected))
-        if step in tried:
+        if step not in last:
             wrong &= ~(error <= rtol * size + rounding)
-        differences.append(expected)
-        errors.append(error)
+        # Many kinks within a long step add up to what looks like a derivative.
+        if step not in coarse:
+            differences.append(expected)
+            errors.append(error)
         if not wrong.any():
             tried.sort(key=lambda other: other != step)
             return True
@@ -235,4 +253,5 @@ def agrees(
 def _norms(t: Tensor, sizes: Sequence[int]) -> Tensor:
     """Norm of all, and of each tensor's share."""
     parts = (t, *t.split(list(sizes)))
-    return torch.stack([torch.linalg.vector_norm(part) for part in parts])
+    # In float64: squares of float32 numbers may have no place in float32.
+    return torch.stack([torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts])

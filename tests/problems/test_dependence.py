@@ -225,6 +225,27 @@ def test_a_loss_is_one_number_whether_its_gradient_is_asked_for_or_not():
         gf.Problem.from_function(lambda t: t @ t * (1 if t.requires_grad else 2), torch.ones(3))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("unit", [1e-30, 1e30])
+def test_nor_is_it_another_in_small_or_large_units(unit, dtype):
+    theta = torch.ones(3, dtype=dtype)
+    problem = gf.Problem.from_function(lambda t: unit * (t @ t), theta)
+    assert torch.allclose(problem.hvp(theta, theta), 2 * unit * theta, rtol=1e-6, atol=0)
+    with pytest.raises(InputError, match=r"loss: it is \S+, and \S+ where its gradient is"):
+        gf.Problem.from_function(lambda t: unit * (t @ t) * (1 if t.requires_grad else 2), theta)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-20])
+def test_rounding_where_a_loss_vanishes_is_no_other_loss(unit):
+    """One way of two to compute it may give 0 and the other some last digits of its terms."""
+
+    def function(t):
+        return unit * ((t - 1).square().sum() + (1e-15 if t.requires_grad else 0.0))
+
+    problem = gf.Problem.from_function(function, torch.ones(3, dtype=torch.float64))
+    assert float(problem.loss(problem.theta0)) == 0
+
+
 class Encoder(nn.Module):
     def __init__(self):
         super().__init__()
