@@ -363,6 +363,15 @@ def test_it_is_of_a_few_examples_too(dtype):
             gf.Problem.from_module(module, MSE, X, Y, 9, dtype=dtype)
 
 
+@pytest.mark.parametrize("unit", [1e-25, 1e25])
+def test_it_is_in_small_and_large_units_of_float32_too(unit):
+    def loss(outputs, targets):
+        return unit * MSE(outputs, targets)
+
+    with pytest.raises(InputError, match="checkpointing and odeint_adjoint"):
+        gf.Problem.from_module(Checkpointed(torch.tanh), loss, X, Y, dtype=torch.float32)
+
+
 def test_what_is_checkpointed_and_does_not_move_is_taken():
     module = Checkpointed(functional.gelu)
     problem = gf.Problem.from_module(module, MSE, X, Y, parameters="b.*")
