@@ -18,10 +18,6 @@ from geoflow.problems.derivatives import check_derivatives
 from geoflow.system import kinds
 from geoflow.system.translation import reason
 
-# A loss and that beside its gradient may differ by this part of |L| and of ‖∇L‖‖θ‖: other kernels
-# may compute it, some of it in float32.
-VALUE_RTOL = {torch.float64: 1e-6, torch.float32: 1e-4}
-
 # How torch says that it wants whole numbers, and that it has got some beside others.
 _WHOLE_WANTED = re.compile(
     r"(target dtype|expected scalar type)( to be)? (Long|Byte|Int)\b|for index\b|'indices'"
@@ -359,26 +355,6 @@ def check_deterministic(first: Any, second: Any) -> None:
             "loss: two evaluations at theta0 differ, so L(θ) is random or stateful; "
             "remove the randomness (for a module, call module.eval()), on a GPU also operations "
             "that add in any order (cross_entropy of more than two dimensions: flatten them)"
-        )
-
-
-def check_same_value(loss: Tensor, beside: Tensor, gradient: Tensor, theta0: Tensor) -> None:
-    """Compare the loss with the one that comes with its gradient.
-
-    Raises
-    ------
-    InputError
-        They differ by more than rounding of θ and of the loss makes of it.
-    """
-    size = float(torch.linalg.vector_norm(theta0)) or 1.0
-    slope = float(torch.linalg.vector_norm(gradient)) * size
-    rtol = VALUE_RTOL[theta0.dtype]
-    allowed = rtol * (max(abs(float(loss)), abs(float(beside))) + slope) + rtol**2
-    if not abs(float(loss) - float(beside)) <= allowed:
-        raise InputError(
-            f"loss: it is {float(loss):.9g}, and {float(beside):.9g} where its gradient is "
-            "computed with it, so it is another function there (requires_grad, "
-            "torch.is_grad_enabled); compute the same in both"
         )
 
 

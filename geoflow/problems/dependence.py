@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from geoflow.errors import GeoflowError, InputError
 from geoflow.problems import arithmetic, derivatives, displaced, modules
 from geoflow.problems.graph import leaf_ids
 from geoflow.problems.parts import LossPart, Parameters
+from geoflow.problems.slopes import length
 
 # (module, parameters that take the place of its own, loss that was copied with it) → loss.
 Loss = Callable[[nn.Module, Parameters, nn.Module | None], Tensor]
@@ -162,8 +164,8 @@ def _check_gradient(found: list[Tensor], right: list[Tensor]) -> None:
     Checkpointing computes again in the backward pass, when none are replaced any more. Near θ0 no
     differences tell of it: the gradient is wrong by as much as θ differs.
     """
-    off = sum(float((a - b).square().sum()) for a, b in zip(found, right, strict=False)) ** 0.5
-    size = sum(float(b.square().sum()) for b in right) ** 0.5
+    off = math.hypot(*(length(a - b) for a, b in zip(found, right, strict=False)))
+    size = math.hypot(*map(length, right))
     if right and not off <= 1e4 * torch.finfo(right[0].dtype).eps * size:
         raise InputError(
             f"module: at other weights than its own its gradient is off by {off / size:.1e} of its "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,12 +14,18 @@ from geoflow.problems.slopes import (
     Derivable,
     Mismatch,
     gradient_at,
+    length,
     mismatch,
     mismatch_in_float64,
+    unit_of,
     value_of,
 )
 from geoflow.problems.spacing import point_near, scale_of, steps
 from geoflow.problems.widened import Either
+
+# A loss and that beside its gradient may differ by this part of |L| and of ‖∇L‖‖θ‖: other kernels
+# may compute it, some of it in float32.
+VALUE_RTOL = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 # A part of ‖∇f‖ that differences show to be missing is said, and from this one on refused. In
 # between it may be that of a solver inside, whose steps depend on θ outside of the graph.
@@ -77,6 +83,33 @@ def check_gradient(
     return again
 
 
+def check_same_value(
+    loss: Tensor,
+    beside: Tensor,
+    gradient: Tensor,
+    theta0: Tensor,
+    function: Callable[[Tensor], Tensor],
+) -> None:
+    """Compare the loss with the one that comes with its gradient, at θ0.
+
+    Raises
+    ------
+    InputError
+        They differ by more than rounding of θ and of the loss makes of it.
+    """
+    size = float(torch.linalg.vector_norm(theta0)) or 1.0
+    slope = length(gradient) * size
+    rtol = VALUE_RTOL[theta0.dtype]
+    allowed = rtol * (max(abs(float(loss)), abs(float(beside))) + slope)
+    off = abs(float(loss) - float(beside))
+    if not off <= allowed and not off <= allowed + rtol**2 * unit_of(function, theta0):
+        raise InputError(
+            f"loss: it is {float(loss):.9g}, and {float(beside):.9g} where its gradient is "
+            "computed with it, so it is another function there (requires_grad, "
+            "torch.is_grad_enabled); compute the same in both"
+        )
+
+
 def _check_kept(start: tuple[Tensor, Tensor], again: tuple[Tensor, Tensor], name: str) -> None:
     """Refuse a function whose value at θ depends on where it was evaluated before."""
     first, second = float(start[0]), float(again[0])
@@ -102,10 +135,10 @@ def _check_beside(
     if not math.isfinite(value_of(function, theta)):
         theta = theta0
     value, gradient = function(theta)
-    norm = float(torch.linalg.vector_norm(gradient))
+    norm = length(gradient)
     if not math.isfinite(norm):
         raise InputError(f"{name}: its gradient at theta0 is not finite; start elsewhere")
-    steepest = max(norm, float(torch.linalg.vector_norm(start[1])))
+    steepest = max(norm, length(start[1]))
     # Before the differences, so that the last evaluation is further away.
     unit = random / random.norm()
     jump = _jump(function, theta0, float(start[0]), unit, steepest, name, least)

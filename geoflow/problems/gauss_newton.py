@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,9 +23,10 @@ from geoflow.problems.derivatives import (
     variables_of,
 )
 from geoflow.problems.parts import LossPart, ModulePart, Parameters
-from geoflow.problems.products import agrees
+from geoflow.problems.products import agrees, in_float32
 from geoflow.problems.slopes import DIFFERENCE_RTOL, gradient_at
 from geoflow.problems.spacing import scale_of, steps
+from geoflow.problems.widened import Either, Evaluation
 from geoflow.system.translation import reason
 
 
@@ -153,15 +155,31 @@ def _right_curvature(
             raise InputError("loss: it is not defined there; take other outputs")
         return value, gradient
 
+    def curved(flat: Tensor) -> tuple[Tensor, Tensor]:
+        value, points = at(flat)
+        return value, _flat(hessian_of(value, points, _shaped(unit.to(flat), spread.given)))
+
+    # In float32 the rounding of a gradient hides what is wrong.
+    if dtypes == {torch.float32}:
+        try:
+            wide = Either(lambda _: value_and_gradient), Either(lambda _: curved)
+            if not in_float32(wide[0](start.double())[1]):
+                return _agrees(*wide, start.double(), unit.double())
+        # Not everything takes float64: memory, devices, what a user's code asserts.
+        except Exception:
+            pass
     try:
-        value_and_gradient(start)
-        value, points = at(start)
-        found = _flat(hessian_of(value, points, _shaped(unit, spread.given)))
-        least = scale_of(lambda flat: gradient_at(value_and_gradient, flat), start)
-        tried = steps(start, least)
-        return agrees(found, value_and_gradient, start, unit, [start.numel()], tried)
+        return _agrees(value_and_gradient, curved, start, unit)
     except InputError:
         return True
+
+
+def _agrees(function: Evaluation, curved: Evaluation, start: Tensor, unit: Tensor) -> bool:
+    """Whether products with a unit vector are differences of a function's gradients."""
+    function(start)
+    least = scale_of(partial(gradient_at, function), start)
+    tried = steps(start, least)
+    return agrees(curved(start)[1], function, start, unit, [start.numel()], tried)
 
 
 class _Outputs:

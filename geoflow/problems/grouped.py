@@ -21,6 +21,7 @@ from geoflow.problems.joining import joined
 from geoflow.problems.parts import ModulePart, Parameters, TensorSpec, module_parts
 from geoflow.problems.problem import Problem
 from geoflow.problems.protocol import ProblemLike
+from geoflow.problems.slopes import unit_of
 from geoflow.problems.widened import Either
 from geoflow.system import kinds
 from geoflow.system.translation import reason
@@ -233,9 +234,16 @@ class Grouped(Counted):
     def _other_mean(self, sums: Tensor, weight: Tensor, whole: Tensor) -> float | None:
         """The mean that the groups' sums give where it is another than the whole's, or None."""
         mean = float(sums.sum() / weight)
-        size = max(abs(float(whole)), float(sums.abs().sum() / weight), 1.0)
-        close = abs(mean - float(whole)) <= 1e3 * torch.finfo(self.dtype).eps * size
-        return None if close else mean
+        off, size = abs(mean - float(whole)), float(sums.abs().sum() / weight)
+        allowed = 1e3 * torch.finfo(self.dtype).eps
+        if off <= allowed * max(abs(float(whole)), size):
+            return None
+        return None if off <= allowed * self._unit else mean
+
+    @cached_property
+    def _unit(self) -> float:
+        with torch.no_grad():
+            return unit_of(self.whole.loss, self.theta0)
 
     def _weighed(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from geoflow.problems import (
     checks,
     dependence,
     differences,
+    few,
     flattening,
     gauss_newton,
     live,
@@ -98,7 +99,7 @@ class Problem(MeanOfParts):
             self._rounding = rounding.measured(wide, theta0)
             second = self.value_and_gradient(theta0)[1]
             checks.check_repeatable(first, second)
-            checks.check_same_value(first_loss, value, first, theta0)
+            differences.check_same_value(first_loss, value, first, theta0, self.loss)
             self._first = unchanged.First.of(theta0, first_loss, value, first, self._rounding.max())
             gradient = self.unflatten(first)
             dependence.check_used(parts, network_of(self), self.unflatten(theta0), gradient)
@@ -352,8 +353,9 @@ class Problem(MeanOfParts):
         if self._products.exact is None:
             with self.uncounted():
                 sizes = [math.prod(s.shape) for s in self.tensors]
+                wide = partial(few.Few, self, torch.float64)
                 self._products.choose(
-                    self._derived, self.value_and_gradient, self.theta0, sizes, self
+                    self._derived, self.value_and_gradient, self.theta0, sizes, wide
                 )
         if self._products.exact:
             return self._derived(theta, v)

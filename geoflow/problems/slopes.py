@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from geoflow.errors import GeoflowError, InputError
-from geoflow.problems.spacing import point_near, steps
+from geoflow.problems.spacing import point_near, scales, steps
 from geoflow.problems.widened import Either
 
 # A derivative by differences may differ from the gradient's by this part of ‖∇f‖.
@@ -133,7 +133,7 @@ class _Direction:
         self._function, self._theta, self._unit = function, theta, unit
         self._value = abs(float(value))
         self.slope = float(torch.dot(gradient, unit))
-        norm = float(torch.linalg.vector_norm(gradient))
+        norm = length(gradient)
         self.size = max(norm / math.sqrt(theta.numel()), abs(self.slope))
 
     def difference(self, step: float) -> tuple[float, float]:
@@ -221,7 +221,7 @@ def mismatch_in_float64(
 
 def _alike(found: Tensor, right: Tensor) -> bool:
     """Whether two values or gradients are those of one function, but for rounding."""
-    off, size = (float(torch.linalg.vector_norm(t)) for t in (found - right, right))
+    off, size = (length(t) for t in (found - right, right))
     return off <= ALIKE * size
 
 
@@ -245,3 +245,19 @@ def value_of(function: Derivable, theta: Tensor) -> float:
         raise
     except (RuntimeError, ValueError):
         return math.nan
+
+
+def length(v: Tensor) -> float:
+    """The norm in float64: squares of float32 numbers may have no place in float32."""
+    return float(torch.linalg.vector_norm(v, dtype=torch.float64))
+
+
+def unit_of(function: Callable[[Tensor], Tensor], theta0: Tensor) -> float:
+    """What a function is as far from ``theta0`` as that is large; one at the most.
+
+    Where it all but vanishes at ``theta0``, as a loss does that is fitted, its rounding is not of
+    its size there.
+    """
+    there = (point_near(theta0, 4, scale, 1.0)[0] for scale in scales(theta0))
+    sizes = [abs(value_of(lambda at: (function(at), at), at)) for at in there]
+    return min([1.0, *(size for size in sizes if 0 < size < math.inf)])

@@ -83,6 +83,28 @@ def test_wrong_second_derivatives_of_r_are_differences_with_a_word(network, make
     assert torch.equal(product, again)
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-4, 1.0])
+@pytest.mark.parametrize("function", [Quartic.apply, Once.apply], ids=["detached", "once"])
+def test_in_float32_too(size, function):
+    """A slope beside it has more rounding over the shortest step than there is curvature."""
+
+    def sloping(of):
+        return lambda t: 10 * t.sum() + of(t)
+
+    theta = size * torch.linspace(-1, 1, 20)
+    problem = gf.Problem.from_function(lambda t: (t - 1).square().sum(), theta)
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), sloping(function))
+    at, v = torch.linspace(0.5, 1, 20), torch.linspace(-1, 2, 20)
+    with pytest.warns(UserWarning, match=r"^regularizer: .* are differences of gradients"):
+        product = flow.regularizer_hessian(at)(v)
+    expected = 12 * at**2 * v
+    assert float((product - expected).norm() / expected.norm()) < 1e-2
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), sloping(right))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.allclose(flow.regularizer_hessian(at)(v), expected, rtol=1e-5)
+
+
 def test_the_tangent_hessian_has_the_right_curvature_of_r(network):
     def operator(function):
         flow = flow_of(network, function)

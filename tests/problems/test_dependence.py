@@ -225,6 +225,27 @@ def test_a_loss_is_one_number_whether_its_gradient_is_asked_for_or_not():
         gf.Problem.from_function(lambda t: t @ t * (1 if t.requires_grad else 2), torch.ones(3))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("unit", [1e-30, 1e30])
+def test_nor_is_it_another_in_small_or_large_units(unit, dtype):
+    theta = torch.ones(3, dtype=dtype)
+    problem = gf.Problem.from_function(lambda t: unit * (t @ t), theta)
+    assert torch.allclose(problem.hvp(theta, theta), 2 * unit * theta, rtol=1e-6, atol=0)
+    with pytest.raises(InputError, match=r"loss: it is \S+, and \S+ where its gradient is"):
+        gf.Problem.from_function(lambda t: unit * (t @ t) * (1 if t.requires_grad else 2), theta)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-20])
+def test_rounding_where_a_loss_vanishes_is_no_other_loss(unit):
+    """One way of two to compute it may give 0 and the other some last digits of its terms."""
+
+    def function(t):
+        return unit * ((t - 1).square().sum() + (1e-15 if t.requires_grad else 0.0))
+
+    problem = gf.Problem.from_function(function, torch.ones(3, dtype=torch.float64))
+    assert float(problem.loss(problem.theta0)) == 0
+
+
 class Encoder(nn.Module):
     def __init__(self):
         super().__init__()
@@ -340,6 +361,15 @@ def test_it_is_of_a_few_examples_too(dtype):
             module = Checkpointed(torch.relu)
         with pytest.raises(InputError, match="checkpointing and odeint_adjoint"):
             gf.Problem.from_module(module, MSE, X, Y, 9, dtype=dtype)
+
+
+@pytest.mark.parametrize("unit", [1e-25, 1e25])
+def test_it_is_in_small_and_large_units_of_float32_too(unit):
+    def loss(outputs, targets):
+        return unit * MSE(outputs, targets)
+
+    with pytest.raises(InputError, match="checkpointing and odeint_adjoint"):
+        gf.Problem.from_module(Checkpointed(torch.tanh), loss, X, Y, dtype=torch.float32)
 
 
 def test_what_is_checkpointed_and_does_not_move_is_taken():

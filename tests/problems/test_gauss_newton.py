@@ -217,3 +217,39 @@ LOSSES = {
 def test_losses_with_a_domain_or_kinks_have_products(loss_fn, give):
     problem = gf.Problem.from_module(Network(give=give), loss_fn, X, Y)
     assert torch.isfinite(problem.gauss_newton_product(problem.theta0, problem.theta0)).all()
+
+
+class Fourth(torch.autograd.Function):
+    """Σ x⁴, whose gradient is right and whose second derivative is lost."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return (x**4).sum()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return 4 * gradient * x.detach() ** 3
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-3, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_loss_with_wrong_second_derivatives_is_refused_in_either_dtype(size, dtype):
+    """Small outputs beside large targets: a gradient's rounding is more than the curvature."""
+    module = Network()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(size)
+
+    def product(fourth, dtype):
+        def loss(outputs, targets):
+            return (fourth(outputs - targets) + (outputs - targets).square().sum()) / len(targets)
+
+        problem = gf.Problem.from_module(module, loss, X, Y, dtype=dtype)
+        return problem.gauss_newton_product(problem.theta0, torch.ones_like(problem.theta0))
+
+    with pytest.raises(InputError, match="its second derivatives in the outputs are not those of"):
+        product(Fourth.apply, dtype)
+    found, expected = (product(lambda x: (x**4).sum(), d) for d in (dtype, D))
+    assert torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-5)

@@ -529,3 +529,36 @@ def test_of_a_weighted_loss_single_examples_may_have_none():
     problem = gf.Problem.from_module(module, loss, INPUTS, targets)
     found = gf.each_example(problem).loss(problem.theta0)
     assert 0 < int((found == 0).sum()) < len(found)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-20, 1e-100, 1e100])
+@pytest.mark.parametrize("divide", [gf.each_example, gf.by_class])
+def test_in_any_unit_a_loss_is_a_mean_or_none(unit, divide):
+    def of_loss(loss):
+        return gf.Problem.from_module(
+            references.small_module(), lambda o, t: unit * loss(o, t), INPUTS, TARGETS
+        )
+
+    def of_all(outputs, targets):
+        return cross_entropy(outputs, targets) + outputs.mean(0).square().sum()
+
+    grouped, expected = divide(of_loss(cross_entropy)), divide(whole())
+    values = unit * expected.loss(expected.theta0)
+    assert torch.allclose(grouped.loss(grouped.theta0), values, rtol=1e-12, atol=0)
+    with pytest.raises(InputError, match="or they act on each other; make a problem for each"):
+        divide(of_loss(of_all))
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-20])
+@pytest.mark.parametrize("divide", [gf.each_example, gf.by_class])
+def test_rounding_of_a_loss_that_all_but_vanishes_is_no_fault(unit, divide):
+    """Of its terms it is no more than the last digit, and another one of each group."""
+    torch.manual_seed(0)
+    module = nn.Linear(INPUTS.shape[1], 3).double()
+    for parameter in module.parameters():
+        parameter.data *= 1e-8
+
+    def loss(outputs, targets):
+        return unit * ((1 + outputs.square().sum(1)).mean() - 1)
+
+    divide(gf.Problem.from_module(module, loss, INPUTS, TARGETS))

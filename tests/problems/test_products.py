@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -226,3 +227,80 @@ def test_kinks_within_every_step_of_float32_are_no_fault():
         found = narrow.hvp(narrow.theta0, v)
     expected = wide.hvp(wide.theta0, v.double())
     assert float((found.double() - expected).norm() / expected.norm()) < 1e-5
+
+
+class Once(Tanh):
+    """The same, which says so."""
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * (1 - x.tanh() ** 2)
+
+
+def from_small(function, size, dtype):
+    """A network that starts from zero or from little, where its wrong part is little too."""
+
+    class Activation(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 5), Activation(), nn.Linear(5, 1))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(size)
+    return gf.Problem.from_module(network, nn.functional.mse_loss, X, Y, dtype=dtype)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-6, 1e-3, 0.1, 1.0])
+@pytest.mark.parametrize("function", [Tanh.apply, Once.apply], ids=["detached", "once"])
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-8), (torch.float32, 2e-3)])
+def test_what_is_wrong_is_found_in_either_dtype_from_any_start(size, function, dtype, rtol):
+    """Elsewhere it is a third of the products, and more than rounding of float32 at the start."""
+    problem, right = (from_small(f, size, d) for f, d in ((function, dtype), (torch.tanh, X.dtype)))
+    generator = torch.Generator().manual_seed(1)
+    move, v = torch.randn((2, *right.theta0.shape), generator=generator, dtype=X.dtype)
+    theta = problem.theta0 + (0.5 * move).to(dtype)
+    with pytest.warns(UserWarning, match=r"^loss: .*Hessian-vector products are differences"):
+        found = problem.hvp(theta, v.to(dtype))
+    expected = right.hvp(theta.double(), v)
+    assert float((found - expected).norm() / expected.norm()) < rtol
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-6, 1e-3, 0.1, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_what_is_right_is_taken_from_any_start(size, dtype):
+    for function in (torch.tanh, torch.relu, nn.functional.gelu, torch.sigmoid):
+        problem = from_small(function, size, dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            problem.hvp(problem.theta0, torch.ones_like(problem.theta0))
+
+
+class InFloat32(torch.autograd.Function):
+    """tanh by NumPy, which computes in float32 whatever it is given; its derivatives are right."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.from_numpy(np.tanh(x.detach().numpy().astype(np.float32)))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * (1 - InFloat32.apply(x) ** 2)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-3, 1.0])
+def test_what_is_computed_in_float32_at_any_rate_is_no_fault(size):
+    narrow, right = (
+        from_small(f, size, d) for f, d in ((InFloat32.apply, torch.float32), (torch.tanh, X.dtype))
+    )
+    v = torch.ones_like(narrow.theta0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = narrow.hvp(narrow.theta0, v)
+    expected = right.hvp(narrow.theta0.double(), v.double())
+    assert float((found - expected).norm() / expected.norm()) < 1e-4

@@ -13,6 +13,7 @@ from geoflow.errors import InputError
 from geoflow.manifold.apart import Apart
 from geoflow.problems import alone, arithmetic, derivatives, products
 from geoflow.problems.protocol import ProblemLike
+from geoflow.problems.widened import Either
 
 Product = Callable[[Tensor], Tensor]
 GradientOf = Callable[[Tensor], Tensor]
@@ -146,7 +147,7 @@ class OwnFunction(ThetaFunction):
 
     def __init__(self, function: Callable[[Tensor], Tensor], problem: ProblemLike) -> None:
         super().__init__(alone.Alone(function))
-        self._theta0 = problem.theta0
+        self.theta0 = problem.theta0
         self._sizes = [math.prod(s.shape) for s in problem.tensors]
         self._products = products.HessianProducts("regularizer")
 
@@ -154,19 +155,41 @@ class OwnFunction(ThetaFunction):
         """∇²R(θ) by autograd, or by differences of ∇R where that is missing or wrong."""
         if self._products.exact is None:
             self._products.choose(
-                lambda at, v: derivatives.derived(lambda: self._derived(at)(v), "regularizer"),
-                self.value_and_gradient,
-                self._theta0,
-                self._sizes,
+                self.derived, self.value_and_gradient, self.theta0, self._sizes, self._wide
             )
         if self._products.exact:
             return self._derived(theta)
         return lambda v: self._products.difference(self.value_and_gradient, theta, v)
 
+    def derived(self, theta: Tensor, v: Tensor) -> Tensor:
+        """∇²R(θ) v by autograd.
+
+        Raises
+        ------
+        InputError
+            R has no second derivative.
+        """
+        return derivatives.derived(lambda: self._derived(theta)(v), "regularizer")
+
+    def _wide(self) -> _InFloat64:
+        return _InFloat64(self)
+
     def _derived(self, theta: Tensor) -> Product:
         with derivatives.twice_differentiable():
             # A user's function never gets the walk's own θ to write into.
             return super().hessian(theta.clone())
+
+
+class _InFloat64:
+    """A user's function of float32 numbers and PyTorch's derivatives of it, in float64."""
+
+    def __init__(self, of: OwnFunction) -> None:
+        self._of, self.theta0 = of, of.theta0.double()
+        self.value_and_gradient = Either(lambda _: of.value_and_gradient)
+
+    def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
+        """∇²R v."""
+        return Either(lambda _: lambda at: (at, self._of.derived(at, v)))(theta)[1]
 
 
 class Loss:

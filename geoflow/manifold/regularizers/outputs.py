@@ -27,7 +27,7 @@ from geoflow.manifold.regularizers.named import (
     suffix,
 )
 from geoflow.problems import arithmetic, data
-from geoflow.problems.checks import VALUE_RTOL
+from geoflow.problems.differences import VALUE_RTOL
 from geoflow.problems.parts import (
     LossPart,
     ModulePart,
