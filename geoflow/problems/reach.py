@@ -13,7 +13,7 @@ from torch import Tensor, nn
 # Objects that are looked at, at the most: what lies behind more is not known.
 MOST = 20_000
 
-# Types of these are no user's, and hold nothing of one's.
+# Classes of these are not looked into: they are no user's, and their globals reach far.
 _LIBRARIES = ("builtins", "torch", "numpy", "collections", "functools", "typing", "geoflow")
 
 Found = nn.Module | Tensor | np.ndarray

@@ -101,7 +101,7 @@ def test_the_radius_is_found_in_any_unit_of_theta():
     start = torch.tensor([0.9, 0.6, -0.4, 0.5, 0.5, 0.3], dtype=torch.float64)
     weights = torch.tensor([1, 4, 9, 0.5, 2, 25], dtype=torch.float64)
     spent = []
-    for unit in (1.0, 1e-6, 1e-7, 1e-9, 1e-12):
+    for unit in (1.0, 2.0**-20, 2.0**-23, 2.0**-30, 2.0**-40):
 
         def loss(y, unit=unit):
             return (weights * (y / unit) ** 4).sum() + (y / unit) @ (y / unit)

@@ -393,9 +393,10 @@ def test_ctrl_c_in_an_observable_of_the_last_snapshot_keeps_the_walk(archived, t
 
 
 def test_a_second_ctrl_c_in_an_observable_of_the_last_snapshot_keeps_the_walk():
-    first = Pressed(square, 40)
+    first = Pressed(square, 20)
     pressed = {"o": Pressed(torch.sum, lambda: first.done)}
     flow = flow_of(lambda t: t[0] ** 2 + 4 * t[1] ** 2, [1.0, 0.5], first)
+    first.calls = 0
     ds = gf.walk(flow, "dopri5", max_snapshots=2, observables=pressed)
     assert first.done
     assert pressed["o"].done
