@@ -15,7 +15,8 @@ from torch.nn import functional
 
 import geoflow as gf
 from geoflow.errors import InputError
-from geoflow.problems import displaced
+from geoflow.problems import dependence, displaced
+from waiting import join, start, tell_of_waits, wait
 
 X = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
 Y = X.sum(1, keepdim=True).sin()
@@ -188,23 +189,51 @@ def test_memory_that_cannot_be_written_to_is_not_whosever_it_is():
     assert found.data_ptr() == where
 
 
-def test_no_copy_of_weights_is_made_while_they_are_elsewhere():
+def test_no_copy_of_weights_is_made_while_they_are_elsewhere(monkeypatch):
     module = net()
     expected = gf.Problem.from_module(module, MSE, X, Y).theta0
-    found, made = [], threading.Event()
+    found, come = [], threading.Event()
 
     def copied():
-        made.set()
         found.append(gf.Problem.from_module(module, MSE, X, Y).theta0)
+        come.set()
 
+    tell_of_waits(monkeypatch, come.set)
     with displaced.elsewhere(module.parameters()):
-        thread = threading.Thread(target=copied)
-        thread.start()
-        made.wait()
-        thread.join(0.3)
+        thread = start(copied)
+        wait(come)
         assert not found
-    thread.join()
+    join(thread)
     assert torch.equal(found[0], expected)
+
+
+def test_what_a_module_keeps_is_watched_by_one_thread_at_a_time(monkeypatch):
+    module = net()
+    module.kept = kept = torch.ones(2)
+    inside, come = threading.Event(), threading.Event()
+
+    def checked(evaluate):
+        dependence._check_live(module, copy.deepcopy(module), evaluate)
+
+    def first():
+        inside.set()
+        wait(come)
+        return torch.ones(())
+
+    def second():
+        # Were it here beside the first, it would find and give back what that has put there.
+        found.append(module.kept)
+        come.set()
+        join(other)
+        return torch.ones(())
+
+    found = []
+    tell_of_waits(monkeypatch, come.set)
+    other = start(lambda: checked(first))
+    wait(inside)
+    checked(second)
+    join(other)
+    assert module.kept is kept
 
 
 def test_tied_and_frozen_weights_are_taken():
