@@ -363,13 +363,20 @@ def test_methods_of_one_object_do_not_put_parameters_into_its_network_at_once(mo
     assert torch.equal(found[0], expected)
 
 
-def test_a_copy_inside_of_a_function_that_is_looked_at_elsewhere_waits_for_nobody():
+@pytest.mark.parametrize("last", ["copies", "looks"])
+def test_a_copy_inside_of_a_function_that_is_looked_at_elsewhere_waits_for_nobody(
+    last, monkeypatch
+):
     net, meeting, met, found = module(), threading.Barrier(2), set(), {}
+    asked = threading.Event()
+    tell_of_waits(monkeypatch, asked.set)
 
     def meet():
         if (name := threading.current_thread().name) not in met:
             met.add(name)
             meeting.wait(TIMEOUT)
+            if name == last:
+                wait(asked)
 
     def own(theta):
         if threading.current_thread().name == "copies":

@@ -209,11 +209,8 @@ def test_no_copy_of_weights_is_made_while_they_are_elsewhere(monkeypatch):
 
 def test_what_a_module_keeps_is_watched_by_one_thread_at_a_time(monkeypatch):
     module = net()
-    module.kept = kept = torch.ones(2)
+    module.kept = torch.ones(2)
     inside, come = threading.Event(), threading.Event()
-
-    def checked(evaluate):
-        dependence._check_live(module, copy.deepcopy(module), evaluate)
 
     def first():
         inside.set()
@@ -221,19 +218,38 @@ def test_what_a_module_keeps_is_watched_by_one_thread_at_a_time(monkeypatch):
         return torch.ones(())
 
     def second():
-        # Were it here beside the first, it would find and give back what that has put there.
-        found.append(module.kept)
+        copied.kept = torch.ones(2)
         come.set()
-        join(other)
-        return torch.ones(())
+        return module.kept.sum()
 
-    found = []
+    copied = copy.deepcopy(module)
     tell_of_waits(monkeypatch, come.set)
-    other = start(lambda: checked(first))
+    other = start(lambda: dependence._check_live(module, copy.deepcopy(module), first))
     wait(inside)
-    checked(second)
+    # Were the first still inside, what that has put there would be taken for the user's own.
+    with pytest.raises(InputError, match="what the module itself keeps"):
+        dependence._check_live(module, copied, second)
     join(other)
-    assert module.kept is kept
+
+
+def test_weights_that_are_elsewhere_are_not_loaded_into(monkeypatch):
+    module, come = net(), threading.Event()
+    flow = gf.RegularizingFlow(
+        gf.LevelSet(gf.Problem.from_module(module, MSE, X, Y)), gf.regularizers.squared_norm
+    )
+    ds = gf.walk(flow, t_end=0.01, stop=None)
+
+    def load():
+        gf.load_into(module, ds)
+        come.set()
+
+    tell_of_waits(monkeypatch, come.set)
+    with displaced.elsewhere(module.parameters()):
+        other = start(load)
+        wait(come)
+    join(other)
+    found = torch.cat([p.detach().flatten() for p in module.parameters()])
+    assert torch.equal(found, torch.from_numpy(ds.theta.values[-1]).to(found))
 
 
 def test_tied_and_frozen_weights_are_taken():
