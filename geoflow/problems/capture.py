@@ -40,11 +40,12 @@ class Captured:
         """Whether calls are replayed."""
         return self._graph is not None
 
+    @alone.in_turn
     def __call__(self, evaluation: Evaluation, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Value and gradient at θ."""
         if self._graph is None:
             found = evaluation(theta)
-            with alone.lock_of(self):
+            with alone.lock_of(self).held():
                 if not self._tried:
                     self._record(evaluation, theta, found)
             return found
@@ -52,7 +53,7 @@ class Captured:
 
     def _replayed(self, graph: torch.cuda.CUDAGraph, theta: Tensor) -> tuple[Tensor, Tensor]:
         # What goes in and what comes out have one place for all threads.
-        with alone.lock_of(self):
+        with alone.lock_of(self).held():
             self._given.copy_(theta)
             graph.replay()
             value, gradient = self._found

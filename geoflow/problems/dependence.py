@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from geoflow.errors import GeoflowError, InputError
-from geoflow.problems import arithmetic, derivatives, displaced, modules
+from geoflow.problems import alone, arithmetic, derivatives, displaced, modules
 from geoflow.problems.graph import leaf_ids
 from geoflow.problems.parts import LossPart, Parameters
 from geoflow.problems.slopes import length
@@ -175,6 +175,7 @@ def _check_gradient(found: list[Tensor], right: list[Tensor]) -> None:
         )
 
 
+@alone.in_turn
 def _check_live(module: nn.Module, copied: nn.Module, evaluate: Callable[[], Tensor]) -> None:
     """Refuse a loss that uses the user's module beside the one it is given."""
     before = dict(_kept(copied))
@@ -182,7 +183,7 @@ def _check_live(module: nn.Module, copied: nn.Module, evaluate: Callable[[], Ten
     with torch.enable_grad():
         try:
             # Other threads may be making problems of it.
-            with displaced.LOCK, _watched(modules.unwrap(module)) as kept:
+            with displaced.in_place(), _watched(modules.unwrap(module)) as kept:
                 value = evaluate()
         # A leaf cannot be written into nor taken to NumPy, as what it stands for can. Without it
         # there is no telling whether it is in the graph. Other errors come again.

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from geoflow.problems import alone
 from geoflow.system import interrupts
 
-# Held while they are elsewhere, and by whatever copies or sets a user's parameters: walks may be
-# made in several threads.
-LOCK = threading.RLock()
+
+def in_place() -> AbstractContextManager[None]:
+    """Have no user's parameters elsewhere: for whatever copies or sets them in some thread."""
+    return alone.lock_of(elsewhere).held()
 
 
 def has_part(
@@ -41,9 +42,13 @@ def has_part(
 
 
 def _same(evaluate: Callable[[], Tensor], value: Tensor, displaced: list[nn.Parameter]) -> bool:
-    try:
+    @alone.in_turn
+    def evaluated() -> Tensor:
         with elsewhere(displaced):
-            found = evaluate().detach()
+            return evaluate().detach()
+
+    try:
+        found = evaluated()
     except (torch.OutOfMemoryError, MemoryError):
         raise
     # A value that was there before is missing, whatever a user's code raises where it is.
@@ -62,7 +67,7 @@ def elsewhere(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """
     generator = torch.Generator().manual_seed(0)
     held: list[tuple[nn.Parameter, Tensor, Tensor | None]] = []
-    with LOCK:
+    with in_place():
         try:
             for parameter in parameters:
                 data = parameter.data

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from geoflow.errors import GeoflowError, InputError
-from geoflow.problems import checks, data, modules
+from geoflow.problems import alone, checks, data, modules
 from geoflow.problems.checks import Division
 from geoflow.problems.data import Tree
 from geoflow.problems.dependence import nearby
@@ -149,6 +149,7 @@ def sum_of(mean: LossFn) -> LossFn | None:
     return summed_function
 
 
+@alone.in_turn
 def _evaluated(parts: tuple[ModulePart, ...], parameters: Parameters) -> tuple[Tree, list[float]]:
     """The outputs of all examples, and each part's sum of losses."""
     outputs, sums = [], []

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import grad, grad_and_value
 
 from geoflow.errors import InputError
-from geoflow.problems import data
+from geoflow.problems import alone, data
 from geoflow.problems.derivatives import hessian_product, twice_differentiable
 from geoflow.problems.each import each
 from geoflow.problems.flattening import together
@@ -229,6 +229,7 @@ def _rows(found: Parameters, theta: Tensor, tensors: Sequence[TensorSpec]) -> Te
     return rows
 
 
+@alone.in_turn
 def _loss(part: ModulePart, parameters: Parameters, x: Any, y: Any) -> Tensor:
     """What a part's loss is of these examples."""
     of_them = replace(part, inputs=x, targets=y)

@@ -243,6 +243,7 @@ def _check_initialised(parameters: Mapping[str, nn.Parameter], of: str) -> None:
             raise InputError(f"{of}: {name} is not initialised yet; run {run} once")
 
 
+@alone.in_turn
 def duplicate(module: Layer, of: str = "module", memo: Memo | None = None) -> Layer:
     """Copy a module, also one that keeps what it has computed.
 
@@ -265,7 +266,7 @@ def duplicate(module: Layer, of: str = "module", memo: Memo | None = None) -> La
     """
     memo = {} if memo is None else memo
     try:
-        with displaced.LOCK, alone.at_rest(module):
+        with displaced.in_place(), alone.at_rest(module):
             for child in module.modules():
                 for value in _tensors(vars(child)):
                     by_rows = value.layout not in (torch.strided, torch.sparse_coo)

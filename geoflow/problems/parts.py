@@ -55,6 +55,7 @@ class LossPart:
     :mod:`geoflow.problems.alone`.
     """
 
+    @alone.in_turn
     def sum_and_weight(self, parameters: Parameters) -> Weighted:
         """Sum of the batch's losses, a scalar, and its weight."""
         raise InputError(f"{type(self).__name__} gives no loss")
@@ -106,6 +107,7 @@ class ModulePart(LossPart):
         arguments, keywords = as_arguments(_own(self.inputs))
         return self.called(parameters, arguments, keywords)
 
+    @alone.in_turn
     def called(
         self, parameters: Parameters, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> Any:
@@ -122,7 +124,7 @@ class ModulePart(LossPart):
     @property
     def lock(self) -> AbstractContextManager[object]:
         """Held round what must see the network as one evaluation leaves it: outputs and loss."""
-        return alone.lock_of(self.module)
+        return alone.lock_of(self.module).held()
 
     @functools.cached_property
     def _ties(self) -> list[list[str]]:
@@ -133,6 +135,7 @@ class ModulePart(LossPart):
             found.setdefault(tensor, []).append(name)
         return [names for names in found.values() if len(names) > 1]
 
+    @alone.in_turn
     def sum_of_outputs(self, outputs: Any) -> Tensor:
         """The part's sum, as a function of the outputs."""
         with self.lock:
@@ -141,6 +144,7 @@ class ModulePart(LossPart):
             raise checks.no_loss("loss_fn", value, "return one scalar tensor, the mean loss")
         return value if self.scale == 1.0 else self.scale * value
 
+    @alone.in_turn
     def sum_and_weight(self, parameters: Parameters) -> Weighted:
         """Sum of the losses of the examples.
 
@@ -250,6 +254,7 @@ class BatchPart(LossPart):
     fixed: Mapping[str, Tensor]
     batch: Tree
 
+    @alone.in_turn
     def sum_and_weight(self, parameters: Parameters) -> Weighted:
         """Sum of the batch's losses, and their weight.
 
@@ -259,7 +264,7 @@ class BatchPart(LossPart):
             The function gave something else, or it writes into the batch.
         """
         named = {f"module.{n}": t for n, t in {**self.fixed, **parameters}.items()}
-        with alone.lock_of(self.bound.module), unwritten({"batches": self.batch}):
+        with alone.lock_of(self.bound.module).held(), unwritten({"batches": self.batch}):
             found = functional_call(self.bound, named, (_own(self.batch),))
             total, weight = as_weighted(found)
         return total, torch.as_tensor(weight, dtype=total.dtype, device=total.device).detach()
@@ -426,8 +431,12 @@ def output_chunks(
     n = data.length(inputs)
     held = {name: tensor.detach() for name, tensor in parameters.items()}
     device = next(t.device for _, t in data.leaves(inputs, ""))
-    for start in range(0, n, batch_size):
+
+    @alone.in_turn
+    def found(start: int) -> Tree:
         arguments, keywords = as_arguments(data.chunk(inputs, start, batch_size))
-        with arithmetic.exact(device), alone.lock_of(module):
-            found = functional_call(module, held, arguments, keywords)
-        yield data.mapped(found, lambda tensor: tensor.detach())
+        with arithmetic.exact(device), alone.lock_of(module).held():
+            return functional_call(module, held, arguments, keywords)
+
+    for start in range(0, n, batch_size):
+        yield data.mapped(found(start), lambda tensor: tensor.detach())

@@ -60,7 +60,7 @@ def load_into(module: nn.Module, ds: xr.Dataset, snapshot: int = -1) -> None:
     theta = torch.from_numpy(ds["theta"].isel({along: snapshot}).values)
     own = parameters_by_name(module)
     check_memory({s.name: own[s.name] for s in specs}, own)
-    with torch.no_grad(), displaced.LOCK:
+    with torch.no_grad(), displaced.in_place():
         for spec in specs:
             part = theta[spec.offset : spec.offset + math.prod(spec.shape)]
             own[spec.name].copy_(part.reshape(spec.shape))

@@ -15,7 +15,8 @@ from torch.nn import functional
 
 import geoflow as gf
 from geoflow.errors import InputError
-from geoflow.problems import displaced
+from geoflow.problems import dependence, displaced
+from waiting import join, start, tell_of_waits, wait
 
 X = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
 Y = X.sum(1, keepdim=True).sin()
@@ -188,23 +189,67 @@ def test_memory_that_cannot_be_written_to_is_not_whosever_it_is():
     assert found.data_ptr() == where
 
 
-def test_no_copy_of_weights_is_made_while_they_are_elsewhere():
+def test_no_copy_of_weights_is_made_while_they_are_elsewhere(monkeypatch):
     module = net()
     expected = gf.Problem.from_module(module, MSE, X, Y).theta0
-    found, made = [], threading.Event()
+    found, come = [], threading.Event()
 
     def copied():
-        made.set()
         found.append(gf.Problem.from_module(module, MSE, X, Y).theta0)
+        come.set()
 
+    tell_of_waits(monkeypatch, come.set)
     with displaced.elsewhere(module.parameters()):
-        thread = threading.Thread(target=copied)
-        thread.start()
-        made.wait()
-        thread.join(0.3)
+        thread = start(copied)
+        wait(come)
         assert not found
-    thread.join()
+    join(thread)
     assert torch.equal(found[0], expected)
+
+
+def test_what_a_module_keeps_is_watched_by_one_thread_at_a_time(monkeypatch):
+    module = net()
+    module.kept = torch.ones(2)
+    inside, come = threading.Event(), threading.Event()
+
+    def first():
+        inside.set()
+        wait(come)
+        return torch.ones(())
+
+    def second():
+        copied.kept = torch.ones(2)
+        come.set()
+        return module.kept.sum()
+
+    copied = copy.deepcopy(module)
+    tell_of_waits(monkeypatch, come.set)
+    other = start(lambda: dependence._check_live(module, copy.deepcopy(module), first))
+    wait(inside)
+    # Were the first still inside, what that has put there would be taken for the user's own.
+    with pytest.raises(InputError, match="what the module itself keeps"):
+        dependence._check_live(module, copied, second)
+    join(other)
+
+
+def test_weights_that_are_elsewhere_are_not_loaded_into(monkeypatch):
+    module, come = net(), threading.Event()
+    flow = gf.RegularizingFlow(
+        gf.LevelSet(gf.Problem.from_module(module, MSE, X, Y)), gf.regularizers.squared_norm
+    )
+    ds = gf.walk(flow, t_end=0.01, stop=None)
+
+    def load():
+        gf.load_into(module, ds)
+        come.set()
+
+    tell_of_waits(monkeypatch, come.set)
+    with displaced.elsewhere(module.parameters()):
+        other = start(load)
+        wait(come)
+    join(other)
+    found = torch.cat([p.detach().flatten() for p in module.parameters()])
+    assert torch.equal(found, torch.from_numpy(ds.theta.values[-1]).to(found))
 
 
 def test_tied_and_frozen_weights_are_taken():

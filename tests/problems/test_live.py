@@ -3,8 +3,10 @@
 import copy
 import functools
 import gc
+import threading
 import types
 import weakref
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch.func import functional_call
 import geoflow as gf
 from geoflow.errors import InputError
 from geoflow.problems import live, reach
+from waiting import Told, join, start, wait
 
 D = torch.float64
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0), dtype=D)
@@ -395,3 +398,25 @@ def test_beside_what_was_computed_of_parameters_before_others_are_refused(take):
 
     with pytest.raises(InputError, match=r"changes with the parameters .* out of the graph"):
         take(function)
+
+
+def test_a_module_that_another_thread_remembers_meanwhile_is_no_error(monkeypatch):
+    come, others, modules = threading.Event(), [], [nn.Linear(1, 1) for _ in range(3)]
+
+    def remember():
+        live.remember(modules[2], ["weight"])
+        come.set()
+
+    class Remembered(WeakKeyDictionary):
+        def items(self):
+            for item in super().items():
+                others or others.append(start(remember))
+                wait(come)
+                yield item
+
+    remembered = Remembered({module: {"bias"} for module in modules[:2]})
+    monkeypatch.setattr(live, "_THETAS", remembered)
+    monkeypatch.setattr(live, "_LOCK", Told(come.set))
+    assert len(live._thetas()) == 2
+    join(*others)
+    assert len(live._thetas()) == 3

@@ -9,8 +9,7 @@ import torch
 from geoflow.problems import arithmetic
 from geoflow.problems.derivatives import twice_differentiable
 from geoflow.system.process import Setting
-
-TIMEOUT = 60
+from waiting import join, start, wait
 
 
 @contextmanager
@@ -21,15 +20,14 @@ def beside(context):
     def other():
         with context:
             entered.set()
-            assert leave.wait(TIMEOUT)
+            wait(leave)
 
-    thread = threading.Thread(target=other)
-    thread.start()
-    assert entered.wait(TIMEOUT)
+    thread = start(other)
+    wait(entered)
 
     def end():
         leave.set()
-        thread.join()
+        join(thread)
 
     try:
         yield end
@@ -60,7 +58,7 @@ def test_second_derivatives_in_two_threads_keep_their_kernels_and_give_back_the_
 def test_one_that_ends_later_keeps_them_too():
     before = kernels()
     with twice_differentiable():
-        with beside(twice_differentiable()) as end:
+        with beside(twice_differentiable()):
             pass
         assert kernels() == (False, False, True, False)
     assert kernels() == before

@@ -79,7 +79,7 @@ def path_norm() -> Make:
 
         def norm(theta: Tensor) -> Tensor:
             squared = {n: t**2 for n, t in unflatten(theta).items()}
-            with alone.lock_of(linear):
+            with alone.lock_of(linear).held():
                 return functional_call(linear, {**fixed, **squared}, (ones,)).sum()
 
         if isinstance(part, BatchParts):
