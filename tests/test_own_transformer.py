@@ -62,6 +62,7 @@ def trained():
     return module
 
 
+@pytest.mark.slow
 def test_it_walks_follows_a_path_and_takes_the_best_point_back(trained, tmp_path):
     # Weights before a LayerNorm have no size of their own: the page on one's own network says so.
     moving = {"parameters": ["head.*", "*.linear?.*"]}

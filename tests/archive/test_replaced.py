@@ -90,6 +90,7 @@ def test_a_copy_that_is_damaged_is_not(opened):
         _ = closed_meanwhile(path, ds)["theta"].values
 
 
+@pytest.mark.slow
 def test_another_process_reads_the_file_that_was_opened(opened, walks, tmp_path):
     path, ds = opened
     program = """

@@ -86,6 +86,7 @@ def test_plot_writes_figures_that_are_the_same_each_time(walked, tmp_path, capsy
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_spectrum_makes_the_problem_again_from_the_file(walked, tmp_path, capsys):
     path = tmp_path / "spectra.nc"
     quick = ["--eigenvalues", "2", "--probes", "2", "--steps", "8", "--max-products", "60"]

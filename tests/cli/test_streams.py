@@ -64,7 +64,9 @@ def test_standard_output_that_is_closed_is_said_to_be(path):
     assert b"standard output is closed" in done.stderr
 
 
-@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"])
+@pytest.mark.parametrize(
+    "redirection", ["2>/dev/full", pytest.param("2>&-", marks=pytest.mark.slow)]
+)
 def test_the_status_stays_where_no_message_can_be_written(redirection):
     command = f'exec "{sys.executable}" -m geoflow validate nowhere.nc {redirection}'
     done = subprocess.run(command, shell=True, timeout=120, check=False)
@@ -258,6 +260,7 @@ def test_a_folder_that_cannot_be_is_found_before_any_work(tmp_path, monkeypatch,
     assert sorted(os.listdir(tmp_path)) == ["file", "link"]
 
 
+@pytest.mark.slow
 def test_a_warning_of_a_library_is_said_once(path, tmp_path):
     """However often a command opens the file that it warns of."""
     file = shutil.copyfile(path, tmp_path / "walk.nc")

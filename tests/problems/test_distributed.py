@@ -92,7 +92,8 @@ def evaluations(rank, kinds):
     return found
 
 
-@pytest.mark.parametrize("n", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [2, 3])
 def test_values_gradients_and_products_are_those_of_one_process(n, tmp_path):
     kinds = ["whole", "chunks", "weighted", "batches", "float32", "tokens"]
     found = ranks.run(evaluations, n, tmp_path, kinds)

@@ -65,7 +65,7 @@ def test_each_order_is_the_one_it_says(make, order):
         (2, (1e-5, 1e-6, 1e-7)),
         pytest.param(3, (1e-6, 1e-7, 1e-8, 1e-9), marks=pytest.mark.slow),
         pytest.param(4, (1e-7, 1e-8, 1e-9, 1e-10), marks=pytest.mark.slow),
-        (5, (1e-10, 3e-11, 1e-11, 3e-12, 1e-12)),
+        pytest.param(5, (1e-10, 3e-11, 1e-11, 3e-12, 1e-12), marks=pytest.mark.slow),
     ],
 )
 def test_with_steps_by_the_error_the_highest_order_is_that_of_convergence(order, rtols):
@@ -307,6 +307,7 @@ def test_resumed_in_the_middle_of_its_history_it_is_the_same_walk(steps, tmp_pat
         assert np.array_equal(resumed["theta"].values[-1], whole["theta"].values[-1])
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_resumes_to_the_same_bits(whole, tmp_path):
     path = tmp_path / "walk.nc"
     process, _ = crashes.start(crashes.die_at, 25, "bdf", path, 1.0)

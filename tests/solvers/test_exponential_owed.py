@@ -43,10 +43,10 @@ def exact():
     ("stiffness", "rtol", "n_constraints", "options"),
     [
         (1e4, 1e-3, 1, {}),
-        (1e4, 1e-4, 1, {}),
-        (1e4, 1e-5, 1, {"basis": "float32"}),
+        pytest.param(1e4, 1e-4, 1, {}, marks=pytest.mark.slow),
+        pytest.param(1e4, 1e-5, 1, {"basis": "float32"}, marks=pytest.mark.slow),
         (1e4, 1e-4, 2, {}),
-        (1e6, 1e-4, 1, {}),
+        pytest.param(1e6, 1e-4, 1, {}, marks=pytest.mark.slow),
         pytest.param(1e6, 1e-6, 1, {}, marks=pytest.mark.slow),
     ],
 )

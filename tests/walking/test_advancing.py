@@ -26,7 +26,9 @@ def fourth_power(theta):
     return -(theta[0] ** 4)
 
 
-@pytest.mark.parametrize("solver", ["bdf", "exponential", "dopri5"])
+@pytest.mark.parametrize(
+    "solver", ["bdf", *(pytest.param(s, marks=pytest.mark.slow) for s in ("exponential", "dopri5"))]
+)
 def test_a_walk_ends_where_time_no_longer_advances(solver, tmp_path):
     path = tmp_path / "walk.nc"
     settings = {"rtol": 1e-5, "atol": 0.0, "stop": None, "t_end": 1.0, "max_evaluations": 20_000}
@@ -44,7 +46,9 @@ def test_a_walk_ends_where_time_no_longer_advances(solver, tmp_path):
         assert np.array_equal(resumed["time"], ended["time"])
 
 
-@pytest.mark.parametrize("rule", [{"max_snapshots": 7}, {"snapshot_every": 1e-2}])
+@pytest.mark.parametrize(
+    "rule", [{"max_snapshots": 7}, pytest.param({"snapshot_every": 1e-2}, marks=pytest.mark.slow)]
+)
 def test_what_was_streamed_while_time_stood_is_gone_on_with(rule, tmp_path, monkeypatch):
     """As it was streamed before such walks were ended: every further step was taken."""
     path = tmp_path / "walk.nc"

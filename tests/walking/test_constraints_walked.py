@@ -167,7 +167,9 @@ def experiment():
         yield own
 
 
-@pytest.mark.parametrize("solver", ["exponential", "bdf", "rkc"])
+@pytest.mark.parametrize(
+    "solver", ["bdf", *(pytest.param(s, marks=pytest.mark.slow) for s in ("exponential", "rkc"))]
+)
 @pytest.mark.parametrize("divided", [gf.by_class, gf.each_example])
 def test_each_constraint_is_kept_archived_resumed_and_run_again(
     tmp_path, experiment, divided, solver

@@ -35,7 +35,10 @@ def circle():
     return gf.RegularizingFlow(gf.LevelSet(problem), lambda theta: theta[0])
 
 
-@pytest.mark.parametrize("solver", ["bdf", "exponential", "dopri5", "rkc"])
+@pytest.mark.parametrize(
+    "solver",
+    ["bdf", *(pytest.param(s, marks=pytest.mark.slow) for s in ("exponential", "dopri5", "rkc"))],
+)
 def test_events_at_one_point_are_all_recorded(solver):
     settings = {"rtol": 1e-5, "t_end": 3.0 / SLOW, "stop": None}
     r = gf.walk(ellipsoid(), solver, **settings)["regularizer"].values
