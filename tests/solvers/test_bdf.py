@@ -44,7 +44,9 @@ def fixed_order(reference, order, step):
     return float((state.theta - reference.exact(1.0)).norm())
 
 
-@pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(
+    "order", [1, 2, *(pytest.param(o, marks=pytest.mark.slow) for o in (3, 4)), 5]
+)
 @pytest.mark.parametrize(
     "make", [references.sphere_linear, pytest.param(references.oja, marks=pytest.mark.slow)]
 )
