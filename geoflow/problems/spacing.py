@@ -50,9 +50,7 @@ def point_near(
     by : float
         The part.
     """
-    generator = torch.Generator().manual_seed(seed)
-    random = torch.randn(theta.shape, generator=generator, dtype=torch.float64, device="cpu")
-    random = random.to(theta)
+    random = _random(theta, seed)
     scale = max(_norm(theta), least)
     return theta + random * (by * scale / math.sqrt(theta.numel())), random
 
@@ -155,13 +153,12 @@ def chosen(
     norms = [_norm(t) for t in theta0.split(list(sizes))]
     size, smallest = _norm(theta0), min((n for n in norms if n > 0), default=0.0)
     is_small, is_uneven = 0 < size < SMALL, 0 < smallest < UNEVEN * size
-    generator = torch.Generator().manual_seed(2)
-    random = torch.randn(theta0.shape, generator=generator, dtype=torch.float64, device="cpu")
+    random = _random(theta0, 2)
     # Beside θ0, each tensor by a part of its own size: where a weight is zero, so are whole blocks.
     near = theta0 + torch.cat(
         [
             part * (1e-3 * (norm or size or 1.0) / math.sqrt(len(part)))
-            for part, norm in zip(random.to(theta0).split(list(sizes)), norms, strict=True)
+            for part, norm in zip(random.split(list(sizes)), norms, strict=True)
         ]
     )
     theta = theta0 if gradient(near) is None else near
@@ -193,9 +190,8 @@ def scale_of(gradient: Gradient, theta0: Tensor) -> float:
     """
     if len(scales(theta0)) == 1:
         return 1.0
-    generator = torch.Generator().manual_seed(3)
-    v = torch.randn(theta0.shape, generator=generator, dtype=torch.float64, device="cpu")
-    return chosen(gradient, theta0, [theta0.numel()], [v.to(theta0)]).spacing.least
+    v = _random(theta0, 3)
+    return chosen(gradient, theta0, [theta0.numel()], [v]).spacing.least
 
 
 def between(size: float) -> Iterator[float]:
@@ -242,3 +238,10 @@ def _best(dtype: torch.dtype) -> float:
 
 def _norm(v: Tensor) -> float:
     return float(torch.linalg.vector_norm(v))
+
+
+def _random(theta: Tensor, seed: int) -> Tensor:
+    """A vector at random like θ, the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    random = torch.randn(theta.shape, generator=generator, dtype=torch.float64, device="cpu")
+    return random.to(theta)
