@@ -83,10 +83,9 @@ def predictor_corrector(
     kinds.check_kind(flow, RegularizingFlow, "flow", kinds.A_FLOW)
     check_single(flow, "the paper's loop")
     kinds.check_switch(adaptive_corrector, "adaptive_corrector")
-    _check_stop(flow, stop)
     predictor_min = _positive(predictor_min, "predictor_min")
     corrector_min = _positive(corrector_min, "corrector_min")
-    max_evaluations = _count(max_evaluations, "max_evaluations")
+    goals = _goals(flow, stop, _count(max_evaluations, "max_evaluations"))
     steps = None if steps is None else _count(steps, "steps")
     config = {
         "solver": {
@@ -96,12 +95,12 @@ def predictor_corrector(
             "adaptive_corrector": bool(adaptive_corrector),
         },
         "steps": steps,
-        "max_evaluations": max_evaluations,
+        "max_evaluations": goals.max_evaluations,
         "provenance": {},
     }
     header = dataset.attributes(flow, solver=NAME, rtol=0.0, atol=0.0, config=config)
     loop = _Loop(flow, predictor_min, corrector_min, adaptive_corrector, StepRecords(header))
-    status, message = loop.run(steps, stop, max_evaluations)
+    status, message = loop.run(steps, goals)
     header |= {"status": status, "status_message": storable(message)}
     return dataset.to_dataset(flow.problem, loop.records, loop.snapshots, [], header)
 
@@ -120,15 +119,15 @@ def _count(value: Any, name: str) -> int:
     return int(number)
 
 
-def _check_stop(flow: RegularizingFlow, stop: Any) -> None:
-    if stop is None:
-        return
+def _goals(flow: RegularizingFlow, stop: Any, max_evaluations: int) -> Goals:
     # An event is looked for inside a step, where the loop does not look: it would end nothing.
-    if isinstance(stop, type | Event) or not callable(stop):
+    if stop is not None and (isinstance(stop, type | Event) or not callable(stop)):
         raise InputError(
             f"stop={kinds.shown(stop)} cannot end the loop; use Stationary(…), Plateau(…) or None"
         )
-    Goals.checked(None, stop, None).check_scalars(flow.scalars)
+    goals = Goals.checked(None, stop, max_evaluations)
+    goals.check_scalars(flow.scalars)
+    return goals
 
 
 class _Loop:
@@ -152,14 +151,14 @@ class _Loop:
         self.counts0 = counts_of(flow)
         self.clock0 = clock.perf_counter()
 
-    def run(self, steps: int | None, stop: Stop | None, budget: int) -> ending.End:
+    def run(self, steps: int | None, goals: Goals) -> ending.End:
         state: FlowState | None = None
         try:
-            with budgets(self.flow, dict.fromkeys(self.counts0, 0), budget):
+            with budgets(self.flow, dict.fromkeys(self.counts0, 0), goals.max_evaluations):
                 state = self.flow.evaluate(self.flow.problem.theta0)
                 self.record(state, 0.0)
                 while True:
-                    end = stop(self.records) if stop else None
+                    end = goals.judge(self.records)
                     if end is None and steps is not None and self.n_predictions >= steps:
                         end = "max_steps", f"{steps} predictor steps are made"
                     if end is not None:
@@ -174,9 +173,11 @@ class _Loop:
             unusable = isinstance(error, InputError) and len(self.records) == 1
             if state is None or unusable:
                 if isinstance(error, EvaluationLimitError):
-                    raise ending.spent_before(budget, "the start is evaluated") from error
+                    raise ending.spent_before(
+                        goals.max_evaluations, "the start is evaluated"
+                    ) from error
                 raise
-            end = ending.of_error(error, budget)
+            end = ending.of_error(error, goals.max_evaluations)
         if len(self.records) > 1:
             self.snapshots.append(Snapshot(len(self.records) - 1, self.time, state.theta, {}))
         return end

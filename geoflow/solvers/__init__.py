@@ -153,7 +153,10 @@ def from_config(config: Mapping[str, Any]) -> Solver:
         options.setdefault("max_order", MAX_ORDERS[1])
     given = f"solver={shown(dict(config))}"
     if name not in names():
-        raise InputError(f"{given} is none of geoflow's own; pass the instance as solver=")
+        raise InputError(
+            f"{given} is none of geoflow's own; pass solver= with the name of one, as "
+            f"{{'name': {names()[0]!r}}}, or the instance itself"
+        )
     # What it says of a package that is missing is the remedy.
     usual = get(name)
     if isinstance(usual, TorchDiffEq) and options.setdefault("method", name) != name:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from geoflow.errors import InputError
 from geoflow.system.kinds import as_number, shown
+from geoflow.trajectories.schema import STATUSES
 from geoflow.walking.ending import End, below_the_level
 from geoflow.walking.events import Event, Point
 
@@ -26,6 +27,9 @@ Record = Mapping[str, float]
 
 class Stop(Protocol):
     """A stopping criterion: a status and a message, or None to go on.
+
+    The status is one of those that trajectories have
+    (:data:`geoflow.trajectories.schema.STATUSES`), such as ``event``.
 
     Attributes
     ----------
@@ -265,11 +269,29 @@ class Goals:
         }
 
     def judge(self, records: Sequence[Record]) -> End | None:
-        """Status and message where the latest record has come to a goal."""
+        """Status and message where the latest record has come to a goal.
+
+        Raises
+        ------
+        InputError
+            The criterion returned what ends no walk.
+        """
         end = self.stop(records) if self.stop else None
+        if end is not None:
+            _check_end(end, self.stop)
         if end is None and records[-1]["time"] >= self.t_end:
             end = "t_end", f"the walk reached flow time {self.t_end:g}"
         return end
+
+
+def _check_end(end: Any, stop: Stop | None) -> None:
+    """Refuse what a criterion of a user's own returned, before a file would be refused for it."""
+    pair = isinstance(end, tuple | list) and [type(text) for text in end] == [str, str]
+    if not (pair and end[0] in STATUSES):
+        raise InputError(
+            f"stop={type(stop).__name__} returned {shown(end)}; return None to go on, or a status "
+            f"and a message, the status one of {', '.join(STATUSES)}"
+        )
 
 
 def _options(stop: Stop) -> dict[str, Any]:
@@ -299,5 +321,6 @@ def from_config(config: Mapping[str, Any]) -> Stop:
         raise InputError(f"stop={shown(dict(config))}: {error}") from None
     except (KeyError, TypeError, ValueError, OverflowError):
         raise InputError(
-            f"stop={shown(dict(config))} is none of geoflow's own ({', '.join(NAMED)}); pass stop="
+            f"stop={shown(dict(config))} is none of geoflow's own ({', '.join(NAMED)}) with its "
+            "options; pass stop= as one of these, or the criterion itself"
         ) from None

@@ -49,9 +49,9 @@ def test_an_option_that_is_none_is_named_with_those_that_are(options, said):
         ({"name": "bdf", "pairs": -1}, r"'pairs': -1}: pairs=-1; use a positive"),
         ({"name": "rk4", "method": "euler"}, "names two methods; give one"),
         ({"name": "rk4", "step_size": "x"}, "step_size='x'; give a real number"),
-        ({"name": "mine"}, "none of geoflow's own; pass the instance"),
-        ({"name": ["rk4"]}, "none of geoflow's own; pass the instance"),
-        ({}, "none of geoflow's own; pass the instance"),
+        ({"name": "mine"}, "none of geoflow's own; pass solver= with the name"),
+        ({"name": ["rk4"]}, "none of geoflow's own; pass solver= with the name"),
+        ({}, "none of geoflow's own; pass solver= with the name"),
     ],
 )
 def test_what_else_cannot_be_used_is_said(options, said):

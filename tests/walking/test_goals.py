@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import torch
 
 import geoflow as gf
 from geoflow.errors import InputError
@@ -54,6 +55,40 @@ def test_a_criterion_is_made_again_from_its_name_and_options(stop):
 def test_a_criterion_of_ones_own_must_be_passed_again(config):
     with pytest.raises(InputError, match="pass stop="):
         from_config(config)
+
+
+def circle():
+    """A quarter of a turn to go, in many steps."""
+    start = torch.tensor([0.0, -1.0], dtype=torch.float64)
+    problem = gf.Problem.from_function(lambda t: t.square().sum(), start)
+    return gf.RegularizingFlow(gf.LevelSet(problem), lambda t: t[0] + 2 * t[1].square())
+
+
+class Ends:
+    """A criterion that ends a walk at its fourth record, as it is told."""
+
+    def __init__(self, end):
+        self.end, self.options = end, {}
+
+    def __call__(self, records):
+        return self.end if len(records) == 4 else None
+
+
+@pytest.mark.parametrize("walked", [gf.walk, gf.baselines.predictor_corrector])
+@pytest.mark.parametrize("end", [1, True, "xy", ("event",), ("event", 3), ("flat", "R is flat")])
+def test_what_a_criterion_returns_that_ends_no_walk_is_named_and_the_walk_kept(walked, end):
+    ds = walked(circle(), stop=Ends(end), max_evaluations=60)
+    assert (ds.attrs["status"], ds.sizes["step"]) == ("evaluation_failed", 4)
+    assert f"stop=Ends returned {end!r}; return None to go on, or" in ds.attrs["status_message"]
+    ds = walked(circle(), stop=Ends(["event", "R is flat"]), max_evaluations=60)
+    assert (ds.attrs["status"], ds.attrs["status_message"]) == ("event", "R is flat")
+
+
+def test_an_archive_is_written_whatever_a_criterion_of_ones_own_calls_its_end(tmp_path):
+    path = tmp_path / "walk.nc"
+    gf.walk(circle(), stop=Ends(("flat", "R is flat")), archive=path)
+    assert gf.validate(path) == []
+    assert "the status one of stationary, t_end" in gf.open_trajectory(path).status_message
 
 
 @pytest.mark.parametrize("fall", [0.0099, 0.0101])
