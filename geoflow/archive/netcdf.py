@@ -54,7 +54,7 @@ class Checked(NamedTuple):
         now = Checked.of(self.path)
         if now.kept == self.kept:
             return True
-        return now.sealed == self.sealed != b"" and seal.defect(self.path) is None
+        return now.sealed == self.sealed and seal.defect(self.path) is None
 
 
 # What text may be in, as a file's attribute _Encoding has it; geoflow writes the first.

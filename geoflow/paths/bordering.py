@@ -49,7 +49,7 @@ class Blocks:
         other = operator.tangent(direction)
         if float(torch.linalg.vector_norm(other)) < 1e-6:
             # t is the normal: across it A is sound in any case.
-            other = state.velocity if state.tangent_norm > 0 else _axis_across(self.normal)
+            other = _axis_across(self.normal)
         other = operator.tangent(other)
         self.other = other / torch.linalg.vector_norm(other)
         operator.normal = torch.stack([self.normal, self.other])

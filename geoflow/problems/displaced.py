@@ -115,7 +115,8 @@ def _is_anonymous(address: int) -> bool:
         extent, mode, _, _, inode, *_ = line.split(maxsplit=5)
         start, end = (int(bound, 16) for bound in extent.split("-"))
         if start <= address < end:
-            return mode.startswith("rw") and mode.endswith("p") and inode == "0"
+            # What processes share has an inode, though it be of no file.
+            return mode.startswith("rw") and inode == "0"
     return False
 
 
