@@ -289,9 +289,10 @@ class RegularizingFlow:
         return self.state(projection.theta, projection.values, projection.gradients), projection
 
     def at_rest(self, state: FlowState) -> bool:
-        """Whether Π∇R is no more than its own rounding."""
-        norm = length(state.regularizer_gradient)
-        return state.tangent_norm <= UNITS_OF_ROUNDING * torch.finfo(state.theta.dtype).eps * norm
+        """Whether Π∇R is no more than its own rounding, and the velocity, where it is another."""
+        rounding = UNITS_OF_ROUNDING * torch.finfo(state.theta.dtype).eps
+        least = rounding * length(state.regularizer_gradient)
+        return state.tangent_norm <= least and length(state.velocity) <= least
 
     def values(self, state: FlowState) -> dict[str, float]:
         """The :attr:`scalars` of a state."""

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import InputError
+from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.protocol import Flow, State
+from geoflow.manifold.scaling import length
 
 # Numbers, strings and tensors only, so that a checkpoint can hold it.
 Carry = dict[str, float | int | str | Tensor]
@@ -168,6 +170,24 @@ class Solver(Protocol):
 def norm(v: Tensor) -> float:
     """‖v‖ as a number."""
     return float(torch.linalg.vector_norm(v))
+
+
+def check_descent(solver: Solver, state: FlowState) -> None:
+    """Refuse a flow that goes elsewhere than down R, for a solver that takes ∇R for its velocity.
+
+    Raises
+    ------
+    InputError
+        The velocity of the state is not −Π∇R.
+    """
+    down = state.regularizer_gradient
+    other = length(state.velocity + down - state.normals.split(down).part)
+    # As far as it rounds, and a flow of one's own may round more.
+    if not other <= math.sqrt(torch.finfo(down.dtype).eps) * length(down):
+        raise InputError(
+            f"solver={solver.name!r} goes down R, and the velocity of the flow is another than "
+            f"−Π∇R, by {other:.3g}; use one of torchdiffeq's, such as 'dopri5'"
+        )
 
 
 def vectors_of(solver: Solver) -> int:

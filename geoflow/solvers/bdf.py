@@ -29,7 +29,7 @@ from torch import Tensor
 from geoflow.errors import InputError
 from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow
-from geoflow.solvers.base import REGULARIZER, Carry, StepResult, Tolerance
+from geoflow.solvers.base import REGULARIZER, Carry, StepResult, Tolerance, check_descent
 from geoflow.solvers.control import (
     TOO_FAR,
     TOO_INACCURATE,
@@ -136,6 +136,7 @@ class BDF:
 
     def init(self, flow: RegularizingFlow, state: FlowState, tolerance: Tolerance) -> Carry:
         """Start at order 1, with a step about as long as the error allowed."""
+        check_descent(self, state)
         return {
             "step_size": first_step(state, tolerance.scale(state.theta)),
             "order": 1,
@@ -156,11 +157,6 @@ class BDF:
         """Make one accepted step; one cut short by ``max_time`` leaves the history in order."""
         wanted = float(carry["step_size"])
         step = asked = clip_step(wanted, max_time)
-        rounding = torch.finfo(state.theta.dtype).eps
-        if state.tangent_norm <= rounding * float(
-            torch.linalg.vector_norm(state.regularizer_gradient)
-        ):
-            return StepResult(state, dict(carry), step, 0.0, 0, 0, lambda time: state.theta.clone())
         if carry.get("n_aside", 0):
             return _aside(flow, state, carry, tolerance, max_time)
         history = _history(carry)

@@ -57,6 +57,7 @@ from geoflow.solvers.base import (
     Carry,
     StepResult,
     Tolerance,
+    check_descent,
     norm,
 )
 from geoflow.solvers.basis import BLOCK
@@ -144,6 +145,7 @@ class Exponential:
 
     def init(self, flow: RegularizingFlow, state: FlowState, tolerance: Tolerance) -> Carry:
         """Start with a step about as long as the error allowed."""
+        check_descent(self, state)
         step = first_step(state, tolerance.scale(state.theta))
         return {"step_size": step, "radius": 0.0, "starting": True}
 

@@ -492,6 +492,17 @@ def test_a_gradient_of_r_that_vanishes_bounds_no_step():
     assert bdf._longest(still) > bdf._longest(state) > 0
 
 
+def test_a_flow_that_hovers_about_its_rest_makes_no_step_without_end(monkeypatch):
+    # Its velocity may round more coarsely than the flow says. Steps grow fivefold, up to those that
+    # would take all of θ with them.
+    monkeypatch.setattr(gf.RegularizingFlow, "at_rest", lambda self, state: False)
+    flow = references.sphere_linear().flow
+    ds = gf.walk(flow, "bdf", stop=None, max_evaluations=1000, max_snapshots=2)
+    assert ds.attrs["status"] == "max_evaluations"
+    assert ds["step_size"].values[1:].max() < 1e18
+    assert abs(float(ds["angle"][-1]) - 180) < 1e-6
+
+
 @pytest.mark.slow
 def test_iris_to_five_and_to_six_digits_in_the_evaluations_promised():
     problem = gf.experiments.get("iris_ff").prepare(seed=0).problem

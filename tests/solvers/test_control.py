@@ -1,8 +1,10 @@
 """The step-size controllers beside their formulas, and the solvers that say what they need."""
 
+import dataclasses
 import math
 
 import pytest
+import torch
 
 import geoflow as gf
 import references
@@ -89,3 +91,44 @@ def test_a_solver_of_one_constraint_refuses_several_by_name():
     one.needs = (gf.solvers.base.ONE_CONSTRAINT,)
     with pytest.raises(InputError, match="'rkc' needs a flow with a single constraint"):
         gf.solvers.check_needs(one, several)
+
+
+class Turning(gf.RegularizingFlow):
+    """Down R = z, and round the z axis."""
+
+    def state(self, theta, loss, gradient):
+        state = super().state(theta, loss, gradient)
+        round_z = torch.stack([-theta[1], theta[0], 0 * theta[0]])
+        return dataclasses.replace(state, velocity=state.velocity + 5 * round_z)
+
+
+def turning(start, regularizer=lambda t: t[2]):
+    problem = gf.Problem.from_function(
+        lambda t: t.square().sum(), torch.tensor(start, dtype=torch.float64)
+    )
+    return Turning(gf.LevelSet(problem), regularizer)
+
+
+@pytest.mark.parametrize("solver", ["bdf", "exponential"])
+def test_a_velocity_that_is_not_down_r_is_refused_where_it_would_be_left_out(solver):
+    with pytest.raises(InputError, match=f"solver='{solver}' goes down R, .* by 3; use .*'dopri5'"):
+        gf.walk(turning([0.6, 0.0, 0.8]), solver, stop=None, t_end=1.0)
+
+
+@pytest.mark.parametrize("z", [0.8, -0.8])
+def test_and_followed_by_the_others(z):
+    ds = gf.walk(turning([0.6, 0.0, z]), "dopri5", rtol=1e-8, stop=None, t_end=1.0)
+    x, y, last = ds["theta"].values[-1]
+    # Down z on the sphere dz/dt = z² − 1.
+    assert last == pytest.approx(math.tanh(math.atanh(z) - 1), abs=1e-5)
+    assert math.atan2(y, x) == pytest.approx(5 - 2 * math.pi, abs=1e-5)
+
+
+def test_where_r_rests_and_the_flow_does_not_a_walk_goes_on():
+    # Along the equator, where ∇R is normal.
+    flow = turning([1.0, 0.0, 0.0], lambda t: t[0].square() + t[1].square())
+    ds = gf.walk(flow, "dopri5", rtol=1e-8, stop=None, t_end=1.0)
+    assert ds.attrs["status"] == "t_end"
+    assert ds["theta"].values[-1] == pytest.approx([math.cos(5), math.sin(5), 0], abs=1e-5)
+    still = turning([0.0, 0.0, -1.0])
+    assert gf.walk(still, "dopri5", stop=None, t_end=1.0).attrs["status"] == "at_rest"
