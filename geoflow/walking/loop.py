@@ -98,7 +98,8 @@ def walk(
         Show the walk on standard error, where that is a terminal or a notebook's.
     events : sequence of Event, optional
         What to record on the way: the scalars, θ and observables where each occurs, beside those
-        of the steps, which they change in nothing. None: nothing.
+        of the steps, which they change in nothing. To locate one takes a few evaluations, which
+        count; what its function evaluates does not. None: nothing.
     max_snapshots : int
         See ``snapshot_every``.
     theta_dtype : str, optional
