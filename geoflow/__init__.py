@@ -12,7 +12,8 @@ import geoflow.system.starting  # noqa: F401
 
 # isort: split
 
-from geoflow import accessor, baselines, experiments, solvers
+from geoflow import accessor as accessor
+from geoflow import baselines, experiments, solvers
 from geoflow.archive.path_files import open_path
 from geoflow.archive.trajectory_files import open_trajectory, save_trajectory
 from geoflow.errors import (
@@ -71,7 +72,6 @@ __all__ = [
     "Stationary",
     "StorageError",
     "__version__",
-    "accessor",
     "baselines",
     "best_on_path",
     "by_class",
@@ -107,4 +107,4 @@ def __getattr__(name: str) -> ModuleType:
 
 def __dir__() -> list[str]:
     # What a user types; the rest of the folders is found by who looks for it.
-    return sorted({*__all__, *_WHEN_USED} - {"accessor"})
+    return sorted({*__all__, *_WHEN_USED})

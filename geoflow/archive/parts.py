@@ -61,8 +61,12 @@ def write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     OSError
         The disk is full or fails; what had the name before is as it was.
     """
+    # Which NumPy would write too, by pickle; `allow_pickle` it takes from 2.2 on.
+    if objects := [name for name, array in arrays.items() if array.dtype.hasobject]:
+        raise ValueError(f"{objects[0]} is an array of objects")
     with files.replacing(path, follow=False) as temporary, open(temporary, "wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        columns: dict[str, Any] = dict(arrays)
+        np.savez(file, **columns)
 
 
 def read(path: Path, names: Iterable[str] | None = None) -> dict[str, NDArray[Any]]:
@@ -91,4 +95,6 @@ def _read(path: Path, names: Iterable[str] | None) -> dict[str, NDArray[Any]]:
             raise ValueError("it is compressed")
         if sum(entry.file_size for entry in entries) > status.st_size:
             raise ValueError("it declares more bytes than it has")
-        return {name: file[name] for name in (file.files if names is None else names)}
+        # With NumPy before 2.2 earlier versions wrote one more, of the name of an option.
+        there = [name for name in file.files if name != "allow_pickle"]
+        return {name: file[name] for name in (there if names is None else names)}

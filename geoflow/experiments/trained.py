@@ -323,7 +323,7 @@ def _accuracy(outputs: Tensor, targets: Tensor) -> float:
 
 
 def _generator(sequence: np.random.SeedSequence) -> torch.Generator:
-    return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+    return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
 
 
 def _data(

@@ -47,6 +47,7 @@ from geoflow.solvers.multistep.corrector import (
 )
 from geoflow.solvers.multistep.history import MAX_ORDER, History
 from geoflow.solvers.multistep.secant import BLOCK, BLOCKS, SecantPairs
+from geoflow.system.described import Described
 from geoflow.system.kinds import as_whole
 
 SAFETY, SHRINK = 0.85, 0.3
@@ -86,7 +87,7 @@ MANY_STEPS = 10.0
 PATIENCE = 2
 
 
-class BDF:
+class BDF(Described):
     """Backward differentiation formulas of order 1 to 5 on the level set.
 
     Parameters

@@ -24,6 +24,7 @@ from geoflow.solvers.base import (
 )
 from geoflow.solvers.control import TOO_FAR
 from geoflow.solvers.interpolation import hermite
+from geoflow.system.described import Described
 from geoflow.system.kinds import as_whole
 
 # Rate at which L − c decays along the normal, times the flow's own scale of time.
@@ -33,7 +34,7 @@ KRYLOV_VECTORS = 20
 SHORTEST = 1e-150
 
 
-class CVODE:
+class CVODE(Described):
     """CVODE's variable-order BDF, with GMRES on differences of gradients (Hindmarsh et al. 2005).
 
     It integrates dθ/dt = −Π∇R − κ(L − c)g/(g·g) in all of R^P, with several constraints

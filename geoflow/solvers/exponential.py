@@ -71,6 +71,7 @@ from geoflow.solvers.control import (
 from geoflow.solvers.exponential_step import Attempts
 from geoflow.solvers.krylov import MAX_VECTORS
 from geoflow.solvers.nearing import nearer, unresolved
+from geoflow.system.described import Described
 from geoflow.system.kinds import as_whole
 
 # Of θ's size beside the Krylov vectors.
@@ -89,7 +90,7 @@ AFTER_FAILURE = 0.3
 VELOCITY_GROWTH, VELOCITY_FLOOR, AFTER_GROWTH = 1.3, 0.05, 0.6
 
 
-class Exponential:
+class Exponential(Described):
     """Riemannian exponential Rosenbrock method, third order; see the module's text.
 
     Parameters

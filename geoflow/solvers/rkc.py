@@ -32,6 +32,7 @@ from geoflow.solvers.control import (
 )
 from geoflow.solvers.interpolation import hermite
 from geoflow.solvers.nearing import SMALL, nearer
+from geoflow.system.described import Described
 
 DAMPING = 2 / 13
 MAX_STAGES = 250
@@ -102,7 +103,7 @@ def stages_for(step_times_radius: float) -> int:
     return max(2, 1 + math.isqrt(int(1 + 1.54 * step_times_radius)))
 
 
-class RKC:
+class RKC(Described):
     """Runge–Kutta–Chebyshev method, second order; see the module's text."""
 
     name = "rkc"

@@ -24,6 +24,7 @@ from geoflow.solvers.base import Carry, Interpolant, StepResult, Tolerance, norm
 from geoflow.solvers.control import TOO_FAR, TOO_INACCURATE, check_step, clip_step
 from geoflow.solvers.interpolation import dormand_prince, hermite, moved_end
 from geoflow.system import kinds
+from geoflow.system.described import Described
 
 ADAPTIVE = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}
 FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "explicit_adams": 4}
@@ -44,7 +45,7 @@ FAR = 1e300
 NOT_FINITE = "L or the velocity is not finite at a trial point"
 
 
-class TorchDiffEq:
+class TorchDiffEq(Described):
     """One of torchdiffeq's explicit methods, by torchdiffeq's own name.
 
     Parameters

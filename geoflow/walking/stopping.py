@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from geoflow.errors import InputError
+from geoflow.system.described import Described
 from geoflow.system.kinds import as_number, shown
 from geoflow.trajectories.schema import STATUSES
 from geoflow.walking.ending import End, below_the_level
@@ -70,7 +71,7 @@ class Crossing(Protocol):
         """Status and message of a walk that ends there."""
 
 
-class Stationary:
+class Stationary(Described):
     """The angle between ∇R and ∇L has come to ``degrees``: close to a KKT point.
 
     The walk ends at that angle, from above to within 0.01°, inside the step that passes it.
@@ -159,7 +160,7 @@ def _flattened(degrees: float) -> float:
     return -math.log(max(math.tan(math.radians(180 - degrees) / 2), 1e-300))
 
 
-class Plateau:
+class Plateau(Described):
     """R has fallen by less than ``rtol``·R over the last ``window`` of flow time.
 
     Parameters
