@@ -9,7 +9,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 .DEFAULT_GOAL := help
 # Two pips must not write into one environment, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint bench docs dist clean
+.PHONY: help demo test test-all lint bench docs dist lowest clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,16 @@ dist: $(VENV)/.installed-dev ## build sdist and wheel, and walk with them in an 
 	$(PYTHON) -m venv build/alone
 	build/alone/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
 	cd build && alone/bin/geoflow run iris_ff --out alone/iris.nc && alone/bin/geoflow validate alone/iris.nc
+
+# All but torch, of which there is no older build for every machine.
+lowest: ## walk, resume and draw with the lowest versions that pyproject.toml allows
+	rm -rf build/lowest
+	$(PYTHON) -m venv build/lowest
+	sed -nE '/^dependencies/,/^]/ s/^  "([^[>]+)(\[.*\])?>=(.*)",/\1==\3/p' pyproject.toml | grep -v '^torch==' > build/lowest/versions
+	grep '^torch==' constraints.txt >> build/lowest/versions
+	build/lowest/bin/python -m pip install --quiet --disable-pip-version-check --constraint build/lowest/versions .
+	cd build/lowest && bin/geoflow run iris_ff --angle 120 --out iris.nc && bin/geoflow resume iris.nc --angle 175
+	cd build/lowest && bin/geoflow validate iris.nc && bin/geoflow plot iris.nc --out . && bin/geoflow spectrum iris.nc --snapshots=0,-1
 
 clean: ## remove what make has made, runs/ excepted
 	rm -rf $(VENV) build dist docs/_build docs/gallery docs/sg_execution_times.rst .mypy_cache .pytest_cache .ruff_cache .hypothesis
