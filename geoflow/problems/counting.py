@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from geoflow.errors import EvaluationLimitError, InputError
@@ -97,9 +97,10 @@ class Counted(ABC):
             It is no whole number, or below zero; or there is a budget already: another walk is
             evaluating.
         """
-        # As 1e4 is one.
-        is_whole = isinstance(evaluations, float) and evaluations.is_integer()
-        allowed = kinds.as_whole(int(evaluations) if is_whole else evaluations, "evaluations", 0)
+        given: Any = evaluations
+        if isinstance(given, float) and given.is_integer():  # as 1e4 is one
+            given = int(given)
+        allowed = kinds.as_whole(given, "evaluations", 0)
         own = self._own()
         # Before it is taken: counts of a user's class may fail.
         budget = _Budget(allowed, _cost(self._own_counts) + allowed)
