@@ -20,7 +20,7 @@ from geoflow.archive import netcdf
 from geoflow.errors import ArchiveError, InputError
 from geoflow.experiments import training
 from geoflow.experiments.registry import Experiment
-from geoflow.problems.parts import TensorSpec
+from geoflow.problems.parts import laid_out
 from geoflow.system import files, kinds, translation
 
 SCHEMA_VERSION = "1.0"
@@ -85,7 +85,7 @@ def to_dataset(
         theta,
         {"long_name": "parameters at the end, flat", "units": "1"},
     )
-    specs = _tensors(module)
+    specs = laid_out(dict(module.named_parameters()))
     units = {"units": "1"}
     coords = {
         "penalty": ("penalty", coordinates["penalty"], units | {"long_name": "weight decay"}),
@@ -128,14 +128,6 @@ def to_dataset(
         "xarray_version": xr.__version__,
     } | {k: "" if v is None else v for k, v in config.items()}
     return xr.Dataset(variables, coords, attributes)
-
-
-def _tensors(module: nn.Module) -> list[TensorSpec]:
-    specs, offset = [], 0
-    for name, parameter in module.named_parameters():
-        specs.append(TensorSpec(name, offset, tuple(parameter.shape)))
-        offset += parameter.numel()
-    return specs
 
 
 def best_penalty(ds: xr.Dataset, by: str = "validation_loss") -> float:

@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from geoflow.errors import EvaluationLimitError, InputError
+from geoflow.system import kinds
 
 if TYPE_CHECKING:
     from geoflow.problems.protocol import ProblemLike
 
 # Held while the counts of a problem change: shared by all, so that they hold no lock.
 _CHANGING = threading.Lock()
-# The thread that has a budget of a problem, by the number of the problem.
-_WALKING: dict[int, int] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class _Budget:
+    """What a thread may spend on one problem, or on several together.
+
+    Attributes
+    ----------
+    allowed : int
+        Evaluations.
+    limit : int
+        What the thread has spent where they are spent.
+    thread : int
+        Its number.
+    problems : sequence of ProblemLike
+        Those that draw from it; empty for the one that has it.
+    """
+
+    allowed: int
+    limit: int
+    thread: int = field(default_factory=threading.get_ident)
+    problems: Sequence[ProblemLike] = ()
+
+
+# By the number of the problem.
+_WALKING: dict[int, _Budget] = {}
 
 
 class _Own:
@@ -27,9 +52,9 @@ class _Own:
 
     def __init__(self) -> None:
         self.gradient = self.hvp = 0
-        self.limit: float | None = None
-        # Problems that draw from one budget with it, and where that ends; see shared_budget.
-        self.shared: tuple[Sequence[ProblemLike], int] | None = None
+        # Its own, and one that it draws from with others; see shared_budget.
+        self.budget: _Budget | None = None
+        self.shared: _Budget | None = None
 
 
 class _Spent(threading.local):
@@ -69,34 +94,43 @@ class Counted(ABC):
         EvaluationLimitError
             From the evaluation that would pass the limit, before it is made.
         InputError
-            There is a budget already: another walk is evaluating.
+            It is no whole number, or below zero; or there is a budget already: another walk is
+            evaluating.
         """
+        given: Any = evaluations
+        if isinstance(given, float) and given.is_integer():  # as 1e4 is one
+            given = int(given)
+        allowed = kinds.as_whole(given, "evaluations", 0)
         own = self._own()
-        with _CHANGING:
-            if id(self) in _WALKING:
-                raise InputError(
-                    "problem: another walk is evaluating it; make a problem for each walk at a time"
-                )
-            _WALKING[id(self)] = threading.get_ident()
-        own.limit = _cost(self._own_counts) + evaluations
+        # Before it is taken: counts of a user's class may fail.
+        budget = _Budget(allowed, _cost(self._own_counts) + allowed)
+        # Inside, as Ctrl-C may come anywhere: what is taken is given back.
         try:
+            with _CHANGING:
+                if _WALKING.setdefault(id(self), budget) is not budget:
+                    raise InputError(
+                        "problem: another walk is evaluating it; make a problem for each walk at a "
+                        "time"
+                    )
+            own.budget = budget
             yield
         finally:
-            own.limit = None
-            _WALKING.pop(id(self), None)
+            if _WALKING.get(id(self)) is budget:
+                own.budget = None
+                del _WALKING[id(self)]
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
         """Leave counts and budget as they are: what this thread measures inside is no cost."""
         own = self._own()
-        before = own.gradient, own.hvp, own.limit
-        # Of an evaluation that has a budget it stays taken.
-        own.limit = None if own.limit is None else math.inf
+        gradient, hvp, budget = own.gradient, own.hvp, own.budget
         try:
+            # It stays taken.
+            own.budget = None
             yield
         finally:
-            self._count(before[0] - own.gradient, before[1] - own.hvp)
-            own.limit = before[2]
+            self._count(gradient - own.gradient, hvp - own.hvp)
+            own.budget = budget
 
     def _own(self) -> _Own:
         """What the calling thread has spent, and may."""
@@ -116,14 +150,17 @@ class Counted(ABC):
 
     def _check_budget(self, evaluations: int) -> None:
         own = self._own()
-        if own.limit is None or own.limit == math.inf:
+        if own.budget is None:
             return
-        if _cost(self._own_counts) + evaluations > own.limit:
-            raise EvaluationLimitError(f"the budget ends at {own.limit} evaluations")
-        if own.shared:
-            problems, limit = own.shared
-            if sum(map(own_evaluations, problems)) + evaluations > limit:
-                raise EvaluationLimitError(f"the budget ends at {limit} evaluations of them all")
+        if _cost(self._own_counts) + evaluations > own.budget.limit:
+            raise EvaluationLimitError(
+                f"the budget of {own.budget.allowed} evaluations is spent; allow more"
+            )
+        shared = own.shared
+        if shared and sum(map(own_evaluations, shared.problems)) + evaluations > shared.limit:
+            raise EvaluationLimitError(
+                f"the budget of {shared.allowed} evaluations of them all is spent; allow more"
+            )
 
 
 def own_counts(problem: ProblemLike) -> dict[str, int]:
@@ -161,10 +198,11 @@ def shared_budget(problems: Sequence[ProblemLike], evaluations: int) -> Iterator
         for problem in problems:
             stack.enter_context(problem.budget(evaluations))
         limit = sum(map(own_evaluations, problems)) + evaluations
+        budget = _Budget(evaluations, limit, problems=problems)
         sharing = [p for p in problems if isinstance(p, Counted)] if len(problems) > 1 else []
-        for problem in sharing:
-            problem._own().shared = problems, limit
         try:
+            for problem in sharing:
+                problem._own().shared = budget
             yield
         finally:
             for problem in sharing:
@@ -175,8 +213,8 @@ def _forget_others() -> None:
     """In a forked process: the threads whose budgets these are have no end there."""
     global _CHANGING
     _CHANGING = threading.Lock()
-    for problem, thread in [*_WALKING.items()]:
-        if thread != threading.get_ident():
+    for problem, budget in [*_WALKING.items()]:
+        if budget.thread != threading.get_ident():
             del _WALKING[problem]
 
 

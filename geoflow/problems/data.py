@@ -195,15 +195,15 @@ def with_values(like: tuple[Any, ...] | list[Any], values: list[Any]) -> Any:
 
 
 def convert(data: Tree, dtype: torch.dtype, device: torch.device) -> Tree:
-    """Floating tensors in a dtype, complex ones in its complex kin, all on a device."""
-    kin = torch.complex128 if dtype == torch.float64 else torch.complex64
+    """Every tensor of a tree as :func:`converted` gives it."""
+    return mapped(data, lambda tensor: converted(tensor, dtype, device))
 
-    def converted(tensor: Tensor) -> Tensor:
-        if tensor.is_complex():
-            return tensor.to(device, kin)
-        return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
-    return mapped(data, converted)
+def converted(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A floating tensor in a dtype, a complex one in its complex kin, any on a device."""
+    if tensor.is_complex():
+        return tensor.to(device, dtype.to_complex())
+    return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
 
 def owned(data: Tree, given: Tree) -> Tree:

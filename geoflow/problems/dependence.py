@@ -14,7 +14,7 @@ from geoflow.errors import GeoflowError, InputError
 from geoflow.problems import alone, arithmetic, derivatives, displaced, modules
 from geoflow.problems.graph import leaf_ids
 from geoflow.problems.parts import LossPart, Parameters
-from geoflow.problems.slopes import length
+from geoflow.problems.spacing import length
 
 # (module, parameters that take the place of its own, loss that was copied with it) → loss.
 Loss = Callable[[nn.Module, Parameters, nn.Module | None], Tensor]
@@ -244,7 +244,8 @@ def check_used(
             if not _kept_of(module, missing):
                 return
     keeps = sorted(_kept_of(module, missing))
-    missing = {n: t for n, t in missing.items() if _kept_of(module, [n])}
+    keeping = {where for (where, _), _ in _kept(module)}
+    missing = {n: t for n, t in missing.items() if not keeping.isdisjoint(_places(n))}
     names = ", ".join([*list(missing)[:4], *(["…"] if len(missing) > 4 else [])])
     n = sum(t.numel() for t in missing.values())
     warnings.warn(
@@ -291,11 +292,14 @@ def _kept(module: nn.Module) -> Iterator[tuple[tuple[str, str], Tensor]]:
 
 def _kept_of(module: nn.Module, names: Iterable[str]) -> set[str]:
     """What the layers that hold some parameters keep, and what those are part of."""
-    places: set[str] = set()
-    for name in names:
-        path = name.split(".")[:-1]
-        places |= {".".join(path[:n]) for n in range(1, len(path) + 1)} or {""}
+    places = {place for name in names for place in _places(name)}
     return {key for (where, key), _ in _kept(module) if where in places}
+
+
+def _places(name: str) -> set[str]:
+    """The layer that holds a parameter, and what that is part of."""
+    path = name.split(".")[:-1]
+    return {".".join(path[:n]) for n in range(1, len(path) + 1)} or {""}
 
 
 @contextmanager

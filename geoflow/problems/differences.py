@@ -14,13 +14,12 @@ from geoflow.problems.slopes import (
     Derivable,
     Mismatch,
     gradient_at,
-    length,
     mismatch,
     mismatch_in_float64,
     unit_of,
     value_of,
 )
-from geoflow.problems.spacing import point_near, scale_of, steps
+from geoflow.problems.spacing import length, point_near, scale_of, steps
 from geoflow.problems.widened import Either
 
 # A loss and that beside its gradient may differ by this part of |L| and of ‖∇L‖‖θ‖: other kernels
@@ -97,7 +96,7 @@ def check_same_value(
     InputError
         They differ by more than rounding of θ and of the loss makes of it.
     """
-    size = float(torch.linalg.vector_norm(theta0)) or 1.0
+    size = length(theta0) or 1.0
     slope = length(gradient) * size
     rtol = VALUE_RTOL[theta0.dtype]
     allowed = rtol * (max(abs(float(loss)), abs(float(beside))) + slope)

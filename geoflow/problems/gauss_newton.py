@@ -25,7 +25,7 @@ from geoflow.problems.derivatives import (
 from geoflow.problems.parts import LossPart, ModulePart, Parameters
 from geoflow.problems.products import agrees, in_float32
 from geoflow.problems.slopes import DIFFERENCE_RTOL, gradient_at
-from geoflow.problems.spacing import scale_of, steps
+from geoflow.problems.spacing import length, scale_of, steps
 from geoflow.problems.widened import Either, Evaluation
 from geoflow.system.translation import reason
 
@@ -118,8 +118,8 @@ def check(
         ahead, behind = _flat(moved), _flat(w)
         back, along = _flat(pulled), _flat(list(v.values()))
         there, here = float(torch.dot(ahead, behind)), float(torch.dot(back, along))
-        allowed = float(math.sqrt(eps) * ahead.norm() * behind.norm())
-        if not abs(there - here) <= allowed + 1e3 * eps * float(back.norm() * along.norm()):
+        allowed = math.sqrt(eps) * length(ahead) * length(behind)
+        if not abs(there - here) <= allowed + 1e3 * eps * length(back) * length(along):
             raise _unmoved()
         if not _right_curvature(spread, loss, ahead, generator):
             raise InputError(
@@ -139,10 +139,10 @@ def _right_curvature(
     dtypes = {_real(t.dtype) for t in spread.given}
     if not (len(dtypes) == 1 and dtypes <= DIFFERENCE_RTOL.keys() and bool(v.any())):
         return True
-    start, unit = _flat(spread.given), v / v.norm()
+    start, unit = _flat(spread.given), v / length(v)
     noise = torch.randn(start.shape, generator=generator, dtype=start.dtype, device="cpu").to(start)
     # Where an output is its target to rounding there may be a kink.
-    start = start + noise * (1e-3 * start.norm() / math.sqrt(start.numel()))
+    start = start + noise * (1e-3 * length(start) / math.sqrt(start.numel()))
 
     def at(flat: Tensor) -> tuple[Tensor, list[Tensor]]:
         points = [t.detach().requires_grad_() for t in _shaped(flat, spread.given)]

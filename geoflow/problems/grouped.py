@@ -75,7 +75,7 @@ class Grouped(Counted):
         first = parts[0]
         # Of a chunk the loss is a sum.
         mean = first.loss_fn if first.mean is None else first.mean
-        self._part = replace(first, loss_fn=mean, scale=1.0, weight=1.0)
+        self._part = replace(first, loss_fn=mean, scale=1.0, weight=1.0, mean=None)
         inputs, targets = (joined([getattr(p, w) for p in parts]) for w in ("inputs", "targets"))
         self._groups = Groups(inputs, targets, found, alike=division == "each_example")
         values = self._first_values()
@@ -117,11 +117,11 @@ class Grouped(Counted):
         # There may be inner derivatives.
         with torch.enable_grad(), arithmetic.exact(self.device):
             found = self._groups.values(self._part, self.unflatten(theta))
-        return found if theta.requires_grad else found.detach()
+        return found if theta.requires_grad and torch.is_grad_enabled() else found.detach()
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """The losses, shape (n,), and their gradients, shape (n, P): one evaluation."""
-        given = self._spend(theta, 1)
+        given = self._spend(theta)
         with arithmetic.exact(self.device):
             return self._groups.values_and_gradients(
                 self._part, self.unflatten, given, self.tensors
@@ -132,11 +132,11 @@ class Grouped(Counted):
 
         It is a pass over the data, if one of half the work.
         """
-        return self.loss(self._spend(theta, 1).detach())
+        return self.loss(self._spend(theta).detach())
 
     def weighted_gradient(self, theta: Tensor, weights: Tensor) -> Tensor:
         """∇Σ wᵢLᵢ at θ, shape (P,), weights of shape (n,): one evaluation, one backward pass."""
-        given = self._spend(theta, 1)
+        given = self._spend(theta)
         with torch.enable_grad(), arithmetic.exact(self.device):
             (gradient,) = torch.autograd.grad(self.loss(given) @ weights, given)
         return gradient
@@ -173,10 +173,11 @@ class Grouped(Counted):
             whole.hvp(self.theta0, torch.zeros_like(self.theta0))
         return bool(whole._products.exact)
 
-    def _spend(self, theta: Tensor, evaluations: int) -> Tensor:
+    def _spend(self, theta: Tensor) -> Tensor:
+        """Count one evaluation, and give it a θ of its own."""
         checks.check_like(theta, self.theta0)
-        self._check_budget(evaluations)
-        self._count(gradient=evaluations)
+        self._check_budget(1)
+        self._count(gradient=1)
         return theta.detach().clone().requires_grad_()
 
     def _own_rounding(self) -> NDArray[np.float64]:
@@ -336,11 +337,14 @@ def each_example(problem: ProblemLike) -> Grouped:
         See :class:`Grouped`.
     """
     parts = module_parts(problem, "a constraint for each example")
+    hashes = (
+        data.sha256(*(data.chunk(tree, i, 1) for tree in (part.inputs, part.targets)))
+        for part in parts
+        for i in range(data.length(part.inputs))
+    )
     alike: dict[str, list[int]] = {}
-    for part in parts:
-        for i in range(data.length(part.inputs)):
-            one = (data.chunk(tree, i, 1) for tree in (part.inputs, part.targets))
-            alike.setdefault(data.sha256(*one), []).append(sum(map(len, alike.values())))
+    for number, digest in enumerate(hashes):
+        alike.setdefault(digest, []).append(number)
     return Grouped(problem, [np.array(same) for same in alike.values()], "each_example")
 
 
@@ -375,7 +379,9 @@ def by_class(problem: ProblemLike) -> Grouped:
             "constraint"
         )
     labels = targets.cpu().numpy()
-    return Grouped(problem, [np.flatnonzero(labels == k) for k in np.unique(labels)], "by_class")
+    order = np.argsort(labels, kind="stable")
+    _, firsts = np.unique(labels[order], return_index=True)
+    return Grouped(problem, np.split(order, firsts[1:]), "by_class")
 
 
 # By the name that an archive and the command line have of them.

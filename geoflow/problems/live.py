@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from geoflow.errors import InputError
 from geoflow.problems import displaced
 from geoflow.problems.graph import children, leaf_of, nodes
-from geoflow.problems.modules import parameters_by_name
+from geoflow.problems.modules import parameters_by_name, unwrap
 from geoflow.problems.reach import reachable
 
 # Modules of users that a problem has been made of, with the names of the parameters that are its θ:
@@ -30,9 +30,12 @@ _REMEDY = (
 
 
 def remember(module: nn.Module, names: Iterable[str]) -> None:
-    """Remember a user's module of which these parameters are θ, as long as it is there."""
+    """Remember a user's module of which these parameters are θ, as long as it is there.
+
+    Not before the problem is made: of one that is refused they are none.
+    """
     with _LOCK:
-        _THETAS.setdefault(module, set()).update(names)
+        _THETAS.setdefault(unwrap(module), set()).update(names)
 
 
 def _thetas() -> list[tuple[nn.Module, set[str]]]:

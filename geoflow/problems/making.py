@@ -22,7 +22,6 @@ from geoflow.problems import (
     data,
     dependence,
     inner,
-    live,
     modules,
     unconverted,
 )
@@ -98,7 +97,6 @@ def of_module(
             own_loss = fresh = _with_own_arguments(loss_fn)
         whole = ModulePart(network.module, network.fixed, x, y, own_loss)
         parts = divided(whole, batch_size, network.moving, fresh)
-    live.remember(modules.unwrap(module), network.moving)
     return parts, *flat(network.moving), digest
 
 
@@ -194,7 +192,6 @@ def of_batches(
             of_module = inner.OfModule(batch_loss, tuple(network.moving))
             parts = replace(parts, bound=Bound(network.module, of_module))
             dependence.check(module, network, loss, held, "batch_loss")
-    live.remember(modules.unwrap(module), network.moving)
     return parts, *flat(network.moving), digest
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from geoflow.errors import InputError
-from geoflow.problems import alone, displaced
+from geoflow.problems import alone, data, displaced
 from geoflow.problems.storage import check_memory
 from geoflow.system import kinds
 from geoflow.system.translation import reason
@@ -23,8 +23,6 @@ PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 # What ``copy.deepcopy`` remembers of the objects it has copied.
 Memo = dict[int, Any]
-
-COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
 
 
 class Network(NamedTuple):
@@ -309,13 +307,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def convert(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
     """Convert in place; complex buffers stay complex."""
-
-    def converted(tensor: Tensor) -> Tensor:
-        if tensor.is_complex():
-            return tensor.to(device, COMPLEX[dtype])
-        return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
-
-    module._apply(converted)
+    module._apply(lambda tensor: data.converted(tensor, dtype, device))
 
 
 def tied_names(module: nn.Module) -> dict[str, str]:

@@ -153,11 +153,13 @@ class Problem(MeanOfParts):
             that makes the loss random or stateful, or a loss that is not what it must be: finite,
             a function of θ alone with a gradient, the same in chunks and after conversion.
         """
-        return cls(
+        problem = cls(
             *making.of_module(
                 module, loss_fn, inputs, targets, batch_size, parameters, dtype, device
             )
         )
+        live.remember(module, [tensor.name for tensor in problem.tensors])
+        return problem
 
     @classmethod
     def from_batches(
@@ -195,7 +197,10 @@ class Problem(MeanOfParts):
         InputError
             See :meth:`from_module`; or batches that are not the same twice.
         """
-        return cls(*making.of_batches(module, batch_loss, batches, parameters, dtype, device))
+        made = making.of_batches(module, batch_loss, batches, parameters, dtype, device)
+        problem = cls(*made)
+        live.remember(module, [tensor.name for tensor in problem.tensors])
+        return problem
 
     @classmethod
     def from_function(cls, loss: Callable[[Tensor], Tensor], theta0: Tensor) -> Problem:

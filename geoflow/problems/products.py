@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import InputError
-from geoflow.problems.slopes import DIFFERENCE_RTOL, Derivable, gradient_at, length
-from geoflow.problems.spacing import SMALL, Spacing, chosen, point_near, scale_of, steps
+from geoflow.problems.slopes import DIFFERENCE_RTOL, Derivable, gradient_at
+from geoflow.problems.spacing import SMALL, Spacing, chosen, length, point_near, scale_of, steps
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
@@ -183,7 +183,7 @@ def error_of(problem: object, theta: Tensor) -> float:
 def beside(function: Derivable, theta0: Tensor, least: float = 1.0) -> Tensor:
     """A point near ``theta0`` where the function is finite, or that itself."""
     # The curvature of what is odd, as tanh is, vanishes with θ, and so does what is wrong of it.
-    is_small = float(torch.linalg.vector_norm(theta0)) < SMALL
+    is_small = length(theta0) < SMALL
     theta, _ = point_near(theta0, 2, least, FROM_ZERO if is_small else BESIDE)
     return theta0 if gradient_at(function, theta) is None else theta
 

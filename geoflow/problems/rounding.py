@@ -77,10 +77,9 @@ def _at(function: Either, theta: Tensor) -> tuple[Numbers, Numbers, Numbers]:
     """Errors of the losses at a point, their sizes, and what rounding of θ makes of them."""
     losses, gradients = function(theta)
     exact = as_numbers(function(theta.double())[0])
-    norms = torch.linalg.vector_norm(torch.atleast_2d(gradients), dim=-1)
-    length = float(torch.linalg.vector_norm(theta))
+    norms = np.array([spacing.length(row) for row in torch.atleast_2d(gradients)])
     size = abs(exact)
-    explained = torch.finfo(theta.dtype).eps * (size + as_numbers(norms) * length)
+    explained = torch.finfo(theta.dtype).eps * (size + norms * spacing.length(theta))
     return as_numbers(losses) - exact, size, explained
 
 

@@ -76,14 +76,17 @@ def _some_of(
 ) -> LossPart:
     if not isinstance(part, ModulePart):
         return part
-    size = data.length(part.inputs) if examples is None else examples
+    n = data.length(part.inputs)
+    size = n if examples is None else min(examples, n)
 
     def few(tree: Tree) -> Tree:
         return data.mapped(
-            data.chunk(tree, 0, size), lambda t: data.convert(t, dtype, t.device).clone()
+            data.chunk(tree, 0, size), lambda t: data.converted(t, dtype, t.device).clone()
         )
 
     loss_fn = part.loss_fn
+    # A mean times n weighs n as before. Of a sum fewer examples weigh less.
+    is_sum = part.mean is not None and part.scale == 1.0
     return replace(
         part,
         module=modules.duplicate(part.module, memo=memo),
@@ -92,4 +95,5 @@ def _some_of(
         else loss_fn,
         inputs=few(part.inputs),
         targets=few(part.targets),
+        weight=part.weight * size / n if is_sum else part.weight,
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import GeoflowError, InputError
-from geoflow.problems.spacing import point_near, scales, steps
+from geoflow.problems.spacing import length, point_near, scales, steps
 from geoflow.problems.widened import Either
 
 # A derivative by differences may differ from the gradient's by this part of ‖∇f‖.
@@ -150,7 +150,7 @@ def _directions(
     function: Derivable, theta: Tensor, value: Tensor, gradient: Tensor, random: Tensor
 ) -> Iterator[_Direction]:
     for direction in (random, random.sign() * theta.abs()):
-        size = float(torch.linalg.vector_norm(direction))
+        size = length(direction)
         if size != 0:
             yield _Direction(function, theta, value, gradient, direction / size)
 
@@ -245,11 +245,6 @@ def value_of(function: Derivable, theta: Tensor) -> float:
         raise
     except (RuntimeError, ValueError):
         return math.nan
-
-
-def length(v: Tensor) -> float:
-    """The norm in float64: squares of float32 numbers may have no place in float32."""
-    return float(torch.linalg.vector_norm(v, dtype=torch.float64))
 
 
 def unit_of(function: Callable[[Tensor], Tensor], theta0: Tensor) -> float:

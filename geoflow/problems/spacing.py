@@ -28,9 +28,20 @@ CONSISTENT = 10.0
 Gradient = Callable[[Tensor], Tensor | None]
 
 
+def length(v: Tensor) -> float:
+    """‖v‖, of whatever scale v is: the squares of its entries may have no place in its dtype."""
+    norm, info = float(torch.linalg.vector_norm(v)), torch.finfo(v.dtype)
+    if math.sqrt(info.tiny) / info.eps <= norm <= math.sqrt(info.max) * info.eps or not v.numel():
+        return norm
+    largest = float(v.abs().max())
+    if not 0 < largest < math.inf:
+        return norm
+    return largest * float(torch.linalg.vector_norm(v / largest))
+
+
 def scales(theta: Tensor) -> list[float]:
     """Scales that a function of θ may vary over, shortest first: one, and ‖θ‖ far below that."""
-    size = _norm(theta)
+    size = length(theta)
     return [size, 1.0] if 0 < size < SMALL else [1.0]
 
 
@@ -51,13 +62,13 @@ def point_near(
         The part.
     """
     random = _random(theta, seed)
-    scale = max(_norm(theta), least)
+    scale = max(length(theta), least)
     return theta + random * (by * scale / math.sqrt(theta.numel())), random
 
 
 def steps(theta: Tensor, least: float = 1.0) -> list[float]:
     """Step sizes for differences: the best of a smooth function first, others near kinks."""
-    best = _best(theta.dtype) * max(_norm(theta), least)
+    best = _best(theta.dtype) * max(length(theta), least)
     return [best, best / 30, best / 1000, 10 * best]
 
 
@@ -79,16 +90,18 @@ class Spacing:
 
     def step(self, theta: Tensor, v: Tensor) -> float:
         """The step in units of v; of v = 0 any."""
-        best, size = _best(theta.dtype), _norm(v)
+        best, size = _best(theta.dtype), length(v)
+        # Over a number below it a step may be more than the dtype holds.
+        tiny = torch.finfo(v.dtype).tiny
         if not self.of_tensors or size == 0:
-            return best * max(_norm(theta), self.least) / (size or 1.0)
+            return best * max(length(theta), self.least) / (max(size, tiny) if size else 1.0)
         parts = [n for n, _ in self.of_tensors]
         return min(
-            best * max(_norm(t), least) / length
+            best * max(length(t), least) / max(size, tiny)
             for t, w, (_, least) in zip(
                 theta.split(parts), v.split(parts), self.of_tensors, strict=True
             )
-            if (length := _norm(w)) > 0
+            if (size := length(w)) > 0
         )
 
     def difference(self, gradient: Callable[[Tensor], Tensor], theta: Tensor, v: Tensor) -> Tensor:
@@ -125,7 +138,7 @@ class Measured:
         if not self.error < shorter.error:
             return False
         return math.isinf(shorter.error) or all(
-            _norm((a - b).double()) <= CONSISTENT * shorter.error * _norm(b.double())
+            length((a - b).double()) <= CONSISTENT * shorter.error * length(b.double())
             for a, b in zip(self.found, shorter.found, strict=True)
         )
 
@@ -150,8 +163,8 @@ def chosen(
     probes : sequence of Tensor, shape (P,)
         Along which products are compared; where all tensors are of one size the first is enough.
     """
-    norms = [_norm(t) for t in theta0.split(list(sizes))]
-    size, smallest = _norm(theta0), min((n for n in norms if n > 0), default=0.0)
+    norms = [length(t) for t in theta0.split(list(sizes))]
+    size, smallest = length(theta0), min((n for n in norms if n > 0), default=0.0)
     is_small, is_uneven = 0 < size < SMALL, 0 < smallest < UNEVEN * size
     random = _random(theta0, 2)
     # Beside θ0, each tensor by a part of its own size: where a weight is zero, so are whole blocks.
@@ -213,8 +226,8 @@ def _measured(
         half, _ = _central(gradient, theta, v, step / 2)
         if whole is None or half is None:
             return Measured(spacing, math.inf, tuple(torch.zeros_like(v) for v in probes))
-        size = _norm(half.double())
-        error = (_norm((whole - half).double()) + noise) / size if size else math.inf
+        size = length(half.double())
+        error = (length((whole - half).double()) + noise) / size if size else math.inf
         worst = max(worst, error if math.isfinite(error) else math.inf)
         found.append(whole)
     return Measured(spacing, worst, tuple(found))
@@ -227,17 +240,13 @@ def _central(
     ahead, behind = (gradient(theta + s * v) for s in (step, -step))
     if ahead is None or behind is None:
         return None, 0.0
-    noise = torch.finfo(theta.dtype).eps * _norm(ahead) / step
+    noise = torch.finfo(theta.dtype).eps * length(ahead) / step
     return (ahead - behind) / (2 * step), noise
 
 
 def _best(dtype: torch.dtype) -> float:
     """The best step of a smooth function over what it varies over."""
     return float(torch.finfo(dtype).eps ** (1 / 3))
-
-
-def _norm(v: Tensor) -> float:
-    return float(torch.linalg.vector_norm(v))
 
 
 def _random(theta: Tensor, seed: int) -> Tensor:

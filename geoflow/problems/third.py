@@ -21,7 +21,7 @@ from geoflow.problems.products import Product, agrees, beside, probes
 from geoflow.problems.products import error_of as products_error
 from geoflow.problems.protocol import ProblemLike
 from geoflow.problems.slopes import DIFFERENCE_RTOL, gradient_at
-from geoflow.problems.spacing import between, scale_of, scales, steps
+from geoflow.problems.spacing import between, length, scale_of, scales, steps
 
 # (θ, v) → ∇²L v and ∇³L[v, v].
 ThirdProduct = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -162,18 +162,18 @@ def by_differences(
         Over no step do they agree, as where there are kinks everywhere.
     """
     middle = product(theta, v)
-    size = float(torch.linalg.vector_norm(v))
+    size = length(v)
     if size == 0:
         return middle, torch.zeros_like(v)
     unit, rounding = v / size, rounding or torch.finfo(theta.dtype).eps
-    noise = 10 * rounding * float(torch.linalg.vector_norm(middle)) / size
+    noise = 10 * rounding * length(middle) / size
     is_small = len(scales(theta)) > 1
     least, smallest, best = math.inf, math.inf, torch.zeros_like(v)
     tried = list(_steps(theta, rounding))
     for step in tried:
         whole, half = (_central(product, theta, unit, s) for s in (step, step / 2))
         found = (4 * half - whole) / 3
-        off, norm = (float(torch.linalg.vector_norm(t)) for t in (half - whole, found))
+        off, norm = (length(t) for t in (half - whole, found))
         within = noise / step
         apart = max(off - within, 0.0) / norm if norm else 0.0
         # What is within rounding may be right, and of steps that are too short is nothing else.
@@ -201,7 +201,7 @@ def _central(product: Product, theta: Tensor, unit: Tensor, step: float) -> Tens
 
 
 def _steps(theta: Tensor, rounding: float) -> Iterator[float]:
-    scale = float(torch.linalg.vector_norm(theta)) or 1.0
+    scale = length(theta) or 1.0
     for part in SHORTER:
         yield rounding ** (1 / 3) * scale * part
     for longer in between(scale):

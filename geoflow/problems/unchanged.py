@@ -13,6 +13,7 @@ from torch import Tensor
 
 from geoflow.errors import InputError
 from geoflow.problems.protocol import ProblemLike
+from geoflow.problems.spacing import length
 
 Numbers = NDArray[np.float64]
 
@@ -64,7 +65,7 @@ class First:
         eps = torch.finfo(theta0.dtype).eps
         of_theta = 0.0
         if gradient is not None:
-            of_theta = eps * float(theta0.norm()) * float(gradient.norm())
+            of_theta = eps * length(theta0) * length(gradient)
         size = float(np.abs(losses[0]).max())
         return cls(theta0, *losses, UNITS * eps * size + TIMES * (of_theta + rounding))
 

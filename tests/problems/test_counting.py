@@ -1,5 +1,6 @@
 """A budget, and what is left uncounted, belong to the thread that takes them; counts to all."""
 
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -100,6 +101,80 @@ def test_a_walk_that_is_refused_changes_nothing_of_the_one_that_walks():
             spend(one)
 
     elsewhere(allowed)
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "said"),
+    [
+        ("10", r"evaluations='10'; give a whole number"),
+        (math.nan, r"evaluations=nan; give a whole number"),
+        (2.5, r"evaluations=2\.5; give a whole number"),
+        (True, r"evaluations=True; give a whole number"),
+        (-5, r"evaluations=-5; use at least 0"),
+    ],
+)
+def test_a_budget_is_a_whole_number_and_one_that_is_refused_is_not_taken(evaluations, said):
+    one = problem()
+    with pytest.raises(InputError, match=f"^{said}$"):
+        one.budget(evaluations).__enter__()
+    for whole in (1, 1.0, np.int64(1)):
+        with one.budget(whole):
+            spend(one)
+            with pytest.raises(EvaluationLimitError, match=r"budget of 1 evaluations"):
+                spend(one)
+
+
+def test_nor_is_one_of_problems_whose_counts_fail(monkeypatch):
+    first, second = problem(), problem(0.5)
+    together = Problems([first, second])
+
+    def failing(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("geoflow.problems.several.own_counts", failing)
+        with pytest.raises(KeyboardInterrupt):
+            together.budget(10).__enter__()
+    with together.budget(2):
+        spend(together)
+
+
+def test_nor_is_one_where_ctrl_c_comes_as_it_is_taken(monkeypatch):
+    one = problem()
+
+    class Interrupted(dict):
+        def setdefault(self, *item):
+            super().setdefault(*item)
+            raise KeyboardInterrupt
+
+    taken = Interrupted()
+    monkeypatch.setattr(counting, "_WALKING", taken)
+    with pytest.raises(KeyboardInterrupt):
+        one.budget(10).__enter__()
+    assert not taken
+    spend(one, 11)
+
+
+def test_what_a_budget_allows_is_said_and_not_where_it_ends():
+    first, second = problem(), problem(0.5)
+    spend(first, 500)
+    with first.budget(3):
+        spend(first, 3)
+        with pytest.raises(EvaluationLimitError, match=r"^the budget of 3 evaluations is spent"):
+            spend(first)
+    with shared_budget([first, second], 2):
+        spend(second, 2)
+        with pytest.raises(EvaluationLimitError, match=r"^the budget of 2 evaluations of them all"):
+            spend(first)
+
+
+def test_a_budget_that_is_taken_where_nothing_counts_is_one():
+    one = problem()
+    with one.uncounted(), one.budget(1):
+        spend(one)
+        with pytest.raises(EvaluationLimitError):
+            spend(one)
+    assert one.evaluations == 0
 
 
 def test_a_budget_of_several_is_that_of_a_thread():

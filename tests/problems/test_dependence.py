@@ -9,6 +9,7 @@ from torch.nn import functional
 
 import geoflow as gf
 from geoflow.errors import InputError
+from geoflow.problems import dependence
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
 Y = X.sum(1, keepdim=True).sin()
@@ -441,6 +442,24 @@ def test_what_a_layer_has_merged_is_found_inside_a_network():
     message = r"module: merging.up, merging.down \(42 parameters of θ\) have .* keeps merged: "
     with pytest.warns(UserWarning, match=message):
         gf.Problem.from_module(module, MSE, X, Y)
+
+
+class Keeping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.spare, self.kept = nn.Parameter(torch.ones(1)), torch.ones(1)
+
+
+def test_each_layer_is_looked_at_once_however_many_have_no_part(monkeypatch):
+    module = Layers()
+    module.layers = nn.ModuleList(Keeping() for _ in range(50))
+    module.layers.insert(7, nn.Linear(1, 1))
+    passes, kept = [], dependence._kept
+    monkeypatch.setattr(dependence, "_kept", lambda of: passes.append(of) or kept(of))
+    message = r"module: layers.0.spare, .*, … \(50 parameters of θ\) have no part .* keeps kept: "
+    with pytest.warns(UserWarning, match=message):
+        gf.Problem.from_module(module, MSE, X, Y)
+    assert len(passes) < 20
 
 
 class Covariance(nn.Module):

@@ -10,6 +10,7 @@ from torch.func import functional_call
 import geoflow as gf
 from geoflow.analysis.curvature.operators import gauss_newton
 from geoflow.errors import InputError
+from geoflow.problems import gauss_newton as gauss_newton_of
 
 D = torch.float64
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(0), dtype=D)
@@ -253,3 +254,29 @@ def test_a_loss_with_wrong_second_derivatives_is_refused_in_either_dtype(size, d
         product(Fourth.apply, dtype)
     found, expected = (product(lambda x: (x**4).sum(), d) for d in (dtype, D))
     assert torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-24, 1.0, 1e18])
+def test_outputs_may_be_in_any_unit_of_float32(unit):
+    """Squares of derivatives of 1e-30 have no place in float32."""
+    matrix = unit * torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
+
+    def loss(outputs):
+        return (outputs / unit).square().sum(), torch.ones(())
+
+    at = {"a": torch.linspace(-1, 1, 5)}
+    gauss_newton_of.check(lambda p: matrix @ p["a"], loss, at)
+    with pytest.raises(InputError, match="a backward without a derivative that is right"):
+        gauss_newton_of.check(lambda p: matrix @ Detached.apply(p["a"]), loss, at)
+
+
+class Detached(torch.autograd.Function):
+    """x, with a backward that is no function of its argument."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.detach().clone()

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 import geoflow as gf
 import references
 from geoflow.errors import CriticalPointError, EvaluationLimitError, InputError
+from geoflow.problems import grouped
 from geoflow.problems.grouped import Grouped, divided
 
 INPUTS, TARGETS = references.small_data()
@@ -562,3 +563,33 @@ def test_rounding_of_a_loss_that_all_but_vanishes_is_no_fault(unit, divide):
         return unit * ((1 + outputs.square().sum(1)).mean() - 1)
 
     divide(gf.Problem.from_module(module, loss, INPUTS, TARGETS))
+
+
+@pytest.mark.parametrize("divide", [gf.each_example, gf.by_class])
+def test_a_loss_has_a_graph_where_gradients_are_on(divide):
+    problem = divide(whole())
+    theta = problem.theta0.clone().requires_grad_()
+    with torch.no_grad():
+        found = problem.loss(theta)
+    assert not found.requires_grad
+    assert problem.loss(theta).requires_grad
+    assert not problem.loss(theta.detach()).requires_grad
+
+
+def test_examples_are_numbered_in_one_pass(monkeypatch):
+    """By counting those before it each, this many would take minutes."""
+    n = 60_000
+    x = torch.arange(n, dtype=torch.float64)[:, None] / n
+    x[[n - 1, 7]] = x[[3, 3]]
+    problem = gf.Problem.from_module(nn.Linear(1, 1), mse_loss, x, x, n // 4)
+    monkeypatch.setattr(grouped, "Grouped", lambda problem, groups, division: groups)
+    groups = gf.each_example(problem)
+    assert len(groups) == n - 2
+    assert [group.tolist() for group in groups[2:8]] == [[2], [3, 7, n - 1], [4], [5], [6], [8]]
+
+
+def test_classes_are_in_their_order_and_so_are_their_examples(monkeypatch):
+    monkeypatch.setattr(grouped, "Grouped", lambda problem, groups, division: groups)
+    targets = torch.tensor([2, 0, 4, 2, 0, 2])
+    problem = gf.Problem.from_module(nn.Linear(1, 5), cross_entropy, torch.rand(6, 1), targets)
+    assert [group.tolist() for group in gf.by_class(problem)] == [[1, 4], [0, 3, 5], [2]]

@@ -420,3 +420,12 @@ def test_a_module_that_another_thread_remembers_meanwhile_is_no_error(monkeypatc
     assert len(live._thetas()) == 2
     join(*others)
     assert len(live._thetas()) == 3
+
+
+def test_a_module_whose_problem_was_refused_is_of_none():
+    net = module()
+    with pytest.raises(InputError, match="its gradient"):
+        gf.Problem.from_module(net, lambda o, t: (o.detach() - t).square().mean() + o.mean(), X, Y)
+    # As of any other module that may be meant to stay.
+    with pytest.warns(UserWarning, match=r"uses a parameter of shape .* that is not of θ"):
+        gf.Problem.from_function(lambda theta: theta @ theta * penalty(net), THETA)

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 import geoflow as gf
 from geoflow.errors import InputError
-from geoflow.problems.spacing import Spacing, chosen
+from geoflow.problems.spacing import Spacing, chosen, length
 from geoflow.problems.third import by_differences, third_product
 
 START = torch.tensor([0.9, 0.6, -0.4, 0.5], dtype=torch.float64)
@@ -282,3 +282,36 @@ def test_a_network_all_but_at_zero_whose_loss_is_low_is_taken(size, dtype):
         warnings.simplefilter("error")
         problem = gf.Problem.from_module(network, loss, x, y, dtype=dtype)
         problem.hvp(problem.theta0, torch.ones_like(problem.theta0))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rtol", "sizes"),
+    [
+        (torch.float32, 1e-4, (1e-37, 1e-30, 1e-24, 1e-10, 1.0, 1e15, 1e22)),
+        (torch.float64, 1e-8, (1e-300, 1e-170, 1e-24, 1.0, 1e100, 1e200)),
+    ],
+)
+def test_products_with_short_and_long_vectors_are_as_right(dtype, rtol, sizes):
+    """Their squares have no place in the dtype."""
+    problem = gf.Problem.from_function(Quartic.apply, START.to(dtype))
+    theta, along = problem.theta0, ALONG.to(dtype)
+    for size in sizes:
+        v = size * along
+        assert length(v) == pytest.approx(size * length(ALONG), rel=1e-6)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = problem.hvp(theta, v) / size
+        assert off(found, 12 * theta**2 * along) < rtol
+
+
+def test_the_length_of_what_is_zero_or_not_finite():
+    for dtype in (torch.float32, torch.float64):
+        assert length(torch.zeros(3, dtype=dtype)) == length(torch.empty(0, dtype=dtype)) == 0
+        assert length(torch.tensor([1.0, torch.inf], dtype=dtype)) == torch.inf
+        assert length(torch.tensor([1.0, torch.nan], dtype=dtype)) != 1
+
+
+def test_a_step_along_the_shortest_vectors_is_finite():
+    theta, v = torch.ones(2), torch.tensor([1e-42, 0.0])
+    for spacing in (Spacing(), Spacing(of_tensors=((1, 1.0), (1, 1.0)))):
+        assert torch.isfinite(spacing.step(theta, v) * v).all()

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import geoflow as gf
-from geoflow.problems import rounding
+from geoflow.problems import rounding, sampling
 
 SAID = r"in float32 the loss( of constraint \d+)? is known to .* use float64, or level_rtol="
 
@@ -167,3 +167,28 @@ def test_digits_are_rounded_up():
     said = rounding.beyond(one, one / 100, np.array([1e-6]))
     assert said.endswith("level_rtol=2.5e-03 where that is enough")
     assert not rounding.beyond(one, 2.5e-3 * np.array([1e-6]), np.array([1e-6]))
+
+
+@pytest.mark.parametrize("batch_size", [10_000, 5_000, 500, 250])
+@pytest.mark.parametrize(
+    "loss_fn", [F.cross_entropy, lambda o, t: F.cross_entropy(o, t)], ids=["sum", "mean"]
+)
+def test_the_rounding_of_a_loss_in_chunks_is_that_of_the_whole(loss_fn, batch_size):
+    """It is measured on the first examples of a chunk, which then weighs what they do."""
+    torch.manual_seed(0)
+    y = torch.arange(20_000) % 3
+    x = F.one_hot(y, 3).float() + 0.05 * torch.randn(len(y), 3)
+    module = nn.Linear(3, 3)
+    with torch.no_grad():
+        module.weight.copy_(12 * torch.eye(3))
+        module.bias.copy_(torch.tensor([0.3, -0.2, 0.1]))
+    whole, chunks = (
+        gf.Problem.from_module(module, loss_fn, x, y, size, dtype=torch.float32)
+        for size in (None, batch_size)
+    )
+    sample = sampling.some(chunks._parts, torch.float32, sampling.EXAMPLES)
+    value = float(chunks._evaluated(chunks.theta0, sample)[0])
+    assert value == pytest.approx(float(whole.loss(whole.theta0)), rel=0.1)
+    assert 1 / 3 < float(chunks._rounding[0] / whole._rounding[0]) < 3
+    with pytest.warns(UserWarning, match=SAID):
+        gf.LevelSet(chunks, level_rtol=1e-5)
