@@ -253,3 +253,12 @@ def test_an_end_of_a_stride_that_is_a_fold_is_the_fold(slopes):
     ends = [_on_arc(x, s) for x, s in zip((0.0, 0.1), slopes, strict=True)]
     found = Arc(_bent(8.0)[0].flow, Learned.unknown(2), 1e-6).fold(*ends)
     assert found is min(ends, key=lambda at: abs(at.slope))
+
+
+def test_where_what_lies_ahead_would_take_too_long_the_arc_is_given_up():
+    continuation = _continuation(_flow(lambda t: t[0] ** 2 - 5 * t[1], [0.0, 1.0]))
+    start = continuation.start()
+    before = continuation.left
+    with pytest.raises(gf.ConvergenceError, match="shows no turn at L = 1.0"):
+        continuation.round(start, 1e6, [], 400)
+    assert before - continuation.left < 100
