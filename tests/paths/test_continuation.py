@@ -9,6 +9,7 @@ import references
 from geoflow.paths import continuation
 from geoflow.paths.branch import FarError, Reached
 from geoflow.paths.continuation import MAX_HALVINGS, Continuation
+from geoflow.paths.learned import Bearing
 
 REFUSED = gf.ConvergenceError("refused", iterations=1, residual=1.0, reason="kkt")
 
@@ -66,3 +67,25 @@ def test_only_the_shortest_steps_are_let_off_being_near(monkeypatch):
     assert path.refused
     assert reached.c == 4.0
     assert reached.n_between == reached.n_corrections - 1 == 255
+
+
+def test_a_new_level_is_come_to_without_the_bearing_of_an_arc_before(monkeypatch):
+    path, _ = following(monkeypatch, lambda here, level: False)
+    path.memory.bearing = Bearing(None, 1.0, 1.0)
+    path.to(4.0, at(1.0), 100)
+    assert path.memory.bearing is None
+
+
+@pytest.mark.parametrize(
+    ("ends", "levels", "here", "passed"),
+    [
+        # The first that lies between them, whichever way, but not where the way began.
+        ((1.0, 5.0), [3.0, 4.0, 2.0, 6.0], 9.0, 2.0),
+        ((5.0, 1.0), [3.0, 4.0, 2.0, 6.0], 9.0, 4.0),
+        ((1.0, 5.0), [2.0, 3.0], 2.00001, 3.0),
+        ((1.0, 5.0), [2.0, 3.0], 2.0001, 2.0),
+        ((1.0, 5.0), [1.0, 5.0, 0.5], 9.0, None),
+    ],
+)
+def test_the_level_passed_is_the_first_on_the_way(ends, levels, here, passed):
+    assert continuation._passed(*ends, levels, here) == passed

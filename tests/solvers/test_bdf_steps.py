@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from scipy.interpolate import BarycentricInterpolator
 
 import geoflow as gf
 import references
@@ -266,3 +267,24 @@ def test_where_nothing_moves_a_step_costs_nothing():
     assert result.carry == carry
     assert torch.equal(result.interpolant(1.0), state.theta)
     assert flow.problem.evaluations == before
+
+
+@pytest.mark.parametrize(("n_points", "order"), [(1, 1), (2, 1), (3, 2), (4, 3), (6, 3)])
+def test_an_order_takes_as_many_points_as_there_are(n_points, order, monkeypatch):
+    orders = failing(monkeypatch)
+    step(n_points=n_points)
+    assert orders == [order]
+
+
+def test_inside_a_step_is_the_polynomial_through_its_end_and_the_points_of_its_formula():
+    flow, state, points, ages = points_of(6, 0.05)
+    carry = {"step_size": 0.05, "order": 3, "n_steps": 20, "n_since_order": 1}
+    result = BDF().step(
+        flow, state, {**carry, "points": points, "ages": ages}, Tolerance(1e-1, 0.0), math.inf
+    )
+    assert result.time == 0.05
+    # A formula of order 3 is of the four points before the end.
+    times = [0.05, *(-ages[:4]).tolist()]
+    through = BarycentricInterpolator(times, torch.stack([result.state.theta, *points[:4]]))
+    for time in (0.01, 0.02, 0.04):
+        assert result.interpolant(time).tolist() == pytest.approx(through(time), rel=1e-12)
