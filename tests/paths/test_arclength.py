@@ -259,6 +259,6 @@ def test_where_what_lies_ahead_would_take_too_long_the_arc_is_given_up():
     continuation = _continuation(_flow(lambda t: t[0] ** 2 - 5 * t[1], [0.0, 1.0]))
     start = continuation.start()
     before = continuation.left
-    with pytest.raises(gf.ConvergenceError, match="shows no turn at L = 1.0"):
+    with pytest.raises(gf.ConvergenceError, match=r"shows no turn at L = 1\.0"):
         continuation.round(start, 1e6, [], 400)
     assert before - continuation.left < 100

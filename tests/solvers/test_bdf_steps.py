@@ -229,9 +229,7 @@ def missing(monkeypatch, error):
     monkeypatch.setattr(bdf, "correct", correcting)
 
 
-@pytest.mark.parametrize(
-    ("error", "part"), [(0.99, 1.0), (1.01, 0.85), (16.0, 0.425), (1e6, 0.2)]
-)
+@pytest.mark.parametrize(("error", "part"), [(0.99, 1.0), (1.01, 0.85), (16.0, 0.425), (1e6, 0.2)])
 def test_after_too_large_an_error_the_next_attempt_is_as_long_as_it_allows(
     error, part, monkeypatch
 ):

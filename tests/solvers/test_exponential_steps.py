@@ -254,3 +254,21 @@ def test_the_largest_curvature_of_a_step_is_expected_in_the_next():
     assert result.carry["radius"] == pytest.approx(state.multiplier, rel=1e-5)
     attempts = Attempts(flow, state, TOLERANCE, 50.0)
     assert attempts.space.matrix[-1, -1] == 50
+
+
+def test_an_attempt_has_newton_start_where_the_level_set_bends_to(monkeypatch):
+    flow, starts, steps = references.ellipsoid(), [], [0.02, 0.01, 0.005]
+    state = flow.evaluate(flow.problem.theta0)
+
+    def recording(self, start, furthest, rtol):
+        starts.append(start)
+        raise REFUSED
+
+    monkeypatch.setattr(Attempts, "_project", recording)
+    for time in steps:
+        attempts = Attempts(flow, state, Tolerance(1e-10, 0.0), 0.0)
+        with pytest.raises(ConvergenceError, match="refused"):
+            attempts.attempt(attempts.resolve(time))
+    left = [abs(flow.level_set.residual(flow.problem.loss(start))) for start in starts]
+    # Along the tangent alone it is of second order.
+    assert references.order_of_convergence(steps, left) > 2.8
