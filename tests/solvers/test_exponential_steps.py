@@ -272,3 +272,11 @@ def test_an_attempt_has_newton_start_where_the_level_set_bends_to(monkeypatch):
     left = [abs(flow.level_set.residual(flow.problem.loss(start))) for start in starts]
     # Along the tangent alone it is of second order.
     assert references.order_of_convergence(steps, left) > 2.8
+
+
+def test_the_correction_too_is_led_back_along_the_bend_of_the_level_set():
+    settings = {"rtol": 1e-3, "atol": 1e-6, "stop": gf.Stationary(179.0)}
+    ds = gf.walk(references.torus(), "exponential", **settings)
+    assert ds.attrs["status"] == "stationary"
+    # Along the tangent alone three steps end so far off the level set that they are re-projected.
+    assert int(ds["n_reprojection"][-1]) == 0
