@@ -13,7 +13,8 @@ from geoflow.manifold.linearization import TangentHessian
 from geoflow.paths.arclength import Arc, OnArc, strides_to
 from geoflow.paths.bordering import Blocks
 from geoflow.paths.continuation import Continuation
-from geoflow.paths.learned import Learned
+from geoflow.paths.corrector import residual_of
+from geoflow.paths.learned import Bearing, Learned
 from geoflow.trajectories import path_schema
 
 TIGHT = 179.999999
@@ -211,3 +212,53 @@ def _on_arc(x, slope):
 def test_strides_are_counted_to_a_fold_or_level_ahead(slopes, levels, strides):
     before, after = (_on_arc(x, s) for x, s in zip((0.0, 0.1), slopes, strict=True))
     assert strides_to(before, after, levels, 0.1) == strides
+
+
+def _bent(bend):
+    """On y = c R is least at x = (y − 10)²/``bend``; the arc at its start, y = 10."""
+    flow = _flow(lambda t: (t[0] - (t[1] - 10) ** 2 / bend) ** 2 - 5 * t[1], [0.0, 10.0])
+    arc = Arc(flow, Learned.unknown(2), 1e-6)
+    return arc, arc.start(flow.evaluate(flow.problem.theta0), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("bend", "length", "following"),
+    # Straight on, up to a tenth of ‖θ‖; after a turn with a cosine of 0.976 no longer.
+    [(math.inf, 0.3, 0.48), (math.inf, 0.9, 1.0), (8.0, 0.9, 0.9)],
+)
+def test_strides_grow_straight_on_up_to_a_part_of_theta(bend, length, following):
+    arc, at = _bent(bend)
+    _, ahead = arc.stride(at, Bearing(at.direction, length, 1.0))
+    assert ahead.stride == pytest.approx(following)
+
+
+def test_a_stride_ends_as_near_the_branch_as_is_asked_for():
+    arc, at = _bent(8.0)
+    before = residual_of(arc.flow.evaluate(at.state.theta + 0.5 * at.direction))
+    arc.limit = before / 10
+    after, _ = arc.stride(at, Bearing(at.direction, 0.5, 1.0))
+    assert residual_of(after.state) <= arc.limit
+
+
+def test_a_level_come_to_on_a_branch_across_is_refused():
+    arc, at = _bent(math.inf)
+    assert arc._onto(10.2, at).state.loss == pytest.approx(10.2)
+    aslant = torch.tensor([0.5, 0.5], dtype=torch.float64).sqrt()
+    with pytest.raises(gf.ConvergenceError, match="leads off the branch"):
+        arc._onto(10.2, OnArc(at.state, aslant))
+
+
+@pytest.mark.parametrize("slopes", [(5e-4, -0.3), (0.3, -5e-4)])
+def test_an_end_of_a_stride_that_is_a_fold_is_the_fold(slopes):
+    ends = [_on_arc(x, s) for x, s in zip((0.0, 0.1), slopes, strict=True)]
+    found = Arc(_bent(8.0)[0].flow, Learned.unknown(2), 1e-6).fold(*ends)
+    assert found is min(ends, key=lambda at: abs(at.slope))
+
+
+def test_where_what_lies_ahead_would_take_too_long_the_arc_is_given_up():
+    continuation = _continuation(_flow(lambda t: t[0] ** 2 - 5 * t[1], [0.0, 1.0]))
+    start = continuation.start()
+    before = continuation.left
+    with pytest.raises(gf.ConvergenceError, match=r"shows no turn at L = 1\.0"):
+        continuation.round(start, 1e6, [], 400)
+    assert before - continuation.left < 100

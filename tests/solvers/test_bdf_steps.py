@@ -1,14 +1,17 @@
 """Single steps of the multistep solver: orders, lengths, attempts in vain, exactly."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
+from scipy.interpolate import BarycentricInterpolator
 
+import geoflow as gf
 import references
 from geoflow.errors import ConvergenceError
 from geoflow.solvers import BDF, Tolerance, bdf
-from geoflow.solvers.multistep.corrector import Corrected, LandingError, correct
+from geoflow.solvers.multistep.corrector import Corrected, IndefiniteError, LandingError, correct
 from geoflow.solvers.multistep.history import History
 
 TOLERANCE = Tolerance(1e-4, 0.0)
@@ -209,3 +212,77 @@ def test_an_order_stays_for_as_many_steps_as_it_is(n_since_order, chosen):
         history, Corrected(state, 3), carry, 2, 1e-3, 0.5, 1.0, 5, closely=False
     )
     assert found == chosen
+
+
+def missing(monkeypatch, error):
+    """Have the solution of the first equation miss its prediction by so many errors allowed."""
+    left = [error]
+
+    def correcting(flow, formula, *args):
+        found = correct(flow, formula, *args)
+        if not left:
+            return found
+        size = left.pop() * TOLERANCE.per_step(formula.start, 5, 10.0**-6) / formula.error_constant
+        theta = formula.predicted + size * torch.eye(len(formula.start), dtype=torch.float64)[0]
+        return Corrected(dataclasses.replace(found.state, theta=theta), found.iterations)
+
+    monkeypatch.setattr(bdf, "correct", correcting)
+
+
+@pytest.mark.parametrize(("error", "part"), [(0.99, 1.0), (1.01, 0.85), (16.0, 0.425), (1e6, 0.2)])
+def test_after_too_large_an_error_the_next_attempt_is_as_long_as_it_allows(
+    error, part, monkeypatch
+):
+    missing(monkeypatch, error)
+    result = step()
+    assert result.n_rejected == (error > 1)
+    assert result.time == pytest.approx(part * 1e-3, rel=0.01)
+
+
+@pytest.mark.parametrize(("least", "part"), [(-0.5, 0.5), (-1.5, 0.4), (-9.0, 0.25)])
+def test_an_equation_of_no_minimum_says_how_much_shorter_the_next_attempt_is(
+    least, part, monkeypatch
+):
+    failing(monkeypatch, IndefiniteError(least, iterations=2, residual=1.0))
+    assert step().time == pytest.approx(part * 1e-3)
+
+
+def test_no_step_is_longer_than_it_takes_to_lose_theta_in_rounding(monkeypatch):
+    _, state, _, _ = points_of(6, 1e-3)
+    # Of R = θᵀAθ with |A| ≤ 1, ∇R is at most 2θ.
+    speed = float(state.regularizer_gradient.norm() / state.theta.norm())
+    assert bdf._longest(state) == pytest.approx(2.0**52 / speed)
+    monkeypatch.setattr(bdf, "_longest", lambda at: 1.2e-3)
+    assert step().carry["step_size"] == pytest.approx(1.2e-3)
+
+
+def test_where_nothing_moves_a_step_costs_nothing():
+    flow = gf.RegularizingFlow(references.straight().level_set, lambda theta: 5 * theta[1])
+    state = flow.evaluate(flow.problem.theta0)
+    carry, before = BDF().init(flow, state, TOLERANCE), flow.problem.evaluations
+    result = BDF().step(flow, state, carry, TOLERANCE, 2.0)
+    assert result.state is state
+    assert result.carry == carry
+    assert torch.equal(result.interpolant(1.0), state.theta)
+    assert flow.problem.evaluations == before
+
+
+@pytest.mark.parametrize(("n_points", "order"), [(1, 1), (2, 1), (3, 2), (4, 3), (6, 3)])
+def test_an_order_takes_as_many_points_as_there_are(n_points, order, monkeypatch):
+    orders = failing(monkeypatch)
+    step(n_points=n_points)
+    assert orders == [order]
+
+
+def test_inside_a_step_is_the_polynomial_through_its_end_and_the_points_of_its_formula():
+    flow, state, points, ages = points_of(6, 0.05)
+    carry = {"step_size": 0.05, "order": 3, "n_steps": 20, "n_since_order": 1}
+    result = BDF().step(
+        flow, state, {**carry, "points": points, "ages": ages}, Tolerance(1e-1, 0.0), math.inf
+    )
+    assert result.time == 0.05
+    # A formula of order 3 is of the four points before the end.
+    times = [0.05, *(-ages[:4]).tolist()]
+    through = BarycentricInterpolator(times, torch.stack([result.state.theta, *points[:4]]))
+    for time in (0.01, 0.02, 0.04):
+        assert result.interpolant(time).tolist() == pytest.approx(through(time), rel=1e-12)

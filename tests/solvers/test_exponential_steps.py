@@ -1,5 +1,6 @@
 """Single steps of the exponential method: what is rejected, evaluated and counted, exactly."""
 
+import dataclasses
 import math
 
 import pytest
@@ -182,3 +183,100 @@ def test_a_correction_that_single_precision_does_not_hold_is_a_rejected_step(mon
     result = step(flow, 1e-2)[1]
     assert (usual.n_rejected, result.n_rejected) == (0, 1)
     assert result.time == pytest.approx(0.3e-2)
+
+
+def foretelling(monkeypatch, *found):
+    """Have attempts come to these errors, the velocity at their ends over that at the start."""
+    left, attempt = list(found), Attempts.attempt
+
+    def coming_to(self, time):
+        end, _ = attempt(self, time)
+        error, growth = left.pop(0)
+        return dataclasses.replace(end, tangent_norm=growth * self.state.tangent_norm), error
+
+    monkeypatch.setattr(Attempts, "attempt", coming_to)
+
+
+@pytest.mark.parametrize(
+    ("error", "growth"), [(0.5, 0.9 * 2 ** (1 / 3)), (1.0, 0.9), (1e-3, 3.0), (0.0, 3.0)]
+)
+def test_the_next_step_is_as_long_as_an_error_of_third_order_allows(error, growth, monkeypatch):
+    foretelling(monkeypatch, (error, 1.0))
+    result = step(references.sphere_linear().flow, 1e-4)[1]
+    assert result.carry["step_size"] == pytest.approx(growth * 1e-4)
+
+
+@pytest.mark.parametrize(("error", "growth"), [(1e-6, 90.0), (1e-13, 9e3)])
+def test_at_the_start_it_grows_by_its_error_down_to_a_million_millionth(error, growth, monkeypatch):
+    foretelling(monkeypatch, (error, 1.0))
+    result = step(references.sphere_linear().flow, 1e-9, starting=True)[1]
+    assert result.carry["step_size"] == pytest.approx(growth * 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("found", "part"),
+    [
+        # By its error, to a fifth at the least; by the velocity, whatever its error.
+        ((8.0, 1.0), 0.45),
+        ((1e6, 1.0), 0.2),
+        ((1e-9, 1.31), 0.6),
+        ((8.0, 1.31), 0.45),
+        ((1e-9, 1.29), None),
+    ],
+)
+def test_an_attempt_that_is_rejected_says_how_long_the_next_is(found, part, monkeypatch):
+    foretelling(monkeypatch, found, (0.5, 1.0))
+    result = step(references.sphere_linear().flow, 1e-4)[1]
+    assert result.n_rejected == (part is not None)
+    assert result.time == pytest.approx((part or 1.0) * 1e-4)
+
+
+def test_newton_moves_a_point_little_further_than_the_step_does_in_six_iterations():
+    flow = Refusing(references.ellipsoid(), 0, REFUSED)
+    state = flow.evaluate(flow.problem.theta0)
+    owed = 1e-3 * state.velocity / state.tangent_norm
+    attempts = Attempts(flow, state, TOLERANCE, 0.0, owed=owed)
+    size = attempts.resolve(1e-2)
+    length = float(torch.as_tensor(attempts.predict(size)).norm())
+    _, error = attempts.attempt(size)
+    corrected = error * attempts.allowed
+    furthest = [given["max_displacement"] for given in flow.projected]
+    assert furthest == pytest.approx([2 * length + 2e-3, 10 * corrected + length])
+    assert [given["max_iterations"] for given in flow.projected] == [6, 6]
+
+
+def test_the_largest_curvature_of_a_step_is_expected_in_the_next():
+    # Of a linear R on a sphere A is λ times the identity.
+    down = references.sphere_linear().flow
+    flow = gf.RegularizingFlow(down.level_set, lambda theta: -down.regularizer(theta))
+    state, result = step(flow, 1e-3)
+    assert state.multiplier > 0
+    assert result.carry["radius"] == pytest.approx(state.multiplier, rel=1e-5)
+    attempts = Attempts(flow, state, TOLERANCE, 50.0)
+    assert attempts.space.matrix[-1, -1] == 50
+
+
+def test_an_attempt_has_newton_start_where_the_level_set_bends_to(monkeypatch):
+    flow, starts, steps = references.ellipsoid(), [], [0.02, 0.01, 0.005]
+    state = flow.evaluate(flow.problem.theta0)
+
+    def recording(self, start, furthest, rtol):
+        starts.append(start)
+        raise REFUSED
+
+    monkeypatch.setattr(Attempts, "_project", recording)
+    for time in steps:
+        attempts = Attempts(flow, state, Tolerance(1e-10, 0.0), 0.0)
+        with pytest.raises(ConvergenceError, match="refused"):
+            attempts.attempt(attempts.resolve(time))
+    left = [abs(flow.level_set.residual(flow.problem.loss(start))) for start in starts]
+    # Along the tangent alone it is of second order.
+    assert references.order_of_convergence(steps, left) > 2.8
+
+
+def test_the_correction_too_is_led_back_along_the_bend_of_the_level_set():
+    settings = {"rtol": 1e-3, "atol": 1e-6, "stop": gf.Stationary(179.0)}
+    ds = gf.walk(references.torus(), "exponential", **settings)
+    assert ds.attrs["status"] == "stationary"
+    # Along the tangent alone three steps end so far off the level set that they are re-projected.
+    assert int(ds["n_reprojection"][-1]) == 0

@@ -143,3 +143,13 @@ def test_of_a_correction_within_the_rounding_of_the_gradients_nothing_is_learned
     multipliers = torch.ones(1, dtype=torch.float64)
     _learn(space, pairs, before, after, multipliers, 1e-3)
     assert (space.n, len(pairs)) == (learned, learned)
+
+
+def test_a_prediction_that_is_the_solution_costs_its_evaluation_alone():
+    flow = references.straight()
+    state = flow.evaluate(flow.problem.theta0)
+    formula = History(state.theta[None], np.zeros(1)).formula(1, 0.1, state.velocity)
+    pairs, before = SecantPairs(2, [], np.zeros((0, 0))), flow.problem.evaluations
+    found = correct(flow, formula, pairs, 1e-3, closely=False)
+    assert (found.iterations, flow.problem.evaluations - before) == (0, 1)
+    assert found.state.theta.tolist() == pytest.approx([0.1, 1.0])

@@ -121,3 +121,23 @@ def test_vectors_kept_in_single_precision_make_the_same_space_to_seven_digits(ne
     # Of the vectors as they are kept the matrix is exact.
     image = torch.stack([kept.operator(v)[0] for v in rows]) @ rows.T
     assert np.allclose(kept.matrix[:-1, :-1], image, atol=1e-5 * np.abs(kept.matrix).max())
+
+
+def test_of_a_vector_of_the_space_nothing_is_left_that_points_anywhere(network):
+    space = space_of(network)
+    while len(space) < 10:
+        space.add()
+    inside = torch.linspace(1, 2, 10, dtype=torch.float64) @ vectors_of(space)
+    coefficients, left, size = space.split(inside)
+    assert coefficients == pytest.approx(np.linspace(1, 2, 10))
+    assert size == 0
+    assert not left.any()
+
+
+def test_the_curvature_expected_is_no_less_than_the_couplings_seen():
+    # A is D here: along D itself it has no curvature, as D³ has no mean, and leads away from it.
+    space = space_of(sphere(torch.linspace(-1, 1, 9, dtype=torch.float64)))
+    coupling = float(space.matrix[-1, 0])
+    assert abs(space.matrix[0, 0]) <= 1e-6
+    assert coupling > 0.5
+    assert space.radius == space.matrix[-1, -1] == coupling
