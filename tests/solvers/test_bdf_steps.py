@@ -7,7 +7,6 @@ import pytest
 import torch
 from scipy.interpolate import BarycentricInterpolator
 
-import geoflow as gf
 import references
 from geoflow.errors import ConvergenceError
 from geoflow.solvers import BDF, Tolerance, bdf
@@ -254,17 +253,6 @@ def test_no_step_is_longer_than_it_takes_to_lose_theta_in_rounding(monkeypatch):
     assert bdf._longest(state) == pytest.approx(2.0**52 / speed)
     monkeypatch.setattr(bdf, "_longest", lambda at: 1.2e-3)
     assert step().carry["step_size"] == pytest.approx(1.2e-3)
-
-
-def test_where_nothing_moves_a_step_costs_nothing():
-    flow = gf.RegularizingFlow(references.straight().level_set, lambda theta: 5 * theta[1])
-    state = flow.evaluate(flow.problem.theta0)
-    carry, before = BDF().init(flow, state, TOLERANCE), flow.problem.evaluations
-    result = BDF().step(flow, state, carry, TOLERANCE, 2.0)
-    assert result.state is state
-    assert result.carry == carry
-    assert torch.equal(result.interpolant(1.0), state.theta)
-    assert flow.problem.evaluations == before
 
 
 @pytest.mark.parametrize(("n_points", "order"), [(1, 1), (2, 1), (3, 2), (4, 3), (6, 3)])
