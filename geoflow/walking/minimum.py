@@ -8,8 +8,10 @@ import numpy as np
 from torch import Tensor
 
 from geoflow.errors import ConvergenceError, CriticalPointError
+from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.protocol import Flow
+from geoflow.manifold.scaling import length
 from geoflow.walking.counting import uncounted
 
 
@@ -19,18 +21,20 @@ def is_at_the_level(flow: Flow, state: Any) -> bool:
     There ∇R is zero, so what a walk comes to is its rounding, or what is left of it where θ is a
     little off the level, and angle and λ are of any kind. They say nothing where λ has another sign
     at the far end of what counts as the level, along its normal: that costs two evaluations, which
-    are not the walk's.
+    are not the walk's. On several constraints ∇R itself says nothing where it changes by as much
+    as it is over a way as long as what counts as the level, for one evaluation.
 
     Parameters
     ----------
     flow : Flow
-        Of another kind than :class:`~geoflow.RegularizingFlow`, or on several constraints, it is
-        not known.
+        Of another kind than :class:`~geoflow.RegularizingFlow` it is not known.
     state : State
         Where the walk stands.
     """
-    if not isinstance(flow, RegularizingFlow) or flow.level_set.n_constraints > 1:
+    if not isinstance(flow, RegularizingFlow):
         return False
+    if flow.level_set.n_constraints > 1:
+        return _is_at_several(flow, state)
     residual, tolerance = flow.level_set.residual(state.loss), flow.level_set.tolerance
 
     def multiplier_at(theta: Tensor) -> float:
@@ -44,3 +48,20 @@ def is_at_the_level(flow: Flow, state: Any) -> bool:
     except (ConvergenceError, CriticalPointError):
         return False
     return below >= 0 >= above
+
+
+def _is_at_several(flow: RegularizingFlow, state: FlowState) -> bool:
+    gradient = state.regularizer_gradient
+    size = length(gradient)
+    if size == 0:
+        return True
+    way = state.normals.distance(flow.level_set.tolerances) / size
+
+    def change_at(theta: Tensor) -> float:
+        return length(flow.evaluate(theta).regularizer_gradient - gradient)
+
+    try:
+        change = uncounted(flow, change_at)(state.theta + way * gradient)
+    except (ConvergenceError, CriticalPointError):
+        return False
+    return size <= float(change)

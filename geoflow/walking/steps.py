@@ -174,7 +174,10 @@ class Walk:
                 end = ending.of_error(error, goals.max_evaluations)
                 if isinstance(error, StepSizeError):
                     try:
-                        end = ending.of_jump(end, jumps.beside(self.flow, self._state()))
+                        if is_at_the_level(self.flow, self._state()):
+                            end = ending.at_the_minimum(self.last["multiplier"])
+                        else:
+                            end = ending.of_jump(end, jumps.beside(self.flow, self._state()))
                     except KeyboardInterrupt:
                         end = INTERRUPTED
         status, message = self._keep_last(end, n_records)

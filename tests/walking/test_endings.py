@@ -142,6 +142,31 @@ def test_at_rest_where_r_has_its_minimum_at_the_level(solver, regularizer):
 
 
 @pytest.mark.parametrize("solver", ["bdf", "exponential", "rkc"])
+def test_on_several_constraints_too(solver):
+    flow = references.oja_on_a_circle().flow
+    ds = gf.walk(flow, solver, stop=None, max_evaluations=1500)
+    assert ds.attrs["status"] == "at_rest", ds.attrs["status_message"]
+    assert "R has its minimum at this level" in ds.attrs["status_message"]
+
+
+def test_on_several_constraints_it_is_told_from_a_kkt_point():
+    # Of R = (x − a)² + y on the circle in the plane z = 1/2: at x = a with y kept out, or not.
+    def flow_of_r(regularizer):
+        theta0 = torch.tensor([0.6, 0.8, 0.5], dtype=torch.float64)
+        losses = (lambda t: t[0] ** 2 + t[1] ** 2, lambda t: t[2] + 1)
+        problems = [gf.Problem.from_function(loss, theta0) for loss in losses]
+        return gf.RegularizingFlow(gf.LevelSet(problems, level_rtol=1e-3), regularizer)
+
+    for off, there in ((0.0, True), (0.9e-4, True), (1e-2, False)):
+        flow = flow_of_r(lambda t, off=off: (t[0] - 0.6 - off) ** 2)
+        state, before = flow.evaluate(flow.problem.theta0), dict(flow.problem.counts)
+        assert is_at_the_level(flow, state) == there
+        assert flow.problem.counts == before
+    flow = flow_of_r(lambda t: (t[0] - 0.6) ** 2 + 1e-3 * t[2])
+    assert not is_at_the_level(flow, flow.evaluate(flow.problem.theta0))
+
+
+@pytest.mark.parametrize("solver", ["bdf", "exponential", "rkc"])
 @pytest.mark.parametrize("seed", [4, 5, 9])
 def test_what_is_left_of_a_gradient_at_r_s_minimum_has_no_multiplier(solver, seed):
     # Where θ stands still, ∇R is rounding of some angle; where it is off the level, to within its
