@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -121,7 +121,8 @@ def check(
     raise InputError(
         "module: it keeps something that its first evaluation computed from its weights: at "
         f"other weights its loss is {float(first):.6g}, and of a new copy {float(found):.6g}; "
-        "compute it at every evaluation, or all of it in __init__"
+        "compute it at every evaluation, or all of it in __init__, or call module.train() if it is "
+        "kept in evaluation mode only"
     )
 
 
@@ -261,14 +262,16 @@ def check_used(
     missing = {n: t for n, t in missing.items() if _kept_of(module, [n])}
     n = sum(t.numel() for t in missing.values())
     warnings.warn(
-        f"module: {_listed(list(missing))} ({n:,} parameters of θ) have no part in the loss, and it keeps "
-        f"{', '.join(keeps[:4])}: clear that first if it was computed of them, or leave them "
-        "out by requires_grad_(False)",
+        f"module: {_listed(list(missing))} ({n:,} parameters of θ) have no part in the loss, and "
+        f"it keeps {', '.join(keeps[:4])}: clear that first if it was computed of them, or leave "
+        "them out by requires_grad_(False)",
         stacklevel=4,
     )
 
 
-def _changed(before: Parameters, after: Parameters, names: Iterable[str]) -> list[str]:
+def _changed(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: Iterable[str]
+) -> list[str]:
     """The names of those tensors that an evaluation has set to something else."""
 
     def same(one: Tensor, other: Tensor) -> bool:

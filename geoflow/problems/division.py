@@ -37,12 +37,12 @@ def divided(
 
     A loss with a ``reduction``, as PyTorch's own have, is summed in the chunks and divided by what
     the mean divides by: class weights and ignored targets are counted as the mean counts them. Of
-    any other loss a chunk weighs as many examples as it has, and so it does where that option,
-    set to ``"sum"``, gives no sum over the chunks, as one that is read when a loss is made. Both are compared with the loss of
-    all examples, at the parameters given and at others near them, where that is finite, in float64
-    where the loss takes it; and that of two chunks also at outputs far from there, where a loss
-    with a threshold on the mean is none. Each two chunks are evaluated as one, too: that is not
-    their sum where examples act on each other in the network.
+    any other loss a chunk weighs as many examples as it has, and so it does where the option gives
+    no sum over the chunks, as one that a loss hands on when it is made. Both are compared with the
+    loss of all examples, at the parameters given and at others near them, where that is finite, in
+    float64 where the loss takes it; and that of two chunks also at outputs far from there, where a
+    loss with a threshold on the mean is none. Each two chunks are evaluated as one, too: that is
+    not their sum where examples act on each other in the network.
 
     Parameters
     ----------

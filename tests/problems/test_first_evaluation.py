@@ -1,4 +1,4 @@
-"""A problem's loss is that of its module as it is given, whatever a first evaluation sets or keeps."""
+"""A problem's loss is that of its module as it is given, whatever a first evaluation sets."""
 
 import copy
 
@@ -103,7 +103,8 @@ def test_parameters_that_the_first_evaluation_sets_are_refused_until_it_has(how,
         of(module, 7, dtype=dtype)
     with pytest.raises(InputError, match=message):
         of_batches(module)
-    assert not module[0].initialized and not module[0].shift.any()
+    assert not module[0].initialized
+    assert not module[0].shift.any()
     module(X)
     problem = of(module, dtype=dtype)
     rel = 1e-13 if dtype == torch.float64 else 1e-6
