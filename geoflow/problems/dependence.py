@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -59,20 +59,31 @@ def check(
     ------
     InputError
         The loss uses weights of the user's module, of a copy or of itself, which would stay as
-        they are, or something that was computed of them before; or its gradient does. Or it is no
-        scalar.
+        they are, or something that was computed of them before; or its gradient does. Or its first
+        evaluation sets parameters, or buffers that it then depends on. Or it is no scalar.
     """
     memo: modules.Memo = {}
     unused = modules.duplicate(network.module, memo=memo)
     unused_loss = loss_module
     if loss_module is not None and of == "loss_fn":
         unused_loss = modules.duplicate(loss_module, of, memo)
+    # As they were, whatever an evaluation of the other sets; a buffer may be one of the parameters.
+    fixed = {n: t.detach() for n, t in _parameters(unused).items() if n in network.fixed}
+    fixed.update({n: b.detach().clone() for n, b in unused.named_buffers()})
+
+    def anew(at: Parameters) -> Tensor:
+        return loss(unused, {**fixed, **at}, unused_loss)
+
     _check_live(module, network.module, lambda: loss(network.module, {}, loss_module))
+    if initialised := _changed(_parameters(unused), _parameters(network.module), network.moving):
+        raise _of_first_data(initialised)
+    initialised = _changed(fixed, network.fixed, fixed)
     # With a graph: there may be inner derivatives.
     near, state, value = _evaluated_nearby(
         network, lambda near: loss(network.module, near, loss_module)
     )
-    _check_graph(value, network, {} if loss_module is None else _parameters(loss_module), of)
+    of_loss = {} if loss_module is None else _parameters(loss_module)
+    _check_graph(value, network, of_loss, of, lambda: _uses_own(anew(near), unused))
     first, second = value.detach(), loss(network.module, near, loss_module).detach()
     # What is random or stateful is refused by a message of its own.
     if not torch.equal(first, second):
@@ -82,15 +93,18 @@ def check(
     if displaced.has_part(theirs, lambda: loss(network.module, near, loss_module), second):
         raise InputError(LIVE)
     _set(unused, near)
-    found = loss(unused, {}, unused_loss).detach()
+    found = anew({}).detach()
     if _close(first, found):
-        right = _gradient(lambda _: loss(unused, {}, unused_loss), near, unused)
+        right = _gradient(lambda _: anew({}), near, unused)
         # Far from those near: of a few examples, ReLU has the same derivative at both else.
         _set(unused, nearby(near, 10.0))
         for name in near:
             unused.get_parameter(name).requires_grad_()
-        _check_gradient(_gradient(lambda at: loss(unused, at, unused_loss), near), right)
+        _check_gradient(_gradient(anew, near), right)
         return
+    # With what the evaluations of the other have set it is the same.
+    if initialised and _close(first, loss(unused, {}, unused_loss).detach()):
+        raise _of_first_data(initialised)
     if not torch.equal(state, _generator_state(network)):
         raise InputError(
             "loss: it draws random numbers and differs by them; remove the randomness (for a "
@@ -98,7 +112,7 @@ def check(
         )
     # What an evaluation near θ0 has left there, if anything, goes on.
     _set(unused, network.moving)
-    if _close(first, loss(unused, near, unused_loss).detach()):
+    if _close(first, anew(near).detach()):
         raise InputError(
             "module: it holds weights beside its parameters (a list, another object, .data or "
             f"detach), which stay as they are while θ moves: its loss is {float(first):.6g} where "
@@ -107,7 +121,8 @@ def check(
     raise InputError(
         "module: it keeps something that its first evaluation computed from its weights: at "
         f"other weights its loss is {float(first):.6g}, and of a new copy {float(found):.6g}; "
-        "compute it at every evaluation, or all of it in __init__"
+        "compute it at every evaluation, or all of it in __init__, or call module.train() if it is "
+        "kept in evaluation mode only"
     )
 
 
@@ -246,20 +261,59 @@ def check_used(
     keeps = sorted(_kept_of(module, missing))
     keeping = {where for (where, _), _ in _kept(module)}
     missing = {n: t for n, t in missing.items() if not keeping.isdisjoint(_places(n))}
-    names = ", ".join([*list(missing)[:4], *(["…"] if len(missing) > 4 else [])])
     n = sum(t.numel() for t in missing.values())
     warnings.warn(
-        f"module: {names} ({n:,} parameters of θ) have no part in the loss, and it keeps "
-        f"{', '.join(keeps[:4])}: clear that first if it was computed of them, or leave them "
-        "out by requires_grad_(False)",
+        f"module: {_listed(list(missing))} ({n:,} parameters of θ) have no part in the loss, and "
+        f"it keeps {', '.join(keeps[:4])}: clear that first if it was computed of them, or leave "
+        "them out by requires_grad_(False)",
         stacklevel=4,
     )
 
 
+def _changed(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: Iterable[str]
+) -> list[str]:
+    """The names of those tensors that an evaluation has set to something else."""
+
+    def same(one: Tensor, other: Tensor) -> bool:
+        # A mask may hold NaN, and a sparse matrix is data.
+        if one.layout != torch.strided or other.layout != torch.strided:
+            return True
+        alike = one.shape == other.shape
+        return alike and bool(torch.isclose(one, other, rtol=0, atol=0, equal_nan=True).all())
+
+    return [n for n in names if n in after and not same(before[n].detach(), after[n].detach())]
+
+
+def _of_first_data(names: list[str]) -> InputError:
+    """What to say of a module that sets these itself when it is called for the first time."""
+    return InputError(
+        f"module: its first evaluation sets {_listed(names)}, as a layer does that is initialised "
+        "by the first data it sees, so its loss is not that of the module as it is given; call "
+        "module(inputs) once before, and remove what writes into it at every evaluation"
+    )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join([*names[:4], *(["…"] if len(names) > 4 else [])])
+
+
+def _uses_own(value: Tensor, module: nn.Module) -> bool:
+    used = leaf_ids(value)
+    return any(id(p) in used for p in module.parameters())
+
+
 def _check_graph(
-    value: Tensor, network: modules.Network, of_loss: dict[str, nn.Parameter], of: str
+    value: Tensor,
+    network: modules.Network,
+    of_loss: dict[str, nn.Parameter],
+    of: str,
+    at_first: Callable[[], bool],
 ) -> None:
-    """Refuse a loss at other parameters that uses the copy's own, or such of a loss."""
+    """Refuse a loss at other parameters that uses the copy's own, or such of a loss.
+
+    ``at_first`` tells whether a copy that has never been evaluated uses its own, too.
+    """
     used = leaf_ids(value)
     own = {id(p): n for n, p in _parameters(network.module).items() if n in network.moving}
     for name, parameter in of_loss.items():
@@ -270,11 +324,18 @@ def _check_graph(
                 f"{of}: its parameter {name} is no part of θ, which is the module's; make it one "
                 f"of the module's, or fix it by {of}.requires_grad_(False)"
             )
-    for parameter_id in used & own.keys():
+    held = [name for parameter_id, name in own.items() if parameter_id in used]
+    if held and not at_first():
         raise InputError(
-            f"module: it holds {own[parameter_id]} beside its parameters (in a list, another "
-            "object), and uses that, which stays as it is while θ moves; reach it through the "
-            "layer that it is of"
+            f"module: it keeps something that its first evaluation computed from {held[0]}, "
+            "which stays as it is while θ moves; compute it at every evaluation, or call "
+            "module.train() if it is kept in evaluation mode only"
+        )
+    if held:
+        raise InputError(
+            f"module: it holds {held[0]} beside its parameters (in a list, another object), and "
+            "uses that, which stays as it is while θ moves; reach it through the layer that it is "
+            "of"
         )
 
 

@@ -30,18 +30,19 @@ def divided(
     whole: ModulePart,
     batch_size: int | None,
     parameters: Parameters,
-    fresh: LossFn | None = None,
+    fresh: ModulePart | None = None,
     division: Division | None = None,
 ) -> tuple[LossPart, ...]:
     """Divide a loss over all examples into parts of ``batch_size``.
 
     A loss with a ``reduction``, as PyTorch's own have, is summed in the chunks and divided by what
     the mean divides by: class weights and ignored targets are counted as the mean counts them. Of
-    any other loss a chunk weighs as many examples as it has. Both are compared with the loss of
-    all examples, at the parameters given and at others near them, where that is finite, in float64
-    where the loss takes it; and that of two chunks also at outputs far from there, where a loss
-    with a threshold on the mean is none. Each two chunks are evaluated as one, too: that is not
-    their sum where examples act on each other in the network.
+    any other loss a chunk weighs as many examples as it has, and so it does where the option gives
+    no sum over the chunks, as one that a loss hands on when it is made. Both are compared with the
+    loss of all examples, at the parameters given and at others near them, where that is finite, in
+    float64 where the loss takes it; and that of two chunks also at outputs far from there, where a
+    loss with a threshold on the mean is none. Each two chunks are evaluated as one, too: that is
+    not their sum where examples act on each other in the network.
 
     Parameters
     ----------
@@ -51,8 +52,8 @@ def divided(
         None: one part.
     parameters : dict of str to Tensor
         Where to compare.
-    fresh : callable, optional
-        A copy of the loss that has not been evaluated yet. None: the loss itself.
+    fresh : ModulePart, optional
+        The same, of copies that have not been evaluated yet. None: ``whole`` itself.
     division : Division, optional
         How messages speak of it. None: as of a ``batch_size`` that the user gave.
 
@@ -65,7 +66,7 @@ def divided(
         return (whole,)
     division = division or Division.of(batch_size)
     with checks.explained(next(iter(parameters.values())).dtype, division=division):
-        return _chunks(whole, division, parameters, whole.loss_fn if fresh is None else fresh)
+        return _chunks(whole, division, parameters, fresh or whole, sum_of(whole.loss_fn))
 
 
 def weighed(part: ModulePart, parameters: Parameters) -> ModulePart:
@@ -79,14 +80,17 @@ def weighed(part: ModulePart, parameters: Parameters) -> ModulePart:
         The loss is no such sum.
     """
     all_of_them = Division(data.length(part.inputs), "whole=False", "one process")
-    return _chunks(part, all_of_them, parameters, part.loss_fn)[0]
+    return _chunks(part, all_of_them, parameters, part, sum_of(part.loss_fn))[0]
 
 
 def _chunks(
-    whole: ModulePart, division: Division, parameters: Parameters, fresh: LossFn
+    whole: ModulePart,
+    division: Division,
+    parameters: Parameters,
+    fresh: ModulePart,
+    summed: LossFn | None,
 ) -> tuple[ModulePart, ...]:
     n, batch_size = data.length(whole.inputs), division.size
-    summed = sum_of(whole.loss_fn)
     parts = tuple(_some(whole, summed, s, s + batch_size) for s in range(0, n, batch_size))
     losses = MeanAndSum(OfOutputs(whole.loss_fn), None if summed is None else OfOutputs(summed))
     weight, last, pairs = None, None, None
@@ -101,15 +105,23 @@ def _chunks(
         if losses.summed is not None and weight is None and mean:
             weight = float(losses.summed(outputs, whole.targets)) / float(mean)
             parts = tuple(replace(p, weight=weight * p.weight / n) for p in parts)
-        _check_mean(parts, outputs, mean, division)
-        pairs = pairs or Pairs(losses, whole, parts, outputs, sums, division)
-        pairs.check(outputs)
+        try:
+            _check_mean(parts, outputs, mean, division)
+            pairs = pairs or Pairs(losses, whole, parts, outputs, sums, division)
+            pairs.check(outputs)
+        except InputError:
+            if summed is None:
+                raise
+            break
         last = at, sums
         # The next are as many.
         del outputs
-    if last is not None:
-        _check_alone(replace(whole, loss_fn=fresh), parts, last[1], last[0], division)
-    return parts
+    else:
+        if last is not None:
+            _check_alone(fresh, parts, last[1], last[0], division, by_sums=summed is not None)
+        return parts
+    # The option gives no sum, or that of a part of the loss.
+    return _chunks(whole, division, parameters, fresh, None)
 
 
 def _points(
@@ -332,12 +344,14 @@ def _check_alone(
     sums: list[float],
     at: Parameters,
     division: Division,
+    *,
+    by_sums: bool,
 ) -> None:
     """Compare the sum of two chunks with that of their examples as one, or of one with its halves.
 
     Without a graph two chunks at once take no more memory than one with it.
     """
-    summed = sum_of(whole.loss_fn)
+    summed = sum_of(whole.loss_fn) if by_sums else None
 
     def evaluated(start: int, end: int) -> float:
         return float(_some(whole, summed, start, end).sum_and_weight(at)[0].detach())

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +41,7 @@ from geoflow.problems.parts import (
     laid_out,
 )
 from geoflow.system import kinds
+from geoflow.system.translation import reason
 
 Made = tuple[Iterable[LossPart], Tensor, tuple[TensorSpec, ...], str]
 
@@ -66,11 +68,9 @@ def of_module(
     digest = data.sha256(inputs, targets)
     memo: modules.Memo = {}
     network = modules.network(module, parameters, dtype, device, memo)
-    own_loss = fresh = loss_fn
+    own_loss = loss_fn
     if isinstance(loss_fn, nn.Module):
         own_loss = modules.loss(loss_fn, dtype, device, memo)
-        # Of one that keeps something of the first examples it sees.
-        fresh = modules.duplicate(own_loss, "loss_fn") if batch_size else own_loss
     x = data.owned(data.convert(inputs, dtype, device), given)
     # PyTorch's losses want class indices as int64.
     y = data.mapped(
@@ -94,8 +94,15 @@ def of_module(
         dependence.check(module, network, loss, held)
         # Not before: copies of the module's own weights would be taken for data.
         if not isinstance(loss_fn, nn.Module):
-            own_loss = fresh = _with_own_arguments(loss_fn)
-        whole = ModulePart(network.module, network.fixed, x, y, own_loss)
+            own_loss = _with_own_arguments(loss_fn)
+        whole = fresh = ModulePart(network.module, network.fixed, x, y, own_loss)
+        if some is not None:
+            # Of what keeps something of the first examples it sees.
+            memo = {}
+            unused = modules.network(module, parameters, dtype, device, memo)
+            fresh = replace(whole, module=unused.module, fixed=unused.fixed)
+            if isinstance(loss_fn, nn.Module):
+                fresh = replace(fresh, loss_fn=modules.loss(loss_fn, dtype, device, memo))
         parts = divided(whole, batch_size, network.moving, fresh)
     return parts, *flat(network.moving), digest
 
@@ -173,7 +180,7 @@ def of_batches(
         return unconverted.of_batch(one, dtype) or unconverted.of_module(network.module, dtype)
 
     guard = checks.explained(dtype, beside=beside)
-    with guard, arithmetic.exact(device), torch.enable_grad():
+    with guard, _naming_arrays(one), arithmetic.exact(device), torch.enable_grad():
 
         def loss(own: nn.Module, at: Parameters, _: nn.Module | None) -> Tensor:
             bound = Bound(own, parts.bound.batch_loss)
@@ -189,10 +196,29 @@ def of_batches(
             # What a module holds would have to go where the network goes.
             if (held is not None and held.state_dict()) or not inner.is_missing(error):
                 raise
+            # One that has not been evaluated yet, not even in part.
+            network = modules.network(module, parameters, dtype, device)
             of_module = inner.OfModule(batch_loss, tuple(network.moving))
-            parts = replace(parts, bound=Bound(network.module, of_module))
+            parts = replace(parts, bound=Bound(network.module, of_module), fixed=network.fixed)
             dependence.check(module, network, loss, held, "batch_loss")
     return parts, *flat(network.moving), digest
+
+
+@contextmanager
+def _naming_arrays(batch: Any) -> Iterator[None]:
+    """Say of a first evaluation that fails on NumPy arrays that a batch is given as it is."""
+    try:
+        yield
+    except (TypeError, RuntimeError) as error:
+        # In whose place torch's own functions may look for a method of a tensor.
+        named = isinstance(error, TypeError) or "numpy" in str(error)
+        leaves = (leaf for _, leaf in contents.leaves(batch, ""))
+        if not (named and any(isinstance(one, np.ndarray) for one in leaves)):
+            raise
+        raise InputError(
+            "batches: they hold NumPy arrays, which are not converted, and the first evaluation "
+            f"failed ({reason(error)}); give torch.from_numpy(array), or convert them in batch_loss"
+        ) from error
 
 
 def of_function(loss: Callable[[Tensor], Tensor], theta0: Tensor) -> Made:

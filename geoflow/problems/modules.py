@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from geoflow.errors import InputError
-from geoflow.problems import alone, data, displaced
+from geoflow.problems import alone, data, displaced, uncopied
 from geoflow.problems.storage import check_memory
 from geoflow.system import kinds
-from geoflow.system.translation import reason
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -263,6 +262,7 @@ def duplicate(module: Layer, of: str = "module", memo: Memo | None = None) -> La
         It cannot be copied.
     """
     memo = {} if memo is None else memo
+    known = dict(memo)
     try:
         with displaced.in_place(), alone.at_rest(module):
             for child in module.modules():
@@ -270,15 +270,13 @@ def duplicate(module: Layer, of: str = "module", memo: Memo | None = None) -> La
                     by_rows = value.layout not in (torch.strided, torch.sparse_coo)
                     if not value.is_leaf or (by_rows and not isinstance(value, nn.Parameter)):
                         memo.setdefault(id(value), value.detach().clone())
+            known = dict(memo)
             return copy.deepcopy(module, memo)
     except (torch.OutOfMemoryError, MemoryError):
         raise
     # Whatever a module holds on to may refuse in its own way.
     except Exception as error:
-        raise InputError(
-            f"{of}: {type(module).__name__} cannot be copied "
-            f"({reason(error)}); remove what it keeps beside its parameters"
-        ) from None
+        raise uncopied.refused(module, of, error, known) from None
 
 
 def computes_as(module: nn.Module, layers: tuple[type[Layer], ...]) -> TypeGuard[Layer]:

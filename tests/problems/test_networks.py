@@ -262,6 +262,19 @@ def one_memory():
     return module
 
 
+class Normalising(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("initialised", torch.tensor(False))
+        self.shift, self.head = nn.Parameter(torch.zeros(4)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        if not self.initialised:
+            self.shift.data.copy_(x.mean(0))
+            self.initialised.fill_(True)
+        return self.head(x - self.shift)
+
+
 REFUSED = {
     "max_norm": (
         lambda: gf.Problem.from_module(
@@ -276,6 +289,10 @@ REFUSED = {
     "lazy": (
         lambda: gf.Problem.from_module(nn.LazyLinear(3), classify, X, LABELS),
         "weight is not initialised yet; run the module once",
+    ),
+    "initialised by its first data": (
+        lambda: gf.Problem.from_module(Normalising(), classify, X, LABELS),
+        r"its first evaluation sets shift, .*call module\(inputs\) once before",
     ),
     "out of the graph": (
         lambda: gf.Problem.from_module(LeavesTheGraph(), classify, X, LABELS),
