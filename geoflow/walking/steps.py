@@ -112,7 +112,8 @@ class Walk:
             del self.levels[self.seeker.n_recorded :]
         problem = self.flow.problem
         tensors = {n: t.to(problem.device) for n, t in checkpoint.tensors.items()}
-        self.carry, self.counts = checkpoint.carry, self.counts | checkpoint.counts
+        self.carry = checkpoint.carry_for(self.solver, tensors["theta"])
+        self.counts |= checkpoint.counts
         if checkpoint.n_steps:
             check_unchanged(self.flow)
             self.state = self.flow.evaluate(flatten(tensors))
