@@ -121,10 +121,7 @@ class Checkpoint:
         if not 0 < self.n_steps <= n_steps:
             raise ArchiveError(ANOTHER)
         self.check_state(n_parameters, dtype)
-        for name, n in self.counts.items():
-            # What led to no further record may have been evaluated since.
-            if n < recorded[name][self.n_steps - 1]:
-                raise ArchiveError(f"its checkpoint counts fewer evaluations than n_{name}")
+        self.check_counts({name: recorded[name][self.n_steps - 1] for name in self.counts})
 
     def check_state(self, n_parameters: int, dtype: str) -> None:
         """Refuse a θ that is none of the walk's, or a state that is not finite.
@@ -146,6 +143,24 @@ class Checkpoint:
         for name, tensor in self.tensors.items():
             if not bool(tensor.isfinite().all()):
                 raise ArchiveError(f"{name} of its checkpoint is not finite")
+
+    def check_counts(self, recorded: Mapping[str, float]) -> None:
+        """Refuse fewer evaluations than were recorded at its last step.
+
+        Parameters
+        ----------
+        recorded : mapping of str to number
+            By the names of :attr:`counts`.
+
+        Raises
+        ------
+        ArchiveError
+            Names the count.
+        """
+        for name, n in self.counts.items():
+            # What led to no further record may have been evaluated since.
+            if n < recorded[name]:
+                raise ArchiveError(f"its checkpoint counts fewer evaluations than n_{name}")
 
     def check_carry(self, config: str) -> None:
         """Refuse a carry that the solver named by a walk's settings cannot have made.
@@ -225,7 +240,7 @@ class Checkpoint:
             )
         except UNUSABLE as error:
             said = translation.kind_and_reason(error)
-            raise ArchiveError(f"the checkpoint cannot be used ({said}); run again") from None
+            raise ArchiveError(f"its checkpoint cannot be used ({said})") from None
         # Before its first record a walk has made no step.
         if found.n_steps < 0 or (found.n_steps == 0 and found.carry is not None):
             raise ArchiveError(ANOTHER)

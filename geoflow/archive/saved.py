@@ -98,8 +98,8 @@ def saved(path: Path) -> Saved:
             replaces = state.get("replaces")
             n_parameters = sum(math.prod(shape) for _, shape in tensors)
             dtype, config = attributes["dtype"], attributes["config"]
-        checkpoint = Checkpoint.unpack(arrays, state)
         try:
+            checkpoint = Checkpoint.unpack(arrays, state)
             checkpoint.check_state(n_parameters, dtype)
             checkpoint.check_carry(config)
         except ArchiveError as error:

@@ -31,7 +31,7 @@ from geoflow.errors import ArchiveError, InputError
 from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.solvers.base import REGULARIZER, Carry, StepResult, Tolerance, check_descent
-from geoflow.solvers.carried import check_numbers, check_tensor, check_wholes
+from geoflow.solvers.carried import called, check_numbers, check_tensor, check_wholes
 from geoflow.solvers.control import (
     TOO_FAR,
     TOO_INACCURATE,
@@ -160,7 +160,7 @@ class BDF:
         points = check_tensor(carry, "points", (None, theta.numel()), theta.dtype)
         ages = check_tensor(carry, "ages", (len(points),), torch.float64).cpu()
         if not (len(ages) and ages[0] == 0 and bool((ages.diff() > 0).all())):
-            raise ArchiveError("ages that its checkpoint has of the solver do not increase from 0")
+            raise ArchiveError(f"{called('ages')} does not increase from 0")
         # Of the steps that the exponential method has made, or is to make.
         found = Exponential().taken_up(carry, theta)
         found |= {"points": points.to(theta.device), "ages": ages}

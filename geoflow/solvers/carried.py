@@ -65,7 +65,7 @@ def check_numbers(
         except (TypeError, ValueError, OverflowError, RuntimeError):
             number = math.nan
         if not (math.isfinite(number) and least <= number <= most):
-            raise ArchiveError(f"{_called(name)} is {shown(value)}")
+            raise ArchiveError(f"{called(name)} is {shown(value)}")
 
 
 def check_wholes(
@@ -85,7 +85,7 @@ def check_wholes(
     check_numbers(carry, *names, least=least, most=most, optional=optional)
     for name in names:
         if name in carry and float(carry[name]) % 1:
-            raise ArchiveError(f"{_called(name)} is {shown(carry[name])}, no whole number")
+            raise ArchiveError(f"{called(name)} is {shown(carry[name])}, no whole number")
 
 
 def check_tensor(
@@ -111,13 +111,13 @@ def check_tensor(
     """
     value = carry[name] if name in carry else _missing(name)
     if not isinstance(value, Tensor):
-        raise ArchiveError(f"{_called(name)} is {shown(value)}, no tensor")
+        raise ArchiveError(f"{called(name)} is {shown(value)}, no tensor")
     fits = len(shape) == value.ndim and all(
         wanted in (None, n) for wanted, n in zip(shape, value.shape, strict=True)
     )
     if not fits or value.dtype != dtype:
         raise ArchiveError(
-            f"{_called(name)} is {value.dtype} of shape {tuple(value.shape)}, not {dtype} of shape "
+            f"{called(name)} is {value.dtype} of shape {tuple(value.shape)}, not {dtype} of shape "
             f"({', '.join('n' if n is None else str(n) for n in shape)})"
         )
     check_finite(name, value)
@@ -133,12 +133,13 @@ def check_finite(name: str, value: Tensor) -> None:
         By the name of its entry.
     """
     if not all(bool(part.isfinite().all()) for part in value.reshape(-1).split(PIECE)):
-        raise ArchiveError(f"{_called(name)} is not finite")
+        raise ArchiveError(f"{called(name)} is not finite")
 
 
-def _called(name: str) -> str:
-    return f"{name} that its checkpoint has of the solver"
+def called(name: str) -> str:
+    """What an entry of a carry is called in a message."""
+    return f"{name} of its checkpoint, carried by the solver,"
 
 
 def _missing(name: str) -> Any:
-    raise ArchiveError(f"{_called(name)} is missing")
+    raise ArchiveError(f"{called(name)} is missing")

@@ -14,6 +14,7 @@ import xarray as xr
 from geoflow.archive.checkpoint import Checkpoint
 from geoflow.errors import (
     EvaluationLimitError,
+    GeoflowError,
     InputError,
     NumericalError,
     ObservableError,
@@ -164,6 +165,10 @@ class Walk:
                     raise
                 # Nothing is lost where nothing was walked.
                 unusable = isinstance(error, InputError) and self.recorder.n_steps == 1
+                # What no status tells of ends nothing that had an end before.
+                unusable |= not isinstance(error, GeoflowError) and (
+                    self.recorder.n_steps <= n_records
+                )
                 if self.state is None or unusable or self.recorder.n_steps < n_records:
                     if isinstance(error, EvaluationLimitError):
                         where = (

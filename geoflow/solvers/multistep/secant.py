@@ -24,7 +24,7 @@ from torch import Tensor
 
 from geoflow.errors import ArchiveError
 from geoflow.solvers.base import Carry
-from geoflow.solvers.carried import check_numbers, check_tensor
+from geoflow.solvers.carried import called, check_numbers, check_tensor
 from geoflow.solvers.multistep.directions import (
     LEAST_CURVATURE,
     Directions,
@@ -126,11 +126,11 @@ class SecantPairs:
         # Of the first step there is nothing.
         n = len(products) if isinstance(products, Tensor) and products.ndim else 0
         if n % 2:
-            raise ArchiveError("pair_products that its checkpoint has of the solver is of no pairs")
+            raise ArchiveError(f"{called('pair_products')} is of no pairs")
         names = [f"pairs_{i}" for i in range(-(-n // (2 * BLOCK)))]
         beyond = {f"pairs_{len(names)}"} | ({"directions"} if products is None else set())
         if left := sorted(beyond & carry.keys()):
-            raise ArchiveError(f"{left[0]} that its checkpoint has of the solver has no products")
+            raise ArchiveError(f"{called(left[0])} has no products in pair_products")
         rows, numbers = dict[str, Tensor](), dict[str, Tensor]()
         for i, name in enumerate(names):
             used = min(n - 2 * BLOCK * i, 2 * BLOCK)
