@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from geoflow.errors import ArchiveError, InputError
 from geoflow.problems.dtypes import dtype_name
-from geoflow.solvers import Carry
+from geoflow.solvers import Carry, Solver, from_config
+from geoflow.solvers.carried import taken_up
+from geoflow.system import translation
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -21,6 +24,9 @@ CARRIED = "carry_"
 COUNTED = ("gradient", "hvp", "regularizer_gradient")
 # Before the names of the tensors that a flow's state holds beside theta.
 STATE = "state_"
+
+ANOTHER = "its checkpoint is that of another walk"
+UNUSABLE = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,9 @@ class Checkpoint:
         Evaluations so far, those of ``init`` included.
     levels : sequence of float
         Of a walk that looks for events: what crosses zero, of each, as the last step left it.
+    devices : mapping of str to str
+        Of a checkpoint that was read, where the tensors of its carry were: they are on the CPU, for
+        a file can be looked at on a machine that has no such device.
     """
 
     n_steps: int
@@ -50,6 +59,7 @@ class Checkpoint:
     carry: Carry | None
     counts: dict[str, int]
     levels: Sequence[float] = ()
+    devices: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def theta(self) -> Tensor:
@@ -71,7 +81,7 @@ class Checkpoint:
         for name, value in (self.carry or {}).items():
             if isinstance(value, Tensor):
                 arrays[CARRIED + name] = _numpy(value)
-                devices[name] = str(value.device)
+                devices[name] = self.devices.get(name, str(value.device))
             elif isinstance(value, int | float | str):
                 plain[name] = value
             else:
@@ -108,17 +118,96 @@ class Checkpoint:
             Names the first thing that does not fit.
         """
         # Of a walk that ended inside a step it stands at the start of that step.
-        if not 0 < self.n_steps <= n_steps or self.theta.shape != (n_parameters,):
-            raise ArchiveError("its checkpoint is that of another walk")
+        if not 0 < self.n_steps <= n_steps:
+            raise ArchiveError(ANOTHER)
+        self.check_state(n_parameters, dtype)
+        self.check_counts({name: recorded[name][self.n_steps - 1] for name in self.counts})
+
+    def check_state(self, n_parameters: int, dtype: str) -> None:
+        """Refuse a θ that is none of the walk's, or a state that is not finite.
+
+        Parameters
+        ----------
+        n_parameters, dtype
+            Of that walk.
+
+        Raises
+        ------
+        ArchiveError
+            Names what does not fit.
+        """
+        if self.theta.shape != (n_parameters,):
+            raise ArchiveError(ANOTHER)
         if dtype_name(self.theta.dtype) != dtype:
             raise ArchiveError(f"theta of its checkpoint is {self.theta.dtype}, not {dtype}")
         for name, tensor in self.tensors.items():
             if not bool(tensor.isfinite().all()):
                 raise ArchiveError(f"{name} of its checkpoint is not finite")
+
+    def check_counts(self, recorded: Mapping[str, float]) -> None:
+        """Refuse fewer evaluations than were recorded at its last step.
+
+        Parameters
+        ----------
+        recorded : mapping of str to number
+            By the names of :attr:`counts`.
+
+        Raises
+        ------
+        ArchiveError
+            Names the count.
+        """
         for name, n in self.counts.items():
             # What led to no further record may have been evaluated since.
-            if n < recorded[name][self.n_steps - 1]:
+            if n < recorded[name]:
                 raise ArchiveError(f"its checkpoint counts fewer evaluations than n_{name}")
+
+    def check_carry(self, config: str) -> None:
+        """Refuse a carry that the solver named by a walk's settings cannot have made.
+
+        That of a solver of one's own is not known before the walk goes on, and what settings
+        cannot be used for is for others to say.
+
+        Parameters
+        ----------
+        config : str
+            The settings, in JSON.
+
+        Raises
+        ------
+        ArchiveError
+            Names the first entry.
+        """
+        try:
+            solver = from_config(json.loads(config)["solver"])
+        except (InputError, KeyError, TypeError, ValueError):
+            return
+        self.carry_for(solver, self.theta)
+
+    def carry_for(self, solver: Solver, theta: Tensor) -> Carry | None:
+        """The carry as a solver goes on with it, its tensors where they were or where θ is now.
+
+        Parameters
+        ----------
+        solver : Solver
+            That of the walk.
+        theta : Tensor, shape (P,)
+            θ where the walk goes on.
+
+        Raises
+        ------
+        ArchiveError
+            Names the first entry that the solver cannot have made.
+        """
+        if self.carry is None:
+            return None
+        there = {
+            name: value.to(theta.device)
+            if isinstance(value, Tensor) and self.devices.get(name, "cpu") != "cpu"
+            else value
+            for name, value in self.carry.items()
+        }
+        return taken_up(solver, there, theta)
 
     @classmethod
     def unpack(cls, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]) -> Checkpoint:
@@ -130,13 +219,14 @@ class Checkpoint:
             Something is missing or of another kind.
         """
         try:
-            carried = {
-                name: _tensor(arrays[CARRIED + name]).to(device)
-                for name, device in state["devices"].items()
-            }
+            names = {name: str(torch.device(at)) for name, at in state["devices"].items()}
+            carried = {name: _tensor(arrays[CARRIED + name]) for name in names}
             others = {name: _tensor(arrays[STATE + name]) for name in state.get("state", [])}
             plain = state["carry"]
-            return cls(
+            for name, value in (plain or {}).items():
+                if not isinstance(value, int | float | str):
+                    raise TypeError(f"carry[{name!r}] is a {type(value).__name__}")
+            found = cls(
                 n_steps=int(state["n_steps"]),
                 tensors={"theta": _tensor(arrays["theta"]), **others},
                 carry=None if plain is None else {**plain, **carried},
@@ -146,9 +236,15 @@ class Checkpoint:
                     if name in state["counts"] or name in COUNTED[:2]
                 },
                 levels=[float(level) for level in state.get("levels", [])],
+                devices=names,
             )
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise ArchiveError(f"the checkpoint cannot be used ({error!r}); run again") from None
+        except UNUSABLE as error:
+            said = translation.kind_and_reason(error)
+            raise ArchiveError(f"its checkpoint cannot be used ({said})") from None
+        # Before its first record a walk has made no step.
+        if found.n_steps < 0 or (found.n_steps == 0 and found.carry is not None):
+            raise ArchiveError(ANOTHER)
+        return found
 
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,7 +96,14 @@ def saved(path: Path) -> Saved:
             state = json.loads(arrays["state"].tobytes())
             attributes, tensors = dict(state["attributes"]), state["tensors"]
             replaces = state.get("replaces")
-        checkpoint = Checkpoint.unpack(arrays, state)
+            n_parameters = sum(math.prod(shape) for _, shape in tensors)
+            dtype, config = attributes["dtype"], attributes["config"]
+        try:
+            checkpoint = Checkpoint.unpack(arrays, state)
+            checkpoint.check_state(n_parameters, dtype)
+            checkpoint.check_carry(config)
+        except ArchiveError as error:
+            raise ArchiveError(f"{path}: {error}; walk again") from None
         if files.is_file(path) and replaces != identity(path):
             _check_same_walk(path, attributes)
         return Saved(checkpoint, attributes, tensors, replaces)

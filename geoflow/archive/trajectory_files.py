@@ -152,10 +152,11 @@ def read_checkpoint(path: Path, ds: xr.Dataset) -> Checkpoint:
         raise ArchiveError(
             f"{path} holds no checkpoint to go on from; a walk with archive= keeps one"
         ) from None
-    checkpoint = Checkpoint.unpack(arrays, state)
     try:
+        checkpoint = Checkpoint.unpack(arrays, state)
         sizes, counts = ds.sizes, {name: ds[f"n_{name}"].values for name in checkpoint.counts}
         checkpoint.check_fits(sizes["step"], sizes["parameter"], ds.attrs["dtype"], counts)
+        checkpoint.check_carry(ds.attrs["config"])
     except KeyError as error:
         raise ArchiveError(f"{path}: its checkpoint counts {error}, which it does not") from None
     except ArchiveError as error:

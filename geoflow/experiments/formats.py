@@ -76,16 +76,16 @@ def read_mnist(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     Raises
     ------
     DataError
-        A file is missing or damaged, or the two do not belong together.
+        A file is missing or damaged, or the two are of other shapes or do not belong together.
     """
     paths = [
         _find(folder, f"train-{part}", MNIST_SOURCE) for part in ("images-idx3", "labels-idx1")
     ]
     images, labels = (read_idx(path) for path in paths)
-    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+    if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
         raise DataError(
-            f"{paths[0]} has shape {images.shape} and {paths[1].name} {labels.shape}; "
-            f"{MNIST_SOURCE}"
+            f"{paths[0]} has shape {images.shape} and {paths[1].name} {labels.shape}, not "
+            f"(N, 28, 28) and (N,); {MNIST_SOURCE}"
         )
     if labels.size and labels.max() > 9:
         raise DataError(f"{paths[1]}: label {labels.max()} is not a digit; {MNIST_SOURCE}")

@@ -31,6 +31,7 @@ from geoflow.report.walks import SHORT, names_of, run_table, sentence
 from geoflow.sweeps import ensemble
 from geoflow.system import translation
 from geoflow.system.files import check_apart, replacing
+from geoflow.system.messages import printable
 from geoflow.trajectories import schema
 from geoflow.trajectories.consistency import OURS
 from geoflow.trajectories.names import walk_name
@@ -107,6 +108,8 @@ def report(
         autoescape=True,
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
+        # Escape codes are no characters of HTML, and marks of direction turn what follows round.
+        finalize=_shown,
     )
     page = environment.get_template("report.html").render(
         title=" · ".join(dict.fromkeys(s.title.split(":")[0] for s in sections)) + ": report",
@@ -121,6 +124,11 @@ def report(
     with translation.writing(out), replacing(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return sections
+
+
+def _shown(value: object) -> object:
+    """A value of the template; of text, the geoflow's own script aside, what can be printed."""
+    return printable(value) if type(value) is str else value
 
 
 def penalty_table(walks: Sequence[xr.Dataset], baseline: xr.Dataset | None) -> Table:

@@ -20,16 +20,18 @@ the rest of the walk; the others do not pay for it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from geoflow.errors import InputError
+from geoflow.errors import ArchiveError, InputError
 from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.solvers.base import REGULARIZER, Carry, StepResult, Tolerance, check_descent
+from geoflow.solvers.carried import called, check_numbers, check_tensor, check_wholes
 from geoflow.solvers.control import (
     TOO_FAR,
     TOO_INACCURATE,
@@ -146,6 +148,24 @@ class BDF(Described):
             "points": state.theta[None].clone(),
             "ages": torch.zeros(1, dtype=torch.float64, device="cpu"),
         }
+
+    def taken_up(self, carry: Carry, theta: Tensor) -> Carry:
+        """A carry out of a checkpoint, with points, pairs and directions where θ is."""
+        check_numbers(carry, "step_size", least=math.ulp(0.0))
+        check_wholes(carry, "order", least=1, most=MAX_ORDER)
+        check_wholes(carry, "n_steps", "n_since_order")
+        # Archives of earlier versions do not have all of these.
+        check_numbers(carry, "in_vain", "closely", optional=True)
+        check_wholes(carry, "aside", least=1, optional=True)
+        check_wholes(carry, "n_aside", optional=True)
+        points = check_tensor(carry, "points", (None, theta.numel()), theta.dtype)
+        ages = check_tensor(carry, "ages", (len(points),), torch.float64).cpu()
+        if not (len(ages) and ages[0] == 0 and bool((ages.diff() > 0).all())):
+            raise ArchiveError(f"{called('ages')} does not increase from 0")
+        # Of the steps that the exponential method has made, or is to make.
+        found = Exponential().taken_up(carry, theta)
+        found |= {"points": points.to(theta.device), "ages": ages}
+        return found | SecantPairs.taken_up(carry, theta)
 
     def step(
         self,

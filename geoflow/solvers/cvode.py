@@ -22,6 +22,7 @@ from geoflow.solvers.base import (
     StepResult,
     Tolerance,
 )
+from geoflow.solvers.carried import check_numbers, check_wholes
 from geoflow.solvers.control import TOO_FAR
 from geoflow.solvers.interpolation import hermite
 from geoflow.system.described import Described
@@ -95,6 +96,12 @@ class CVODE(Described):
                 "the problem in torch.float64"
             )
         return {"serial": 0, "n_steps": 0, "time": 0.0}
+
+    def taken_up(self, carry: Carry, theta: Tensor) -> Carry:
+        """A carry out of a checkpoint, by which CVODE is seen to be another."""
+        check_wholes(carry, "serial", "n_steps")
+        check_numbers(carry, "time")
+        return carry
 
     def step(
         self,

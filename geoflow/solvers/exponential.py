@@ -43,6 +43,7 @@ constraints no single quadric is known: the residuals at the end of the move are
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -61,6 +62,7 @@ from geoflow.solvers.base import (
     norm,
 )
 from geoflow.solvers.basis import BLOCK
+from geoflow.solvers.carried import check_numbers, check_tensor
 from geoflow.solvers.control import (
     TOO_FAR,
     TOO_INACCURATE,
@@ -150,6 +152,16 @@ class Exponential(Described):
         step = first_step(state, tolerance.scale(state.theta))
         return {"step_size": step, "radius": 0.0, "starting": True}
 
+    def taken_up(self, carry: Carry, theta: Tensor) -> Carry:
+        """A carry out of a checkpoint, with what is owed where θ is."""
+        check_numbers(carry, "step_size", least=math.ulp(0.0))
+        # Archives of earlier versions have no radius, and nothing owed.
+        check_numbers(carry, "radius", "starting", least=-math.inf, optional=True)
+        if "owed" not in carry:
+            return carry
+        owed = check_tensor(carry, "owed", (theta.numel(),), theta.dtype)
+        return {**carry, "owed": owed.to(theta.device)}
+
     def step(
         self,
         flow: RegularizingFlow,
@@ -161,7 +173,7 @@ class Exponential(Described):
         """Make one accepted step; the Krylov space serves rejected attempts too."""
         wanted = float(carry["step_size"])
         step = asked = clip_step(wanted, max_time)
-        # Archives of earlier versions have no radius, and nothing owed.
+        # Of earlier versions there is no radius, and nothing owed.
         radius = float(carry.get("radius", 0.0))
         owed = carry.get("owed")
         assert owed is None or isinstance(owed, Tensor), "owed is a tensor"

@@ -6,6 +6,7 @@ The method and its symbols are those of :mod:`geoflow.solvers.exponential`.
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.problems.several import values
 from geoflow.solvers.base import Interpolant, Tolerance, norm
+from geoflow.solvers.control import check_step
 from geoflow.solvers.krylov import (
     MAX_VECTORS,
     KrylovSpace,
@@ -42,6 +44,8 @@ MANY_STEPS = 1e-4
 PREDICTOR_DISTANCE, PREDICTOR_LEVEL_RTOL = 0.3, 1e-2
 # Far from the level set Newton only divides the residual by four: a shorter step is cheaper.
 NEWTON_ITERATIONS = 6
+
+NOT_FINITE = "the linear flow over an exponential step is not finite"
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,12 @@ class Attempts:
             # Negative curvature makes y, or this product, overflow at a step that is far too long.
             if float(beta + rho) * float(abs(y[-1])) <= limit:
                 return step
-            if len(space) >= self.max_vectors or not np.isfinite(y).all():
+            finite = bool(np.isfinite(y).all())
+            if len(space) >= self.max_vectors or not finite:
                 step *= 0.7
+                if not finite:
+                    # However short: a number in the space or the step itself is none.
+                    check_step(step if math.isfinite(step) else 0.0, self.state, NOT_FINITE)
             else:
                 space.add()
 

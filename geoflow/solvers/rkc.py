@@ -23,6 +23,7 @@ from geoflow.errors import StepSizeError
 from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.solvers.base import REGULARIZER, Carry, StepResult, Tolerance, norm
+from geoflow.solvers.carried import check_numbers, check_tensor
 from geoflow.solvers.control import (
     TOO_FAR,
     TOO_INACCURATE,
@@ -125,6 +126,12 @@ class RKC(Described):
             "radius": 0.0,
             "vector": state.velocity,
         }
+
+    def taken_up(self, carry: Carry, theta: Tensor) -> Carry:
+        """A carry out of a checkpoint, with its vector where θ is."""
+        check_numbers(carry, "step_size", "radius")
+        vector = check_tensor(carry, "vector", (theta.numel(),), theta.dtype)
+        return {**carry, "vector": vector.to(theta.device)}
 
     def step(
         self,

@@ -21,6 +21,7 @@ from geoflow.errors import ConvergenceError, InputError, StepSizeError
 from geoflow.manifold.protocol import Flow, State
 from geoflow.manifold.values import as_values
 from geoflow.solvers.base import Carry, Interpolant, StepResult, Tolerance, norm
+from geoflow.solvers.carried import check_numbers
 from geoflow.solvers.control import TOO_FAR, TOO_INACCURATE, check_step, clip_step
 from geoflow.solvers.interpolation import dormand_prince, hermite, moved_end
 from geoflow.system import kinds
@@ -135,6 +136,14 @@ class TorchDiffEq(Described):
             return {"step_size": 0.0, "since_projection": 0.0}
         step = self.step_size or _starting_step(flow, state, tolerance, self.order)
         return {"step_size": step, "since_projection": 0.0}
+
+    def taken_up(self, carry: Carry, theta: Tensor) -> Carry:
+        """A carry out of a checkpoint."""
+        # An adaptive method that has none yet chooses it by itself.
+        least = 0.0 if self.name in ADAPTIVE else math.ulp(0.0)
+        check_numbers(carry, "step_size", least=least)
+        check_numbers(carry, "since_projection")
+        return carry
 
     def step(
         self,

@@ -21,6 +21,8 @@ from geoflow.trajectories.names import listed, the_walk, walk_name
 Floats = NDArray[np.float64]
 
 ALONG = ("time", "angle")
+# Points of an axis, its ends.
+FEWEST = 2
 # What is said of an ensemble where all its walks have it.
 SETTINGS = ("solver", "rtol", "atol", "regularizer_name", "dtype")
 # In units of R: what walks down different functions have of it is not on one axis.
@@ -100,8 +102,9 @@ def with_range(
     Raises
     ------
     InputError
-        No walks, or walks of different experiments or settings of θ.
+        An argument of another kind; no walks, or walks of different experiments or settings of θ.
     """
+    _check_along(along, FEWEST)
     _check(runs, called)
     there: list[xr.Dataset] = []
     without: list[xr.Dataset] = []
@@ -165,7 +168,6 @@ def on_axis(
         See :func:`resample`.
     """
     n = _check_along(along, n)
-    kinds.check_kind(runs, Sequence, "runs", "a list of walks")
     called = _check(runs, called)
     runs = [_in_order(ds) for ds in runs]
     # Of each scalar, by run and joined.
@@ -238,7 +240,7 @@ def on_axis(
 
 def _check_along(along: str, n: int) -> int:
     n = kinds.as_whole(n, "n")
-    if not isinstance(along, str) or along not in ALONG or n < 2:
+    if not isinstance(along, str) or along not in ALONG or n < FEWEST:
         given = f"along={kinds.shown(along)}, n={n}"
         raise InputError(f"{given}; use along='time' or 'angle', and n of 2 or more")
     return n
@@ -296,6 +298,7 @@ def _first_passages(angle: Floats, time: Floats) -> tuple[Floats, Floats]:
 
 def _check(runs: Sequence[xr.Dataset], called: Sequence[str] | None) -> Sequence[str]:
     """Refuse walks that do not belong together; returns what they are called."""
+    kinds.check_kind(runs, Sequence, "runs", "a list of walks")
     if not runs:
         raise InputError("runs=[]; give at least one walk")
     for ds in runs:
@@ -309,6 +312,9 @@ def _check(runs: Sequence[xr.Dataset], called: Sequence[str] | None) -> Sequence
         )
     if called is None:
         called = [walk_name(int(ds.attrs["seed"]), number) for number, ds in enumerate(runs)]
+    called = kinds.as_names(called, "called")
+    if len(called) != len(runs):
+        raise InputError(f"called has {len(called)} names for {len(runs)} walks; give as many")
     for ds, name in zip(runs, called, strict=True):
         if not (ds.sizes["snapshot"] and ds.sizes["step"]):
             raise InputError(f"{the_walk(name)} has no snapshot; walk again with some")

@@ -18,6 +18,8 @@ from geoflow.walking.settings import DEFAULTS, OPTIONS
 
 MANIFEST = "sweep.json"
 FORMAT = "1.1"
+# Bytes of a manifest; the largest have a list of some thousand numbers.
+LONGEST = 2**24
 # What runs leave in the folder, finished or not.
 OF_RUNS = ("*.nc", ".*.nc.parts")
 
@@ -69,17 +71,19 @@ def _claim(out: str | Path, content: dict[str, Any]) -> tuple[Path, bool]:
         if is_new:
             with files.replacing(manifest, follow=False) as temporary:
                 temporary.write_text(json.dumps(content, indent=2) + "\n")
-        text = manifest.read_bytes()
+        there = _read(manifest)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"out={folder} cannot be used ({reason(error)}); choose another") from None
-    _check_same(folder, _read(manifest, text), content)
+    _check_same(folder, there, content)
     return folder, is_new
 
 
-def _read(manifest: Path, text: bytes) -> dict[str, Any]:
+def _read(manifest: Path) -> dict[str, Any]:
     """The settings in a manifest, as they are written now."""
     try:
-        there = json.loads(text)
+        there = json.loads(files.content(manifest, LONGEST))
         if not isinstance(there, dict) or not isinstance(there.get("geoflow_sweep"), str):
             raise ValueError("not a sweep's")
     except (ValueError, RecursionError) as error:

@@ -151,6 +151,7 @@ def resume(
         seeker = Seeker(flow, observables, recorded, goals.crossing)
         walk = Walk(flow, chosen, tolerance, rule, observables, stream, theta_dtype, seeker)
         try:
+            _check_counts(path, checkpoint, stream.records)
             _check_level(path, kept, stream.records)
             # A walk that was cut off at its own goals only has its file to be written.
             if kept.has_ended or any(kept.config[k] != v for k, v in goals.config.items()):
@@ -194,6 +195,19 @@ def check_further(kept: Saved, path: Path, goals: Goals) -> int:
                 f"{budget}; allow more, from its start on"
             )
     return n_records
+
+
+def _check_counts(path: Path, checkpoint: Checkpoint, records: StepRecords) -> None:
+    """Refuse a checkpoint that counts fewer evaluations than the record it stands at."""
+    if not records:
+        return
+    last = records[-1]
+    try:
+        checkpoint.check_counts({name: last[f"n_{name}"] for name in checkpoint.counts})
+    except KeyError as error:
+        raise ArchiveError(f"{path}: its checkpoint counts {error}, which it does not") from None
+    except ArchiveError as error:
+        raise ArchiveError(f"{path}: {error}; walk again") from None
 
 
 def _check_level(path: Path, kept: Saved, records: StepRecords) -> None:

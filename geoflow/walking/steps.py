@@ -14,6 +14,7 @@ import xarray as xr
 from geoflow.archive.checkpoint import Checkpoint
 from geoflow.errors import (
     EvaluationLimitError,
+    GeoflowError,
     InputError,
     NumericalError,
     ObservableError,
@@ -112,7 +113,8 @@ class Walk:
             del self.levels[self.seeker.n_recorded :]
         problem = self.flow.problem
         tensors = {n: t.to(problem.device) for n, t in checkpoint.tensors.items()}
-        self.carry, self.counts = checkpoint.carry, self.counts | checkpoint.counts
+        self.carry = checkpoint.carry_for(self.solver, tensors["theta"])
+        self.counts |= checkpoint.counts
         if checkpoint.n_steps:
             check_unchanged(self.flow)
             self.state = self.flow.evaluate(flatten(tensors))
@@ -163,6 +165,10 @@ class Walk:
                     raise
                 # Nothing is lost where nothing was walked.
                 unusable = isinstance(error, InputError) and self.recorder.n_steps == 1
+                # What no status tells of ends nothing that had an end before.
+                unusable |= not isinstance(error, GeoflowError) and (
+                    self.recorder.n_steps <= n_records
+                )
                 if self.state is None or unusable or self.recorder.n_steps < n_records:
                     if isinstance(error, EvaluationLimitError):
                         where = (

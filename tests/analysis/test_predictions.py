@@ -115,3 +115,10 @@ def test_bad_input(walk, monkeypatch):
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1))
     with pytest.raises(InputError, match="choose fewer"):
         predictions.along(walk, module, SETS, classification=True)
+
+
+@pytest.mark.parametrize("indices", [None, "01", b"01", [[0], [1]], range(10**12), [0, 99], [0, 0]])
+def test_pairs_are_of_snapshots_that_are_there(walk, indices):
+    for function in (predictions.parameter_distances, predictions.pair_coordinates):
+        with pytest.raises(InputError, match=r"indices|snapshots="):
+            function(walk, indices)

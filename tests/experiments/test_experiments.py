@@ -110,6 +110,16 @@ def test_float32_starts_from_the_same_weights():
     assert torch.allclose(a.problem.theta0, b.problem.theta0.double(), atol=1e-3)
 
 
+# As many pixels, fewer, and none at all, of which any number of images costs nothing.
+OTHER_SHAPES = ((14, 56), (5, 5), (0, 0))
+
+
+def reshape_images(folder, shape):
+    (folder / "train-images-idx3-ubyte.gz").unlink()
+    images = np.zeros((1050, *shape), np.uint8)
+    write_idx(folder / "train-images-idx3-ubyte", images, formats.IDX_IMAGES)
+
+
 def write_idx(path, array, magic):
     content = struct.pack(f">{1 + array.ndim}I", magic, *array.shape) + array.tobytes()
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
@@ -148,6 +158,7 @@ def test_idx_files_are_read_gzipped_or_not(mnist_folder):
             "ends within its header",
         ),
         (lambda f: swap_label(f / "train-labels-idx1-ubyte"), "label 77 is not a digit"),
+        *((lambda f, s=s: reshape_images(f, s), "not .N, 28, 28. and") for s in OTHER_SHAPES),
     ],
 )
 def test_damaged_idx_files_are_named_with_the_remedy(mnist_folder, damage, message):

@@ -97,6 +97,16 @@ def test_what_a_text_gives_has_a_name_that_gives_it_again(text, canonical):
 
 
 @pytest.mark.parametrize(
+    ("name", "option"), [("l1", "epsilon"), ("squared_norm", "sign"), ("hessian_trace", "seed")]
+)
+def test_a_number_beyond_a_floats_is_refused_by_its_option(name, option):
+    with pytest.raises(InputError, match=f"regularizer '{name}': {option}=1000.*0; use a"):
+        getattr(R, name)(**{option: 10**400})
+    with pytest.raises(InputError, match=r"the weight 1000.*0 is no use; give a finite one"):
+        R.weighted_sum((10**400, R.l1))
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("nothing", "'nothing' is not one of geoflow's own"),

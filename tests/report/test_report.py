@@ -265,6 +265,18 @@ def test_values_of_a_file_are_text_and_never_markup(files, tmp_path):
     assert "&lt;script&gt;" in html
 
 
+def test_escape_codes_and_marks_of_direction_are_not_on_the_page(files, tmp_path):
+    ds = gf.open_trajectory(files / "0.nc").load()
+    ds.attrs |= {"status": "max_evaluations", "status_message": "A\x1b[31m\u202eB"}
+    gf.save_trajectory(ds, tmp_path / "a.nc")
+    ds.close()
+    report.report([tmp_path / "a.nc"], tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "A�[31m�B" in html
+    # Of the page's own text only the ends of its lines.
+    assert {c for c in html if not c.isprintable()} == {"\n"}
+
+
 def test_synthetic_images_and_early_ends_are_said(files, tmp_path):
     ds = gf.open_trajectory(files / "0.nc").load()
     ds.attrs |= {"title": "x, on synthetic images", "status": "max_evaluations"}

@@ -106,6 +106,15 @@ def test_every_variable_has_units(runs):
         (lambda runs: ensemble.resample(runs, n=1), "n=1"),
         (lambda runs: ensemble.resample(runs, n="5"), "n='5'; give a whole number"),
         (lambda runs: ensemble.resample(runs[0]), "give a list of walks"),
+        (lambda runs: ensemble.with_range(True), "runs=True is of type bool; give a list of"),
+        (lambda runs: ensemble.with_range(iter(runs)), "give a list of walks"),
+        (lambda runs: ensemble.with_range(runs, np.zeros(3)), r"along=array.* use along='time'"),
+        (lambda runs: ensemble.with_range(runs, called=True), "called=True; give names in a list"),
+        (lambda runs: ensemble.on_axis(runs, "ab"), "called='ab'; give names in a list"),
+        (
+            lambda runs: ensemble.on_axis(runs, ["a"]),
+            "called has 1 names for 2 walks; give as many",
+        ),
         (lambda runs: ensemble.resample([runs[0].isel(step=[])]), "has no snapshot"),
         (lambda runs: ensemble.resample([runs[0], runs[1].drop_vars("norm")]), "other observables"),
         (

@@ -198,6 +198,13 @@ def test_a_damaged_manifest_is_named_with_what_to_do(content, tmp_path):
     assert (tmp_path / "sweep.json").read_text() == content
 
 
+def test_a_manifest_of_any_length_is_not_read_whole(tmp_path):
+    with (tmp_path / "sweep.json").open("wb") as file:
+        file.truncate(2**34)
+    with pytest.raises(InputError, match=r"sweep\.json is damaged \(it has more than 16,777,216 b"):
+        gf.sweep("iris_ff", [0], tmp_path, **SHORT)
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped"])
 def test_a_damaged_file_is_named_with_what_to_do(damage, tmp_path, monkeypatch):
     done = []

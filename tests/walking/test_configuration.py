@@ -201,7 +201,7 @@ def not_a_device(group):
         (nan_in_theta, "theta of its checkpoint is not finite"),
         (fewer_evaluations, "counts fewer evaluations than n_gradient"),
         (another_step, "its checkpoint is that of another walk"),
-        (not_a_device, "the checkpoint cannot be used"),
+        (not_a_device, "its checkpoint cannot be used"),
     ],
 )
 def test_a_checkpoint_is_held_against_the_walk(doctored, change, message, tmp_path, capsys):

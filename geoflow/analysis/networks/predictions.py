@@ -252,8 +252,15 @@ def class_axis(shape: Sequence[int], class_dim: int | None) -> int:
 
 
 def parameter_distances(ds: xr.Dataset, indices: Sequence[int]) -> Floats:
-    """‖θ_i − θ_j‖ between snapshots, shape (S, S), from differences, a block of θ at a time."""
-    theta = theta_of(ds).isel(snapshot=list(indices))
+    """‖θ_i − θ_j‖ between snapshots, shape (S, S), from differences, a block of θ at a time.
+
+    Raises
+    ------
+    InputError
+        ``indices`` are not those of snapshots.
+    """
+    indices = snapshot_indices(ds, kinds.as_wholes(indices, "indices"), 0)
+    theta = theta_of(ds).isel(snapshot=indices)
     squares = np.zeros((len(indices), len(indices)))
     for start in range(0, ds.sizes["parameter"], BLOCK):
         block = theta.isel(parameter=slice(start, start + BLOCK)).values.astype(float)
@@ -279,8 +286,15 @@ def other(name: str) -> str:
 
 
 def pair_coordinates(ds: xr.Dataset, indices: Sequence[int]) -> dict[str, Any]:
-    """Flow times and steps of both snapshots of a pair."""
-    chosen = ds[["snapshot_time", "snapshot_step"]].isel(snapshot=list(indices)).load()
+    """Flow times and steps of both snapshots of a pair.
+
+    Raises
+    ------
+    InputError
+        ``indices`` are not those of snapshots.
+    """
+    indices = snapshot_indices(ds, kinds.as_wholes(indices, "indices"), 0)
+    chosen = ds[["snapshot_time", "snapshot_step"]].isel(snapshot=indices).load()
     return {
         new: (dim, variable.values, variable.attrs)
         for name, variable in chosen.coords.items()

@@ -206,10 +206,10 @@ def weighted_sum(*terms: tuple[float, Any]) -> WeightedSum:
         weight, one = term
         if isinstance(weight, bool | np.bool_) or not isinstance(weight, Real):
             raise InputError(f"weighted_sum: the weight {weight!r} is no number; give (weight, R)")
-        if not math.isfinite(weight) or weight == 0:
+        if not _is_finite(weight) or weight == 0:
             raise InputError(
-                f"weighted_sum: the weight {float(weight)!r} is no use; give a finite one, or "
-                "leave the term out"
+                f"weighted_sum: the weight {shown(weight)} is no use; give a finite one, or leave "
+                "the term out"
             )
         if isinstance(one, str):
             one = get(one)
@@ -348,10 +348,17 @@ def _number(name: str, option: str, value: Any, default: Any) -> Any:
         return None
     whole = default is None or isinstance(default, int)
     usable = isinstance(value, Real) and not isinstance(value, bool | np.bool_)
-    if not usable or not math.isfinite(value) or (whole and value != int(value)):
+    if not usable or not _is_finite(value) or (whole and value != int(value)):
         kind = "a whole number" if whole else "a number"
-        raise InputError(f"regularizer {name!r}: {option}={value!r}; use {kind}")
+        raise InputError(f"regularizer {name!r}: {option}={shown(value)}; use {kind}")
     return int(value) if whole else float(value)
+
+
+def _is_finite(number: Any) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number beyond those of a float
+        return False
 
 
 def checked_patterns(name: str, given: Any) -> tuple[str, ...] | None:

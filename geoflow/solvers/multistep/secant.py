@@ -22,7 +22,9 @@ import torch
 from scipy.linalg.lapack import dtrtrs
 from torch import Tensor
 
+from geoflow.errors import ArchiveError
 from geoflow.solvers.base import Carry
+from geoflow.solvers.carried import called, check_numbers, check_tensor
 from geoflow.solvers.multistep.directions import (
     LEAST_CURVATURE,
     Directions,
@@ -110,6 +112,44 @@ class SecantPairs:
             raise ValueError("directions, their curvatures and products do not fit together")
         directions = Directions(rows, curvatures.cpu().numpy())
         return cls(limit, blocks, square, directions, across.cpu().numpy(), unit)
+
+    @staticmethod
+    def taken_up(carry: Carry, theta: Tensor) -> Carry:
+        """What the carry of a checkpoint holds of it, rows where θ is and numbers on the CPU.
+
+        Raises
+        ------
+        ArchiveError
+            Something is of another shape or dtype, not finite, or missing beside the others.
+        """
+        products = carry.get("pair_products")
+        # Of the first step there is nothing.
+        n = len(products) if isinstance(products, Tensor) and products.ndim else 0
+        if n % 2:
+            raise ArchiveError(f"{called('pair_products')} is of no pairs")
+        names = [f"pairs_{i}" for i in range(-(-n // (2 * BLOCK)))]
+        beyond = {f"pairs_{len(names)}"} | ({"directions"} if products is None else set())
+        if left := sorted(beyond & carry.keys()):
+            raise ArchiveError(f"{called(left[0])} has no products in pair_products")
+        rows, numbers = dict[str, Tensor](), dict[str, Tensor]()
+        for i, name in enumerate(names):
+            used = min(n - 2 * BLOCK * i, 2 * BLOCK)
+            block = carry.get(name)
+            # Earlier versions kept the rows of the last one too that nothing was in yet.
+            if isinstance(block, Tensor) and block.shape[:1] == (2 * BLOCK,):
+                carry = {**carry, name: block[:used]}
+            rows[name] = check_tensor(carry, name, (used, theta.numel()), torch.float32)
+        if products is not None:
+            numbers["pair_products"] = check_tensor(carry, "pair_products", (n, n), torch.float64)
+        # Earlier versions have images as they are, and no directions.
+        check_numbers(carry, "pair_unit", optional=True)
+        if "directions" in carry:
+            found = check_tensor(carry, "directions", (None, theta.numel()), torch.float32)
+            rows["directions"], k = found, len(found)
+            for name, shape in ("direction_curvatures", (k,)), ("direction_products", (k, n)):
+                numbers[name] = check_tensor(carry, name, shape, torch.float64)
+        at_theta = {name: block.to(theta.device) for name, block in rows.items()}
+        return {**at_theta, **{name: value.cpu() for name, value in numbers.items()}}
 
     def pack(self) -> Carry:
         """What a carry holds of it."""
