@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -230,6 +230,27 @@ def _index(value: Any) -> int:
     if number.bit_length() > LONGEST_WHOLE:
         raise OverflowError
     return number
+
+
+def check_choice(value: Any, choices: Collection[str], name: str) -> None:
+    """Refuse what is none of some words.
+
+    Parameters
+    ----------
+    value
+        The argument: whatever is no str is none of them.
+    choices : collection of str
+        The words, in the order in which they are named.
+    name : str
+        Of the argument.
+
+    Raises
+    ------
+    InputError
+        It is another.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise InputError(f"{name}={shown(value)}; choose from {', '.join(choices)}")
 
 
 def check_switch(value: Any, name: str) -> None:
