@@ -46,6 +46,7 @@ TIME_COLOURS = "cividis"
 MARKED = ("*", "^", "v", "P", "X", "D", "<", ">")
 LABELLED_WALKS = 10
 NAMES = {"brownian": "Brownian paths", "straight_line": "straight line"}
+COMPONENTS = "principal components"
 MAKERS = {KIND: "pca.along or geoflow pca", NULL_KIND: "null_models.compare"}
 
 
@@ -68,7 +69,7 @@ def scores_plane(ds: xr.Dataset, ax: Axes | None = None, x: int = 1, y: int = 2)
     """
     check_axes(ax, optional=True)
     x, y = (kinds.as_whole(given, name, least=1) for given, name in ((x, "x"), (y, "y")))
-    _check(ds, max(x, y))
+    ds = _check(ds, x, y)
     with style():
         ax = new_figure(COLUMN_INCHES, COLUMN_INCHES).subplots() if ax is None else ax
         for number, walk in enumerate(_walks(ds)):
@@ -112,9 +113,8 @@ def off_plane(ds: xr.Dataset, ax: Axes | None = None, plane: int = 2) -> Axes:
         The dataset holds no components, or another plane is asked for.
     """
     check_axes(ax, optional=True)
-    _check(ds, 1)
-    if kinds.as_whole(plane, "plane") not in ds["plane"].values:
-        raise InputError(f"plane={plane}; use one of {ds['plane'].values.tolist()}")
+    ds = _check(ds)
+    plane = _checked_plane(ds, plane)
     with style():
         ax = new_figure(COLUMN_INCHES, 0.7 * COLUMN_INCHES).subplots() if ax is None else ax
         for number, walk in enumerate(_walks(ds)):
@@ -157,7 +157,10 @@ def explained_variance(
     check_width(width)
     kinds.check_dataset(ds, give=f"what {MAKERS[KIND]} made")
     beside = ds.attrs.get("kind") == NULL_KIND
-    _check(ds, 1, NULL_KIND if beside else KIND)
+    ds = _check_kind(ds, NULL_KIND if beside else KIND)
+    ds = kinds.as_made(ds, ["model", "component"] if beside else ["component"], COMPONENTS)
+    if beside:
+        _check_models(ds)
     with style():
         ax = new_figure(width, min(0.8 * width, 4.2)).subplots() if ax is None else ax
         component = ds["component"].values
@@ -202,7 +205,7 @@ def pca_plane(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
         In inches; up to that of a column, the two stand one above the other.
     """
     check_width(width)
-    _check(ds, 2)
+    ds = _check(ds, 1, 2)
     with style():
         narrow = width <= COLUMN_INCHES
         figure = new_figure(width, (1.5 if narrow else 0.46) * width)
@@ -234,7 +237,8 @@ def pca_space(
     """
     check_width(width)
     kinds.check_kind(marks, Mapping | None, "marks", "a dict of scores by name")
-    _check(ds, 3)
+    ds = _check(ds, 1, 2, 3)
+    _checked_plane(ds, 3)
     several = ds.sizes["walk"] > 1
     with style():
         narrow = width <= COLUMN_INCHES
@@ -245,7 +249,7 @@ def pca_space(
         off = bottom.subplots()
         for number, walk in enumerate(_walks(ds)):
             colour, dashes = COLOURS[number % 7], LINES[number % 7]
-            scores = walk["scores"].values[:, :3]
+            scores = walk["scores"].sel(component=[1, 2, 3]).values
             space.plot(*scores.T, color=colour, linewidth=0.8, linestyle=dashes)
             space.scatter(*scores.T, color=colour, s=3, depthshade=False)
             look: dict[str, Any] = {"edgecolor": "black", "depthshade": False, "s": 28}
@@ -297,7 +301,7 @@ def null_models(ds: xr.Dataset, walk: int = 0, width: float = SLIDE_INCHES) -> F
     kinds.check_dataset(ds, give=f"what {MAKERS[NULL_KIND]} made")
     if ds.attrs.get("kind") == KIND:
         ds = null_models_of(ds, walk)
-    _check(ds, 2, NULL_KIND)
+    ds = _check(ds, 1, 2, kind=NULL_KIND)
     with style():
         narrow = width <= COLUMN_INCHES
         figure = new_figure(width, (1.9 if narrow else 0.4) * width)
@@ -328,14 +332,49 @@ def null_models(ds: xr.Dataset, walk: int = 0, width: float = SLIDE_INCHES) -> F
     return figure
 
 
-def _check(ds: xr.Dataset, n_components: int, kind: str = KIND) -> None:
+def _check(ds: xr.Dataset, *components: int, kind: str = KIND) -> xr.Dataset:
+    """The dataset in the order of the analysis, with those walks only of which it has points.
+
+    Raises
+    ------
+    InputError
+        It is of another kind, or lacks one of these components.
+    """
+    ds = _check_kind(ds, kind)
+    dims = ("walk" if kind == KIND else "model", "point", "component")
+    ds = kinds.as_made(ds, dims, COMPONENTS)
+    there = ds["component"].values.tolist()
+    if missing := [c for c in components if c not in there]:
+        raise InputError(
+            f"ds has no component {missing[0]}, which is drawn, but {', '.join(map(str, there))}; "
+            "ask for more, or keep it"
+        )
+    if kind == NULL_KIND:
+        _check_models(ds)
+    else:
+        walks, of = ds["walk"].values, ds["walk_index"].values
+        ds = ds.isel(walk=np.isin(walks, of), point=np.isin(of, walks))
+        kinds.as_made(ds, ["walk"], COMPONENTS)
+    return ds
+
+
+def _check_kind(ds: xr.Dataset, kind: str) -> xr.Dataset:
     kinds.check_dataset(ds, give=f"what {MAKERS[kind]} made")
     if ds.attrs.get("kind") != kind:
         raise InputError(f"ds is not of kind {kind!r}; make it with {MAKERS[kind]}")
-    if ds.sizes["component"] < n_components:
-        raise InputError(
-            f"ds has {ds.sizes['component']} components, and {n_components} are drawn; ask for more"
-        )
+    return ds
+
+
+def _check_models(ds: xr.Dataset) -> None:
+    if missing := [name for name in MODELS if name not in ds["model"].values]:
+        raise InputError(f"ds has no model {missing[0]!r}, which is drawn; keep it")
+
+
+def _checked_plane(ds: xr.Dataset, plane: int) -> int:
+    there = kinds.as_made(ds, ["plane"], COMPONENTS)["plane"].values.tolist()
+    if kinds.as_whole(plane, "plane") not in there:
+        raise InputError(f"plane={plane}; use one of {there}")
+    return plane
 
 
 def _walks(ds: xr.Dataset) -> Iterator[xr.Dataset]:

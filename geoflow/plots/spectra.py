@@ -70,7 +70,7 @@ def waterfall(
     """
     check_axes(ax, optional=True)
     check_width(width)
-    at = _of_operator(ds, operator)
+    at = _of_operator(ds, operator, "probe", "lanczos")
     n = float(at["dimension"])
     scale = float(np.abs(at["node"]).max())
     linear = LINEAR * scale if scale else 1.0
@@ -167,7 +167,7 @@ def extremes(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
         figure = new_figure(width, max(0.3 * width, 1.6) * len(ends))
         axes = figure.subplots(len(ends), len(names), squeeze=False, sharex=True)
         for column, name in enumerate(names):
-            at = _of_operator(ds, name)
+            at = _of_operator(ds, name, "rank")
             for end, ax in zip(ends, axes[:, column], strict=True):
                 _extreme(at, end, ax)
                 if not column:
@@ -179,15 +179,15 @@ def extremes(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
 
 def _operators(ds: xr.Dataset) -> list[str]:
     kinds.check_dataset(ds, give="what geoflow spectrum made")
-    if "node" not in ds or "operator" not in ds.dims:
+    if "node" not in ds or "operator" not in ds:
         raise InputError("ds holds no curvature spectra; make them with geoflow spectrum")
-    return [str(name) for name in ds["operator"].values]
+    return [str(name) for name in kinds.as_made(ds, ["operator"], "spectra")["operator"].values]
 
 
-def _of_operator(ds: xr.Dataset, operator: str) -> xr.Dataset:
-    names = _operators(ds)
-    if operator not in names:
-        raise InputError(f"operator={operator!r} is not in ds; use one of {', '.join(names)}")
+def _of_operator(ds: xr.Dataset, operator: str, *dims: str) -> xr.Dataset:
+    """The spectra of an operator, with these dimensions behind that of the snapshots."""
+    kinds.check_choice(operator, _operators(ds), "operator")
+    ds = kinds.as_made(ds, ("snapshot", "operator", *dims), "spectra")
     # In whatever order they were asked for, flow time rises along an axis.
     return ds.sel(operator=operator).sortby("snapshot_time")
 

@@ -76,6 +76,35 @@ def check_dataset(ds: Any, *names: str, name: str = "ds", give: str = A_WALK) ->
         raise InputError(f"{name} has no {missing[0]!r}; give {give}")
 
 
+def as_made(ds: xr.Dataset, dims: Sequence[str], what: str, name: str = "ds") -> xr.Dataset:
+    """What an analysis made, its dimensions in the order in which it made them.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        As it was given back: transposed perhaps, or cut.
+    dims : sequence of str
+        Those that are used, in that order; others are left behind them.
+    what : str
+        What the dataset is, for people.
+    name : str
+        Of the argument.
+
+    Raises
+    ------
+    InputError
+        One is not there, as where it was cut by a number or a name, or nothing is left along it.
+    """
+    for dim in dims:
+        if not ds.sizes.get(dim):
+            there = "nothing is left along" if dim in ds.dims else "there is no dimension"
+            raise InputError(
+                f"{name}: {there} {dim!r}; cut {what} by a list or a slice that keeps some of it, "
+                f"such as {name}.isel({dim}=[0])"
+            )
+    return ds.transpose(*dims, ...)
+
+
 def as_path(path: Any, name: str = "path") -> Path:
     """The name of a file as a Path.
 
