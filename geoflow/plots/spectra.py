@@ -157,6 +157,7 @@ def extremes(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     """
     check_width(width)
     names = _operators(ds)
+    ds = kinds.as_made(ds, ("snapshot", "operator", "rank"), "spectra")
     # Where nothing converged there is nothing to draw.
     ends = [
         end for end in ("largest", "smallest") if np.isfinite(ds[f"{end}_eigenvalue"].values).any()
@@ -167,7 +168,7 @@ def extremes(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
         figure = new_figure(width, max(0.3 * width, 1.6) * len(ends))
         axes = figure.subplots(len(ends), len(names), squeeze=False, sharex=True)
         for column, name in enumerate(names):
-            at = _of_operator(ds, name, "rank")
+            at = _of_operator(ds, name)
             for end, ax in zip(ends, axes[:, column], strict=True):
                 _extreme(at, end, ax)
                 if not column:
