@@ -191,7 +191,7 @@ def penalties(
     with np.errstate(invalid="ignore"):
         spread = values.std(axis=1, ddof=1) if values.shape[1] > 1 else None
     lost = int((~np.isfinite(centre)).sum())
-    note = f" ({lost} of {len(centre)} penalties left out: a run diverged)" if lost else ""
+    note = f"\n({lost} of {len(centre)} left out: a run diverged)" if lost else ""
     positions = np.arange(baseline.sizes["penalty"])
     with style():
         figure = new_figure(width, 0.42 * width)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import cycle
 from typing import Any
 
@@ -19,7 +19,15 @@ from geoflow.analysis.components.null_models import KIND as NULL_KIND
 from geoflow.analysis.components.null_models import MODELS
 from geoflow.analysis.components.pca import null_models_of
 from geoflow.analysis.components.principal import KIND
-from geoflow.errors import InputError
+from geoflow.plots.components import (
+    COMPONENTS,
+    MAKERS,
+    check_kind,
+    check_models,
+    checked,
+    checked_plane,
+    walks_in,
+)
 from geoflow.plots.styles import (
     COLOURS,
     COLUMN_INCHES,
@@ -46,8 +54,6 @@ TIME_COLOURS = "cividis"
 MARKED = ("*", "^", "v", "P", "X", "D", "<", ">")
 LABELLED_WALKS = 10
 NAMES = {"brownian": "Brownian paths", "straight_line": "straight line"}
-COMPONENTS = "principal components"
-MAKERS = {KIND: "pca.along or geoflow pca", NULL_KIND: "null_models.compare"}
 
 
 def scores_plane(ds: xr.Dataset, ax: Axes | None = None, x: int = 1, y: int = 2) -> Axes:
@@ -69,10 +75,10 @@ def scores_plane(ds: xr.Dataset, ax: Axes | None = None, x: int = 1, y: int = 2)
     """
     check_axes(ax, optional=True)
     x, y = (kinds.as_whole(given, name, least=1) for given, name in ((x, "x"), (y, "y")))
-    ds = _check(ds, x, y)
+    ds = checked(ds, x, y)
     with style():
         ax = new_figure(COLUMN_INCHES, COLUMN_INCHES).subplots() if ax is None else ax
-        for number, walk in enumerate(_walks(ds)):
+        for number, walk in enumerate(walks_in(ds)):
             scores = walk["scores"].sel(component=[x, y]).values
             _timed_line(ax, scores[:, 0], scores[:, 1], walk["snapshot_time"].values, _norm(ds))
             named = ("start", "end") if number == 0 else (None, None)
@@ -113,11 +119,11 @@ def off_plane(ds: xr.Dataset, ax: Axes | None = None, plane: int = 2) -> Axes:
         The dataset holds no components, or another plane is asked for.
     """
     check_axes(ax, optional=True)
-    ds = _check(ds)
-    plane = _checked_plane(ds, plane)
+    ds = checked(ds)
+    plane = checked_plane(ds, plane)
     with style():
         ax = new_figure(COLUMN_INCHES, 0.7 * COLUMN_INCHES).subplots() if ax is None else ax
-        for number, walk in enumerate(_walks(ds)):
+        for number, walk in enumerate(walks_in(ds)):
             distance = walk["off_plane_distance"].sel(plane=plane).values
             arc = walk["arc_length"].values
             _timed_line(ax, arc, distance, walk["snapshot_time"].values, _norm(ds))
@@ -157,10 +163,10 @@ def explained_variance(
     check_width(width)
     kinds.check_dataset(ds, give=f"what {MAKERS[KIND]} made")
     beside = ds.attrs.get("kind") == NULL_KIND
-    ds = _check_kind(ds, NULL_KIND if beside else KIND)
+    ds = check_kind(ds, NULL_KIND if beside else KIND)
     ds = kinds.as_made(ds, ["model", "component"] if beside else ["component"], COMPONENTS)
     if beside:
-        _check_models(ds)
+        check_models(ds)
     with style():
         ax = new_figure(width, min(0.8 * width, 4.2)).subplots() if ax is None else ax
         component = ds["component"].values
@@ -205,7 +211,7 @@ def pca_plane(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
         In inches; up to that of a column, the two stand one above the other.
     """
     check_width(width)
-    ds = _check(ds, 1, 2)
+    ds = checked(ds, 1, 2)
     with style():
         narrow = width <= COLUMN_INCHES
         figure = new_figure(width, (1.5 if narrow else 0.46) * width)
@@ -237,8 +243,8 @@ def pca_space(
     """
     check_width(width)
     kinds.check_kind(marks, Mapping | None, "marks", "a dict of scores by name")
-    ds = _check(ds, 1, 2, 3)
-    _checked_plane(ds, 3)
+    ds = checked(ds, 1, 2, 3)
+    checked_plane(ds, 3)
     several = ds.sizes["walk"] > 1
     with style():
         narrow = width <= COLUMN_INCHES
@@ -247,7 +253,7 @@ def pca_space(
         top, bottom = parts
         space: Any = top.add_subplot(projection="3d")
         off = bottom.subplots()
-        for number, walk in enumerate(_walks(ds)):
+        for number, walk in enumerate(walks_in(ds)):
             colour, dashes = COLOURS[number % 7], LINES[number % 7]
             scores = walk["scores"].sel(component=[1, 2, 3]).values
             space.plot(*scores.T, color=colour, linewidth=0.8, linestyle=dashes)
@@ -301,7 +307,7 @@ def null_models(ds: xr.Dataset, walk: int = 0, width: float = SLIDE_INCHES) -> F
     kinds.check_dataset(ds, give=f"what {MAKERS[NULL_KIND]} made")
     if ds.attrs.get("kind") == KIND:
         ds = null_models_of(ds, walk)
-    ds = _check(ds, 1, 2, kind=NULL_KIND)
+    ds = checked(ds, 1, 2, kind=NULL_KIND)
     with style():
         narrow = width <= COLUMN_INCHES
         figure = new_figure(width, (1.9 if narrow else 0.4) * width)
@@ -332,62 +338,9 @@ def null_models(ds: xr.Dataset, walk: int = 0, width: float = SLIDE_INCHES) -> F
     return figure
 
 
-def _check(ds: xr.Dataset, *components: int, kind: str = KIND) -> xr.Dataset:
-    """The dataset in the order of the analysis, with those walks only of which it has points.
-
-    Raises
-    ------
-    InputError
-        It is of another kind, or lacks one of these components.
-    """
-    ds = _check_kind(ds, kind)
-    dims = ("walk" if kind == KIND else "model", "point", "component")
-    ds = kinds.as_made(ds, dims, COMPONENTS)
-    there = ds["component"].values.tolist()
-    if missing := [c for c in components if c not in there]:
-        raise InputError(
-            f"ds has no component {missing[0]}, which is drawn, but {', '.join(map(str, there))}; "
-            "ask for more, or keep it"
-        )
-    if kind == NULL_KIND:
-        _check_models(ds)
-    else:
-        walks, of = ds["walk"].values, ds["walk_index"].values
-        ds = ds.isel(walk=np.isin(walks, of), point=np.isin(of, walks))
-        kinds.as_made(ds, ["walk"], COMPONENTS)
-    return ds
-
-
-def _check_kind(ds: xr.Dataset, kind: str) -> xr.Dataset:
-    kinds.check_dataset(ds, give=f"what {MAKERS[kind]} made")
-    if ds.attrs.get("kind") != kind:
-        raise InputError(f"ds is not of kind {kind!r}; make it with {MAKERS[kind]}")
-    return ds
-
-
-def _check_models(ds: xr.Dataset) -> None:
-    if missing := [name for name in MODELS if name not in ds["model"].values]:
-        raise InputError(f"ds has no model {missing[0]!r}, which is drawn; keep it")
-
-
-def _checked_plane(ds: xr.Dataset, plane: int) -> int:
-    there = kinds.as_made(ds, ["plane"], COMPONENTS)["plane"].values.tolist()
-    if kinds.as_whole(plane, "plane") not in there:
-        raise InputError(f"plane={plane}; use one of {there}")
-    return plane
-
-
-def _walks(ds: xr.Dataset) -> Iterator[xr.Dataset]:
-    """The points of one walk after the other, in the order of time."""
-    for index in ds["walk"].values:
-        walk = ds[["scores", "off_plane_distance"]].isel(point=ds["walk_index"].values == index)
-        # A walk may be cut in any order; it is drawn from its start to its end.
-        yield walk.sortby("snapshot_time")
-
-
 def _seeds(ds: xr.Dataset) -> list[int]:
     """The seed of each walk."""
-    return [int(walk["seed"][0]) for walk in _walks(ds)]
+    return [int(walk["seed"][0]) for walk in walks_in(ds)]
 
 
 def _mark(ds: xr.Dataset, number: int) -> str:

@@ -36,6 +36,8 @@ GREY: dict[str, Any] = {"color": "#999999", "linestyle": "-", "linewidth": 0.9}
 APART = 0.08
 # Of a text in a panel, for each inch of the whole.
 LETTERS_AN_INCH = 10
+# Of three labels that stand in a row.
+LEGEND_LETTERS = 30
 DIMENSIONS = {
     "periodogram": ("level", "frequency", "scalar"),
     "relaxation": ("sample", "scalar", "term"),
@@ -116,7 +118,9 @@ def significance(ds: xr.Dataset, scalar: str | None = None, ax: Axes | None = No
         ax.set_ylim(0.02, 20 * top)
         ax.set_xlabel(_frequency(ds))
         ax.set_ylabel("power over red noise")
-        ax.legend(loc="upper right", ncols=3, title=f"p = {float(one['p_value']):.3g}")
+        letters = sum(map(len, ax.get_legend_handles_labels()[1]))
+        ncols = 3 if letters <= LEGEND_LETTERS else 2
+        ax.legend(loc="upper right", ncols=ncols, title=f"p = {float(one['p_value']):.3g}")
         ax.get_legend().get_title().set_fontsize(7)  # type: ignore[union-attr]
     return ax
 

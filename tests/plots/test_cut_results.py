@@ -242,7 +242,7 @@ def test_a_penalty_with_a_run_that_diverged_has_no_mean():
     loss[1, 1] = np.nan
     ax = plots.penalties(ds.assign(test_loss=(ds["test_loss"].dims, loss))).axes[0]
     np.testing.assert_allclose(ax.lines[0].get_ydata(), [0.44, np.nan, 0.55, 9.9])
-    said = "weight decay (1 of 4 penalties left out: a run diverged)"
+    said = "weight decay\n(1 of 4 left out: a run diverged)"
     assert [t.get_text() for t in ax.get_legend().get_texts()] == [said]
 
 

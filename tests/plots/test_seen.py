@@ -181,7 +181,7 @@ def test_trainings_that_all_diverged_leave_no_mean_and_no_line():
     trained = trained.assign(test_loss=np.nan * trained["test_loss"])
     never = drawn.walk().assign(test_loss=("snapshot", np.full(20, np.nan)))
     ax = plots.penalties(trained, [never]).axes[0]
-    said = "weight decay (4 of 4 penalties left out: a run diverged)"
+    said = "weight decay\n(4 of 4 left out: a run diverged)"
     assert [t.get_text() for t in ax.get_legend().get_texts()] == [said]
 
 
