@@ -30,10 +30,11 @@ def checked(ds: xr.Dataset, *components: int, kind: str = KIND) -> xr.Dataset:
     ds = kinds.as_made(ds, dims, COMPONENTS)
     there = ds["component"].values.tolist()
     if missing := [c for c in components if c not in there]:
-        raise InputError(
-            f"ds has no component {missing[0]}, which is drawn, but {', '.join(map(str, there))}; "
-            "ask for more, or keep it"
-        )
+        if max(there) == len(there):  # none was cut away
+            raise InputError(
+                f"ds has {len(there)} components, and {max(components)} are drawn; ask for more"
+            )
+        raise InputError(f"ds has no component {missing[0]}, which is drawn; keep it")
     if kind == NULL_KIND:
         check_models(ds)
     else:

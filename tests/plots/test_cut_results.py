@@ -92,8 +92,10 @@ def test_components_are_drawn_by_their_number():
         np.testing.assert_array_equal(np.stack([x, y, z], axis=1), own)
         assert space.get_xlabel().startswith("PC 1")
     for draw, kept in ((plots.pca_space, [1, 2]), (plots.pca_plane, [0, 2])):
-        with pytest.raises(InputError, match=r"ds has no component \d, which is drawn"):
+        with pytest.raises(InputError, match=r"ds has no component \d, which is drawn; keep it"):
             draw(ds.isel(component=kept))
+    with pytest.raises(InputError, match="ds has 2 components, and 3 are drawn; ask for more"):
+        plots.pca_space(ds.isel(component=[1, 0]))
     assert kinds.names(ds.isel(component=[1, 2])) == ["explained-variance"]
     assert kinds.names(ds.isel(component=0)) == ["explained-variance"]
     with pytest.raises(InputError, match="plane=3; use one of"):
