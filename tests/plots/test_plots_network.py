@@ -111,5 +111,5 @@ def test_bad_input(spectrum, compared):
         plots.waterfalls(compared)
     with pytest.raises(InputError, match="geoflow predictions"):
         plots.function_space(spectrum)
-    with pytest.raises(InputError, match="no such distance"):
+    with pytest.raises(InputError, match="name='nothing'; choose from output_distance"):
         plots.function_distance(compared, "nothing")

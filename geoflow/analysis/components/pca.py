@@ -158,10 +158,10 @@ def null_models_of(ds: xr.Dataset, walk: int = 0) -> xr.Dataset:
     """
     kinds.check_dataset(ds, give="what pca.along(…, null_models=True) returned")
     walk = kinds.as_whole(walk, "walk")
-    if ds.attrs.get("kind") == KIND:
-        dims = ("walk", "point", "component")
-        ds = kinds.as_made(ds, dims, "principal components").sortby("component")
     names = {str(n): str(n).removeprefix(NULL) for n in ds.data_vars if str(n).startswith(NULL)}
+    if names:
+        dims = ("walk", "model", "point", "component")
+        ds = kinds.as_made(ds, dims, "principal components").sortby("component")
     there = bool(names) and 0 <= walk < ds.sizes["walk"]
     # By its number among all: some may have been cut away.
     its = ds["walk_index"].values == ds["walk"].values[walk] if there else np.zeros(0, bool)
