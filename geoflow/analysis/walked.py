@@ -17,7 +17,7 @@ from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
-from geoflow.trajectories.given import check_placed, check_walk, kept_dtype
+from geoflow.trajectories.given import check_placed, check_walk, kept_dtype, kept_theta
 
 # The loss of a snapshot, computed again, differs by rounding and by the software's version.
 LOSS_RTOL = {torch.float64: 1e-8, torch.float32: 1e-3}
@@ -65,7 +65,7 @@ def theta_at(ds: xr.Dataset, problem: ProblemLike, index: int) -> Tensor:
             f"flow has {problem.n_parameters} parameters and ds {ds.sizes['parameter']}; "
             "give the flow of this walk"
         )
-    theta = torch.as_tensor(ds["theta"].isel(snapshot=index).values, device="cpu")
+    theta = torch.as_tensor(kept_theta(ds, index), device="cpu")
     return theta.to(dtype=problem.dtype, device=problem.device)
 
 

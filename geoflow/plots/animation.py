@@ -91,9 +91,10 @@ def animate(
     ArchiveError
         Writing failed; ``path`` is as it was.
     """
-    check(ds)
-    path = Path(path)
-    writer = _writer(path, frames, fps, pace)
+    ds = check(ds, "snapshot")
+    path = kinds.as_path(path)
+    frames, fps = kinds.as_whole(frames, "frames", 2), kinds.as_number(fps, "fps")
+    writer = _writer(path, fps, pace)
     _check_cost(path, frames)
     check_free(path, overwrite=overwrite)
     kinds.check_switch(progress, "progress")
@@ -102,15 +103,12 @@ def animate(
         _film(ds, writer, temporary, frames, pace, progress)
 
 
-def _writer(path: Path, frames: int, fps: float, pace: str) -> AbstractMovieWriter:
+def _writer(path: Path, fps: float, pace: str) -> AbstractMovieWriter:
     if path.suffix not in ENDINGS:
         raise InputError(f"{path}: its name must end in .gif or .mp4")
-    if frames < 2:
-        raise InputError(f"frames={frames}; use at least 2")
     if not 1 <= fps <= 100:
-        raise InputError(f"fps={fps}; use 1 to 100 frames a second")
-    if pace not in PACES:
-        raise InputError(f"pace={pace!r}; use one of {', '.join(PACES)}")
+        raise InputError(f"fps={fps:g}; use 1 to 100 frames a second")
+    kinds.check_choice(pace, PACES, "pace")
     if path.suffix == ".gif":
         if fps > 50:
             warnings.warn(

@@ -46,8 +46,9 @@ def work_precision(
     check_axes(ax, optional=True)
     check_width(width)
     kinds.check_dataset(ds, give="what geoflow compare made")
-    if "theta_error" not in ds or "rtol" not in ds.dims:
+    if "theta_error" not in ds or "rtol" not in ds:
         raise InputError("ds is not a comparison of solvers; make one with geoflow compare")
+    ds = kinds.as_made(ds, ("solver", "rtol", "snapshot"), "a comparison")
     n = ds.sizes["snapshot"]
     if not -n <= kinds.as_whole(snapshot, "snapshot") < n:
         raise InputError(f"snapshot={snapshot}: there are 0 to {n - 1}")

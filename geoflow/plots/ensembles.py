@@ -64,6 +64,7 @@ def sweep_stack(
     if mean is not None:
         give = "what gf.sweeps.ensemble.resample made of the walks by time, or None"
         kinds.check_dataset(mean, "time", *names, name="mean", give=give)
+        mean = kinds.as_made(mean, ("run", "time"), "an ensemble", "mean")
     with style():
         figure = new_figure(width, 0.24 * width * len(names))
         axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
@@ -110,9 +111,10 @@ def ensemble(
     """
     check_width(width)
     kinds.check_dataset(ds, "run", give=A_SWEEP)
-    if ds.attrs.get("along") not in ds.dims:
+    if ds.attrs.get("along") not in ds.variables:
         raise InputError(f"ds does not say along what its runs are; give {A_SWEEP}")
     along = str(ds.attrs["along"])
+    ds = kinds.as_made(ds, ("run", along), "an ensemble").sortby(along)
     chosen = _usual(ds, along) if scalars is None else scalars
     chosen = kinds.as_names(chosen, "scalars")
     unknown = [n for n in chosen if n not in ds or ds[n].dims != ("run", along)]
@@ -181,10 +183,15 @@ def penalties(
     needed = ("test_loss", "epoch", "run", "penalty")
     kinds.check_dataset(baseline, *needed, name="baseline", give=give)
     walks = walks_of(walks, "walks", least=0)
-    values = baseline["test_loss"].isel(epoch=-1)
-    centre = values.mean("run").values
+    baseline = kinds.as_made(baseline, ("penalty", "run", "epoch"), "trainings", "baseline")
+    values = baseline["test_loss"].isel(epoch=-1).values
+    # A run that diverged is not left out of a mean, which would be the better for it.
+    centre = values.mean(axis=1)
     # One run alone has no spread, which is not a spread of zero.
-    spread = values.std("run", ddof=1).values if baseline.sizes["run"] > 1 else None
+    with np.errstate(invalid="ignore"):
+        spread = values.std(axis=1, ddof=1) if values.shape[1] > 1 else None
+    lost = int((~np.isfinite(centre)).sum())
+    note = f"\n({lost} of {len(centre)} left out: a run diverged)" if lost else ""
     positions = np.arange(baseline.sizes["penalty"])
     with style():
         figure = new_figure(width, 0.42 * width)
@@ -198,7 +205,7 @@ def penalties(
             marker="o",
             markersize=4,
             capsize=2,
-            label="weight decay",
+            label=f"weight decay{note}",
         )
         for name, index, colour, dashes in (
             ("walk: start", 0, COLOURS[1], "--"),

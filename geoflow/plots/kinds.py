@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,11 +24,16 @@ from geoflow.plots.slices import slice_figure
 from geoflow.plots.spectra import extremes, waterfalls
 from geoflow.plots.styles import SLIDE_INCHES, save
 from geoflow.plots.trajectory import overview, paper_stack
-from geoflow.system.kinds import check_dataset
+from geoflow.system.kinds import check_dataset, shown
 
 
 def _any(ds: xr.Dataset) -> bool:
     return True
+
+
+def _has_components(ds: xr.Dataset, n: int) -> bool:
+    """Whether the first n components are there, in whatever order."""
+    return "component" in ds and {*range(1, n + 1)} <= {*np.ravel(ds["component"].values)}
 
 
 @dataclass(frozen=True)
@@ -58,10 +64,10 @@ KINDS = {
     "regularization-path": Kind("path", regularization_path),
     "singular-values": Kind("path", singular_values, has_matrices),
     "explained-variance": Kind("pca", explained_variance),
-    "pca-2d": Kind("pca", pca_plane, lambda ds: ds.sizes["component"] > 1),
-    "pca-3d": Kind("pca", pca_space, lambda ds: ds.sizes["component"] > 2),
+    "pca-2d": Kind("pca", pca_plane, lambda ds: _has_components(ds, 2)),
+    "pca-3d": Kind("pca", pca_space, lambda ds: _has_components(ds, 3)),
     "null-models": Kind(
-        "pca", null_models, lambda ds: "null_scores" in ds and ds.sizes["component"] > 1
+        "pca", null_models, lambda ds: "null_scores" in ds and _has_components(ds, 2)
     ),
     "waterfall": Kind("spectra", waterfalls),
     "extremes": Kind("spectra", extremes),
@@ -115,9 +121,11 @@ def draw(ds: xr.Dataset, name: str, **options: Any) -> Figure:
     InputError
         No such figure of such a dataset, or no such option of it.
     """
-    if name not in names(ds):
+    if not isinstance(name, str) or name not in names(ds):
         there = ", ".join(names(ds))
-        raise InputError(f"kind={name!r} is no figure of this {kind_of(ds)}; use one of {there}")
+        raise InputError(
+            f"kind={shown(name)} is no figure of this {kind_of(ds)}; use one of {there}"
+        )
     function = KINDS[name].function
     _, *known = inspect.signature(function).parameters
     for option in options:

@@ -81,9 +81,10 @@ def regularization_path(
         The dataset is no path, or R is no squared norm and a baseline is given.
     """
     check_width(width)
-    _check_path(ds)
+    ds = _checked(ds, "level")
     names = [*observables(ds), "regularizer", "train_loss"]
     ordered = ds.isel(level=path_dataset.order_along(ds))
+    first = _first_walked(ds)
     beside = {} if baseline is None else _ends(ds, baseline, names)
     with style():
         figure, axes = _panels(len(names), width)
@@ -91,16 +92,17 @@ def regularization_path(
             values = _shown(name, ordered[name].values)
             look: dict[str, Any] = {"color": colour, "linestyle": "-", "markersize": 3.5}
             ax.plot(ordered["penalty"], values, marker="o", label="path", **look)
-            ax.plot(
-                ds["penalty"].values[:1],
-                _shown(name, ds[name].values[:1]),
-                marker="o",
-                markersize=8,
-                markerfacecolor="none",
-                color=colour,
-                linestyle="none",
-                label="end of its first walk",
-            )
+            if first.any():
+                ax.plot(
+                    ds["penalty"].values[first],
+                    _shown(name, ds[name].values[first]),
+                    marker="o",
+                    markersize=8,
+                    markerfacecolor="none",
+                    color=colour,
+                    linestyle="none",
+                    label="end of its first walk",
+                )
             if name in beside:
                 _draw_ends(ax, *beside[name])
             ax.set_ylabel("training loss = level" if name == "train_loss" else axis_label(name))
@@ -133,7 +135,7 @@ def singular_values(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
         The dataset is no path, or has no tensor with rows.
     """
     check_width(width)
-    _check_path(ds)
+    ds = _checked(ds, "level", "parameter", "tensor")
     ordered = ds.isel(level=path_dataset.order_along(ds))
     chosen = [t for t in _tensors(ds) if _is_matrix(t)]
     if not chosen:
@@ -209,10 +211,24 @@ def title(ds: xr.Dataset) -> str:
     return f"{of}{levels}{ended}\n{r}"
 
 
-def _check_path(ds: xr.Dataset) -> None:
+def _checked(ds: xr.Dataset, *dims: str) -> xr.Dataset:
+    """The path, with these dimensions in the order of its schema."""
     kinds.check_dataset(ds, give=kinds.A_PATH)
     if not path_schema.is_path(ds):
         raise InputError("ds is no regularisation path; make one with gf.regularization_path")
+    ds = kinds.as_made(ds, dims, "a path")
+    # In the order in which the points were reached, which says where a fold is.
+    return ds.isel(level=np.lexsort([ds["wall_time"].values, ds["n_gradient"].values]))
+
+
+def _first_walked(ds: xr.Dataset) -> NDArray[np.bool_]:
+    """Where the point is that the path begins with, shape (level,): nowhere where it was cut away.
+
+    Corrections lead from there to the others; points may stand in any order.
+    """
+    # Past a fold, the path may come to the same level again.
+    found: NDArray[np.bool_] = ds["level"].values == ds.attrs["level"]
+    return found & (ds["method"].values == "walk")
 
 
 def _tensors(ds: xr.Dataset) -> list[TensorSpec]:
@@ -232,6 +248,8 @@ def _largest(ds: xr.Dataset, tensor: TensorSpec) -> Floats:
     """The largest singular values of a tensor along the path, shape (level, rank)."""
     span = slice(tensor.offset, tensor.offset + int(np.prod(tensor.shape)))
     theta = ds["theta"].isel(parameter=span).values.astype(float)
+    if theta.shape[1] != np.prod(tensor.shape):
+        raise InputError(f"ds: theta was cut, and {tensor.name} is not whole; give all of it")
     matrices = theta.reshape(len(theta), tensor.shape[0], -1)
     found: Floats = np.linalg.svd(matrices, compute_uv=False)[:, :SINGULAR_VALUES]
     return found
@@ -241,6 +259,8 @@ def _ends(ds: xr.Dataset, baseline: xr.Dataset, names: list[str]) -> dict[str, E
     """Penalty, mean and deviation of the trainings near the path, by name."""
     give = "what gf.baselines.weight_decay returned"
     kinds.check_dataset(baseline, "parameter", "penalty", name="baseline", give=give)
+    dims = ("penalty", "run", "epoch", "parameter")
+    baseline = kinds.as_made(baseline, dims, "trainings", "baseline")
     name = str(ds.attrs["regularizer_name"])
     if name.partition(":")[0] != "squared_norm":
         raise InputError(f"baseline: R of the path is {name}, and weight decay's a squared norm")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import cycle
 from typing import Any
 
@@ -19,7 +19,15 @@ from geoflow.analysis.components.null_models import KIND as NULL_KIND
 from geoflow.analysis.components.null_models import MODELS
 from geoflow.analysis.components.pca import null_models_of
 from geoflow.analysis.components.principal import KIND
-from geoflow.errors import InputError
+from geoflow.plots.components import (
+    COMPONENTS,
+    MAKERS,
+    check_kind,
+    check_models,
+    checked,
+    checked_plane,
+    walks_in,
+)
 from geoflow.plots.styles import (
     COLOURS,
     COLUMN_INCHES,
@@ -46,7 +54,6 @@ TIME_COLOURS = "cividis"
 MARKED = ("*", "^", "v", "P", "X", "D", "<", ">")
 LABELLED_WALKS = 10
 NAMES = {"brownian": "Brownian paths", "straight_line": "straight line"}
-MAKERS = {KIND: "pca.along or geoflow pca", NULL_KIND: "null_models.compare"}
 
 
 def scores_plane(ds: xr.Dataset, ax: Axes | None = None, x: int = 1, y: int = 2) -> Axes:
@@ -68,10 +75,10 @@ def scores_plane(ds: xr.Dataset, ax: Axes | None = None, x: int = 1, y: int = 2)
     """
     check_axes(ax, optional=True)
     x, y = (kinds.as_whole(given, name, least=1) for given, name in ((x, "x"), (y, "y")))
-    _check(ds, max(x, y))
+    ds = checked(ds, x, y)
     with style():
         ax = new_figure(COLUMN_INCHES, COLUMN_INCHES).subplots() if ax is None else ax
-        for number, walk in enumerate(_walks(ds)):
+        for number, walk in enumerate(walks_in(ds)):
             scores = walk["scores"].sel(component=[x, y]).values
             _timed_line(ax, scores[:, 0], scores[:, 1], walk["snapshot_time"].values, _norm(ds))
             named = ("start", "end") if number == 0 else (None, None)
@@ -112,12 +119,11 @@ def off_plane(ds: xr.Dataset, ax: Axes | None = None, plane: int = 2) -> Axes:
         The dataset holds no components, or another plane is asked for.
     """
     check_axes(ax, optional=True)
-    _check(ds, 1)
-    if kinds.as_whole(plane, "plane") not in ds["plane"].values:
-        raise InputError(f"plane={plane}; use one of {ds['plane'].values.tolist()}")
+    ds = checked(ds)
+    plane = checked_plane(ds, plane)
     with style():
         ax = new_figure(COLUMN_INCHES, 0.7 * COLUMN_INCHES).subplots() if ax is None else ax
-        for number, walk in enumerate(_walks(ds)):
+        for number, walk in enumerate(walks_in(ds)):
             distance = walk["off_plane_distance"].sel(plane=plane).values
             arc = walk["arc_length"].values
             _timed_line(ax, arc, distance, walk["snapshot_time"].values, _norm(ds))
@@ -157,7 +163,10 @@ def explained_variance(
     check_width(width)
     kinds.check_dataset(ds, give=f"what {MAKERS[KIND]} made")
     beside = ds.attrs.get("kind") == NULL_KIND
-    _check(ds, 1, NULL_KIND if beside else KIND)
+    ds = check_kind(ds, NULL_KIND if beside else KIND)
+    ds = kinds.as_made(ds, ["model", "component"] if beside else ["component"], COMPONENTS)
+    if beside:
+        check_models(ds)
     with style():
         ax = new_figure(width, min(0.8 * width, 4.2)).subplots() if ax is None else ax
         component = ds["component"].values
@@ -202,7 +211,7 @@ def pca_plane(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
         In inches; up to that of a column, the two stand one above the other.
     """
     check_width(width)
-    _check(ds, 2)
+    ds = checked(ds, 1, 2)
     with style():
         narrow = width <= COLUMN_INCHES
         figure = new_figure(width, (1.5 if narrow else 0.46) * width)
@@ -234,7 +243,8 @@ def pca_space(
     """
     check_width(width)
     kinds.check_kind(marks, Mapping | None, "marks", "a dict of scores by name")
-    _check(ds, 3)
+    ds = checked(ds, 1, 2, 3)
+    checked_plane(ds, 3)
     several = ds.sizes["walk"] > 1
     with style():
         narrow = width <= COLUMN_INCHES
@@ -243,9 +253,9 @@ def pca_space(
         top, bottom = parts
         space: Any = top.add_subplot(projection="3d")
         off = bottom.subplots()
-        for number, walk in enumerate(_walks(ds)):
+        for number, walk in enumerate(walks_in(ds)):
             colour, dashes = COLOURS[number % 7], LINES[number % 7]
-            scores = walk["scores"].values[:, :3]
+            scores = walk["scores"].sel(component=[1, 2, 3]).values
             space.plot(*scores.T, color=colour, linewidth=0.8, linestyle=dashes)
             space.scatter(*scores.T, color=colour, s=3, depthshade=False)
             look: dict[str, Any] = {"edgecolor": "black", "depthshade": False, "s": 28}
@@ -297,7 +307,7 @@ def null_models(ds: xr.Dataset, walk: int = 0, width: float = SLIDE_INCHES) -> F
     kinds.check_dataset(ds, give=f"what {MAKERS[NULL_KIND]} made")
     if ds.attrs.get("kind") == KIND:
         ds = null_models_of(ds, walk)
-    _check(ds, 2, NULL_KIND)
+    ds = checked(ds, 1, 2, kind=NULL_KIND)
     with style():
         narrow = width <= COLUMN_INCHES
         figure = new_figure(width, (1.9 if narrow else 0.4) * width)
@@ -328,27 +338,9 @@ def null_models(ds: xr.Dataset, walk: int = 0, width: float = SLIDE_INCHES) -> F
     return figure
 
 
-def _check(ds: xr.Dataset, n_components: int, kind: str = KIND) -> None:
-    kinds.check_dataset(ds, give=f"what {MAKERS[kind]} made")
-    if ds.attrs.get("kind") != kind:
-        raise InputError(f"ds is not of kind {kind!r}; make it with {MAKERS[kind]}")
-    if ds.sizes["component"] < n_components:
-        raise InputError(
-            f"ds has {ds.sizes['component']} components, and {n_components} are drawn; ask for more"
-        )
-
-
-def _walks(ds: xr.Dataset) -> Iterator[xr.Dataset]:
-    """The points of one walk after the other, in the order of time."""
-    for index in ds["walk"].values:
-        walk = ds[["scores", "off_plane_distance"]].isel(point=ds["walk_index"].values == index)
-        # A walk may be cut in any order; it is drawn from its start to its end.
-        yield walk.sortby("snapshot_time")
-
-
 def _seeds(ds: xr.Dataset) -> list[int]:
     """The seed of each walk."""
-    return [int(walk["seed"][0]) for walk in _walks(ds)]
+    return [int(walk["seed"][0]) for walk in walks_in(ds)]
 
 
 def _mark(ds: xr.Dataset, number: int) -> str:

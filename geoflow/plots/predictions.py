@@ -27,6 +27,7 @@ from geoflow.plots.styles import (
 )
 from geoflow.system import kinds
 
+DIMENSIONS = ("set", "snapshot", other("snapshot"))
 DISTANCES = {
     "output_distance": "RMS difference of outputs",
     "js_divergence": "Jensen–Shannon divergence / bit",
@@ -62,10 +63,7 @@ def function_distance(
     """
     check_axes(ax, optional=True)
     check_width(width)
-    _names(ds)
-    kinds.check_kind(name, str, "name", f"one of {', '.join(DISTANCES)}")
-    if name not in DISTANCES or name not in ds:
-        raise InputError(f"name={name!r}: ds has no such distance in predictions")
+    kinds.check_choice(name, _names(ds), "name")
     ds = _in_order(ds)
     factor = 100 if name == "disagreement" else 1
     i, j = np.triu_indices(ds.sizes["snapshot"], 1)
@@ -167,6 +165,7 @@ def matrices(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
 
 def _in_order(ds: xr.Dataset) -> xr.Dataset:
     """Return the snapshots in the order of time, whatever that they were asked for in."""
+    ds = kinds.as_made(ds, DIMENSIONS, "predictions")
     order = np.argsort(ds["snapshot_time"].values, kind="stable")
     return ds.isel({"snapshot": order, other("snapshot"): order})
 
@@ -176,7 +175,15 @@ def _names(ds: xr.Dataset) -> list[str]:
     names = [name for name in DISTANCES if name in ds]
     if not names or "parameter_distance" not in ds:
         raise InputError("ds holds no distances in predictions; make them with geoflow predictions")
-    if ds.sizes.get("snapshot", 0) < 2:
+    kinds.as_made(ds, DIMENSIONS, "predictions")
+    both = [ds[n].values for n in ("snapshot_time", other("snapshot_time")) if n in ds]
+    alike = all(np.array_equal(both[0], times) for times in both)
+    if not alike or ds.sizes["snapshot"] != ds.sizes[other("snapshot")]:
+        raise InputError(
+            f"ds: along snapshot and {other('snapshot')} it was cut apart, and holds no pairs; cut "
+            f"it along both alike, such as ds.isel(snapshot=[0, 2], {other('snapshot')}=[0, 2])"
+        )
+    if ds.sizes["snapshot"] < 2:
         raise InputError("ds is of one snapshot, which has no distance; give two of them or more")
     return names
 

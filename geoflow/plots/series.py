@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 from numpy.typing import NDArray
 
+from geoflow.analysis.series.exponentials import FITTED
 from geoflow.errors import InputError
 from geoflow.plots.styles import (
     COLOURS,
@@ -25,7 +26,6 @@ from geoflow.plots.styles import (
     check_width,
     laid_out,
     new_figure,
-    plain,
     style,
     wrapped,
 )
@@ -34,6 +34,14 @@ from geoflow.system import kinds
 GREY: dict[str, Any] = {"color": "#999999", "linestyle": "-", "linewidth": 0.9}
 # Of the axis, between the names of two peaks.
 APART = 0.08
+# Of a text in a panel, for each inch of the whole.
+LETTERS_AN_INCH = 10
+# Of three labels that stand in a row.
+LEGEND_LETTERS = 30
+DIMENSIONS = {
+    "periodogram": ("level", "frequency", "scalar"),
+    "relaxation": ("sample", "scalar", "term"),
+}
 CLOCKS = {"time": "flow time", "arc_length": "arc length"}
 
 
@@ -69,7 +77,7 @@ def periodogram(ds: xr.Dataset, scalar: str | None = None, ax: Axes | None = Non
         ax.set_ylim(power.max() / 3e3, 6)
         ax.set_xlabel(_frequency(ds))
         ax.set_ylabel("power, part of the variance")
-        ax.set_title(_title(ds, one["scalar"].item()))
+        ax.set_title(_title(ds, str(one["scalar"].values)))
         ax.legend(loc="upper right", ncols=2)
     return ax
 
@@ -100,16 +108,19 @@ def significance(ds: xr.Dataset, scalar: str | None = None, ax: Axes | None = No
         ):
             # The same at every frequency.
             height = float((one["global_level"].values[row] / red)[0])
-            ax.axhline(height, color="#555555", linewidth=1, linestyle=line, label=f"{level:.0%}")
+            look: dict[str, Any] = {"color": "#555555", "linewidth": 1, "linestyle": line}
+            ax.axhline(height, label=_per_cent(level), **look)
         local = one["local_level"].values[0] / red
-        ax.plot(f, local, **GREY, label=f"{float(one['level'][0]):.0%} at one frequency")
+        ax.plot(f, local, **GREY, label=f"{_per_cent(one['level'].values[0])} at one frequency")
         _mark_peaks(ax, one, ratio, named=0)
         ax.set_yscale("log")
         top = max(ratio.max(), float((one["global_level"].values / red).max()))
         ax.set_ylim(0.02, 20 * top)
         ax.set_xlabel(_frequency(ds))
         ax.set_ylabel("power over red noise")
-        ax.legend(loc="upper right", ncols=3, title=f"p = {float(one['p_value']):.3g}")
+        letters = sum(map(len, ax.get_legend_handles_labels()[1]))
+        ncols = 3 if letters <= LEGEND_LETTERS else 2
+        ax.legend(loc="upper right", ncols=ncols, title=f"p = {float(one['p_value']):.3g}")
         ax.get_legend().get_title().set_fontsize(7)  # type: ignore[union-attr]
     return ax
 
@@ -163,6 +174,10 @@ def _mark_peaks(ax: Axes, one: xr.Dataset, height: NDArray[np.float64], named: i
             said.append(float(f[k]))
 
 
+def _per_cent(level: float) -> str:
+    return f"{100 * level:.6g}%"
+
+
 def _frequency(ds: xr.Dataset) -> str:
     return f"frequency, cycles in a unit of {CLOCKS[ds.attrs['against']]}"
 
@@ -192,15 +207,17 @@ def relaxation(
     kinds.check_kind(figure, FigureBase | None, "figure", "a figure of matplotlib")
     kinds.check_dataset(ds, give="what geoflow relaxation made")
     if scalar is None and ds.attrs.get("kind") == "relaxation":
-        order = np.argsort(ds["status"].values != "fitted", kind="stable")
+        ds = kinds.as_made(ds, ["scalar"], "a relaxation")
+        order = np.argsort(ds["status"].values != FITTED, kind="stable")
         scalar = str(ds["scalar"].values[order[0]])
-    one = _of(ds, "relaxation", scalar)
+    # The fit's end is that of the walk.
+    one = _of(ds, "relaxation", scalar).sortby("time")
     t, value = one["time"].values, one["value"].values
     with style():
         figure = figure or new_figure(COLUMN_INCHES, COLUMN_INCHES)
         points: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 3}
-        name = one["scalar"].item()
-        if one["status"].item() == "fitted":
+        name, status = str(one["scalar"].values), str(one["status"].values)
+        if status == FITTED:
             ax, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
             limit = float(one["limit"])
             sign = 1.0 if float(one["amplitude"][0]) > 0 else -1.0
@@ -226,9 +243,15 @@ def relaxation(
             ax = figure.subplots()
             ax.plot(t, value, **points)
             ax.set_ylabel(axis_label(name))
-            ax.annotate(
-                plain(one["status"].item()), (0.5, 0.9), xycoords="axes fraction", ha="center"
-            )
+            # In as many lines as the panel, which is narrower than what holds it, has room for.
+            whole: Any = figure
+            letters = round(LETTERS_AN_INCH * whole.bbox.width / whole.figure.dpi)
+            said = wrapped(status, letters)
+            look: dict[str, Any] = {"xycoords": "axes fraction", "ha": "center", "va": "top"}
+            ax.annotate(said, (0.5, 0.97), **look)
+            # Above the points.
+            low, high = ax.get_ylim()
+            ax.set_ylim(top=high + 0.11 * len(said.splitlines()) * (high - low))
             ax.set_xlabel(LABELS["time"])
         ax.set_title(_title(ds, name))
     return figure
@@ -266,9 +289,10 @@ def _of(ds: xr.Dataset, kind: str, scalar: str | None) -> xr.Dataset:
     kinds.check_dataset(ds, give=f"what geoflow {kind} made")
     if ds.attrs.get("kind") != kind:
         raise InputError(f"ds is no {kind}; make one with geoflow {kind}")
+    ds = kinds.as_made(ds, DIMENSIONS[kind], f"a {kind}")
     names = ds["scalar"].values.tolist()
-    if scalar is not None and scalar not in names:
-        raise InputError(f"scalar={scalar!r}; choose from {', '.join(names)}")
+    if scalar is not None:
+        kinds.check_choice(scalar, names, "scalar")
     return ds.sel(scalar=names[0] if scalar is None else scalar)
 
 

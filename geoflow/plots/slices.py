@@ -79,6 +79,7 @@ def contours(
 
 def surface(ds: xr.Dataset, name: str, ax: Axes, together: Sequence[str]) -> QuadContourSet:
     """Draw the filled contours and the level; the colours hold all quantities of ``together``."""
+    ds = check(ds)
     levels, norm = _levels(ds, [name, *together])
     alpha, beta = ds["alpha"].values, ds["beta"].values
     values = np.ma.masked_invalid(ds[name].values.T)
@@ -112,7 +113,7 @@ def colour_bar(figure: Any, filled: QuadContourSet, axes: list[Axes]) -> None:
 def path(ds: xr.Dataset, ax: Axes) -> None:
     """Draw the walk's projection, its start and its end."""
     # A walk may be cut in any order; it is drawn from its start to its end.
-    ds = ds.sortby("snapshot_time")
+    ds = check(ds, "snapshot").sortby("snapshot_time")
     alpha, beta = ds["walk_alpha"].values, ds["walk_beta"].values
     ax.plot(
         alpha,
@@ -148,11 +149,10 @@ def off_plane(ds: xr.Dataset, ax: Axes | None = None) -> Axes:
         The dataset is no slice.
     """
     check_axes(ax, optional=True)
-    check(ds)
+    ds = check(ds, "snapshot").sortby("snapshot_time")
     with style():
         if ax is None:
             ax = new_figure(COLUMN_INCHES, 0.6 * COLUMN_INCHES).subplots()
-        ds = ds.sortby("snapshot_time")
         ax.plot(ds["snapshot_time"].values, ds["off_plane_distance"].values, color=WALK, **_LOOK)
         ax.set_ylim(bottom=0)
         ax.set_xlabel(LABELS["time"])
@@ -169,11 +169,10 @@ def projections(ds: xr.Dataset, ax: Axes | None = None) -> Axes:
         The dataset is no slice.
     """
     check_axes(ax, optional=True)
-    check(ds)
+    ds = check(ds, "snapshot").sortby("snapshot_time")
     with style():
         if ax is None:
             ax = new_figure(COLUMN_INCHES, 0.6 * COLUMN_INCHES).subplots()
-        ds = ds.sortby("snapshot_time")
         time = ds["snapshot_time"].values
         number = 0
         for name, label in (("loss", "training"), ("test_loss", "test")):
@@ -212,7 +211,7 @@ def slice_figure(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
         The dataset is no slice.
     """
     check_width(width)
-    check(ds)
+    ds = check(ds, "snapshot")
     names = [n for n in ("loss", "test_loss") if n in ds]
     wide = width >= WIDE_INCHES
     with style():
@@ -249,17 +248,23 @@ def title(ds: xr.Dataset) -> str:
     return f"{name}{seed}{rescaled}: the level c = {ds.attrs['level']:.4g} {what}"
 
 
-def check(ds: xr.Dataset) -> None:
-    """Refuse a dataset that is no slice.
+def check(ds: xr.Dataset, *dims: str) -> xr.Dataset:
+    """Return a slice with its plane, and further dimensions, in the order of the analysis.
 
     Raises
     ------
     InputError
-        It is none.
+        The dataset is no slice, or was cut to a line or a point.
     """
     kinds.check_dataset(ds, give="what geoflow slice made")
     if ds.attrs.get("kind") != "slice":
         raise InputError("ds is not a slice; make one with geoflow slice")
+    ds = kinds.as_made(ds, ("alpha", "beta", *dims, "direction"), "a slice")
+    for name in ("alpha", "beta", "direction"):
+        if ds.sizes[name] < 2:
+            raise InputError(f"ds has one point along {name!r}, and a plane takes two; keep more")
+    # Contours are drawn from one point of the grid to the next.
+    return ds.sortby(["alpha", "beta"])
 
 
 def _is_reached(ds: xr.Dataset) -> bool:
@@ -270,7 +275,6 @@ def _is_reached(ds: xr.Dataset) -> bool:
 
 def _levels(ds: xr.Dataset, names: Sequence[str]) -> tuple[NDArray[np.float64], Normalize]:
     """Boundaries of the colours: of equal ratio where all values are positive."""
-    check(ds)
     for name in names:
         if name not in ds or ds[name].dims != ("alpha", "beta"):
             raise InputError(f"{name!r} is not on the plane of this slice")

@@ -70,7 +70,7 @@ def waterfall(
     """
     check_axes(ax, optional=True)
     check_width(width)
-    at = _of_operator(ds, operator)
+    at = _of_operator(ds, operator, "probe", "lanczos")
     n = float(at["dimension"])
     scale = float(np.abs(at["node"]).max())
     linear = LINEAR * scale if scale else 1.0
@@ -157,6 +157,7 @@ def extremes(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     """
     check_width(width)
     names = _operators(ds)
+    ds = kinds.as_made(ds, ("snapshot", "operator", "rank"), "spectra")
     # Where nothing converged there is nothing to draw.
     ends = [
         end for end in ("largest", "smallest") if np.isfinite(ds[f"{end}_eigenvalue"].values).any()
@@ -179,15 +180,15 @@ def extremes(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
 
 def _operators(ds: xr.Dataset) -> list[str]:
     kinds.check_dataset(ds, give="what geoflow spectrum made")
-    if "node" not in ds or "operator" not in ds.dims:
+    if "node" not in ds or "operator" not in ds:
         raise InputError("ds holds no curvature spectra; make them with geoflow spectrum")
-    return [str(name) for name in ds["operator"].values]
+    return [str(name) for name in kinds.as_made(ds, ["operator"], "spectra")["operator"].values]
 
 
-def _of_operator(ds: xr.Dataset, operator: str) -> xr.Dataset:
-    names = _operators(ds)
-    if operator not in names:
-        raise InputError(f"operator={operator!r} is not in ds; use one of {', '.join(names)}")
+def _of_operator(ds: xr.Dataset, operator: str, *dims: str) -> xr.Dataset:
+    """The spectra of an operator, with these dimensions behind that of the snapshots."""
+    kinds.check_choice(operator, _operators(ds), "operator")
+    ds = kinds.as_made(ds, ("snapshot", "operator", *dims), "spectra")
     # In whatever order they were asked for, flow time rises along an axis.
     return ds.sel(operator=operator).sortby("snapshot_time")
 

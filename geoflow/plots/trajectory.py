@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from geoflow.errors import InputError
 from geoflow.plots.styles import (
@@ -35,7 +36,7 @@ from geoflow.system import kinds
 from geoflow.trajectories import schema
 from geoflow.trajectories.consistency import OURS
 from geoflow.trajectories.dataset import at_snapshots, level_residuals, shown_scalars
-from geoflow.trajectories.given import check_walk
+from geoflow.trajectories.given import check_placed, check_walk
 from geoflow.trajectories.names import walk_name
 
 # What a title leaves out.
@@ -63,7 +64,8 @@ def line(ds: xr.Dataset, name: str, ax: Axes, x: str = "time", **kwargs: Any) ->
     Raises
     ------
     InputError
-        The dataset is no trajectory, or has no such scalar.
+        The dataset is no trajectory, or has no such scalar; or its steps were cut apart from its
+        snapshots, or put into another order, and are counted.
     """
     check_axes(ax)
     _check(ds, x)
@@ -71,8 +73,11 @@ def line(ds: xr.Dataset, name: str, ax: Axes, x: str = "time", **kwargs: Any) ->
     if name not in ds or ds[name].ndim != 1:
         raise InputError(f"{name!r} is not a scalar of this trajectory")
     values = ds[name].values * (100 if name.endswith("accuracy") else 1)
-    steps = np.arange(ds.sizes["step"]) if x == "step" else ds[x].values
+    steps = _places(ds, x)
     if ds[name].dims == ("snapshot",):
+        if x == "step":
+            # The steps of the other panels: counted from the first that is there.
+            check_placed(ds)
         steps = ds["snapshot_step"].values if x == "step" else at_snapshots(ds, x)
         few = len(steps) <= 40
         kwargs = {"marker": "o" if few else None, "markersize": 2.5} | kwargs
@@ -111,7 +116,7 @@ def level_residual(ds: xr.Dataset, ax: Axes, x: str = "time", **kwargs: Any) -> 
     limit = 1.0 if atol else float(ds.attrs["level_rtol"])
     scales = ds.attrs["level_rtol"] * np.abs(levels) + atol if atol else np.abs(levels)
     relative = (np.abs(residuals) / scales).max(axis=1)
-    steps = np.arange(ds.sizes["step"]) if x == "step" else ds[x].values
+    steps = _places(ds, x)
     # Exact zeros have no place on a logarithmic axis.
     shown = np.where(relative > 0, relative, np.nan)
     look: dict[str, Any] = {"linestyle": "none", "marker": ".", "markersize": 2.5} | kwargs
@@ -279,6 +284,21 @@ def _check(ds: xr.Dataset, x: str) -> None:
     kinds.check_kind(x, str, "x", "'time', 'arc_length' or 'step'")
     if x != "step" and (x not in ds or ds[x].dims != ("step",)):
         raise InputError(f"x={x!r} is no scalar of its steps; use 'time', 'arc_length' or 'step'")
+
+
+def _places(ds: xr.Dataset, x: str) -> NDArray[np.floating] | NDArray[np.integer]:
+    """Where each step stands on the horizontal axis.
+
+    Raises
+    ------
+    InputError
+        Steps are counted, and not in the order of time.
+    """
+    if x != "step":
+        return ds[x].values
+    if "time" in ds and (np.diff(ds["time"].values) < 0).any():
+        raise InputError("ds: its steps are not in the order of time; give ds.sortby('time')")
+    return np.arange(ds.sizes["step"])
 
 
 def title(ds: xr.Dataset) -> str:

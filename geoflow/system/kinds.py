@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,35 @@ def check_dataset(ds: Any, *names: str, name: str = "ds", give: str = A_WALK) ->
     missing = [n for n in names if n not in ds.dims and n not in ds.variables]
     if missing:
         raise InputError(f"{name} has no {missing[0]!r}; give {give}")
+
+
+def as_made(ds: xr.Dataset, dims: Sequence[str], what: str, name: str = "ds") -> xr.Dataset:
+    """What an analysis made, its dimensions in the order in which it made them.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        As it was given back: transposed perhaps, or cut.
+    dims : sequence of str
+        Those that are used, in that order; others are left behind them.
+    what : str
+        What the dataset is, for people.
+    name : str
+        Of the argument.
+
+    Raises
+    ------
+    InputError
+        One is not there, as where it was cut by a number or a name, or nothing is left along it.
+    """
+    for dim in dims:
+        if not ds.sizes.get(dim):
+            there = "nothing is left along" if dim in ds.dims else "there is no dimension"
+            raise InputError(
+                f"{name}: {there} {dim!r}; cut {what} by a list or a slice that keeps some of it, "
+                f"such as {name}.isel({dim}=[0])"
+            )
+    return ds.transpose(*dims, ...)
 
 
 def as_path(path: Any, name: str = "path") -> Path:
@@ -230,6 +259,27 @@ def _index(value: Any) -> int:
     if number.bit_length() > LONGEST_WHOLE:
         raise OverflowError
     return number
+
+
+def check_choice(value: Any, choices: Collection[str], name: str) -> None:
+    """Refuse what is none of some words.
+
+    Parameters
+    ----------
+    value
+        The argument: whatever is no str is none of them.
+    choices : collection of str
+        The words, in the order in which they are named.
+    name : str
+        Of the argument.
+
+    Raises
+    ------
+    InputError
+        It is another.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise InputError(f"{name}={shown(value)}; choose from {', '.join(choices)}")
 
 
 def check_switch(value: Any, name: str) -> None:

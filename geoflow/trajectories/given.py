@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import NDArray
 
 from geoflow.errors import InputError
 from geoflow.problems.dtypes import DTYPES
@@ -90,6 +92,15 @@ def theta_of(ds: xr.Dataset) -> xr.DataArray:
     return ds["theta"].transpose(*schema.THETA.dims)
 
 
+def kept_theta(ds: xr.Dataset, index: int, along: str = "snapshot") -> NDArray[Any]:
+    """θ of a snapshot or of a point of a path as it is kept, in the byte order of this machine.
+
+    Shape (P,). Other programs may write another order, of which torch takes none.
+    """
+    theta = ds["theta"].isel({along: index}).values
+    return theta.astype(theta.dtype.newbyteorder("="), copy=False)
+
+
 def kept_dtype(ds: xr.Dataset) -> torch.dtype:
     """Dtype in which θ is kept.
 
@@ -98,7 +109,8 @@ def kept_dtype(ds: xr.Dataset) -> torch.dtype:
     InputError
         It is none that a walk has.
     """
-    name = str(np.dtype(ds["theta"].dtype))
+    # Whatever the order of its bytes.
+    name = np.dtype(ds["theta"].dtype).name
     if name not in DTYPES:
         raise InputError(f"ds: theta is of dtype {name}; give it in float64 or float32")
     return DTYPES[name]

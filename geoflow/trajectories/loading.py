@@ -17,6 +17,7 @@ from geoflow.problems.storage import check_memory
 from geoflow.system import kinds
 from geoflow.system.translation import reason
 from geoflow.trajectories import path_schema
+from geoflow.trajectories.given import kept_theta
 
 
 def load_into(module: nn.Module, ds: xr.Dataset, snapshot: int = -1) -> None:
@@ -57,7 +58,7 @@ def load_into(module: nn.Module, ds: xr.Dataset, snapshot: int = -1) -> None:
     n = ds.sizes.get(along, 0)
     if not -n <= snapshot < n:
         raise InputError(f"snapshot={snapshot}: there are {n}; count from 0, or from −1")
-    theta = torch.from_numpy(ds["theta"].isel({along: snapshot}).values)
+    theta = torch.from_numpy(kept_theta(ds, snapshot, along))
     own = parameters_by_name(module)
     check_memory({s.name: own[s.name] for s in specs}, own)
     with torch.no_grad(), displaced.in_place():

@@ -97,6 +97,8 @@ def order_along(ds: xr.Dataset) -> NDArray[np.intp]:
         return by_level
     # What was reached before the first fold lies in order; it folds at one end of that.
     order = [int(i) for i in by_level if i < on_arc[0]]
+    if not order:  # all before the fold was cut away
+        return np.arange(len(level))
     upward = abs(level[on_arc[0]] - level[order[-1]]) < abs(level[on_arc[0]] - level[order[0]])
     if not upward:
         order.reverse()

@@ -137,6 +137,18 @@ def test_spectra_made_before_do_as_well_as_the_flow(oja):
             relaxation.along(ds, curvature=wrong)
 
 
+def test_spectra_given_back_transposed_are_the_same_and_those_cut_to_one_are_refused(oja):
+    flow, ds = oja
+    made = spectra.along(ds, flow, snapshots=[0, -1], operators=["hessian", "tangent"], k=2)
+    one, two = (relaxation.along(ds, curvature=c) for c in (made, made.transpose()))
+    xr.testing.assert_identical(one, two)
+    cut = {"snapshot": made.isel(snapshot=-1), "operator": made.sel(operator="tangent")}
+    for dim, part in cut.items():
+        remedy = rf"curvature: there is no dimension '{dim}'; .* such as curvature.isel\({dim}"
+        with pytest.raises(InputError, match=remedy):
+            relaxation.along(ds, curvature=part)
+
+
 def test_spectra_count_at_the_last_snapshot_wherever_it_stands_and_of_this_walk_only(oja):
     flow, ds = oja
     settings = {"operators": ["tangent"], "k": 2, "n_probes": 2, "n_steps": 4, "n_trace": 6}

@@ -105,11 +105,11 @@ def test_function_distance_draws_every_pair(compared):
 
 
 def test_bad_input(spectrum, compared):
-    with pytest.raises(InputError, match="operator='x' is not in ds; use one of hessian"):
+    with pytest.raises(InputError, match="operator='x'; choose from hessian, tangent"):
         plots.waterfall(spectrum, "x")
     with pytest.raises(InputError, match="geoflow spectrum"):
         plots.waterfalls(compared)
     with pytest.raises(InputError, match="geoflow predictions"):
         plots.function_space(spectrum)
-    with pytest.raises(InputError, match="no such distance"):
+    with pytest.raises(InputError, match="name='nothing'; choose from output_distance"):
         plots.function_distance(compared, "nothing")

@@ -176,12 +176,13 @@ def test_an_accuracy_along_a_path_that_is_not_known_leaves_its_panel_empty():
     assert accuracy.get_ylabel() == "test accuracy / %"
 
 
-def test_trainings_that_diverged_are_drawn_without_a_word():
+def test_trainings_that_all_diverged_leave_no_mean_and_no_line():
     trained = drawn.trainings(drawn.path())
     trained = trained.assign(test_loss=np.nan * trained["test_loss"])
     never = drawn.walk().assign(test_loss=("snapshot", np.full(20, np.nan)))
     ax = plots.penalties(trained, [never]).axes[0]
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["weight decay"]
+    said = "weight decay\n(4 of 4 left out: a run diverged)"
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == [said]
 
 
 def test_an_operator_of_which_nothing_converged_is_said_to_have_none():

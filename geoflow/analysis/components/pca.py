@@ -159,11 +159,17 @@ def null_models_of(ds: xr.Dataset, walk: int = 0) -> xr.Dataset:
     kinds.check_dataset(ds, give="what pca.along(…, null_models=True) returned")
     walk = kinds.as_whole(walk, "walk")
     names = {str(n): str(n).removeprefix(NULL) for n in ds.data_vars if str(n).startswith(NULL)}
-    if not names or not 0 <= walk < ds.sizes["walk"]:
+    if names:
+        dims = ("walk", "model", "point", "component")
+        ds = kinds.as_made(ds, dims, "principal components").sortby("component")
+    there = bool(names) and 0 <= walk < ds.sizes["walk"]
+    # By its number among all: some may have been cut away.
+    its = ds["walk_index"].values == ds["walk"].values[walk] if there else np.zeros(0, bool)
+    if not its.any():
         raise InputError(f"ds holds no null models of walk {walk}; make it with null_models=True")
-    own = ds[list(names)].isel(walk=walk, point=ds["walk_index"].values == walk)
+    own = ds[list(names)].isel(walk=walk, point=its)
     # A walk of few points has fewer components than the longest, and NaN beyond its own.
-    own = own.isel(component=slice(0, own.sizes["point"] - 1))
+    own = own.isel(component=own["component"].values < own.sizes["point"])
     seed = int(own["walk_seed"])
     own = own.rename(names | {"snapshot_time": "time"})
     own = own.drop_vars(["walk", "walk_seed", *POINT_COORDINATES], errors="ignore")

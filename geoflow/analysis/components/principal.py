@@ -55,10 +55,13 @@ class PCA:
         Raises
         ------
         InputError
-            It is another dataset.
+            It is another dataset, or was cut to a single component or parameter.
         """
+        kinds.check_dataset(ds, give="what pca.along returned")
         if ds.attrs.get("kind") != KIND:
             raise InputError("ds holds no principal components; make it with pca.along")
+        ds = kinds.as_made(ds, ("component", "parameter"), "principal components")
+        ds = ds.sortby("component")
         return cls(**{name: ds[name].values for name in cls.__dataclass_fields__})
 
     def transform(self, points: NDArray[np.floating]) -> Floats:

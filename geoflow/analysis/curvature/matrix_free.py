@@ -12,6 +12,13 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
+from geoflow.analysis.curvature.costs import (
+    before_writing,
+    is_small,
+    is_written_out,
+    krylov_size,
+    to_rank,
+)
 from geoflow.analysis.curvature.density import SpectralDensity, widening
 from geoflow.analysis.curvature.lanczos import arpack, largest_beside, tridiagonal
 from geoflow.analysis.curvature.operators import Curvature
@@ -25,8 +32,7 @@ from geoflow.system.memory import CPU, check_memory
 
 Floats = NDArray[np.float64]
 
-# Up to this size a matrix is written out where that costs less than to go on: 32 MiB in float64.
-WRITTEN_OUT = 2048
+ENDS = ("largest", "smallest")
 # Two for each part of Hutch++.
 LEAST_PRODUCTS = 6
 
@@ -45,8 +51,8 @@ class Eigenpairs:
     Attributes
     ----------
     values : array of float64, shape (k,)
-        From the end inwards, each in its rank: NaN from the first on that did not converge, or
-        before which one that did not may lie.
+        From the end inwards, each in its rank, a multiple one as often as its multiplicity: NaN
+        from the first on that did not converge, or before which another may lie.
     residuals : array of float64, shape (k,)
         ‖Ax − μx‖ of each: an eigenvalue of A lies within this distance of μ.
     vectors : array of float64, shape (n, k)
@@ -75,8 +81,15 @@ def extreme_eigenvalues(
     The largest are found as those of sI + A, with s near the root mean square eigenvalue, and the
     smallest as the largest of sI − A, with s near the largest eigenvalue, so that ``tol`` is
     relative to the size of the spectrum and not to a number that may be zero. Operators of size
-    n ≤ max(2k + 1, 20) are written out by n products and solved densely. So are those of n up to
-    2048 and ``max_products``, where not all k have converged after about n products.
+    n ≤ max(2k + 1, 20) are written out by n products and solved densely, and so are those of up to
+    three times that size, where ``max_products`` is n or more. So are those of n up to 2048 and
+    ``max_products``, where not all k have converged after about n products, or where one is
+    missing among them.
+
+    From one vector the iteration finds one copy of a multiple eigenvalue, others only as rounding
+    brings them in, and goes on to the next. So max(2k + 1, 20) further products look beside the k
+    that have converged, where k is 2 or more, for one that lies farther out. What they find is
+    certain; that they find none is not, as where it lies in a crowd.
 
     Parameters
     ----------
@@ -97,7 +110,8 @@ def extreme_eigenvalues(
         first may be missing among them. So some 40, or a quarter as many again, look for the end of
         what is orthogonal to them, and the first that does not lie beyond that Ritz value and its
         residual is NaN, with all after it: this is as sure as convergence itself is, which a start
-        without a part along an eigenvector deceives.
+        without a part along an eigenvector deceives. Where all k have converged and one is found
+        beside them, those that it precedes are NaN, unless the matrix is written out.
     seed : int
         Of the starting vector.
 
@@ -107,17 +121,16 @@ def extreme_eigenvalues(
         An argument that cannot be used, or more memory than there is.
     """
     _check_operator(operator)
-    if which not in ("largest", "smallest"):
-        raise InputError(f"which={which!r}; use 'largest' or 'smallest'")
+    kinds.check_choice(which, ENDS, "which")
     seed, tol = check_seed(seed), checked_tol(tol)
     max_products = check_max_products(max_products)
     k, n = kinds.as_whole(k, "k"), operator.size
     _check_size(operator)
     if not 1 <= k <= n:
         raise InputError(f"k={k}; the operator has 1 to {n} eigenvalues")
-    n_vectors = _krylov_size(k)
+    n_vectors = krylov_size(k)
     check_work(n * min(n, n_vectors) ** 2, OPERATIONS, f"k={k}", "operations")
-    if n <= n_vectors:
+    if is_small(n, k, max_products):
         # The matrix, its eigenvectors and what finding them takes.
         _check_memory(operator, 4 * n, f"{k} eigenvectors")
         return _pairs(operator, *_written_out(operator, k, which))
@@ -132,7 +145,7 @@ def extreme_eigenvalues(
     size = length(image) / float(np.linalg.norm(start))
     scale = max(1.0, power_of_two(size, operator.theta.dtype))
     scaled = replace(operator, product=lambda v: scale * operator.product(v))
-    arguments = (n_vectors, start, seed, _before_writing(n, max_products))
+    arguments = (n_vectors, start, seed, before_writing(n, max_products))
     # Beyond what it is near, so that a multiple of the identity does not become zero.
     shift, sign = 1.1 * scale * size, 1.0
     if which == "smallest":
@@ -140,12 +153,16 @@ def extreme_eigenvalues(
         above = float(top[0]) - shift
         shift, sign = (above + 0.1 * abs(above) if np.isfinite(above) else 0.0), -1.0
     values, vectors = arpack(scaled, shift, sign, k, tol, *arguments)
-    if _is_written_out(n, max_products) and not np.isfinite(values).all():
-        values, vectors = _written_out(scaled, k, which)
-        return _pairs(operator, values / scale, vectors)
-    found = _pairs(operator, sign * (values - shift) / scale, vectors)
-    close = tol * float(np.nanmax(abs(values), initial=0.0)) / scale
-    return _in_their_ranks(scaled, scale, found, sign, close, max_products, seed)
+    written = is_written_out(n, max_products)
+    if not written or np.isfinite(values).all():
+        found = _pairs(operator, sign * (values - shift) / scale, vectors)
+        least = max(tol, 10 * torch.finfo(operator.theta.dtype).eps)
+        close = least * float(np.nanmax(abs(values), initial=0.0)) / scale
+        found = _in_their_ranks(scaled, scale, found, sign, close, max_products, seed)
+        if not written or np.isfinite(found.values).all():
+            return found
+    values, vectors = _written_out(scaled, k, which)
+    return _pairs(operator, values / scale, vectors)
 
 
 @arithmetic.without_autocast()
@@ -279,72 +296,11 @@ def checked_tol(tol: float) -> float:
     return tol
 
 
-def products_needed(
-    n: int, *, k: int, n_probes: int, n_steps: int, n_trace: int, max_products: int
-) -> tuple[int, int]:
-    """Products for both ends, density and trace of one operator: at the least and at the most.
-
-    What the eigenvalues take between a first Krylov space and their budgets is not known
-    beforehand; the other two take a fixed number.
-
-    Parameters
-    ----------
-    n : int
-        Size of the operator.
-    k, n_probes, n_steps, n_trace, max_products : int
-        As for the functions of this module.
-    """
-    third = n_trace // 3
-    fixed = n_probes * min(n_steps, n) + 2 * min(third, n) + (third if third < n else 0) + 2 * k
-    n_vectors = _krylov_size(k)
-    if n <= n_vectors:
-        return fixed + 2 * n, fixed + 2 * n
-    # Largest, smallest, and the largest once more to know how far to shift.
-    most = 3 * (n_vectors + _before_writing(n, max_products))
-    written = _is_written_out(n, max_products)
-    most += 2 * n if written else 2 * _to_rank(n, k, max_products)
-    return fixed + 3 * n_vectors + 2, fixed + most + 2
-
-
-def vectors_held(n: int, *, k: int, n_steps: int, n_trace: int) -> int:
-    """The most vectors of an operator's size at a time, for both ends, density and trace.
-
-    Those of the larger end are kept meanwhile, and a product's own are not counted.
-    """
-    kept = k
-    arpack = min(n, _krylov_size(k)) + 2 * k + 4
-    # The matrix, what it is made of, and its eigenvectors.
-    written = 4 * n if n <= WRITTEN_OUT else 0
-    lanczos = min(n_steps, n) + 3
-    # As a list, as a matrix, and the two of its QR factors.
-    sketch = 3 * min(n_trace // 3, n) + 3
-    return kept + max(arpack, written, lanczos, sketch)
-
-
-def _is_written_out(n: int, max_products: int) -> bool:
-    """Whether the matrix is written out where its eigenvalues do not converge before."""
-    return n <= min(max_products, WRITTEN_OUT)
-
-
-def _before_writing(n: int, max_products: int) -> int:
-    """Products of one Lanczos iteration: as many as the matrix takes that is written out else."""
-    return n if _is_written_out(n, max_products) else max_products
-
-
 def _written_out(operator: Curvature, k: int, which: str) -> tuple[Floats, Floats]:
     """The k eigenvalues at an end, from there inwards, and eigenvectors, by n products."""
     values, vectors = np.linalg.eigh(operator.dense())
     order = slice(None, k) if which == "smallest" else slice(None, -k - 1, -1)
     return values[order], vectors[:, order]
-
-
-def _krylov_size(k: int) -> int:
-    return max(2 * k + 1, 20)
-
-
-def _to_rank(n: int, k: int, max_products: int) -> int:
-    """Products that decide whether those that converged are the outermost."""
-    return min(n - 1, max(2 * _krylov_size(k), max_products // 4))
 
 
 def _in_their_ranks(
@@ -356,12 +312,17 @@ def _in_their_ranks(
     max_products: int,
     seed: int,
 ) -> Eigenpairs:
-    """Eigenpairs with NaN from the first on that one which did not converge may precede."""
+    """Eigenpairs with NaN from the first on that one which is not among them may precede."""
     k, m = len(found.values), int(np.isfinite(found.values).sum())
-    if m in (0, k):
+    # Of a single one no copy is missed.
+    if m == 0 or k == 1:
         return found
-    steps = min(_to_rank(scaled.size, k, max_products), scaled.size - m)
+    most = krylov_size(k) if m == k else to_rank(scaled.size, k, max_products)
+    steps = min(most, scaled.size - m)
     beyond, error = largest_beside(scaled, sign, found.vectors[:, :m], steps, seed)
+    # Where all converged, only what surely lies beyond is missing: no Ritz value is larger than
+    # the largest eigenvalue.
+    error = 0.0 if m == k else error
     # What is closer than the tolerance, or a residual, cannot be told apart, nor put into order.
     width = np.maximum(found.residuals, close)
     sure = sign * found.values + width >= (beyond + error) / scale

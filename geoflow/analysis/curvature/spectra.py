@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from geoflow.analysis.curvature.costs import products_needed, vectors_held
 from geoflow.analysis.curvature.matrix_free import (
     LEAST_PRODUCTS,
     Eigenpairs,
@@ -20,10 +21,8 @@ from geoflow.analysis.curvature.matrix_free import (
     check_max_products,
     checked_tol,
     extreme_eigenvalues,
-    products_needed,
     spectral_density,
     trace,
-    vectors_held,
 )
 from geoflow.analysis.curvature.operators import (
     Curvature,
@@ -367,9 +366,8 @@ def _smallest(
 ) -> tuple[Floats, Floats]:
     """The k smallest eigenvalues, and bounds on their errors."""
     if operator.nullity >= k:
-        # Lanczos finds one copy of a multiple eigenvalue and goes on to others. But the k smallest
-        # lie between the least of all and the zeros, which are many: it is enough to see that
-        # nothing is far below zero.
+        # To find the zeros one by one takes many products. But the k smallest lie between the
+        # least of all and them: it is enough to see that nothing is far below zero.
         least = extreme_eigenvalues(operator, 1, which="smallest", **limits | {"tol": NULL_TOL})
         bound = abs(least.values[0]) + least.residuals[0]
         if bound <= 2 * NULL_TOL * abs(largest.values[0]):

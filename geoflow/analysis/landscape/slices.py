@@ -40,6 +40,7 @@ from geoflow.system.memory import check_memory
 from geoflow.system.messages import note
 from geoflow.system.progress import duration, progress_bar
 from geoflow.trajectories.dataset import at_snapshots
+from geoflow.trajectories.given import kept_theta
 from geoflow.trajectories.records import Observable, Observed
 from geoflow.walking.fitting import observed_otherwise
 
@@ -167,7 +168,7 @@ def on_plane(
             if name == LOSS:
                 values[at_snapshot] = train_loss
                 continue
-            found = np.array([f([tensor(_theta(ds, i))])[0] for i in range(n)])
+            found = np.array([f([tensor(kept_theta(ds, i))])[0] for i in range(n)])
             # Of an observable the walk has the name alone: it may have been another function. Where
             # it is this one, the record is of θ before that was rounded to be kept.
             there = recorded.get(name, found)
@@ -267,15 +268,10 @@ def _check_cost(problem: ProblemLike, points: int, n_functions: int) -> None:
     check_work(points**2 * n_functions, EVALUATIONS, f"points={points}", "evaluations of a loss")
 
 
-def _theta(ds: xr.Dataset, index: int) -> Floats:
-    theta: Floats = ds["theta"].isel(snapshot=index).values
-    return theta
-
-
 def _projected(ds: xr.Dataset, plane: Plane) -> dict[str, Floats]:
     """Coordinates of each snapshot on the plane, and its distance from it."""
     n = ds.sizes["snapshot"]
-    found = np.array([plane.coordinates(_theta(ds, i)) for i in range(n)])
+    found = np.array([plane.coordinates(kept_theta(ds, i)) for i in range(n)])
     return dict(zip(ON_THE_WALK, found.T, strict=True))
 
 

@@ -28,7 +28,7 @@ from geoflow.system import kinds
 from geoflow.system.memory import check_memory
 from geoflow.system.progress import progress_bar
 from geoflow.trajectories.dataset import at_snapshots
-from geoflow.trajectories.given import theta_of
+from geoflow.trajectories.given import kept_theta, theta_of
 from geoflow.trajectories.loading import tensors_of
 
 Floats = NDArray[np.float64]
@@ -124,7 +124,7 @@ def along(
     steps = progress_bar(progress, indices, "outputs", unit="snapshot")
     found: dict[str, list[Tensor]] = {name: [] for name in inputs}
     for count, index in enumerate(steps):
-        theta = torch.as_tensor(ds["theta"].isel(snapshot=index).values, device="cpu")
+        theta = torch.as_tensor(kept_theta(ds, index), device="cpu")
         parameters = {t.name: _part(theta, t).to(own[t.name], copy=True) for t in tensors}
         for name, examples in sets.items():
             if count:

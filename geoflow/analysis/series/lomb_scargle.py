@@ -363,8 +363,7 @@ def _check(t: Floats, y: Floats, detrend: str, count: int, seed: int) -> None:
         raise InputError(f"times: {len(t)} samples; use at least {FEWEST}, from a longer walk")
     if not np.isfinite(y).all():
         raise InputError("values are not finite; leave those out")
-    if detrend not in DETREND:
-        raise InputError(f"detrend={detrend!r}; choose from {', '.join(DETREND)}")
+    kinds.check_choice(detrend, DETREND, "detrend")
     if count < 19:
         raise InputError(f"n_simulations={count}; use at least 19, for p-values of 5%")
     check_seed(seed)

@@ -247,6 +247,9 @@ def _curvature(
 def _at_the_end(ds: xr.Dataset, last: int, curvature: xr.Dataset) -> xr.Dataset:
     """Spectrum of A at the last snapshot of a walk, after making sure that it is that walk's."""
     again = "make it with spectra.along(ds, flow, snapshots=[-1], operators=['tangent'])"
+    if curvature.attrs.get("kind") == "spectra":
+        dims = ("snapshot", "operator", "rank")
+        curvature = kinds.as_made(curvature, dims, "spectra", "curvature")
     names = curvature["operator"].values.tolist() if "operator" in curvature.coords else []
     step, when = int(ds["snapshot_step"][last]), float(ds["snapshot_time"][last])
     at: list[int] = []

@@ -74,8 +74,7 @@ def series(ds: xr.Dataset, scalars: Sequence[str | xr.DataArray], against: str =
     give = "names in a list, such as ['angle']"
     one = isinstance(scalars, str)
     scalars = [str(scalars)] if one else kinds.listed(scalars, "scalars", give, MOST)
-    if against not in CLOCKS:
-        raise InputError(f"against={against!r}; choose from {', '.join(CLOCKS)}")
+    kinds.check_choice(against, CLOCKS, "against")
     check_walk(ds, "time", against)
     found = [column for scalar in _with_scores(ds, scalars) for column in _columns(ds, scalar)]
     if not found:
@@ -155,7 +154,7 @@ def _columns(ds: xr.Dataset, scalar: str | xr.DataArray) -> list[xr.DataArray]:
         return [array[:, k].rename(f"{stem} {label}") for k, label in enumerate(labels)]
     there = [n for n in ds.variables if ds[n].dims in (("step",), ("snapshot",)) and n != "time"]
     there = [n for n in there if not str(n).startswith("snapshot_")]
-    if scalar not in there:
+    if not isinstance(scalar, str) or scalar not in there:
         names = ", ".join(sorted(map(str, there)))
-        raise InputError(f"{scalar!r} is not a scalar of this walk; choose from {names}")
+        raise InputError(f"{kinds.shown(scalar)} is not a scalar of this walk; choose from {names}")
     return [ds[scalar]]

@@ -1,0 +1,43 @@
+"""θ in the byte order of another machine, as other programs may write it: the same results."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from torch import nn
+
+import geoflow as gf
+from geoflow.analysis import landscape, predictions, relaxation, spectra
+
+
+@pytest.fixture(scope="module")
+def walked():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    x = torch.randn(12, 2, dtype=torch.float64)
+    problem = gf.Problem.from_module(module, nn.functional.mse_loss, x, x.sum(1, keepdim=True))
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+    return gf.walk(flow, max_evaluations=120), flow, module, x
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_of_either_byte_order_results_are_the_same(walked, order):
+    ds, flow, module, x = walked
+    given = ds.assign(theta=ds["theta"].astype(f"{order}f8"))
+    calls = {
+        "spectra": lambda ds: spectra.along(ds, flow, snapshots=[0, -1], k=2),
+        "relaxation": lambda ds: relaxation.along(ds, scalars=["arc_length"], curvature=flow),
+        "predictions": lambda ds: predictions.along(ds, module, {"x": x}, classification=False),
+        "slice": lambda ds: landscape.on_plane(ds, flow, points=3),
+    }
+    for name, call in calls.items():
+        found, expected = call(given), call(ds)
+        for variable in expected.data_vars:
+            if variable != "wall_time":
+                xr.testing.assert_equal(found[variable], expected[variable]), name
+    networks = [nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)) for _ in range(2)]
+    for network, one in zip(networks, (given, ds), strict=True):
+        gf.load_into(network, one)
+    assert torch.equal(networks[0](x.float()), networks[1](x.float()))
+    with pytest.raises(gf.InputError, match="theta is of dtype float16; give it in float64 or"):
+        spectra.along(ds.assign(theta=ds["theta"].astype(np.float16)), flow, k=1)
