@@ -1,5 +1,6 @@
 """Each regularisation function beside its formula, and its derivatives beside differences."""
 
+import decimal
 import itertools
 import math
 
@@ -77,6 +78,43 @@ def test_l1_is_the_sum_of_moduli_but_for_epsilon(network):
         found = float(R.l1(theta, epsilon=epsilon))
         assert l1 - epsilon * len(theta) < found < l1
     assert torch.equal(R.l1(theta, epsilon=0.1), R.pseudo_huber_norm(theta, delta=0.1))
+
+
+def as_deep(square, epsilon):
+    """√(s + ε²) − ε to forty digits."""
+    with decimal.localcontext(prec=40):
+        s, e = decimal.Decimal(square), decimal.Decimal(epsilon)
+        return float((s + e * e).sqrt() - e)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-5, 1e-7, 1e-9])
+def test_entries_far_below_epsilon_count_to_rounding_in_either_dtype(dtype, size):
+    rounding = 8 * torch.finfo(dtype).eps
+    theta = torch.full((12,), size, dtype=dtype)
+    entry = theta[0].item()
+    right = 12 * as_deep(entry * entry, 1e-3)
+    assert float(R.l1(theta)) == pytest.approx(right, rel=rounding, abs=0)
+    assert float(R.pseudo_huber_norm(theta, delta=1e-3)) == pytest.approx(
+        right, rel=rounding, abs=0
+    )
+    problem = gf.Problem.from_module(
+        nn.Linear(3, 3).to(dtype), nn.functional.mse_loss, torch.ones(2, 3), torch.ones(2, 3)
+    )
+    rows = bound(R.group_lasso, problem)
+    right = 3 * math.sqrt(3) * as_deep(3 * entry * entry, 1e-3)
+    value, gradient = rows.value_and_gradient(theta)
+    assert float(value) == pytest.approx(right, rel=rounding, abs=0)
+    root = math.sqrt(3 * entry * entry + 1e-6)
+    assert float(gradient[0]) == pytest.approx(math.sqrt(3) * entry / root, rel=rounding, abs=0)
+    made = bound(R.l1, problem)
+    root = math.sqrt(entry * entry + 1e-6)
+    assert float(made.value_and_gradient(theta)[1][0]) == pytest.approx(
+        entry / root, rel=rounding, abs=0
+    )
+    curved = float(made.hessian(theta)(torch.ones_like(theta))[0])
+    # Far from zero R is straight, to rounding of its slope.
+    assert curved == pytest.approx(1e-6 / root**3, rel=rounding, abs=rounding / entry)
 
 
 def test_the_groups_are_rows_columns_and_blocks_of_rows(network):
