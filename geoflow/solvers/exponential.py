@@ -48,6 +48,7 @@ from typing import Any
 from torch import Tensor
 
 from geoflow.errors import InputError
+from geoflow.manifold.basis import BLOCK
 from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.problems.dtypes import DTYPES
@@ -59,7 +60,6 @@ from geoflow.solvers.base import (
     Tolerance,
     norm,
 )
-from geoflow.solvers.basis import BLOCK
 from geoflow.solvers.control import (
     TOO_FAR,
     TOO_INACCURATE,

@@ -14,6 +14,7 @@ import geoflow as gf
 import references
 from geoflow.errors import ConvergenceError, InputError
 from geoflow.manifold.regularizers.named import bound
+from geoflow.system.peak import peak_bytes
 
 R = gf.regularizers
 
@@ -207,6 +208,35 @@ def test_sharpness_that_does_not_converge_says_so(network, monkeypatch):
     monkeypatch.setattr("geoflow.manifold.regularizers.curvature.MAX_PRODUCTS", 3)
     with pytest.raises(ConvergenceError, match="does not come to rtol=1e-06 within 3 products"):
         bound(R.sharpness, network.problem).value_and_gradient(network.problem.theta0)
+
+
+def dense_spectrum(n=3000):
+    """A loss whose Hessian has its eigenvalues close together, from 1 to 2."""
+    curvatures = torch.linspace(1, 2, n, dtype=torch.float64)
+    return gf.Problem.from_function(
+        lambda t: 0.5 * (curvatures * t * t).sum() + (t**4).sum() / (100 * n),
+        torch.ones(n, dtype=torch.float64),
+    )
+
+
+def test_sharpness_holds_the_vectors_of_its_process_once_and_says_so():
+    problem = dense_spectrum()
+    theta, flow = problem.theta0, gf.RegularizingFlow(gf.LevelSet(problem), R.sharpness(rtol=1e-3))
+    said = flow.regularizer_bytes
+    assert problem.counts == {"gradient": 0, "hvp": 0}
+    took = peak_bytes(lambda: flow._bound.value_and_gradient(theta))
+    vector, products = 8 * len(theta), problem.counts["hvp"]
+    assert products > 40
+    # Blocks of 8 of them, and what a product and the process hold beside.
+    assert (products - 2) * vector < took <= said < (products + 8 + 12) * vector
+
+
+def test_sharpness_takes_no_more_memory_than_there_is(monkeypatch):
+    problem = dense_spectrum()
+    made = bound(R.sharpness(rtol=1e-3), problem)
+    monkeypatch.setattr("geoflow.system.memory.available_memory", lambda device: 1000)
+    with pytest.raises(InputError, match=r"8 more vectors of Lanczos' process beside 8 need"):
+        made.value_and_gradient(problem.theta0)
 
 
 def test_the_trace_is_that_of_its_probes_and_in_expectation_that_of_the_hessian(network):

@@ -17,6 +17,7 @@ from geoflow.analysis.curvature.lanczos import arpack, largest_beside, tridiagon
 from geoflow.analysis.curvature.operators import Curvature
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
+from geoflow.manifold.basis import BLOCK
 from geoflow.manifold.scaling import length, power_of_two
 from geoflow.problems import arithmetic
 from geoflow.system import kinds
@@ -315,7 +316,8 @@ def vectors_held(n: int, *, k: int, n_steps: int, n_trace: int) -> int:
     arpack = min(n, _krylov_size(k)) + 2 * k + 4
     # The matrix, what it is made of, and its eigenvectors.
     written = 4 * n if n <= WRITTEN_OUT else 0
-    lanczos = min(n_steps, n) + 3
+    # Its basis grows by whole blocks.
+    lanczos = BLOCK * -(-min(n_steps, n) // BLOCK) + 3
     # As a list, as a matrix, and the two of its QR factors.
     sketch = 3 * min(n_trace // 3, n) + 3
     return kept + max(arpack, written, lanczos, sketch)
