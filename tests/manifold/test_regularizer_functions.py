@@ -13,6 +13,7 @@ from torch.func import functional_call, hessian, jacrev, vmap
 import geoflow as gf
 import references
 from geoflow.errors import ConvergenceError, InputError
+from geoflow.manifold.regularizers.bound import ThetaFunction
 from geoflow.manifold.regularizers.named import bound
 from geoflow.system.peak import peak_bytes
 
@@ -374,3 +375,20 @@ def test_of_several_constraints_the_one_that_is_meant_is_named(network):
     flow.evaluate(network.problem.theta0)
     assert network.problem.counts["gradient"] == before["gradient"] + 1
     assert other.counts["hvp"] > 0
+
+
+def test_what_a_caller_has_bound_is_left_as_it_was_given(network):
+    """R differentiates in θ itself, and so has no value at a θ that is in no graph."""
+
+    def slope(theta):
+        (gradient,) = torch.autograd.grad((theta**4).sum(), theta, create_graph=True)
+        return gradient.square().sum()
+
+    given = ThetaFunction(slope)
+    flow = gf.RegularizingFlow(network.level_set, given)
+    assert given.function is slope
+    theta = network.problem.theta0
+    state = flow.evaluate(theta)
+    assert state.regularizer == pytest.approx(float((16 * theta**6).sum()))
+    assert torch.allclose(state.regularizer_gradient, 96 * theta**5)
+    assert torch.allclose(flow.regularizer_hessian(theta)(theta), 480 * theta**5)
