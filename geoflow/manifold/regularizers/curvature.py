@@ -57,8 +57,8 @@ def sharpness(*, rtol: float = 1e-6, seed: int = 0) -> Make:
     By Lanczos' process from a fixed vector, so that R is a function of θ and not of the points
     before. ∇R = ∇(vᵀ∇²L v) for its unit eigenvector v (Magnus 1985, Econometric Theory 1). Where
     the two largest eigenvalues meet, R has a kink. An evaluation costs as many Hessian-vector
-    products as the process takes, and two; products with ∇²R are differences of ∇R, as many again
-    each.
+    products as the process takes, and two, and holds as many vectors like θ, 300 at the most;
+    products with ∇²R are differences of ∇R, as many again each.
 
     Parameters
     ----------
