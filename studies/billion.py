@@ -25,9 +25,9 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
+from geoflow.manifold.basis import Basis
 from geoflow.problems.footprint import EVALUATION
 from geoflow.solvers import Exponential, bytes_of
-from geoflow.solvers.basis import Basis
 from geoflow.walking.memory import STATE
 
 P, EXAMPLES, DEVICES = 10**9, 10**5, (1, 8, 64, 512)

@@ -14,6 +14,7 @@ from geoflow.archive import parts, pieces, seal, trajectory_files
 from geoflow.archive.checkpoint import Checkpoint
 from geoflow.errors import ArchiveError, InputError
 from geoflow.system import files, translation
+from geoflow.trajectories.layout import layout_in
 
 WANTED = "a walk to go on from, run again"
 
@@ -118,9 +119,7 @@ def saved(path: Path) -> Saved:
         raise ArchiveError(f"{path}: {defect}; run again")
     with trajectory_files.open_trajectory(path) as ds, translation.reading(path, WANTED):
         attributes = {k: v.item() if hasattr(v, "item") else v for k, v in ds.attrs.items()}
-        shapes = zip(ds["tensor_name"].values, ds["tensor_shape"].values, strict=True)
-        tensors = [[str(name), json.loads(shape)] for name, shape in shapes]
-        return Saved(trajectory_files.read_checkpoint(path, ds), attributes, tensors)
+        return Saved(trajectory_files.read_checkpoint(path, ds), attributes, layout_in(ds))
 
 
 def identity(path: Path) -> str:

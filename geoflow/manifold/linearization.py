@@ -33,6 +33,19 @@ def by_differences(dtype: torch.dtype) -> bool:
     return difference_of(dtype) <= LONGEST_DIFFERENCE
 
 
+def unit_normal(state: FlowState) -> Tensor:
+    """∇L/‖∇L‖, shape (P,), of a single constraint."""
+    return state.gradient / state.gradient_norm
+
+
+def across(v: Tensor, normals: Tensor) -> Tensor:
+    """The part of v, shape (P,), that is orthogonal to orthonormal rows, shape (m, P)."""
+    if len(normals) == 1:
+        (normal,) = normals
+        return torch.addcmul(v, normal, torch.dot(normal, v), value=-1)
+    return v - (normals @ v) @ normals
+
+
 class TangentHessian:
     """A = Π(∇²R + λ∇²L)Π at one state, applied in float64 by differences of gradients.
 
@@ -48,14 +61,20 @@ class TangentHessian:
         Gives ∇L and ∇²R.
     state : FlowState
         Where A is taken.
+    normals : Tensor, shape (m, P), optional
+        Orthonormal: Π takes the parts along these rows away. None: along the unit normal, or
+        normals, of the level set.
     """
 
-    def __init__(self, flow: RegularizingFlow, state: FlowState) -> None:
+    def __init__(
+        self, flow: RegularizingFlow, state: FlowState, normals: Tensor | None = None
+    ) -> None:
         self.flow = flow
         self.state = state
         self.single: bool = len(state.values) == 1
         if self.single:
-            self.normal: Tensor = state.gradient / state.gradient_norm
+            self.normal: Tensor = unit_normal(state)
+            self.normals: Tensor = self.normal[None] if normals is None else normals
         self.regularizer_hessian: Callable[[Tensor], Tensor] = flow.regularizer_hessian(
             state.theta, state.regularizer_gradient
         )
@@ -67,9 +86,7 @@ class TangentHessian:
         """Π v."""
         if not self.single:
             return v - self.state.normals.split(v).part
-        if self.normal.ndim == 1:
-            return torch.addcmul(v, self.normal, torch.dot(self.normal, v), value=-1)
-        return v - (self.normal @ v) @ self.normal
+        return across(v, self.normals)
 
     @arithmetic.without_autocast()
     def image(self, unit: Tensor) -> Tensor:

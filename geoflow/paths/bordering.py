@@ -17,7 +17,7 @@ from torch import Tensor
 from geoflow.errors import ConvergenceError
 from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow
-from geoflow.manifold.linearization import TangentHessian
+from geoflow.manifold.linearization import TangentHessian, across, unit_normal
 from geoflow.paths.learned import Learned
 from geoflow.paths.tangent_solver import solve
 
@@ -44,15 +44,14 @@ class Blocks:
         memory: Learned,
         right: Tensor | None,
     ) -> None:
-        operator = TangentHessian(flow, state)
-        self.normal = operator.normal
-        other = operator.tangent(direction)
+        self.normal = unit_normal(state)
+        other = across(direction, self.normal[None])
         if float(torch.linalg.vector_norm(other)) < 1e-6:
             # t is the normal: across it A is sound in any case.
             other = _axis_across(self.normal)
-        other = operator.tangent(other)
+        other = across(other, self.normal[None])
         self.other = other / torch.linalg.vector_norm(other)
-        operator.normal = torch.stack([self.normal, self.other])
+        operator = TangentHessian(flow, state, torch.stack([self.normal, self.other]))
         self.operator, self.curvature = operator, memory.curvature
         images = [self._image(unit) for unit in (self.normal, self.other)]
         # H n and H w: along w, and orthogonal to both.

@@ -6,10 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from geoflow.errors import (
     BranchError,
@@ -29,10 +27,10 @@ from geoflow.paths.corrector import Corrected, correct, is_kkt
 from geoflow.paths.learned import Bearing, Learned
 from geoflow.paths.scale import Scale
 from geoflow.problems.counting import own_evaluations, shared_budget
-from geoflow.problems.protocol import ProblemLike
 from geoflow.system.threads import one_blas_thread
 from geoflow.system.translation import numerics
-from geoflow.walking.loop import walk
+from geoflow.walking.loop import walk_from
+from geoflow.walking.settings import WalkSettings
 from geoflow.walking.stopping import Stationary
 
 # Evaluations after which the corrector gives way to the flow, and that to a level halfway; and
@@ -56,29 +54,10 @@ NO_PROSPECT = 2
 FAILURES = (ConvergenceError, CriticalPointError, NumericalError)
 
 
-class _From:
-    """A problem with another starting point, its evaluations counted with the others."""
-
-    def __init__(self, problem: ProblemLike, theta0: Tensor) -> None:
-        self.problem, self.theta0 = problem, theta0
-
-    @property
-    def problems(self) -> tuple[ProblemLike, ...]:
-        """What it evaluates: where R evaluates the same it is not counted apart."""
-        return (self.problem, *getattr(self.problem, "problems", ()))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.problem, name)
-
-
-def at_level(flow: RegularizingFlow, level: float, theta: Tensor | None = None) -> RegularizingFlow:
-    """The same flow on another level, from another θ0 where one is given."""
-    problem = flow.problem
-    if theta is not None:
-        problem = cast(ProblemLike, _From(problem, theta))
+def at_level(flow: RegularizingFlow, level: float) -> RegularizingFlow:
+    """The same flow on another level."""
     own = flow.level_set
-    level_set = LevelSet(problem, level, own.level_rtol, level_atol=own.level_atol)
-    return flow.on(level_set)
+    return flow.on(LevelSet(flow.problem, level, own.level_rtol, level_atol=own.level_atol))
 
 
 class Continuation:
@@ -311,13 +290,16 @@ class Continuation:
                 theta = flow.level_set.project(
                     before.theta, evaluated=evaluated, max_iterations=PROJECTIONS
                 ).theta
-        start = at_level(flow, level, theta)
-        stop = Stationary(min(self.degrees, FLOW_DEGREES))
         # A walk has one for both. What ends it is mostly what the path has less left of.
         budget = max(min(self.left, self.left_of_r), 1)
-        solver = FIRST_SOLVER if before is None else SOLVER
+        settings = WalkSettings(
+            solver=FIRST_SOLVER if before is None else SOLVER,
+            stop=Stationary(min(self.degrees, FLOW_DEGREES)),
+            max_evaluations=budget,
+            max_snapshots=2,
+        )
         try:
-            ended = walk(start, solver, stop=stop, max_evaluations=budget, max_snapshots=2)
+            ended = walk_from(flow, theta, settings)
         except InputError as error:
             # Its budget, which is what is left of the path's, was too small to begin with.
             if isinstance(error.__cause__, EvaluationLimitError):

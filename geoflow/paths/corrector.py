@@ -34,6 +34,7 @@ from geoflow.paths.tangent_solver import (
     solve,
 )
 from geoflow.problems.counting import own_evaluations
+from geoflow.solvers.multistep.secant import resolved
 
 # Farther from its level than this, in log L, a point is moved there, not relaxed there.
 NEAR = 0.1
@@ -91,9 +92,9 @@ def is_kkt(flow: RegularizingFlow, state: FlowState, limit: float) -> bool:
 
 
 def residual_of(state: FlowState) -> float:
-    """‖Π∇R‖/‖∇R‖."""
-    norm = float(torch.linalg.vector_norm(state.regularizer_gradient))
-    return state.tangent_norm / norm if norm else math.inf
+    """‖Π∇R‖/‖∇R‖; infinite where ∇R vanishes, which no path comes to."""
+    vanishes = state.multiplier == state.tangent_norm == 0
+    return math.inf if vanishes else state.kkt_residual
 
 
 def correct(
@@ -329,10 +330,8 @@ class _Correction:
 def _learn(curvature: LossCurvature, before: FlowState, after: FlowState) -> None:
     """Take in what two gradients say of ∇²L in between."""
     s = after.theta - before.theta
-    size = float(torch.linalg.vector_norm(s))
-    # Below it the gradients differ by little but their rounding.
-    floor = torch.finfo(s.dtype).eps ** 0.7 * float(torch.linalg.vector_norm(after.theta))
-    if size > floor:
+    size = resolved(s, after.theta)
+    if size:
         curvature.add(s / size, (after.gradient - before.gradient) / size)
 
 

@@ -27,6 +27,7 @@ from geoflow.problems import arithmetic
 from geoflow.problems.earlier import same_data, same_data_apart
 from geoflow.system import files, kinds
 from geoflow.trajectories import path_schema, records, schema
+from geoflow.trajectories.layout import layout_in
 from geoflow.trajectories.path_dataset import PathPoint
 from geoflow.trajectories.records import Observable, Observed
 from geoflow.walking import configuration, counting
@@ -147,9 +148,7 @@ def _ended(path: Path) -> tuple[dict[str, Any], list[PathPoint]]:
             raise ArchiveError(f"{path}: {defect}; follow the path again")
         attributes = {k: v.item() if hasattr(v, "item") else v for k, v in ds.attrs.items()}
         configuration.check_path(path, attributes, ds)
-        shapes = zip(ds["tensor_name"].values, ds["tensor_shape"].values, strict=True)
-        tensors = [[str(name), json.loads(shape)] for name, shape in shapes]
-        return attributes | {"tensors": tensors}, points_of(ds.load())
+        return attributes | {"tensors": layout_in(ds)}, points_of(ds.load())
 
 
 def kept_attributes(path: Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from geoflow.system import kinds
 from geoflow.system.memory import check_memory
 from geoflow.trajectories import path_dataset, path_schema, records
 from geoflow.trajectories.dataset import WALK_TITLE
+from geoflow.trajectories.layout import layout_of
 from geoflow.trajectories.path_dataset import PathPoint
 from geoflow.trajectories.records import Observable, Observed
 from geoflow.trajectories.storable import storable
@@ -209,8 +210,8 @@ def follow(
     header = path_dataset.attributes(
         flow, degrees=degrees, config=config, cost_of_r=settings.cost_of_r
     )
-    tensors = [[t.name, list(t.shape)] for t in flow.problem.tensors]
-    kept = {n: v for n, v in header.items() if n not in CLOCKS} | {"tensors": tensors}
+    tensors = {"tensors": layout_of(flow.problem)}
+    kept = {n: v for n, v in header.items() if n not in CLOCKS} | tensors
     continuation = Continuation(flow, limit, degrees)
     with Pieces(archive, kept, overwrite=overwrite) as pieces:
         recording = Recording(

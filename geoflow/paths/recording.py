@@ -16,7 +16,6 @@ from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.paths.branch import Reached
 from geoflow.paths.continuation import Continuation, at_level
-from geoflow.paths.corrector import residual_of
 from geoflow.paths.learned import Learned
 from geoflow.trajectories import path_dataset, path_schema
 from geoflow.trajectories.path_dataset import PathPoint
@@ -162,7 +161,7 @@ class Recording:
             "level": reached.c,
             "penalty": 1 / state.multiplier,
             **{name: of_flow[name] for name in path_schema.OF_FLOW},
-            "kkt_residual": residual_of(state),
+            "kkt_residual": state.kkt_residual,
             "method": reached.method,
             "n_between": reached.n_between,
             "n_correction": reached.n_corrections,
@@ -301,7 +300,7 @@ def _differences(
     rtol = units * math.sqrt(torch.finfo(dtype).eps)
     for name, value, atol in (
         ("multiplier", now["multiplier"], 0.0),
-        ("kkt_residual", residual_of(state), rtol),
+        ("kkt_residual", state.kkt_residual, rtol),
     ):
         if not math.isclose(value, then[name], rel_tol=rtol, abs_tol=atol):
             different.append(f"the {name} is {value:.9g} where {then[name]:.9g} was recorded")

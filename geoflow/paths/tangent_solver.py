@@ -133,7 +133,7 @@ def solve(
     Parameters
     ----------
     operator : TangentHessian
-        A, on the space orthogonal to its ``normal``, or to the rows of that.
+        A, on the space orthogonal to its ``normals``.
     curvature : LossCurvature
         Preconditions; takes in the products at the end, since it must not change in between.
     right : Tensor, shape (P,)
@@ -145,7 +145,7 @@ def solve(
     """
     multiplier = operator.state.multiplier
     base = bulk_of(operator, right) + shift
-    normals = torch.atleast_2d(operator.normal)
+    normals = operator.normals
     oblique = _oblique(normals, curvature, multiplier, base)
     x, residual, of_x = torch.zeros_like(right), right, torch.zeros_like(right)
 

@@ -49,6 +49,7 @@ from typing import Any
 from torch import Tensor
 
 from geoflow.errors import InputError
+from geoflow.manifold.basis import BLOCK
 from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.problems.dtypes import DTYPES
@@ -61,7 +62,6 @@ from geoflow.solvers.base import (
     check_descent,
     norm,
 )
-from geoflow.solvers.basis import BLOCK
 from geoflow.solvers.carried import check_numbers, check_tensor
 from geoflow.solvers.control import (
     TOO_FAR,

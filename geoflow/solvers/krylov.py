@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geoflow.errors import StepSizeError
+from geoflow.manifold.basis import Basis
 from geoflow.manifold.linearization import TangentHessian
-from geoflow.solvers.basis import Basis
 
 Vector = NDArray[np.float64]
 

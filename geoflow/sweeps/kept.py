@@ -24,6 +24,7 @@ from geoflow.problems.dtypes import DTYPES
 from geoflow.problems.grouped import divided
 from geoflow.system import files, kinds
 from geoflow.trajectories import schema
+from geoflow.trajectories.layout import layout_in, layout_of
 from geoflow.walking import configuration
 from geoflow.walking.ending import End
 from geoflow.walking.rerunning import Run
@@ -113,13 +114,11 @@ def check_experiment(
         except Exception:
             return
     with open_trajectory(path) as ds:
-        shapes = zip(ds["tensor_name"].values, ds["tensor_shape"].values, strict=True)
-        tensors = [(str(name), tuple(json.loads(shape))) for name, shape in shapes]
         then = str(ds.attrs["data_sha256"])
         now = then if earlier.same_data(problem, then) else problem.data_sha256
         pairs: dict[str, tuple[Any, Any]] = {
             "data_sha256": (then, now),
-            "network": (tensors, [(t.name, tuple(t.shape)) for t in problem.tensors]),
+            "network": (layout_in(ds), layout_of(problem)),
         }
         _refuse_other(path, pairs)
         step = int(ds["snapshot_step"][0]) if ds.sizes["snapshot"] else -1

@@ -22,6 +22,7 @@ from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds
 from geoflow.trajectories import schema, storable
 from geoflow.trajectories.given import check_placed, check_walk
+from geoflow.trajectories.layout import layout_variables
 from geoflow.trajectories.records import RESIDUAL, Snapshot, StepRecords
 
 # What a walk's provenance says of itself in the attributes.
@@ -87,13 +88,7 @@ def assemble(
     attributes : mapping
         Global attributes.
     """
-    shapes = [json.dumps(list(t.shape)) for t in problem.tensors]
-    arrays = {
-        **arrays,
-        "tensor_name": np.array([t.name for t in problem.tensors], dtype=object),
-        "tensor_offset": np.array([t.offset for t in problem.tensors], dtype=np.int64),
-        "tensor_shape": np.array(shapes, dtype=object),
-    }
+    arrays = {**arrays, **layout_variables(problem)}
     levels = schema.levels(attributes)
     if levels:
         arrays = {**arrays, **_by_constraint(arrays, levels)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.problems.protocol import ProblemLike
 from geoflow.trajectories import dataset, path_schema, schema
+from geoflow.trajectories.layout import layout_variables
 
 
 class PathPoint(NamedTuple):
@@ -56,9 +56,7 @@ def to_dataset(
     specs = path_schema.variables(eigenvalues=eigenvalues, cost_of_r=cost_of_r)
     arrays: dict[str, Any] = {
         "theta": np.stack([point.theta for point in points]),
-        "tensor_name": np.array([t.name for t in problem.tensors], dtype=object),
-        "tensor_offset": np.array([t.offset for t in problem.tensors], dtype=np.int64),
-        "tensor_shape": np.array([json.dumps(list(t.shape)) for t in problem.tensors], object),
+        **layout_variables(problem),
     }
     for name, spec in specs.items():
         if name not in arrays:

@@ -17,6 +17,7 @@ from geoflow.manifold.protocol import Flow, State
 from geoflow.problems.protocol import ProblemLike
 from geoflow.solvers import Solver, check_needs
 from geoflow.system import kinds
+from geoflow.trajectories.layout import layout_of
 from geoflow.trajectories.records import Observable, value_of
 from geoflow.walking.events import Event
 from geoflow.walking.stopping import Goals
@@ -142,8 +143,7 @@ def tensors_differ(problem: ProblemLike, then: Sequence[Sequence[Any]]) -> str:
     then : list
         Name and shape of each that was recorded.
     """
-    now = [[t.name, list(t.shape)] for t in problem.tensors]
-    for pair in zip_longest(now, then):
+    for pair in zip_longest(layout_of(problem), then):
         if pair[0] != pair[1]:
             return " and ".join(map(kinds.shown, pair))
     return ""

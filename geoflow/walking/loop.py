@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import xarray as xr
+from torch import Tensor
 
 from geoflow.archive.saved import check_target
 from geoflow.errors import (
@@ -18,7 +19,7 @@ from geoflow.problems import arithmetic, dtypes
 from geoflow.solvers import Solver, is_dense
 from geoflow.system.kinds import Reals, as_number, check_kind, check_switch
 from geoflow.trajectories import dataset, records
-from geoflow.trajectories.records import Observed
+from geoflow.trajectories.records import Observable, Observed
 from geoflow.walking.crossings import Seeker
 from geoflow.walking.events import Event, from_config
 from geoflow.walking.fitting import check_fit
@@ -26,7 +27,7 @@ from geoflow.walking.memory import check_walk_memory
 from geoflow.walking.recorder import Memory, Recorder, check_recorder
 from geoflow.walking.settings import CHECKPOINT_SECONDS, DEFAULTS, WalkSettings
 from geoflow.walking.steps import Walk
-from geoflow.walking.stopping import Stop
+from geoflow.walking.stopping import Goals, Stop
 from geoflow.walking.stream import Stream
 
 
@@ -158,7 +159,7 @@ def walk(
     check_kind(provenance, Mapping | None, "provenance", "a dict")
     check_switch(overwrite, "overwrite")
     check_switch(progress, "progress")
-    goals, rule = settings.goals(), settings.rule()
+    goals = settings.goals()
     recorded = from_config(() if events is None else events)
     check_fit(flow, settings.make_solver(), goals, observables, recorded)
     if recorder is not None:
@@ -170,33 +171,12 @@ def walk(
         event.check_at(flow.problem.theta0)
     target = check_target(archive, overwrite=overwrite) if archive is not None else None
 
-    config = {
-        **settings.config,
-        "observables": sorted(observables),
-        **_of_level_set(flow),
-        **({"events": [event.config for event in recorded]} if recorded else {}),
-        "threads": torch.get_num_threads(),
-        **({"processes": n} if (n := getattr(flow.problem, "n_processes", 1)) > 1 else {}),
-        "provenance": dict(provenance or {}),
-    }
-    chosen = settings.make_solver()
-    header = dataset.attributes(
-        flow,
-        solver=chosen.name,
-        rtol=settings.rtol,
-        atol=settings.atol,
-        config=config,
-        dense=is_dense(chosen),
-    )
-    in_memory = recorder is None and target is None
-    kept_dtype = dtypes.DTYPES[str(settings.theta_dtype)]
-    check_walk_memory(flow, chosen, rule, kept_dtype, in_memory=in_memory)
+    header = _header(flow, settings, sorted(observables), recorded, provenance)
+    _check_memory(flow, settings, in_memory=recorder is None and target is None)
 
     def walk_with(recorder: Recorder) -> xr.Dataset:
-        tolerance = settings.tolerance(flow.problem.dtype)
-        seeker = Seeker(flow, observables, recorded, goals.crossing)
-        walk = Walk(flow, chosen, tolerance, rule, observables, recorder, kept_dtype, seeker)
-        return walk.run(goals, progress)
+        theta = flow.problem.theta0
+        return _run(flow, theta, settings, goals, recorder, observables, recorded, progress)
 
     if recorder is not None:
         return walk_with(recorder)
@@ -218,6 +198,97 @@ def walk(
             if stream.n_steps == 0 or (stream.n_steps == 1 and isinstance(error, InputError)):
                 stream.lock.remove()
             raise
+
+
+@arithmetic.without_autocast()
+def walk_from(flow: Flow, theta: Tensor, settings: WalkSettings) -> xr.Dataset:
+    """Walk as :func:`walk` does, in memory, from another point than the problem's θ0.
+
+    Parameters
+    ----------
+    flow : Flow
+        What to walk.
+    theta : Tensor, shape (P,)
+        Where to start; re-projected.
+    settings : WalkSettings
+        How.
+
+    Raises
+    ------
+    InputError, ConvergenceError, CriticalPointError
+        As there.
+    """
+    settings = settings.resolved(flow.problem.dtype)
+    goals = settings.goals()
+    check_fit(flow, settings.make_solver(), goals, {})
+    header = _header(flow, settings, (), (), None)
+    _check_memory(flow, settings, in_memory=True)
+    recorder = Memory(flow.problem, (), header)
+    return _run(flow, theta, settings, goals, recorder, {}, (), progress=False)
+
+
+def _run(
+    flow: Flow,
+    theta: Tensor,
+    settings: WalkSettings,
+    goals: Goals,
+    recorder: Recorder,
+    observables: Mapping[str, Observable],
+    events: Sequence[Event],
+    progress: bool,
+) -> xr.Dataset:
+    """Walk from θ to an end."""
+    walk = Walk(
+        flow,
+        settings.make_solver(),
+        settings.tolerance(flow.problem.dtype),
+        settings.rule(),
+        observables,
+        recorder,
+        _kept_dtype(settings),
+        Seeker(flow, observables, events, goals.crossing),
+        start=theta,
+    )
+    return walk.run(goals, progress)
+
+
+def _kept_dtype(settings: WalkSettings) -> torch.dtype:
+    """In which θ is kept."""
+    return dtypes.DTYPES[str(settings.theta_dtype)]
+
+
+def _check_memory(flow: Flow, settings: WalkSettings, *, in_memory: bool) -> None:
+    """Refuse a walk that would not fit, before its first evaluation."""
+    solver, rule = settings.make_solver(), settings.rule()
+    check_walk_memory(flow, solver, rule, _kept_dtype(settings), in_memory=in_memory)
+
+
+def _header(
+    flow: Flow,
+    settings: WalkSettings,
+    observables: Sequence[str],
+    events: Sequence[Event],
+    provenance: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Attributes of a trajectory, as they are before the walk."""
+    config = {
+        **settings.config,
+        "observables": list(observables),
+        **_of_level_set(flow),
+        **({"events": [event.config for event in events]} if events else {}),
+        "threads": torch.get_num_threads(),
+        **({"processes": n} if (n := getattr(flow.problem, "n_processes", 1)) > 1 else {}),
+        "provenance": dict(provenance or {}),
+    }
+    solver = settings.make_solver()
+    return dataset.attributes(
+        flow,
+        solver=solver.name,
+        rtol=settings.rtol,
+        atol=settings.atol,
+        config=config,
+        dense=is_dense(solver),
+    )
 
 
 def _of_level_set(flow: Flow) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from geoflow.manifold.level_set import LevelSet
 from geoflow.problems import dtypes
 from geoflow.problems.earlier import same_data
 from geoflow.problems.grouped import divided
+from geoflow.trajectories.layout import layout_in
 from geoflow.walking import configuration, events
 from geoflow.walking.events import Event
 from geoflow.walking.fitting import tensors_differ
@@ -111,8 +112,7 @@ def like(path: str | Path) -> Run:
     """
     with trajectory_files.open_trajectory(path) as ds:
         attributes = dict(ds.attrs)
-        shapes = zip(ds["tensor_name"].values, ds["tensor_shape"].values, strict=True)
-        tensors = [[str(name), json.loads(shape)] for name, shape in shapes]
+        tensors = layout_in(ds)
         configuration.check(Path(path), attributes, ds)
     config = json.loads(attributes["config"])
     settings = settings_of(path, config)

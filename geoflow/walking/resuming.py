@@ -22,6 +22,7 @@ from geoflow.problems.earlier import same_data, same_data_apart
 from geoflow.solvers import Solver, is_dense
 from geoflow.system import files, kinds
 from geoflow.trajectories import consistency, records, schema
+from geoflow.trajectories.layout import layout_of
 from geoflow.trajectories.records import Observed, StepRecords
 from geoflow.walking import configuration, rerunning
 from geoflow.walking.counting import APART, spent, uncounted
@@ -280,7 +281,6 @@ def check_flow(flow: Flow, kept: Saved) -> None:
     """
     problem, attributes = flow.problem, kept.attributes
     kept_levels = schema.levels(attributes) or [attributes["level"]]
-    tensors = [[t.name, list(t.shape)] for t in problem.tensors]
     apart, kept_apart = apart_from(flow), attributes.get(schema.REGULARIZER_DATA, "")
     pairs = {
         "dtype": (dtypes.dtype_name(problem.dtype), attributes["dtype"]),
@@ -290,7 +290,7 @@ def check_flow(flow: Flow, kept: Saved) -> None:
             else problem.data_sha256,
             attributes["data_sha256"],
         ),
-        "network's tensors": (tensors, kept.tensors),
+        "network's tensors": (layout_of(problem), kept.tensors),
         "level": (flow.level_set.levels.tolist(), kept_levels),
         "level_atol": (flow.level_set.level_atol, kept.config.get("level_atol", 0.0)),
         "level_rtol": (flow.level_set.level_rtol, attributes["level_rtol"]),

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import xarray as xr
+from torch import Tensor
 
 from geoflow.archive.checkpoint import Checkpoint
 from geoflow.errors import (
@@ -70,6 +71,8 @@ class Walk:
         In which θ is kept.
     seeker : Seeker
         Looks for events in the steps.
+    start : Tensor, shape (P,), optional
+        Where it starts. None: at the problem's θ0.
     """
 
     def __init__(
@@ -82,12 +85,13 @@ class Walk:
         recorder: Recorder,
         theta_dtype: torch.dtype,
         seeker: Seeker,
+        start: Tensor | None = None,
     ) -> None:
         self.flow, self.solver, self.tolerance = flow, solver, tolerance
         self.rule = rule
         self.observables = {n: uncounted(flow, f) for n, f in observables.items()}
         self.recorder, self.theta_dtype, self.seeker = recorder, theta_dtype, seeker
-        self.start = flow.problem.theta0
+        self.start = flow.problem.theta0 if start is None else start
         self.state: State | None = None
         self.carry: Carry | None = None
         # The latest record, and the evaluations up to where the walk could go on from.

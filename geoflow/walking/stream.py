@@ -34,6 +34,7 @@ from geoflow.problems.protocol import ProblemLike
 from geoflow.system import files, interrupts, translation
 from geoflow.trajectories import schema
 from geoflow.trajectories.dataset import assemble
+from geoflow.trajectories.layout import layout_of
 from geoflow.trajectories.records import Snapshot, StepRecords
 from geoflow.walking.advancing import increasing
 from geoflow.walking.snapshots import SnapshotRule, between
@@ -226,7 +227,7 @@ class Stream:
 
     def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
         arrays, state = checkpoint.pack()
-        tensors = [[t.name, list(t.shape)] for t in self.problem.tensors]
+        tensors = layout_of(self.problem)
         beside = {"attributes": self.header, "tensors": tensors, "replaces": self.replaces}
         text = json.dumps({**state, **beside})
         arrays["state"] = np.frombuffer(text.encode(), np.uint8)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import geoflow as gf
+from geoflow.manifold.linearization import TangentHessian, across, unit_normal
 from geoflow.problems.footprint import evaluation_bytes, product_bytes
 from geoflow.solvers import BDF, RKC, Exponential, bytes_of
 from geoflow.walking.memory import vector_bytes
@@ -44,6 +45,24 @@ def test_its_images_are_those_of_the_dense_matrix(dtype, rtol, n):
     expected = exact(flow, state, v)
     for image in (operator(v)[0], operator.image(v)):
         assert (image.double() - expected).norm() <= rtol * expected.norm()
+
+
+@pytest.mark.parametrize("m", [1, 2])
+def test_on_the_space_across_given_directions_it_is_that_of_the_dense_matrix(m):
+    flow = network(torch.float64)
+    state = flow.evaluate(flow.problem.theta0)
+    torch.manual_seed(2)
+    beside = torch.randn(m - 1, flow.problem.n_parameters, dtype=torch.float64)
+    rows = torch.cat([unit_normal(state)[None], beside])
+    normals = torch.linalg.qr(rows.T)[0].T
+    operator = TangentHessian(flow, state, normals)
+    v = across(torch.randn(flow.problem.n_parameters, dtype=torch.float64), normals)
+    v = v / v.norm()
+    assert float((normals @ v).abs().max()) < 1e-15
+    curved = state.multiplier * flow.problem.hvp(state.theta, v) + 2 * v
+    expected = curved - normals.T @ (normals @ curved)
+    assert (operator(v)[0] - expected).norm() <= 1e-5 * expected.norm()
+    assert torch.equal(operator.normal, unit_normal(state))
 
 
 def test_in_single_precision_it_asks_for_products_and_in_double_for_gradients():

@@ -1,5 +1,6 @@
 """Each regularisation function beside its formula, and its derivatives beside differences."""
 
+import decimal
 import itertools
 import math
 
@@ -12,7 +13,9 @@ from torch.func import functional_call, hessian, jacrev, vmap
 import geoflow as gf
 import references
 from geoflow.errors import ConvergenceError, InputError
+from geoflow.manifold.regularizers.bound import ThetaFunction
 from geoflow.manifold.regularizers.named import bound
+from geoflow.system.peak import peak_bytes
 
 R = gf.regularizers
 
@@ -77,6 +80,43 @@ def test_l1_is_the_sum_of_moduli_but_for_epsilon(network):
         found = float(R.l1(theta, epsilon=epsilon))
         assert l1 - epsilon * len(theta) < found < l1
     assert torch.equal(R.l1(theta, epsilon=0.1), R.pseudo_huber_norm(theta, delta=0.1))
+
+
+def as_deep(square, epsilon):
+    """√(s + ε²) − ε to forty digits."""
+    with decimal.localcontext(prec=40):
+        s, e = decimal.Decimal(square), decimal.Decimal(epsilon)
+        return float((s + e * e).sqrt() - e)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-5, 1e-7, 1e-9])
+def test_entries_far_below_epsilon_count_to_rounding_in_either_dtype(dtype, size):
+    rounding = 8 * torch.finfo(dtype).eps
+    theta = torch.full((12,), size, dtype=dtype)
+    entry = theta[0].item()
+    right = 12 * as_deep(entry * entry, 1e-3)
+    assert float(R.l1(theta)) == pytest.approx(right, rel=rounding, abs=0)
+    assert float(R.pseudo_huber_norm(theta, delta=1e-3)) == pytest.approx(
+        right, rel=rounding, abs=0
+    )
+    problem = gf.Problem.from_module(
+        nn.Linear(3, 3).to(dtype), nn.functional.mse_loss, torch.ones(2, 3), torch.ones(2, 3)
+    )
+    rows = bound(R.group_lasso, problem)
+    right = 3 * math.sqrt(3) * as_deep(3 * entry * entry, 1e-3)
+    value, gradient = rows.value_and_gradient(theta)
+    assert float(value) == pytest.approx(right, rel=rounding, abs=0)
+    root = math.sqrt(3 * entry * entry + 1e-6)
+    assert float(gradient[0]) == pytest.approx(math.sqrt(3) * entry / root, rel=rounding, abs=0)
+    made = bound(R.l1, problem)
+    root = math.sqrt(entry * entry + 1e-6)
+    assert float(made.value_and_gradient(theta)[1][0]) == pytest.approx(
+        entry / root, rel=rounding, abs=0
+    )
+    curved = float(made.hessian(theta)(torch.ones_like(theta))[0])
+    # Far from zero R is straight, to rounding of its slope.
+    assert curved == pytest.approx(1e-6 / root**3, rel=rounding, abs=rounding / entry)
 
 
 def test_the_groups_are_rows_columns_and_blocks_of_rows(network):
@@ -169,6 +209,35 @@ def test_sharpness_that_does_not_converge_says_so(network, monkeypatch):
     monkeypatch.setattr("geoflow.manifold.regularizers.curvature.MAX_PRODUCTS", 3)
     with pytest.raises(ConvergenceError, match="does not come to rtol=1e-06 within 3 products"):
         bound(R.sharpness, network.problem).value_and_gradient(network.problem.theta0)
+
+
+def dense_spectrum(n=3000):
+    """A loss whose Hessian has its eigenvalues close together, from 1 to 2."""
+    curvatures = torch.linspace(1, 2, n, dtype=torch.float64)
+    return gf.Problem.from_function(
+        lambda t: 0.5 * (curvatures * t * t).sum() + (t**4).sum() / (100 * n),
+        torch.ones(n, dtype=torch.float64),
+    )
+
+
+def test_sharpness_holds_the_vectors_of_its_process_once_and_says_so():
+    problem = dense_spectrum()
+    theta, flow = problem.theta0, gf.RegularizingFlow(gf.LevelSet(problem), R.sharpness(rtol=1e-3))
+    said = flow.regularizer_bytes
+    assert problem.counts == {"gradient": 0, "hvp": 0}
+    took = peak_bytes(lambda: flow._bound.value_and_gradient(theta))
+    vector, products = 8 * len(theta), problem.counts["hvp"]
+    assert products > 40
+    # Blocks of 8 of them, and what a product and the process hold beside.
+    assert (products - 2) * vector < took <= said < (products + 8 + 12) * vector
+
+
+def test_sharpness_takes_no_more_memory_than_there_is(monkeypatch):
+    problem = dense_spectrum()
+    made = bound(R.sharpness(rtol=1e-3), problem)
+    monkeypatch.setattr("geoflow.system.memory.available_memory", lambda device: 1000)
+    with pytest.raises(InputError, match=r"8 more vectors of Lanczos' process beside 8 need"):
+        made.value_and_gradient(problem.theta0)
 
 
 def test_the_trace_is_that_of_its_probes_and_in_expectation_that_of_the_hessian(network):
@@ -306,3 +375,20 @@ def test_of_several_constraints_the_one_that_is_meant_is_named(network):
     flow.evaluate(network.problem.theta0)
     assert network.problem.counts["gradient"] == before["gradient"] + 1
     assert other.counts["hvp"] > 0
+
+
+def test_what_a_caller_has_bound_is_left_as_it_was_given(network):
+    """R differentiates in θ itself, and so has no value at a θ that is in no graph."""
+
+    def slope(theta):
+        (gradient,) = torch.autograd.grad((theta**4).sum(), theta, create_graph=True)
+        return gradient.square().sum()
+
+    given = ThetaFunction(slope)
+    flow = gf.RegularizingFlow(network.level_set, given)
+    assert given.function is slope
+    theta = network.problem.theta0
+    state = flow.evaluate(theta)
+    assert state.regularizer == pytest.approx(float((16 * theta**6).sum()))
+    assert torch.allclose(state.regularizer_gradient, 96 * theta**5)
+    assert torch.allclose(flow.regularizer_hessian(theta)(theta), 480 * theta**5)

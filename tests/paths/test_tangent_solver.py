@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 import geoflow as gf
 from geoflow.manifold.linearization import TangentHessian
+from geoflow.paths.corrector import residual_of
 from geoflow.paths.tangent_solver import LossCurvature, solve
 
 P = 7
@@ -62,3 +65,16 @@ def test_its_space_solves_for_another_shift_without_a_product(operator):
     assert shorter.bend == pytest.approx(exact @ operator.hessian.numpy() @ exact, rel=1e-4)
     assert float(torch.linalg.vector_norm(shorter.residual)) < 1e-4
     assert shorter.n_products == 0
+
+
+@pytest.mark.parametrize(
+    ("there", "residual"),
+    # At the minimum of R it has no direction; at the point of the circle nearest to it, it is
+    # along the normal.
+    [([2.0, 0.0], math.inf), ([3.0, 0.0], 0.0), ([2.0, 2.0], 1.0)],
+)
+def test_how_far_a_point_is_from_a_path(there, residual):
+    theta, least = (torch.tensor(t, dtype=torch.float64) for t in ([2.0, 0.0], there))
+    problem = gf.Problem.from_function(lambda t: t.square().sum(), theta)
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), lambda t: (t - least).square().sum())
+    assert residual_of(flow.evaluate(theta)) == residual

@@ -4,7 +4,7 @@ import torch
 
 import geoflow as gf
 import references
-from geoflow.solvers.basis import BLOCK
+from geoflow.manifold.basis import BLOCK
 from geoflow.solvers.krylov import KrylovSpace
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from geoflow.solvers.multistep.secant import BLOCK, BLOCKS, SOFTER, SecantPairs
+from geoflow.solvers.multistep.secant import BLOCK, BLOCKS, SOFTER, SecantPairs, resolved
 
 
 def vector(n, seed):
@@ -309,3 +309,13 @@ def test_a_carry_without_a_unit_has_its_images_as_they_are():
     assert torch.equal(
         earlier.inverse(vector(n, 3)[None], 0.1), again.inverse(vector(n, 3)[None], 0.1)
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_step_is_resolved_above_what_rounding_makes_of_gradients(dtype):
+    theta = torch.full((100,), 3.0, dtype=dtype)
+    floor = 30 * torch.finfo(dtype).eps ** 0.7
+    for size, expected in ((2 * floor, 2 * floor), (floor / 2, 0.0), (0.0, 0.0)):
+        s = torch.zeros_like(theta)
+        s[7] = size
+        assert resolved(s, theta) == pytest.approx(expected, rel=1e-6, abs=0)

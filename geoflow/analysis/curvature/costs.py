@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from geoflow.manifold.basis import BLOCK
+
 # Up to this size a matrix is written out where that costs less than to go on: 32 MiB in float64.
 WRITTEN_OUT = 2048
 
@@ -42,7 +44,8 @@ def vectors_held(n: int, *, k: int, n_steps: int, n_trace: int) -> int:
     arpack = min(n, krylov_size(k)) + 2 * k + 4
     # The matrix, what it is made of, and its eigenvectors.
     written = 4 * n if n <= WRITTEN_OUT else 0
-    lanczos = min(n_steps, n) + 3
+    # Its basis grows by whole blocks.
+    lanczos = BLOCK * -(-min(n_steps, n) // BLOCK) + 3
     # As a list, as a matrix, and the two of its QR factors.
     sketch = 3 * min(n_trace // 3, n) + 3
     return kept + max(arpack, written, lanczos, sketch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from geoflow.analysis.curvature.operators import Curvature
 from geoflow.errors import InputError
+from geoflow.manifold.lanczos import lanczos
 from geoflow.manifold.scaling import length
 from geoflow.system.threads import one_blas_thread
 from geoflow.system.translation import reason
@@ -109,24 +111,17 @@ def tridiagonal(operator: Curvature, start: Tensor, n_steps: int) -> tuple[Float
     n_steps : int
         Steps; fewer are made where the space is invariant before.
     """
-    basis = start.new_empty((n_steps, len(start)))
-    basis[0] = start / torch.linalg.vector_norm(start)
     diagonal: list[float] = []
-    off_diagonal: list[float] = []
-    for step in range(n_steps):
-        image = operator(basis[step])
-        diagonal.append(float(torch.dot(basis[step], image)))
-        scale = max(length(image), *map(abs, diagonal))
-        known = basis[: step + 1]
-        for _ in range(2):
-            image = image - known.T @ (known @ image)
-        norm = length(image)
+    beside: list[float] = []
+    for alpha, beta, _ in itertools.islice(lanczos(operator, start), n_steps):
+        # The length of the last image, by its parts.
+        image = math.hypot(alpha, beta, *beside[-1:])
+        diagonal.append(alpha)
+        beside.append(beta)
         # Nothing but rounding is left: the space is invariant.
-        if step + 1 == n_steps or norm <= 10 * torch.finfo(start.dtype).eps * scale:
+        if beta <= 10 * torch.finfo(start.dtype).eps * max(image, *map(abs, diagonal)):
             break
-        off_diagonal.append(norm)
-        basis[step + 1] = image / norm
-    return np.array(diagonal), np.array(off_diagonal)
+    return np.array(diagonal), np.array(beside[:-1])
 
 
 def largest_beside(

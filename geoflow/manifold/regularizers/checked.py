@@ -31,13 +31,14 @@ def check_regularizer(bound: BoundRegularizer, theta0: Tensor) -> None:
     if isinstance(bound, ThetaFunction):
         of_theta = "make the problem with dtype="
         with _naming_sums(), checks.explained(theta0.dtype, "regularizer", remedy=of_theta):
+            function = bound.function
             try:
-                value = bound.function(theta0.clone())
+                value = function(theta0.clone())
             except RuntimeError as error:
                 if not inner.is_missing(error):
                     raise
-                bound.function = inner.OfTheta(bound.function)
-                value = bound.function(theta0)
+                function = inner.OfTheta(function)
+                value = function(theta0)
             real = isinstance(value, Tensor) and value.shape == () and not value.is_complex()
             if not real or not torch.isfinite(value):
                 shown = kinds.shown(value.tolist() if isinstance(value, Tensor) else value)
@@ -45,13 +46,13 @@ def check_regularizer(bound: BoundRegularizer, theta0: Tensor) -> None:
                     f"regularizer gave {shown} at theta0; it must return a finite scalar tensor"
                 )
             # First, since differences of what is random tell of a gradient that is wrong.
-            if not torch.equal(value, bound.function(theta0.clone())):
+            if not torch.equal(value, function(theta0.clone())):
                 raise _random()
             evaluate = bound.value_and_gradient
             differences.check_gradient(
                 evaluate, theta0, "regularizer", [widened.Either(lambda _: evaluate)]
             )
-            live.check_alone(bound.function, theta0, "regularizer")
+            live.check_alone(function, theta0, "regularizer")
     if bound.problems:
         return
     first, second = (bound.value_and_gradient(theta0) for _ in range(2))

@@ -12,16 +12,22 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import torch
+from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from geoflow.errors import ConvergenceError, InputError
+from geoflow.manifold.basis import BLOCK
+from geoflow.manifold.lanczos import lanczos
 from geoflow.manifold.regularizers.bound import BoundRegularizer, Product, differences
 from geoflow.manifold.regularizers.earlier import second_difference
 from geoflow.manifold.regularizers.named import Make, needs_problem, regularizer
 from geoflow.problems import arithmetic, footprint, products, third
+from geoflow.problems.counting import Counted
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system.memory import check_memory
 
@@ -51,8 +57,8 @@ def sharpness(*, rtol: float = 1e-6, seed: int = 0) -> Make:
     By Lanczos' process from a fixed vector, so that R is a function of θ and not of the points
     before. ∇R = ∇(vᵀ∇²L v) for its unit eigenvector v (Magnus 1985, Econometric Theory 1). Where
     the two largest eigenvalues meet, R has a kink. An evaluation costs as many Hessian-vector
-    products as the process takes, and two; products with ∇²R are differences of ∇R, as many again
-    each.
+    products as the process takes, and two, and holds as many vectors like θ, 300 at the most;
+    products with ∇²R are differences of ∇R, as many again each.
 
     Parameters
     ----------
@@ -175,6 +181,24 @@ class _Sharpness(_OfLoss):
         super().__init__(problem)
         self.rtol, self.seed = rtol, seed
         self._third = third.third_product(problem)
+        # The most that the process has taken so far.
+        self._n_vectors = 0
+
+    @property
+    def evaluation_bytes(self) -> int:
+        """Bytes that an evaluation holds at its peak, with the vectors of Lanczos' process.
+
+        As many as it has taken; before it has taken any, as it takes at ``theta0``, which is not
+        counted.
+        """
+        problem = self.problem
+        if not self._n_vectors and isinstance(problem, Counted):
+            with problem.uncounted(), suppress(ConvergenceError):
+                self._top(problem.theta0)
+        # The blocks that they are kept in, and the last vector and its image.
+        rows = BLOCK * -(-self._n_vectors // BLOCK) + 2
+        process = rows * problem.n_parameters * problem.theta0.element_size()
+        return max(super().evaluation_bytes, footprint.product_bytes(problem) + process)
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         value, vector = self._top(theta)
@@ -201,36 +225,39 @@ class _Sharpness(_OfLoss):
         start = torch.randn(theta.shape, generator=generator, dtype=torch.float64, device="cpu").to(
             theta
         )
-        basis = [start / torch.linalg.vector_norm(start)]
-        limit = min(MAX_PRODUCTS, theta.numel())
         diagonal: list[float] = []
         beside: list[float] = []
-        while True:
-            image = self.problem.hvp(theta, basis[-1])
-            diagonal.append(float(torch.dot(image, basis[-1])))
-            known = torch.stack(basis)
-            # Twice, since the largest eigenvalues converge first and bring back what was removed.
-            for _ in range(2):
-                image = image - (known @ image) @ known
-            beta = float(torch.linalg.vector_norm(image))
-            tridiagonal = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
-            if not math.isfinite(beta) or not np.isfinite(tridiagonal).all():
+        limit = min(MAX_PRODUCTS, theta.numel())
+        for alpha, beta, basis in lanczos(partial(self.problem.hvp, theta), start):
+            diagonal.append(alpha)
+            self._n_vectors = max(self._n_vectors, len(basis))
+            if not (math.isfinite(alpha) and math.isfinite(beta)):
                 break
-            values, vectors = np.linalg.eigh(tridiagonal)
+            values, vectors = eigh_tridiagonal(np.array(diagonal), np.array(beside))
             residual, top = beta * abs(float(vectors[-1, -1])), float(values[-1])
             if residual <= self.rtol * abs(top) or len(basis) == theta.numel():
-                vector = torch.from_numpy(vectors[:, -1].copy()).to(theta) @ known
+                vector = basis.combined(torch.from_numpy(vectors[:, -1].copy()).to(theta))
                 return top, vector / torch.linalg.vector_norm(vector)
             if len(basis) == limit:
                 break
+            if len(basis) % BLOCK == 0:
+                self._check_room(theta, len(basis))
             beside.append(beta)
-            basis.append(image / beta)
         raise ConvergenceError(
             f"the largest eigenvalue of the Hessian does not come to rtol={self.rtol:g} within "
             f"{limit} products; use a larger rtol for sharpness",
             iterations=len(basis),
             residual=beta,
             reason="iterations",
+        )
+
+    def _check_room(self, theta: Tensor, n: int) -> None:
+        """Refuse more vectors than there is memory for: how many it takes is not known before."""
+        check_memory(
+            BLOCK * theta.numel() * theta.element_size(),
+            f"regularizer 'sharpness': {BLOCK} more vectors of Lanczos' process beside {n}",
+            "use a larger rtol for it, or a problem in float32",
+            theta.device,
         )
 
 

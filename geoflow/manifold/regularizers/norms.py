@@ -61,7 +61,7 @@ def pseudo_huber_norm(*, delta: float = 1e-2, tensors: Patterns = None) -> Make:
         ``delta`` is not positive, or its square no positive float.
     """
     _check_positive("delta", delta)
-    return entries(lambda w: (torch.sqrt(delta**2 + w**2) - delta).sum(), tensors)
+    return entries(lambda w: _smooth_root(w**2, delta).sum(), tensors)
 
 
 @regularizer
@@ -83,7 +83,7 @@ def l1(*, epsilon: float = 1e-3, tensors: Patterns = None) -> Make:
         ``epsilon`` is not positive, or its square no positive float.
     """
     _check_positive("epsilon", epsilon)
-    return entries(lambda w: (torch.sqrt(w**2 + epsilon**2) - epsilon).sum(), tensors)
+    return entries(lambda w: _smooth_root(w**2, epsilon).sum(), tensors)
 
 
 @regularizer
@@ -211,8 +211,18 @@ def _group_norms(weight: Tensor, *, epsilon: float, axis: int, rows: int) -> Ten
             f"{tuple(weight.shape)}; name the tensors that it does by tensors="
         )
     groups = moved.reshape(len(moved) // rows, -1)
-    norms = torch.sqrt((groups**2).sum(1) + epsilon**2) - epsilon
+    norms = _smooth_root((groups**2).sum(1), epsilon)
     return math.sqrt(groups.shape[1]) * norms.sum()
+
+
+def _smooth_root(square: Tensor, epsilon: float) -> Tensor:
+    """√(s + ε²) − ε, to rounding where s is far below ε² too: the difference has no digits there.
+
+    Its derivatives are those of the root, to which the quotient's would add rounding.
+    """
+    root = torch.sqrt(square + epsilon**2)
+    value = (square / (root + epsilon)).detach()
+    return value + (root - root.detach())
 
 
 def _grid_distance(weight: Tensor, *, largest: int) -> Tensor:

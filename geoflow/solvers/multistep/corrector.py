@@ -51,7 +51,7 @@ from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.normals import Numbers
 from geoflow.solvers.multistep.directions import LEAST_CURVATURE, Matrix, Vector, numbers
 from geoflow.solvers.multistep.history import Formula
-from geoflow.solvers.multistep.secant import SecantPairs
+from geoflow.solvers.multistep.secant import SecantPairs, resolved
 
 MAX_ITERATIONS = 20
 # Correction still to be made, in units of the error allowed, that is left out; and so many times
@@ -363,10 +363,8 @@ def _learn(
         Single precision does not hold the image.
     """
     s = after.theta - before.theta
-    size = float(torch.linalg.vector_norm(s))
-    # Below it the gradients differ by little but their rounding.
-    floor = torch.finfo(s.dtype).eps ** 0.7 * float(torch.linalg.vector_norm(after.theta))
-    if size <= floor:
+    size = resolved(s, after.theta)
+    if not size:
         return
     image = after.regularizer_gradient - before.regularizer_gradient
     change = torch.atleast_2d(after.gradients - before.gradients)

@@ -42,6 +42,13 @@ BLOCKS = 2
 SOFTER = 0.4
 
 
+def resolved(s: Tensor, theta: Tensor) -> float:
+    """‖s‖ of a step to θ; 0 where gradients at both ends differ by little but their rounding."""
+    size = float(torch.linalg.vector_norm(s))
+    floor = torch.finfo(s.dtype).eps ** 0.7 * float(torch.linalg.vector_norm(theta))
+    return 0.0 if size <= floor else size
+
+
 class SecantPairs:
     """The newest pairs (s, As) of unit s, and the directions that those before them come to.
 
