@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +10,7 @@ from typing import Any, NamedTuple
 from geoflow.archive import parts, pieces, seal, trajectory_files
 from geoflow.archive.checkpoint import Checkpoint
 from geoflow.errors import ArchiveError, InputError
-from geoflow.system import files, translation
+from geoflow.system import files, locks, translation
 
 WANTED = "a walk to go on from, run again"
 
@@ -20,9 +18,6 @@ WANTED = "a walk to go on from, run again"
 # attributes, and the settings but for the goals, which change where a walk goes further.
 SAME = ("experiment", "seed", "data_sha256", "dtype", "level", "regularizer_name")
 FURTHER = ("t_end", "stop", "max_evaluations")
-
-# That identify a file.
-END_BYTES = 4096
 
 
 class Saved(NamedTuple):
@@ -37,8 +32,8 @@ class Saved(NamedTuple):
     tensors : list
         Name and shape of each parameter tensor.
     replaces : str, optional
-        Of a walk that is not finished: :func:`identity` of the file that had its name when it was
-        begun. None where that was not noted.
+        Of a walk that is not finished: :func:`geoflow.archive.seal.identity` of the file that had
+        its name when it was begun. None where that was not noted.
     """
 
     checkpoint: Checkpoint
@@ -78,6 +73,7 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
             f"{path}: an unfinished walk is streamed beside it; `geoflow resume {path}` goes on "
             "with it, --force (overwrite=True) starts anew"
         )
+    pieces.remove_left(path)
     return path
 
 
@@ -96,11 +92,13 @@ def saved(path: Path) -> Saved:
             attributes, tensors = dict(state["attributes"]), state["tensors"]
             replaces = state.get("replaces")
         checkpoint = Checkpoint.unpack(arrays, state)
-        if files.is_file(path) and replaces != identity(path):
+        if files.is_file(path) and replaces != seal.identity(path):
             _check_same_walk(path, attributes)
         return Saved(checkpoint, attributes, tensors, replaces)
     if not files.is_file(path):
         raise ArchiveError(f"{path}: there is no such file, and no walk is streamed beside it")
+    # A process was killed as it removed them: a copy of what is in the file.
+    locks.remove_left(parts.folder_beside(path), parts.CHECKPOINT, parts.OWN)
     defect = seal.defect(path)
     if defect == seal.MISSING and (other := trajectory_files.kind_there(path)):
         raise ArchiveError(
@@ -113,20 +111,6 @@ def saved(path: Path) -> Saved:
         shapes = zip(ds["tensor_name"].values, ds["tensor_shape"].values, strict=True)
         tensors = [[str(name), json.loads(shape)] for name, shape in shapes]
         return Saved(trajectory_files.read_checkpoint(path, ds), attributes, tensors)
-
-
-def identity(path: Path) -> str:
-    """Tell a file from others that may get its name: its length, and a hash of its end.
-
-    A file of geoflow ends with its seal, and so with the hash of all of it. Empty where there is
-    no file.
-    """
-    if not files.is_file(path):
-        return ""
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(size - END_BYTES, 0))
-        return f"{size}:{hashlib.sha256(file.read()).hexdigest()}"
 
 
 def _check_same_walk(path: Path, attributes: Mapping[str, Any]) -> None:
