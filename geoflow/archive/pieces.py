@@ -45,9 +45,10 @@ def made_of(path: Path) -> list[str] | None:
     So they do where a process was killed after it had written the file. None where it is not there,
     or not made of what lies there.
     """
-    if files.is_file(file := folder_beside(path) / f"{WRITTEN}.npz"):
+    folder = folder_beside(path)
+    if files.is_file(folder / SETTINGS) and files.is_file(folder / f"{WRITTEN}.npz"):
         with suppress(ArchiveError, *translation.UNREADABLE):
-            found = parts.read(file)
+            found = parts.read(folder / f"{WRITTEN}.npz")
             if found["identity"].item() == seal.identity(path):
                 return list(map(str, found["names"]))
     return None
@@ -62,7 +63,11 @@ def check_free(path: str | Path, *, overwrite: bool = False) -> Path:
         See :func:`geoflow.archive.parts.check_free`.
     """
     path = files.file_named(path)
-    is_written = files.is_file(path) and made_of(path) is not None
+    is_written = False
+    if files.is_file(path):
+        # Half removed they are nothing to go on from, and the file stands for itself.
+        locks.remove_left(folder_beside(path), SETTINGS)
+        is_written = made_of(path) is not None
     return parts.check_free(path, overwrite=overwrite or is_written)
 
 
