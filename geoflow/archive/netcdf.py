@@ -21,7 +21,7 @@ from geoflow.archive import seal
 from geoflow.archive.inputs import existing
 from geoflow.archive.parts import check_free
 from geoflow.errors import ArchiveError, DamageError
-from geoflow.system import files, translation
+from geoflow.system import files, locks, scheduling, translation
 
 
 class Checked(NamedTuple):
@@ -240,12 +240,7 @@ def write(
         return something else than what is written.
     """
     _check_attributes(ds)
-    # Imported here, as importing it takes longer than all of geoflow.
-    import dask
-
-    # One block after the other: the threads of Dask would read ahead of the writing, and wait for
-    # the lock that is held here.
-    with LOCK, dask.config.set(scheduler="synchronous"):
+    with LOCK, scheduling.in_this_thread():
         # xarray would load text as well, to see how long it is, and warn of it.
         texts = [n for n, v in ds.variables.items() if v.chunks and v.dtype.kind == "O"]
         ds.assign({n: ds[n].compute() for n in texts}).to_netcdf(
@@ -287,8 +282,11 @@ def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
 
     Parameters
     ----------
-    path, folder : Path
-        As of :func:`geoflow.system.files.replacing`.
+    path : Path
+        The file.
+    folder : Path, optional
+        Holds it until it is whole; see :func:`geoflow.system.files.replacing`. None: one of its
+        own, see :func:`geoflow.system.locks.replacing`.
 
     Raises
     ------
@@ -296,7 +294,8 @@ def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
         Writing failed, or what was written would be refused when it is opened; ``path`` is as it
         was.
     """
-    with translation.writing(path), files.replacing(path, folder=folder) as temporary:
+    whole = files.replacing(path, folder=folder) if folder else locks.replacing(path)
+    with translation.writing(path), whole as temporary:
         yield temporary
         open_lazily(checked(temporary)).close()
 
@@ -331,12 +330,16 @@ def save_dataset(
     """
     path = check_free(path, overwrite=overwrite)
     with replacing(path) as temporary:
-        write(ds, temporary, text_encoding(ds) | dict(encoding or {}))
+        write_analysis(ds, temporary, encoding)
 
 
-def text_encoding(ds: xr.Dataset) -> dict[str, dict[str, Any]]:
-    """Store text as characters, which readers return as text all the same."""
-    return {str(n): {"dtype": "S1"} for n, v in ds.variables.items() if v.dtype.kind in "OUT"}
+def write_analysis(
+    ds: xr.Dataset, path: Path, encoding: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """Write a dataset that is no trajectory in place; see :func:`save_dataset`."""
+    # Text as characters, which readers return as text all the same.
+    of_text = {str(n): {"dtype": "S1"} for n, v in ds.variables.items() if v.dtype.kind in "OUT"}
+    write(ds, path, of_text | dict(encoding or {}))
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from geoflow.system import files, translation
 
 # What a walk that is not finished goes on from.
 CHECKPOINT = "checkpoint.npz"
+# Names of the parts beside it.
+OWN = ("theta-*.npz", "steps-*.npz")
 
 
 def folder_beside(path: Path) -> Path:

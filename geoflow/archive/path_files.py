@@ -32,12 +32,25 @@ def save_path(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> N
         refused when it is opened; ``path`` is as it was.
     """
     path = check_free(path, overwrite=overwrite)
+    with netcdf.replacing(path) as temporary:
+        write(ds, temporary)
+
+
+def write(ds: xr.Dataset, path: Path) -> None:
+    """Write a regularisation path in place.
+
+    Raises
+    ------
+    ArchiveError
+        The dataset is not in the schema of paths.
+    ValueError, OSError, …
+        See :data:`geoflow.system.translation.UNWRITABLE`.
+    """
     found = path_schema.defects(ds) or storable.depth_defects(ds.attrs)
     if found:
-        raise ArchiveError(f"not written to {path}: {found[0]}")
-    with netcdf.replacing(path) as temporary:
-        netcdf.write(ds, temporary, encoding(ds))
-        seal.append(temporary)
+        raise ArchiveError(f"not written: {found[0]}")
+    netcdf.write(ds, path, encoding(ds))
+    seal.append(path)
 
 
 def open_path(path: str | Path) -> xr.Dataset:
@@ -82,6 +95,7 @@ def kept_settings(path: str | Path) -> dict[str, Any] | None:
     ArchiveError
         They are damaged.
     """
+    pieces.remove_left(Path(path))
     file = pieces.folder_beside(Path(path)) / pieces.SETTINGS
     if not pieces.are_kept(Path(path)) or file.is_symlink():
         return None

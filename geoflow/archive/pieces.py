@@ -11,25 +11,21 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
+import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from geoflow.archive import netcdf, parts
+from geoflow.archive import netcdf, parts, seal
 from geoflow.errors import ArchiveError, InputError
-from geoflow.system import files, kinds, translation
+from geoflow.system import files, interrupts, kinds, locks, translation
 
 SETTINGS = "settings.json"
 # Bytes; an analysis has some thousand.
 LONGEST_SETTINGS = 2**24
-
-
-class Write(Protocol):
-    """What writes a whole to its file."""
-
-    def __call__(self, ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write it, whole or not at all."""
+# Arrays beside the pieces that tell of the file that was made of them last.
+WRITTEN = "written"
 
 
 def folder_beside(path: Path) -> Path:
@@ -40,7 +36,51 @@ def folder_beside(path: Path) -> Path:
 
 def are_kept(path: Path) -> bool:
     """Whether an unfinished analysis lies beside this file."""
-    return files.is_file(folder_beside(path) / SETTINGS)
+    return files.is_file(folder_beside(path) / SETTINGS) and made_of(path) is None
+
+
+def made_of(path: Path) -> list[str] | None:
+    """Names of the pieces of which this file was made and that still lie beside it.
+
+    So they do where a process was killed after it had written the file. None where it is not there,
+    or not made of what lies there.
+    """
+    folder = folder_beside(path)
+    if files.is_file(folder / SETTINGS) and files.is_file(folder / f"{WRITTEN}.npz"):
+        with suppress(ArchiveError, *translation.UNREADABLE):
+            found = parts.read(folder / f"{WRITTEN}.npz")
+            if found["identity"].item() == seal.identity(path):
+                return list(map(str, found["names"]))
+    return None
+
+
+def check_free(path: str | Path, *, overwrite: bool = False) -> Path:
+    """Make sure that an analysis can be written to a file, or is written there already.
+
+    Raises
+    ------
+    InputError
+        See :func:`geoflow.archive.parts.check_free`.
+    """
+    path = files.file_named(path)
+    is_written = False
+    if files.is_file(path):
+        # Half removed they are nothing to go on from, and the file stands for itself.
+        locks.remove_left(folder_beside(path), SETTINGS)
+        is_written = made_of(path) is not None
+    return parts.check_free(path, overwrite=overwrite or is_written)
+
+
+def remove_left(path: Path) -> None:
+    """Remove what a process that was killed as it removed the pieces of a file has left of them."""
+    folder = folder_beside(path)
+    if made_of(path) is None:
+        locks.remove_left(folder, SETTINGS)
+        return
+    # Somebody is at it.
+    with suppress(ArchiveError):
+        lock = locks.Lock(folder, SETTINGS)
+        lock.release() if made_of(path) is None else lock.remove()
 
 
 class Pieces:
@@ -81,7 +121,7 @@ class Pieces:
     ) -> None:
         # Without a target too.
         kinds.check_switch(overwrite, "overwrite")
-        self.target = None if target is None else parts.check_free(target, overwrite=overwrite)
+        self.target = None if target is None else check_free(target, overwrite=overwrite)
         if self.target is not None and of is not None:
             files.check_apart(self.target, _sources(of), "archive")
         # Numbers from a file's attributes are NumPy's.
@@ -89,13 +129,14 @@ class Pieces:
         self.overwrite = overwrite
         if self.target is not None:
             netcdf.load_ahead()
-        self._lock: files.Lock | None = None
+        self._lock: locks.Lock | None = None
+        self._used: set[str] = set()
 
     def __enter__(self) -> Self:
         if self.target is None:
             return self
         folder = folder_beside(self.target)
-        self._lock = files.Lock(folder, SETTINGS)
+        self._lock = locks.Lock(folder, SETTINGS)
         try:
             with translation.writing(folder):
                 self._claim(folder / SETTINGS)
@@ -129,8 +170,9 @@ class Pieces:
         ArchiveError
             It cannot be written; the pieces before it are as they were.
         """
-        if self._lock is None:
+        if self.target is None or self._lock is None:
             return function()
+        self._used.add(name)
         path = self._path(name)
         if path.exists():
             # A damaged one is computed again, and written over.
@@ -139,9 +181,12 @@ class Pieces:
                     raise ValueError("a piece is a file of its own")
                 with netcdf.open_lazily(netcdf.checked(path)) as ds:
                     return ds.load().drop_encoding()
+        if made_of(self.target) is not None:
+            # What is there is whole, and this would be another.
+            parts.check_free(self.target, overwrite=self.overwrite)
         made = function()
         with translation.writing(path), files.replacing(path, follow=False) as temporary:
-            netcdf.write(made, temporary, netcdf.text_encoding(made))
+            netcdf.write_analysis(made, temporary)
         return made
 
     def keep(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -184,27 +229,39 @@ class Pieces:
         if self._lock is not None:
             (self._lock.folder / f"{name}.npz").unlink(missing_ok=True)
 
-    def finish(self, ds: xr.Dataset, write: Write | None = None) -> None:
-        """Write the whole to its file, and remove the pieces.
+    def finish(
+        self, ds: xr.Dataset, write: Callable[[xr.Dataset, Path], None] = netcdf.write_analysis
+    ) -> None:
+        """Write the whole to its file, and remove the pieces; Ctrl-C comes before or after that.
+
+        A file that was made of these very pieces already is left as it is.
 
         Parameters
         ----------
         ds : xarray.Dataset
             The whole.
         write : callable, optional
-            ``write(ds, path, overwrite=…)`` writes it. None:
-            :func:`geoflow.archive.netcdf.save_dataset`.
+            ``write(ds, path)`` writes it in place.
 
         Raises
         ------
+        InputError
+            Another file is there by now.
         ArchiveError
             It cannot be written; the pieces stay.
         """
         if self.target is None or self._lock is None:
             return
-        (write or netcdf.save_dataset)(ds, self.target, overwrite=self.overwrite)
-        self._lock.remove()
-        self._lock = None
+        with interrupts.put_off():
+            names = sorted(self._used)
+            if self.overwrite or made_of(self.target) != names:
+                parts.check_free(self.target, overwrite=self.overwrite)
+                with netcdf.replacing(self.target, self._lock.folder) as temporary:
+                    write(ds, temporary)
+                    about = {"identity": seal.identity(temporary), "names": names}
+                    self.keep(WRITTEN, {k: np.array(v, dtype=str) for k, v in about.items()})
+            self._lock.remove()
+            self._lock = None
 
     def _path(self, name: str) -> Path:
         assert self._lock
@@ -213,6 +270,7 @@ class Pieces:
     def _claim(self, path: Path) -> None:
         """Make sure the folder holds pieces of this very analysis, or none."""
         assert self._lock
+        assert self.target
         if files.is_regular(path, follow=False) and not path.is_symlink():
             try:
                 kept = files.content(path, LONGEST_SETTINGS).decode("utf-8", "replace")
@@ -220,7 +278,9 @@ class Pieces:
                 kept = ""
             if kept == self.settings:
                 return
-            if not self.overwrite:
+            if made_of(self.target) is not None:
+                parts.check_free(self.target, overwrite=self.overwrite)
+            elif not self.overwrite:
                 raise InputError(
                     f"{self.target}: an unfinished analysis with other settings "
                     f"({_difference(kept, self.settings)}) lies beside it; go on with that one, "

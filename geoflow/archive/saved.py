@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +11,7 @@ from typing import Any, NamedTuple
 from geoflow.archive import parts, pieces, seal, trajectory_files
 from geoflow.archive.checkpoint import Checkpoint
 from geoflow.errors import ArchiveError, InputError
-from geoflow.system import files, translation
+from geoflow.system import files, locks, translation
 from geoflow.trajectories.layout import layout_in
 
 WANTED = "a walk to go on from, run again"
@@ -22,9 +20,6 @@ WANTED = "a walk to go on from, run again"
 # attributes, and the settings but for the goals, which change where a walk goes further.
 SAME = ("experiment", "seed", "data_sha256", "dtype", "level", "regularizer_name")
 FURTHER = ("t_end", "stop", "max_evaluations")
-
-# That identify a file.
-END_BYTES = 4096
 
 
 class Saved(NamedTuple):
@@ -39,8 +34,8 @@ class Saved(NamedTuple):
     tensors : list
         Name and shape of each parameter tensor.
     replaces : str, optional
-        Of a walk that is not finished: :func:`identity` of the file that had its name when it was
-        begun. None where that was not noted.
+        Of a walk that is not finished: :func:`geoflow.archive.seal.identity` of the file that had
+        its name when it was begun. None where that was not noted.
     """
 
     checkpoint: Checkpoint
@@ -80,6 +75,7 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
             f"{path}: an unfinished walk is streamed beside it; `geoflow resume {path}` goes on "
             "with it, --force (overwrite=True) starts anew"
         )
+    pieces.remove_left(path)
     return path
 
 
@@ -105,11 +101,13 @@ def saved(path: Path) -> Saved:
             checkpoint.check_carry(config)
         except ArchiveError as error:
             raise ArchiveError(f"{path}: {error}; walk again") from None
-        if files.is_file(path) and replaces != identity(path):
+        if files.is_file(path) and replaces != seal.identity(path):
             _check_same_walk(path, attributes)
         return Saved(checkpoint, attributes, tensors, replaces)
     if not files.is_file(path):
         raise ArchiveError(f"{path}: there is no such file, and no walk is streamed beside it")
+    # A process was killed as it removed them: a copy of what is in the file.
+    locks.remove_left(parts.folder_beside(path), parts.CHECKPOINT, parts.OWN)
     defect = seal.defect(path)
     if defect == seal.MISSING and (other := trajectory_files.kind_there(path)):
         raise ArchiveError(
@@ -120,20 +118,6 @@ def saved(path: Path) -> Saved:
     with trajectory_files.open_trajectory(path) as ds, translation.reading(path, WANTED):
         attributes = {k: v.item() if hasattr(v, "item") else v for k, v in ds.attrs.items()}
         return Saved(trajectory_files.read_checkpoint(path, ds), attributes, layout_in(ds))
-
-
-def identity(path: Path) -> str:
-    """Tell a file from others that may get its name: its length, and a hash of its end.
-
-    A file of geoflow ends with its seal, and so with the hash of all of it. Empty where there is
-    no file.
-    """
-    if not files.is_file(path):
-        return ""
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(size - END_BYTES, 0))
-        return f"{size}:{hashlib.sha256(file.read()).hexdigest()}"
 
 
 def _check_same_walk(path: Path, attributes: Mapping[str, Any]) -> None:

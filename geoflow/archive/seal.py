@@ -7,10 +7,16 @@ Fletcher checksums guard the values in every reader; the seal guards every byte.
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
+
+from geoflow.system import files
 
 PREFIX = b"\ngeoflow-sha256:"
 LENGTH = len(PREFIX) + 64 + 1
+
+# That identify a file.
+END_BYTES = 4096
 
 
 def append(path: Path) -> None:
@@ -42,6 +48,20 @@ def of(path: Path) -> bytes:
         line = file.read()
     sealed = size > 0 and line.startswith(PREFIX) and line.endswith(b"\n")
     return line if sealed else b""
+
+
+def identity(path: Path) -> str:
+    """Tell a file from others that may get its name: its length, and a hash of its end.
+
+    A file of geoflow ends with its seal, and so with the hash of all of it. Empty where there is
+    no file.
+    """
+    if not files.is_file(path):
+        return ""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - END_BYTES, 0))
+        return f"{size}:{hashlib.sha256(file.read()).hexdigest()}"
 
 
 def _digest(path: Path, size: int) -> bytes:

@@ -13,7 +13,7 @@ from geoflow.archive import netcdf, seal
 from geoflow.archive.checkpoint import CARRIED, STATE, Checkpoint
 from geoflow.archive.parts import check_free
 from geoflow.errors import ArchiveError
-from geoflow.system import kinds, translation
+from geoflow.system import kinds, scheduling, translation
 from geoflow.system.messages import note
 from geoflow.trajectories import consistency, migrations, path_schema, schema, storable
 
@@ -76,16 +76,17 @@ def write(
         The dataset is not in schema 1.0 to 1.2, or writing failed, or what was written would be
         refused when it is opened; ``path`` is as it was.
     """
-    found = schema.defects(ds) or storable.depth_defects(ds.attrs)
-    if found:
-        raise ArchiveError(f"not written to {path}: {found[0]}")
-    groups: dict[str | None, xr.Dataset] = {None: ds}
-    if checkpoint:
-        groups[CHECKPOINT_GROUP] = _checkpoint_dataset(checkpoint)
-    with netcdf.replacing(path, folder) as temporary:
-        for group, content in groups.items():
-            netcdf.write(content, temporary, encoding(content), group)
-        seal.append(temporary)
+    with scheduling.in_this_thread():
+        found = schema.defects(ds) or storable.depth_defects(ds.attrs)
+        if found:
+            raise ArchiveError(f"not written to {path}: {found[0]}")
+        groups: dict[str | None, xr.Dataset] = {None: ds}
+        if checkpoint:
+            groups[CHECKPOINT_GROUP] = _checkpoint_dataset(checkpoint)
+        with netcdf.replacing(path, folder) as temporary:
+            for group, content in groups.items():
+                netcdf.write(content, temporary, encoding(content), group)
+            seal.append(temporary)
 
 
 def open_trajectory(path: str | Path) -> xr.Dataset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,8 @@ from geoflow.analysis.networks import predictions, symmetry
 from geoflow.analysis.series import periodogram as periodograms
 from geoflow.analysis.series import relaxation as relaxations
 from geoflow.analysis.walked import check_walked
-from geoflow.archive import netcdf
+from geoflow.archive import netcdf, parts, pieces
 from geoflow.archive.inputs import expand
-from geoflow.archive.parts import check_free
 from geoflow.cli.own_problem import rebuilt_walk
 from geoflow.cli.terminal import DONE, or_dash, say, show, span
 from geoflow.errors import InputError
@@ -39,7 +38,7 @@ PREDICTION_HEADS = {
 
 def spectrum(args: argparse.Namespace) -> int:
     """Compute curvature spectra at snapshots of a walk of an experiment."""
-    _check_ahead(args)
+    _check_ahead(args, pieces.check_free)
     with gf.open_trajectory(args.file) as ds:
         found = spectra.along(
             ds,
@@ -136,7 +135,7 @@ def _null_model_table(found: xr.Dataset) -> Table:
 
 def slice_(args: argparse.Namespace) -> int:
     """Evaluate the loss on a plane through a walk of an experiment."""
-    _check_ahead(args)
+    _check_ahead(args, pieces.check_free)
     with gf.open_trajectory(args.file) as ds:
         rebuilt = rebuilt_walk(ds, args)
         found = slices.on_plane(
@@ -337,12 +336,12 @@ def relaxation(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _check_ahead(args: argparse.Namespace) -> None:
+def _check_ahead(args: argparse.Namespace, check: Callable[..., Path] = parts.check_free) -> None:
     """Refuse a target or a seed that cannot be written before anything is read or computed."""
     if hasattr(args, "seed"):
         check_seed(args.seed)
     if args.out is not None:
-        check_free(args.out, overwrite=args.force)
+        check(args.out, overwrite=args.force)
 
 
 def _keep(found: xr.Dataset, args: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 import geoflow as gf
 from geoflow import experiments
-from geoflow.archive.parts import check_free
+from geoflow.archive.pieces import check_free
 from geoflow.cli.own_problem import check_own, named_experiment
 from geoflow.cli.terminal import DONE, ENDED_EARLY, INTERRUPTED, number, or_dash, show, show_json
 from geoflow.errors import InputError

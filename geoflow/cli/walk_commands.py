@@ -33,7 +33,7 @@ from geoflow.cli.terminal import (
 from geoflow.errors import InputError
 from geoflow.manifold import regularizers
 from geoflow.problems.dtypes import DTYPES
-from geoflow.system.files import file_named
+from geoflow.system import files
 from geoflow.system.messages import note
 from geoflow.trajectories.schema import REACHED
 from geoflow.walking import configuration, events
@@ -126,7 +126,7 @@ def _settings(args: argparse.Namespace) -> Run:
 
 def resume(args: argparse.Namespace) -> int:
     """Go on with a walk or path: an interrupted one to its end, a finished one further."""
-    file_named(args.file, "FILE.nc")
+    files.file_named(args.file, "FILE.nc")
     if is_path(args.file):
         return path_commands.resume(args, given(args, *(n for n in OPTIONS if hasattr(args, n))))
     if args.levels is not None:
@@ -229,9 +229,12 @@ def hint(args: argparse.Namespace) -> str:
     if out and pieces.are_kept(Path(out)):
         return "; what is done is kept, and the same command goes on with it"
     path = args.out if args.command is run else getattr(args, "file", None)
-    if not path or not parts.is_resumable(Path(path)):
-        return ""
-    return f"; the walk is kept up to its last checkpoint: geoflow resume {path}"
+    if path and parts.is_resumable(Path(path)):
+        return f"; the walk is kept up to its last checkpoint: geoflow resume {path}"
+    if out and files.is_file(out) and not getattr(args, "force", False):
+        # None was there when the command began: Ctrl-C came as it had been written.
+        return f"; {out} is there"
+    return ""
 
 
 def _note_end(ds: xr.Dataset) -> None:

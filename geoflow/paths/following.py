@@ -226,7 +226,7 @@ def follow(
         all_levels = [flow.level_set.level, *settings.levels]
         end = _follow(recording, levels, all_levels, Progress(shown), kept=archive is not None)
         ds = recording.dataset(recording.points, end[0], storable(end[1]))
-        pieces.finish(ds, path_files.save_path)
+        pieces.finish(ds, path_files.write)
     return ds if archive is None else path_files.open_path(archive)
 
 

@@ -15,7 +15,7 @@ from geoflow.archive.parts import check_free
 from geoflow.errors import InputError
 from geoflow.plots.slices import HALO, WALK, check, colour_bar, surface, title
 from geoflow.plots.styles import LABELS, SLIDE_INCHES, laid_out, new_figure, style
-from geoflow.system import files, kinds, translation
+from geoflow.system import kinds, locks, translation
 from geoflow.system.memory import check_memory
 from geoflow.system.progress import progress_bar
 
@@ -98,7 +98,7 @@ def animate(
     _check_cost(path, frames)
     check_free(path, overwrite=overwrite)
     kinds.check_switch(progress, "progress")
-    whole = files.replacing(path, ending=path.suffix)
+    whole = locks.replacing(path, ending=path.suffix)
     with translation.writing(path), whole as temporary, style():
         _film(ds, writer, temporary, frames, pace, progress)
 

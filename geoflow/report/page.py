@@ -29,8 +29,8 @@ from geoflow.report.paths import path_section
 from geoflow.report.reading import Runs, n_constraints, read
 from geoflow.report.walks import SHORT, names_of, run_table, sentence
 from geoflow.sweeps import ensemble
-from geoflow.system import translation
-from geoflow.system.files import check_apart, replacing
+from geoflow.system import locks, translation
+from geoflow.system.files import check_apart
 from geoflow.system.messages import printable
 from geoflow.trajectories import schema
 from geoflow.trajectories.consistency import OURS
@@ -121,7 +121,7 @@ def report(
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         sections=sections,
     )
-    with translation.writing(out), replacing(out) as temporary:
+    with translation.writing(out), locks.replacing(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return sections
 

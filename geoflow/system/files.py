@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and locks on the folders they are in."""
+"""Files that are there whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from fnmatch import fnmatchcase
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from geoflow.errors import ArchiveError, InputError
 from geoflow.system import kinds
@@ -20,7 +17,8 @@ from geoflow.system.translation import reason
 
 UNFINISHED = ".tmp"
 
-LOCK = "lock"
+# What the system says of a folder that it cannot sync, however sound the disk is.
+NOT_SYNCED = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 # Bytes; 255 are a name's limit nearly everywhere, and folders beside a file have longer names.
 LONGEST_NAME = 240
@@ -290,6 +288,8 @@ def replacing(
         A folder, a device, a pipe or a socket has the name.
     OSError
         The disk does not take it.
+    ArchiveError
+        Another process exchanged the other name; or the file is there, and its name may not last.
     """
     is_regular(path, follow=follow)
     target = resolved(path) if follow else path
@@ -314,11 +314,18 @@ def replacing(
         finally:
             os.close(descriptor)
         os.replace(temporary, target)
-        sync(target.parent)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
         raise
+    try:
+        sync(target.parent)
+    except OSError as error:
+        # It has been replaced already: an error in words of its own.
+        raise ArchiveError(
+            f"{path} is written, but may be lost if the machine stops: its folder cannot be synced "
+            f"({reason(error)}); look at the disk"
+        ) from error
 
 
 def _mode(path: Path) -> int | None:
@@ -331,75 +338,19 @@ def _mode(path: Path) -> int | None:
 
 
 def sync(folder: Path) -> None:
-    """Make the names in a folder as durable as the files."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-class Lock:
-    """Only one process at a time writes to an archive; the lock ends with the process.
-
-    Parameters
-    ----------
-    folder : Path
-        Made where it is not there.
-    first : str
-        The file without which the folder is nothing to go on from, whatever is left in it.
-    own : sequence of str
-        Patterns of the names of all else that is written there: nothing else is ever removed.
+    """Make the names in a folder as durable as the files, where the system can.
 
     Raises
     ------
-    ArchiveError
-        Another process has it, the folder cannot be written, or a link has its name.
+    OSError
+        The disk fails. Not where the folder may not be read, or its file system does not do this.
     """
-
-    def __init__(self, folder: Path, first: str, own: Sequence[str] = ("*.npz", "*.nc")) -> None:
-        self.folder, self.first = folder, first
-        self.own = (first, f"*{UNFINISHED}", *own)
-        self._lock = FileLock(folder / LOCK)
-        while True:
-            try:
-                folder.mkdir(exist_ok=True)
-                if folder.is_symlink():
-                    raise ArchiveError(f"{folder} is a link; remove it, or choose another name")
-                self._lock.acquire(blocking=False)
-                return
-            except FileNotFoundError:
-                # Its holder has just finished, and taken the folder away.
-                if not folder.parent.is_dir():
-                    raise ArchiveError(f"{folder.parent} does not exist") from None
-            except Timeout:
-                raise ArchiveError(
-                    f"{folder} is in use by another process; wait for it to end, or end it"
-                ) from None
-            except OSError as error:
-                raise ArchiveError(
-                    f"{folder} cannot be written ({reason(error)}); free space or choose another"
-                ) from None
-
-    def release(self) -> None:
-        """Let others write."""
-        self._lock.release()
-
-    def clear(self, keep: Iterable[str] = ()) -> None:
-        """Remove what is written in the folder but those named, and ``first`` first of all."""
-        kept = {LOCK, *keep}
-        if self.first not in kept:
-            (self.folder / self.first).unlink(missing_ok=True)
-            sync(self.folder)
-        for file in self.folder.iterdir():
-            if file.name not in kept and any(fnmatchcase(file.name, own) for own in self.own):
-                file.unlink()
-
-    def remove(self) -> None:
-        """Remove the folder, unless there is something of somebody else's in it, and release."""
-        # What may be left without its first file disturbs nobody.
-        with suppress(OSError):
-            self.clear()
-            (self.folder / LOCK).unlink(missing_ok=True)
-            self.folder.rmdir()
-        self.release()
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_SYNCED:
+            raise

@@ -10,7 +10,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -215,14 +215,30 @@ def _remedy(error: Exception, path: Path) -> str:
     if isinstance(error, MemoryError):
         return "free memory"
     number = error.errno if isinstance(error, OSError) else None
+    limit = _largest_file()
+    if number == errno.EFBIG and limit:
+        return f"no file may have more than {limit}; raise that"
     if number in FULL:
         return "free space or choose another"
     if number in FORBIDDEN:
         return "choose another"
     if isinstance(error, ValueError | TypeError | AttributeError | OverflowError):
         return "leave out what such a file cannot hold"
+    known = [f"no file may have more than {limit}"] if limit else []
+    with suppress(OSError):
+        free = shutil.disk_usage(path.parent).free / 2**20
+        known.insert(0, f"{free:,.0f} MiB are free there")
+    remedy = "raise that or choose another" if limit else "choose another"
+    said = " and ".join(known)
+    return f"{said}; {remedy} if that is too little" if said else remedy
+
+
+def _largest_file() -> str:
+    """What a file of this process may grow to, where the system was told to limit that."""
     try:
-        free = f"{shutil.disk_usage(path.parent).free / 2**20:,.0f} MiB are free there; "
-    except OSError:
-        free = ""
-    return f"{free}choose another if that is too little"
+        # Of systems that know such limits.
+        import resource
+    except ImportError:
+        return ""
+    most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return "" if most == resource.RLIM_INFINITY else f"{most:,} bytes (ulimit -f)"

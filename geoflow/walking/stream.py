@@ -28,10 +28,11 @@ from numpy.typing import NDArray
 
 from geoflow.archive import netcdf, parts, trajectory_files
 from geoflow.archive.checkpoint import Checkpoint
-from geoflow.archive.saved import check_target, identity, saved
+from geoflow.archive.saved import check_target, saved
+from geoflow.archive.seal import identity
 from geoflow.errors import ArchiveError, StorageError
 from geoflow.problems.protocol import ProblemLike
-from geoflow.system import files, interrupts, translation
+from geoflow.system import interrupts, locks, translation
 from geoflow.trajectories import schema
 from geoflow.trajectories.dataset import assemble
 from geoflow.trajectories.layout import layout_of
@@ -41,8 +42,6 @@ from geoflow.walking.snapshots import SnapshotRule, between
 from geoflow.walking.streamed_snapshots import StreamedSnapshots, key_of
 
 STEPS_PER_PART = 65_536
-# Names of the parts beside the checkpoint.
-OWN = ("theta-*.npz", "steps-*.npz")
 PENDING_BYTES = 16 * 2**20
 
 
@@ -59,7 +58,7 @@ class Stream:
         Gives the layout of θ.
     header : mapping
         Global attributes, all but how the walk ended.
-    lock : files.Lock
+    lock : locks.Lock
         Of the folder beside ``path``.
     look_back : float
         Flow time over which records are kept in memory.
@@ -81,7 +80,7 @@ class Stream:
         path: Path,
         problem: ProblemLike,
         header: Mapping[str, Any],
-        lock: files.Lock,
+        lock: locks.Lock,
         look_back: float,
         interval: float,
     ) -> None:
@@ -120,7 +119,7 @@ class Stream:
             Another process is writing there, or the disk does not take it.
         """
         netcdf.load_ahead()
-        lock = files.Lock(parts.folder_beside(path), parts.CHECKPOINT, OWN)
+        lock = locks.Lock(parts.folder_beside(path), parts.CHECKPOINT, parts.OWN)
         try:
             check_target(path, overwrite=overwrite)
             stream = cls(path, problem, header, lock, look_back, interval)
@@ -152,7 +151,7 @@ class Stream:
             Another process is writing there, or something is missing or damaged.
         """
         netcdf.load_ahead()
-        lock = files.Lock(parts.folder_beside(path), parts.CHECKPOINT, OWN)
+        lock = locks.Lock(parts.folder_beside(path), parts.CHECKPOINT, parts.OWN)
         # What was not there before goes again: it would stand before the archive from now on.
         fresh = not parts.is_resumable(path)
         try:

@@ -10,7 +10,7 @@ import xarray as xr
 
 import crashes
 import geoflow as gf
-from geoflow.archive import netcdf, parts, path_files, pieces, saved, trajectory_files
+from geoflow.archive import netcdf, parts, path_files, pieces, saved, seal, trajectory_files
 from geoflow.archive.pieces import Pieces
 from geoflow.errors import ArchiveError, InputError
 from geoflow.system import files
@@ -175,7 +175,7 @@ def test_a_file_is_known_by_its_length_and_its_end(tmp_path):
     # Of the first two the end is the same, which is all that is read.
     for content in (b"a" * 5000, b"b" + b"a" * 4999, b"a" * 5001, b"a" * 5000 + b"b"):
         (tmp_path / "file").write_bytes(content)
-        found.add(saved.identity(tmp_path / "file"))
+        found.add(seal.identity(tmp_path / "file"))
     assert len(found) == 3
 
 

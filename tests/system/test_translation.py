@@ -4,6 +4,7 @@ import errno
 import math
 import os
 import pickle
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,22 @@ def test_a_failed_write_says_what_the_system_said(error, said, advised, tmp_path
     assert advised in str(caught.value)
     assert ("free space" in str(caught.value)) == (advised == "free space")
     assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    ("error", "advised"),
+    [
+        (OSError(errno.EFBIG, "File too large"), r"; no file may have more than 5,000 bytes"),
+        (RuntimeError("NetCDF: HDF error"), r"MiB are free there and no file may have more than 5"),
+    ],
+)
+def test_a_limit_of_the_size_of_files_is_named(error, advised, tmp_path, monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (5_000, resource.RLIM_INFINITY))
+    with (
+        pytest.raises(ArchiveError, match=rf"{advised}.*\(ulimit -f\); raise that"),
+        translation.writing(tmp_path / "a.nc"),
+    ):
+        raise error
 
 
 @pytest.mark.parametrize("border", [translation.reading, translation.writing])
