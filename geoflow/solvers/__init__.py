@@ -79,18 +79,18 @@ def get(name: str, reproject_every: float | None = None) -> Solver:
         An unknown name, ``reproject_every`` for a solver that re-projects as it does by itself, or
         a solver whose package is not installed.
     """
+    if not isinstance(name, str) or name not in names():
+        raise InputError(f"solver={shown(name)} is not known; use one of {', '.join(names())}")
     if name in [*ADAPTIVE, *FIXED]:
         return TorchDiffEq(name, reproject_every=reproject_every)
-    if name in list(STIFF):
-        if reproject_every is not None:
-            raise InputError(
-                f"reproject_every={reproject_every}: {name} re-projects at every step; leave it out"
-                if name != "cvode"
-                else f"reproject_every={reproject_every}: cvode keeps to the level set by itself, "
-                "and is re-projected where a snapshot is taken; leave it out"
-            )
-        return STIFF[name]()
-    raise InputError(f"solver={shown(name)} is not known; use one of {', '.join(names())}")
+    if reproject_every is not None:
+        raise InputError(
+            f"reproject_every={reproject_every}: {name} re-projects at every step; leave it out"
+            if name != "cvode"
+            else f"reproject_every={reproject_every}: cvode keeps to the level set by itself, "
+            "and is re-projected where a snapshot is taken; leave it out"
+        )
+    return STIFF[name]()
 
 
 def is_installed(name: str) -> bool:

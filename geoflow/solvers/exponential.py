@@ -74,7 +74,7 @@ from geoflow.solvers.exponential_step import Attempts
 from geoflow.solvers.krylov import MAX_VECTORS
 from geoflow.solvers.nearing import nearer, unresolved
 from geoflow.system.described import Described
-from geoflow.system.kinds import as_whole
+from geoflow.system.kinds import as_whole, check_choice
 
 # Of θ's size beside the Krylov vectors.
 OTHER_VECTORS = 13
@@ -119,8 +119,8 @@ class Exponential(Described):
         max_vectors = as_whole(max_vectors, "max_vectors")
         if max_vectors < 2:
             raise InputError(f"max_vectors={max_vectors!r}; use a whole number from 2 on")
-        if basis not in (None, *DTYPES):
-            raise InputError(f"basis={basis!r}; use float32 or float64")
+        if basis is not None:
+            check_choice(basis, DTYPES, "basis")
         self.max_vectors, self.basis = max_vectors, basis
         # The Krylov space; the normal, the predictor's state, the correction, what is owed, and
         # temporaries.

@@ -95,14 +95,15 @@ class TorchDiffEq(Described):
         error_norm: str | None = None,
         max_order: int | None = None,
     ) -> None:
-        if method not in [*ADAPTIVE, *FIXED]:
+        if not isinstance(method, str) or method not in [*ADAPTIVE, *FIXED]:
             known = ", ".join([*ADAPTIVE, *FIXED])
             raise InputError(f"method={method!r} is not one of torchdiffeq's explicit: {known}")
         step_size = _duration(step_size, "step_size")
         reproject_every = _duration(reproject_every, "reproject_every")
         if step_size is not None and method in ADAPTIVE:
             raise InputError(f"step_size={step_size}: {method} chooses its own steps; leave it out")
-        if error_norm is not None and (method in FIXED or error_norm not in ERROR_NORMS):
+        is_norm = isinstance(error_norm, str) and error_norm in ERROR_NORMS
+        if error_norm is not None and (method in FIXED or not is_norm):
             known = f"one of {', '.join(ERROR_NORMS)}" if method in ADAPTIVE else "None"
             raise InputError(f"error_norm={error_norm!r}: {method} takes {known}")
         max_order = None if max_order is None else kinds.as_whole(max_order, "max_order")

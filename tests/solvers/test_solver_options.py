@@ -6,7 +6,7 @@ import torch
 
 import geoflow as gf
 from geoflow.errors import InputError
-from geoflow.solvers import from_config, from_text
+from geoflow.solvers import Exponential, TorchDiffEq, from_config, from_text
 
 
 def flow():
@@ -97,3 +97,15 @@ def test_reproject_every_beside_a_text_is_refused_with_the_reason(text, said):
 def test_what_is_no_text_and_no_config_is_named(make, given):
     with pytest.raises(InputError, match="solver="):
         make(given)
+
+
+@pytest.mark.parametrize("value", [np.array([1.0, 2.0]), ["float32"], {}, torch.ones(2), 3])
+def test_what_is_no_word_is_none_of_the_words(value):
+    with pytest.raises(InputError, match="basis=.*; choose from float64, float32"):
+        Exponential(basis=value)
+    with pytest.raises(InputError, match="is not one of torchdiffeq's explicit"):
+        TorchDiffEq(value)
+    with pytest.raises(InputError, match="error_norm=.*dopri5 takes one of state, coordinate"):
+        TorchDiffEq("dopri5", error_norm=value)
+    with pytest.raises(InputError, match="solver=.* is not known; use one of exponential, bdf"):
+        gf.solvers.get(value)
