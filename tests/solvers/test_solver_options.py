@@ -101,11 +101,11 @@ def test_what_is_no_text_and_no_config_is_named(make, given):
 
 @pytest.mark.parametrize("value", [np.array([1.0, 2.0]), ["float32"], {}, torch.ones(2), 3])
 def test_what_is_no_word_is_none_of_the_words(value):
-    with pytest.raises(InputError, match="basis=.*; choose from float64, float32"):
+    with pytest.raises(InputError, match=r"basis=.*; choose from float64, float32"):
         Exponential(basis=value)
     with pytest.raises(InputError, match="is not one of torchdiffeq's explicit"):
         TorchDiffEq(value)
-    with pytest.raises(InputError, match="error_norm=.*dopri5 takes one of state, coordinate"):
+    with pytest.raises(InputError, match=r"error_norm=.*dopri5 takes one of state, coordinate"):
         TorchDiffEq("dopri5", error_norm=value)
-    with pytest.raises(InputError, match="solver=.* is not known; use one of exponential, bdf"):
+    with pytest.raises(InputError, match=r"solver=.* is not known; use one of exponential, bdf"):
         gf.solvers.get(value)
