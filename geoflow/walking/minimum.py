@@ -8,7 +8,6 @@ import numpy as np
 from torch import Tensor
 
 from geoflow.errors import ConvergenceError, CriticalPointError
-from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.protocol import Flow
 from geoflow.manifold.scaling import length
@@ -21,8 +20,7 @@ def is_at_the_level(flow: Flow, state: Any) -> bool:
     There ∇R is zero, so what a walk comes to is its rounding, or what is left of it where θ is a
     little off the level, and angle and λ are of any kind. They say nothing where λ has another sign
     at the far end of what counts as the level, along its normal: that costs two evaluations, which
-    are not the walk's. On several constraints ∇R itself says nothing where it changes by as much
-    as it is over a way as long as what counts as the level, for one evaluation.
+    are not the walk's. On several constraints see :func:`no_gradient_left`.
 
     Parameters
     ----------
@@ -34,7 +32,7 @@ def is_at_the_level(flow: Flow, state: Any) -> bool:
     if not isinstance(flow, RegularizingFlow):
         return False
     if flow.level_set.n_constraints > 1:
-        return _is_at_several(flow, state)
+        return no_gradient_left(flow, state)
     residual, tolerance = flow.level_set.residual(state.loss), flow.level_set.tolerance
 
     def multiplier_at(theta: Tensor) -> float:
@@ -50,7 +48,22 @@ def is_at_the_level(flow: Flow, state: Any) -> bool:
     return below >= 0 >= above
 
 
-def _is_at_several(flow: RegularizingFlow, state: FlowState) -> bool:
+def no_gradient_left(flow: Flow, state: Any) -> bool:
+    """Whether ∇R says nothing next to θ, on whatever constraints: R is at its minimum, or nearly.
+
+    So it is where it changes by as much as it is over a way as long as what counts as the level.
+    That way is up R, where no kink of a convex R lies. It costs an evaluation, which is not the
+    walk's.
+
+    Parameters
+    ----------
+    flow : Flow
+        Of another kind than :class:`~geoflow.RegularizingFlow` it is not known.
+    state : State
+        Where the walk stands.
+    """
+    if not isinstance(flow, RegularizingFlow):
+        return False
     gradient = state.regularizer_gradient
     size = length(gradient)
     if size == 0:

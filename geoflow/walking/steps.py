@@ -38,7 +38,7 @@ from geoflow.walking.counting import budgets, counts_of, uncounted
 from geoflow.walking.crossings import Seeker
 from geoflow.walking.fitting import check_same, earlier_values
 from geoflow.walking.inside import FEW, Inside
-from geoflow.walking.minimum import is_at_the_level
+from geoflow.walking.minimum import is_at_the_level, no_gradient_left
 from geoflow.walking.recorder import Recorder
 from geoflow.walking.snapshots import SnapshotRule, between
 from geoflow.walking.stopping import Goals
@@ -184,7 +184,7 @@ class Walk:
                 end = ending.of_error(error, goals.max_evaluations)
                 if isinstance(error, StepSizeError):
                     try:
-                        if is_at_the_level(self.flow, self._state()):
+                        if no_gradient_left(self.flow, self._state()):
                             end = ending.at_the_minimum(self.last["multiplier"])
                         else:
                             end = ending.of_jump(end, jumps.beside(self.flow, self._state()))

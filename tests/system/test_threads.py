@@ -96,14 +96,14 @@ def test_arpack_works_with_one_thread():
 
     def product(v):
         seen.append(threads())
-        return torch.arange(1.0, 51.0, dtype=torch.float64) * v
+        return torch.arange(1.0, 101.0, dtype=torch.float64) * v
 
     problem = gf.Problem.from_function(
-        lambda theta: theta.square().sum(), torch.ones(50, dtype=torch.float64)
+        lambda theta: theta.square().sum(), torch.ones(100, dtype=torch.float64)
     )
     hessian = loss_hessian(problem, problem.theta0)
     found = extreme_eigenvalues(replace(hessian, product=product), k=1)
-    assert found.values[0] == pytest.approx(50.0)
+    assert found.values[0] == pytest.approx(100.0)
     # All of its products but those that find the size of A first.
     assert seen.count({1}) > len(seen) / 2
 
