@@ -49,7 +49,7 @@ dist: $(VENV)/.installed-dev ## build sdist and wheel, and walk with them in an 
 	cd build && alone/bin/geoflow run iris_ff --out alone/iris.nc && alone/bin/geoflow validate alone/iris.nc
 
 # All but torch, of which there is no older build for every machine.
-lowest: ## walk, resume and draw with the lowest versions that pyproject.toml allows
+lowest: ## walk, resume and draw with the lowest versions allowed, but torch's
 	rm -rf build/lowest
 	$(PYTHON) -m venv build/lowest
 	sed -nE '/^dependencies/,/^]/ s/^  "([^[>]+)(\[.*\])?>=(.*)",/\1==\3/p' pyproject.toml | grep -v '^torch==' > build/lowest/versions

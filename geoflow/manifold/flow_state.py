@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from geoflow.manifold.normals import NormalSpace, Numbers
-from geoflow.manifold.scaling import length
 from geoflow.manifold.values import Evaluated, only
+from geoflow.problems.scaling import length
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from geoflow.manifold.protocol import Scalar
 from geoflow.manifold.regularizers.bound import as_earlier, bytes_of
 from geoflow.manifold.regularizers.checked import check_regularizer
 from geoflow.manifold.regularizers.named import bound, get, name_of
-from geoflow.manifold.scaling import length
 from geoflow.manifold.values import Evaluated, as_values
 from geoflow.problems import arithmetic, unchanged
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.protocol import ProblemLike
+from geoflow.problems.scaling import length
 from geoflow.system import kinds
 
 SCALARS: Mapping[str, Scalar] = MappingProxyType(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geoflow.manifold.basis import Basis
-from geoflow.manifold.scaling import length
+from geoflow.problems.scaling import length
 
 
 def lanczos(

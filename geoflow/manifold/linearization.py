@@ -74,7 +74,9 @@ class TangentHessian:
         self.single: bool = len(state.values) == 1
         if self.single:
             self.normal: Tensor = unit_normal(state)
-            self.normals: Tensor = self.normal[None] if normals is None else normals
+            normals = self.normal[None] if normals is None else normals
+        # Those of several constraints are not orthonormal: their space projects by itself.
+        self.normals = normals
         self.regularizer_hessian: Callable[[Tensor], Tensor] = flow.regularizer_hessian(
             state.theta, state.regularizer_gradient
         )
@@ -84,7 +86,7 @@ class TangentHessian:
     @arithmetic.without_autocast()
     def tangent(self, v: Tensor) -> Tensor:
         """Π v."""
-        if not self.single:
+        if self.normals is None:
             return v - self.state.normals.split(v).part
         return across(v, self.normals)
 

@@ -14,7 +14,7 @@ from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
 from geoflow.errors import CriticalPointError
-from geoflow.manifold.scaling import in_range, scale_of
+from geoflow.problems.scaling import in_range, scale_of
 
 Numbers = NDArray[np.float64]
 

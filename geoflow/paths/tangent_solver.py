@@ -146,6 +146,7 @@ def solve(
     multiplier = operator.state.multiplier
     base = bulk_of(operator, right) + shift
     normals = operator.normals
+    assert normals is not None, "a path is on one constraint"
     oblique = _oblique(normals, curvature, multiplier, base)
     x, residual, of_x = torch.zeros_like(right), right, torch.zeros_like(right)
 

@@ -14,7 +14,7 @@ from geoflow.errors import GeoflowError, InputError
 from geoflow.problems import alone, arithmetic, derivatives, displaced, modules
 from geoflow.problems.graph import leaf_ids
 from geoflow.problems.parts import LossPart, Parameters
-from geoflow.problems.spacing import length
+from geoflow.problems.scaling import length
 
 # (module, parameters that take the place of its own, loss that was copied with it) → loss.
 Loss = Callable[[nn.Module, Parameters, nn.Module | None], Tensor]
@@ -290,7 +290,7 @@ def _of_first_data(names: list[str]) -> InputError:
     return InputError(
         f"module: its first evaluation sets {_listed(names)}, as a layer does that is initialised "
         "by the first data it sees, so its loss is not that of the module as it is given; call "
-        "module(inputs) once before, and remove what writes into it at every evaluation"
+        "module(inputs) once before, or remove what writes there if it does so at every evaluation"
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import InputError
+from geoflow.problems.scaling import length
 from geoflow.problems.slopes import (
     Derivable,
     Mismatch,
@@ -19,7 +20,7 @@ from geoflow.problems.slopes import (
     unit_of,
     value_of,
 )
-from geoflow.problems.spacing import length, point_near, scale_of, steps
+from geoflow.problems.spacing import point_near, scale_of, steps
 from geoflow.problems.widened import Either
 
 # A loss and that beside its gradient may differ by this part of |L| and of ‖∇L‖‖θ‖: other kernels

@@ -24,8 +24,9 @@ from geoflow.problems.derivatives import (
 )
 from geoflow.problems.parts import LossPart, ModulePart, Parameters
 from geoflow.problems.products import agrees, in_float32
+from geoflow.problems.scaling import length
 from geoflow.problems.slopes import DIFFERENCE_RTOL, gradient_at
-from geoflow.problems.spacing import length, scale_of, steps
+from geoflow.problems.spacing import scale_of, steps
 from geoflow.problems.widened import Either, Evaluation
 from geoflow.system.translation import reason
 

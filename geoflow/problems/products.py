@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import InputError
+from geoflow.problems.scaling import length
 from geoflow.problems.slopes import DIFFERENCE_RTOL, Derivable, gradient_at
-from geoflow.problems.spacing import SMALL, Spacing, chosen, length, point_near, scale_of, steps
+from geoflow.problems.spacing import SMALL, Spacing, chosen, point_near, scale_of, steps
 
 Product = Callable[[Tensor, Tensor], Tensor]
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from geoflow.problems import slopes, spacing
 from geoflow.problems.counting import Counted
+from geoflow.problems.scaling import length
 from geoflow.problems.unchanged import Numbers, as_numbers
 from geoflow.problems.widened import Either
 
@@ -77,9 +78,9 @@ def _at(function: Either, theta: Tensor) -> tuple[Numbers, Numbers, Numbers]:
     """Errors of the losses at a point, their sizes, and what rounding of θ makes of them."""
     losses, gradients = function(theta)
     exact = as_numbers(function(theta.double())[0])
-    norms = np.array([spacing.length(row) for row in torch.atleast_2d(gradients)])
+    norms = np.array([length(row) for row in torch.atleast_2d(gradients)])
     size = abs(exact)
-    explained = torch.finfo(theta.dtype).eps * (size + norms * spacing.length(theta))
+    explained = torch.finfo(theta.dtype).eps * (size + norms * length(theta))
     return as_numbers(losses) - exact, size, explained
 
 

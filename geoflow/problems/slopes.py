@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import GeoflowError, InputError
-from geoflow.problems.spacing import length, point_near, scales, steps
+from geoflow.problems.scaling import length
+from geoflow.problems.spacing import point_near, scales, steps
 from geoflow.problems.widened import Either
 
 # A derivative by differences may differ from the gradient's by this part of ‖∇f‖.

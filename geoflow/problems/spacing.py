@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from geoflow.problems.scaling import length
+
 # Below this ‖θ‖ it is a scale of its own beside one.
 SMALL = 0.1
 # Between the two, scales that are tried are apart by this factor.
@@ -26,17 +28,6 @@ AGREED = 0.1
 CONSISTENT = 10.0
 
 Gradient = Callable[[Tensor], Tensor | None]
-
-
-def length(v: Tensor) -> float:
-    """‖v‖, of whatever scale v is: the squares of its entries may have no place in its dtype."""
-    norm, info = float(torch.linalg.vector_norm(v)), torch.finfo(v.dtype)
-    if math.sqrt(info.tiny) / info.eps <= norm <= math.sqrt(info.max) * info.eps or not v.numel():
-        return norm
-    largest = float(v.abs().max())
-    if not 0 < largest < math.inf:
-        return norm
-    return largest * float(torch.linalg.vector_norm(v / largest))
 
 
 def scales(theta: Tensor) -> list[float]:

@@ -20,8 +20,9 @@ from geoflow.problems.mean import MeanOfParts
 from geoflow.problems.products import Product, agrees, beside, probes
 from geoflow.problems.products import error_of as products_error
 from geoflow.problems.protocol import ProblemLike
+from geoflow.problems.scaling import length
 from geoflow.problems.slopes import DIFFERENCE_RTOL, gradient_at
-from geoflow.problems.spacing import between, length, scale_of, scales, steps
+from geoflow.problems.spacing import between, scale_of, scales, steps
 
 # (θ, v) → ∇²L v and ∇³L[v, v].
 ThirdProduct = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from geoflow.errors import InputError
 from geoflow.problems.protocol import ProblemLike
-from geoflow.problems.spacing import length
+from geoflow.problems.scaling import length
 
 Numbers = NDArray[np.float64]
 

@@ -84,12 +84,10 @@ def get(name: str, reproject_every: float | None = None) -> Solver:
     if name in [*ADAPTIVE, *FIXED]:
         return TorchDiffEq(name, reproject_every=reproject_every)
     if reproject_every is not None:
-        raise InputError(
-            f"reproject_every={reproject_every}: {name} re-projects at every step; leave it out"
-            if name != "cvode"
-            else f"reproject_every={reproject_every}: cvode keeps to the level set by itself, "
-            "and is re-projected where a snapshot is taken; leave it out"
-        )
+        does = "re-projects at every step"
+        if name == "cvode":
+            does = "keeps to the level set by itself, and is re-projected where a snapshot is taken"
+        raise InputError(f"reproject_every={shown(reproject_every)}: {name} {does}; leave it out")
     return STIFF[name]()
 
 
@@ -121,7 +119,7 @@ def from_text(text: str, reproject_every: float | None = None) -> Solver:
     usual = get(name, reproject_every)
     if reproject_every is not None and "reproject_every" in options:
         raise InputError(
-            f"reproject_every={reproject_every}: solver={text!r} gives one too; choose one"
+            f"reproject_every={shown(reproject_every)}: solver={text!r} gives one too; choose one"
         )
     # Numbers are read as floats.
     options = {

@@ -13,7 +13,7 @@ from torch import Tensor
 from geoflow.errors import InputError
 from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.protocol import Flow, State
-from geoflow.manifold.scaling import length
+from geoflow.problems.scaling import length
 
 # Numbers, strings and tensors only, so that a checkpoint can hold it.
 Carry = dict[str, float | int | str | Tensor]

@@ -95,9 +95,7 @@ class TorchDiffEq(Described):
         error_norm: str | None = None,
         max_order: int | None = None,
     ) -> None:
-        if not isinstance(method, str) or method not in [*ADAPTIVE, *FIXED]:
-            known = ", ".join([*ADAPTIVE, *FIXED])
-            raise InputError(f"method={method!r} is not one of torchdiffeq's explicit: {known}")
+        kinds.check_choice(method, [*ADAPTIVE, *FIXED], "method")
         step_size = _duration(step_size, "step_size")
         reproject_every = _duration(reproject_every, "reproject_every")
         if step_size is not None and method in ADAPTIVE:
@@ -105,7 +103,7 @@ class TorchDiffEq(Described):
         is_norm = isinstance(error_norm, str) and error_norm in ERROR_NORMS
         if error_norm is not None and (method in FIXED or not is_norm):
             known = f"one of {', '.join(ERROR_NORMS)}" if method in ADAPTIVE else "None"
-            raise InputError(f"error_norm={error_norm!r}: {method} takes {known}")
+            raise InputError(f"error_norm={kinds.shown(error_norm)}: {method} takes {known}")
         max_order = None if max_order is None else kinds.as_whole(max_order, "max_order")
         if max_order is not None and (method != MULTISTEP or max_order not in MAX_ORDERS):
             known = " or ".join(map(str, MAX_ORDERS)) if method == MULTISTEP else "None"

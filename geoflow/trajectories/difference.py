@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from geoflow.errors import InputError
-from geoflow.manifold.scaling import power_of_two
+from geoflow.problems.scaling import power_of_two
 from geoflow.system import kinds
 
 # Clocks: two walks of the same settings differ in them and in nothing else.

@@ -10,7 +10,7 @@ from torch import Tensor
 from geoflow.errors import ConvergenceError, CriticalPointError
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.protocol import Flow
-from geoflow.manifold.scaling import length
+from geoflow.problems.scaling import length
 from geoflow.walking.counting import uncounted
 
 

@@ -279,20 +279,21 @@ class Goals:
         """
         end = self.stop(records) if self.stop else None
         if end is not None:
-            _check_end(end, self.stop)
+            end = _end_of(end, self.stop)
         if end is None and records[-1]["time"] >= self.t_end:
             end = "t_end", f"the walk reached flow time {self.t_end:g}"
         return end
 
 
-def _check_end(end: Any, stop: Stop | None) -> None:
-    """Refuse what a criterion of a user's own returned, before a file would be refused for it."""
-    pair = isinstance(end, tuple | list) and [type(text) for text in end] == [str, str]
-    if not (pair and end[0] in STATUSES):
+def _end_of(end: Any, stop: Stop | None) -> End:
+    """What a criterion returned; a user's own may be what ends no walk, and no file would take."""
+    pair = isinstance(end, tuple | list) and len(end) == 2
+    if not (pair and all(isinstance(text, str) for text in end) and end[0] in STATUSES):
         raise InputError(
             f"stop={type(stop).__name__} returned {shown(end)}; return None to go on, or a status "
             f"and a message, the status one of {', '.join(STATUSES)}"
         )
+    return str(end[0]), str(end[1])
 
 
 def _options(stop: Stop) -> dict[str, Any]:

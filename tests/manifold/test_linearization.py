@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import geoflow as gf
+import references
 from geoflow.manifold.linearization import TangentHessian, across, unit_normal
 from geoflow.problems.footprint import evaluation_bytes, product_bytes
 from geoflow.solvers import BDF, RKC, Exponential, bytes_of
@@ -63,6 +64,17 @@ def test_on_the_space_across_given_directions_it_is_that_of_the_dense_matrix(m):
     expected = curved - normals.T @ (normals @ curved)
     assert (operator(v)[0] - expected).norm() <= 1e-5 * expected.norm()
     assert torch.equal(operator.normal, unit_normal(state))
+
+
+def test_on_several_constraints_it_is_across_given_directions_too():
+    flow = references.oja_on_a_circle().flow
+    state = flow.evaluate(flow.problem.theta0)
+    normals = torch.eye(flow.problem.n_parameters, dtype=torch.float64)[:1]
+    v = torch.ones(flow.problem.n_parameters, dtype=torch.float64)
+    across_it = TangentHessian(flow, state, normals).tangent(v)
+    assert across_it[0] == 0
+    assert torch.equal(across_it[1:], v[1:])
+    assert float((state.gradients @ TangentHessian(flow, state).tangent(v)).abs().max()) < 1e-14
 
 
 def test_in_single_precision_it_asks_for_products_and_in_double_for_gradients():

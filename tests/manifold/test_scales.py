@@ -9,7 +9,7 @@ import torch
 import geoflow as gf
 from geoflow.errors import CriticalPointError, InputError
 from geoflow.manifold.normals import normal_space, tangent
-from geoflow.manifold.scaling import length
+from geoflow.problems.scaling import length
 
 SCALES = [
     (dtype, of_r, of_l)

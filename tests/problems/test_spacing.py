@@ -10,7 +10,8 @@ from torch.autograd.function import once_differentiable
 
 import geoflow as gf
 from geoflow.errors import InputError
-from geoflow.problems.spacing import Spacing, chosen, length
+from geoflow.problems.scaling import length
+from geoflow.problems.spacing import Spacing, chosen
 from geoflow.problems.third import by_differences, third_product
 
 START = torch.tensor([0.9, 0.6, -0.4, 0.5], dtype=torch.float64)

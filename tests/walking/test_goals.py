@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -80,7 +81,7 @@ def test_what_a_criterion_returns_that_ends_no_walk_is_named_and_the_walk_kept(w
     ds = walked(circle(), stop=Ends(end), max_evaluations=60)
     assert (ds.attrs["status"], ds.sizes["step"]) == ("evaluation_failed", 4)
     assert f"stop=Ends returned {end!r}; return None to go on, or" in ds.attrs["status_message"]
-    ds = walked(circle(), stop=Ends(["event", "R is flat"]), max_evaluations=60)
+    ds = walked(circle(), stop=Ends([np.str_("event"), "R is flat"]), max_evaluations=60)
     assert (ds.attrs["status"], ds.attrs["status_message"]) == ("event", "R is flat")
 
 

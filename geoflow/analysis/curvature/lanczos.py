@@ -15,7 +15,7 @@ from torch import Tensor
 from geoflow.analysis.curvature.operators import Curvature
 from geoflow.errors import InputError
 from geoflow.manifold.lanczos import lanczos
-from geoflow.manifold.scaling import length
+from geoflow.problems.scaling import length
 from geoflow.system.threads import one_blas_thread
 from geoflow.system.translation import reason
 

@@ -24,8 +24,8 @@ from geoflow.analysis.curvature.lanczos import arpack, largest_beside, tridiagon
 from geoflow.analysis.curvature.operators import Curvature
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
-from geoflow.manifold.scaling import length, power_of_two
 from geoflow.problems import arithmetic
+from geoflow.problems.scaling import length, power_of_two
 from geoflow.system import kinds
 from geoflow.system.limits import OPERATIONS, check_work
 from geoflow.system.memory import CPU, check_memory

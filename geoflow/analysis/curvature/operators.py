@@ -14,13 +14,13 @@ from torch import Tensor
 from geoflow.errors import InputError
 from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow
-from geoflow.manifold.scaling import length
 from geoflow.problems import arithmetic
 from geoflow.problems.checks import check_like
 from geoflow.problems.modules import tied_names
 from geoflow.problems.parts import network_of
 from geoflow.problems.problem import Problem
 from geoflow.problems.protocol import ProblemLike, check_problem
+from geoflow.problems.scaling import length
 from geoflow.system import kinds
 
 Map = Callable[[Tensor], Tensor]

@@ -39,11 +39,11 @@ from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
 from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow
-from geoflow.manifold.scaling import power_of_two
 from geoflow.problems import arithmetic
 from geoflow.problems.counting import own_counts
 from geoflow.problems.dtypes import dtype_name
 from geoflow.problems.footprint import product_bytes
+from geoflow.problems.scaling import power_of_two
 from geoflow.system import kinds
 from geoflow.system.limits import EVALUATIONS, check_work
 from geoflow.system.memory import check_memory

@@ -21,7 +21,7 @@ from geoflow.analysis.networks.predictions import (
 from geoflow.analysis.scaled import lengths, of_size_one
 from geoflow.analysis.walked import snapshot_indices, walk_attributes
 from geoflow.errors import InputError
-from geoflow.manifold.scaling import power_of_two
+from geoflow.problems.scaling import power_of_two
 from geoflow.system import kinds
 from geoflow.system.progress import progress_bar
 from geoflow.trajectories.loading import tensors_of

@@ -14,7 +14,7 @@ from scipy.optimize import minimize_scalar
 from geoflow.analysis.series import exponentials, red_noise
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
-from geoflow.manifold.scaling import power_of_two
+from geoflow.problems.scaling import power_of_two
 from geoflow.system import kinds
 from geoflow.system.limits import OPERATIONS, check_work
 from geoflow.system.memory import check_memory

@@ -26,8 +26,8 @@ from geoflow.analysis.walked import state_at, walk_attributes
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
 from geoflow.manifold.flows import RegularizingFlow
-from geoflow.manifold.scaling import power_of_two
 from geoflow.problems import arithmetic
+from geoflow.problems.scaling import power_of_two
 from geoflow.system import kinds
 from geoflow.trajectories.dataset import at_snapshots
 from geoflow.trajectories.given import check_walk, kept_dtype

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from geoflow.errors import InputError
 from geoflow.manifold.regularizers.bound import BoundRegularizer, ThetaFunction, Weighted
-from geoflow.manifold.scaling import length
 from geoflow.problems import checks, differences, inner, live, widened
+from geoflow.problems.scaling import length
 from geoflow.system import kinds
 
 

@@ -205,7 +205,9 @@ def weighted_sum(*terms: tuple[float, Any]) -> WeightedSum:
             raise InputError(f"weighted_sum: {shown(term)} is no term; give (weight, R)")
         weight, one = term
         if isinstance(weight, bool | np.bool_) or not isinstance(weight, Real):
-            raise InputError(f"weighted_sum: the weight {weight!r} is no number; give (weight, R)")
+            raise InputError(
+                f"weighted_sum: the weight {shown(weight)} is no number; give (weight, R)"
+            )
         if not _is_finite(weight) or weight == 0:
             raise InputError(
                 f"weighted_sum: the weight {shown(weight)} is no use; give a finite one, or leave "
