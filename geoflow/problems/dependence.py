@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -69,7 +70,8 @@ def check(
         unused_loss = modules.duplicate(loss_module, of, memo)
     # As they were, whatever an evaluation of the other sets; a buffer may be one of the parameters.
     fixed = {n: t.detach() for n, t in _parameters(unused).items() if n in network.fixed}
-    fixed.update({n: b.detach().clone() for n, b in unused.named_buffers()})
+    # Not by clone, which writes out a buffer that is expanded.
+    fixed.update({n: copy.deepcopy(b.detach()) for n, b in unused.named_buffers()})
 
     def anew(at: Parameters) -> Tensor:
         return loss(unused, {**fixed, **at}, unused_loss)
@@ -276,11 +278,21 @@ def _changed(
     """The names of those tensors that an evaluation has set to something else."""
 
     def same(one: Tensor, other: Tensor) -> bool:
-        # A mask may hold NaN, and a sparse matrix is data.
+        # A sparse matrix is data.
         if one.layout != torch.strided or other.layout != torch.strided:
             return True
-        alike = one.shape == other.shape
-        return alike and bool(torch.isclose(one, other, rtol=0, atol=0, equal_nan=True).all())
+        if (one.shape, one.dtype, one.device) != (other.shape, other.dtype, other.device):
+            return False
+        for dim, (stride, beside) in enumerate(zip(one.stride(), other.stride(), strict=True)):
+            if stride == beside == 0:
+                # Of an expanded one a single number stands for all.
+                one, other = (t.narrow(dim, 0, min(t.shape[dim], 1)) for t in (one, other))
+        if torch.equal(one, other):
+            return True
+        # A mask may hold NaN.
+        if one.is_quantized:
+            return False
+        return bool(torch.isclose(one, other, rtol=0, atol=0, equal_nan=True).all())
 
     return [n for n in names if n in after and not same(before[n].detach(), after[n].detach())]
 

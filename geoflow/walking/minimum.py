@@ -75,6 +75,7 @@ def no_gradient_left(flow: Flow, state: Any) -> bool:
 
     try:
         change = uncounted(flow, change_at)(state.theta + way * gradient)
-    except (ConvergenceError, CriticalPointError):
+    except Exception:
+        # Whatever a user's function raises where it has no value.
         return False
     return size <= float(change)

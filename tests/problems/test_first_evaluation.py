@@ -270,3 +270,30 @@ def test_those_that_batch_loss_converts_are_taken():
     batch = X.double().numpy(), Y.double().numpy()
     problem = gf.Problem.from_batches(module, batch_loss, [batch])
     assert value(problem) == pytest.approx(own(module), rel=1e-13)
+
+
+class Holding(nn.Module):
+    """A layer beside a buffer."""
+
+    def __init__(self, held):
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+        self.register_buffer("held", held)
+
+    def forward(self, x):
+        held = self.held.dequantize() if self.held.is_quantized else self.held[:4]
+        return self.layer(x * held.to(x))
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize", "ignore:TypedStorage")
+def test_a_quantized_buffer_is_data():
+    held = torch.quantize_per_tensor(torch.arange(4.0), 0.1, 0, torch.quint8)
+    problem = gf.Problem.from_module(Holding(held), F.mse_loss, torch.ones(5, 4), torch.ones(5, 1))
+    assert problem.n_parameters == 5
+
+
+def test_an_expanded_buffer_is_not_written_out():
+    # Of a number it would be 24 GB.
+    held = torch.ones(1, dtype=torch.float64).expand(3_000_000_000)
+    problem = gf.Problem.from_module(Holding(held), F.mse_loss, torch.ones(5, 4), torch.ones(5, 1))
+    assert problem.n_parameters == 5

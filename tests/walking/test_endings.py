@@ -141,6 +141,28 @@ def test_at_rest_where_r_has_its_minimum_at_the_level(solver, regularizer):
     assert "λ = -0" not in ds.attrs["status_message"]
 
 
+@pytest.mark.parametrize("solver", ["bdf", "exponential"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_kink_that_no_step_is_short_enough_for_is_no_minimum(solver, fails):
+    # Beside θ₀ = 0 the multiplier changes its sign within what counts as the level, and R = |θ₀| +
+    # θ₁/2 has no minimum there. What R raises when it is looked at once more loses nothing.
+    stuck = []
+
+    def r(theta):
+        if fails and abs(float(theta.detach()[0])) < 1e-3 and len(stuck) > 200:
+            raise RuntimeError("no value")
+        stuck.append(abs(float(theta.detach()[0])) < 1e-3)
+        return theta[0].abs() + theta[1] / 2
+
+    flow = flow_of(
+        lambda t: (t[0] - 1) ** 2 + t[1] ** 2, [0.5, -math.sqrt(2.75)], r, level_rtol=1e-2
+    )
+    ds = gf.walk(flow, solver, stop=None, max_evaluations=3000)
+    assert ds.attrs["status"] in ("step_size_underflow", "evaluation_failed")
+    assert "R has its minimum" not in ds.attrs["status_message"]
+    assert ds.sizes["step"] > 1
+
+
 @pytest.mark.parametrize("solver", ["bdf", "exponential", "rkc"])
 def test_on_several_constraints_too(solver):
     flow = references.oja_on_a_circle().flow
