@@ -288,12 +288,12 @@ class Holding(nn.Module):
 @pytest.mark.filterwarnings("ignore:torch.quantize", "ignore:TypedStorage")
 def test_a_quantized_buffer_is_data():
     held = torch.quantize_per_tensor(torch.arange(4.0), 0.1, 0, torch.quint8)
-    problem = gf.Problem.from_module(Holding(held), F.mse_loss, torch.ones(5, 4), torch.ones(5, 1))
+    problem = gf.Problem.from_module(Holding(held), MSE, torch.ones(5, 4), torch.ones(5, 1))
     assert problem.n_parameters == 5
 
 
 def test_an_expanded_buffer_is_not_written_out():
     # Of a number it would be 24 GB.
     held = torch.ones(1, dtype=torch.float64).expand(3_000_000_000)
-    problem = gf.Problem.from_module(Holding(held), F.mse_loss, torch.ones(5, 4), torch.ones(5, 1))
+    problem = gf.Problem.from_module(Holding(held), MSE, torch.ones(5, 4), torch.ones(5, 1))
     assert problem.n_parameters == 5
