@@ -217,8 +217,10 @@ def _checked(ds: xr.Dataset, *dims: str) -> xr.Dataset:
     if not path_schema.is_path(ds):
         raise InputError("ds is no regularisation path; make one with gf.regularization_path")
     ds = kinds.as_made(ds, dims, "a path")
-    # In the order in which the points were reached, which says where a fold is.
-    return ds.isel(level=np.lexsort([ds["wall_time"].values, ds["n_gradient"].values]))
+    # In the order in which the points were reached, which says where a fold is; of a path without
+    # these columns, they are taken to stand in it.
+    reached = [ds[name].values for name in ("wall_time", "n_gradient") if name in ds]
+    return ds.isel(level=np.lexsort(reached)) if reached else ds
 
 
 def _first_walked(ds: xr.Dataset) -> NDArray[np.bool_]:
@@ -228,7 +230,7 @@ def _first_walked(ds: xr.Dataset) -> NDArray[np.bool_]:
     """
     # Past a fold, the path may come to the same level again.
     found: NDArray[np.bool_] = ds["level"].values == ds.attrs["level"]
-    return found & (ds["method"].values == "walk")
+    return found & (ds["method"].values == "walk") if "method" in ds else found
 
 
 def _tensors(ds: xr.Dataset) -> list[TensorSpec]:

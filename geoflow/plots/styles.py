@@ -6,7 +6,7 @@ import io
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from geoflow.errors import InputError
-from geoflow.system import files, kinds, translation
+from geoflow.system import files, kinds, locks, translation
 
 # Okabe & Ito's palette: told apart by the colour-blind, and by lightness in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -231,13 +231,19 @@ def save(figures: Mapping[str, Figure], folder: str | Path, stem: str) -> list[P
             for ending in ("png", "pdf"):
                 path = folder / f"{stem}-{name}.{ending}"
                 content = _drawn(name, figure, ending)
-                with files.replacing(path, follow=False) as temporary:
+                with _replacing(path) as temporary:
                     temporary.write_bytes(content)
                 paths.append(path)
     except OSError as error:
         said = translation.reason(error)
         raise InputError(f"{folder} cannot be written ({said}); name another") from None
     return paths
+
+
+def _replacing(path: Path) -> AbstractContextManager[Path]:
+    """Write a file of a figure whole; what a kill leaves of it the next one of this name clears."""
+    # Its name is made here, and was not given by the user: a link is replaced, not followed.
+    return files.replacing(path, follow=False) if path.is_symlink() else locks.replacing(path)
 
 
 def _drawn(name: str, figure: Figure, ending: str) -> bytes:

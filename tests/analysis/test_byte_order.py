@@ -20,21 +20,20 @@ def walked():
     return gf.walk(flow, max_evaluations=120), flow, module, x
 
 
-@pytest.mark.parametrize("order", ["<", ">"])
-def test_of_either_byte_order_results_are_the_same(walked, order):
+def test_in_the_other_byte_order_results_are_the_same(walked):
     ds, flow, module, x = walked
-    given = ds.assign(theta=ds["theta"].astype(f"{order}f8"))
-    calls = {
-        "spectra": lambda ds: spectra.along(ds, flow, snapshots=[0, -1], k=2),
-        "relaxation": lambda ds: relaxation.along(ds, scalars=["arc_length"], curvature=flow),
-        "predictions": lambda ds: predictions.along(ds, module, {"x": x}, classification=False),
-        "slice": lambda ds: landscape.on_plane(ds, flow, points=3),
-    }
-    for name, call in calls.items():
+    given = ds.assign(theta=ds["theta"].astype(ds["theta"].dtype.newbyteorder()))
+    calls = (
+        lambda ds: spectra.along(ds, flow, snapshots=[0, -1], k=2),
+        lambda ds: relaxation.along(ds, scalars=["arc_length"], curvature=flow),
+        lambda ds: predictions.along(ds, module, {"x": x}, classification=False),
+        lambda ds: landscape.on_plane(ds, flow, points=3),
+    )
+    for call in calls:
         found, expected = call(given), call(ds)
         for variable in expected.data_vars:
             if variable != "wall_time":
-                xr.testing.assert_equal(found[variable], expected[variable]), name
+                xr.testing.assert_equal(found[variable], expected[variable])
     networks = [nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)) for _ in range(2)]
     for network, one in zip(networks, (given, ds), strict=True):
         gf.load_into(network, one)

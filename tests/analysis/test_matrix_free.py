@@ -329,6 +329,28 @@ def test_where_copies_are_missing_and_no_matrix_is_written_out_ranks_are_unknown
         assert found.values == pytest.approx(sign * exact[:5])
 
 
+@pytest.mark.parametrize("tol", [1e-6, 1e-8])
+@pytest.mark.parametrize("which", ["largest", "smallest"])
+def test_beside_a_missed_copy_no_rank_is_another_ones(which, tol):
+    sign = 1 if which == "largest" else -1
+    known = 0
+    for gap in (0.5, 0.1, 0.02):
+        for multiplicity in (2, 3, 4):
+            top = np.r_[np.full(multiplicity, 10.0), np.full(3, 10 - gap)]
+            exact = np.r_[top, np.linspace(9.9 - gap, 0, 600 - len(top))]
+            for max_products in (599, 600):
+                found = extreme_eigenvalues(
+                    diagonal(sign * exact), 5, which=which, tol=tol, max_products=max_products
+                ).values
+                there = np.isfinite(found)
+                assert found[there] == pytest.approx(sign * exact[:5][there], abs=1e-3 * gap)
+                known += there.sum()
+                # The matrix is written out where one is seen to be missing.
+                assert max_products < 600 or there.all()
+    # Of 90: those before the first that may be missing are.
+    assert known > 60
+
+
 @pytest.mark.parametrize("which", ["largest", "smallest"])
 def test_what_was_found_whole_stays_known(which):
     # A look beside it takes no rank away where none is missing, close ones neither.
@@ -388,13 +410,14 @@ def test_what_is_largest_beside_known_eigenvectors_is_found():
     exact = with_outliers(0)
     for sign, order in ((1.0, np.argsort(-exact)), (-1.0, np.argsort(exact))):
         known = np.eye(120)[:, order[[0, 1, 3]]]
-        ritz, error = largest_beside(diagonal(exact), sign, known, 60, 0)
+        first, (ritz, error) = largest_beside(diagonal(exact), sign, known, [20, 60], 0)
+        assert first[0] <= ritz
         # The third is missing among the known ones.
         missing = sign * exact[order[2]]
         assert ritz <= missing + 1e-9 * exact[-1]
         assert ritz + error >= missing - 1e-9 * exact[-1]
         assert ritz > sign * exact[order[3]]
-    one, none = largest_beside(diagonal([2.0] * 50), 1.0, np.eye(50)[:, :1], 20, 0)
+    ((one, none),) = largest_beside(diagonal([2.0] * 50), 1.0, np.eye(50)[:, :1], [20], 0)
     assert one == pytest.approx(2)
     assert none < 1e-12
 

@@ -1,5 +1,6 @@
 """A word that is chosen from a list: whatever else is given, the list is named in one line."""
 
+import functools
 import re
 
 import numpy as np
@@ -28,6 +29,10 @@ OTHERS = [
     "nothing",
     "",
 ]
+# As they are made once: none is changed.
+walk, spectra = functools.cache(drawn.walk), functools.cache(drawn.spectra)
+decays, predicted = functools.cache(drawn.relaxation), functools.cache(drawn.predictions)
+plane = functools.cache(drawn.slice_)
 TIMES = np.linspace(0, 1, 20)
 CHOSEN = {
     "which": (
@@ -39,20 +44,20 @@ CHOSEN = {
         "mean, linear, relaxation",
     ),
     "against": (
-        lambda word: periodogram.along(drawn.walk(), ["angle"], against=word),
+        lambda word: periodogram.along(walk(), ["angle"], against=word),
         "time, arc_length",
     ),
     "scalar": (
-        lambda word: plots.relaxation(drawn.relaxation(), word),
+        lambda word: plots.relaxation(decays(), word),
         "regularizer, angle",
     ),
-    "operator": (lambda word: plots.waterfall(drawn.spectra(), word), "hessian, tangent"),
+    "operator": (lambda word: plots.waterfall(spectra(), word), "hessian, tangent"),
     "name": (
-        lambda word: plots.function_distance(drawn.predictions(), word),
+        lambda word: plots.function_distance(predicted(), word),
         "output_distance, js_divergence, disagreement",
     ),
     "pace": (
-        lambda word: plots.animate(drawn.slice_(), "never.gif", pace=word),
+        lambda word: plots.animate(plane(), "never.gif", pace=word),
         "arc_length, time",
     ),
 }
@@ -66,12 +71,12 @@ def test_what_is_none_of_the_words_is_refused_by_them(name):
             call(value)
 
 
-@pytest.mark.parametrize("value", OTHERS, ids=repr)
-def test_what_is_no_figure_and_no_scalar_is_refused(value):
-    with pytest.raises(InputError, match="is no figure of this trajectory; use one of overview"):
-        figures.draw(drawn.walk(), value)
-    with pytest.raises(InputError, match="is not a scalar of this walk; choose from angle"):
-        relaxation.along(drawn.walk(), scalars=[value])
+def test_what_is_no_figure_and_no_scalar_is_refused():
+    for value in OTHERS:
+        with pytest.raises(InputError, match="is no figure of this trajectory; use one of"):
+            figures.draw(walk(), value)
+        with pytest.raises(InputError, match="is not a scalar of this walk; choose from angle"):
+            relaxation.along(walk(), scalars=[value])
 
 
 def test_one_of_the_words_is_taken_as_it_is():
@@ -94,4 +99,4 @@ def test_one_of_the_words_is_taken_as_it_is():
 def test_the_arguments_of_a_film_are_of_their_kinds(arguments, said, tmp_path):
     given = {"path": tmp_path / "a.gif"} | arguments
     with pytest.raises(InputError, match=said):
-        plots.animate(drawn.slice_(), **given)
+        plots.animate(plane(), **given)

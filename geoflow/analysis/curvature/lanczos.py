@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -125,8 +126,8 @@ def tridiagonal(operator: Curvature, start: Tensor, n_steps: int) -> tuple[Float
 
 
 def largest_beside(
-    operator: Curvature, sign: float, known: Floats, n_steps: int, seed: int
-) -> tuple[float, float]:
+    operator: Curvature, sign: float, known: Floats, looks: Sequence[int], seed: int
+) -> Iterator[tuple[float, float]]:
     """The largest Ritz value of ±A orthogonal to known vectors, and its residual's norm.
 
     Lanczos' three-term recurrence without re-orthogonalisation: copies of what has converged come
@@ -140,10 +141,15 @@ def largest_beside(
         1 or −1 before A.
     known : array, shape (n, m)
         Orthonormal; eigenvectors of A, nearly.
-    n_steps : int
-        Products.
+    looks : sequence of int
+        The numbers of products after which both are given, rising.
     seed : int
         Of the vector that it starts from, which is none that ARPACK started from.
+
+    Yields
+    ------
+    value, residual : float
+        After each of these numbers; once and for the last time where nothing is left before.
     """
     like = operator.theta
     away = torch.as_tensor(known.copy(), dtype=like.dtype, device=like.device)
@@ -157,15 +163,17 @@ def largest_beside(
     v, before, coupling = v / length(v), torch.zeros_like(v), 0.0
     diagonal: list[float] = []
     off_diagonal: list[float] = []
-    for _ in range(n_steps):
+    for step in range(1, looks[-1] + 1):
         image = sign * operator(v)
         diagonal.append(float(torch.dot(v, image)))
         image = beside(beside(image - diagonal[-1] * v - coupling * before))
         coupling = length(image)
         off_diagonal.append(coupling)
         scale = max(coupling, *map(abs, diagonal))
-        if coupling <= 10 * torch.finfo(like.dtype).eps * scale:
-            break
+        ends = coupling <= 10 * torch.finfo(like.dtype).eps * scale
+        if ends or step in looks:
+            values, vectors = eigh_tridiagonal(np.array(diagonal), np.array(off_diagonal[:-1]))
+            yield float(values[-1]), coupling * abs(float(vectors[-1, -1]))
+        if ends:
+            return
         v, before = image / coupling, v
-    values, vectors = eigh_tridiagonal(np.array(diagonal), np.array(off_diagonal[:-1]))
-    return float(values[-1]), off_diagonal[-1] * abs(float(vectors[-1, -1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -52,7 +53,7 @@ class Eigenpairs:
     ----------
     values : array of float64, shape (k,)
         From the end inwards, each in its rank, a multiple one as often as its multiplicity: NaN
-        from the first on that did not converge, or before which another may lie.
+        from the first on that did not converge, or before which another was seen to lie.
     residuals : array of float64, shape (k,)
         ‖Ax − μx‖ of each: an eigenvalue of A lies within this distance of μ.
     vectors : array of float64, shape (n, k)
@@ -88,8 +89,9 @@ def extreme_eigenvalues(
 
     From one vector the iteration finds one copy of a multiple eigenvalue, others only as rounding
     brings them in, and goes on to the next. So max(2k + 1, 20) further products look beside the k
-    that have converged, where k is 2 or more, for one that lies farther out. What they find is
-    certain; that they find none is not, as where it lies in a crowd.
+    that have converged, where k is 2 or more, for one that lies farther out, and more where two of
+    the k are equal. What they find is certain; that they find none is not, as where it lies in a
+    crowd: then one may be missing.
 
     Parameters
     ----------
@@ -110,8 +112,9 @@ def extreme_eigenvalues(
         first may be missing among them. So some 40, or a quarter as many again, look for the end of
         what is orthogonal to them, and the first that does not lie beyond that Ritz value and its
         residual is NaN, with all after it: this is as sure as convergence itself is, which a start
-        without a part along an eigenvector deceives. Where all k have converged and one is found
-        beside them, those that it precedes are NaN, unless the matrix is written out.
+        without a part along an eigenvector deceives. Where all k have converged and two of them are
+        equal, or one is found beside them, up to as many look on, until its place is known; those
+        that it may precede are NaN, unless the matrix is written out.
     seed : int
         Of the starting vector.
 
@@ -317,19 +320,37 @@ def _in_their_ranks(
     # Of a single one no copy is missed.
     if m == 0 or k == 1:
         return found
-    most = krylov_size(k) if m == k else to_rank(scaled.size, k, max_products)
-    steps = min(most, scaled.size - m)
-    beyond, error = largest_beside(scaled, sign, found.vectors[:, :m], steps, seed)
-    # Where all converged, only what surely lies beyond is missing: no Ritz value is larger than
-    # the largest eigenvalue.
-    error = 0.0 if m == k else error
     # What is closer than the tolerance, or a residual, cannot be told apart, nor put into order.
-    width = np.maximum(found.residuals, close)
-    sure = sign * found.values + width >= (beyond + error) / scale
+    inner = sign * found.values + np.maximum(found.residuals, close)
+    looks = _looks(scaled.size, k, m, max_products)
+    # Of a multiple eigenvalue more copies may be left than rounding has brought in.
+    multiple = bool((np.diff(sign * found.values) >= -close).any())
+    for beyond, error in largest_beside(scaled, sign, found.vectors[:, :m], looks, seed):
+        # What lies beyond surely: no Ritz value is larger than the largest eigenvalue.
+        missing = bool((inner < beyond / scale).any())
+        placed = error / scale <= close or (missing and is_written_out(scaled.size, max_products))
+        if placed or not (missing or multiple):
+            break
+    if m == k and not missing:
+        return found
+    # One that is missing lies as far out as its residual allows.
+    sure = inner >= (beyond + error) / scale
     last = int(np.logical_and.accumulate(sure).sum())
     values, residuals, vectors = found.values.copy(), found.residuals.copy(), found.vectors.copy()
     values[last:], residuals[last:], vectors[:, last:] = np.nan, np.nan, np.nan
     return Eigenpairs(values, residuals, vectors)
+
+
+def _looks(n: int, k: int, m: int, max_products: int) -> list[int]:
+    """Numbers of products after which to look for what is missing beside m of k eigenpairs.
+
+    Where all converged, few tell whether one is, as a rule, and its place takes more.
+    """
+    few, most = min(krylov_size(k), n - m), min(to_rank(n, k, max_products), n - m)
+    if m < k:
+        return [most]
+    doubled = (few * 2**i for i in itertools.count())
+    return [*itertools.takewhile(most.__gt__, doubled), most]
 
 
 def _pairs(operator: Curvature, values: Floats, vectors: Floats) -> Eigenpairs:
