@@ -40,7 +40,11 @@ def checked(ds: xr.Dataset, *components: int, kind: str = KIND) -> xr.Dataset:
     else:
         walks, of = ds["walk"].values, ds["walk_index"].values
         ds = ds.isel(walk=np.isin(walks, of), point=np.isin(of, walks))
-        kinds.as_made(ds, ["walk"], COMPONENTS)
+        if not ds.sizes["walk"]:
+            raise InputError(
+                "ds holds no point of its walks: walk_index and walk have no number in common; "
+                "keep the numbers of the walks as they were"
+            )
     return ds
 
 

@@ -65,7 +65,7 @@ KINDS = {
     "singular-values": Kind("path", singular_values, has_matrices),
     "explained-variance": Kind("pca", explained_variance),
     "pca-2d": Kind("pca", pca_plane, lambda ds: _has_components(ds, 2)),
-    "pca-3d": Kind("pca", pca_space, lambda ds: _has_components(ds, 3)),
+    "pca-3d": Kind("pca", pca_space, lambda ds: _has_components(ds, 3) and 3 in ds["plane"]),
     "null-models": Kind(
         "pca", null_models, lambda ds: "null_scores" in ds and _has_components(ds, 2)
     ),

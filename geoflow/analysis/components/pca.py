@@ -165,8 +165,12 @@ def null_models_of(ds: xr.Dataset, walk: int = 0) -> xr.Dataset:
     there = bool(names) and 0 <= walk < ds.sizes["walk"]
     # By its number among all: some may have been cut away.
     its = ds["walk_index"].values == ds["walk"].values[walk] if there else np.zeros(0, bool)
-    if not its.any():
+    if not names:
         raise InputError(f"ds holds no null models of walk {walk}; make it with null_models=True")
+    if not its.any():
+        having = np.flatnonzero(np.isin(ds["walk"].values, ds["walk_index"].values)).tolist()
+        use = f"use walk={having[0]}" if having else "keep the points and the numbers of walks"
+        raise InputError(f"walk={walk}: ds holds no points of it; {use}")
     own = ds[list(names)].isel(walk=walk, point=its)
     # A walk of few points has fewer components than the longest, and NaN beyond its own.
     own = own.isel(component=own["component"].values < own.sizes["point"])
