@@ -259,7 +259,7 @@ def test_null_models_stand_beside_each_walk(files):
                 seed=3,
             )
         xr.testing.assert_equal(pca.null_models_of(found, index), expected)
-    with pytest.raises(InputError, match="null models of walk 2"):
+    with pytest.raises(InputError, match="walk=2: ds holds no points of it; use walk=0"):
         pca.null_models_of(found, 2)
     with pytest.raises(InputError, match="null_models=True"):
         pca.null_models_of(pca.along(files, 4))

@@ -141,7 +141,7 @@ def test_null_models_are_those_of_the_walk_that_is_left():
         found = pca.null_models_of(given, 0)
         dims = ("model", "point", "component")
         xr.testing.assert_equal(found.transpose(*dims), expected.transpose(*dims))
-    with pytest.raises(InputError, match="no null models of walk 0"):
+    with pytest.raises(InputError, match="walk=0: ds holds no points of it; keep the points"):
         pca.null_models_of(ds.isel(walk=[0], point=ds["walk_index"].values == 1), 0)
     with pytest.raises(InputError, match="ds has no model 'brownian', which is drawn"):
         plots.null_models(expected.isel(model=[0, 2, 3]))
