@@ -25,7 +25,7 @@ COUNTED = ("gradient", "hvp", "regularizer_gradient")
 # Before the names of the tensors that a flow's state holds beside theta.
 STATE = "state_"
 
-ANOTHER = "its checkpoint is that of another walk"
+OF_ANOTHER_WALK = "its checkpoint is that of another walk"
 UNUSABLE = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
 
 
@@ -110,7 +110,8 @@ class Checkpoint:
         dtype : str
             In which that walk was computed.
         recorded : mapping of str to ndarray, shape (step,)
-            Its counts of evaluations at each step, by the names of :attr:`counts`.
+            Its counts of evaluations at each step, by the names of :attr:`counts`, as far as they
+            were recorded.
 
         Raises
         ------
@@ -119,9 +120,9 @@ class Checkpoint:
         """
         # Of a walk that ended inside a step it stands at the start of that step.
         if not 0 < self.n_steps <= n_steps:
-            raise ArchiveError(ANOTHER)
+            raise ArchiveError(OF_ANOTHER_WALK)
         self.check_state(n_parameters, dtype)
-        self.check_counts({name: recorded[name][self.n_steps - 1] for name in self.counts})
+        self.check_counts({name: counts[self.n_steps - 1] for name, counts in recorded.items()})
 
     def check_state(self, n_parameters: int, dtype: str) -> None:
         """Refuse a θ that is none of the walk's, or a state that is not finite.
@@ -137,7 +138,7 @@ class Checkpoint:
             Names what does not fit.
         """
         if self.theta.shape != (n_parameters,):
-            raise ArchiveError(ANOTHER)
+            raise ArchiveError(OF_ANOTHER_WALK)
         if dtype_name(self.theta.dtype) != dtype:
             raise ArchiveError(f"theta of its checkpoint is {self.theta.dtype}, not {dtype}")
         for name, tensor in self.tensors.items():
@@ -145,19 +146,21 @@ class Checkpoint:
                 raise ArchiveError(f"{name} of its checkpoint is not finite")
 
     def check_counts(self, recorded: Mapping[str, float]) -> None:
-        """Refuse fewer evaluations than were recorded at its last step.
+        """Refuse fewer evaluations than were recorded at its last step, or others.
 
         Parameters
         ----------
         recorded : mapping of str to number
-            By the names of :attr:`counts`.
+            By the names of :attr:`counts`, as far as they were.
 
         Raises
         ------
         ArchiveError
-            Names the count.
+            Names the count, where it is less or was not recorded.
         """
         for name, n in self.counts.items():
+            if name not in recorded:
+                raise ArchiveError(f"its checkpoint counts n_{name}, which its records do not")
             # What led to no further record may have been evaluated since.
             if n < recorded[name]:
                 raise ArchiveError(f"its checkpoint counts fewer evaluations than n_{name}")
@@ -243,7 +246,7 @@ class Checkpoint:
             raise ArchiveError(f"its checkpoint cannot be used ({said})") from None
         # Before its first record a walk has made no step.
         if found.n_steps < 0 or (found.n_steps == 0 and found.carry is not None):
-            raise ArchiveError(ANOTHER)
+            raise ArchiveError(OF_ANOTHER_WALK)
         return found
 
 

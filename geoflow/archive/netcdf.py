@@ -235,9 +235,9 @@ def write(
 
     Raises
     ------
-    ValueError, OSError, …
-        See :data:`geoflow.system.translation.UNWRITABLE`; of attributes too that would have readers
-        return something else than what is written.
+    Exception
+        See :data:`geoflow.system.translation.UNWRITABLE`: what the disk or the library says, and of
+        attributes that would have readers return something else than what is written.
     """
     _check_attributes(ds)
     with LOCK, scheduling.in_this_thread():
@@ -336,7 +336,23 @@ def save_dataset(
 def write_analysis(
     ds: xr.Dataset, path: Path, encoding: Mapping[str, Mapping[str, Any]] | None = None
 ) -> None:
-    """Write a dataset that is no trajectory in place; see :func:`save_dataset`."""
+    """Write a dataset that is no trajectory in place; see :func:`save_dataset`.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        To be written.
+    path : Path
+        The file.
+    encoding : mapping, optional
+        Of its variables, as :meth:`xarray.Dataset.to_netcdf` takes it; text is stored as characters
+        where it says nothing else.
+
+    Raises
+    ------
+    Exception
+        See :data:`geoflow.system.translation.UNWRITABLE`: what the disk or the library says.
+    """
     # Text as characters, which readers return as text all the same.
     of_text = {str(n): {"dtype": "S1"} for n, v in ds.variables.items() if v.dtype.kind in "OUT"}
     write(ds, path, of_text | dict(encoding or {}))

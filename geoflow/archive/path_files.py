@@ -32,23 +32,39 @@ def save_path(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> N
         refused when it is opened; ``path`` is as it was.
     """
     path = check_free(path, overwrite=overwrite)
+    check_path(ds, path)
     with netcdf.replacing(path) as temporary:
         write(ds, temporary)
 
 
-def write(ds: xr.Dataset, path: Path) -> None:
-    """Write a regularisation path in place.
+def check_path(ds: xr.Dataset, path: Path) -> None:
+    """Refuse what is no regularisation path, before anything is made where it would be written.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        To be written.
+    path : Path
+        Its file.
 
     Raises
     ------
     ArchiveError
         The dataset is not in the schema of paths.
-    ValueError, OSError, …
-        See :data:`geoflow.system.translation.UNWRITABLE`.
     """
     found = path_schema.defects(ds) or storable.depth_defects(ds.attrs)
     if found:
-        raise ArchiveError(f"not written: {found[0]}")
+        raise ArchiveError(f"not written to {path}: {found[0]}")
+
+
+def write(ds: xr.Dataset, path: Path) -> None:
+    """Write in place a regularisation path that :func:`check_path` has passed.
+
+    Raises
+    ------
+    Exception
+        See :data:`geoflow.system.translation.UNWRITABLE`: what the disk or the library says.
+    """
     netcdf.write(ds, path, encoding(ds))
     seal.append(path)
 

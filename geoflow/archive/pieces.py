@@ -80,7 +80,10 @@ def remove_left(path: Path) -> None:
     # Somebody is at it.
     with suppress(ArchiveError):
         lock = locks.Lock(folder, SETTINGS)
-        lock.release() if made_of(path) is None else lock.remove()
+        if made_of(path) is None:
+            lock.release()
+        else:
+            lock.remove()
 
 
 class Pieces:
@@ -148,7 +151,10 @@ class Pieces:
     def __exit__(self, *details: object) -> None:
         if self._lock:
             # Nothing worth keeping is not kept.
-            self._lock.release() if any(self._lock.folder.glob("*.nc")) else self._lock.remove()
+            if any(self._lock.folder.glob("*.nc")):
+                self._lock.release()
+            else:
+                self._lock.remove()
             self._lock = None
 
     def missing(self, names: Iterable[str]) -> list[str]:

@@ -76,6 +76,7 @@ def write(
         The dataset is not in schema 1.0 to 1.2, or writing failed, or what was written would be
         refused when it is opened; ``path`` is as it was.
     """
+    # Not the writing alone: the check of the schema and the look at what was written compute too.
     with scheduling.in_this_thread():
         found = schema.defects(ds) or storable.depth_defects(ds.attrs)
         if found:
@@ -155,11 +156,10 @@ def read_checkpoint(path: Path, ds: xr.Dataset) -> Checkpoint:
         ) from None
     try:
         checkpoint = Checkpoint.unpack(arrays, state)
-        sizes, counts = ds.sizes, {name: ds[f"n_{name}"].values for name in checkpoint.counts}
-        checkpoint.check_fits(sizes["step"], sizes["parameter"], ds.attrs["dtype"], counts)
+        counts = {name: ds[f"n_{name}"].values for name in checkpoint.counts if f"n_{name}" in ds}
+        n_steps, n_parameters = ds.sizes["step"], ds.sizes["parameter"]
+        checkpoint.check_fits(n_steps, n_parameters, ds.attrs["dtype"], counts)
         checkpoint.check_carry(ds.attrs["config"])
-    except KeyError as error:
-        raise ArchiveError(f"{path}: its checkpoint counts {error}, which it does not") from None
     except ArchiveError as error:
         raise ArchiveError(f"{path}: {error}; walk again") from None
     return checkpoint

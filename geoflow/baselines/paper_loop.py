@@ -85,8 +85,8 @@ def predictor_corrector(
     kinds.check_switch(adaptive_corrector, "adaptive_corrector")
     predictor_min = _positive(predictor_min, "predictor_min")
     corrector_min = _positive(corrector_min, "corrector_min")
-    goals = _goals(flow, stop, _count(max_evaluations, "max_evaluations"))
-    steps = None if steps is None else _count(steps, "steps")
+    goals = _goals(flow, stop, kinds.as_count(max_evaluations, "max_evaluations", 1))
+    steps = None if steps is None else kinds.as_count(steps, "steps", 1)
     config = {
         "solver": {
             "name": NAME,
@@ -110,13 +110,6 @@ def _positive(value: Any, name: str) -> float:
     if not (math.isfinite(number) and number > 0):
         raise InputError(f"{name}={value}; use a positive number")
     return number
-
-
-def _count(value: Any, name: str) -> int:
-    number = _positive(value, name)
-    if not number.is_integer():
-        raise InputError(f"{name}={value}; use a whole number")
-    return int(number)
 
 
 def _goals(flow: RegularizingFlow, stop: Any, max_evaluations: int) -> Goals:

@@ -226,6 +226,8 @@ def follow(
         all_levels = [flow.level_set.level, *settings.levels]
         end = _follow(recording, levels, all_levels, Progress(shown), kept=archive is not None)
         ds = recording.dataset(recording.points, end[0], storable(end[1]))
+        if pieces.target is not None:
+            path_files.check_path(ds, pieces.target)
         pieces.finish(ds, path_files.write)
     return ds if archive is None else path_files.open_path(archive)
 
@@ -363,16 +365,11 @@ def checked_budget(max_evaluations: int | None) -> int:
     Raises
     ------
     InputError
-        No positive whole number.
+        No positive whole number, or more than files count.
     """
-    budget = DEFAULT_MAX_EVALUATIONS
-    if max_evaluations is not None:
-        budget = kinds.as_whole(max_evaluations, "max_evaluations", least=1)
-    # As far as files count.
-    if budget >= 2**63:
-        given = kinds.shown(max_evaluations)
-        raise InputError(f"max_evaluations={given}; use a positive whole number below 2**63")
-    return budget
+    if max_evaluations is None:
+        return DEFAULT_MAX_EVALUATIONS
+    return kinds.as_count(max_evaluations, "max_evaluations", 1, kinds.COUNTED)
 
 
 def _check_resolved(degrees: float, limit: float, dtype: torch.dtype) -> None:

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from geoflow.errors import EvaluationLimitError, InputError
@@ -97,10 +97,7 @@ class Counted(ABC):
             It is no whole number, or below zero; or there is a budget already: another walk is
             evaluating.
         """
-        given: Any = evaluations
-        if isinstance(given, float) and given.is_integer():  # as 1e4 is one
-            given = int(given)
-        allowed = kinds.as_whole(given, "evaluations", 0)
+        allowed = kinds.as_count(evaluations, "evaluations", 0)
         own = self._own()
         # Before it is taken: counts of a user's class may fail.
         budget = _Budget(allowed, _cost(self._own_counts) + allowed)

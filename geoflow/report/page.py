@@ -127,7 +127,7 @@ def report(
 
 
 def _shown(value: object) -> object:
-    """A value of the template; of text, the geoflow's own script aside, what can be printed."""
+    """A value of the template; of text what can be printed, geoflow's own markup aside."""
     return printable(value) if type(value) is str else value
 
 

@@ -175,6 +175,13 @@ def norm(v: Tensor) -> float:
 def check_descent(solver: Solver, state: FlowState) -> None:
     """Refuse a flow that goes elsewhere than down R, for a solver that takes ∇R for its velocity.
 
+    Parameters
+    ----------
+    solver : Solver
+        Is named.
+    state : FlowState
+        Where the walk begins, with its normals and ∇R.
+
     Raises
     ------
     InputError

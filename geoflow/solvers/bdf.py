@@ -150,7 +150,13 @@ class BDF(Described):
         }
 
     def taken_up(self, carry: Carry, theta: Tensor) -> Carry:
-        """A carry out of a checkpoint, with points, pairs and directions where θ is."""
+        """A carry out of a checkpoint, with points, pairs and directions where θ is.
+
+        Raises
+        ------
+        ArchiveError
+            Names the first entry that cannot have been carried.
+        """
         check_numbers(carry, "step_size", least=math.ulp(0.0))
         check_wholes(carry, "order", least=1, most=MAX_ORDER)
         check_wholes(carry, "n_steps", "n_since_order")

@@ -98,7 +98,13 @@ class CVODE(Described):
         return {"serial": 0, "n_steps": 0, "time": 0.0}
 
     def taken_up(self, carry: Carry, theta: Tensor) -> Carry:
-        """A carry out of a checkpoint, by which CVODE is seen to be another."""
+        """A carry out of a checkpoint, by which CVODE is seen to be another.
+
+        Raises
+        ------
+        ArchiveError
+            Names the first entry that cannot have been carried.
+        """
         check_wholes(carry, "serial", "n_steps")
         check_numbers(carry, "time")
         return carry

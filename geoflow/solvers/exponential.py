@@ -153,7 +153,13 @@ class Exponential(Described):
         return {"step_size": step, "radius": 0.0, "starting": True}
 
     def taken_up(self, carry: Carry, theta: Tensor) -> Carry:
-        """A carry out of a checkpoint, with what is owed where θ is."""
+        """A carry out of a checkpoint, with what is owed where θ is.
+
+        Raises
+        ------
+        ArchiveError
+            Names the first entry that cannot have been carried.
+        """
         check_numbers(carry, "step_size", least=math.ulp(0.0))
         # Archives of earlier versions have no radius, and nothing owed.
         check_numbers(carry, "radius", "starting", least=-math.inf, optional=True)

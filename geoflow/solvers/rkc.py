@@ -128,7 +128,13 @@ class RKC(Described):
         }
 
     def taken_up(self, carry: Carry, theta: Tensor) -> Carry:
-        """A carry out of a checkpoint, with its vector where θ is."""
+        """A carry out of a checkpoint, with its vector where θ is.
+
+        Raises
+        ------
+        ArchiveError
+            Names the first entry that cannot have been carried.
+        """
         check_numbers(carry, "step_size", "radius")
         vector = check_tensor(carry, "vector", (theta.numel(),), theta.dtype)
         return {**carry, "vector": vector.to(theta.device)}

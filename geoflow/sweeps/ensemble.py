@@ -66,7 +66,8 @@ def open_sweep(folder: str | Path, along: str = "time", n: int = 200) -> xr.Data
         raise ArchiveError(f"{folder} has no walk ({PATTERN}); name the folder of a sweep")
     runs = [open_trajectory(path) for path in paths]
     try:
-        _check_along(along, n)
+        kinds.check_choice(along, ALONG, "along")
+        n = kinds.as_whole(n, "n", FEWEST)
         seeds = [int(ds.attrs["seed"]) for ds in runs]
         called = [
             walk_name(seed) if seed >= 0 else path.name
@@ -104,7 +105,7 @@ def with_range(
     InputError
         An argument of another kind; no walks, or walks of different experiments or settings of θ.
     """
-    _check_along(along, FEWEST)
+    kinds.check_choice(along, ALONG, "along")
     _check(runs, called)
     there: list[xr.Dataset] = []
     without: list[xr.Dataset] = []
@@ -167,7 +168,8 @@ def on_axis(
     InputError
         See :func:`resample`.
     """
-    n = _check_along(along, n)
+    kinds.check_choice(along, ALONG, "along")
+    n = kinds.as_whole(n, "n", FEWEST)
     called = _check(runs, called)
     runs = [_in_order(ds) for ds in runs]
     # Of each scalar, by run and joined.
@@ -236,14 +238,6 @@ def on_axis(
         elif isinstance(there[0], str):
             attributes[name] = ", ".join(there)
     return xr.Dataset(variables, coordinates, attributes)
-
-
-def _check_along(along: str, n: int) -> int:
-    n = kinds.as_whole(n, "n")
-    if not isinstance(along, str) or along not in ALONG or n < FEWEST:
-        given = f"along={kinds.shown(along)}, n={n}"
-        raise InputError(f"{given}; use along='time' or 'angle', and n of 2 or more")
-    return n
 
 
 def _numbers(runs: Sequence[xr.Dataset], dim: str) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 import reprlib
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,9 @@ FEW = 3
 
 # As of a float: what is longer is no count of anything, and Python may not write it.
 LONGEST_WHOLE = 1024
+
+# Below it are the whole numbers that files count.
+COUNTED = 2**63
 
 # Of what is listed before it is looked at, where nothing else limits it: a range may have 10¹² of
 # them, and a generator no end.
@@ -174,6 +179,14 @@ def real(value: Any) -> float:
     return float(value)
 
 
+def is_finite(value: Any) -> bool:
+    """Whether a value is a finite real number, a tensor or array of one element too."""
+    try:
+        return not isinstance(value, str | bytes) and math.isfinite(real(value))
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return False
+
+
 def as_number(value: Any, name: str) -> float:
     """A number as a float.
 
@@ -219,6 +232,33 @@ def as_whole(value: Any, name: str, least: int | None = None) -> int:
     if least is not None and number < least:
         raise InputError(f"{name}={number}; use at least {least}")
     return number
+
+
+def as_count(value: Any, name: str, least: int | None = None, below: int | None = None) -> int:
+    """As :func:`as_whole`, of a float or fraction that is whole too, as 1e4 is.
+
+    ``below`` is a power of two; None: of any size.
+
+    Raises
+    ------
+    InputError
+        It is none, or less than ``least``, or not below ``below``.
+    """
+    given = value
+    try:
+        # A float does not hold all whole numbers.
+        operator.index(value)
+    except TypeError:
+        with suppress(TypeError, ValueError, OverflowError, RuntimeError):
+            named = isinstance(value, str | bytes | np.bool_)
+            if not named and (number := real(value)) == value:
+                given = int(number) if number.is_integer() else value
+    count = as_whole(given, name, least)
+    if below is not None and abs(count) >= below:
+        raise InputError(
+            f"{name}={shown(value)}; use a whole number below 2**{below.bit_length() - 1}"
+        )
+    return count
 
 
 def as_wholes(values: Any, name: str, most: int = MOST) -> list[int]:

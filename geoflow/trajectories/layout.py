@@ -17,7 +17,18 @@ def layout_of(problem: ProblemLike) -> list[list[Any]]:
 
 
 def layout_in(ds: xr.Dataset) -> list[list[Any]]:
-    """The same of the tensors of a walk or a path."""
+    """The same of the tensors of a walk or a path.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        With ``tensor_name`` and ``tensor_shape``, each along ``tensor``.
+
+    Returns
+    -------
+    list of [str, list of int]
+        Name and shape of each, in the order in which they lie in θ.
+    """
     pairs = zip(ds["tensor_name"].values, ds["tensor_shape"].values, strict=True)
     return [[str(name), json.loads(shape)] for name, shape in pairs]
 

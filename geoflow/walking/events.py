@@ -91,7 +91,7 @@ class Event:
         if not isinstance(direction, Real) or direction not in (-1, 0, 1):
             given = kinds.shown(direction)
             raise InputError(f"direction={given}; use 1 (rising), -1 (falling) or 0 (both)")
-        if isinstance(value, bool) or not _is_finite(value):
+        if isinstance(value, bool) or not kinds.is_finite(value):
             raise InputError(f"value={kinds.shown(value)}; use a finite number")
         if not isinstance(rate, Real | np.bool_) or rate not in (True, False):
             raise InputError(f"rate={kinds.shown(rate)}; use True or False")
@@ -187,7 +187,7 @@ class Event:
             return
         try:
             value = inner.value(self.function, theta)
-            reason = "" if _is_finite(value) else f"it gave {kinds.shown(value)}"
+            reason = "" if kinds.is_finite(value) else f"it gave {kinds.shown(value)}"
         except Exception as error:
             reason = translation.kind_and_reason(error)
         if reason:
@@ -341,14 +341,6 @@ def from_text(text: str) -> Event:
             f"event={text!r}: its options are value, direction, rate and name, as in "
             "regularizer:value=30,direction=-1"
         ) from None
-
-
-def _is_finite(value: Any) -> bool:
-    """Whether a value is a finite number, a tensor or array of one element too."""
-    try:
-        return not isinstance(value, str | bytes) and math.isfinite(kinds.real(value))
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        return False
 
 
 def _again(options: Mapping[str, Any]) -> Event:

@@ -213,6 +213,11 @@ def walk_from(flow: Flow, theta: Tensor, settings: WalkSettings) -> xr.Dataset:
     settings : WalkSettings
         How.
 
+    Returns
+    -------
+    xarray.Dataset
+        The trajectory.
+
     Raises
     ------
     InputError, ConvergenceError, CriticalPointError

@@ -6,7 +6,6 @@ Its name is the same in Python, in the ``config`` of archives and on the command
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -129,7 +128,9 @@ class WalkSettings:
         for name in ("rtol", "atol", "t_end", "reproject_every", "snapshot_every"):
             self._convert(name, kinds.real, "a number")
         for name in ("max_evaluations", "max_snapshots"):
-            self._convert(name, _whole, "a whole number")
+            if not self._is_left_out(name):
+                count = kinds.as_count(getattr(self, name), name, below=kinds.COUNTED)
+                object.__setattr__(self, name, count)
         self._convert("snapshot_times", _times, "numbers")
         check_kind(self.theta_dtype, str | None, "theta_dtype", "'float32', or None")
         if self.theta_dtype not in (None, *DTYPES):
@@ -141,8 +142,7 @@ class WalkSettings:
 
     def _convert(self, name: str, convert: Callable[[Any], Any], what: str) -> None:
         value = getattr(self, name)
-        # None has a meaning where it is the default.
-        if value is None and WalkSettings.__dataclass_fields__[name].default is None:
+        if self._is_left_out(name):
             return
         try:
             if isinstance(value, (str, bytes, bool)):
@@ -152,6 +152,11 @@ class WalkSettings:
             raise
         except (TypeError, ValueError, OverflowError, RuntimeError):
             raise InputError(f"{name}={shown(value)}; use {what}") from None
+
+    def _is_left_out(self, name: str) -> bool:
+        """Whether it is None where that has a meaning, being the default."""
+        default = WalkSettings.__dataclass_fields__[name].default
+        return getattr(self, name) is None and default is None
 
     def make_solver(self) -> Solver:
         """Return the integrator.
@@ -318,17 +323,6 @@ def by_setting(given: Mapping[str, Any]) -> dict[str, Any]:
 def _times(values: Any) -> tuple[float, ...]:
     several = kinds.listed(values, "snapshot_times", "numbers", MOST_TIMES, OR_EVERY)
     return tuple(map(kinds.real, several))
-
-
-def _whole(value: Any) -> int:
-    try:
-        # A float does not hold all that archives count, up to 2⁶³.
-        number = operator.index(value)
-    except TypeError:
-        number = int(kinds.real(value))
-    if number != value or abs(number) >= 2**63:
-        raise ValueError
-    return number
 
 
 # By the keyword each goes by: the setting, and the option.

@@ -25,6 +25,20 @@ def test_a_checkpoint_counts_no_fewer_evaluations_than_its_step():
         Checkpoint(3, {"theta": theta}, None, {"gradient": 8}).check_fits(3, 2, "float64", recorded)
 
 
+def test_a_checkpoint_counts_what_the_walk_has_recorded():
+    kept = Checkpoint(
+        1,
+        {"theta": torch.zeros(2, dtype=torch.float64)},
+        None,
+        {"gradient": 1, "regularizer_gradient": 1},
+    )
+    said = r"^its checkpoint counts n_regularizer_gradient, which its records do not$"
+    with pytest.raises(ArchiveError, match=said):
+        kept.check_fits(1, 2, "float64", {"gradient": np.array([1])})
+    with pytest.raises(ArchiveError, match=said):
+        kept.check_counts({"gradient": 1})
+
+
 def test_a_checkpoint_of_no_step_or_of_more_than_there_are_is_that_of_another_walk():
     theta = torch.zeros(2, dtype=torch.float64)
     for n_steps in (0, 4):

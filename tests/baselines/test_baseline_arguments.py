@@ -114,14 +114,14 @@ def circle(loss=lambda t: t.square().sum(), r=lambda t: t[0] + 2 * t[1], level=N
 
 LOOP = [
     ({"flow": 3}, "flow=3 is of type int; give a gf.RegularizingFlow"),
-    ({"steps": "5"}, "steps='5'; give a real number"),
-    ({"steps": 2.5}, "steps=2.5; use a whole number"),
-    ({"steps": True}, "steps=True; give a real number"),
+    ({"steps": "5"}, "steps='5'; give a whole number"),
+    ({"steps": 2.5}, "steps=2.5; give a whole number"),
+    ({"steps": True}, "steps=True; give a whole number"),
     ({"predictor_min": None}, "predictor_min=None; give a real number"),
     ({"corrector_min": float("inf")}, "corrector_min=inf; use a positive number"),
-    ({"max_evaluations": 2.5}, "max_evaluations=2.5; use a whole number"),
-    ({"max_evaluations": True}, "max_evaluations=True; give a real number"),
-    ({"max_evaluations": None}, "max_evaluations=None; give a real number"),
+    ({"max_evaluations": 2.5}, "max_evaluations=2.5; give a whole number"),
+    ({"max_evaluations": True}, "max_evaluations=True; give a whole number"),
+    ({"max_evaluations": None}, "max_evaluations=None; give a whole number"),
     ({"stop": 5}, "stop=5 cannot end the loop; use Stationary"),
     ({"stop": gf.Stationary}, "cannot end the loop; use Stationary"),
     ({"stop": gf.Event("regularizer", value=0.0)}, "cannot end the loop; use Stationary"),
@@ -147,8 +147,8 @@ def test_a_whole_number_that_is_a_float_is_a_count():
 
 BENCH = [
     ({"max_evaluations": "5"}, "max_evaluations='5' is of type str"),
-    ({"max_evaluations": 2.5}, "max_evaluations=2.5; use a whole number"),
-    ({"max_evaluations": True}, "max_evaluations=True; use a whole number"),
+    ({"max_evaluations": 2.5}, "max_evaluations=2.5; give a whole number"),
+    ({"max_evaluations": True}, "max_evaluations=True; give a whole number"),
     ({"max_evaluations": None}, "max_evaluations=None is of type NoneType"),
     ({"note": 3}, "note=3 is of type int; give a function of a text"),
     ({"seed": 1.5}, "seed=1.5; use a whole number"),

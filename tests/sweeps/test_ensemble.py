@@ -102,13 +102,17 @@ def test_every_variable_has_units(runs):
     ("call", "message"),
     [
         (lambda runs: ensemble.resample([]), "at least one walk"),
-        (lambda runs: ensemble.resample(runs, "step"), "along='step'"),
-        (lambda runs: ensemble.resample(runs, n=1), "n=1"),
+        (lambda runs: ensemble.resample(runs, "step"), r"^along='step'; choose from time, angle$"),
+        (lambda runs: ensemble.resample(runs, n=1), r"^n=1; use at least 2$"),
         (lambda runs: ensemble.resample(runs, n="5"), "n='5'; give a whole number"),
         (lambda runs: ensemble.resample(runs[0]), "give a list of walks"),
         (lambda runs: ensemble.with_range(True), "runs=True is of type bool; give a list of"),
         (lambda runs: ensemble.with_range(iter(runs)), "give a list of walks"),
-        (lambda runs: ensemble.with_range(runs, np.zeros(3)), r"along=array.* use along='time'"),
+        (
+            lambda runs: ensemble.with_range(runs, np.zeros(3)),
+            r"along=array.* choose from time, angle$",
+        ),
+        (lambda runs: ensemble.with_range(runs, "foo"), r"^along='foo'; choose from time, angle$"),
         (lambda runs: ensemble.with_range(runs, called=True), "called=True; give names in a list"),
         (lambda runs: ensemble.on_axis(runs, "ab"), "called='ab'; give names in a list"),
         (

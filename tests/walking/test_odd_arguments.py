@@ -36,7 +36,7 @@ def test_a_whole_number_may_be_a_tensor_without_dimensions(flow, kind):
 
 @pytest.mark.parametrize("value", [torch.tensor([1, 2]), torch.tensor(1.5), torch.tensor(1 + 1j)])
 def test_what_is_no_whole_number_is_refused(flow, value):
-    with pytest.raises(InputError, match=r"^max_evaluations=.*use a whole number"):
+    with pytest.raises(InputError, match=r"^max_evaluations=.*give a whole number"):
         gf.walk(flow, max_evaluations=value)
 
 

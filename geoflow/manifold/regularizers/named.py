@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
@@ -22,7 +21,7 @@ from geoflow.manifold.regularizers.bound import (
     Weighted,
 )
 from geoflow.problems.protocol import ProblemLike, check_problem
-from geoflow.system.kinds import check_kind, listed, shown
+from geoflow.system.kinds import check_kind, is_finite, listed, shown
 from geoflow.system.naming import named
 
 # Makes R for a problem, or for θ alone where there is none.
@@ -208,7 +207,7 @@ def weighted_sum(*terms: tuple[float, Any]) -> WeightedSum:
             raise InputError(
                 f"weighted_sum: the weight {shown(weight)} is no number; give (weight, R)"
             )
-        if not _is_finite(weight) or weight == 0:
+        if not is_finite(weight) or weight == 0:
             raise InputError(
                 f"weighted_sum: the weight {shown(weight)} is no use; give a finite one, or leave "
                 "the term out"
@@ -350,17 +349,10 @@ def _number(name: str, option: str, value: Any, default: Any) -> Any:
         return None
     whole = default is None or isinstance(default, int)
     usable = isinstance(value, Real) and not isinstance(value, bool | np.bool_)
-    if not usable or not _is_finite(value) or (whole and value != int(value)):
+    if not usable or not is_finite(value) or (whole and value != int(value)):
         kind = "a whole number" if whole else "a number"
         raise InputError(f"regularizer {name!r}: {option}={shown(value)}; use {kind}")
     return int(value) if whole else float(value)
-
-
-def _is_finite(number: Any) -> bool:
-    try:
-        return math.isfinite(number)
-    except OverflowError:  # a whole number beyond those of a float
-        return False
 
 
 def checked_patterns(name: str, given: Any) -> tuple[str, ...] | None:
