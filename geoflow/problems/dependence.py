@@ -70,8 +70,7 @@ def check(
         unused_loss = modules.duplicate(loss_module, of, memo)
     # As they were, whatever an evaluation of the other sets; a buffer may be one of the parameters.
     fixed = {n: t.detach() for n, t in _parameters(unused).items() if n in network.fixed}
-    # Not by clone, which writes out a buffer that is expanded.
-    fixed.update({n: copy.deepcopy(b.detach()) for n, b in unused.named_buffers()})
+    fixed.update({n: _copied(b.detach()) for n, b in unused.named_buffers()})
 
     def anew(at: Parameters) -> Tensor:
         return loss(unused, {**fixed, **at}, unused_loss)
@@ -295,6 +294,11 @@ def _changed(
         return bool(torch.isclose(one, other, rtol=0, atol=0, equal_nan=True).all())
 
     return [n for n in names if n in after and not same(before[n].detach(), after[n].detach())]
+
+
+def _copied(buffer: Tensor) -> Tensor:
+    # A clone of an expanded one would be written out, and a copy of a sparse one cannot be made.
+    return copy.deepcopy(buffer) if buffer.layout == torch.strided else buffer.clone()
 
 
 def _of_first_data(names: list[str]) -> InputError:
