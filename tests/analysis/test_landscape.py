@@ -369,6 +369,7 @@ def test_a_slice_does_not_replace_its_own_walk(network, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["link.nc", "slice.nc", "walk.nc"]
 
 
+@pytest.mark.slow
 def test_the_commands(network, tmp_path, monkeypatch, capsys):
     file, target = tmp_path / "walk.nc", tmp_path / "slice.nc"
     walk(network, archive=file)

@@ -504,7 +504,9 @@ def test_the_error_of_a_trace_of_few_probes_is_exceeded_as_rarely_as_of_many(val
     assert np.mean(np.array(off) > 5) <= 0.015
 
 
-@pytest.mark.parametrize("n_probes", [2, 3, 5, 8])
+@pytest.mark.parametrize(
+    "n_probes", [2, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 8))]
+)
 def test_the_error_of_a_density_of_few_probes_is_exceeded_as_rarely_as_of_many(n_probes):
     exact = np.r_[np.ones(5), np.linspace(-0.2, 0.2, 35)]
     abscissa, width = np.array([0.0, 1.0]), 0.05

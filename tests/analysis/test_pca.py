@@ -385,6 +385,7 @@ def test_bad_walks(files, change, error, message):
         PCA.of(xr.Dataset())
 
 
+@pytest.mark.slow
 def test_the_command(files, tmp_path, capsys):
     out = tmp_path / "out.nc"
     options = ["--components", "4", "--null-models", "--quiet"]

@@ -303,6 +303,7 @@ def test_figures_of_what_was_fitted_and_what_was_not(oja):
         plots.relaxation(ds)
 
 
+@pytest.mark.slow
 def test_the_command_prints_keeps_and_draws(path, tmp_path, capsys):
     out = tmp_path / "found.nc"
     arguments = ["relaxation", str(path), "--scalar", "regularizer", "--from", "0.2"]

@@ -45,6 +45,7 @@ def _fork_and_walk(connection, folder):
         connection.send(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_walk_in_a_forked_process_is_archived_and_ends(tmp_path):
     process, receive = crashes.start(_fork_and_walk, tmp_path)

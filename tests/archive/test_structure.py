@@ -147,7 +147,10 @@ def test_more_objects_than_the_bound_are_not_looked_at(file, monkeypatch):
 
 @pytest.mark.parametrize(
     ("kind", "bound", "said"),
-    [(h5py.Group, 1024, "1,024 groups"), (h5py.Dataset, 16384, "16,384 variables")],
+    [
+        (h5py.Group, 1024, "1,024 groups"),
+        pytest.param(h5py.Dataset, 16384, "16,384 variables", marks=pytest.mark.slow),
+    ],
 )
 def test_more_groups_or_variables_than_netcdf_bears_are_refused(kind, bound, said, file):
     """They cost much more memory than bytes, and 40,000 groups end the process in netCDF."""

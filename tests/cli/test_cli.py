@@ -72,6 +72,7 @@ def test_info_is_a_table_or_one_json_object(walked, capsys):
     assert content["scalars"]["error_estimate"]["first"] is None
 
 
+@pytest.mark.slow
 def test_plot_writes_figures_that_are_the_same_each_time(walked, tmp_path, capsys):
     for folder in ("a", "b"):
         assert cli.main(["plot", str(walked), "--out", str(tmp_path / folder)]) == DONE
@@ -245,6 +246,7 @@ def test_options_beside_like_change_what_they_name(walked, tmp_path):
     assert after == {k: v for k, v in before.items() if k not in ("rtol", "theta_dtype")}
 
 
+@pytest.mark.slow
 def test_the_same_data_are_walked_again_in_another_dtype(walked, tmp_path):
     path, back = tmp_path / "single.nc", tmp_path / "double.nc"
     arguments = ["--quiet", "--rtol", "1e-2", "--t-end", "0.01"]

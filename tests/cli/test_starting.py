@@ -65,6 +65,7 @@ def test_ctrl_c_while_packages_are_loaded_is_one_line_and_130(command, tmp_path)
     assert done.stderr == "geoflow: interrupted\n"
 
 
+@pytest.mark.slow
 def test_who_imports_geoflow_gets_the_error_itself():
     done = run([sys.executable, "-c", "import geoflow"], TORCH_LOGS="bogus")
     assert done.returncode == 1

@@ -40,7 +40,9 @@ def closed_pipe():
 
 
 @pytest.mark.parametrize(
-    "command", [["diff", "{0}", "{0}"], ["diff", "--help"]], ids=["diff", "help"]
+    "command",
+    [["diff", "{0}", "{0}"], pytest.param(["diff", "--help"], marks=pytest.mark.slow)],
+    ids=["diff", "help"],
 )
 def test_a_closed_pipe_ends_a_command_quietly_with_141(path, command):
     pipe = closed_pipe()
@@ -57,6 +59,7 @@ def test_a_full_device_is_one_line_and_status_2(path):
     assert b"standard output cannot be written (No space left on device)" in done.stderr
 
 
+@pytest.mark.slow
 def test_standard_output_that_is_closed_is_said_to_be(path):
     command = f'exec "{sys.executable}" -m geoflow diff "{path}" "{path}" >&-'
     done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, timeout=120, check=False)

@@ -77,7 +77,9 @@ def test_two_snapshots_have_one_component(folder, capsys):
     assert drawn == {"seed-0000-explained-variance.png"}
 
 
-@pytest.mark.parametrize("command", ["info", "validate", "plot"])
+@pytest.mark.parametrize(
+    "command", ["info", "validate", pytest.param("plot", marks=pytest.mark.slow)]
+)
 def test_what_needs_no_snapshot_takes_such_a_walk(folder, tmp_path, capsys, command):
     more = ["--out", str(tmp_path)] if command == "plot" else []
     for name in ("none", "one"):

@@ -68,7 +68,7 @@ def test_the_same_flow_in_float32_is_walked_to_its_closed_form():
     assert ds["reference_regularizer"].item() == pytest.approx(r * np.cos(phi), rel=1e-6)
 
 
-@pytest.mark.parametrize("steps", [0, 300, 3000])
+@pytest.mark.parametrize("steps", [0, 300, pytest.param(3000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("classes", [True, False], ids=["cross-entropy", "squared"])
 def test_what_float32_rounds_is_no_difference(classes, steps):
     # To losses that float32 resolves to some digits only, and R's that it hardly knows.

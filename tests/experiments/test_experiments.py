@@ -276,6 +276,7 @@ def test_cifar_that_cannot_be_fetched_says_what_to_do(monkeypatch):
         split("cifar10_conv")
 
 
+@pytest.mark.slow
 def test_synthetic_images_are_seeded_and_say_that_they_are_not_cifar():
     images, labels = synthetic.textured_images(40, 1)
     assert images.shape == (40, 3, 32, 32)

@@ -247,7 +247,7 @@ def _folding_once(theta):
     return x**3 / 3 - (1.5 - y) * x - 5 * y
 
 
-@pytest.mark.parametrize("curved", [0.0, 1.0])
+@pytest.mark.parametrize("curved", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "before",
     [

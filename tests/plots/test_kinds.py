@@ -94,6 +94,7 @@ def test_a_folder_without_a_name_is_refused_before_anything_is_done(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_plot_takes_an_analysis_and_names_of_figures(tmp_path, capsys):
     path = tmp_path / "compared.nc"
     netcdf.save_dataset(drawn.comparison(), path)

@@ -53,6 +53,7 @@ def test_weight_decay_stands_beside_the_path_where_it_has_the_same():
     np.testing.assert_allclose(r.containers[0].lines[0].get_ydata(), expected)
 
 
+@pytest.mark.slow
 def test_plot_takes_a_file_of_trainings(tmp_path, monkeypatch, capsys):
     ds, seen = drawn.path(), []
     path_files.save_path(ds, tmp_path / "path.nc")

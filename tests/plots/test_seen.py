@@ -281,6 +281,7 @@ def test_labels_of_maps_are_within_the_picture_and_on_nothing_else(width):
                 assert not any(label.overlaps(box) for box in boxes)
 
 
+@pytest.mark.slow
 def test_what_never_differs_has_no_negative_difference():
     same = agreeing(5)
     figure = plots.matrices(same)

@@ -101,6 +101,7 @@ def test_a_film_has_its_frames_and_is_the_same_each_time(ds, tmp_path):
     assert (tmp_path / "time.gif").read_bytes() != (tmp_path / "a.gif").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_walk_cut_in_another_order_is_drawn_the_same(ds, tmp_path):
     turned = ds.isel(snapshot=slice(None, None, -1))
     for draw in (plots.slice_figure, slices.off_plane, slices.projections):
@@ -149,6 +150,7 @@ def test_more_frames_than_there_is_room_or_time_for_are_refused(ds, tmp_path, mo
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FFMpegWriter.isAvailable(), reason="there is no ffmpeg")
 def test_mp4_is_the_same_each_time(ds, tmp_path):
     for name in ("a.mp4", "b.mp4"):

@@ -576,6 +576,7 @@ def test_a_loss_has_a_graph_where_gradients_are_on(divide):
     assert not problem.loss(theta.detach()).requires_grad
 
 
+@pytest.mark.slow
 def test_examples_are_numbered_in_one_pass(monkeypatch):
     """By counting those before it each, this many would take minutes."""
     n = 60_000

@@ -288,6 +288,7 @@ def test_synthetic_images_and_early_ends_are_said(files, tmp_path):
     assert "Seed 0 ended early: max_evaluations" in section.warnings[1]
 
 
+@pytest.mark.slow
 def test_walks_of_other_settings_get_a_section_of_their_own(files, tmp_path):
     ds = gf.open_trajectory(files / "0.nc").load()
     gf.save_trajectory(ds.assign_attrs(rtol=1e-5), tmp_path / "a.nc")
@@ -299,6 +300,7 @@ def test_walks_of_other_settings_get_a_section_of_their_own(files, tmp_path):
     assert alone[0].title == "iris_ff: weight decay"
 
 
+@pytest.mark.slow
 def test_walks_down_another_r_stand_apart_and_say_which(files, tmp_path):
     with gf.open_trajectory(files / "0.nc") as ds:
         ds.load()

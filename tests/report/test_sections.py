@@ -111,6 +111,7 @@ def test_no_two_parts_of_a_page_have_one_id(tmp_path):
     assert set(re.findall(r'aria-labelledby="([^"]*)"', html)) <= set(ids)
 
 
+@pytest.mark.slow
 def test_walks_without_a_seed_are_called_by_their_place_everywhere(tmp_path):
     stops = [{}, {"max_evaluations": 20, "t_end": 5.0}, {}]
     for i, settings in enumerate(stops):

@@ -77,7 +77,9 @@ def test_a_disk_that_fails_at_any_write_loses_nothing_saved(tmp_path, monkeypatc
     assert kept > n / 2
 
 
-@pytest.mark.parametrize("limit", [3_000, 8_000, 20_000, 40_000])
+@pytest.mark.parametrize(
+    "limit", [3_000, *(pytest.param(n, marks=pytest.mark.slow) for n in (8_000, 20_000, 40_000))]
+)
 def test_a_disk_that_is_full_ends_the_walk_with_an_error_and_the_walk_kept(limit, tmp_path):
     """The kernel refuses: no file may grow past the limit."""
     path = tmp_path / "walk.nc"

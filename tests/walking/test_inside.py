@@ -153,7 +153,7 @@ def first(theta):
 
 
 @pytest.mark.parametrize(
-    "budget", [15, *(pytest.param(n, marks=pytest.mark.slow) for n in (60, 110)), 160]
+    "budget", [*(pytest.param(n, marks=pytest.mark.slow) for n in (15, 60, 110)), 160]
 )
 def test_streamed_and_resumed_they_are_the_same(tmp_path, monkeypatch, budget):
     monkeypatch.setattr(streamed_snapshots, "SNAPSHOTS_PER_PART", 7)

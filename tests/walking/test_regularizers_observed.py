@@ -80,6 +80,7 @@ def test_one_that_does_not_fit_is_refused_by_name():
         gf.walk(flow, observables={"m": R.margin()})
 
 
+@pytest.mark.slow
 def test_resumed_walks_paths_and_slices_take_them(tmp_path):
     flow, given = references.small_network(), {"sharp": R.sharpness, "made": None}
     given["made"] = R.margin.bind(flow.problem)

@@ -257,6 +257,7 @@ def test_another_version_of_the_schema_is_not_gone_on_with(tmp_path, monkeypatch
         crashes.resume(path, t_end=0.1)
 
 
+@pytest.mark.slow
 def test_the_solver_of_a_walk_is_given_as_the_walk_took_it(tmp_path):
     path = tmp_path / "walk.nc"
     crashes.walk("rk4", path, t_end=0.1).close()
