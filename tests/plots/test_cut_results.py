@@ -64,7 +64,11 @@ def right(figure):
     return picture(made(figure), figure)
 
 
-@pytest.mark.parametrize("figure", FIGURES)
+# Of the figures the default run takes every second.
+@pytest.mark.parametrize(
+    "figure",
+    [pytest.param(f, marks=[pytest.mark.slow] * (i % 2)) for i, f in enumerate(FIGURES)],
+)
 def test_a_transposed_result_is_drawn_as_it_was_made(figure):
     assert picture(made(figure).transpose(), figure) == right(figure)
 

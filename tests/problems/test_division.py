@@ -137,7 +137,9 @@ def test_the_reduction_of_a_compiled_loss_is_its_own():
 ONE = "the loss fails on . of the examples .Expected more than 1 value per channel"
 
 
-@pytest.mark.parametrize("size", [1, 7, 16, 40])
+@pytest.mark.parametrize(
+    "size", [1, 7, *(pytest.param(n, marks=pytest.mark.slow) for n in (16, 40))]
+)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", COUPLED)
 def test_examples_that_act_on_each_other_are_not_divided(name, dtype, size):
@@ -475,7 +477,7 @@ MEANS = {
 }
 
 
-@pytest.mark.parametrize("size", [7, 63])
+@pytest.mark.parametrize("size", [7, pytest.param(63, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", THRESHOLDS)
 @pytest.mark.parametrize("mean", MEANS)
@@ -578,7 +580,7 @@ DIVIDED = {
 }
 
 
-@pytest.mark.parametrize("size", [6, 18, 30])
+@pytest.mark.parametrize("size", [6, 18, pytest.param(30, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", DIVIDED)
 def test_what_is_a_mean_over_its_chunks_is_divided(name, dtype, size):

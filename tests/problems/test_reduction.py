@@ -63,7 +63,9 @@ def net():
 LOSSES = {"handed on": HandedOn(), "in part": InPart(), "unused": Unused(), "function": unused}
 
 
-@pytest.mark.parametrize("size", [1, 7, 12, 23])
+@pytest.mark.parametrize(
+    "size", [1, 7, *(pytest.param(n, marks=pytest.mark.slow) for n in (12, 23))]
+)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_mean_whose_option_gives_no_sum_is_divided(name, dtype, size):

@@ -77,7 +77,9 @@ MAKES = {
 
 @pytest.mark.parametrize("make", MAKES)
 @pytest.mark.parametrize("out", ["no_grad", "detach", "data", "numpy"])
-@pytest.mark.parametrize("activation", [torch.tanh, torch.relu])
+@pytest.mark.parametrize(
+    "activation", [torch.tanh, pytest.param(torch.relu, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("single", [False, True])
 def test_a_part_that_is_out_of_the_graph_is_found(make, out, activation, single):
     with pytest.raises(InputError, match="a part of it is not in the gradient"):

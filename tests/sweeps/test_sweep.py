@@ -232,7 +232,12 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize(("attributes", "config", "said"), FOREIGN.values(), ids=FOREIGN)
+# Of so many the default run takes every second.
+@pytest.mark.parametrize(
+    ("attributes", "config", "said"),
+    [pytest.param(*c, marks=[pytest.mark.slow] * (i % 2)) for i, c in enumerate(FOREIGN.values())],
+    ids=FOREIGN,
+)
 def test_a_file_that_is_not_of_the_sweep_is_refused(finished, attributes, config, said):
     path = finished / "seed-0001.nc"
     with h5py.File(path, "r+") as file:

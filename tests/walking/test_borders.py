@@ -72,7 +72,9 @@ def beyond(value, by):
 
 
 @pytest.mark.parametrize("by", ["a constant", "a product"])
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "value", [math.nan, *(pytest.param(v, marks=pytest.mark.slow) for v in (math.inf, -math.inf))]
+)
 @pytest.mark.parametrize("which", ["L", "R"])
 @pytest.mark.parametrize("solver", [*ADAPTIVE, *FIXED, "cvode"])
 def test_a_walk_goes_up_to_where_l_or_r_is_no_number_and_says_which(solver, which, value, by):

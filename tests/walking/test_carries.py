@@ -104,7 +104,11 @@ def check_refused(path, message, flow=small_network):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize(("solver", "entry", "value"), NUMBERS)
+# Of so many the default run takes every second.
+@pytest.mark.parametrize(
+    ("solver", "entry", "value"),
+    [pytest.param(*c, marks=[pytest.mark.slow] * (i % 2)) for i, c in enumerate(NUMBERS)],
+)
 def test_a_number_that_a_solver_never_carries_is_found_and_the_file_stays(
     copied, solver, entry, value
 ):

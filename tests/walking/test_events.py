@@ -53,7 +53,9 @@ def test_a_walk_ends_at_its_angle_on_the_level_set(solver, degrees):
 
 
 @pytest.mark.parametrize(("solver", "rtol"), [("exponential", 1e-3), ("bdf", 1e-5)])
-@pytest.mark.parametrize("degrees", [140.0, 150.0, 160.0, 175.0])
+@pytest.mark.parametrize(
+    "degrees", [140.0, 175.0, *(pytest.param(d, marks=pytest.mark.slow) for d in (150.0, 160.0))]
+)
 def test_an_angle_is_found_for_five_evaluations_more(solver, rtol, degrees):
     ds = gf.walk(references.small_network(), solver, rtol=rtol, stop=gf.Stationary(degrees))
     # The same steps, the last of them whole.
@@ -130,7 +132,9 @@ def kept(path, **kwargs):
     return gf.walk(flow, observables={"distance": off_axis}, archive=path, **settings | kwargs)
 
 
-@pytest.mark.parametrize("budget", [20, 30, 40, 45, 50])
+@pytest.mark.parametrize(
+    "budget", [20, 30, *(pytest.param(n, marks=pytest.mark.slow) for n in (40, 45, 50))]
+)
 def test_resumed_a_walk_has_the_events_of_one_that_went_on(tmp_path, budget):
     whole = kept(tmp_path / "whole.nc", max_evaluations=10_000).load()
     assert np.count_nonzero(whole["event"]) == 2

@@ -99,7 +99,7 @@ def test_an_event_within_rounding_of_an_end_of_its_step_is_kept(late, where, mon
 
 
 @pytest.mark.parametrize("solver", ["bdf", "exponential", "dopri5"])
-@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize("n", [1, 5, pytest.param(2, marks=pytest.mark.slow)])
 def test_snapshots_in_the_step_that_a_walk_ends_in_are_kept(solver, n, tmp_path):
     whole = gf.walk(circle(), solver, t_end=1.0, stop=None)
     k = whole.sizes["step"] // 2

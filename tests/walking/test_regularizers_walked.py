@@ -52,7 +52,7 @@ def counted(ds):
 
 @pytest.mark.parametrize("solver", MAINLY_BDF)
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (i % 2)) for i, n in enumerate(NAMES)]
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (i % 3 > 0)) for i, n in enumerate(NAMES)]
 )
 def test_a_walk_goes_down_r_and_is_resumed_and_run_again(tmp_path, experiment, name, solver):
     prepared = experiment.prepare(0)
