@@ -84,7 +84,7 @@ class Projection:
 
 
 class LevelSet:
-    """M = {θ : L(θ) = c}: the hypersurface of a problem, or where those of several meet.
+    """The level set M = {θ : L(θ) = c} of a problem, or the intersection of those of several.
 
     Parameters
     ----------

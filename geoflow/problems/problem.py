@@ -47,9 +47,10 @@ from geoflow.system.peak import peak_bytes
 class Problem(MeanOfParts):
     """A deterministic loss L(θ) on flat θ ∈ R^P: value, gradient, Hessian-vector product.
 
-    Make one with :meth:`from_module`, :meth:`from_batches` or :meth:`from_function`. What they
-    promise of the loss is checked when the problem is made, by a few evaluations at ``theta0`` that
-    :attr:`counts` does not have. Pickled, its counts start at zero on the other side.
+    Make one with :meth:`from_module`, :meth:`from_batches` or :meth:`from_function`. Their
+    assumptions about the loss are checked when the problem is made, by some twenty evaluations near
+    ``theta0`` that :attr:`counts` does not include. Pickled, its counts start at zero on the other
+    side.
 
     Several threads may evaluate one: forward passes are made one at a time, backward passes beside
     each other. One of them may walk with it.
@@ -133,8 +134,8 @@ class Problem(MeanOfParts):
             The network is called ``module(inputs)``, ``module(*inputs)`` for a tuple,
             ``module(**inputs)`` for a dictionary, in which numbers, texts and None are constants.
             Floating tensors are converted to ``dtype``; whole ones are kept, integer targets as
-            int64. Copied: nothing that happens to yours later is of effect, and the loss may not
-            write into them. Targets may be None: so the loss gets them.
+            int64. They are copied, so later changes to the originals have no effect; the loss must
+            not write into them. Targets may be None, which is passed on to the loss.
         batch_size : int, optional
             Evaluate in chunks of this many examples: the same result to rounding,
             with memory flat in N, where examples do not act on each other. Outputs that the loss

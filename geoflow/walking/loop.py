@@ -60,24 +60,25 @@ def walk(
     Parameters
     ----------
     flow : Flow
-        The vector field, a :class:`geoflow.RegularizingFlow` or one's own; the walk starts at
+        The vector field, a :class:`geoflow.RegularizingFlow` or your own; the walk starts at
         ``flow.problem.theta0``, re-projected.
     solver : str or Solver
         A name of :func:`geoflow.solvers.names`, with its options too as in
         ``"exponential:max_vectors=12"``; a solver with settings of its own; or what ``config`` has
         of one.
     rtol, atol : float
-        Local error allowed in θ, relative to ‖θ‖ and absolute. With an ``rtol`` below 10⁻⁵ give an
-        ``atol`` of 10⁻³ of it, or the default one is what is left.
+        Local error allowed in θ, relative to ‖θ‖ and absolute. With an ``rtol`` below 10⁻⁵ also set
+        ``atol`` to 10⁻³ of it; otherwise the default ``atol`` dominates.
     t_end : float, optional
         Flow time at which the walk ends.
     stop : Stop, optional
-        A further criterion; the default ends the walk at an angle of 175° between ∇R and ∇L.
-        That and an :class:`Event <geoflow.walking.events.Event>` end it inside a step. Its name
-        with its options is one too, ``"Plateau:window=2"``.
+        A further criterion; the default ends the walk at an angle of 175° between ∇R and ∇L. This
+        and an :class:`Event <geoflow.walking.events.Event>` end it inside a step. A name with
+        options is accepted too: ``"Plateau:window=2"``.
     max_evaluations : int, optional
-        Budget in gradient evaluations, a Hessian-vector product counting 2. Never exceeded. Where R
-        evaluates other problems these have as many again, all together. None: 100,000.
+        Budget in gradient evaluations, a Hessian-vector product counting 2. Never exceeded. If R
+        evaluates other problems, they have a separate budget of the same size, shared by all of
+        them. None: 100,000.
     reproject_every : float, optional
         Flow time between re-projections for torchdiffeq's solvers. None: every accepted step.
     snapshot_times : sequence or array of float, optional
@@ -89,8 +90,8 @@ def walk(
         accepted steps are kept, evenly in arc length, the first and the last among them.
     observables : mapping of str to callable, problem or regularizer, optional
         Functions θ → float, evaluated where θ is kept; one variable each. Of a problem it is its
-        loss, and one of ``gf.regularizers`` is made for the flow's problem. What they evaluate
-        counts for nothing in ``n_gradient`` and ``max_evaluations``.
+        loss, and one of ``gf.regularizers`` is made for the flow's problem. Their evaluations do
+        not count in ``n_gradient`` or ``max_evaluations``.
     archive : str or Path, optional
         netCDF-4 file to write the trajectory to. The walk is streamed beside it, with memory
         flat however long it is, and the dataset returned reads the file lazily. Should the

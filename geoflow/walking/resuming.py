@@ -60,7 +60,7 @@ def resume(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     events: Sequence[Event] | None = None,
 ) -> xr.Dataset:
-    """Go on with the walk of an archive, and return the whole trajectory.
+    """Continue the walk of an archive, and return the whole trajectory.
 
     A walk that was cut short goes on from its last checkpoint, and becomes what it would have
     been, bit for bit, ``wall_time`` and ``created`` aside; ``cvode``, which starts afresh there, to

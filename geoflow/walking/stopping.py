@@ -72,7 +72,7 @@ class Crossing(Protocol):
 
 
 class Stationary(Described):
-    """The angle between ∇R and ∇L has come to ``degrees``: close to a KKT point.
+    """The angle between ∇R and ∇L has reached ``degrees``: close to a KKT point.
 
     The walk ends at that angle, from above to within 0.01°, inside the step that passes it.
 
