@@ -15,13 +15,8 @@ from geoflow.archive import path_files, seal
 from geoflow.errors import ArchiveError, InputError
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.protocol import apart_from
-from geoflow.paths.following import (
-    Settings,
-    check_tolerances,
-    checked_budget,
-    checked_levels,
-    follow,
-)
+from geoflow.paths.arguments import check_tolerances, checked_budget, checked_levels
+from geoflow.paths.following import Settings, follow
 from geoflow.paths.recording import counted, points_of
 from geoflow.problems import arithmetic
 from geoflow.problems.earlier import same_data, same_data_apart

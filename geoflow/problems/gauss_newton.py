@@ -14,7 +14,6 @@ from geoflow.errors import GeoflowError, InputError
 from geoflow.problems import data
 from geoflow.problems.derivatives import (
     Tensors,
-    Weighted,
     derivable,
     derived,
     gradients_of,
@@ -27,6 +26,7 @@ from geoflow.problems.products import agrees, in_float32
 from geoflow.problems.scaling import length
 from geoflow.problems.slopes import DIFFERENCE_RTOL, gradient_at
 from geoflow.problems.spacing import scale_of, steps
+from geoflow.problems.weighted import Weighted
 from geoflow.problems.widened import Either, Evaluation
 from geoflow.system.translation import reason
 
