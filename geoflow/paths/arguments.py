@@ -60,7 +60,7 @@ def check_tolerances(levels: Sequence[float], flow: RegularizingFlow) -> None:
             )
 
 
-def checked_budget(max_evaluations: int | None) -> int:
+def checked_budget(max_evaluations: float | None) -> int:
     """Evaluations of a whole path; None: as many as of a walk.
 
     Raises

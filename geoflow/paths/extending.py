@@ -39,7 +39,7 @@ def resume_path(
     levels: kinds.Reals = (),
     *,
     observables: Mapping[str, Observed] | None = None,
-    max_evaluations: int | None = None,
+    max_evaluations: float | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """Go on with the regularisation path of an archive, and return the whole path.
@@ -61,7 +61,7 @@ def resume_path(
     observables : mapping of str to callable, problem or regularizer, optional
         Needed, by the same names, where the path had some and ``flow`` is given. They are
         compared with what was recorded at its last point, at no cost to the path.
-    max_evaluations : int, optional
+    max_evaluations : int or float, optional
         Budget of the whole path, what it has spent included. None: as before.
     progress : bool
         Show the path on standard error, where that is a terminal or a notebook's.
@@ -185,7 +185,7 @@ def _wanted(
     attributes: Mapping[str, Any],
     taken: Sequence[PathPoint],
     levels: Sequence[float],
-    max_evaluations: int | None,
+    max_evaluations: float | None,
 ) -> list[float]:
     """Levels that are still to be reached."""
     asked = [float(level) for level in json.loads(attributes["config"])["levels"]]

@@ -60,7 +60,7 @@ def regularization_path(
     observables: Mapping[str, Observed] | None = None,
     archive: str | Path | None = None,
     *,
-    max_evaluations: int | None = None,
+    max_evaluations: float | None = None,
     smallest_eigenvalue: bool = False,
     provenance: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -89,7 +89,7 @@ def regularization_path(
         netCDF-4 file to write the path to. Each point is kept beside it as it is reached. Where
         the process ends early, by Ctrl-C too, the same call goes on from the last of them, to the
         same numbers.
-    max_evaluations : int, optional
+    max_evaluations : int or float, optional
         Budget in gradient evaluations, a Hessian-vector product counting 2, the first walk and
         the smallest eigenvalues included. Never exceeded. Where R evaluates other problems these
         have as many again, all together. None: 100,000.

@@ -77,7 +77,9 @@ def check_dataset(ds: Any, *names: str, name: str = "ds", give: str = A_WALK) ->
         raise InputError(f"{name} has no {missing[0]!r}; give {give}")
 
 
-def as_made(ds: xr.Dataset, dims: Sequence[str], what: str, name: str = "ds") -> xr.Dataset:
+def as_made(
+    ds: xr.Dataset, dims: Sequence[str], what: str, name: str = "ds", least: int = 1
+) -> xr.Dataset:
     """What an analysis made, its dimensions in the order in which it made them.
 
     Parameters
@@ -90,18 +92,23 @@ def as_made(ds: xr.Dataset, dims: Sequence[str], what: str, name: str = "ds") ->
         What the dataset is, for people.
     name : str
         Of the argument.
+    least : int
+        As many points must be left along each.
 
     Raises
     ------
     InputError
-        One is not there, as where it was cut by a number or a name, or nothing is left along it.
+        One is not there, as where it was cut by a number or a name, or nothing is left along it, or
+        less than ``least``.
     """
+    some = "some" if least == 1 else f"{least} or more"
     for dim in dims:
-        if not ds.sizes.get(dim):
-            there = "nothing is left along" if dim in ds.dims else "there is no dimension"
+        if (n := ds.sizes.get(dim, 0)) < least:
+            left = f"{n} of {least} points that it takes are" if n else "nothing is"
+            there = f"{left} left along" if dim in ds.dims else "there is no dimension"
             raise InputError(
-                f"{name}: {there} {dim!r}; cut {what} by a list or a slice that keeps some of it, "
-                f"such as {name}.isel({dim}=[0])"
+                f"{name}: {there} {dim!r}; cut {what} by a list or a slice that keeps {some} of "
+                f"it, such as {name}.isel({dim}={list(range(least))})"
             )
     return ds.transpose(*dims, ...)
 
