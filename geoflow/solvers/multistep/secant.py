@@ -267,7 +267,8 @@ class SecantPairs:
         read : Read
             The vectors.
         parts : ndarray, shape (n + number of rows,)
-            Of the vectors, then of the rows; see :meth:`Solved.parts`.
+            Of the vectors, then of the rows; see
+            :meth:`geoflow.solvers.multistep.images.Solved.parts`.
         """
         _, inner, on_directions, among = read
         v, of_pairs, of_directions = np.split(
