@@ -28,7 +28,8 @@ from geoflow.errors import (
 from geoflow.manifold import regularizers
 from geoflow.manifold.flow_state import FlowState
 from geoflow.manifold.flows import RegularizingFlow
-from geoflow.manifold.level_set import LevelSet, Projection
+from geoflow.manifold.level_set import LevelSet
+from geoflow.manifold.projection import Projection
 from geoflow.paths.choosing import best_on_path
 from geoflow.paths.extending import resume_path
 from geoflow.paths.following import regularization_path

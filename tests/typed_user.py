@@ -33,6 +33,7 @@ def walked(seed: int) -> xr.Dataset:
         rtol=1e-4,
         stop=gf.Event("regularizer", value=norm * 0),
         t_end=0.01,
+        max_evaluations=2e3,
         observables={"norm": lambda theta: float(theta.abs().max()), "sum": lambda t: t.sum()},
         snapshot_times=[0.0, 0.01],
     )

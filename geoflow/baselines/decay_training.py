@@ -23,7 +23,7 @@ from geoflow.experiments.registry import Data, Experiment, Start
 from geoflow.problems import arithmetic
 from geoflow.problems.checks import check_device_and_dtype
 from geoflow.problems.each import each
-from geoflow.problems.parts import outputs
+from geoflow.problems.forward import outputs
 from geoflow.system.kinds import Reals, Wholes, as_number, as_whole, check_kind, check_switch, shown
 from geoflow.system.limits import EPOCHS, check_work
 from geoflow.system.memory import check_memory

@@ -40,7 +40,7 @@ def predictor_corrector(
     corrector_min: float = 1e-4,
     adaptive_corrector: bool = False,
     stop: Stop | None = None,
-    max_evaluations: int = 20_000,
+    max_evaluations: float = 20_000,
 ) -> xr.Dataset:
     """Walk as the paper does: fixed-length steps down R, corrections back to the level set.
 
@@ -62,7 +62,7 @@ def predictor_corrector(
         published program leaves it at the minimum.
     stop : Stop, optional
         A further criterion.
-    max_evaluations : int
+    max_evaluations : int or float
         Budget in gradient evaluations. Never exceeded. Where R is the loss of another problem that
         has as many again for itself.
 

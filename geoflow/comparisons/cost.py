@@ -31,7 +31,7 @@ PEER = {"cvode": 1e-6}
 def bench(
     experiment: str,
     seed: int = 0,
-    max_evaluations: int = 20_000,
+    max_evaluations: float = 20_000,
     note: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Walk one experiment with every method, from the same start.
@@ -47,7 +47,7 @@ def bench(
         Name of an experiment.
     seed : int
         Decides the problem.
-    max_evaluations : int
+    max_evaluations : int or float
         Cap for each method.
     note : callable, optional
         Told the name of each method as it starts.

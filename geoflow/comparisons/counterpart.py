@@ -11,6 +11,7 @@ from geoflow.errors import ConvergenceError, CriticalPointError, InputError
 from geoflow.manifold.flows import RegularizingFlow, check_single
 from geoflow.manifold.regularizers.named import bound
 from geoflow.system import kinds
+from geoflow.walking.fitting import PART, ROUNDINGS
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -22,10 +23,6 @@ SAME_ESTIMATE = 0.1
 
 # Of a loss, beside that: a cross-entropy is what is left of numbers of the size of 1.
 OF_LOSS = 10 * EPS
-
-# What changes so many roundings of θ away by this part of a difference tells nothing: the loss of
-# a network that fits its data is what is left of numbers that cancel.
-ROUNDINGS, PART = (-16, -4, 4, 16), 0.1
 
 Values = dict[str, Tensor]
 
@@ -59,6 +56,7 @@ def check_counterpart(single: RegularizingFlow, flow: RegularizingFlow) -> None:
     try:
         now, then = _values(single, here), _values(flow, there)
         different = _different(now, then, flow)
+        # The loss of a network that fits its data is what is left of numbers that cancel.
         beside = [_values(flow, there + k * EPS * there.abs()) for k in ROUNDINGS if different]
     except (ConvergenceError, CriticalPointError):
         return

@@ -40,7 +40,7 @@ class Judge:
         solver: Solver,
         rtol: float,
         times: list[float],
-        max_evaluations: int | None,
+        max_evaluations: float | None,
     ) -> Run:
         """Walk to each of the times; whatever ends the walk is no error here."""
         nothing = np.empty((0, flow.problem.n_parameters))
@@ -60,7 +60,7 @@ class Judge:
         solver: Solver,
         rtol: float,
         times: list[float],
-        max_evaluations: int | None = None,
+        max_evaluations: float | None = None,
     ) -> Run:
         """Walk to each of the times, where without a start there is nothing to compare.
 

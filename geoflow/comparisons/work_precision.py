@@ -58,7 +58,7 @@ def compare(
     rtols: kinds.Reals | Mapping[str, kinds.Reals],
     times: kinds.Reals = DEFAULT_TIMES,
     observables: Mapping[str, Observed] | None = None,
-    max_evaluations: int | None = None,
+    max_evaluations: float | None = None,
     *,
     float32: RegularizingFlow | None = None,
     reference: str | None = None,
@@ -87,7 +87,7 @@ def compare(
         Flow times > 0, increasing. Every walk stops at each of them, so that many cost more.
     observables : mapping of str to callable, optional
         Functions θ → float, of θ in float64.
-    max_evaluations : int, optional
+    max_evaluations : int or float, optional
         Budget of each walk, a Hessian-vector product counting 2; the reference has none of its
         own but walk's. None: walk's own, 100,000.
     float32 : RegularizingFlow, optional
@@ -198,7 +198,7 @@ def compare_experiment(
     solvers: Sequence[str],
     rtols: kinds.Reals | Mapping[str, kinds.Reals],
     times: kinds.Reals = DEFAULT_TIMES,
-    max_evaluations: int | None = None,
+    max_evaluations: float | None = None,
     *,
     seed: int = 0,
     data: str | None = None,

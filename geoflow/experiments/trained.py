@@ -15,7 +15,7 @@ from geoflow.experiments import datasets, networks, training
 from geoflow.experiments.prepared import Data, PreparedExperiment, check_seed
 from geoflow.problems import arithmetic, modules
 from geoflow.problems.checks import check_device_and_dtype
-from geoflow.problems.parts import outputs
+from geoflow.problems.forward import outputs
 from geoflow.problems.problem import Problem
 from geoflow.system import kinds
 from geoflow.system.limits import EPOCHS, check_work

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from geoflow.errors import ConvergenceError, CriticalPointError, InputError
 from geoflow.manifold.flow_state import FlowState
-from geoflow.manifold.level_set import MAX_ITERATIONS, SMALLER_STEPS, LevelSet, Projection
+from geoflow.manifold.level_set import MAX_ITERATIONS, SMALLER_STEPS, LevelSet
 from geoflow.manifold.linearization import TangentHessian
 from geoflow.manifold.normals import Numbers, normal_space, tangent
+from geoflow.manifold.projection import Projection
 from geoflow.manifold.protocol import Scalar
 from geoflow.manifold.regularizers.bound import as_earlier, bytes_of
 from geoflow.manifold.regularizers.checked import check_regularizer

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from geoflow.errors import ConvergenceError, CriticalPointError, InputError
+from geoflow.errors import ConvergenceError, InputError
 from geoflow.manifold.iterate import Iterate
 from geoflow.manifold.normals import Numbers, normal_space
+from geoflow.manifold.projection import Projection as Projection
 from geoflow.manifold.values import Evaluated, as_values, check_gradient, only
 from geoflow.problems import arithmetic, rounding, unchanged
 from geoflow.problems.checks import check_like
@@ -37,50 +37,6 @@ UNITS_OF_ROUNDING = 8
 # A damped step is cut until the residual falls by this part of what Newton's step promises, at the
 # least to this fraction.
 SUFFICIENT, SMALLEST_FRACTION = 0.25, 2.0**-20
-
-
-@dataclass(frozen=True)
-class Projection:
-    """A point on the level set and what it took to get there.
-
-    Attributes
-    ----------
-    theta : Tensor, shape (P,)
-        The point.
-    values : ndarray, shape (n,)
-        The constraints' losses there.
-    gradients : Tensor, shape (P,), or (n, P) for n > 1 constraints
-        Theirs, evaluated at ``theta`` itself: the next step needs no evaluation there.
-    iterations : int
-        Newton corrections; 0 where the point was on the level set already.
-    at_floor : bool
-        True where rounding ended the iteration before ``level_rtol`` was reached.
-    """
-
-    theta: Tensor
-    values: Numbers
-    gradients: Tensor
-    iterations: int
-    at_floor: bool = False
-
-    def __repr__(self) -> str:
-        floor = ", at_floor=True" if self.at_floor else ""
-        values = ", ".join(f"{value:.9g}" for value in self.values)
-        return (
-            f"Projection({self.theta.numel():,} parameters, L = {values}, "
-            f"iterations={self.iterations}{floor})"
-        )
-
-    @property
-    def loss(self) -> float:
-        """L(θ), of a single constraint."""
-        return float(only(self.values, "values"))
-
-    @property
-    def gradient(self) -> Tensor:
-        """∇L(θ), shape (P,), of a single constraint."""
-        only(self.values, "gradients")
-        return self.gradients
 
 
 class LevelSet:
@@ -308,7 +264,7 @@ class LevelSet:
                 limit = DIVERGENCE_RATIO * max(best.size, 1.0)
                 if not math.isfinite(now.size) or now.size > limit:
                     raise self._failure("diverged", iteration, now, tolerances)
-                self._check_regular(now)
+                now.check_regular()
                 # Rounding, not the iteration, is the limit where a tiny correction changes nothing.
                 if stalls >= 2 and now.tiny:
                     return self._at_floor(best, iteration, tolerances)
@@ -332,36 +288,11 @@ class LevelSet:
             More is left than rounding explains.
         """
         # From one end of the loss's own error to the other.
-        forced = UNITS_OF_ROUNDING * self._rounding(best) + 2 * self.rounding
+        forced = UNITS_OF_ROUNDING * best.rounding + 2 * self.rounding
         if not (abs(best.residuals) <= forced).all():
             raise self._failure("floor", iterations, best, tolerances)
         self.n_at_floor += 1
         return Projection(best.theta, best.values, best.gradients, iterations, at_floor=True)
-
-    def _rounding(self, at: Iterate) -> Numbers:
-        """What one unit of rounding in L and in θ makes of the residuals, shape (n,)."""
-        norm = float(torch.linalg.vector_norm(at.theta))
-        eps: float = torch.finfo(at.theta.dtype).eps
-        return eps * (abs(self.levels) + at.normals.norms * norm)
-
-    def _check_regular(self, at: Iterate) -> None:
-        scale = max(float(torch.linalg.vector_norm(at.theta)), 1.0)
-        eps = torch.finfo(at.theta.dtype).eps
-        sizes = np.maximum(abs(at.values), abs(self.levels))
-        for loss, norm, size, level in zip(
-            at.values, at.normals.norms, sizes, self.levels, strict=True
-        ):
-            if norm * scale > eps * size:
-                continue
-            if norm * scale > eps * abs(loss):
-                raise CriticalPointError(
-                    f"the loss gradient (norm {norm:.1e} at loss {loss:.6g}) is nothing beside the "
-                    f"level {level:.6g}, which is out of reach; choose a level the loss can reach"
-                )
-            raise CriticalPointError(
-                f"the loss gradient vanishes (norm {norm:.1e} at loss {loss:.6g}): the "
-                "level set is not a manifold there; start elsewhere or choose another level"
-            )
 
     def _failure(
         self, reason: str, iterations: int, at: Iterate, tolerances: Numbers
@@ -377,7 +308,7 @@ class LevelSet:
         allowed, kept = float(tolerances[worst]), float(self.tolerances[worst])
         # However small the steps are: nothing finer than that can be asked for.
         unresolved = reason != "diverged" and min(allowed, kept) < (
-            self._rounding(at)[worst] + self.rounding[worst]
+            at.rounding[worst] + self.rounding[worst]
         )
         larger = "rtol" if allowed < kept else "level_rtol or level_atol"
         remedy = (

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from geoflow.errors import InputError
-from geoflow.manifold.level_set import LevelSet, Projection
+from geoflow.manifold.level_set import LevelSet
+from geoflow.manifold.projection import Projection
 from geoflow.problems import unchanged
 from geoflow.problems.protocol import ProblemLike
 from geoflow.system import kinds

@@ -15,13 +15,8 @@ from geoflow.archive import path_files, seal
 from geoflow.errors import ArchiveError, InputError
 from geoflow.manifold.flows import RegularizingFlow
 from geoflow.manifold.protocol import apart_from
-from geoflow.paths.following import (
-    Settings,
-    check_tolerances,
-    checked_budget,
-    checked_levels,
-    follow,
-)
+from geoflow.paths.arguments import check_tolerances, checked_budget, checked_levels
+from geoflow.paths.following import Settings, follow
 from geoflow.paths.recording import counted, points_of
 from geoflow.problems import arithmetic
 from geoflow.problems.earlier import same_data, same_data_apart
@@ -44,7 +39,7 @@ def resume_path(
     levels: kinds.Reals = (),
     *,
     observables: Mapping[str, Observed] | None = None,
-    max_evaluations: int | None = None,
+    max_evaluations: float | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """Go on with the regularisation path of an archive, and return the whole path.
@@ -66,7 +61,7 @@ def resume_path(
     observables : mapping of str to callable, problem or regularizer, optional
         Needed, by the same names, where the path had some and ``flow`` is given. They are
         compared with what was recorded at its last point, at no cost to the path.
-    max_evaluations : int, optional
+    max_evaluations : int or float, optional
         Budget of the whole path, what it has spent included. None: as before.
     progress : bool
         Show the path on standard error, where that is a terminal or a notebook's.
@@ -190,7 +185,7 @@ def _wanted(
     attributes: Mapping[str, Any],
     taken: Sequence[PathPoint],
     levels: Sequence[float],
-    max_evaluations: int | None,
+    max_evaluations: float | None,
 ) -> list[float]:
     """Levels that are still to be reached."""
     asked = [float(level) for level in json.loads(attributes["config"])["levels"]]

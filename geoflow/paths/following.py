@@ -1,8 +1,7 @@
-"""The way into a path: its arguments checked, its points recorded, its end told."""
+"""The way into a path, from its arguments to its dataset: level by level, and how it ends."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -24,12 +23,19 @@ from geoflow.errors import (
 )
 from geoflow.manifold.flows import RegularizingFlow, check_single
 from geoflow.manifold.protocol import apart_from, check_unchanged
-from geoflow.paths.continuation import FAILURES, FIRST_SOLVER, SOLVER, Continuation
+from geoflow.paths.arguments import (
+    check_fits,
+    check_names,
+    check_resolved,
+    check_tolerances,
+    checked_budget,
+    checked_levels,
+)
+from geoflow.paths.continuation import FAILURES, FIRST_SOLVER, Continuation
 from geoflow.paths.recording import Recording
 from geoflow.paths.scale import away, same_side
 from geoflow.problems import arithmetic
 from geoflow.system import kinds
-from geoflow.system.memory import check_memory
 from geoflow.trajectories import path_dataset, path_schema, records
 from geoflow.trajectories.dataset import WALK_TITLE
 from geoflow.trajectories.layout import layout_of
@@ -39,10 +45,8 @@ from geoflow.trajectories.storable import storable
 from geoflow.walking import ending
 from geoflow.walking.bar import Progress
 from geoflow.walking.fitting import check_fit
-from geoflow.walking.memory import vector_bytes
 from geoflow.walking.settings import DEFAULTS
-from geoflow.walking.snapshots import MOST_TIMES
-from geoflow.walking.stopping import DEFAULT_MAX_EVALUATIONS, Stationary
+from geoflow.walking.stopping import Stationary
 
 # Attributes that two calls of the same settings differ in.
 CLOCKS = ("created",)
@@ -56,7 +60,7 @@ def regularization_path(
     observables: Mapping[str, Observed] | None = None,
     archive: str | Path | None = None,
     *,
-    max_evaluations: int | None = None,
+    max_evaluations: float | None = None,
     smallest_eigenvalue: bool = False,
     provenance: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -85,7 +89,7 @@ def regularization_path(
         netCDF-4 file to write the path to. Each point is kept beside it as it is reached. Where
         the process ends early, by Ctrl-C too, the same call goes on from the last of them, to the
         same numbers.
-    max_evaluations : int, optional
+    max_evaluations : int or float, optional
         Budget in gradient evaluations, a Hessian-vector product counting 2, the first walk and
         the smallest eigenvalues included. Never exceeded. Where R evaluates other problems these
         have as many again, all together. None: 100,000.
@@ -135,14 +139,17 @@ def regularization_path(
     degrees = Stationary(degrees).degrees  # checked, and a float as the file has it
     limit = path_schema.kkt_limit(degrees)
     check_fit(flow, solvers.get(FIRST_SOLVER), DEFAULTS.goals(), observables)
-    _check_resolved(degrees, limit, flow.problem.dtype)
-    _check_names(observables, flow)
+    check_resolved(degrees, limit, flow.problem.dtype)
+    check_names(observables, flow)
     provenance = dict(provenance or {})
     if isinstance(title := provenance.get("title"), str):
         provenance["title"] = title.replace(WALK_TITLE, "regularisation path")
     settings = Settings(
-        *(levels, degrees, checked_budget(max_evaluations), bool(smallest_eigenvalue)),
-        provenance,
+        levels=levels,
+        degrees=degrees,
+        max_evaluations=checked_budget(max_evaluations),
+        smallest_eigenvalue=bool(smallest_eigenvalue),
+        provenance=provenance,
         cost_of_r=bool(apart_from(flow)),
     )
     return follow(flow, settings, levels, observables, archive, overwrite=overwrite, shown=progress)
@@ -194,7 +201,7 @@ def follow(
     InputError, ConvergenceError, CriticalPointError, ArchiveError
         As :func:`regularization_path` does.
     """
-    _check_memory(flow)
+    check_fits(flow)
     check_unchanged(flow)
     degrees, limit = settings.degrees, path_schema.kkt_limit(settings.degrees)
     config = {
@@ -317,89 +324,6 @@ def _nearest(level: float, points: Sequence[PathPoint]) -> list[int]:
 
     distances = [distance(number) for number in range(len(points))]
     return [n for n in reversed(range(len(points))) if distances[n] == min(distances)]
-
-
-def checked_levels(levels: kinds.Reals) -> list[float]:
-    """Levels as numbers.
-
-    Raises
-    ------
-    InputError
-        They are no different finite numbers, or there is none.
-    """
-    give = "one finite number, not zero, or more"
-    named = isinstance(levels, str | bytes)
-    several = [] if named else kinds.listed(levels, "levels", give, MOST_TIMES)
-    try:
-        found = [kinds.real(level) for level in several]
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # a tensor on no device
-        found = []
-    if not found or not all(math.isfinite(c) and c != 0 for c in found):
-        raise InputError(f"levels={kinds.shown(levels)}; give {give}")
-    if len(set(found)) < len(found):
-        raise InputError(f"levels={kinds.shown(found)}; give each once")
-    return found
-
-
-def check_tolerances(levels: Sequence[float], flow: RegularizingFlow) -> None:
-    """Refuse levels so near zero that the flow's tolerance of them is no normal number.
-
-    Raises
-    ------
-    InputError
-        There is one.
-    """
-    own, least = flow.level_set, torch.finfo(flow.problem.dtype).tiny
-    for level in levels:
-        if own.level_rtol * abs(level) + own.level_atol < least:
-            raise InputError(
-                f"levels: {level} is too near zero, as its tolerance, level_rtol={own.level_rtol} "
-                f"of it, is below what {flow.problem.dtype} resolves; name levels beyond "
-                f"{least / own.level_rtol:.1e}"
-            )
-
-
-def checked_budget(max_evaluations: int | None) -> int:
-    """Evaluations of a whole path; None: as many as of a walk.
-
-    Raises
-    ------
-    InputError
-        No positive whole number, or more than files count.
-    """
-    if max_evaluations is None:
-        return DEFAULT_MAX_EVALUATIONS
-    return kinds.as_count(max_evaluations, "max_evaluations", 1, kinds.COUNTED)
-
-
-def _check_resolved(degrees: float, limit: float, dtype: torch.dtype) -> None:
-    resolution = 100 * torch.finfo(dtype).eps
-    if limit < resolution:
-        # Rounded to a number that is short, and then still below.
-        gap = math.degrees(math.asin(resolution))
-        places = math.ceil(-math.log10(gap))
-        largest = 180 - math.ceil(gap * 10**places) / 10**places
-        raise InputError(
-            f"degrees={degrees}: its KKT residual {limit:.1e} is below what {dtype} resolves; use "
-            f"at most {largest:.{places}f}"
-        )
-
-
-def _check_memory(flow: RegularizingFlow) -> None:
-    """Refuse a path whose walks would not fit: their own refusal offers other solvers."""
-    check_memory(
-        max(vector_bytes(flow, solvers.get(name)) for name in (FIRST_SOLVER, SOLVER)),
-        f"the walks of a path in {flow.problem.n_parameters:,} parameters",
-        "use a problem in float32, or evaluate fewer examples at a time (batch_size)",
-        flow.problem.device,
-    )
-
-
-def _check_names(observables: Mapping[str, Observable], flow: RegularizingFlow) -> None:
-    taken = sorted(set(observables) & path_schema.VARIABLES.keys())
-    if taken:
-        raise InputError(f"observables: {taken[0]!r} is taken or not a name; choose another")
-    records.check_observables(observables, flow.problem.theta0)
 
 
 def _end_of(error: Exception, budget: int) -> ending.End:

@@ -20,6 +20,19 @@ MAKERS = {KIND: "pca.along or geoflow pca", NULL_KIND: "null_models.compare"}
 def checked(ds: xr.Dataset, *components: int, kind: str = KIND) -> xr.Dataset:
     """The dataset in the order of the analysis, with those walks only of which it has points.
 
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        Transposed or cut, perhaps.
+    *components : int
+        Numbers of those that are drawn, from 1 on.
+    kind : str
+        Of the dataset: principal components, or null models of them.
+
+    Returns
+    -------
+    xarray.Dataset
+
     Raises
     ------
     InputError

@@ -81,10 +81,10 @@ def regularization_path(
         The dataset is no path, or R is no squared norm and a baseline is given.
     """
     check_width(width)
-    ds = _checked(ds, "level")
+    ds = checked(ds, "level")
     names = [*observables(ds), "regularizer", "train_loss"]
     ordered = ds.isel(level=path_dataset.order_along(ds))
-    first = _first_walked(ds)
+    first = first_walked(ds)
     beside = {} if baseline is None else _ends(ds, baseline, names)
     with style():
         figure, axes = _panels(len(names), width)
@@ -135,7 +135,7 @@ def singular_values(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
         The dataset is no path, or has no tensor with rows.
     """
     check_width(width)
-    ds = _checked(ds, "level", "parameter", "tensor")
+    ds = checked(ds, "level", "parameter", "tensor")
     ordered = ds.isel(level=path_dataset.order_along(ds))
     chosen = [t for t in _tensors(ds) if _is_matrix(t)]
     if not chosen:
@@ -211,8 +211,14 @@ def title(ds: xr.Dataset) -> str:
     return f"{of}{levels}{ended}\n{r}"
 
 
-def _checked(ds: xr.Dataset, *dims: str) -> xr.Dataset:
-    """The path, with these dimensions in the order of its schema."""
+def checked(ds: xr.Dataset, *dims: str) -> xr.Dataset:
+    """The path with these dimensions in the order of its schema, and its points as it reached them.
+
+    Raises
+    ------
+    InputError
+        It is none, or lacks one of these dimensions.
+    """
     kinds.check_dataset(ds, give=kinds.A_PATH)
     if not path_schema.is_path(ds):
         raise InputError("ds is no regularisation path; make one with gf.regularization_path")
@@ -223,7 +229,7 @@ def _checked(ds: xr.Dataset, *dims: str) -> xr.Dataset:
     return ds.isel(level=np.lexsort(reached)) if reached else ds
 
 
-def _first_walked(ds: xr.Dataset) -> NDArray[np.bool_]:
+def first_walked(ds: xr.Dataset) -> NDArray[np.bool_]:
     """Where the point is that the path begins with, shape (level,): nowhere where it was cut away.
 
     Corrections lead from there to the others; points may stand in any order.

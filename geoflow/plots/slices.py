@@ -259,10 +259,13 @@ def check(ds: xr.Dataset, *dims: str) -> xr.Dataset:
     kinds.check_dataset(ds, give="what geoflow slice made")
     if ds.attrs.get("kind") != "slice":
         raise InputError("ds is not a slice; make one with geoflow slice")
+    # A plane takes two of each.
+    ds = kinds.as_made(ds, ("alpha", "beta", "direction"), "a slice", least=2)
     ds = kinds.as_made(ds, ("alpha", "beta", *dims, "direction"), "a slice")
-    for name in ("alpha", "beta", "direction"):
-        if ds.sizes[name] < 2:
-            raise InputError(f"ds has one point along {name!r}, and a plane takes two; keep more")
+    # Slices of earlier versions do not say which of them is whose.
+    own = [ds[name].attrs.get("direction") for name in ("alpha", "beta")]
+    if own == ds["direction"].values.tolist()[::-1]:
+        ds = ds.isel(direction=[1, 0])
     # Contours are drawn from one point of the grid to the next.
     return ds.sortby(["alpha", "beta"])
 

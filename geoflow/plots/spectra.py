@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from geoflow.analysis.curvature.spectra_dataset import in_ranks
 from geoflow.errors import InputError
 from geoflow.plots.styles import (
     COLOURS,
@@ -157,7 +158,7 @@ def extremes(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     """
     check_width(width)
     names = _operators(ds)
-    ds = kinds.as_made(ds, ("snapshot", "operator", "rank"), "spectra")
+    ds = in_ranks(kinds.as_made(ds, ("snapshot", "operator", "rank"), "spectra"))
     # Where nothing converged there is nothing to draw.
     ends = [
         end for end in ("largest", "smallest") if np.isfinite(ds[f"{end}_eigenvalue"].values).any()
@@ -230,13 +231,13 @@ def _decade(ax: Axes) -> None:
 
 def _extreme(at: xr.Dataset, end: str, ax: Axes) -> None:
     values, bars = at[f"{end}_eigenvalue"].values, at[f"{end}_residual"].values
-    times = at["snapshot_time"].values
-    for rank in range(values.shape[1] - 1, -1, -1):
-        first = rank == 0
+    times, ranks = at["snapshot_time"].values, at["rank"].values
+    for column in range(values.shape[1] - 1, -1, -1):
+        first = ranks[column] == 0
         ax.errorbar(
             times,
-            values[:, rank],
-            bars[:, rank],
+            values[:, column],
+            bars[:, column],
             color=COLOURS[0] if end == "largest" else COLOURS[1],
             linestyle="-" if first else (0, (1, 1)),
             linewidth=1.3 if first else 0.7,

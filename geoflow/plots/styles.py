@@ -6,7 +6,7 @@ import io
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -231,19 +231,15 @@ def save(figures: Mapping[str, Figure], folder: str | Path, stem: str) -> list[P
             for ending in ("png", "pdf"):
                 path = folder / f"{stem}-{name}.{ending}"
                 content = _drawn(name, figure, ending)
-                with _replacing(path) as temporary:
+                # Its name is made here, and was not given by the user: a link is replaced, not
+                # followed.
+                with locks.replacing(path, follow=False) as temporary:
                     temporary.write_bytes(content)
                 paths.append(path)
     except OSError as error:
         said = translation.reason(error)
         raise InputError(f"{folder} cannot be written ({said}); name another") from None
     return paths
-
-
-def _replacing(path: Path) -> AbstractContextManager[Path]:
-    """Write a file of a figure whole; what a kill leaves of it the next one of this name clears."""
-    # Its name is made here, and was not given by the user: a link is replaced, not followed.
-    return files.replacing(path, follow=False) if path.is_symlink() else locks.replacing(path)
 
 
 def _drawn(name: str, figure: Figure, ending: str) -> bytes:

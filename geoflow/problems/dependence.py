@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from geoflow.errors import GeoflowError, InputError
-from geoflow.problems import alone, arithmetic, derivatives, displaced, modules
+from geoflow.problems import alone, derivatives, displaced, modules
+from geoflow.problems.first_evaluation import changed, copy_of, of_first_data
 from geoflow.problems.graph import leaf_ids
-from geoflow.problems.parts import LossPart, Parameters
+from geoflow.problems.kept import check_used as check_used
+from geoflow.problems.kept import tensors_kept, watched
+from geoflow.problems.nearby import nearby
+from geoflow.problems.parts import Parameters
 from geoflow.problems.scaling import length
 
 # (module, parameters that take the place of its own, loss that was copied with it) → loss.
@@ -70,15 +71,15 @@ def check(
         unused_loss = modules.duplicate(loss_module, of, memo)
     # As they were, whatever an evaluation of the other sets; a buffer may be one of the parameters.
     fixed = {n: t.detach() for n, t in _parameters(unused).items() if n in network.fixed}
-    fixed.update({n: _copied(b.detach()) for n, b in unused.named_buffers()})
+    fixed.update({n: copy_of(b.detach()) for n, b in unused.named_buffers()})
 
     def anew(at: Parameters) -> Tensor:
         return loss(unused, {**fixed, **at}, unused_loss)
 
     _check_live(module, network.module, lambda: loss(network.module, {}, loss_module))
-    if initialised := _changed(_parameters(unused), _parameters(network.module), network.moving):
-        raise _of_first_data(initialised)
-    initialised = _changed(fixed, network.fixed, fixed)
+    if initialised := changed(_parameters(unused), _parameters(network.module), network.moving):
+        raise of_first_data(initialised)
+    initialised = changed(fixed, network.fixed, fixed)
     # With a graph: there may be inner derivatives.
     near, state, value = _evaluated_nearby(
         network, lambda near: loss(network.module, near, loss_module)
@@ -105,7 +106,7 @@ def check(
         return
     # With what the evaluations of the other have set it is the same.
     if initialised and _close(first, loss(unused, {}, unused_loss).detach()):
-        raise _of_first_data(initialised)
+        raise of_first_data(initialised)
     if not torch.equal(state, _generator_state(network)):
         raise InputError(
             "loss: it draws random numbers and differs by them; remove the randomness (for a "
@@ -125,16 +126,6 @@ def check(
         "compute it at every evaluation, or all of it in __init__, or call module.train() if it is "
         "kept in evaluation mode only"
     )
-
-
-def nearby(parameters: Parameters, by: float = 0.1) -> Parameters:
-    """Other parameters, of about the same size: ``by`` is the part of it that they differ by."""
-    generator = torch.Generator().manual_seed(0)
-    return {
-        n: t + by * noise.to(t) * (t.abs().mean() + 0.01)
-        for n, t in parameters.items()
-        for noise in [torch.randn(t.shape, generator=generator, device="cpu")]
-    }
 
 
 def _evaluated_nearby(
@@ -194,17 +185,17 @@ def _check_gradient(found: list[Tensor], right: list[Tensor]) -> None:
 @alone.in_turn
 def _check_live(module: nn.Module, copied: nn.Module, evaluate: Callable[[], Tensor]) -> None:
     """Refuse a loss that uses the user's module beside the one it is given."""
-    before = dict(_kept(copied))
+    before = dict(tensors_kept(copied))
     kept: dict[tuple[str, str], Tensor] = {}
     with torch.enable_grad():
         try:
             # Other threads may be making problems of it.
-            with displaced.in_place(), _watched(modules.unwrap(module)) as kept:
+            with displaced.in_place(), watched(modules.unwrap(module)) as kept:
                 value = evaluate()
         # A leaf cannot be written into nor taken to NumPy, as what it stands for can. Without it
         # there is no telling whether it is in the graph. Other errors come again.
         except RuntimeError:
-            kept, before = {}, dict(_kept(copied))
+            kept, before = {}, dict(tensors_kept(copied))
             value = evaluate()
     if value.shape != ():
         raise InputError(
@@ -217,101 +208,13 @@ def _check_live(module: nn.Module, copied: nn.Module, evaluate: Callable[[], Ten
     if any(id(p) in used for p in module.parameters() if p.requires_grad):
         raise InputError(LIVE)
     # What an evaluation leaves behind is of the weights; a mask, say, stays as it is.
-    for place, tensor in _kept(copied):
+    for place, tensor in tensors_kept(copied):
         if place in kept and id(kept[place]) in used and tensor is not before.get(place):
             raise InputError(
                 f"loss: it uses what the module itself keeps of an evaluation ({place[1]}), which "
                 "stays as it is while θ moves; write it with Problem.from_batches, whose "
                 "batch_loss gets the module with the θ in question"
             )
-
-
-def check_used(
-    parts: Iterable[LossPart],
-    module: nn.Module | None,
-    parameters: Parameters,
-    gradient: Parameters,
-) -> None:
-    """Warn of parameters that have no part in a loss, where that is odd.
-
-    A module need not use all of its parameters. A layer that keeps tensors beside its own, or what
-    that layer is part of, may keep what it has computed of those without a part, as low-rank
-    factors merged outside of training are. What the whole network keeps, as a mask, is of none of
-    its layers.
-
-    Parameters
-    ----------
-    parts : iterable of LossPart
-        Evaluated until each parameter without a gradient has been found in one.
-    module : torch.nn.Module, optional
-        The network, where there is one.
-    parameters, gradient : dict of str to Tensor
-        Where it is evaluated, and its gradient there.
-    """
-    at = {n: t.detach().clone().requires_grad_() for n, t in parameters.items()}
-    missing = {n: t for n, t in at.items() if t.numel() and not gradient[n].any()}
-    if module is None or not _kept_of(module, missing):
-        return
-    device = next(iter(at.values())).device
-    with torch.enable_grad(), arithmetic.exact(device):
-        for part in parts:
-            used = leaf_ids(part.sum_and_weight(at)[0])
-            missing = {n: t for n, t in missing.items() if id(t) not in used}
-            if not _kept_of(module, missing):
-                return
-    keeps = sorted(_kept_of(module, missing))
-    keeping = {where for (where, _), _ in _kept(module)}
-    missing = {n: t for n, t in missing.items() if not keeping.isdisjoint(_places(n))}
-    n = sum(t.numel() for t in missing.values())
-    warnings.warn(
-        f"module: {_listed(list(missing))} ({n:,} parameters of θ) have no part in the loss, and "
-        f"it keeps {', '.join(keeps[:4])}: clear that first if it was computed of them, or leave "
-        "them out by requires_grad_(False)",
-        stacklevel=4,
-    )
-
-
-def _changed(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: Iterable[str]
-) -> list[str]:
-    """The names of those tensors that an evaluation has set to something else."""
-
-    def same(one: Tensor, other: Tensor) -> bool:
-        # A sparse matrix is data.
-        if one.layout != torch.strided or other.layout != torch.strided:
-            return True
-        if (one.shape, one.dtype, one.device) != (other.shape, other.dtype, other.device):
-            return False
-        for dim, (stride, beside) in enumerate(zip(one.stride(), other.stride(), strict=True)):
-            if stride == beside == 0:
-                # Of an expanded one a single number stands for all.
-                one, other = (t.narrow(dim, 0, min(t.shape[dim], 1)) for t in (one, other))
-        if torch.equal(one, other):
-            return True
-        # A mask may hold NaN.
-        if one.is_quantized:
-            return False
-        return bool(torch.isclose(one, other, rtol=0, atol=0, equal_nan=True).all())
-
-    return [n for n in names if n in after and not same(before[n].detach(), after[n].detach())]
-
-
-def _copied(buffer: Tensor) -> Tensor:
-    # A clone of an expanded one would be written out, and a copy of a sparse one cannot be made.
-    return copy.deepcopy(buffer) if buffer.layout == torch.strided else buffer.clone()
-
-
-def _of_first_data(names: list[str]) -> InputError:
-    """What to say of a module that sets these itself when it is called for the first time."""
-    return InputError(
-        f"module: its first evaluation sets {_listed(names)}, as a layer does that is initialised "
-        "by the first data it sees, so its loss is not that of the module as it is given; call "
-        "module(inputs) once before, or remove what writes there if it does so at every evaluation"
-    )
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join([*names[:4], *(["…"] if len(names) > 4 else [])])
 
 
 def _uses_own(value: Tensor, module: nn.Module) -> bool:
@@ -357,41 +260,6 @@ def _check_graph(
 
 def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return dict(module.named_parameters())
-
-
-def _kept(module: nn.Module) -> Iterator[tuple[tuple[str, str], Tensor]]:
-    """Floating tensors that are plain attributes, by module and name."""
-    for where, child in module.named_modules():
-        for key, tensor in vars(child).items():
-            if isinstance(tensor, Tensor) and tensor.is_floating_point():
-                yield (where, key), tensor
-
-
-def _kept_of(module: nn.Module, names: Iterable[str]) -> set[str]:
-    """What the layers that hold some parameters keep, and what those are part of."""
-    places = {place for name in names for place in _places(name)}
-    return {key for (where, key), _ in _kept(module) if where in places}
-
-
-def _places(name: str) -> set[str]:
-    """The layer that holds a parameter, and what that is part of."""
-    path = name.split(".")[:-1]
-    return {".".join(path[:n]) for n in range(1, len(path) + 1)} or {""}
-
-
-@contextmanager
-def _watched(module: nn.Module) -> Iterator[dict[tuple[str, str], Tensor]]:
-    """Have what the module keeps outside of any graph replaced by leaves of one for a while."""
-    children = dict(module.named_modules())
-    before = {place: t for place, t in _kept(module) if not t.requires_grad}
-    leaves = {place: t.detach().clone().requires_grad_() for place, t in before.items()}
-    try:
-        for (where, key), leaf in leaves.items():
-            children[where].__dict__[key] = leaf
-        yield leaves
-    finally:
-        for (where, key), tensor in before.items():
-            children[where].__dict__[key] = tensor
 
 
 def _set(module: nn.Module, values: Parameters) -> None:

@@ -16,12 +16,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from geoflow.errors import InputError
 from geoflow.problems.normalisation import WrittenOut
+from geoflow.problems.weighted import Weighted as Weighted
 from geoflow.system.process import Setting
 from geoflow.system.translation import reason
 
 Tensors = dict[str, Tensor]
 # Value and weight; the weight has no part in the derivatives.
-Weighted = tuple[Tensor, Tensor]
 Scalar = Callable[[Tensors], Weighted]
 Result = TypeVar("Result")
 

@@ -20,7 +20,7 @@ from geoflow.problems.slopes import (
     unit_of,
     value_of,
 )
-from geoflow.problems.spacing import point_near, scale_of, steps
+from geoflow.problems.spacing import least_size, point_near, steps
 from geoflow.problems.widened import Either
 
 # A loss and that beside its gradient may differ by this part of |L| and of ‖∇L‖‖θ‖: other kernels
@@ -130,7 +130,7 @@ def _check_beside(
     start: tuple[Tensor, Tensor],
 ) -> None:
     """Compare the gradient with differences beside ``theta0``, and the values with that there."""
-    least = scale_of(lambda at: gradient_at(function, at), theta0)
+    least = least_size(lambda at: gradient_at(function, at), theta0)
     theta, random = point_near(theta0, 0, least)
     if not math.isfinite(value_of(function, theta)):
         theta = theta0

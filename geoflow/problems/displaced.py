@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geoflow.problems import alone
+from geoflow.problems import alone, nearby
 from geoflow.system import interrupts
 
 
@@ -74,7 +74,7 @@ def elsewhere(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
                 if _has_values(data):
                     held.append((parameter, data, data.clone() if _is_alone(data) else None))
             for parameter, data, before in held:
-                other = _other(data, generator)
+                other = nearby.displaced(data, generator)
                 if before is None:
                     parameter.data = other
                 else:
@@ -118,9 +118,3 @@ def _is_anonymous(address: int) -> bool:
             # What processes share has an inode, though it be of no file.
             return mode.startswith("rw") and inode == "0"
     return False
-
-
-def _other(data: Tensor, generator: torch.Generator) -> Tensor:
-    values = data.float()
-    random = torch.randn(data.shape, generator=generator, device="cpu").to(values)
-    return values.add(random.mul_(0.1 * (values.abs().mean() + 0.01))).to(data.dtype)

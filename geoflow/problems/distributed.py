@@ -20,8 +20,9 @@ from geoflow.problems import arithmetic, data, unchanged
 from geoflow.problems.checks import Division
 from geoflow.problems.counting import own_counts
 from geoflow.problems.division import divided, weighed
-from geoflow.problems.parts import BatchParts, LossPart, ModulePart, add_up
+from geoflow.problems.parts import BatchParts, LossPart, ModulePart
 from geoflow.problems.problem import Problem
+from geoflow.problems.weighted import add_up
 from geoflow.system.peak import peak_bytes
 from geoflow.system.translation import reason
 

@@ -15,8 +15,8 @@ from geoflow.errors import GeoflowError, InputError
 from geoflow.problems import alone, checks, data, modules
 from geoflow.problems.checks import Division
 from geoflow.problems.data import Tree
-from geoflow.problems.dependence import nearby
 from geoflow.problems.joining import detached, joined
+from geoflow.problems.nearby import nearby
 from geoflow.problems.neighbours import ROUNDING, Compared, Neighbours
 from geoflow.problems.of_outputs import LossFn, MeanAndSum, OfOutputs
 from geoflow.problems.parts import LossPart, ModulePart, Parameters

@@ -14,7 +14,6 @@ from geoflow.errors import GeoflowError, InputError
 from geoflow.problems import data
 from geoflow.problems.derivatives import (
     Tensors,
-    Weighted,
     derivable,
     derived,
     gradients_of,
@@ -26,7 +25,8 @@ from geoflow.problems.parts import LossPart, ModulePart, Parameters
 from geoflow.problems.products import agrees, in_float32
 from geoflow.problems.scaling import length
 from geoflow.problems.slopes import DIFFERENCE_RTOL, gradient_at
-from geoflow.problems.spacing import scale_of, steps
+from geoflow.problems.spacing import least_size, steps
+from geoflow.problems.weighted import Weighted
 from geoflow.problems.widened import Either, Evaluation
 from geoflow.system.translation import reason
 
@@ -178,7 +178,7 @@ def _right_curvature(
 def _agrees(function: Evaluation, curved: Evaluation, start: Tensor, unit: Tensor) -> bool:
     """Whether products with a unit vector are differences of a function's gradients."""
     function(start)
-    least = scale_of(partial(gradient_at, function), start)
+    least = least_size(partial(gradient_at, function), start)
     tried = steps(start, least)
     return agrees(curved(start)[1], function, start, unit, [start.numel()], tried)
 

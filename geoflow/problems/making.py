@@ -37,9 +37,9 @@ from geoflow.problems.parts import (
     ModulePart,
     Parameters,
     TensorSpec,
-    as_weight,
     laid_out,
 )
+from geoflow.problems.weighted import as_weight
 from geoflow.system import kinds
 from geoflow.system.translation import reason
 

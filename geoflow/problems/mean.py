@@ -9,8 +9,9 @@ from torch import Tensor
 
 from geoflow.errors import InputError
 from geoflow.problems import arithmetic, checks, derivatives, flattening
-from geoflow.problems.parts import LossPart, Parameters, add_up
+from geoflow.problems.parts import LossPart, Parameters
 from geoflow.problems.pickling import Picklable
+from geoflow.problems.weighted import add_up
 
 
 class MeanOfParts(Picklable):

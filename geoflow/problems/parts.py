@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from geoflow.errors import InputError
-from geoflow.problems import ahead, alone, arithmetic, checks, data
+from geoflow.problems import ahead, alone, checks, data
 from geoflow.problems.data import Tree
-from geoflow.system import kinds
+from geoflow.problems.forward import OUTPUTS_AT_ONCE as OUTPUTS_AT_ONCE
+from geoflow.problems.forward import as_arguments as as_arguments
+from geoflow.problems.forward import output_chunks as output_chunks
+from geoflow.problems.forward import outputs as outputs
+from geoflow.problems.weighted import Weighted as Weighted
+from geoflow.problems.weighted import add_up as add_up
+from geoflow.problems.weighted import as_weight as as_weight
+from geoflow.problems.weighted import as_weighted as as_weighted
 
 Parameters = dict[str, Tensor]
-
-# Examples whose outputs are computed at once, without gradient.
-OUTPUTS_AT_ONCE = 500
 
 
 class TensorSpec(NamedTuple):
@@ -41,10 +43,6 @@ def laid_out(tensors: Mapping[str, Tensor]) -> tuple[TensorSpec, ...]:
         specs.append(TensorSpec(name, offset, tuple(tensor.shape)))
         offset += tensor.numel()
     return tuple(specs)
-
-
-# The sum of the losses of some examples, and their weight: scalars both.
-Weighted = tuple[Tensor, Tensor]
 
 
 class LossPart:
@@ -270,53 +268,6 @@ class BatchPart(LossPart):
         return total, torch.as_tensor(weight, dtype=total.dtype, device=total.device).detach()
 
 
-def as_weighted(found: Any) -> tuple[Tensor, Any]:
-    """Return what a user's ``batch_loss`` gave, where it is a sum and a weight.
-
-    Raises
-    ------
-    InputError
-        It is something else.
-    """
-    if not (isinstance(found, tuple | list) and len(found) == 2):
-        raise InputError(
-            f"batch_loss returned a {type(found).__name__}; return (sum of losses, weight)"
-        )
-    total, weight = found
-    if not (isinstance(total, Tensor) and total.shape == ()):
-        shape = tuple(total.shape) if isinstance(total, Tensor) else type(total).__name__
-        raise InputError(f"batch_loss returned a sum of {shape}; it must be a scalar tensor")
-    return total, as_weight(weight)
-
-
-def as_weight(weight: Any) -> Any:
-    """Return the weight of a batch, where it is one.
-
-    Raises
-    ------
-    InputError
-        It is no finite number, or below zero. Of a tensor on a GPU its value is not looked at.
-    """
-    if isinstance(weight, Tensor | np.ndarray):
-        found = weight if isinstance(weight, Tensor) else torch.as_tensor(weight, device="cpu")
-        if found.numel() == 1 and not found.is_complex():
-            found = found.reshape(())
-            with suppress(RuntimeError):  # inside torch.func.vmap there are several values
-                if found.device.type == "cpu":
-                    as_weight(float(found.detach()))
-            return found
-    try:
-        number = math.nan if isinstance(weight, str | bytes) else kinds.real(weight)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        number = math.nan
-    if not (math.isfinite(number) and number >= 0):
-        raise InputError(
-            f"batch_loss returned the weight {kinds.shown(weight)}; return a finite number that "
-            "is not below zero, such as that of the examples"
-        )
-    return number
-
-
 @dataclass(frozen=True)
 class BatchParts(Iterable[LossPart]):
     """Parts made of batches as they are read: one is in memory at a time, two on a GPU.
@@ -339,104 +290,3 @@ class BatchParts(Iterable[LossPart]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self.batches)
-
-
-def add_up(
-    contributions: Iterable[tuple[tuple[Tensor, ...], Tensor]],
-) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Add up what the parts of a loss give: sums and weights, each for itself.
-
-    A problem over several processes adds up theirs in the same way before it divides.
-
-    Parameters
-    ----------
-    contributions : iterable
-        (tensors, weight) of each part: of its sum of losses, say, and of that sum's gradient.
-
-    Returns
-    -------
-    tuple of Tensor
-        Sums over the parts: in float64 where there are several, whatever the network's dtype, so
-        that their number costs no digits.
-    Tensor
-        Sum of the weights, likewise.
-
-    Raises
-    ------
-    InputError
-        There is no part.
-    """
-    remaining = iter(contributions)
-    first = next(remaining, None)
-    if first is None:
-        raise InputError(
-            "batches: this pass gave none; give the same whenever they are iterated, as a list or "
-            "a DataLoader does"
-        )
-    sums, weight = first
-    for n, (tensors, more) in enumerate(remaining):
-        if n == 0:
-            sums = tuple(t.to(_widest(t.device), copy=True) for t in sums)
-            weight = weight.to(_widest(weight.device))
-        sums = tuple(total.add_(t) for total, t in zip(sums, tensors, strict=True))
-        weight = weight + more
-    return sums, weight
-
-
-def _widest(device: torch.device) -> torch.dtype:
-    # Apple's processors have no float64.
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-def as_arguments(inputs: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How a network is called: ``*inputs`` of a tuple, ``**inputs`` of a dictionary."""
-    if isinstance(inputs, dict):
-        return (), inputs
-    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
-
-
-def outputs(
-    module: nn.Module,
-    parameters: Mapping[str, Tensor],
-    inputs: Tree,
-    batch_size: int = OUTPUTS_AT_ONCE,
-) -> Tensor:
-    """Evaluate a network without gradient, some examples at a time to bound the memory.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        Not changed.
-    parameters : mapping of str to Tensor
-        In place of the module's own.
-    inputs : Tensor, shape (N, …), or a tuple or dict of such
-        Of the parameters' dtype, on their device.
-    batch_size : int
-        Examples at a time.
-
-    Returns
-    -------
-    Tensor, shape (N, …)
-    """
-    return torch.cat(list(output_chunks(module, parameters, inputs, batch_size)))
-
-
-def output_chunks(
-    module: nn.Module,
-    parameters: Mapping[str, Tensor],
-    inputs: Tree,
-    batch_size: int = OUTPUTS_AT_ONCE,
-) -> Iterator[Tree]:
-    """What :func:`outputs` puts together, chunk by chunk, whatever tree of tensors it is."""
-    n = data.length(inputs)
-    held = {name: tensor.detach() for name, tensor in parameters.items()}
-    device = next(t.device for _, t in data.leaves(inputs, ""))
-
-    @alone.in_turn
-    def found(start: int) -> Tree:
-        arguments, keywords = as_arguments(data.chunk(inputs, start, batch_size))
-        with arithmetic.exact(device), alone.lock_of(module).held():
-            return functional_call(module, held, arguments, keywords)
-
-    for start in range(0, n, batch_size):
-        yield data.mapped(found(start), lambda tensor: tensor.detach())

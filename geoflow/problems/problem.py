@@ -15,11 +15,11 @@ from geoflow.problems import (
     alone,
     capture,
     checks,
-    dependence,
     differences,
     few,
     flattening,
     gauss_newton,
+    kept,
     live,
     making,
     products,
@@ -103,7 +103,7 @@ class Problem(MeanOfParts):
             differences.check_same_value(first_loss, value, first, theta0, self.loss)
             self._first = unchanged.First.of(theta0, first_loss, value, first, self._rounding.max())
             gradient = self.unflatten(first)
-            dependence.check_used(parts, network_of(self), self.unflatten(theta0), gradient)
+            kept.check_used(parts, network_of(self), self.unflatten(theta0), gradient)
             self.evaluation_bytes: int = peak_bytes(lambda: self._evaluated(theta0))
 
     @classmethod

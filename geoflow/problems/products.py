@@ -16,7 +16,7 @@ from torch import Tensor
 from geoflow.errors import InputError
 from geoflow.problems.scaling import length
 from geoflow.problems.slopes import DIFFERENCE_RTOL, Derivable, gradient_at
-from geoflow.problems.spacing import SMALL, Spacing, chosen, point_near, scale_of, steps
+from geoflow.problems.spacing import SMALL, Spacing, chosen, least_size, point_near, steps
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
@@ -146,7 +146,7 @@ def _right(
 
     Those of a function ``of`` numbers with fewer digits may be over the steps of these.
     """
-    least = scale_of(partial(gradient_at, function), theta0)
+    least = least_size(partial(gradient_at, function), theta0)
     theta = beside(function, theta0, least)
     tried, coarse = steps(theta, least), [] if of is None else steps(theta.to(of), least)[:1]
     return all(

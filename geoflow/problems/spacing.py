@@ -182,7 +182,7 @@ def chosen(
     return best if best.error <= AGREED else usual
 
 
-def scale_of(gradient: Gradient, theta0: Tensor) -> float:
+def least_size(gradient: Gradient, theta0: Tensor) -> float:
     """Size that θ is to be taken to have at least: one, or less where ∇f varies over less.
 
     Parameters

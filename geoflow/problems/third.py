@@ -22,7 +22,7 @@ from geoflow.problems.products import error_of as products_error
 from geoflow.problems.protocol import ProblemLike
 from geoflow.problems.scaling import length
 from geoflow.problems.slopes import DIFFERENCE_RTOL, gradient_at
-from geoflow.problems.spacing import between, scale_of, scales, steps
+from geoflow.problems.spacing import between, least_size, scales, steps
 
 # (θ, v) → ∇²L v and ∇³L[v, v].
 ThirdProduct = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -96,7 +96,7 @@ def _fault(derived: ThirdProduct, product: Product, theta0: Tensor, sizes: Seque
 
     first = next(iter(probes(theta0, sizes)))
     try:
-        least = scale_of(partial(gradient_at, partial(along, first)), theta0)
+        least = least_size(partial(gradient_at, partial(along, first)), theta0)
         theta = beside(partial(along, theta0), theta0, least)
         tried = steps(theta, least)
         for v in probes(theta, sizes):

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from geoflow import plots
-from geoflow.plots.path import has_matrices, observables
+from geoflow.plots.path import checked, first_walked, has_matrices, observables
 from geoflow.report.parts import Row, Section, Table, picture, synthetic
 
 
@@ -27,6 +27,7 @@ def path_section(
     number : int
         Tells the parts of several sections apart.
     """
+    ds = checked(ds, "level")
     a = ds.attrs
     seed = f", seed {a['seed']}" if a["seed"] >= 0 else ""
     section = Section(f"{subject}{seed}: regularisation path, R = {a['regularizer_name']}")
@@ -60,17 +61,24 @@ def path_section(
 
 
 def summary(ds: xr.Dataset) -> str:
-    """Levels, penalties and evaluations of a path, and its least test loss, as sentences."""
+    """Levels, penalties and evaluations of a path, and its least test loss, as sentences.
+
+    Of a path that was cut, what is there: nothing of its first walk where that point is not.
+    """
+    ds = checked(ds, "level")
     level, penalty = ds["level"].values, ds["penalty"].values
     n, spent = len(level), _evaluations(ds)
     said = (
         f"{n} level{'s' if n > 1 else ''} from {level.min():.3g} to {level.max():.3g}, "
         f"at penalties from {penalty.min():.3g} to {penalty.max():.3g}, "
-        f"for {spent[-1]:,} gradient evaluations, {spent[0]:,} of them for the first."
+        f"for {spent[-1]:,} gradient evaluations"
     )
+    walked = np.flatnonzero(first_walked(ds))
+    said += f", {spent[walked[0]]:,} of them for the first." if len(walked) else "."
     best = _best(ds)
     if best is not None:
-        least, first = float(ds["test_loss"][best]), float(ds["test_loss"][0])
+        losses = ds["test_loss"].values
+        least, first = float(losses[best]), float(losses[walked[0]]) if len(walked) else np.nan
         said += (
             f" The least test loss is {least:.4g}, at level {level[best]:.3g} and penalty "
             f"{penalty[best]:.3g}"
@@ -101,7 +109,7 @@ def _points(ds: xr.Dataset, number: int) -> Table:
     spent, best = _evaluations(ds), _best(ds)
     rows = []
     for i in range(ds.sizes["level"]):
-        cells = [_cell(n, float(ds[n][i])) for n in scalars]
+        cells = [_cell(n, float(ds[n].values[i])) for n in scalars]
         cells += [str(ds["method"].values[i]), f"{spent[i]:,}"]
         rows.append(Row(cells, marked=i == best))
     caption = "The points in the order reached, evaluations added up; bold: the least test loss."

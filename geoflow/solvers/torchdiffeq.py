@@ -1,29 +1,19 @@
-"""torchdiffeq's explicit solvers, one accepted step at a time, with re-projection.
-
-torchdiffeq's callbacks cannot change the state, and its own limits count per output interval.
-So each step is an ``odeint`` call of its own, left from ``callback_step`` once a step has been
-accepted: there torchdiffeq tells where it stands and which step size it would take next. The
-derivative it caches is dropped with the call, since re-projection moves the state.
-"""
+"""torchdiffeq's explicit solvers, one accepted step at a time, with re-projection."""
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from geoflow.errors import ConvergenceError, InputError, StepSizeError
+from geoflow.errors import ConvergenceError, InputError
 from geoflow.manifold.protocol import Flow, State
-from geoflow.manifold.values import as_values
 from geoflow.solvers.base import Carry, Interpolant, StepResult, Tolerance, norm
 from geoflow.solvers.carried import check_numbers
-from geoflow.solvers.control import TOO_FAR, TOO_INACCURATE, check_step, clip_step
+from geoflow.solvers.control import TOO_FAR, check_step
 from geoflow.solvers.interpolation import dormand_prince, hermite, moved_end
+from geoflow.solvers.odeint import RETRY_FACTOR, Field, adaptive_step, fixed_steps, too_far
 from geoflow.system import kinds
 from geoflow.system.described import Described
 
@@ -40,10 +30,6 @@ ERROR_NORMS = ("state", "coordinate")
 MULTISTEP, MAX_ORDERS = "explicit_adams", (5, 12)
 # Whose interpolant takes all stages, which are kept for it.
 WITH_STAGES = "dopri5"
-
-RETRY_FACTOR = 0.25
-FAR = 1e300
-NOT_FINITE = "L or the velocity is not finite at a trial point"
 
 
 class TorchDiffEq(Described):
@@ -137,7 +123,13 @@ class TorchDiffEq(Described):
         return {"step_size": step, "since_projection": 0.0}
 
     def taken_up(self, carry: Carry, theta: Tensor) -> Carry:
-        """A carry out of a checkpoint."""
+        """A carry out of a checkpoint.
+
+        Raises
+        ------
+        ArchiveError
+            One of its numbers is missing, or is none.
+        """
         # An adaptive method that has none yet chooses it by itself.
         least = 0.0 if self.name in ADAPTIVE else math.ulp(0.0)
         check_numbers(carry, "step_size", least=least)
@@ -153,15 +145,12 @@ class TorchDiffEq(Described):
         max_time: float,
     ) -> StepResult:
         """Make one accepted step and, where it is due, re-project."""
-        attempt = self._adaptive if self.name in ADAPTIVE else self._fixed
         step = float(carry["step_size"])
         since = float(carry["since_projection"])
         n_rejected = n_newton = 0
         while True:
-            field = _Field(flow, state, keeps_stages=self.name == WITH_STAGES)
-            time, theta, next_step = attempt(
-                self.name, field, state, step, tolerance, max_time, self._left(since)
-            )
+            field = Field(flow, state, keeps_stages=self.name == WITH_STAGES)
+            time, theta, next_step = self._attempt(field, step, tolerance, max_time, since)
             n_rejected += field.n_rejected
             due = self.reproject_every is None or time >= self._left(since) * (1 - 1e-9)
             evaluated = field.evaluated_at(theta)
@@ -178,7 +167,7 @@ class TorchDiffEq(Described):
                     # Newton's own failures have a status of their own.
                     if due and isinstance(error, ConvergenceError):
                         raise
-                    raise _too_far(self.name, step, str(error)) from error
+                    raise too_far(self.name, step, str(error)) from error
                 n_newton += getattr(error, "iterations", 0)
                 n_rejected += 1
                 step = time * RETRY_FACTOR
@@ -193,8 +182,23 @@ class TorchDiffEq(Described):
             interpolant=self._interpolant(field, state, end, time),
         )
 
+    def _attempt(
+        self, field: Field, step: float, tolerance: Tolerance, max_time: float, since: float
+    ) -> tuple[float, Tensor, float]:
+        """The time of a step before re-projection, where it ends, and the size of the next."""
+        if self.name in ADAPTIVE:
+            # One step, however long it is until re-projection is due.
+            by_coordinate = self.error_norm == "coordinate"
+            return adaptive_step(
+                field, step, self.name, tolerance, max_time=max_time, by_coordinate=by_coordinate
+            )
+        left, order = self._left(since), self.max_order
+        return *fixed_steps(
+            field, step, self.name, max_time=max_time, left=left, max_order=order
+        ), step
+
     def _interpolant(
-        self, field: _Field, start: State, end: State, time: float
+        self, field: Field, start: State, end: State, time: float
     ) -> Interpolant | None:
         """A cubic, or dopri5's own of order 4."""
         if not self.dense:
@@ -225,107 +229,6 @@ class TorchDiffEq(Described):
         since = math.fmod(time, every)
         return 0.0 if since > every * (1 - 1e-9) else since
 
-    def _fixed(
-        self,
-        method: str,
-        field: _Field,
-        state: State,
-        step: float,
-        tolerance: Tolerance,
-        max_time: float,
-        left: float,
-    ) -> tuple[float, Tensor, float]:
-        # Re-projection ends a multistep method's history: keep its steps in one call.
-        n = max(1, math.ceil(left / step * (1 - 1e-9)))
-        # A remainder of rounding size is no step of its own.
-        time = n * step if n * step < max_time * (1 - 1e-9) else max_time
-        times = torch.tensor([0.0, time], dtype=torch.float64, device=state.flat.device)
-        options: dict[str, Any] = {"step_size": min(step, time)}
-        if self.max_order is not None:
-            options["max_order"] = self.max_order
-        try:
-            with torch.no_grad():
-                # Without its callbacks, which a fixed-step method would warn about.
-                theta = _odeint()(
-                    lambda t, y: field(t, y), state.flat, times, method=method, options=options
-                )[-1]
-        except _TooFarError as error:
-            raise _too_far(method, options["step_size"], str(error)) from None
-        return time, theta, step
-
-    def _adaptive(
-        self,
-        method: str,
-        field: _Field,
-        state: State,
-        step: float,
-        tolerance: Tolerance,
-        max_time: float,
-        left: float,
-    ) -> tuple[float, Tensor, float]:
-        """Accept one step; returns its time, where it ended, and the next step size.
-
-        Its steps are single, whatever is ``left`` until the next re-projection.
-        """
-        clipped = clip_step(step, max_time) if step else 0.0
-        finite = math.isfinite(max_time)
-        ends = [0.0, 2 * max_time if finite else FAR]
-        times = torch.tensor(ends, dtype=torch.float64, device=state.flat.device)
-        options: dict[str, Any] = {"norm": field.norm}
-        if finite:
-            options["step_t"] = [max_time]
-        # torchdiffeq's tolerance is of each coordinate: the same for all here, and where each has
-        # its own, one that is 0 would have none.
-        rtol, atol = 0.0, tolerance.scale(state.flat) / math.sqrt(len(state.flat))
-        if self.error_norm == "coordinate":
-            rtol, atol = tolerance.rtol, tolerance.atol or (0.0 if state.flat.all() else atol)
-        attempt = clipped
-        while True:
-            if attempt:
-                options["first_step"] = attempt
-            try:
-                with torch.no_grad():
-                    _odeint()(
-                        field,
-                        state.flat,
-                        times,
-                        rtol=rtol,
-                        atol=atol,
-                        method=method,
-                        options=options,
-                    )
-            except _AcceptedError as accepted:
-                # A step cut short by max_time says little about how long a step could be.
-                whole = field.n_rejected == 0 and accepted.time >= clipped > 0
-                next_step = max(accepted.next_step, step) if whole else accepted.next_step
-                return accepted.time, accepted.theta, next_step
-            except _TooFarError as error:
-                field.n_rejected += 1
-                attempt = field.attempted * RETRY_FACTOR
-                check_step(attempt, state, str(error))
-
-
-@functools.cache
-def _odeint() -> Callable[..., Tensor]:
-    # Imported where it is needed, since with it comes all of scipy.integrate; its coefficients are
-    # tensors that are made as it is.
-    with torch.device("cpu"):
-        from torchdiffeq import odeint
-    found: Callable[..., Tensor] = odeint
-    return found
-
-
-class _AcceptedError(Exception):
-    """Leaves ``odeint`` after one accepted step."""
-
-    def __init__(self, time: float, theta: Tensor, next_step: float) -> None:
-        super().__init__()
-        self.time, self.theta, self.next_step = time, theta, next_step
-
-
-class _TooFarError(Exception):
-    """Leaves ``odeint`` where the flow has no velocity: the step was too long."""
-
 
 def _duration(value: float | None, name: str) -> float | None:
     """A flow time, as a float.
@@ -339,67 +242,6 @@ def _duration(value: float | None, name: str) -> float | None:
     if found is not None and not (math.isfinite(found) and found > 0):
         raise InputError(f"{name}={value}; use a positive flow time or None")
     return found
-
-
-def _too_far(method: str, step: float, cause: str) -> StepSizeError:
-    """What a method cannot mend that keeps to its step; the remedy is another than the cause's."""
-    return StepSizeError(
-        f"{method} fails at step_size={step:.3g}: {cause.split(';')[0]}; use a smaller step_size "
-        "or an adaptive solver"
-    )
-
-
-class _Field:
-    """The velocity as torchdiffeq calls it; never evaluates the same θ twice."""
-
-    def __init__(self, flow: Flow, state: State, *, keeps_stages: bool) -> None:
-        self.flow, self.keeps_stages = flow, keeps_stages
-        self.start = state
-        self.last = state
-        self.n_rejected = 0
-        self.error_ratio = math.nan
-        self.attempted = 0.0
-        self.stages: list[Tensor] = []
-
-    def __call__(self, t: Tensor, theta: Tensor) -> Tensor:
-        known = self.evaluated_at(theta)
-        if known is None:
-            # Before the first attempt torchdiffeq looks ahead, to choose its size.
-            self.attempted = self.attempted or float(t)
-            try:
-                known = self.flow.evaluate(theta)
-            except TOO_FAR as failure:
-                raise _TooFarError(str(failure)) from None
-            # A flow of one's own may tell nothing.
-            finite = np.isfinite(as_values(known.evaluated[0])).all()
-            if not finite or not math.isfinite(norm(known.velocity)):
-                raise _TooFarError(NOT_FINITE)
-            self.last = known
-        if self.keeps_stages:
-            self.stages.append(known.velocity)
-        return known.velocity
-
-    def evaluated_at(self, theta: Tensor) -> State | None:
-        for state in (self.last, self.start):
-            if state.flat is theta or torch.equal(state.flat, theta):
-                return state
-        return None
-
-    def norm(self, ratio: Tensor) -> Tensor:
-        value = ratio.pow(2).mean().sqrt()
-        self.error_ratio = float(value)
-        return value
-
-    def callback_step(self, t0: Tensor, theta: Tensor, dt: Tensor) -> None:
-        if float(t0) > 0:
-            raise _AcceptedError(float(t0), theta, float(dt))
-        self.attempted = float(dt)
-        self.stages = [self.start.velocity]
-        if self.n_rejected:
-            check_step(self.attempted, self.start, TOO_INACCURATE)
-
-    def callback_reject_step(self, t0: Tensor, theta: Tensor, dt: Tensor) -> None:
-        self.n_rejected += 1
 
 
 def _starting_step(flow: Flow, state: State, tolerance: Tolerance, order: int) -> float:

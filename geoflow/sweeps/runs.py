@@ -45,7 +45,7 @@ def sweep(
     t_end: float | None = DEFAULTS.t_end,
     stop: Stop | str | Mapping[str, Any] | None = DEFAULTS.stop,
     degrees: float | None = None,
-    max_evaluations: int | None = DEFAULTS.max_evaluations,
+    max_evaluations: float | None = DEFAULTS.max_evaluations,
     reproject_every: float | None = DEFAULTS.reproject_every,
     snapshot_times: kinds.Reals | None = DEFAULTS.snapshot_times,
     snapshot_every: float | None = DEFAULTS.snapshot_every,
@@ -136,9 +136,17 @@ snapshot_every, max_snapshots, theta_dtype
     if degrees is not None and stop is not DEFAULTS.stop:
         raise InputError(f"degrees={degrees}: stop is given too; choose one")
     walks = WalkSettings(
-        *(solver, rtol, atol, t_end, stop if degrees is None else Stationary(degrees)),
-        *(max_evaluations, reproject_every, snapshot_times, snapshot_every, max_snapshots),
-        theta_dtype,
+        solver=solver,
+        rtol=rtol,
+        atol=atol,
+        t_end=t_end,
+        stop=stop if degrees is None else Stationary(degrees),
+        max_evaluations=max_evaluations,
+        reproject_every=reproject_every,
+        snapshot_times=snapshot_times,
+        snapshot_every=snapshot_every,
+        max_snapshots=max_snapshots,
+        theta_dtype=theta_dtype,
     )
     if dtype is not None:
         walks = walks.resolved(named_dtype(dtype))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import operator
 import os
-import reprlib
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -17,15 +16,12 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from geoflow.errors import InputError
+from geoflow.system.showing import LONGEST as LONGEST
+from geoflow.system.showing import shown as shown
 
 # Several numbers, as they are given.
 Reals = Sequence[float] | NDArray[np.floating[Any]] | NDArray[np.integer[Any]]
 Wholes = Sequence[int] | NDArray[np.integer[Any]]
-
-# What a message shows of a value.
-LONGEST = 60
-# Numbers of an array; of more its shape.
-FEW = 3
 
 # As of a float: what is longer is no count of anything, and Python may not write it.
 LONGEST_WHOLE = 1024
@@ -81,7 +77,9 @@ def check_dataset(ds: Any, *names: str, name: str = "ds", give: str = A_WALK) ->
         raise InputError(f"{name} has no {missing[0]!r}; give {give}")
 
 
-def as_made(ds: xr.Dataset, dims: Sequence[str], what: str, name: str = "ds") -> xr.Dataset:
+def as_made(
+    ds: xr.Dataset, dims: Sequence[str], what: str, name: str = "ds", least: int = 1
+) -> xr.Dataset:
     """What an analysis made, its dimensions in the order in which it made them.
 
     Parameters
@@ -94,18 +92,23 @@ def as_made(ds: xr.Dataset, dims: Sequence[str], what: str, name: str = "ds") ->
         What the dataset is, for people.
     name : str
         Of the argument.
+    least : int
+        As many points must be left along each.
 
     Raises
     ------
     InputError
-        One is not there, as where it was cut by a number or a name, or nothing is left along it.
+        One is not there, as where it was cut by a number or a name, or nothing is left along it, or
+        less than ``least``.
     """
+    some = "some" if least == 1 else f"{least} or more"
     for dim in dims:
-        if not ds.sizes.get(dim):
-            there = "nothing is left along" if dim in ds.dims else "there is no dimension"
+        if (n := ds.sizes.get(dim, 0)) < least:
+            left = f"{n} of {least} points that it takes are" if n else "nothing is"
+            there = f"{left} left along" if dim in ds.dims else "there is no dimension"
             raise InputError(
-                f"{name}: {there} {dim!r}; cut {what} by a list or a slice that keeps some of it, "
-                f"such as {name}.isel({dim}=[0])"
+                f"{name}: {there} {dim!r}; cut {what} by a list or a slice that keeps {some} of "
+                f"it, such as {name}.isel({dim}={list(range(least))})"
             )
     return ds.transpose(*dims, ...)
 
@@ -359,46 +362,3 @@ def as_numbers(values: Any, name: str) -> NDArray[np.float64]:
     # A tensor with a gradient, and a list that holds itself.
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"{name}={shown(values)}; give real numbers") from None
-
-
-class _Short(reprlib.Repr):
-    """Dicts in their order: settings have their name first. Whole numbers of any length."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        # Texts are cut where the line ends, and not before.
-        self.maxstring = LONGEST
-
-    def repr_int(self, x: int, level: int) -> str:
-        try:
-            return super().repr_int(x, level)
-        except ValueError:  # of more digits than Python writes
-            return f"a number of {x.bit_length()} bits"
-
-    def repr_Tensor(self, x: Any, level: int) -> str:
-        """Of many numbers the shape says more than the first of them do."""
-        few = x.numel() <= FEW
-        return self.repr_instance(x, level) if few else f"a tensor of shape {tuple(x.shape)}"
-
-    repr_Parameter = repr_Tensor
-
-    def repr_ndarray(self, x: Any, level: int) -> str:
-        few = x.size <= FEW
-        return self.repr_instance(x, level) if few else f"an array of shape {x.shape}"
-
-    def repr1(self, x: Any, level: int) -> str:
-        # Of a network's state too, which is an OrderedDict.
-        return self.repr_dict(x, level) if isinstance(x, dict) else super().repr1(x, level)
-
-    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
-        if level <= 0 and x:
-            return "{...}"
-        first = islice(x.items(), self.maxdict)
-        parts = [f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}" for k, v in first]
-        return f"{{{', '.join([*parts, '...'] if len(x) > self.maxdict else parts)}}}"
-
-
-def shown(value: Any) -> str:
-    """A value in one short line."""
-    line = (_Short().repr(value).splitlines() or [""])[0]
-    return line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"

@@ -119,7 +119,7 @@ def remove_left(folder: Path, first: str, own: Sequence[str] = ("*.npz", "*.nc")
 
 
 @contextmanager
-def replacing(path: Path, *, ending: str = files.UNFINISHED) -> Iterator[Path]:
+def replacing(path: Path, *, ending: str = files.UNFINISHED, follow: bool = True) -> Iterator[Path]:
     """Write a file as :func:`geoflow.system.files.replacing` does; what a kill leaves is found.
 
     Until it is whole it lies in a folder beside it, ``.NAME.new``, which whoever writes a file of
@@ -129,9 +129,11 @@ def replacing(path: Path, *, ending: str = files.UNFINISHED) -> Iterator[Path]:
     Parameters
     ----------
     path : Path
-        The file, by the name that the user gave; a link is followed.
+        The file.
     ending : str
         Of the other name, for libraries that go by it.
+    follow : bool
+        Replace what a link stands for, as for a name that the user gave. False: the link.
 
     Yields
     ------
@@ -145,7 +147,7 @@ def replacing(path: Path, *, ending: str = files.UNFINISHED) -> Iterator[Path]:
     OSError
         The disk does not take it.
     """
-    target = files.resolved(path)
+    target = files.resolved(path) if follow else path
     lock = None
     with suppress(ArchiveError):
         lock = Lock(target.with_name(f".{target.name}.new"), None, [f".*{ending}"])
@@ -153,7 +155,8 @@ def replacing(path: Path, *, ending: str = files.UNFINISHED) -> Iterator[Path]:
         if lock:
             lock.clear()
         folder = lock.folder if lock else None
-        with files.replacing(path, folder=folder, ending=ending) as temporary:
+        whole = files.replacing(path, folder=folder, ending=ending, follow=follow)
+        with whole as temporary:
             yield temporary
     finally:
         if lock:

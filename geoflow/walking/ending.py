@@ -109,6 +109,25 @@ def below_the_level(where: str) -> End:
     )
 
 
+def how_close(level_set: LevelSet, n_at_floor: int, furthest: Numbers) -> str:
+    """What to add to the message of a walk that did not keep to its level as closely as asked.
+
+    Parameters
+    ----------
+    level_set : LevelSet
+        What was walked along.
+    n_at_floor : int
+        Re-projections of the walk that rounding ended.
+    furthest : ndarray, shape (n,)
+        The greatest |L − c| of each constraint; of length 0 where they are not known.
+    """
+    if n_at_floor:
+        said = f"; {n_at_floor} re-projections came as close as rounding lets them, no closer"
+    else:
+        said = off_the_level(level_set, furthest)
+    return said + rounded_off(level_set)
+
+
 def rounded_off(level_set: LevelSet) -> str:
     """What to add where the loss itself is rounded more coarsely than the level is kept."""
     said = rounding.beyond(level_set.rounding, level_set.tolerances, level_set.scales)
@@ -116,15 +135,7 @@ def rounded_off(level_set: LevelSet) -> str:
 
 
 def off_the_level(level_set: LevelSet, furthest: Numbers) -> str:
-    """What to add to the message of a walk that left the level between re-projections.
-
-    Parameters
-    ----------
-    level_set : LevelSet
-        What was walked along.
-    furthest : ndarray, shape (n,)
-        The greatest |L − c| of each constraint; of length 0 where they are not known.
-    """
+    """What to add where a walk left the level between re-projections; see :func:`how_close`."""
     # By some last digits where it was re-projected in another evaluation.
     eps = torch.finfo(level_set.problem.dtype).eps
     allowed = 1.01 * level_set.tolerances + ROUNDINGS * eps * np.abs(level_set.levels)

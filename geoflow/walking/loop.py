@@ -39,7 +39,7 @@ def walk(
     atol: float = DEFAULTS.atol,
     t_end: float | None = DEFAULTS.t_end,
     stop: Stop | str | Mapping[str, Any] | None = DEFAULTS.stop,
-    max_evaluations: int | None = DEFAULTS.max_evaluations,
+    max_evaluations: float | None = DEFAULTS.max_evaluations,
     reproject_every: float | None = DEFAULTS.reproject_every,
     snapshot_times: Reals | None = DEFAULTS.snapshot_times,
     snapshot_every: float | None = DEFAULTS.snapshot_every,
@@ -75,7 +75,7 @@ def walk(
         A further criterion; the default ends the walk at an angle of 175° between ∇R and ∇L. This
         and an :class:`Event <geoflow.walking.events.Event>` end it inside a step. A name with
         options is accepted too: ``"Plateau:window=2"``.
-    max_evaluations : int, optional
+    max_evaluations : int or float, optional
         Budget in gradient evaluations, a Hessian-vector product counting 2. Never exceeded. If R
         evaluates other problems, they have a separate budget of the same size, shared by all of
         them. None: 100,000.
@@ -152,17 +152,26 @@ def walk(
     check_flow(flow)
     observables = records.as_observables(observables, flow.problem)
     settings = WalkSettings(
-        *(solver, rtol, atol, t_end, stop, max_evaluations),
-        *(reproject_every, snapshot_times, snapshot_every, max_snapshots, theta_dtype),
+        solver=solver,
+        rtol=rtol,
+        atol=atol,
+        t_end=t_end,
+        stop=stop,
+        max_evaluations=max_evaluations,
+        reproject_every=reproject_every,
+        snapshot_times=snapshot_times,
+        snapshot_every=snapshot_every,
+        max_snapshots=max_snapshots,
+        theta_dtype=theta_dtype,
     ).resolved(flow.problem.dtype)
     if not as_number(checkpoint_seconds, "checkpoint_seconds") >= 0:
         raise InputError(f"checkpoint_seconds={checkpoint_seconds}; use zero or more")
     check_kind(provenance, Mapping | None, "provenance", "a dict")
     check_switch(overwrite, "overwrite")
     check_switch(progress, "progress")
-    goals = settings.goals()
+    chosen, goals = settings.make_solver(), settings.goals()
     recorded = from_config(() if events is None else events)
-    check_fit(flow, settings.make_solver(), goals, observables, recorded)
+    check_fit(flow, chosen, goals, observables, recorded)
     if recorder is not None:
         check_recorder(recorder)
     if recorder is not None and archive is not None:
@@ -172,12 +181,12 @@ def walk(
         event.check_at(flow.problem.theta0)
     target = check_target(archive, overwrite=overwrite) if archive is not None else None
 
-    header = _header(flow, settings, sorted(observables), recorded, provenance)
-    _check_memory(flow, settings, in_memory=recorder is None and target is None)
+    header = _header(flow, settings, chosen, sorted(observables), recorded, provenance)
+    _check_memory(flow, settings, chosen, in_memory=recorder is None and target is None)
 
     def walk_with(recorder: Recorder) -> xr.Dataset:
         theta = flow.problem.theta0
-        return _run(flow, theta, settings, goals, recorder, observables, recorded, progress)
+        return _run(flow, theta, settings, chosen, goals, recorder, observables, recorded, progress)
 
     if recorder is not None:
         return walk_with(recorder)
@@ -225,18 +234,19 @@ def walk_from(flow: Flow, theta: Tensor, settings: WalkSettings) -> xr.Dataset:
         As there.
     """
     settings = settings.resolved(flow.problem.dtype)
-    goals = settings.goals()
-    check_fit(flow, settings.make_solver(), goals, {})
-    header = _header(flow, settings, (), (), None)
-    _check_memory(flow, settings, in_memory=True)
+    solver, goals = settings.make_solver(), settings.goals()
+    check_fit(flow, solver, goals, {})
+    header = _header(flow, settings, solver, (), (), None)
+    _check_memory(flow, settings, solver, in_memory=True)
     recorder = Memory(flow.problem, (), header)
-    return _run(flow, theta, settings, goals, recorder, {}, (), progress=False)
+    return _run(flow, theta, settings, solver, goals, recorder, {}, (), progress=False)
 
 
 def _run(
     flow: Flow,
     theta: Tensor,
     settings: WalkSettings,
+    solver: Solver,
     goals: Goals,
     recorder: Recorder,
     observables: Mapping[str, Observable],
@@ -246,7 +256,7 @@ def _run(
     """Walk from θ to an end."""
     walk = Walk(
         flow,
-        settings.make_solver(),
+        solver,
         settings.tolerance(flow.problem.dtype),
         settings.rule(),
         observables,
@@ -263,15 +273,16 @@ def _kept_dtype(settings: WalkSettings) -> torch.dtype:
     return dtypes.DTYPES[str(settings.theta_dtype)]
 
 
-def _check_memory(flow: Flow, settings: WalkSettings, *, in_memory: bool) -> None:
+def _check_memory(flow: Flow, settings: WalkSettings, solver: Solver, *, in_memory: bool) -> None:
     """Refuse a walk that would not fit, before its first evaluation."""
-    solver, rule = settings.make_solver(), settings.rule()
-    check_walk_memory(flow, solver, rule, _kept_dtype(settings), in_memory=in_memory)
+    kept = _kept_dtype(settings)
+    check_walk_memory(flow, solver, settings.rule(), kept, in_memory=in_memory)
 
 
 def _header(
     flow: Flow,
     settings: WalkSettings,
+    solver: Solver,
     observables: Sequence[str],
     events: Sequence[Event],
     provenance: Mapping[str, Any] | None,
@@ -286,7 +297,6 @@ def _header(
         **({"processes": n} if (n := getattr(flow.problem, "n_processes", 1)) > 1 else {}),
         "provenance": dict(provenance or {}),
     }
-    solver = settings.make_solver()
     return dataset.attributes(
         flow,
         solver=solver.name,

@@ -54,7 +54,7 @@ def resume(
     solver: str | Solver | Mapping[str, Any] | None = None,
     t_end: float | None = None,
     stop: Stop | str | Mapping[str, Any] | None = None,
-    max_evaluations: int | None = None,
+    max_evaluations: float | None = None,
     observables: Mapping[str, Observed] | None = None,
     progress: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,

@@ -104,7 +104,7 @@ class WalkSettings:
             make=Stationary,
         ),
     )
-    max_evaluations: int | None = _setting(
+    max_evaluations: float | None = _setting(
         None,
         Option(f"budget in gradients, from the start on ({DEFAULT_MAX_EVALUATIONS:,})", "N", int),
     )

@@ -191,14 +191,9 @@ class Walk:
                     except KeyboardInterrupt:
                         end = INTERRUPTED
         status, message = self._keep_last(end, n_records)
-        n_at_floor = self.flow.level_set.n_at_floor - self.n_at_floor0
-        if n_at_floor:
-            message += (
-                f"; {n_at_floor} re-projections came as close as rounding lets them, no closer"
-            )
-        else:
-            message += ending.off_the_level(self.flow.level_set, self.recorder.records.furthest)
-        message += ending.rounded_off(self.flow.level_set)
+        level_set = self.flow.level_set
+        n_at_floor = level_set.n_at_floor - self.n_at_floor0
+        message += ending.how_close(level_set, n_at_floor, self.recorder.records.furthest)
         ended = {"status": status, "status_message": storable(message)}
         return self.recorder.finish(self.checkpoint, ended)
 

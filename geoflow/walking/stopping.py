@@ -215,7 +215,9 @@ class Goals:
     max_evaluations: int
 
     @classmethod
-    def checked(cls, t_end: float | None, stop: Stop | None, max_evaluations: int | None) -> Goals:
+    def checked(
+        cls, t_end: float | None, stop: Stop | None, max_evaluations: float | None
+    ) -> Goals:
         """Fill in what is not given.
 
         Raises

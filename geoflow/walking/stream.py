@@ -156,11 +156,12 @@ class Stream:
         fresh = not parts.is_resumable(path)
         try:
             stream = cls(path, problem, header, lock, look_back, interval)
-            with translation.writing(lock.folder):
-                if fresh:
+            if fresh:
+                with translation.writing(lock.folder):
                     stream._unpack()
-                kept = saved(path)
-                checkpoint, stream.replaces = kept.checkpoint, kept.replaces
+            kept = saved(path)
+            checkpoint, stream.replaces = kept.checkpoint, kept.replaces
+            with translation.writing(lock.folder):
                 stream._restore(checkpoint, rule)
         except BaseException:
             lock.remove() if fresh else lock.release()
@@ -278,9 +279,10 @@ class Stream:
         """Take a finished archive apart again."""
         self.lock.clear()
         with trajectory_files.open_trajectory(self.path) as ds:
-            self.snapshots.unpack(ds)
+            self.snapshots.unpack(ds, self.path)
             for number, (start, end) in enumerate(_spans(ds.sizes["step"])):
-                rows = _columns(ds, self.records.columns, start, end)
+                with translation.reading(self.path):
+                    rows = _columns(ds, self.records.columns, start, end)
                 parts.write(self._steps(number), rows)
             checkpoint = trajectory_files.read_checkpoint(self.path, ds)
         self._write_checkpoint(checkpoint)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from geoflow.archive import parts
 from geoflow.errors import ArchiveError
+from geoflow.system import translation
 from geoflow.trajectories.records import Snapshot
 
 SNAPSHOTS_PER_PART = 64
@@ -86,12 +87,28 @@ class StreamedSnapshots:
             for part in before - set(self.where.values()):
                 part.unlink()
 
-    def unpack(self, ds: xr.Dataset) -> None:
-        """Take those of a finished walk apart again."""
+    def unpack(self, ds: xr.Dataset, path: Path) -> None:
+        """Take those of a finished walk apart again.
+
+        Parameters
+        ----------
+        ds : xarray.Dataset
+            The walk, which is read as it is taken apart.
+        path : Path
+            Its file.
+
+        Raises
+        ------
+        ArchiveError
+            It cannot be read.
+        """
         names = ("snapshot_time", *self.observables)
-        for i, key in enumerate(_keys(ds)):
-            self.kept[key] = np.array([float(ds[name][i]) for name in names])
-            self.pending[key] = ds["theta"][i].values
+        with translation.reading(path):
+            keys = _keys(ds)
+        for i, key in enumerate(keys):
+            with translation.reading(path):
+                self.kept[key] = np.array([float(ds[name][i]) for name in names])
+                self.pending[key] = ds["theta"][i].values
             if len(self.pending) == SNAPSHOTS_PER_PART:
                 self.save()
         self.save()

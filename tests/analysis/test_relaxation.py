@@ -149,6 +149,17 @@ def test_spectra_given_back_transposed_are_the_same_and_those_cut_to_one_are_ref
             relaxation.along(ds, curvature=part)
 
 
+def test_the_smallest_eigenvalue_is_that_of_rank_0_wherever_it_stands(oja):
+    flow, ds = oja
+    made = spectra.along(ds, flow, snapshots=[-1], operators=["tangent"], k=2)
+    one, two = (relaxation.along(ds, curvature=c) for c in (made, made.isel(rank=[1, 0])))
+    xr.testing.assert_identical(one, two)
+    with pytest.raises(InputError, match=r"begin at rank 1, .* keep rank 0"):
+        relaxation.along(ds, curvature=made.isel(rank=[1]))
+    # Earlier files do not say it.
+    xr.testing.assert_identical(relaxation.along(ds, curvature=made.drop_vars("rank")), one)
+
+
 def test_spectra_count_at_the_last_snapshot_wherever_it_stands_and_of_this_walk_only(oja):
     flow, ds = oja
     settings = {"operators": ["tangent"], "k": 2, "n_probes": 2, "n_steps": 4, "n_trace": 6}

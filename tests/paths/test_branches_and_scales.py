@@ -12,9 +12,10 @@ import torch
 
 import geoflow as gf
 from geoflow.errors import BranchError, ConvergenceError, EvaluationLimitError
+from geoflow.paths.arguments import check_resolved
 from geoflow.paths.branch import FarError, Reached, check_near, check_no_fold
 from geoflow.paths.continuation import Continuation
-from geoflow.paths.following import _check_resolved, _end_of
+from geoflow.paths.following import _end_of
 from geoflow.paths.scale import Scale, away
 
 A = torch.tensor([3.0, -2.0, 1.0, 0.5], dtype=torch.float64)
@@ -355,9 +356,9 @@ def test_r_is_told_to_no_more_digits_than_it_has():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_residual_below_a_hundred_units_of_rounding_is_refused(dtype):
     resolution = 100 * torch.finfo(dtype).eps
-    _check_resolved(179.0, 1.1 * resolution, dtype)
+    check_resolved(179.0, 1.1 * resolution, dtype)
     with pytest.raises(gf.InputError, match="is below what"):
-        _check_resolved(179.0, 0.9 * resolution, dtype)
+        check_resolved(179.0, 0.9 * resolution, dtype)
 
 
 @pytest.mark.parametrize(("reason", "converges"), [("kkt", False), ("diverged", True)])

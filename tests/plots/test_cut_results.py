@@ -11,7 +11,7 @@ import drawn
 from geoflow import plots
 from geoflow.analysis import PCA, pca
 from geoflow.errors import InputError
-from geoflow.plots import kinds
+from geoflow.plots import kinds, slices
 
 MADE = {
     "ensemble": drawn.ensemble,
@@ -77,8 +77,10 @@ def test_a_transposed_result_is_drawn_as_it_was_made(figure):
 def test_a_result_cut_by_a_number_is_refused_with_the_remedy(figure):
     ds, dim = made(figure), NEEDED[figure]
     function = kinds.KINDS[figure].function
+    # A plane takes two.
+    some = r"\[0, 1\]" if figure == "slice" else r"\[0\]"
     for cut in ({dim: 0}, {dim: []}):
-        with pytest.raises(InputError, match=rf"{dim}'; cut .* such as ds.isel\({dim}=\[0\]\)"):
+        with pytest.raises(InputError, match=rf"{dim}'; cut .* such as ds.isel\({dim}={some}\)"):
             function(ds.isel(cut))
 
 
@@ -95,6 +97,26 @@ def test_a_square_of_ranks_and_snapshots_is_not_read_the_other_way():
     first = figure.axes[0].containers[-1].lines[0].get_ydata()
     expected = ds["largest_eigenvalue"].sel(operator="hessian").values[:, 0]
     np.testing.assert_array_equal(first, expected)
+
+
+def test_eigenvalues_are_drawn_by_their_rank():
+    ds = drawn.spectra().assign_coords(rank=[0, 1, 2])
+    for given in (ds.isel(rank=[2, 1, 0]), ds.isel(rank=[1, 2, 0])):
+        assert picture(given, "extremes") == right("extremes")
+    # The line of the first is another than those of the others.
+    lines = plots.extremes(ds.isel(rank=[2, 1])).axes[0].containers
+    assert {bars.lines[0].get_linewidth() for bars in lines} == {0.7}
+
+
+def test_directions_of_a_slice_are_those_of_its_coordinates():
+    ds = drawn.slice_().assign(direction_norm=("direction", [1.0, 2.0]))
+    for name, direction in (("alpha", "PC 1"), ("beta", "PC 2")):
+        ds[name].attrs["direction"] = direction
+    for given in (ds, ds.isel(direction=[1, 0]), ds.sortby("direction", ascending=False)):
+        figure = plots.slice_figure(given)
+        labels = [figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()]
+        assert labels == [r"$\alpha$: PC 1", r"$\beta$: PC 2"]
+        assert slices.check(given)["direction_norm"].values.tolist() == [1.0, 2.0]
 
 
 def test_components_are_drawn_by_their_number():
@@ -166,9 +188,12 @@ def test_pairs_of_snapshots_are_cut_along_both():
 
 def test_a_slice_cut_to_a_line_or_without_its_walk():
     ds = drawn.slice_()
-    for dim in ("alpha", "beta"):
-        with pytest.raises(InputError, match=f"one point along '{dim}', and a plane takes two"):
-            plots.slice_figure(ds.isel({dim: [3]}))
+    for dim in ("alpha", "beta", "direction"):
+        remedy = rf"keeps 2 or more of it, such as ds.isel\({dim}=\[0, 1\]\)"
+        with pytest.raises(InputError, match=rf"1 of 2 points .* along '{dim}'; .* {remedy}"):
+            plots.slice_figure(ds.isel({dim: [1]}))
+        with pytest.raises(InputError, match=rf"there is no dimension '{dim}'; .* {remedy}"):
+            plots.slice_figure(ds.isel({dim: 0}))
     nowhere = ds.isel(snapshot=[])
     for draw in (plots.slice_figure, plots.projections, plots.contours):
         with pytest.raises(InputError, match="nothing is left along 'snapshot'"):

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 import geoflow as gf
 from geoflow.errors import InputError
-from geoflow.problems import dependence
+from geoflow.problems import kept
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
 Y = X.sum(1, keepdim=True).sin()
@@ -454,8 +454,8 @@ def test_each_layer_is_looked_at_once_however_many_have_no_part(monkeypatch):
     module = Layers()
     module.layers = nn.ModuleList(Keeping() for _ in range(50))
     module.layers.insert(7, nn.Linear(1, 1))
-    passes, kept = [], dependence._kept
-    monkeypatch.setattr(dependence, "_kept", lambda of: passes.append(of) or kept(of))
+    passes, tensors_kept = [], kept.tensors_kept
+    monkeypatch.setattr(kept, "tensors_kept", lambda of: passes.append(of) or tensors_kept(of))
     message = r"module: layers.0.spare, .*, … \(50 parameters of θ\) have no part .* keeps kept: "
     with pytest.warns(UserWarning, match=message):
         gf.Problem.from_module(module, MSE, X, Y)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from argparse import ArgumentTypeError
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -19,7 +20,7 @@ from geoflow.errors import ArchiveError, InputError
 
 # The package's name for the function hides the module.
 from geoflow.sweeps import kept
-from geoflow.sweeps.manifest import current
+from geoflow.sweeps.manifest import MANIFEST, claimed, current
 from geoflow.sweeps.runs import _walk
 from geoflow.sweeps.tasks import Task, _end, run_tasks
 
@@ -405,6 +406,28 @@ def test_a_damaged_manifest_of_the_first_format_is_refused(settings, tmp_path):
     manifest.write_text(json.dumps({"geoflow_sweep": "1.0", **settings}))
     with pytest.raises(InputError, match=r"sweep.json: its settings are none of a sweep; choose"):
         gf.sweep("iris_ff", [0], tmp_path, **SHORT)
+
+
+def test_a_manifest_that_is_a_link_is_read_and_nothing_is_written_where_one_leads(tmp_path):
+    given, own = {"experiment": "iris_ff"}, tmp_path / "own"
+    with claimed(own, given) as (_, outcomes):
+        outcomes.append(SimpleNamespace(status="stationary"))
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / MANIFEST).symlink_to(own / MANIFEST)
+    with claimed(linked, given):
+        pass
+    with pytest.raises(InputError, match="holds a sweep with experiment='iris_ff', not 'mnist_ff'"):
+        claimed(linked, {"experiment": "mnist_ff"}).__enter__()
+    assert (linked / MANIFEST).is_symlink()
+    # Its name is not one that the user gave.
+    astray = tmp_path / "astray"
+    astray.mkdir()
+    (astray / MANIFEST).symlink_to(tmp_path / "nowhere")
+    with claimed(astray, given) as (folder, outcomes):
+        outcomes.append(SimpleNamespace(status="stationary"))
+    assert not (folder / MANIFEST).is_symlink()
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_folder_that_is_not_utf8_is_refused_and_not_made(tmp_path):

@@ -151,8 +151,13 @@ def test_a_link_in_the_place_of_a_part_or_a_figure_is_replaced_not_followed(tmp_
     part.symlink_to(victim)
     parts.write(part, {"x": np.arange(3)})
     (tmp_path / "walk-empty.png").symlink_to(victim)
+    # What a killed process left there of the same figure.
+    left = tmp_path / ".walk-empty.png.new"
+    left.mkdir()
+    (left / ".walk-empty.png.0123456789abcdef.tmp").touch()
     plots.save({"empty": matplotlib.figure.Figure()}, tmp_path, "walk")
     assert victim.read_bytes() == b"mine"
+    assert not left.exists()
     assert parts.read(part)["x"].tolist() == [0, 1, 2]
     assert (tmp_path / "walk-empty.png").read_bytes().startswith(b"\x89PNG")
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import recorded
 from geoflow.archive import parts
@@ -309,3 +310,27 @@ def test_snapshots_stand_in_the_order_of_their_steps(path):
         ds = finish(recorder)
     assert ds["snapshot_step"].values.tolist() == list(range(13))
     assert np.array_equal(ds["theta"], [recorded.theta(step).numpy() for step in range(13)])
+
+
+@pytest.mark.parametrize("name", ["theta", "snapshot_time", "arc_length"])
+def test_a_finished_walk_that_cannot_be_read_is_not_said_to_fail_at_writing(
+    path, monkeypatch, name
+):
+    with create(path) as recorder:
+        recorded.take(recorder, range(7))
+        finish(recorder)
+    opened = stream.trajectory_files.open_trajectory
+
+    def failing(*arguments):
+        ds = opened(*arguments)
+        read = {"dask": "parallelized", "output_dtypes": [ds[name].dtype]}
+        return ds.assign({name: xr.apply_ufunc(fail, ds[name].chunk(), **read)})
+
+    def fail(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(stream.trajectory_files, "open_trajectory", failing)
+    message = rf"^{path} is not a readable netCDF-4 file \(Input/output error\)$"
+    with pytest.raises(ArchiveError, match=message):
+        reopen(path)
+    assert not parts.folder_beside(path).exists()

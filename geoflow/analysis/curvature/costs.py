@@ -39,6 +39,13 @@ def vectors_held(n: int, *, k: int, n_steps: int, n_trace: int) -> int:
     """The most vectors of an operator's size at a time, for both ends, density and trace.
 
     Those of the larger end are kept meanwhile, and a product's own are not counted.
+
+    Parameters
+    ----------
+    n : int
+        Size of the operator.
+    k, n_steps, n_trace : int
+        As for the functions of :mod:`geoflow.analysis.curvature.matrix_free`.
     """
     kept = k
     arpack = min(n, krylov_size(k)) + 2 * k + 4

@@ -123,9 +123,10 @@ def along(
     -------
     xarray.Dataset
         Dimensions ``snapshot``, ``operator``, ``rank``, ``probe``, ``lanczos`` and ``point``; the
-        snapshots keep their flow time and step. The abscissae differ from snapshot to snapshot,
-        as the range of the spectrum does; ``node`` and ``weight`` are the quadrature itself, not
-        broadened. A random direction would have a ``velocity_overlap`` of k/n.
+        snapshots keep their flow time and step, and ranks count from 0 at each end. The abscissae
+        differ from snapshot to snapshot, as the range of the spectrum does; ``node`` and ``weight``
+        are the quadrature itself, not broadened. A random direction would have a
+        ``velocity_overlap`` of k/n.
 
     Raises
     ------

@@ -78,16 +78,30 @@ def assemble(
     }
     dimension = [cell["dimension"] for cell in rows[0][0]]
     size = {"long_name": "dimension of the operator", "units": "1"}
+    ranks = {"long_name": "rank from the end of the spectrum, 0 at the end", "units": "1"}
     result = xr.Dataset(
         described,
         coords={
             "operator": ("operator", list(operators), {"long_name": "operator", "units": "1"}),
             "dimension": ("operator", dimension, size),
+            "rank": ("rank", np.arange(variables["largest_eigenvalue"][1].shape[-1]), ranks),
         },
         attrs=attributes,
     )
     chosen = ds[["snapshot_time", "snapshot_step"]].isel(snapshot=indices).load()
     return result.assign_coords(chosen.coords).set_coords("abscissa")
+
+
+def in_ranks(ds: xr.Dataset) -> xr.Dataset:
+    """Spectra with the eigenvalues of each end from that end inwards, however they were cut.
+
+    Spectra of earlier versions do not say their ranks, and are taken to have all of them in order.
+    """
+    return (
+        ds.sortby("rank")
+        if "rank" in ds.coords
+        else ds.assign_coords(rank=np.arange(ds.sizes["rank"]))
+    )
 
 
 def _as_wide(cells: list[Any], name: str) -> list[Any]:

@@ -105,8 +105,17 @@ def assemble(
             "direction", np.array(ratio), "part of the snapshots' variance along the component"
         )
     coordinates = {
-        "alpha": described("alpha", axes[0], "first coordinate on the plane"),
-        "beta": described("beta", axes[1], "second coordinate on the plane"),
+        **{
+            name: (
+                name,
+                values,
+                # By which a slice whose directions stand the other way round is known.
+                {"long_name": f"{which} coordinate on the plane", "units": "1", "direction": of},
+            )
+            for name, values, which, of in zip(
+                ("alpha", "beta"), axes, ("first", "second"), plane.names, strict=True
+            )
+        },
         "direction": described("direction", list(plane.names), "direction of the plane"),
         "snapshot_arc_length": described(
             "snapshot",

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from geoflow.errors import GeoflowError, InputError
 from geoflow.problems import data
 from geoflow.problems.data import Tree
-from geoflow.problems.parts import Parameters, output_chunks
+from geoflow.problems.forward import output_chunks
+from geoflow.problems.parts import Parameters
 from geoflow.system import kinds, translation
 
 # Outputs of the same examples evaluated together and apart differ by this part at the most.

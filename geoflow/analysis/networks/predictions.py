@@ -23,7 +23,8 @@ from geoflow.analysis.walked import snapshot_indices, walk_attributes
 from geoflow.errors import InputError
 from geoflow.problems import arithmetic, data, modules
 from geoflow.problems.data import Tree
-from geoflow.problems.parts import OUTPUTS_AT_ONCE, TensorSpec
+from geoflow.problems.forward import OUTPUTS_AT_ONCE
+from geoflow.problems.parts import TensorSpec
 from geoflow.system import kinds
 from geoflow.system.memory import check_memory
 from geoflow.system.progress import progress_bar

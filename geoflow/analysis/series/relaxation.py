@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from geoflow.analysis.curvature import spectra
 from geoflow.analysis.curvature.operators import tangent_hessian
+from geoflow.analysis.curvature.spectra_dataset import in_ranks
 from geoflow.analysis.series.exponentials import (
     FITTED,
     ExponentialFit,
@@ -249,7 +250,12 @@ def _at_the_end(ds: xr.Dataset, last: int, curvature: xr.Dataset) -> xr.Dataset:
     again = "make it with spectra.along(ds, flow, snapshots=[-1], operators=['tangent'])"
     if curvature.attrs.get("kind") == "spectra":
         dims = ("snapshot", "operator", "rank")
-        curvature = kinds.as_made(curvature, dims, "spectra", "curvature")
+        curvature = in_ranks(kinds.as_made(curvature, dims, "spectra", "curvature"))
+        if (first := int(curvature["rank"][0])) > 0:
+            raise InputError(
+                f"curvature: its smallest eigenvalues begin at rank {first}, and the smallest is "
+                "what a rate is compared with; keep rank 0"
+            )
     names = curvature["operator"].values.tolist() if "operator" in curvature.coords else []
     step, when = int(ds["snapshot_step"][last]), float(ds["snapshot_time"][last])
     at: list[int] = []

@@ -28,16 +28,11 @@ from geoflow.manifold.regularizers.named import (
 )
 from geoflow.problems import arithmetic, data
 from geoflow.problems.differences import VALUE_RTOL
-from geoflow.problems.parts import (
-    LossPart,
-    ModulePart,
-    Parameters,
-    Weighted,
-    as_arguments,
-    module_parts,
-)
+from geoflow.problems.forward import as_arguments
+from geoflow.problems.parts import LossPart, ModulePart, Parameters, module_parts
 from geoflow.problems.problem import Problem
 from geoflow.problems.protocol import ProblemLike, check_problem
+from geoflow.problems.weighted import Weighted
 from geoflow.system.memory import check_memory
 
 # In the place of an ignored target where there is none.

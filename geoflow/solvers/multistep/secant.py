@@ -14,8 +14,6 @@ begin with is the curvature of the pairs before, by its eigenvectors
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +30,8 @@ from geoflow.solvers.multistep.directions import (
     Vector,
     numbers,
 )
+from geoflow.solvers.multistep.images import Read as Read
+from geoflow.solvers.multistep.images import Solved as Solved
 
 # Pairs a block: one is copied when a pair is added, the others are shared with earlier carries.
 BLOCK = 8
@@ -267,7 +267,8 @@ class SecantPairs:
         read : Read
             The vectors.
         parts : ndarray, shape (n + number of rows,)
-            Of the vectors, then of the rows; see :meth:`Solved.parts`.
+            Of the vectors, then of the rows; see
+            :meth:`geoflow.solvers.multistep.images.Solved.parts`.
         """
         _, inner, on_directions, among = read
         v, of_pairs, of_directions = np.split(
@@ -343,62 +344,3 @@ class SecantPairs:
             self.across = np.concatenate([self.across, on_directions[:, :n_new]], 1)
         among = found[n + n_new + n_directions + n_new :, n_new:]
         return found[: n + n_new, n_new:], on_directions[:, n_new:], among
-
-
-class Read(NamedTuple):
-    """Vectors and their scalar products: with pairs, with directions, and among themselves.
-
-    Attributes
-    ----------
-    vectors : Tensor, shape (n, P)
-    inner : ndarray, shape (rows of pairs, n)
-    on_directions : ndarray, shape (k, n)
-    among : ndarray, shape (n, n)
-    """
-
-    vectors: Tensor
-    inner: Matrix
-    on_directions: Matrix
-    among: Matrix
-
-
-@dataclass(frozen=True)
-class Solved:
-    """The images of some vectors under an inverse, not yet made.
-
-    Attributes
-    ----------
-    vectors : Tensor, shape (n, P)
-        They themselves.
-    rows : list of Tensor, each of shape (…, P)
-        What their images are made of besides.
-    base : float
-        Part of a vector that is in its image as it is.
-    coefficients : ndarray, shape (number of rows, n)
-        Parts of the rows.
-    products : ndarray, shape (n, n)
-        Scalar products of the vectors with the images.
-    """
-
-    vectors: Tensor
-    rows: list[Tensor]
-    base: float
-    coefficients: Matrix
-    products: Matrix
-
-    def parts(self, weights: Vector) -> Vector:
-        """What the sum of the images by their weights, shape (n,), has of vectors and of rows."""
-        return np.concatenate([self.base * weights, self.coefficients @ weights])
-
-    def combined(self, weights: Matrix) -> Tensor:
-        """Sums of the images by their weights, shape (m, n): shape (m, P)."""
-        own = torch.from_numpy(self.base * weights).to(self.vectors)
-        moved = torch.zeros(
-            (len(weights), self.vectors.shape[1]), dtype=torch.float32, device=self.vectors.device
-        )
-        of_rows = torch.from_numpy(weights @ self.coefficients.T).to(moved)
-        end = 0
-        for block in self.rows:
-            start, end = end, end + len(block)
-            moved.addmm_(of_rows[:, start:end], block)
-        return moved.to(self.vectors.dtype).addmm_(own, self.vectors)
