@@ -34,15 +34,23 @@ def trained(activation: type[nn.Module], seed: int) -> gf.Problem:
     return gf.Problem.from_module(module, nn.functional.cross_entropy, x, y)
 
 
-def walked(problem: gf.Problem) -> tuple[list[str], str]:
-    """Evaluations at the first step beyond each angle, and how a walk ended that did not arrive."""
+def walked(problem: gf.Problem) -> tuple[list[int], str]:
+    """Evaluations at the first step beyond each angle or 0; how a walk ended that did not arrive."""
     flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
     stop = gf.Stationary(degrees=ANGLES[-1])
     ds = gf.walk(flow, stop=stop, max_evaluations=MAX_EVALUATIONS, max_snapshots=2)
     passed = [(ds["angle"] >= angle).values for angle in ANGLES]
-    counts = [f"{int(ds['n_gradient'][p.argmax()]):,}" if p.any() else "–" for p in passed]
+    counts = [int(ds["n_gradient"][p.argmax()]) if p.any() else 0 for p in passed]
     status, angle = ds.attrs["status"], float(ds["angle"][-1])
     return counts, "" if status == "stationary" else f"`{status}` at {angle:.0f}°"
+
+
+def spread(counts: list[int]) -> str:
+    """Fewest and most evaluations, and how many walks came so far where not all did."""
+    if not counts:
+        return "–"
+    text = "–".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
+    return text if len(counts) == len(SEEDS) else f"{text} ({len(counts)} of {len(SEEDS)})"
 
 
 def main() -> None:
@@ -53,7 +61,7 @@ def main() -> None:
     print("|" + "---|" * (2 + len(ANGLES)))
     for activation in ACTIVATIONS:
         counts, ends = zip(*[walked(trained(activation, seed)) for seed in SEEDS], strict=True)
-        cells = ["; ".join(of_angle) for of_angle in zip(*counts, strict=True)]
+        cells = [spread([n for n in of_angle if n]) for of_angle in zip(*counts, strict=True)]
         cells.append("; ".join(filter(None, ends)) or "–")
         print(f"| {activation.__name__} | " + " | ".join(cells) + " |", flush=True)
 
