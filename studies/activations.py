@@ -35,7 +35,7 @@ def trained(activation: type[nn.Module], seed: int) -> gf.Problem:
 
 
 def walked(problem: gf.Problem) -> tuple[list[int], str]:
-    """Evaluations at the first step beyond each angle or 0; how a walk ended that did not arrive."""
+    """Evaluations at the first step beyond each angle, or 0, and how it ended before the last."""
     flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
     stop = gf.Stationary(degrees=ANGLES[-1])
     ds = gf.walk(flow, stop=stop, max_evaluations=MAX_EVALUATIONS, max_snapshots=2)
