@@ -16,6 +16,7 @@ import geoflow as gf
 from geoflow import cli
 from geoflow.cli import completion, parser
 from geoflow.cli.terminal import BAD_INPUT, DONE, ENDED_EARLY
+from geoflow.trajectories import schema
 
 ROOT = Path(__file__).parents[1]
 START = "docs/start.md"
@@ -238,3 +239,20 @@ def test_the_gallery_is_as_large_as_the_first_page_says():
 def test_arguments_in_formulas_have_braces(page):
     # docutils takes the 12 of \frac12 d for one number, and d for the denominator.
     assert re.findall(r"\\[td]?frac\s*[^{\s].{,10}|\\sqrt\s*\d\d.{,10}", text_of(page)) == []
+
+
+def test_the_page_of_statuses_has_every_status_once():
+    page = text_of("docs/howto/statuses.md")
+    table = page.split("|---|---|---|\n")[1].split("\n\n")[0]
+    rows = [row.strip("| ").split(" | ") for row in table.splitlines()]
+    assert sorted(status.strip("`") for status, _, _ in rows) == sorted(schema.STATUSES)
+    assert all(cause and remedy for _, cause, remedy in rows)
+    # The first ones are those of walks that came to their goal, as the page says of exit statuses.
+    assert {status.strip("`") for status, *_ in rows[: len(schema.REACHED)]} == set(schema.REACHED)
+    assert "the first four statuses" in " ".join(page.split())
+
+
+def test_the_schema_has_every_status():
+    table = text_of("docs/schema.md").split("| status | the walk ended because |")[1]
+    found = re.findall(r"^\| `(\w+)` \|", table.split("\n\n")[0], re.MULTILINE)
+    assert sorted(found) == sorted(schema.STATUSES)

@@ -265,7 +265,7 @@ def _symmetry_lines(found: xr.Dataset) -> list[str]:
 
 
 def periodogram(args: argparse.Namespace) -> int:
-    """Power spectra of scalars of a walk, with significance against red noise."""
+    """Compute power spectra of a walk's scalars, tested against red noise."""
     _check_ahead(args)
     with gf.open_trajectory(args.file) as ds:
         found = periodograms.along(

@@ -194,7 +194,7 @@ def _report(p: argparse.ArgumentParser) -> None:
 
 
 def _add_device(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--device", default="cpu", help="of the computation (cpu)")
+    p.add_argument("--device", default="cpu", help="device of the computation (cpu)")
 
 
 def _add_result_options(

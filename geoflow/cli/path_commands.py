@@ -84,7 +84,7 @@ def path(args: argparse.Namespace) -> int:
 
 
 def resume(args: argparse.Namespace, further: dict[str, Any]) -> int:
-    """Go on with a path: an unfinished one to its end, a finished one to further levels."""
+    """Continue a path: an unfinished one to its end, a finished one to further levels."""
     refused = sorted(set(further) - {"max_evaluations"})
     if refused:
         option = refused[0].replace("_", "-")

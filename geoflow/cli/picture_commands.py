@@ -55,7 +55,7 @@ def _open(path: Path) -> xr.Dataset:
 
 
 def animate(args: argparse.Namespace) -> int:
-    """Film a walk over its slice."""
+    """Animate a walk over its slice."""
     with (
         netcdf.open_analysis(args.file, "slice") as ds,
         translation.reading(args.file, "what can be drawn"),

@@ -125,7 +125,7 @@ def _settings(args: argparse.Namespace) -> Run:
 
 
 def resume(args: argparse.Namespace) -> int:
-    """Go on with a walk or path: an interrupted one to its end, a finished one further."""
+    """Continue a walk or a path: an interrupted one to its end, a finished one further."""
     files.file_named(args.file, "FILE.nc")
     if is_path(args.file):
         return path_commands.resume(args, given(args, *(n for n in OPTIONS if hasattr(args, n))))
@@ -164,7 +164,7 @@ def _resume(args: argparse.Namespace) -> int:
 
 
 def validate(args: argparse.Namespace) -> int:
-    """Check a file's bytes, checksums, schema and values; one line a defect."""
+    """Check a file's bytes, checksums, schema and values; one line per defect."""
     defects = gf.validate(args.file)
     for defect in defects:
         say(f"{args.file}: {defect}")

@@ -114,7 +114,7 @@ def _compare(p: argparse.ArgumentParser) -> None:
     p.add_argument("--reference-rtol", type=float, metavar="X", help=help_rtol)
     help_runs = (
         f"walks for each solver and tolerance, at tolerances spread evenly over ±{JITTER:.0%}%, "
-        "since a count wobbles with rounding (7)"
+        "since counts vary with rounding (7)"
     )
     p.add_argument("--runs", type=int, default=7, metavar="N", help=help_runs)
     _add_seed(p, default=0)
@@ -203,7 +203,8 @@ def _path(p: argparse.ArgumentParser) -> None:
     _add_regularizer(p)
     usual = Stationary().degrees
     p.add_argument(
-        *("--degrees", "--angle"),
+        *("--angle", "--degrees"),
+        dest="degrees",
         type=float,
         default=usual,
         metavar="DEGREES",
@@ -219,8 +220,8 @@ def _path(p: argparse.ArgumentParser) -> None:
         "--out", metavar="FILE.nc", required=True, help="write the path here: whole or not at all"
     )
     p.add_argument("--figures", type=folder, metavar="DIR", help="draw the path into this folder")
-    p.add_argument("--dtype", choices=DTYPES, help="of the computation (float64)")
-    p.add_argument("--device", help="of the computation (cpu)")
+    p.add_argument("--dtype", choices=DTYPES, help="dtype of the computation (float64)")
+    p.add_argument("--device", help="device of the computation (cpu)")
     _add_data(p)
     p.add_argument("--json", action="store_true", help="one JSON object in place of tables")
     p.add_argument(
@@ -245,13 +246,13 @@ def _add_walk_options(p: argparse.ArgumentParser, many: bool = False) -> None:
     help_constraints = "keep the loss of each class, or each example's own (that of all examples)"
     p.add_argument("--constraints", choices=DIVISIONS, help=help_constraints)
     _add_settings(p)
-    p.add_argument("--dtype", choices=DTYPES, help="of the computation (float64)")
-    p.add_argument("--device", help="of the computation (cpu)")
+    p.add_argument("--dtype", choices=DTYPES, help="dtype of the computation (float64)")
+    p.add_argument("--device", help="device of the computation (cpu)")
     _add_data(p)
 
 
 def _add_seed(p: argparse.ArgumentParser, default: int | None = None) -> None:
-    help_seed = "first weights, split and order of training all follow from it (0)"
+    help_seed = "determines initial weights, data split and order of training (0)"
     p.add_argument("--seed", type=int, default=default, metavar="N", help=help_seed)
 
 
@@ -284,7 +285,7 @@ def _add_settings(p: argparse.ArgumentParser, *settings: str) -> None:
             continue
         default = getattr(DEFAULTS, setting)
         usual = f" ({default})" if isinstance(default, (str, int, float)) else ""
-        flags = (f"--{name.replace('_', '-')}", *option.also)
+        flags = (*option.first, f"--{name.replace('_', '-')}", *option.also)
         p.add_argument(
             *flags,
             dest=name,

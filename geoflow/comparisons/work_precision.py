@@ -101,7 +101,7 @@ def compare(
         None: a hundredth of the tightest compared, at most 10⁻⁷.
     runs : int
         Walks for each solver and tolerance, at tolerances spread evenly over ±15% of it: a count
-        wobbles with rounding. Values are means over them, and ``…_deviation`` is beside those of
+        varies with rounding. Values are means over them, and ``…_deviation`` is beside those of
         the cost and of the error in θ.
     provenance : mapping, optional
         Where the problem comes from, JSON-able, as for :func:`geoflow.walk`.

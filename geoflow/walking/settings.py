@@ -46,8 +46,8 @@ class Option:
         Reads its value from text.
     name : str
         The keyword, and with dashes the option, where it is not the setting's own name.
-    also : tuple of str
-        Further options of the command line.
+    also, first : tuple of str
+        Further options of the command line, shown after its own and before it.
     make : callable, optional
         Gives the setting for such a value, where it is not the value itself.
     """
@@ -57,6 +57,7 @@ class Option:
     read: Callable[[str], Any] = float
     name: str = ""
     also: tuple[str, ...] = ()
+    first: tuple[str, ...] = ()
     make: Callable[[Any], Any] | None = None
 
 
@@ -100,7 +101,7 @@ class WalkSettings:
             f"end at this angle between ∇R and ∇L ({Stationary().degrees:g})",
             "DEGREES",
             name="degrees",
-            also=("--angle",),
+            first=("--angle",),
             make=Stationary,
         ),
     )

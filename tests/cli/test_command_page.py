@@ -50,7 +50,7 @@ def test_a_table_has_the_forms_and_the_words_of_the_help(command_options, capsys
     rows = command_options.rows("run")
     assert (["--seed N"], rows[3][1]) == rows[3]
     assert (["--force"], "replace FILE.nc where it exists; without it, an error") in rows
-    assert ["--degrees DEGREES", "--angle DEGREES"] in [forms for forms, _ in rows]
+    assert ["--angle DEGREES", "--degrees DEGREES"] in [forms for forms, _ in rows]
     with pytest.raises(SystemExit):
         cli.main(["run", "--help"])
     printed = " ".join(capsys.readouterr().out.split())
