@@ -7,7 +7,8 @@ perceptron of WIDTH, 6 operations a parameter and example), bytes a second at wh
 are read, bytes a second of an all-reduce over two processes, and the bytes of a walk by geoflow's
 own estimate, which counts no activations here. Evaluations to 150° are those of docs/performance.md
 at its largest network, carried on by its exponent. F, B and A replace the first three by those of a
-device that is not here, as its maker has them. Prints the tables of docs/performance.md.
+device that is not here, as its maker has them. Prints the table of memory of docs/performance.md,
+and those of time, which are extrapolated and on no page.
 """
 
 from __future__ import annotations

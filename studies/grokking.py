@@ -31,8 +31,8 @@ MODULUS, HIDDEN, LEVEL = 23, 96, 1e-3
 # than 1/√(inputs).
 SETTINGS = {
     "quadratic, half": ("quadratic", 0.5, 2.0),
-    "quadratic, 70 %": ("quadratic", 0.7, 2.0),
-    "ReLU, 70 %": ("relu", 0.7, 3.0),
+    "quadratic, 70%": ("quadratic", 0.7, 2.0),
+    "ReLU, 70%": ("relu", 0.7, 3.0),
 }
 RATE, DECAYS, STEPS, EVERY = 1e-2, (0.1, 1.0), 10_000, 20
 DEGREES, BUDGET = 179.0, 8_000
@@ -166,13 +166,13 @@ def cells(curve: Curve) -> list[str]:
     """Accuracy at the end, and when it was first so accurate."""
     if not curve:
         return ["–"] * (1 + len(GENERALISED))
-    last = f"{100 * curve[-1][1]:.0f} % at {curve[-1][0]:,}"
+    last = f"{100 * curve[-1][1]:.0f}% at {curve[-1][0]:,}"
     return [last, *(first_above(curve, accuracy) for accuracy in GENERALISED)]
 
 
 def table(done: dict[str, list[dict[str, object]]]) -> str:
     """A row for each seed and way."""
-    head = ["network, part", "seed", "by", "test accuracy at its end", "above 50 % at", "95 % at"]
+    head = ["network, part", "seed", "by", "test accuracy at its end", "above 50% at", "95% at"]
     rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name, seeds in done.items():
         for seed, s in enumerate(seeds):

@@ -1,4 +1,4 @@
-"""Ask whether a walk can be told from a random walk in PCA.
+"""Ask whether PCA can distinguish a walk from a random walk.
 
 For a few walks: explained variance and cosine content of the first components, beside those of
 random walks whose steps have the same lengths, and the p-value of the test against them, in R^P and

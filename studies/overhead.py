@@ -43,7 +43,7 @@ def row(name: str, solver: str) -> str:
     return (
         f"| {name} | {solver} | {evaluations} | {total:.1f} "
         f"| {1e3 * spent['value_and_gradient'] / evaluations:.1f} "
-        f"| {1e3 * rest / evaluations:.1f} | {100 * rest / total:.0f} % |"
+        f"| {1e3 * rest / evaluations:.1f} | {100 * rest / total:.0f}% |"
     )
 
 

@@ -206,7 +206,7 @@ def mean_std(values: Sequence[float] | Floats, name: str = "") -> str:
     if not known.size:
         return "–"
     digits = ".1f" if name.endswith("accuracy") else ".4g"
-    unit = " %" if name.endswith("accuracy") else ""
+    unit = "%" if name.endswith("accuracy") else ""
     text = f"{known.mean():{digits}}"
     if known.size > 1 and np.isfinite(known).all():
         text += f" ± {known.std(ddof=1):{'.1f' if unit else '.2g'}}"
@@ -347,7 +347,7 @@ def _pca_parts(walks: Sequence[xr.Dataset], baseline: xr.Dataset | None) -> list
     shown = 100 * fitted.explained_variance_ratio[:3].sum()
     caption = (
         f"Principal components of all {n} points of the walks, each parameter "
-        f"standardised, as in the paper. The first three show {shown:.1f} % of the variance; below "
+        f"standardised, as in the paper. The first three show {shown:.1f}% of the variance; below "
         "is how far each point lies off what is drawn. Trainings from different first weights end "
         "in networks that differ by permutations of their units too, so that a mean over runs is "
         "a point that no run comes to."
@@ -355,7 +355,7 @@ def _pca_parts(walks: Sequence[xr.Dataset], baseline: xr.Dataset | None) -> list
     alt = "Walks in their first three principal components, and their distance from them"
     ratios = fitted.explained_variance_ratio
     rows = [
-        Row([str(i + 1), f"{100 * r:.2f} %", f"{100 * ratios[: i + 1].sum():.2f} %"])
+        Row([str(i + 1), f"{100 * r:.2f}%", f"{100 * ratios[: i + 1].sum():.2f}%"])
         for i, r in enumerate(ratios)
     ]
     table = Table("variance", "Variance explained.", ["component", "alone", "up to here"], rows)

@@ -120,5 +120,5 @@ def _cell(name: str, value: float) -> str:
     if np.isnan(value):
         return "–"
     if name.endswith("accuracy"):
-        return f"{100 * value:.1f} %"
+        return f"{100 * value:.1f}%"
     return f"{value:.2f}" if name == "angle" else f"{value:.4g}"

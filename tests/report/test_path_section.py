@@ -24,7 +24,7 @@ def test_a_path_has_a_sentence_two_figures_and_a_table():
     # The least test loss is on the level 0.08.
     assert [row.marked for row in table.rows] == [False, True, False, False, False, False]
     column = table.head.index("test accuracy")
-    assert table.rows[0].cells[column] == "97.0 %"
+    assert table.rows[0].cells[column] == "97.0%"
     assert all(len(row.cells) == len(table.head) for row in table.rows)
     assert [row.cells[-1] for row in table.rows[:2]] == ["200", "250"]
 

@@ -245,7 +245,7 @@ def test_the_table_has_a_row_for_each_penalty_beside_the_walks(files):
     ("values", "name", "text"),
     [
         ([1.0, 3.0], "test_loss", "2 ± 1.4"),
-        ([0.5, 0.7], "test_accuracy", "60.0 ± 14.1 %"),
+        ([0.5, 0.7], "test_accuracy", "60.0 ± 14.1%"),
         ([0.25], "test_loss", "0.25"),
         ([np.nan], "test_loss", "–"),
     ],

@@ -170,7 +170,7 @@ def test_what_is_not_known_at_an_end_is_not_said(ds, at):
     ("values", "name", "text"),
     [
         ([1.0, NAN, 3.0], "test_loss", "2 ± 1.4 (2 of 3)"),
-        ([0.5, 0.7, NAN], "test_accuracy", "60.0 ± 14.1 % (2 of 3)"),
+        ([0.5, 0.7, NAN], "test_accuracy", "60.0 ± 14.1% (2 of 3)"),
         ([NAN, 0.25], "test_loss", "0.25 (1 of 2)"),
         ([NAN, NAN], "test_loss", "–"),
         ([np.inf], "test_loss", "inf"),
