@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -119,7 +120,9 @@ def remove_left(folder: Path, first: str, own: Sequence[str] = ("*.npz", "*.nc")
 
 
 @contextmanager
-def replacing(path: Path, *, ending: str = files.UNFINISHED) -> Iterator[Path]:
+def replacing(
+    path: Path, *, ending: str = files.UNFINISHED, overwrite: bool = True
+) -> Iterator[Path]:
     """Write a file as :func:`geoflow.system.files.replacing` does; what a kill leaves is found.
 
     Until it is whole it lies in a folder beside it, ``.NAME.new``, which whoever writes a file of
@@ -132,6 +135,9 @@ def replacing(path: Path, *, ending: str = files.UNFINISHED) -> Iterator[Path]:
         The file, by the name that the user gave; a link is followed.
     ending : str
         Of the other name, for libraries that go by it.
+    overwrite : bool
+        Replace what has the name. False: it was free, and where another process has taken it by the
+        time that the file is whole, that is kept under another name.
 
     Yields
     ------
@@ -140,12 +146,11 @@ def replacing(path: Path, *, ending: str = files.UNFINISHED) -> Iterator[Path]:
 
     Raises
     ------
-    InputError
-        A folder, a device, a pipe or a socket has the name.
-    OSError
-        The disk does not take it.
+    InputError, StorageError, OSError
+        See :func:`geoflow.system.files.replacing`.
     """
     target = files.resolved(path)
+    free = None if overwrite else partial(files.is_free, path)
     lock = None
     with suppress(ArchiveError):
         lock = Lock(target.with_name(f".{target.name}.new"), None, [f".*{ending}"])
@@ -153,7 +158,7 @@ def replacing(path: Path, *, ending: str = files.UNFINISHED) -> Iterator[Path]:
         if lock:
             lock.clear()
         folder = lock.folder if lock else None
-        with files.replacing(path, folder=folder, ending=ending) as temporary:
+        with files.replacing(path, folder=folder, ending=ending, free=free) as temporary:
             yield temporary
     finally:
         if lock:

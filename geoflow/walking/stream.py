@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 
 from geoflow.archive import netcdf, parts, trajectory_files
 from geoflow.archive.checkpoint import Checkpoint
-from geoflow.archive.saved import check_target, saved
+from geoflow.archive.saved import check_same_walk, check_target, saved
 from geoflow.archive.seal import identity
-from geoflow.errors import ArchiveError, StorageError
+from geoflow.errors import ArchiveError, InputError, StorageError
 from geoflow.problems.protocol import ProblemLike
-from geoflow.system import interrupts, locks, translation
+from geoflow.system import files, interrupts, locks, translation
 from geoflow.trajectories import schema
 from geoflow.trajectories.dataset import assemble
 from geoflow.trajectories.layout import layout_of
@@ -238,12 +238,16 @@ class Stream:
         Raises
         ------
         StorageError
-            The disk does not take it; the parts stay, and the walk can be resumed.
+            The disk does not take it, or another file got its name during the walk; the parts stay,
+        and the walk can be resumed.
         """
         self.save(checkpoint)
         try:
-            trajectory_files.write(self._dataset(end), self.path, checkpoint, self.folder)
-        except ArchiveError as error:
+            # Before it is written, too, which may take long.
+            self._may_replace()
+            whole = files.replacing(self.path, folder=self.folder, free=self._may_replace)
+            trajectory_files.write(self._dataset(end), self.path, checkpoint, whole)
+        except (ArchiveError, InputError) as error:
             raise self._failure(error) from error
         with interrupts.put_off():
             self.lock.remove()
@@ -253,6 +257,12 @@ class Stream:
         """Remove the parts where they hold nothing but what the archive does."""
         if self.unpacked:
             self.lock.remove()
+
+    def _may_replace(self) -> bool:
+        """Whether there is no file but one that the walk may replace; raises where there is one."""
+        if files.is_regular(self.path) and identity(self.path) != self.replaces:
+            check_same_walk(self.path, self.header)
+        return True
 
     def _failure(self, error: Exception) -> StorageError:
         return StorageError(
