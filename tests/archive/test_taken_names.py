@@ -19,8 +19,6 @@ ANALYSIS = xr.Dataset({"x": ("n", np.arange(5.0))}, attrs={"kind": "test"})
 PRECIOUS = b"precious"
 
 
-
-
 def during(action):
     """An observable that does something once a walk is on its way."""
     calls = []
@@ -153,7 +151,11 @@ def test_an_analysis_leaves_a_file_that_got_its_name(when, overwrite, path):
 
     if overwrite:
         path.write_bytes(b"old")
-    said = r"is not the file that was there .*; move it elsewhere" if overwrite else "exists; choose another"
+    said = (
+        r"is not the file that was there .*; move it elsewhere"
+        if overwrite
+        else "exists; choose another"
+    )
     with pytest.raises(InputError, match=said):
         analysed(*([] if when == "before" else [write]), overwrite=overwrite)
     assert path.read_bytes() == PRECIOUS
