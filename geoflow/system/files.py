@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from geoflow.errors import ArchiveError, InputError, StorageError
 from geoflow.system import kinds
-from geoflow.system.translation import reason
+from geoflow.system.translation import reason, unnameable
 
 UNFINISHED = ".tmp"
 
@@ -150,6 +151,10 @@ def check_encoding(path: Path) -> None:
         try:
             name.encode("utf-8")
         except UnicodeEncodeError:
+            found, encoding = os.fsencode(name), sys.getfilesystemencoding()
+            with suppress(UnicodeDecodeError):
+                # It is UTF-8, and Python was told that names are something else.
+                raise InputError(unnameable(found.decode("utf-8"), encoding)) from None
             raise InputError(f"{name!a} is not UTF-8; choose another name or folder") from None
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import bisect
 import json
 import math
+import os
 import time as clock
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -265,9 +266,14 @@ class Stream:
         return True
 
     def _failure(self, error: Exception) -> StorageError:
+        if os.path.lexists(self.folder / parts.CHECKPOINT):
+            return StorageError(
+                f"{error}; the walk is kept up to its last checkpoint, and "
+                f"`geoflow resume {self.path}` goes on"
+            )
         return StorageError(
-            f"{error}; the walk is kept up to its last checkpoint, and "
-            f"`geoflow resume {self.path}` goes on"
+            f"{error}; {self.folder} has gone: where it was renamed, or a folder that it is in, "
+            "the walk is kept there up to its last checkpoint, and else it is lost"
         )
 
     def _steps(self, number: int) -> Path:

@@ -154,6 +154,44 @@ def test_ctrl_c_while_the_workers_start_is_an_interruption(tmp_path, seconds):
     assert (ended.stdout, ended.stderr) == ("interrupted\n", "")
 
 
+TRAININGS = {
+    "experiment": "iris_ff",
+    "seeds": [0],
+    "epochs": 2,
+    "validation": 0.0,
+    "data": None,
+    "dtype": "float64",
+    "device": "cpu",
+}
+
+
+def test_trainings_that_are_there_are_neither_done_again_nor_written_over(tmp_path, monkeypatch):
+    path, train = tmp_path / "penalty-0.1.nc", runs.baselines.weight_decay
+    made = []
+
+    def counted(*args, **kwargs):
+        made.append(args)
+        return train(*args, **kwargs)
+
+    # It would make this process a worker.
+    monkeypatch.setattr(runs, "settle", lambda threads: None)
+    monkeypatch.setattr(runs.baselines, "weight_decay", counted)
+    assert runs._train(str(path), 1, penalty=0.1, **TRAININGS)[0] == "trained"
+    # As where its worker dies before it can say so.
+    assert runs._train(str(path), 1, penalty=0.1, **TRAININGS)[0] == "trained"
+    assert len(made) == 1
+
+    def slowly(*args, **kwargs):
+        path.write_bytes(b"precious")
+        return train(*args, **kwargs)
+
+    path.unlink()
+    monkeypatch.setattr(runs.baselines, "weight_decay", slowly)
+    with pytest.raises(ArchiveError, match="move it elsewhere"):
+        runs._train(str(path), 1, penalty=0.1, **TRAININGS)
+    assert path.read_bytes() == b"precious"
+
+
 PRESSED_AGAIN = """
 import os, signal, sys, threading, time
 from pathlib import Path
