@@ -108,7 +108,7 @@ def saved(path: Path) -> Saved:
         except ArchiveError as error:
             raise ArchiveError(f"{path}: {error}; walk again") from None
         if files.is_file(path) and replaces != seal.identity(path):
-            check_same_walk(path, attributes)
+            check_same_walk(path, attributes, parts.folder_beside(path))
         return Saved(checkpoint, attributes, tensors, replaces)
     if not files.is_file(path):
         raise ArchiveError(f"{path}: there is no such file, and no walk is streamed beside it")
@@ -126,7 +126,7 @@ def saved(path: Path) -> Saved:
         return Saved(trajectory_files.read_checkpoint(path, ds), attributes, layout_in(ds))
 
 
-def check_same_walk(path: Path, attributes: Mapping[str, Any]) -> None:
+def check_same_walk(path: Path, attributes: Mapping[str, Any], folder: Path) -> None:
     """Refuse to let an unfinished walk take the place of another, or of what is none.
 
     Parameters
@@ -135,6 +135,8 @@ def check_same_walk(path: Path, attributes: Mapping[str, Any]) -> None:
         The file that has its name.
     attributes : mapping
         Of the unfinished walk.
+    folder : Path
+        In which it is streamed.
 
     Raises
     ------
@@ -154,9 +156,8 @@ def check_same_walk(path: Path, attributes: Mapping[str, Any]) -> None:
         what = "it is no walk"
     if what:
         raise ArchiveError(
-            f"{path} is not of the walk that is streamed beside it, in "
-            f"{parts.folder_beside(path)}: {what}; move the file elsewhere to go on with the walk, "
-            "or the folder"
+            f"{path} is not of the walk that is streamed beside it, in {folder}: {what}; move the "
+            "file elsewhere to go on with the walk, or the folder"
         )
 
 

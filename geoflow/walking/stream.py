@@ -262,7 +262,7 @@ class Stream:
     def _may_replace(self) -> bool:
         """Whether there is no file but one that the walk may replace; raises where there is one."""
         if files.is_regular(self.path) and identity(self.path) != self.replaces:
-            check_same_walk(self.path, self.header)
+            check_same_walk(self.path, self.header, self.folder)
         return True
 
     def _failure(self, error: Exception) -> StorageError:
@@ -272,8 +272,8 @@ class Stream:
                 f"`geoflow resume {self.path}` goes on"
             )
         return StorageError(
-            f"{error}; {self.folder} has gone: where it was renamed, or a folder that it is in, "
-            "the walk is kept there up to its last checkpoint, and else it is lost"
+            f"writing {self.path} failed: {self.folder} has gone; where it was renamed, or a "
+            "folder that it is in, the walk is kept there up to its last checkpoint"
         )
 
     def _steps(self, number: int) -> Path:
