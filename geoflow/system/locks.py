@@ -79,9 +79,11 @@ class Lock:
 
     def release(self) -> None:
         """Let others write; a folder that is nothing to go on from goes."""
-        if self._lock.is_locked and not self._is_begun():
-            self.remove()
-        self._lock.release()
+        # Mostly after Ctrl-C, which may come again.
+        with interrupts.put_off():
+            if self._lock.is_locked and not self._is_begun():
+                self.remove()
+            self._lock.release()
 
     def clear(self, keep: Iterable[str] = ()) -> None:
         """Remove what is written in the folder but those named, and ``first`` first of all."""
@@ -95,12 +97,13 @@ class Lock:
 
     def remove(self) -> None:
         """Remove the folder, unless there is something of somebody else's in it, and release."""
-        # What may be left without its first file disturbs nobody.
-        with suppress(OSError):
-            self.clear()
-            (self.folder / LOCK).unlink(missing_ok=True)
-            self.folder.rmdir()
-        self._lock.release()
+        with interrupts.put_off():
+            # What may be left without its first file disturbs nobody.
+            with suppress(OSError):
+                self.clear()
+                (self.folder / LOCK).unlink(missing_ok=True)
+                self.folder.rmdir()
+            self._lock.release()
 
     def _is_begun(self) -> bool:
         return self.first is not None and os.path.lexists(self.folder / self.first)
