@@ -59,7 +59,10 @@ class DamageError(ArchiveError, RuntimeError):
 
 
 class StorageError(ArchiveError):
-    """The disk takes no more of a walk; what was streamed is kept, and can be resumed."""
+    """The disk takes no more of a walk, or another file has got a result's name.
+
+    What was streamed is kept, and can be resumed; a result that is whole is kept beside that file.
+    """
 
 
 class ClusterError(GeoflowError):

@@ -6,7 +6,7 @@ import math
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -277,16 +277,16 @@ def _is_nan(variable: xr.Variable, value: object) -> bool:
 
 
 @contextmanager
-def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
+def replacing(path: Path, whole: AbstractContextManager[Path]) -> Iterator[Path]:
     """Write a file under another name; it gets its own once it is whole, and can be opened.
 
     Parameters
     ----------
     path : Path
         The file.
-    folder : Path, optional
-        Holds it until it is whole; see :func:`geoflow.system.files.replacing`. None: one of its
-        own, see :func:`geoflow.system.locks.replacing`.
+    whole : context manager
+        Gives the other name: :func:`geoflow.system.files.replacing`, or
+        :func:`geoflow.system.locks.replacing`, of ``path``.
 
     Raises
     ------
@@ -294,7 +294,6 @@ def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
         Writing failed, or what was written would be refused when it is opened; ``path`` is as it
         was.
     """
-    whole = files.replacing(path, folder=folder) if folder else locks.replacing(path)
     with translation.writing(path), whole as temporary:
         yield temporary
         open_lazily(checked(temporary)).close()
@@ -326,10 +325,10 @@ def save_dataset(
         See :func:`geoflow.archive.parts.check_free`.
     ArchiveError
         Writing failed, or what was written would be refused when it is opened; ``path`` is as it
-        was.
+        was. A StorageError where another file got the name meanwhile, and this one is beside it.
     """
     path = check_free(path, overwrite=overwrite)
-    with replacing(path) as temporary:
+    with replacing(path, locks.replacing(path, overwrite=overwrite)) as temporary:
         write_analysis(ds, temporary, encoding)
 
 

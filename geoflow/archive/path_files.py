@@ -14,7 +14,7 @@ from geoflow.archive.inputs import existing
 from geoflow.archive.parts import check_free
 from geoflow.archive.trajectory_files import encoding, open_trajectory
 from geoflow.errors import ArchiveError
-from geoflow.system import files, translation
+from geoflow.system import files, locks, translation
 from geoflow.trajectories import path_schema, storable
 
 _OVER = "remove its folder to start over"
@@ -29,11 +29,12 @@ def save_path(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> N
         See :func:`geoflow.archive.parts.check_free`.
     ArchiveError
         The dataset is not in the schema of paths, or writing failed, or what was written would be
-        refused when it is opened; ``path`` is as it was.
+        refused when it is opened; ``path`` is as it was. A StorageError where another file got the
+        name meanwhile, and this one is beside it.
     """
     path = check_free(path, overwrite=overwrite)
     check_path(ds, path)
-    with netcdf.replacing(path) as temporary:
+    with netcdf.replacing(path, locks.replacing(path, overwrite=overwrite)) as temporary:
         write(ds, temporary)
 
 

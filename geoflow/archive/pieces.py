@@ -125,6 +125,8 @@ class Pieces:
         # Without a target too.
         kinds.check_switch(overwrite, "overwrite")
         self.target = None if target is None else check_free(target, overwrite=overwrite)
+        # The file that is there so far, and that may be replaced.
+        self._replaces = self._there()
         if self.target is not None and of is not None:
             files.check_apart(self.target, _sources(of), "archive")
         # Numbers from a file's attributes are NumPy's.
@@ -261,13 +263,34 @@ class Pieces:
         with interrupts.put_off():
             names = sorted(self._used)
             if self.overwrite or made_of(self.target) != names:
-                parts.check_free(self.target, overwrite=self.overwrite)
-                with netcdf.replacing(self.target, self._lock.folder) as temporary:
+                # Before it is written, too, which may take long.
+                self._may_replace()
+                whole = files.replacing(
+                    self.target, folder=self._lock.folder, free=self._may_replace
+                )
+                with netcdf.replacing(self.target, whole) as temporary:
                     write(ds, temporary)
                     about = {"identity": seal.identity(temporary), "names": names}
                     self.keep(WRITTEN, {k: np.array(v, dtype=str) for k, v in about.items()})
             self._lock.remove()
             self._lock = None
+
+    def _may_replace(self) -> bool:
+        """Whether there is no file but one that may be replaced; raises where there is one."""
+        assert self.target
+        parts.check_free(self.target, overwrite=self.overwrite)
+        if self._there() not in (self._replaces, ""):
+            raise InputError(
+                f"{self.target} is not the file that was there when this began; move it elsewhere, "
+                f"and go on with what is kept in {folder_beside(self.target)}"
+            )
+        return True
+
+    def _there(self) -> str | None:
+        """Tell the file that has the target's name from others; None where it cannot be read."""
+        with suppress(ArchiveError):
+            return seal.identity(self.target) if self.target else ""
+        return None
 
     def _path(self, name: str) -> Path:
         assert self._lock

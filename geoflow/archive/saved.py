@@ -60,10 +60,16 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
     Raises
     ------
     InputError
-        See :func:`geoflow.system.files.check_target`; or an unfinished walk is streamed there, or
-        what is done of a path or an analysis lies there.
+        See :func:`geoflow.system.files.check_target`; or the file that is to be replaced cannot be
+        read; or an unfinished walk is streamed there, or what is done of a path or an analysis lies
+        there.
     """
     path = files.check_target(path, overwrite=overwrite)
+    try:
+        # The file that it is begun over is told from others by its end.
+        seal.identity(path)
+    except ArchiveError as error:
+        raise InputError(f"{error}; remove it, or choose another name") from None
     if pieces.are_kept(path):
         raise InputError(
             f"{path}: an unfinished path or analysis lies beside it, in "
@@ -102,7 +108,7 @@ def saved(path: Path) -> Saved:
         except ArchiveError as error:
             raise ArchiveError(f"{path}: {error}; walk again") from None
         if files.is_file(path) and replaces != seal.identity(path):
-            _check_same_walk(path, attributes)
+            check_same_walk(path, attributes, parts.folder_beside(path))
         return Saved(checkpoint, attributes, tensors, replaces)
     if not files.is_file(path):
         raise ArchiveError(f"{path}: there is no such file, and no walk is streamed beside it")
@@ -120,8 +126,23 @@ def saved(path: Path) -> Saved:
         return Saved(trajectory_files.read_checkpoint(path, ds), attributes, layout_in(ds))
 
 
-def _check_same_walk(path: Path, attributes: Mapping[str, Any]) -> None:
-    """Refuse to let an unfinished walk take the place of another, or of what is none."""
+def check_same_walk(path: Path, attributes: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to let an unfinished walk take the place of another, or of what is none.
+
+    Parameters
+    ----------
+    path : Path
+        The file that has its name.
+    attributes : mapping
+        Of the unfinished walk.
+    folder : Path
+        In which it is streamed.
+
+    Raises
+    ------
+    ArchiveError
+        Says in what they differ.
+    """
     try:
         with trajectory_files.open_trajectory(path) as ds:
             pairs = [(_settings(a), a) for a in (dict(ds.attrs), attributes)]
@@ -135,9 +156,8 @@ def _check_same_walk(path: Path, attributes: Mapping[str, Any]) -> None:
         what = "it is no walk"
     if what:
         raise ArchiveError(
-            f"{path} is not of the walk that is streamed beside it, in "
-            f"{parts.folder_beside(path)}: {what}; move the file elsewhere to go on with the walk, "
-            "or the folder"
+            f"{path} is not of the walk that is streamed beside it, in {folder}: {what}; move the "
+            "file elsewhere to go on with the walk, or the folder"
         )
 
 

@@ -10,13 +10,17 @@ import hashlib
 import os
 from pathlib import Path
 
-from geoflow.system import files
+from geoflow.system import files, translation
 
 PREFIX = b"\ngeoflow-sha256:"
 LENGTH = len(PREFIX) + 64 + 1
 
 # That identify a file.
 END_BYTES = 4096
+
+
+# What is said of one that the system does not let be read.
+READABLE = "a file that can be read"
 
 
 def append(path: Path) -> None:
@@ -31,17 +35,30 @@ BROKEN = "its bytes are not those that were written: the SHA-256 in its seal dif
 
 
 def defect(path: Path) -> str | None:
-    """Return ``MISSING``, ``BROKEN``, or None where nothing is wrong."""
-    line = of(path)
-    if not line:
-        return MISSING
-    if line[len(PREFIX) : -1] != _digest(path, path.stat().st_size - LENGTH):
-        return BROKEN
-    return None
+    """Return ``MISSING``, ``BROKEN``, or None where nothing is wrong.
+
+    Raises
+    ------
+    ArchiveError
+        The system does not let it be read.
+    """
+    with translation.reading(path, READABLE):
+        line = of(path)
+        if not line:
+            return MISSING
+        if line[len(PREFIX) : -1] != _digest(path, path.stat().st_size - LENGTH):
+            return BROKEN
+        return None
 
 
 def of(path: Path) -> bytes:
-    """Return the seal of a file, whether it is broken or not; empty where there is none."""
+    """Return the seal of a file, whether it is broken or not; empty where there is none.
+
+    Raises
+    ------
+    OSError
+        The system does not let it be read.
+    """
     size = path.stat().st_size - LENGTH
     with open(path, "rb") as file:
         file.seek(max(size, 0))
@@ -55,10 +72,15 @@ def identity(path: Path) -> str:
 
     A file of geoflow ends with its seal, and so with the hash of all of it. Empty where there is
     no file.
+
+    Raises
+    ------
+    ArchiveError
+        The system does not let it be read.
     """
     if not files.is_file(path):
         return ""
-    with open(path, "rb") as file:
+    with translation.reading(path, READABLE), open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - END_BYTES, 0))
         return f"{size}:{hashlib.sha256(file.read()).hexdigest()}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from geoflow.archive import netcdf, seal
 from geoflow.archive.checkpoint import CARRIED, STATE, Checkpoint
 from geoflow.archive.parts import check_free
 from geoflow.errors import ArchiveError
-from geoflow.system import kinds, scheduling, translation
+from geoflow.system import kinds, locks, scheduling, translation
 from geoflow.system.messages import note
 from geoflow.trajectories import consistency, migrations, path_schema, schema, storable
 
@@ -39,11 +40,12 @@ def save_trajectory(ds: xr.Dataset, path: str | Path, *, overwrite: bool = False
         See :func:`geoflow.archive.parts.check_free`.
     ArchiveError
         The dataset is not in schema 1.0 to 1.2, or writing failed, or what was written would be
-        refused when it is opened; ``path`` is as it was.
+        refused when it is opened; ``path`` is as it was. A StorageError where another file got the
+        name meanwhile, and this one is beside it.
     """
     kinds.check_dataset(ds)
     path = check_free(path, overwrite=overwrite)
-    write(ds, path)
+    write(ds, path, whole=locks.replacing(path, overwrite=overwrite))
     # Of what was written, since θ may be something that takes long to compute.
     with open_trajectory(path) as written:
         found = consistency.inconsistencies(written)
@@ -55,7 +57,7 @@ def write(
     ds: xr.Dataset,
     path: Path,
     checkpoint: Checkpoint | None = None,
-    folder: Path | None = None,
+    whole: AbstractContextManager[Path] | None = None,
 ) -> None:
     """Write a trajectory, Dask's arrays block by block, and rename it once it is on the disk.
 
@@ -67,8 +69,8 @@ def write(
         The file.
     checkpoint : Checkpoint, optional
         Kept in a group of its own, so that the walk can be extended.
-    folder : Path, optional
-        Where it is until it is complete; see :func:`geoflow.system.files.replacing`.
+    whole : context manager, optional
+        As of :func:`geoflow.archive.netcdf.replacing`. None: whatever has the name is replaced.
 
     Raises
     ------
@@ -84,7 +86,7 @@ def write(
         groups: dict[str | None, xr.Dataset] = {None: ds}
         if checkpoint:
             groups[CHECKPOINT_GROUP] = _checkpoint_dataset(checkpoint)
-        with netcdf.replacing(path, folder) as temporary:
+        with netcdf.replacing(path, whole or locks.replacing(path)) as temporary:
             for group, content in groups.items():
                 netcdf.write(content, temporary, encoding(content), group)
             seal.append(temporary)

@@ -22,6 +22,7 @@ from geoflow.analysis.walked import check_walked
 from geoflow.archive import netcdf, parts, pieces
 from geoflow.archive.inputs import expand
 from geoflow.cli.own_problem import rebuilt_walk
+from geoflow.cli.results import shown_in_any_case, write
 from geoflow.cli.terminal import DONE, or_dash, say, show, span
 from geoflow.errors import InputError
 from geoflow.experiments.prepared import check_seed
@@ -55,21 +56,23 @@ def spectrum(args: argparse.Namespace) -> int:
             overwrite=args.force,
             progress=not args.quiet,
         )
-    _draw(found, args)
-    table = Table("time", "operator", "largest", "smallest", "trace", "overlap", "curvature")
-    for row in found["snapshot"].values:
-        for operator in found["operator"].values:
-            cell = found.isel(snapshot=row).sel(operator=operator)
-            table.add_row(
-                f"{float(cell['snapshot_time']):.4g}",
-                str(operator),
-                f"{float(cell['largest_eigenvalue'][0]):.5g}",
-                f"{float(cell['smallest_eigenvalue'][0]):.4g}",
-                f"{float(cell['trace']):.5g} ± {float(cell['trace_error']):.3g}",
-                f"{float(cell['velocity_overlap']):.3g}",
-                f"{float(cell['normal_curvature']):.4g}",
-            )
-    show(table)
+    _say_written(args)
+    with shown_in_any_case() as attempt:
+        attempt(_draw, found, args)
+        table = Table("time", "operator", "largest", "smallest", "trace", "overlap", "curvature")
+        for row in found["snapshot"].values:
+            for operator in found["operator"].values:
+                cell = found.isel(snapshot=row).sel(operator=operator)
+                table.add_row(
+                    f"{float(cell['snapshot_time']):.4g}",
+                    str(operator),
+                    f"{float(cell['largest_eigenvalue'][0]):.5g}",
+                    f"{float(cell['smallest_eigenvalue'][0]):.4g}",
+                    f"{float(cell['trace']):.5g} ± {float(cell['trace_error']):.3g}",
+                    f"{float(cell['velocity_overlap']):.3g}",
+                    f"{float(cell['normal_curvature']):.4g}",
+                )
+        show(table)
     return DONE
 
 
@@ -85,31 +88,32 @@ def principal_components(args: argparse.Namespace) -> int:
         seed=args.seed,
         progress=not args.quiet,
     )
-    _keep(found, args)
-    _draw(found, args, paths[0])
-    table = Table("component", "variance", "of all", "up to here", "cosine content", "")
-    ratio = found["explained_variance_ratio"].values
-    floor = float(found["variance_floor"])
-    for i, variance in enumerate(found["explained_variance"].values):
-        table.add_row(
-            str(i + 1),
-            f"{variance:.4g}",
-            f"{100 * ratio[i]:.3g}%",
-            f"{100 * ratio[: i + 1].sum():.5g}%",
-            ", ".join(f"{c:.2f}" for c in found["cosine_content"].values[:, i]),
-            "" if variance > floor else "rounding",
+    with shown_in_any_case() as attempt:
+        attempt(_keep, found, args)
+        attempt(_draw, found, args, paths[0])
+        table = Table("component", "variance", "of all", "up to here", "cosine content", "")
+        ratio = found["explained_variance_ratio"].values
+        floor = float(found["variance_floor"])
+        for i, variance in enumerate(found["explained_variance"].values):
+            table.add_row(
+                str(i + 1),
+                f"{variance:.4g}",
+                f"{100 * ratio[i]:.3g}%",
+                f"{100 * ratio[: i + 1].sum():.5g}%",
+                ", ".join(f"{c:.2f}" for c in found["cosine_content"].values[:, i]),
+                "" if variance > floor else "rounding",
+            )
+        show(table)
+        needed = ", ".join(
+            f"{int(n)} for {100 * float(share):g}%"
+            for share, n in zip(found["share"], found["n_directions"], strict=True)
         )
-    show(table)
-    needed = ", ".join(
-        f"{int(n)} for {100 * float(share):g}%"
-        for share, n in zip(found["share"], found["n_directions"], strict=True)
-    )
-    show(
-        f"{found.sizes['point']} points; participation ratio "
-        f"{float(found['participation_ratio']):.3f}; components: {needed} of the variance"
-    )
-    if args.null_models:
-        show(_null_model_table(found))
+        show(
+            f"{found.sizes['point']} points; participation ratio "
+            f"{float(found['participation_ratio']):.3f}; components: {needed} of the variance"
+        )
+        if args.null_models:
+            show(_null_model_table(found))
     return DONE
 
 
@@ -150,18 +154,20 @@ def slice_(args: argparse.Namespace) -> int:
             overwrite=args.force,
             progress=not args.quiet,
         )
-    _draw(found, args)
-    table = Table("", "least", "greatest", "at the walk", "at its projections")
-    for name in (n for n in found.data_vars if found[n].dims == ("alpha", "beta")):
-        ends = [span(found[f"{kind}_{name}"]) for kind in ("walk", "projected")]
-        low, high = float(found[name].min()), float(found[name].max())
-        table.add_row(str(name), f"{low:.4g}", f"{high:.4g}", *ends)
-    show(table)
-    off = found["off_plane_distance"]
-    show(
-        f"level {found.attrs['level']:.6g}; the walk is {span(off)} from the plane, over an arc "
-        f"length of {float(found['snapshot_arc_length'][-1]):.4g}"
-    )
+    _say_written(args)
+    with shown_in_any_case() as attempt:
+        attempt(_draw, found, args)
+        table = Table("", "least", "greatest", "at the walk", "at its projections")
+        for name in (n for n in found.data_vars if found[n].dims == ("alpha", "beta")):
+            ends = [span(found[f"{kind}_{name}"]) for kind in ("walk", "projected")]
+            low, high = float(found[name].min()), float(found[name].max())
+            table.add_row(str(name), f"{low:.4g}", f"{high:.4g}", *ends)
+        show(table)
+        off = found["off_plane_distance"]
+        show(
+            f"level {found.attrs['level']:.6g}; the walk is {span(off)} from the plane, over an "
+            f"arc length of {float(found['snapshot_arc_length'][-1]):.4g}"
+        )
     return DONE
 
 
@@ -219,24 +225,25 @@ def compare_predictions(args: argparse.Namespace) -> int:
         except InputError as error:
             # All else has been checked: it has layers whose symmetries are not known.
             note(f"geoflow: distances to copies are left out: {error}")
-    _keep(found, args)
-    _draw(found, args)
-    from_first = found.isel(snapshot_other=0)
-    columns = {
-        f"{head}, {part}": from_first[name].sel(set=part)
-        for name, head in PREDICTION_HEADS.items()
-        if name in found
-        for part in inputs
-    }
-    columns["‖Δθ‖"] = from_first["parameter_distance"]
-    if "symmetric_distance" in found:
-        columns["to its nearest copy"] = from_first["symmetric_distance"]
-    table = Table("time", *columns, title="from the first of these snapshots")
-    for row, time in enumerate(found["snapshot_time"].values):
-        table.add_row(f"{time:.4g}", *(f"{float(c[row]):.4g}" for c in columns.values()))
-    show(table)
-    for line in _symmetry_lines(found):
-        say(line)
+    with shown_in_any_case() as attempt:
+        attempt(_keep, found, args)
+        attempt(_draw, found, args)
+        from_first = found.isel(snapshot_other=0)
+        columns = {
+            f"{head}, {part}": from_first[name].sel(set=part)
+            for name, head in PREDICTION_HEADS.items()
+            if name in found
+            for part in inputs
+        }
+        columns["‖Δθ‖"] = from_first["parameter_distance"]
+        if "symmetric_distance" in found:
+            columns["to its nearest copy"] = from_first["symmetric_distance"]
+        table = Table("time", *columns, title="from the first of these snapshots")
+        for row, time in enumerate(found["snapshot_time"].values):
+            table.add_row(f"{time:.4g}", *(f"{float(c[row]):.4g}" for c in columns.values()))
+        show(table)
+        for line in _symmetry_lines(found):
+            say(line)
     return DONE
 
 
@@ -277,21 +284,22 @@ def periodogram(args: argparse.Namespace) -> int:
             n_simulations=args.simulations,
             seed=args.seed,
         )
-    _keep(found, args)
-    _draw(found, args)
-    table = Table("scalar", "peak at", "cycles", "power", "p", "red noise: τ")
-    for name in found["scalar"].values:
-        one = found.sel(scalar=name)
-        peak = float(one["peak_frequency"])
-        table.add_row(
-            str(name),
-            f"{peak:.4g}",
-            f"{peak / found.attrs['resolution']:.3g}",
-            f"{float(one['peak_power']):.3g}",
-            f"{float(one['p_value']):.3g}",
-            f"{float(one['time_constant']):.3g}",
-        )
-    show(table)
+    with shown_in_any_case() as attempt:
+        attempt(_keep, found, args)
+        attempt(_draw, found, args)
+        table = Table("scalar", "peak at", "cycles", "power", "p", "red noise: τ")
+        for name in found["scalar"].values:
+            one = found.sel(scalar=name)
+            peak = float(one["peak_frequency"])
+            table.add_row(
+                str(name),
+                f"{peak:.4g}",
+                f"{peak / found.attrs['resolution']:.3g}",
+                f"{float(one['peak_power']):.3g}",
+                f"{float(one['p_value']):.3g}",
+                f"{float(one['time_constant']):.3g}",
+            )
+        show(table)
     return DONE
 
 
@@ -310,29 +318,30 @@ def relaxation(args: argparse.Namespace) -> int:
             curvature=curvature,
             seed=args.seed,
         )
-    _keep(found, args)
-    _draw(found, args)
-    table = Table("scalar", "rate", "95% interval", "later half", "predicted", "verdict")
-    for name in found["scalar"].values:
-        for term in found["term"].values:
-            one = found.sel(scalar=name, term=term)
-            first = term == 1
-            table.add_row(
-                str(name) if first else "",
-                or_dash(one["rate"]),
-                f"{or_dash(one['rate_low'])} to {or_dash(one['rate_high'])}",
-                or_dash(one["late_rate"]) if first else "",
-                or_dash(one["predicted_rate"]) if first else "",
-                one["verdict"].item() if first else "",
-            )
-    show(table)
-    window = f"{found.sizes['sample']} samples from t = {found.attrs['start']:.4g}"
-    eigenvalues = ", ".join(f"{v:.4g}" for v in found["smallest_eigenvalue"].values)
-    show(f"{window} to {float(found['time'][-1]):.4g}, {found.attrs['final_angle']:.4g}°")
-    if args.eigenvalues:
-        at = f"t = {found.attrs['curvature_time']:.4g}"
-        show(f"smallest eigenvalues of A at {at}: {eigenvalues}")
-        show(f"rate at which the recorded velocity falls: {float(found['velocity_rate']):.4g}")
+    with shown_in_any_case() as attempt:
+        attempt(_keep, found, args)
+        attempt(_draw, found, args)
+        table = Table("scalar", "rate", "95% interval", "later half", "predicted", "verdict")
+        for name in found["scalar"].values:
+            for term in found["term"].values:
+                one = found.sel(scalar=name, term=term)
+                first = term == 1
+                table.add_row(
+                    str(name) if first else "",
+                    or_dash(one["rate"]),
+                    f"{or_dash(one['rate_low'])} to {or_dash(one['rate_high'])}",
+                    or_dash(one["late_rate"]) if first else "",
+                    or_dash(one["predicted_rate"]) if first else "",
+                    one["verdict"].item() if first else "",
+                )
+        show(table)
+        window = f"{found.sizes['sample']} samples from t = {found.attrs['start']:.4g}"
+        eigenvalues = ", ".join(f"{v:.4g}" for v in found["smallest_eigenvalue"].values)
+        show(f"{window} to {float(found['time'][-1]):.4g}, {found.attrs['final_angle']:.4g}°")
+        if args.eigenvalues:
+            at = f"t = {found.attrs['curvature_time']:.4g}"
+            show(f"smallest eigenvalues of A at {at}: {eigenvalues}")
+            show(f"rate at which the recorded velocity falls: {float(found['velocity_rate']):.4g}")
     return DONE
 
 
@@ -347,11 +356,17 @@ def _check_ahead(args: argparse.Namespace, check: Callable[..., Path] = parts.ch
 def _keep(found: xr.Dataset, args: argparse.Namespace) -> None:
     """Write what an analysis gave, where that is asked for."""
     if args.out is not None:
-        netcdf.save_dataset(found, args.out, overwrite=args.force)
+        write(netcdf.save_dataset, found, args.out, args.force)
+    _say_written(args)
+
+
+def _say_written(args: argparse.Namespace) -> None:
+    if args.out and not args.quiet:
+        note(f"wrote {args.out}")
 
 
 def _draw(found: xr.Dataset, args: argparse.Namespace, file: Path | None = None) -> None:
-    """Write the figures that are asked for, and say what has been written.
+    """Write the figures that are asked for, and say so.
 
     Before anything is shown: nobody need read it to the end.
     """
@@ -359,5 +374,5 @@ def _draw(found: xr.Dataset, args: argparse.Namespace, file: Path | None = None)
     stem = Path(args.out or file or args.file).stem
     figures = plots.save_figures(found, args.figures, stem) if args.figures else []
     if not args.quiet:
-        for path in [*([args.out] if args.out else []), *figures]:
+        for path in figures:
             note(f"wrote {path}")

@@ -75,6 +75,18 @@ AT_ONCE = {"list_experiments", "completion", "validate", "diff", "info"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     try:
+        return _main(arguments)
+    except KeyboardInterrupt:
+        # While its packages are loaded, or while an error is said; it may come again.
+        starting.ending()
+        note("geoflow: interrupted")
+        return INTERRUPTED
+    finally:
+        starting.ending()
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    try:
         starting.started()
         open_standard_streams()
         with warnings.catch_warnings(), lenient_output(), no_window():
@@ -85,10 +97,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ENDED_EARLY if isinstance(error, StorageError | ClusterError) else BAD_INPUT
     except ClosedPipeError:
         return CLOSED_PIPE
-    except KeyboardInterrupt:
-        # While its packages are loaded.
-        note("geoflow: interrupted")
-        return INTERRUPTED
 
 
 def _command(arguments: Sequence[str]) -> int:
@@ -105,6 +113,8 @@ def _command(arguments: Sequence[str]) -> int:
         with own_problem(args):
             return int(args.command(args))
     except KeyboardInterrupt:
+        # It may come again.
+        starting.ending()
         from geoflow.cli.walk_commands import hint
 
         note(f"geoflow: interrupted{hint(args)}")

@@ -17,6 +17,7 @@ import geoflow as gf
 from geoflow import experiments
 from geoflow.archive.pieces import check_free
 from geoflow.cli.own_problem import check_own, named_experiment
+from geoflow.cli.results import shown_in_any_case
 from geoflow.cli.terminal import DONE, ENDED_EARLY, INTERRUPTED, number, or_dash, show, show_json
 from geoflow.errors import InputError
 from geoflow.manifold import regularizers
@@ -75,11 +76,12 @@ def path(args: argparse.Namespace) -> int:
         overwrite=args.force,
         progress=not args.quiet,
     )
-    _draw(ds, args)
-    if args.json:
-        show_json(_content(ds))
-    else:
-        _show(ds)
+    with shown_in_any_case() as attempt:
+        attempt(_draw, ds, args)
+        if args.json:
+            show_json(_content(ds))
+        else:
+            _show(ds)
     return _exit_status(ds)
 
 
@@ -129,10 +131,12 @@ def _spaced(level: float, to: float, points: int | None) -> list[float]:
 def _draw(ds: xr.Dataset, args: argparse.Namespace) -> None:
     stem = args.out and files.resolved(args.out).stem
     stem = stem or f"{ds.attrs['experiment']}-{ds.attrs['seed']}-path"
-    figures = gf.plots.save_figures(ds, args.figures, stem) if args.figures else []
     if not args.quiet:
         note(f"{ds.attrs['status']}: {ds.attrs['status_message']}")
-        for file in [*([args.out] if args.out else []), *figures]:
+        if args.out:
+            note(f"wrote {args.out}")
+    for file in gf.plots.save_figures(ds, args.figures, stem) if args.figures else []:
+        if not args.quiet:
             note(f"wrote {file}")
 
 

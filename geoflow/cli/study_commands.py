@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from geoflow.archive import netcdf
 from geoflow.archive.parts import check_free
 from geoflow.cli.own_problem import named_experiment
 from geoflow.cli.reading import given
+from geoflow.cli.results import shown_in_any_case, write
 from geoflow.cli.terminal import (
     DONE,
     ENDED_EARLY,
@@ -87,38 +89,48 @@ def compare(args: argparse.Namespace) -> int:
         runs=args.runs,
         note=progress,
     )
-    netcdf.save_dataset(ds, args.out, overwrite=args.force)
-    stem = Path(args.out).stem
-    figures = gf.plots.save_figures(ds, args.figures, stem) if args.figures else []
-    last = ds.isel(snapshot=-1)
-    errors = {
-        "θ": "theta_error",
-        "R": "regularizer_error",
-        "test loss": "test_loss_error",
-        "|L − c|/c": "level_error",
-    }
-    errors = {head: name for head, name in errors.items() if name in ds}
-    head = ["solver", "rtol", *errors, "θ's worst / rtol", "worst |L − c|/c"]
-    table = Table(*head, "evaluations", "s", "status")
-    for solver in ds["solver"].values:
-        for rtol in ds["rtol"].values:
-            cell = last.sel(solver=solver, rtol=rtol)
-            cells = [with_deviation(cell, n) for n in errors.values()]
-            # Of those flow times to which the walk came.
-            ratio = ds["theta_error"].sel(solver=solver, rtol=rtol).max() / rtol
-            cells += [number(ratio.item()), number(cell["level_error_worst"].item())]
-            cells += [with_deviation(cell, "evaluations"), number(cell["wall_time"].item())]
-            table.add_row(solver, f"{rtol:g}", *cells, cell["status"].item())
-    show(table)
-    show(
-        f"errors at t = {float(last['snapshot_time']):g}: of θ relative, of R and test loss "
-        f"absolute; the reference's ({ds.attrs['reference_solver']}) own in θ: "
-        f"{float(last['reference_theta_error']):.1e}; mean ± deviation of {args.runs} walks"
-    )
-    if not args.quiet:
-        for path in [args.out, *figures]:
-            note(f"wrote {path}")
+    with shown_in_any_case() as attempt:
+        attempt(_keep, netcdf.save_dataset, ds, args)
+        attempt(_draw, ds, args)
+        last = ds.isel(snapshot=-1)
+        errors = {
+            "θ": "theta_error",
+            "R": "regularizer_error",
+            "test loss": "test_loss_error",
+            "|L − c|/c": "level_error",
+        }
+        errors = {head: name for head, name in errors.items() if name in ds}
+        head = ["solver", "rtol", *errors, "θ's worst / rtol", "worst |L − c|/c"]
+        table = Table(*head, "evaluations", "s", "status")
+        for solver in ds["solver"].values:
+            for rtol in ds["rtol"].values:
+                cell = last.sel(solver=solver, rtol=rtol)
+                cells = [with_deviation(cell, n) for n in errors.values()]
+                # Of those flow times to which the walk came.
+                ratio = ds["theta_error"].sel(solver=solver, rtol=rtol).max() / rtol
+                cells += [number(ratio.item()), number(cell["level_error_worst"].item())]
+                cells += [with_deviation(cell, "evaluations"), number(cell["wall_time"].item())]
+                table.add_row(solver, f"{rtol:g}", *cells, cell["status"].item())
+        show(table)
+        show(
+            f"errors at t = {float(last['snapshot_time']):g}: of θ relative, of R and test loss "
+            f"absolute; the reference's ({ds.attrs['reference_solver']}) own in θ: "
+            f"{float(last['reference_theta_error']):.1e}; mean ± deviation of {args.runs} walks"
+        )
     return INTERRUPTED if ds.attrs["status"] == "interrupted" else DONE
+
+
+def _keep(save: Callable[..., None], ds: xr.Dataset, args: argparse.Namespace) -> None:
+    write(save, ds, args.out, args.force)
+    if not args.quiet:
+        note(f"wrote {args.out}")
+
+
+def _draw(ds: xr.Dataset, args: argparse.Namespace) -> None:
+    if args.figures:
+        for path in gf.plots.save_figures(ds, args.figures, Path(args.out).stem):
+            if not args.quiet:
+                note(f"wrote {path}")
 
 
 def with_deviation(cell: xr.Dataset, name: str) -> str:
@@ -144,11 +156,11 @@ def baseline(args: argparse.Namespace) -> int:
         device=args.device,
         progress=not args.quiet,
     )
-    baselines.save_weight_decay(ds, args.out, overwrite=args.force)
-    if not args.quiet:
-        for by in ("test_loss", "validation_loss")[: 1 + (args.validation > 0)]:
-            note(f"best by {by}: {baselines.best_penalty(ds, by):g}")
-        note(f"wrote {args.out}")
+    with shown_in_any_case() as attempt:
+        attempt(_keep, baselines.save_weight_decay, ds, args)
+        if not args.quiet:
+            for by in ("test_loss", "validation_loss")[: 1 + (args.validation > 0)]:
+                note(f"best by {by}: {baselines.best_penalty(ds, by):g}")
     return DONE
 
 

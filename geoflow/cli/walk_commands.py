@@ -77,10 +77,12 @@ def _run(args: argparse.Namespace, settings: Run) -> int:
         provenance=prepared.provenance,
         overwrite=args.force,
     )
-    figures = gf.plots.save_figures(ds, args.figures, _stem(args, ds)) if args.figures else []
     if not args.quiet:
         _note_end(ds)
-        for path in [args.out] * bool(args.out) + [str(f) for f in figures]:
+        if args.out:
+            note(f"wrote {args.out}")
+    for path in gf.plots.save_figures(ds, args.figures, _stem(args, ds)) if args.figures else []:
+        if not args.quiet:
             note(f"wrote {path}")
     return _exit_status(ds)
 

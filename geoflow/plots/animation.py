@@ -89,7 +89,8 @@ def animate(
     InputError
         The dataset is no slice, an argument cannot be used, or ffmpeg is not there.
     ArchiveError
-        Writing failed; ``path`` is as it was.
+        Writing failed; ``path`` is as it was. A StorageError where another file got the name
+        meanwhile, and the film is beside it.
     """
     ds = check(ds, "snapshot")
     path = kinds.as_path(path)
@@ -98,7 +99,7 @@ def animate(
     _check_cost(path, frames)
     check_free(path, overwrite=overwrite)
     kinds.check_switch(progress, "progress")
-    whole = locks.replacing(path, ending=path.suffix)
+    whole = locks.replacing(path, ending=path.suffix, overwrite=overwrite)
     with translation.writing(path), whole as temporary, style():
         _film(ds, writer, temporary, frames, pace, progress)
 

@@ -74,7 +74,8 @@ def report(
     InputError
         No files, or ``out`` cannot be used, or is one of them.
     ArchiveError
-        A file that is none of these, or writing failed.
+        A file that is none of these, or writing failed. A StorageError where another file got the
+        name of ``out`` meanwhile, and the page is beside it.
     """
     out = check_free(out, overwrite=overwrite)
     paths = expand(files)
@@ -121,7 +122,8 @@ def report(
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         sections=sections,
     )
-    with translation.writing(out), locks.replacing(out) as temporary:
+    whole = locks.replacing(out, overwrite=overwrite)
+    with translation.writing(out), whole as temporary:
         temporary.write_text(page, encoding="utf-8")
     return sections
 

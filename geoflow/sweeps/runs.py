@@ -328,6 +328,9 @@ def _unpacked(carried: bytes, name: str) -> experiments.OwnExperiment:
 def _train(path: str, threads: int, penalty: float, **settings: Any) -> End:
     """Train at one penalty in a worker."""
     settle(threads)
+    # A worker may die when its trainings have been written, and before it could say so.
+    if end := kept.training_of(Path(path), settings, penalty):
+        return end
     ds = baselines.weight_decay(
         settings["experiment"],
         penalties=[penalty],
@@ -338,5 +341,7 @@ def _train(path: str, threads: int, penalty: float, **settings: Any) -> End:
         dtype=named_dtype(settings["dtype"]),
         device=settings["device"],
     )
-    baselines.save_weight_decay(ds, path, overwrite=True)
+    # What has come meanwhile is never written over.
+    if kept.training_of(Path(path), settings, penalty) is None:
+        baselines.save_weight_decay(ds, path)
     return "trained", f"{ds.sizes['run']} runs of {int(ds['epoch'][-1])} epochs"

@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,11 @@ from geoflow.system.translation import importing, kind_and_reason, reason
 from geoflow.walking.ending import End
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, LocalCluster
 
 SECONDS_TO_CONNECT = 30
+# That workers have to end; they take some seconds.
+SECONDS_TO_END = 60
 LOOPBACK = "127.0.0.1"
 
 # Status of a run that has no file.
@@ -113,22 +115,31 @@ def run_tasks(
         desc="sweep",
         unit="run",
     )
-    with bar:
-        for name, status, message in _results(missing, scheduler, workers, threads):
+
+    def say(text: str) -> None:
+        if progress:
+            with bar.external_write_mode(sys.stderr):
+                note(text)
+
+    # Closed here, as what is raised while a generator is thrown away is shown at length.
+    with bar, closing(_results(missing, scheduler, workers, threads, say)) as results:
+        for name, status, message in results:
             task = missing[name]
             outcomes[name] = Outcome(name, task.path, status, message, new=True)
             bar.update()
             failed = sum(o.status == FAILED for o in outcomes.values())
             bar.set_postfix_str(f"{failed} failed" if failed else "", refresh=False)
-            if progress:
-                with bar.external_write_mode(sys.stderr):
-                    note(f"{name}: {status}: {message}")
+            say(f"{name}: {status}: {message}")
     return [outcomes[t.name] for t in tasks]
 
 
 def _results(
-    missing: Mapping[str, Task], scheduler: str | None, workers: int | None, threads: int
-) -> Iterator[tuple[str, str, str]]:
+    missing: Mapping[str, Task],
+    scheduler: str | None,
+    workers: int | None,
+    threads: int,
+    say: Callable[[str], None],
+) -> Generator[tuple[str, str, str], None, None]:
     """Name, status and message of each run, as it ends."""
     if not missing:
         return
@@ -136,7 +147,7 @@ def _results(
         from distributed import as_completed
 
     waiting = list(missing.items())
-    with _client(scheduler, workers, threads, len(missing)) as client:
+    with _client(scheduler, workers, threads, len(missing), say) as client:
         names: dict[Any, str] = {}
         completed = as_completed(loop=client.loop)
 
@@ -227,7 +238,11 @@ def settle(n_threads: int) -> None:
 
 @contextmanager
 def _client(
-    scheduler: str | None, workers: int | None, threads: int, n_runs: int
+    scheduler: str | None,
+    workers: int | None,
+    threads: int,
+    n_runs: int,
+    say: Callable[[str], None],
 ) -> Iterator[Client]:
     # Imported here, since it takes as long as all the rest of geoflow.
     import dask.config
@@ -246,7 +261,8 @@ def _client(
             raise InputError(
                 f"scheduler={scheduler!r} cannot be reached ({reason(error)})"
             ) from None
-        with _quiet(), client:
+        with _quiet(), _closed_whole() as stack:
+            stack.enter_context(client)
             try:
                 client.wait_for_workers(1, timeout=SECONDS_TO_CONNECT)
             except TimeoutError:
@@ -266,21 +282,20 @@ def _client(
         "distributed.worker.memory.pause": False,
         "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": threads,
     }
-    with dask.config.set(quiet), ExitStack() as stack:
+    with dask.config.set(quiet), _closed_whole(lambda: say("ending the workers…")) as stack:
         try:
             # What is interrupted while it starts cannot be closed.
             with interrupts.put_off(), interrupts.kept_from_children():
-                cluster = stack.enter_context(
-                    LocalCluster(
-                        n_workers=min(workers, n_runs),
-                        threads_per_worker=1,
-                        processes=True,
-                        # Tasks are code: nobody else's machine may send any, nor see them.
-                        host=LOOPBACK,
-                        dashboard_address=f"{LOOPBACK}:0",
-                        silence_logs=logging.CRITICAL,
-                    )
+                cluster = LocalCluster(
+                    n_workers=min(workers, n_runs),
+                    threads_per_worker=1,
+                    processes=True,
+                    # Tasks are code: nobody else's machine may send any, nor see them.
+                    host=LOOPBACK,
+                    dashboard_address=f"{LOOPBACK}:0",
+                    silence_logs=logging.CRITICAL,
                 )
+                stack.callback(_end_workers, cluster)
         except RuntimeError as error:
             raise InputError(
                 f"the workers could not be started ({reason(error)}); they import the script that "
@@ -289,6 +304,30 @@ def _client(
         client = stack.enter_context(Client(cluster, set_as_default=False))
         client.register_plugin(IgnoreInterrupts())
         yield client
+
+
+@contextmanager
+def _closed_whole(interrupted: Callable[[], None] = lambda: None) -> Iterator[ExitStack]:
+    """Close what the block enters, however often Ctrl-C comes meanwhile.
+
+    What is left half closed Dask closes as Python ends, and says at length where that is
+    interrupted.
+    """
+    stack = ExitStack()
+    try:
+        yield stack
+    except KeyboardInterrupt:
+        interrupted()
+        raise
+    finally:
+        with interrupts.put_off():
+            stack.close()
+
+
+def _end_workers(cluster: LocalCluster) -> None:
+    # What hangs must not do so for ever.
+    with suppress(TimeoutError):
+        cluster.close(timeout=SECONDS_TO_END)
 
 
 @contextmanager

@@ -6,14 +6,15 @@ import errno
 import os
 import secrets
 import stat
+import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from geoflow.errors import ArchiveError, InputError
+from geoflow.errors import ArchiveError, InputError, StorageError
 from geoflow.system import kinds
-from geoflow.system.translation import reason
+from geoflow.system.translation import reason, unnameable
 
 UNFINISHED = ".tmp"
 
@@ -150,6 +151,10 @@ def check_encoding(path: Path) -> None:
         try:
             name.encode("utf-8")
         except UnicodeEncodeError:
+            found, encoding = os.fsencode(name), sys.getfilesystemencoding()
+            with suppress(UnicodeDecodeError):
+                # It is UTF-8, and Python was told that names are something else.
+                raise InputError(unnameable(found.decode("utf-8"), encoding)) from None
             raise InputError(f"{name!a} is not UTF-8; choose another name or folder") from None
 
 
@@ -257,9 +262,44 @@ def is_regular(path: Path, *, follow: bool = True) -> bool:
     return True
 
 
+def is_free(path: Path) -> bool:
+    """Whether nothing has a name, links followed."""
+    return not os.path.lexists(resolved(path))
+
+
+def free_beside(path: Path) -> Path:
+    """Make an empty file beside another, of a name that was free: ``walk-2.nc`` for ``walk.nc``.
+
+    Raises
+    ------
+    OSError
+        The disk does not take it.
+    """
+    number = 2
+    while True:
+        found = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        with suppress(FileExistsError):
+            os.close(os.open(found, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            return found
+        number += 1
+
+
+def taken(path: Path, beside: Path) -> StorageError:
+    """What to say where another file has got the name of a result while that was made."""
+    return StorageError(
+        f"{path} was not there when this began, and is now: it stays as it is, and the result is "
+        f"in {beside}"
+    )
+
+
 @contextmanager
 def replacing(
-    path: Path, *, folder: Path | None = None, ending: str = UNFINISHED, follow: bool = True
+    path: Path,
+    *,
+    folder: Path | None = None,
+    ending: str = UNFINISHED,
+    follow: bool = True,
+    free: Callable[[], bool] | None = None,
 ) -> Iterator[Path]:
     """Write a file under another name; it gets its own once it is whole and on the disk.
 
@@ -276,6 +316,10 @@ def replacing(
         Of the other name, for libraries that go by it.
     follow : bool
         Replace what a link stands for, as for a name that the user gave. False: the link.
+    free : callable, optional
+        Asked once the file is whole: whether it may have its name by now, which another process may
+        have given to a file of its own. What it raises leaves nothing of what was written; where it
+        says no, that is kept beside, under a name that is free. None: it may.
 
     Yields
     ------
@@ -286,6 +330,8 @@ def replacing(
     ------
     InputError
         A folder, a device, a pipe or a socket has the name.
+    StorageError
+        The name is no longer free, and the file is kept under another.
     OSError
         The disk does not take it.
     ArchiveError
@@ -313,6 +359,10 @@ def replacing(
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        if free is not None and not free():
+            beside = free_beside(target)
+            os.replace(temporary, beside)
+            raise taken(path, beside)
         os.replace(temporary, target)
     except BaseException:
         with suppress(OSError):

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -78,9 +79,11 @@ class Lock:
 
     def release(self) -> None:
         """Let others write; a folder that is nothing to go on from goes."""
-        if self._lock.is_locked and not self._is_begun():
-            self.remove()
-        self._lock.release()
+        # Mostly after Ctrl-C, which may come again.
+        with interrupts.put_off():
+            if self._lock.is_locked and not self._is_begun():
+                self.remove()
+            self._lock.release()
 
     def clear(self, keep: Iterable[str] = ()) -> None:
         """Remove what is written in the folder but those named, and ``first`` first of all."""
@@ -94,12 +97,13 @@ class Lock:
 
     def remove(self) -> None:
         """Remove the folder, unless there is something of somebody else's in it, and release."""
-        # What may be left without its first file disturbs nobody.
-        with suppress(OSError):
-            self.clear()
-            (self.folder / LOCK).unlink(missing_ok=True)
-            self.folder.rmdir()
-        self._lock.release()
+        with interrupts.put_off():
+            # What may be left without its first file disturbs nobody.
+            with suppress(OSError):
+                self.clear()
+                (self.folder / LOCK).unlink(missing_ok=True)
+                self.folder.rmdir()
+            self._lock.release()
 
     def _is_begun(self) -> bool:
         return self.first is not None and os.path.lexists(self.folder / self.first)
@@ -119,7 +123,13 @@ def remove_left(folder: Path, first: str, own: Sequence[str] = ("*.npz", "*.nc")
 
 
 @contextmanager
-def replacing(path: Path, *, ending: str = files.UNFINISHED, follow: bool = True) -> Iterator[Path]:
+def replacing(
+    path: Path,
+    *,
+    ending: str = files.UNFINISHED,
+    follow: bool = True,
+    overwrite: bool = True,
+) -> Iterator[Path]:
     """Write a file as :func:`geoflow.system.files.replacing` does; what a kill leaves is found.
 
     Until it is whole it lies in a folder beside it, ``.NAME.new``, which whoever writes a file of
@@ -134,6 +144,9 @@ def replacing(path: Path, *, ending: str = files.UNFINISHED, follow: bool = True
         Of the other name, for libraries that go by it.
     follow : bool
         Replace what a link stands for, as for a name that the user gave. False: the link.
+    overwrite : bool
+        Replace what has the name. False: it was free, and where another process has taken it by the
+        time that the file is whole, that is kept under another name.
 
     Yields
     ------
@@ -142,12 +155,11 @@ def replacing(path: Path, *, ending: str = files.UNFINISHED, follow: bool = True
 
     Raises
     ------
-    InputError
-        A folder, a device, a pipe or a socket has the name.
-    OSError
-        The disk does not take it.
+    InputError, StorageError, OSError
+        See :func:`geoflow.system.files.replacing`.
     """
     target = files.resolved(path) if follow else path
+    free = None if overwrite else partial(files.is_free, path)
     lock = None
     with suppress(ArchiveError):
         lock = Lock(target.with_name(f".{target.name}.new"), None, [f".*{ending}"])
@@ -155,7 +167,7 @@ def replacing(path: Path, *, ending: str = files.UNFINISHED, follow: bool = True
         if lock:
             lock.clear()
         folder = lock.folder if lock else None
-        whole = files.replacing(path, folder=folder, ending=ending, follow=follow)
+        whole = files.replacing(path, folder=folder, ending=ending, follow=follow, free=free)
         with whole as temporary:
             yield temporary
     finally:

@@ -1,4 +1,4 @@
-"""What is said while the command line starts, before it can take care of errors by itself.
+"""What is said while the command line starts and ends, when it cannot take care of errors itself.
 
 Loading its packages takes seconds, in which Ctrl-C may come, or a package may choke on a setting of
 its own. Whoever imports geoflow gets its errors as they are.
@@ -7,8 +7,11 @@ its own. Whoever imports geoflow gets its errors as they are.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from types import TracebackType
+from typing import NoReturn
 
 # As those of :mod:`geoflow.cli.terminal`, which is not there yet.
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -18,14 +21,32 @@ NAMES = ("geoflow", "geoflow.exe")
 
 def watch() -> None:
     """From now on, where this process is the command line, say in one line why it cannot start."""
-    if is_command():
+    if _STARTED_AS_COMMAND:
         sys.excepthook = _one_line
+        try:
+            os.getcwd()
+        except OSError as error:
+            # A library that asks for it says something else, and ends the process.
+            _end(
+                f"error: the working folder is gone ({error.strerror}); cd to one that is there",
+                BAD_INPUT,
+            )
 
 
 def started() -> None:
     """From now on the command line takes care of errors by itself."""
     if sys.excepthook is _one_line:
         sys.excepthook = sys.__excepthook__
+
+
+def ending() -> None:
+    """From now on, where this process is the command line, let Ctrl-C do nothing.
+
+    All is done and said, and the exit status is known: what Python and its libraries do as they end
+    would be interrupted at length, and the status be that of a signal.
+    """
+    if _STARTED_AS_COMMAND and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def is_command() -> bool:
@@ -59,11 +80,18 @@ def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackT
     else:
         sys.__excepthook__(kind, error, trace)
         return
+    _end(text, status)
+
+
+def _end(text: str, status: int) -> NoReturn:
     if sys.stderr is not None:
         sys.stderr.write(f"geoflow: {text}\n")
         sys.stderr.flush()
     # The status that Python itself would give is another.
     os._exit(status)
 
+
+# Once the module that -m names is found, the arguments have its file in that place.
+_STARTED_AS_COMMAND = is_command()
 
 watch()

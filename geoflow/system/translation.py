@@ -131,9 +131,13 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 def _unnameable(path: str | Path, error: UnicodeEncodeError) -> ArchiveError:
-    """Of a name that libraries of C get in an encoding which does not have its characters."""
-    return ArchiveError(
-        f"{path} has a name that the locale's encoding, {error.encoding}, does not have; set "
+    return ArchiveError(unnameable(path, error.encoding))
+
+
+def unnameable(path: object, encoding: str) -> str:
+    """What to say of a name that a library of C gets in an encoding without its characters."""
+    return (
+        f"{path} has a name that the locale's encoding, {encoding}, does not have; set "
         "PYTHONUTF8=1 or a UTF-8 locale, or rename it"
     )
 
@@ -222,6 +226,8 @@ def _remedy(error: Exception, path: Path) -> str:
         return "free space or choose another"
     if number in FORBIDDEN:
         return "choose another"
+    if number == errno.ENOENT:
+        return "its folder was removed or renamed; make it again or choose another"
     if isinstance(error, ValueError | TypeError | AttributeError | OverflowError):
         return "leave out what such a file cannot hold"
     known = [f"no file may have more than {limit}"] if limit else []

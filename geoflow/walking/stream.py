@@ -17,6 +17,7 @@ from __future__ import annotations
 import bisect
 import json
 import math
+import os
 import time as clock
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,11 +29,11 @@ from numpy.typing import NDArray
 
 from geoflow.archive import netcdf, parts, trajectory_files
 from geoflow.archive.checkpoint import Checkpoint
-from geoflow.archive.saved import check_target, saved
+from geoflow.archive.saved import check_same_walk, check_target, saved
 from geoflow.archive.seal import identity
-from geoflow.errors import ArchiveError, StorageError
+from geoflow.errors import ArchiveError, InputError, StorageError
 from geoflow.problems.protocol import ProblemLike
-from geoflow.system import interrupts, locks, translation
+from geoflow.system import files, interrupts, locks, translation
 from geoflow.trajectories import schema
 from geoflow.trajectories.dataset import assemble
 from geoflow.trajectories.layout import layout_of
@@ -239,12 +240,16 @@ class Stream:
         Raises
         ------
         StorageError
-            The disk does not take it; the parts stay, and the walk can be resumed.
+            The disk does not take it, or another file got its name during the walk; the parts stay,
+        and the walk can be resumed.
         """
         self.save(checkpoint)
         try:
-            trajectory_files.write(self._dataset(end), self.path, checkpoint, self.folder)
-        except ArchiveError as error:
+            # Before it is written, too, which may take long.
+            self._may_replace()
+            whole = files.replacing(self.path, folder=self.folder, free=self._may_replace)
+            trajectory_files.write(self._dataset(end), self.path, checkpoint, whole)
+        except (ArchiveError, InputError) as error:
             raise self._failure(error) from error
         with interrupts.put_off():
             self.lock.remove()
@@ -255,10 +260,21 @@ class Stream:
         if self.unpacked:
             self.lock.remove()
 
+    def _may_replace(self) -> bool:
+        """Whether there is no file but one that the walk may replace; raises where there is one."""
+        if files.is_regular(self.path) and identity(self.path) != self.replaces:
+            check_same_walk(self.path, self.header, self.folder)
+        return True
+
     def _failure(self, error: Exception) -> StorageError:
+        if os.path.lexists(self.folder / parts.CHECKPOINT):
+            return StorageError(
+                f"{error}; the walk is kept up to its last checkpoint, and "
+                f"`geoflow resume {self.path}` goes on"
+            )
         return StorageError(
-            f"{error}; the walk is kept up to its last checkpoint, and "
-            f"`geoflow resume {self.path}` goes on"
+            f"writing {self.path} failed: {self.folder} has gone; where it was renamed, or a "
+            "folder that it is in, the walk is kept there up to its last checkpoint"
         )
 
     def _steps(self, number: int) -> Path:

@@ -156,7 +156,7 @@ def test_a_file_of_the_same_walk_differs_from_it_in_its_goals_alone(path):
     config = json.loads(attributes["config"])
 
     def check(**changed):
-        saved._check_same_walk(path, attributes | changed)
+        saved.check_same_walk(path, attributes | changed, path.parent)
 
     check(config=json.dumps(config | {"t_end": 9.0, "stop": None, "max_evaluations": 7}))
     for name in ("experiment", "seed", "data_sha256", "dtype", "level", "regularizer_name"):

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -15,6 +16,9 @@ from geoflow.archive import seal
 from geoflow.cli import terminal
 from geoflow.errors import InputError
 from geoflow.system import starting, translation
+
+# Of the package, that is found from anywhere.
+ROOT = Path(gf.__file__).parents[1]
 
 # As pip writes the program of that name.
 PROGRAM = "import sys\nfrom geoflow.cli import main\nsys.exit(main())\n"
@@ -63,6 +67,37 @@ def test_ctrl_c_while_packages_are_loaded_is_one_line_and_130(command, tmp_path)
     done = run(command, "experiments", PYTHONPATH=path)
     assert (done.returncode, done.stdout) == (terminal.INTERRUPTED, "")
     assert done.stderr == "geoflow: interrupted\n"
+
+
+# Sends itself Ctrl-C as Python ends, after all that registers itself later.
+AT_EXIT = """
+import atexit, os, signal, threading
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+"""
+
+
+@pytest.mark.parametrize(
+    ("argument", "status"), [("--version", terminal.DONE), ("--nonsense", terminal.BAD_INPUT)]
+)
+def test_ctrl_c_as_a_command_ends_leaves_its_exit_status(command, argument, status, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(AT_EXIT)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = run(command, argument, PYTHONPATH=path)
+    assert done.returncode == status
+    assert done.stderr.count("\n") == (status != terminal.DONE)
+
+
+def test_a_working_folder_that_has_gone_is_said_in_one_line(command, tmp_path):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    there = ["bash", "-c", 'cd "$0" && rmdir "$0" && exec "$@"', str(folder)]
+    done = run([*there, *command], "experiments", PYTHONPATH=path)
+    assert (done.returncode, done.stdout) == (terminal.BAD_INPUT, "")
+    assert done.stderr == (
+        "geoflow: error: the working folder is gone (No such file or directory); cd to one that is "
+        "there\n"
+    )
 
 
 @pytest.mark.slow

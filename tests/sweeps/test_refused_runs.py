@@ -154,6 +154,99 @@ def test_ctrl_c_while_the_workers_start_is_an_interruption(tmp_path, seconds):
     assert (ended.stdout, ended.stderr) == ("interrupted\n", "")
 
 
+TRAININGS = {
+    "experiment": "iris_ff",
+    "seeds": [0],
+    "epochs": 2,
+    "validation": 0.0,
+    "data": None,
+    "dtype": "float64",
+    "device": "cpu",
+}
+
+
+def test_trainings_that_are_there_are_neither_done_again_nor_written_over(tmp_path, monkeypatch):
+    path, train = tmp_path / "penalty-0.1.nc", runs.baselines.weight_decay
+    made = []
+
+    def counted(*args, **kwargs):
+        made.append(args)
+        return train(*args, **kwargs)
+
+    # It would make this process a worker.
+    monkeypatch.setattr(runs, "settle", lambda threads: None)
+    monkeypatch.setattr(runs.baselines, "weight_decay", counted)
+    assert runs._train(str(path), 1, penalty=0.1, **TRAININGS)[0] == "trained"
+    # As where its worker dies before it can say so.
+    assert runs._train(str(path), 1, penalty=0.1, **TRAININGS)[0] == "trained"
+    assert len(made) == 1
+
+    def slowly(*args, **kwargs):
+        path.write_bytes(b"precious")
+        return train(*args, **kwargs)
+
+    path.unlink()
+    monkeypatch.setattr(runs.baselines, "weight_decay", slowly)
+    with pytest.raises(ArchiveError, match="move it elsewhere"):
+        runs._train(str(path), 1, penalty=0.1, **TRAININGS)
+    assert path.read_bytes() == b"precious"
+
+
+PRESSED_AGAIN = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from geoflow.sweeps.tasks import Task, run_tasks
+
+def wait(path):
+    Path(path).touch()
+    time.sleep(60)
+
+def press():
+    while not Path("a").exists():
+        time.sleep(0.05)
+    for _ in range(int(sys.argv[1])):
+        os.killpg(0, signal.SIGINT)
+        time.sleep(0.2)
+
+if __name__ == "__main__":
+    threading.Thread(target=press).start()
+    try:
+        run_tasks([Task("a", Path("a"), wait, {})], {}, None, 2, 1, True)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        print("interrupted")
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_that_is_pressed_again_while_the_workers_end_waits_for_that(tmp_path):
+    (tmp_path / "script.py").write_text(PRESSED_AGAIN)
+    command = [sys.executable, "script.py", "4"]
+    ended = subprocess.run(
+        command, cwd=tmp_path, start_new_session=True, capture_output=True, text=True, check=False
+    )
+    assert ended.stdout == "interrupted\n"
+    # Beside the bar, which is drawn on a terminal only.
+    assert ended.stderr == "ending the workers…\n"
+
+
+def test_what_is_closed_whole_is_so_when_ctrl_c_comes_again():
+    done = []
+
+    def close():
+        signal.raise_signal(signal.SIGINT)
+        done.append("closed")
+
+    def interrupted():
+        with tasks._closed_whole(lambda: done.append("said")) as stack:
+            stack.callback(close)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert done == ["said", "closed"]
+
+
 def test_a_sweep_that_ran_nothing_leaves_its_folder_to_others(tmp_path, monkeypatch):
     nowhere = {"scheduler": "nonsense://x"}
     with pytest.raises(InputError, match="cannot be reached"):

@@ -3,6 +3,8 @@
 import errno
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.figure
@@ -285,6 +287,18 @@ def test_what_is_not_utf8_is_refused_before_anything_is_walked(where, tmp_path, 
         walk(path)
     assert not any(odd.iterdir())
     assert {p.name for p in tmp_path.iterdir()} <= {odd.name, "c.nc"}
+
+
+def test_where_the_locale_is_not_utf8_the_locale_is_named(tmp_path):
+    code = "from geoflow.system import files; files.check_target('\\udcc3\\udca47.nc')"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | plain, capture_output=True, text=True, check=False
+    )
+    assert (
+        "a name that the locale's encoding, ascii, does not have; set PYTHONUTF8=1" in done.stderr
+    )
 
 
 def test_the_longest_name_allowed_can_be_walked_to(tmp_path):

@@ -124,3 +124,20 @@ def test_a_disk_that_fails_once_a_file_is_there_is_said_to_have_it(
         write(tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == b"new"
     assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("end", ["release", "remove"])
+def test_ctrl_c_as_the_folder_goes_leaves_none_of_it(end, tmp_path, monkeypatch):
+    rmdir = os.rmdir
+
+    def pressed(*args, **kwargs):
+        signal.raise_signal(signal.SIGINT)
+        rmdir(*args, **kwargs)
+
+    lock = locks.Lock(tmp_path / ".a.new", None)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            getattr(lock, end)()
+    assert os.listdir(tmp_path) == []
+    locks.Lock(tmp_path / ".a.new", None).release()
