@@ -92,6 +92,7 @@ def animate(
         Writing failed; ``path`` is as it was.
     """
     ds = check(ds, "snapshot")
+    kinds.check_dataset(ds, "loss", give="what geoflow slice made")
     path = kinds.as_path(path)
     frames, fps = kinds.as_whole(frames, "frames", 2), kinds.as_number(fps, "fps")
     writer = _writer(path, fps, pace)

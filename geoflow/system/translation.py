@@ -26,7 +26,7 @@ UNREADABLE = (
     LookupError,
     TypeError,
     AttributeError,
-    OverflowError,
+    ArithmeticError,
     MemoryError,
     EOFError,
     zipfile.BadZipFile,
