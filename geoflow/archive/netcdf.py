@@ -66,6 +66,10 @@ PACKED = ("scale_factor", "add_offset", "_Unsigned")
 MISSING = ("_FillValue", "missing_value")
 
 
+# Global attributes by which a file says what it is.
+MARKS = ("geoflow_schema", "geoflow_path", "geoflow_baseline", "kind")
+
+
 class Lock:
     """Only one thread at a time in the netCDF and HDF5 libraries, which crash otherwise.
 
@@ -184,6 +188,9 @@ def open_lazily(file: Checked, group: str | None = None) -> xr.Dataset:
             for name, variable in store.ds.variables.items():
                 _check_encoding(name, getattr(variable, "_Encoding", None))
             ds = xr.open_dataset(store, decode_times=False)
+            for mark in MARKS:
+                if not isinstance(ds.attrs.get(mark, ""), str):
+                    raise ValueError(f"its attribute {mark} is no text")
             for variable in ds.variables.values():
                 if variable.dtype.kind not in "fiu":
                     variable.load()

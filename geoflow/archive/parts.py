@@ -85,6 +85,37 @@ def read(path: Path, names: Iterable[str] | None = None) -> dict[str, NDArray[An
         return _read(path, names)
 
 
+def check(
+    path: Path,
+    arrays: Mapping[str, NDArray[Any]],
+    wanted: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]],
+) -> None:
+    """Refuse a part whose arrays are not what they are to be, but for the order of their bytes.
+
+    Parameters
+    ----------
+    path : Path
+        The part.
+    arrays : mapping of str to ndarray
+        What :func:`read` gave of it.
+    wanted : mapping of str to (shape, dtype)
+        What they are to be.
+
+    Raises
+    ------
+    ArchiveError
+        One is missing, or of another shape or dtype.
+    """
+    for name, (shape, dtype) in wanted.items():
+        found = arrays.get(name)
+        if found is None or found.shape != shape or found.dtype.newbyteorder("=") != dtype:
+            has = "is missing" if found is None else f"is {found.dtype} of shape {found.shape}"
+            raise ArchiveError(
+                f"{path} is not a whole part of a walk, run again ({str(name)[:40]!a} {has}, not "
+                f"{dtype} of shape {shape})"
+            )
+
+
 def _read(path: Path, names: Iterable[str] | None) -> dict[str, NDArray[Any]]:
     status = path.lstat()
     if path.parent.is_symlink() or not stat.S_ISREG(status.st_mode):

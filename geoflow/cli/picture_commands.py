@@ -6,6 +6,7 @@ import argparse
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
 
 import geoflow as gf
@@ -26,7 +27,7 @@ def plot(args: argparse.Namespace) -> int:
     """Write the figures of a walk, of a path, of a sweep's folder, or of an analysis."""
     width = WIDTHS[args.size]
     with ExitStack() as stack:
-        ds = stack.enter_context(_open(files.file_named(args.file)))
+        ds = _with_single_values(stack.enter_context(_open(files.file_named(args.file))))
         baseline = None
         if args.baseline is not None:
             if not path_schema.is_path(ds):
@@ -54,6 +55,14 @@ def _open(path: Path) -> xr.Dataset:
             raise error from None
 
 
+def _with_single_values(ds: xr.Dataset) -> xr.Dataset:
+    """Leave out attributes that are lists: no figure is of one, and none compares with one."""
+    single = {n: v for n, v in ds.attrs.items() if isinstance(v, str | int | float | np.number)}
+    ds = ds.copy()
+    ds.attrs = single
+    return ds
+
+
 def animate(args: argparse.Namespace) -> int:
     """Animate a walk over its slice."""
     with (
@@ -61,7 +70,7 @@ def animate(args: argparse.Namespace) -> int:
         translation.reading(args.file, "what can be drawn"),
     ):
         plots.animate(
-            ds,
+            _with_single_values(ds),
             args.out,
             frames=args.frames,
             fps=args.fps,

@@ -20,6 +20,7 @@ from geoflow.problems.dtypes import DTYPES
 from geoflow.problems.earlier import same_data
 from geoflow.problems.grouped import divided
 from geoflow.problems.problem import Problem
+from geoflow.system.translation import reason
 from geoflow.trajectories import schema
 from geoflow.trajectories.records import Observed
 
@@ -110,7 +111,7 @@ def rebuild(attributes: Mapping[str, Any], *, device: torch.device | str = "cpu"
         seed, dtype = int(attributes["seed"]), DTYPES[attributes["dtype"]]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"attributes do not say what the walk is of ({error!r}); make its flow in Python"
+            f"attributes do not say what the walk is of ({reason(error)}); make its flow in Python"
         ) from None
     prepared = get(name).again(seed, provenance, dtype=dtype, device=device)
     if not same_data(prepared.problem, attributes["data_sha256"]):

@@ -21,6 +21,7 @@ from geoflow.paths.recording import counted, points_of
 from geoflow.problems import arithmetic
 from geoflow.problems.earlier import same_data, same_data_apart
 from geoflow.system import files, kinds
+from geoflow.system.translation import reason
 from geoflow.trajectories import path_schema, records, schema
 from geoflow.trajectories.layout import layout_in
 from geoflow.trajectories.path_dataset import PathPoint
@@ -176,7 +177,7 @@ def _of_experiment(path: Path, attributes: Mapping[str, Any]) -> experiments.Reb
         return experiments.rebuild(attributes, device=attributes["device"])
     except (KeyError, TypeError) as error:
         raise ArchiveError(
-            f"{path}: its config cannot be used ({error!r}); follow the path again"
+            f"{path}: its config cannot be used ({reason(error)}); follow the path again"
         ) from None
 
 

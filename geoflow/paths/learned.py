@@ -16,6 +16,7 @@ from geoflow.errors import ArchiveError
 from geoflow.paths.tangent_solver import PAIRS, LossCurvature
 from geoflow.solvers.base import Carry
 from geoflow.solvers.multistep.secant import SecantPairs
+from geoflow.system.translation import reason
 
 # Flow time of the first relaxation, in units of the flow's own, and change of log L that the first
 # move makes.
@@ -114,4 +115,6 @@ class Learned:
             numbers = float(arrays["time"]), float(arrays["reach"])
             return cls(LossCurvature(pairs), *numbers, bearing)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ArchiveError(f"what a path goes on with cannot be used ({error!r})") from None
+            raise ArchiveError(
+                f"what a path goes on with cannot be used ({reason(error)})"
+            ) from None

@@ -93,6 +93,7 @@ def animate(
         meanwhile, and the film is beside it.
     """
     ds = check(ds, "snapshot")
+    kinds.check_dataset(ds, "loss", give="what geoflow slice made")
     path = kinds.as_path(path)
     frames, fps = kinds.as_whole(frames, "frames", 2), kinds.as_number(fps, "fps")
     writer = _writer(path, fps, pace)

@@ -212,6 +212,7 @@ def slice_figure(ds: xr.Dataset, width: float = SLIDE_INCHES) -> Figure:
     """
     check_width(width)
     ds = check(ds, "snapshot")
+    kinds.check_dataset(ds, "loss", give="what geoflow slice made")
     names = [n for n in ("loss", "test_loss") if n in ds]
     wide = width >= WIDE_INCHES
     with style():

@@ -145,6 +145,11 @@ def _check_beside(
     found = _mismatch(function, theta, (value, gradient), random, wide, least)
     if found is not None and found.part is not None:
         found = _grown(found, function, theta0, wide, least) or found
+    if found is not None and _is_hidden(found, function, theta, least):
+        raise InputError(
+            f"{name}: it is {float(start[0]):.1e} at theta0, so near zero that rounding of its "
+            "terms hides how it changes there; start where it is higher, as after fewer epochs"
+        )
     if found is not None:
         _say(found, name, theta.dtype)
     if jump is not None:
@@ -167,6 +172,22 @@ def _mismatch(
         agrees, in_float64 = mismatch_in_float64(wide[-1:] if found else wide, theta, random, least)
         found = in_float64 or (None if agrees else found)
     return found
+
+
+def _is_hidden(found: Mismatch, function: Derivable, theta: Tensor, least: float) -> bool:
+    """Whether rounding of terms that cancel, or are lost beside one, makes a slope a mismatch.
+
+    As in the logarithm of a softmax where all examples are classified by wide margins. What a part
+    does that leaves the graph, differences over several steps agree on.
+    """
+    agree = any(found.changes) and not found.is_scattered
+    if found.part is not None or agree:
+        return False
+    off = min(abs(change - found.slope) for change in found.changes) * steps(theta, least)[0]
+    rounding = 10 * torch.finfo(theta.dtype).eps
+    # Away from θ in one direction a loss may vanish too, but hardly in the opposite one to θ.
+    units = unit_of(lambda at: function(at)[0], theta), abs(value_of(function, -theta))
+    return any(off <= rounding * min(unit, 1.0) for unit in units)
 
 
 def _grown(

@@ -63,7 +63,8 @@ def output_chunks(
     @alone.in_turn
     def found(start: int) -> Tree:
         arguments, keywords = as_arguments(data.chunk(inputs, start, batch_size))
-        with arithmetic.exact(device), alone.lock_of(module).held():
+        # The network may take derivatives itself.
+        with torch.enable_grad(), arithmetic.exact(device), alone.lock_of(module).held():
             return functional_call(module, held, arguments, keywords)
 
     for start in range(0, n, batch_size):

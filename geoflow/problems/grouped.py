@@ -256,13 +256,14 @@ class Grouped(Counted):
     ) -> bool:
         """Whether the loss is Σ sums / Σ weights, and a weight is a sum by its mean."""
         parameters = self.unflatten(self.theta0)
-        with torch.no_grad(), arithmetic.exact(self.device):
-            sums = self._groups.values(replace(self._part, loss_fn=summed), parameters)
+        # There may be inner derivatives, as in `loss`.
+        with torch.enable_grad(), arithmetic.exact(self.device):
+            sums = self._groups.values(replace(self._part, loss_fn=summed), parameters).detach()
             if self.division == "each_example":
                 sums = sums * counts
             if parts[0].mean is None:
                 total = replace(parts[0], loss_fn=summed).sum_and_weight(parameters)[0]
-                weight = total / whole
+                weight = total.detach() / whole
             else:
                 weight = whole.new_tensor(sum(part.weight for part in parts))
         if self._other_mean(sums, weight, whole) is not None:

@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import cloudpickle
+from torch import nn
+from torch.nn.utils import parametrize
 
 from geoflow.errors import InputError
 from geoflow.problems import alone
@@ -37,6 +39,7 @@ class Picklable(Counted):
         InputError
             The module, the loss or the batches cannot be pickled; says which.
         """
+        reduced = _reduced(self)
         for name, value in _given(self._parts).items():
             try:
                 with _at_rest(self._parts):
@@ -47,7 +50,7 @@ class Picklable(Counted):
                     f"{name} of the problem cannot be pickled ({reason(error)}); use functions "
                     "and classes from the top of a module, or cloudpickle"
                 ) from None
-        return _reduced(self)
+        return reduced
 
     def __copy__(self) -> Any:
         new = object.__new__(type(self))
@@ -74,7 +77,20 @@ class _Nowhere:
 
 
 def _reduced(problem: Picklable) -> tuple[Any, ...]:
+    _check_unparametrized(problem._parts)
     return copyreg.__newobj__, (type(problem),), problem.__getstate__()  # type: ignore[attr-defined]
+
+
+def _check_unparametrized(parts: Iterable[LossPart]) -> None:
+    """Refuse a network whose classes ``torch.nn.utils.parametrize`` has made."""
+    for name, value in _given(parts).items():
+        inside = value.modules() if isinstance(value, nn.Module) else ()
+        if any(parametrize.is_parametrized(one) for one in inside):
+            raise InputError(
+                f"{name} of the problem has parametrizations (parametrize, weight_norm, "
+                "spectral_norm, orthogonal), which neither pickle nor cloudpickle takes; make the "
+                "problem anew in the other process, or copy it by copy.deepcopy"
+            )
 
 
 def _at_rest(parts: Iterable[LossPart]) -> AbstractContextManager[None]:
@@ -94,7 +110,8 @@ def _given(parts: Iterable[LossPart]) -> dict[str, Any]:
             "batches": parts.batches,
         }
     # All chunks have the same module and loss.
-    part = next(iter(parts))
+    first = next(iter(parts))
+    part = getattr(first, "part", first)
     if isinstance(part, ModulePart):
         return {"module": part.module, "loss_fn": part.loss_fn}
     return {"loss": part.function} if isinstance(part, FunctionPart) else {}

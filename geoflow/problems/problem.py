@@ -249,7 +249,9 @@ class Problem(MeanOfParts):
         """
         parameters = self.unflatten(self.theta0)
         parts = of_network(self._parts, "their number")
-        return sum(gauss_newton.n_outputs(part.outputs(parameters)) for part in parts)
+        # There may be inner derivatives.
+        with torch.enable_grad():
+            return sum(gauss_newton.n_outputs(part.outputs(parameters)) for part in parts)
 
     @property
     def n_chunks(self) -> int:

@@ -104,7 +104,8 @@ def read(paths: Sequence[Path]) -> Given:
 def _in_common(ds: xr.Dataset) -> tuple[str, ...]:
     """What walks must have in common to have a mean: the subject, and all that a seed leaves."""
     a = ds.attrs
-    solver = json.dumps(json.loads(a["config"])["solver"], sort_keys=True)
+    # What gf.walk did not write may have no options of a solver.
+    solver = json.dumps(json.loads(a["config"]).get("solver", a["solver"]), sort_keys=True)
     tensors = (ds[f"tensor_{name}"].values.tolist() for name in ("name", "shape"))
     # An experiment may split its data by the seed; walks without one are known by what they have.
     of = ["", ""]

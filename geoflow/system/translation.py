@@ -26,7 +26,7 @@ UNREADABLE = (
     LookupError,
     TypeError,
     AttributeError,
-    OverflowError,
+    ArithmeticError,
     MemoryError,
     EOFError,
     zipfile.BadZipFile,
@@ -64,6 +64,9 @@ def reason(error: BaseException) -> str:
     """
     if isinstance(error, DamageError) and error.__cause__:
         return reason(error.__cause__)
+    # Of a name that is looked for, Python says the name alone.
+    if isinstance(error, KeyError) and error.args and str(error.args[0]).isidentifier():
+        return f"there is no {error}"
     said = error.strerror if isinstance(error, OSError) else None
     return _line(error, said or str(error)) or type(error).__name__
 

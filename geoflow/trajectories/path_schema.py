@@ -148,7 +148,7 @@ def attribute_defects(attributes: Mapping[str, Any]) -> list[str]:
         found.append(f"attribute {PATH} is {attributes.get(PATH)!r}, not {VERSION!r}")
     found += type_defects(attributes, ATTRIBUTES)
     status = attributes.get("status", STATUSES[0])
-    if status not in STATUSES:
+    if not isinstance(status, str) or status not in STATUSES:
         found.append(f"attribute status is {str(status)[:40]!r}, not one of {', '.join(STATUSES)}")
     return found
 

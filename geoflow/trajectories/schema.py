@@ -313,11 +313,11 @@ def attribute_defects(attributes: Mapping[str, Any]) -> list[str]:
     version = attributes.get("geoflow_schema")
     if version is None and "geoflow_path" in attributes:
         found.append("it is a regularisation path, which gf.open_path opens, and no walk")
-    elif version not in VERSIONS:
+    elif not isinstance(version, str) or version not in VERSIONS:
         found.append(f"attribute geoflow_schema is {version!r}, not one of {', '.join(VERSIONS)}")
     found += type_defects(attributes, ATTRIBUTES)
     status = attributes.get("status", STATUSES[0])
-    if status not in STATUSES:
+    if not isinstance(status, str) or status not in STATUSES:
         found.append(f"attribute status is {str(status)[:40]!r}, not one of {', '.join(STATUSES)}")
     return found
 

@@ -23,7 +23,7 @@ from geoflow.problems.dtypes import DTYPES
 from geoflow.problems.grouped import DIVISIONS
 from geoflow.solvers import Tolerance
 from geoflow.trajectories import consistency, path_schema, schema, storable
-from geoflow.walking import stopping
+from geoflow.walking import events, stopping
 from geoflow.walking.settings import DEFAULTS, WalkSettings
 
 # No machine has more; one thread each of this many still starts.
@@ -178,6 +178,7 @@ def _config_defects(attributes: Mapping[str, Any]) -> Iterator[str]:
         yield from deep
         return
     yield from _common_defects(config)
+    yield from _event_defects(config, attributes)
     division = config.get("constraints", "")
     if division != "" and division not in list(DIVISIONS):
         yield f"config: constraints are {str(division)[:40]!r}, not one of {', '.join(DIVISIONS)}"
@@ -197,6 +198,19 @@ def _common_defects(config: Mapping[str, Any]) -> Iterator[str]:
     atol = config.get("level_atol", 0.0)
     if isinstance(atol, bool) or not isinstance(atol, int | float) or not 0 <= atol < math.inf:
         yield f"config: level_atol is {str(atol)[:40]!r}, not a number from 0 on"
+    processes = config.get("processes", 1)
+    if type(processes) is not int or processes < 1:
+        yield f"config: processes is {str(processes)[:40]!r}, not a positive whole number"
+
+
+def _event_defects(config: Mapping[str, Any], attributes: Mapping[str, Any]) -> Iterator[str]:
+    kept = config.get("events", [])
+    try:
+        names = [event.name for event in events.of_archive(kept)]
+        if names != schema.event_names(attributes):
+            yield "config: events are not those of the attribute"
+    except GeoflowError as error:
+        yield f"config: {error}"
 
 
 def _path_config_defects(attributes: Mapping[str, Any]) -> Iterator[str]:

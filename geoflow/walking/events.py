@@ -22,6 +22,8 @@ from geoflow.walking.inside import Inside
 
 # The events of a step are kept as the bits of one whole number.
 MOST = 63
+# In an archive, what stands in the place of a function of one's own: its name.
+OWN = "function_of_ones_own"
 # An event is known to this part of its step: of its flow time, or of the function's change.
 LOCATED = 1e-3
 MAX_TRIALS = 60
@@ -119,7 +121,7 @@ class Event:
         """Constructor arguments but ``name``, JSON-able; of a function of one's own its name."""
         named = isinstance(self.function, str)
         return {
-            **({"function": self.function} if named else {"function_of_ones_own": self.usual}),
+            **({"function": self.function} if named else {OWN: self.usual}),
             "direction": self.direction,
             "value": self.value,
             "rate": self.rate,
@@ -323,6 +325,32 @@ def from_config(events: Sequence[Event | Mapping[str, Any]]) -> tuple[Event, ...
         if names.count(name) > 1:
             raise InputError(f"events: two are called {name!r}; give each a name=")
     return tuple(made)
+
+
+def of_archive(kept: Any) -> tuple[Event, ...]:
+    """Return the events that an archive has, those of functions of one's own by their names.
+
+    They are as they were, but for these functions, which are not there.
+
+    Raises
+    ------
+    InputError
+        An archive of a walk has no such events.
+    """
+    if not isinstance(kept, list) or not all(isinstance(event, dict) for event in kept):
+        raise InputError(f"events are {str(kept)[:40]!r}, not a list of JSON objects")
+    made = []
+    for event in kept:
+        options = dict(event)
+        if "function" not in event and isinstance(options.pop(OWN, None), str):
+            options["function"] = "given_again"
+        try:
+            made.append(Event(**options))
+        except TypeError:
+            raise InputError(
+                f"events has {str(event)[:80]!r}, which is not what an event has"
+            ) from None
+    return from_config(made)
 
 
 def from_text(text: str) -> Event:

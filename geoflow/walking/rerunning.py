@@ -19,6 +19,7 @@ from geoflow.manifold.level_set import LevelSet
 from geoflow.problems import dtypes
 from geoflow.problems.earlier import same_data
 from geoflow.problems.grouped import divided
+from geoflow.system.translation import reason
 from geoflow.trajectories.layout import layout_in
 from geoflow.walking import configuration, events
 from geoflow.walking.events import Event
@@ -143,7 +144,8 @@ def like(path: str | Path) -> Run:
         if isinstance(error, InputError):
             raise
         raise ArchiveError(
-            f"{path} does not say how to walk it again ({error!r}); name an experiment instead"
+            f"{path} does not say how to walk it again ({reason(error)}); name an experiment "
+            "instead"
         ) from None
 
 

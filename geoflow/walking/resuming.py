@@ -21,6 +21,7 @@ from geoflow.problems import arithmetic, dtypes
 from geoflow.problems.earlier import same_data, same_data_apart
 from geoflow.solvers import Solver, is_dense
 from geoflow.system import files, kinds
+from geoflow.system.translation import reason
 from geoflow.trajectories import consistency, records, schema
 from geoflow.trajectories.layout import layout_of
 from geoflow.trajectories.records import Observed, StepRecords
@@ -375,4 +376,6 @@ def _of_experiment(path: Path, kept: Saved) -> experiments.RebuiltWalk:
         rerunning.known_experiment(kept.config["provenance"])
         return experiments.rebuild(kept.attributes, device=kept.attributes["device"])
     except (KeyError, TypeError) as error:
-        raise ArchiveError(f"{path}: its config cannot be used ({error!r}); run again") from None
+        raise ArchiveError(
+            f"{path}: its config cannot be used ({reason(error)}); run again"
+        ) from None

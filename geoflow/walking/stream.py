@@ -311,7 +311,7 @@ class Stream:
         if checkpoint.n_steps > STEPS_PER_PART * len(list(self.folder.glob("steps-*.npz"))):
             raise ArchiveError(f"{self.folder}: some of its {checkpoint.n_steps} steps are missing")
         for number, (start, end) in enumerate(_spans(checkpoint.n_steps)):
-            rows = {n: c[: end - start] for n, c in parts.read(self._steps(number)).items()}
+            rows = self._read_steps(number, end - start)
             if (times := increasing(rows["time"], before)) is not rows["time"]:
                 rows["time"] = times
                 parts.write(self._steps(number), rows)
@@ -332,10 +332,18 @@ class Stream:
                 if keep:
                     kept[key_of(step)] = float(time)
                 before = float(time)
-        self.snapshots.find(kept)
+        self.snapshots.find(kept, self.problem.n_parameters, np.dtype(self.theta_dtype))
         wanted = {part.name for part in self.snapshots.where.values()}
         wanted |= {self._steps(i).name for i in range(len(_spans(self.n_steps)))}
         self.lock.clear(keep=[parts.CHECKPOINT, *wanted])
+
+    def _read_steps(self, number: int, most: int) -> dict[str, NDArray[Any]]:
+        """Columns of a part of steps, the first so many rows of them."""
+        found = parts.read(self._steps(number))
+        shape = (found["time"].size if "time" in found else 0,)
+        columns = {n: np.dtype(c.typecode) for n, c in self.records.columns.items()}
+        parts.check(self._steps(number), found, {n: (shape, d) for n, d in columns.items()})
+        return {name: found[name][:most] for name in columns}
 
     def _dataset(self, end: Mapping[str, str]) -> xr.Dataset:
         """Return the trajectory, its arrays reading one part at a time."""

@@ -113,13 +113,15 @@ class StreamedSnapshots:
                 self.save()
         self.save()
 
-    def find(self, kept: Mapping[str, float]) -> None:
+    def find(self, kept: Mapping[str, float], n: int, dtype: np.dtype[Any]) -> None:
         """Find the snapshots of these keys in the parts; what else these have is not taken up.
 
         Parameters
         ----------
         kept : mapping of str to float
             Flow time by key, in the order of the walk.
+        n, dtype
+            Length of θ, and its dtype.
 
         Raises
         ------
@@ -130,6 +132,9 @@ class StreamedSnapshots:
         for part in sorted(self.folder.glob("theta-*.npz")):
             # All of it, to find damage now and not when the walk has come to its end.
             thetas = parts.read(part)
+            rows = (len(thetas) - 1, 1 + len(self.observables)), np.dtype(np.float64)
+            wanted = dict.fromkeys(thetas.keys() & kept.keys(), ((n,), dtype))
+            parts.check(part, thetas, {"scalars": rows, **wanted})
             scalars = thetas.pop("scalars")
             for key, row in zip(thetas, scalars, strict=True):
                 if key in kept:

@@ -1,5 +1,6 @@
 """What is said of geoflow's own files that are neither a walk nor a path."""
 
+import netCDF4
 import pytest
 import torch
 
@@ -8,7 +9,7 @@ from geoflow import cli
 from geoflow.analysis.components.pca import along
 from geoflow.analysis.landscape import slices
 from geoflow.archive import netcdf
-from geoflow.cli.terminal import BAD_INPUT
+from geoflow.cli.terminal import BAD_INPUT, DONE
 from geoflow.errors import ArchiveError
 
 
@@ -36,3 +37,29 @@ def test_validate_says_in_one_line_what_it_is(files, kind, capsys):
     # Analyses have no seal, which is no damage of theirs.
     with pytest.raises(ArchiveError, match=f"it is of the kind '{kind}'; give the file of a walk"):
         gf.resume(path)
+
+
+@pytest.mark.parametrize("mark", netcdf.MARKS)
+def test_what_a_file_says_it_is_is_a_text(mark, files, tmp_path, capsys):
+    path = tmp_path / "odd.nc"
+    path.write_bytes(files["pca"].read_bytes())
+    with netCDF4.Dataset(path, "a") as file:
+        file.setncattr(mark, [1.0, 1.1])
+    commands = (["info"], ["plot", "--out", str(tmp_path / "figures")], ["validate"])
+    for command, *options in (*commands, ["report", "--out", str(tmp_path / "page.html")]):
+        assert cli.main([command, str(path), *options]) == BAD_INPUT
+        said = capsys.readouterr()
+        assert f"its attribute {mark} is no text" in said.out + said.err
+
+
+def test_a_list_in_the_place_of_a_text_is_no_text_to_a_figure(files, tmp_path, capsys):
+    path, out = tmp_path / "odd.nc", str(tmp_path / "figures")
+    path.write_bytes(files["pca"].read_bytes())
+    with netCDF4.Dataset(path, "a") as file:
+        file.setncattr("scaling", [1.0, 1.1])
+        file.setncattr("of_the_users_own", [1.0, 2.0])
+    assert cli.main(["plot", str(path), "--out", out]) == BAD_INPUT
+    assert "odd.nc is not what can be drawn (there is no 'scaling')" in capsys.readouterr().err
+    with netCDF4.Dataset(path, "a") as file:
+        file.setncattr("scaling", "none")
+    assert cli.main(["plot", str(path), "--out", out]) == DONE

@@ -286,3 +286,23 @@ def test_one_number_of_all_examples_has_no_jacobian_for_each():
         assert "no tensor with a row for each example; use another R" in line
     for line in refused("margin", problem):
         assert "outputs of shape () and targets of (22,) are no logits" in line
+
+
+class Detached(nn.Module):
+    """A network that takes its inputs out of the graph, into one of its own or none."""
+
+    def __init__(self, again):
+        super().__init__()
+        self.inner, self.again = network(), again
+
+    def forward(self, x):
+        x = x.detach().requires_grad_(self.again)
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_inputs_that_forward_detaches_have_no_jacobian(again):
+    problem = gf.Problem.from_module(Detached(again), F.cross_entropy, INPUTS, TARGETS)
+    for line in refused("jacobian_norm", problem):
+        assert "'jacobian_norm': the outputs have no derivative in the inputs: forward" in line
+        assert "detach them only if not x.requires_grad" in line

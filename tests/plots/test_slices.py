@@ -201,3 +201,7 @@ def test_bad_input(ds, tmp_path, arguments, message):
     for draw in (plots.slice_figure, slices.off_plane, plots.projections, plots.contours):
         with pytest.raises(InputError, match="is not a slice"):
             draw(ds.assign_attrs(kind="pca"))
+    without = ds.drop_vars("loss")
+    for draw in (plots.slice_figure, lambda one: plots.animate(one, tmp_path / "a.gif")):
+        with pytest.raises(InputError, match="ds has no 'loss'; give what geoflow slice made"):
+            draw(without)

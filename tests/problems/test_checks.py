@@ -185,3 +185,30 @@ def test_what_a_large_coordinate_leaves_out_of_the_gradient_is_found_among_many_
 
     with pytest.raises(InputError, match="a part of it is not in the gradient"):
         gf.Problem.from_function(loss, start)
+
+
+def classified(scale, dtype=torch.float64):
+    """A linear classifier by the first input's sign: the wider its margins, the less it loses."""
+    inputs = INPUTS[INPUTS[:, 0].abs() > 0.3]
+    module = nn.Linear(3, 2).double()
+    weight = torch.tensor([[-1.0, 0.01, 0.0], [1.0, 0.0, 0.01]], dtype=torch.float64)
+    nn.init.zeros_(module.bias)
+    module.weight.data = scale * weight
+    loss, targets = nn.functional.cross_entropy, (inputs[:, 0] > 0).long()
+    return gf.Problem.from_module(module, loss, inputs, targets, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("scale", [50, 56, 80])
+def test_a_loss_that_rounding_hides_is_not_said_to_leave_the_graph(scale, dtype):
+    message = "so near zero that rounding of its terms hides how it changes there; start where"
+    with pytest.raises(InputError, match=message):
+        classified(scale, dtype)
+
+
+def test_one_as_small_that_is_resolved_is_no_such_loss():
+    assert 0 < float(classified(25).loss(classified(25).theta0)) < 1e-7
+    gf.Problem.from_function(lambda t: 1e-30 * (t**4).sum(), START)
+    # Its part without a gradient is none of rounding, however small it is.
+    with pytest.raises(InputError, match="a part of it is not in the gradient"):
+        gf.Problem.from_function(lambda t: 1e-30 * (t**2 * t.detach() ** 2).sum(), START)

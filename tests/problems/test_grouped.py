@@ -228,6 +228,31 @@ def test_derivatives_inside_the_network_are_those_of_each_group():
         assert torch.allclose(weights @ gradients, gradient, rtol=1e-11, atol=1e-14)
 
 
+class OfSlopes(nn.Module):
+    """Logits that are derivatives in the inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = references.small_module()
+
+    def forward(self, x):
+        x = x.detach().requires_grad_()
+        energy = self.inner(x).square().sum()
+        (slopes,) = torch.autograd.grad(energy, x, create_graph=True)
+        return slopes
+
+
+@pytest.mark.parametrize("divide", [gf.by_class, gf.each_example])
+def test_a_weighted_loss_of_such_a_network_is_divided_too(divide):
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 10.0, 0.1]))
+    found, plain = (
+        divide(gf.Problem.from_module(OfSlopes(), loss, INPUTS, TARGETS))
+        for loss in (weighted, cross_entropy)
+    )
+    # One weight cancels in the mean of a class, as in that of an example.
+    assert torch.allclose(found.loss(found.theta0), plain.loss(plain.theta0), rtol=1e-13)
+
+
 IGNORED = TARGETS.clone()
 IGNORED[[3, 5]] = -100
 

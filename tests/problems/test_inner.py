@@ -7,6 +7,7 @@ from torch import nn
 from torch.func import functional_call, grad
 
 import geoflow as gf
+from geoflow.analysis.networks import predictions
 from geoflow.errors import InputError
 from geoflow.problems import inner
 
@@ -191,3 +192,39 @@ def test_a_theta_with_a_graph_of_its_own_is_taken_where_there_are_none():
         found = inner.OfTheta(penalised)(theta)
     assert float(found) == pytest.approx(float(expected(theta.detach())), rel=1e-13)
     assert not found.requires_grad
+
+
+class Slopes(nn.Module):
+    """A network of derivatives of another in its inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = net()
+
+    def forward(self, x):
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        return torch.autograd.grad(self.inner(x).sum(), x, create_graph=True)[0]
+
+
+def test_outputs_that_are_derivatives_are_found_without_gradients_too():
+    module, classes = Slopes(), (X[:, 0] > 0).long()
+    problem = gf.Problem.from_module(module, nn.functional.cross_entropy, X, classes)
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.margin(sign=-1))
+    logits = module.double()(X).detach()
+    # Of two classes the margin is the difference of their logits.
+    expected = ((2.0 * classes - 1) * (logits[:, 1] - logits[:, 0])).mean()
+    margin = gf.regularizers.margin.bind(problem).value_and_gradient(problem.theta0)[0]
+    assert torch.isclose(margin, expected)
+    ds = gf.walk(flow, t_end=1e-3)
+    with torch.no_grad():
+        assert problem.n_outputs == 60
+        found = predictions.along(ds, module, {"train": X}, classification=True)
+    ends = [
+        functional_call(module, problem.unflatten(t), (X,)).detach() for t in first_and_last(ds)
+    ]
+    expected = (ends[1] - ends[0]).square().mean().sqrt()
+    assert float(found["output_distance"][0, 0, -1]) == pytest.approx(float(expected), rel=1e-12)
+
+
+def first_and_last(ds):
+    return [torch.tensor(ds["theta"].values[i]) for i in (0, -1)]

@@ -143,3 +143,17 @@ def test_a_walk_inside_a_walk_of_the_same_problem_is_refused():
             pass
     with problem.budget(1):
         problem.value_and_gradient(problem.theta0)
+
+
+@pytest.mark.parametrize("made", [of_module, of_loader])
+@pytest.mark.parametrize("dumps", [pickle.dumps, cloudpickle.dumps])
+def test_parametrized_modules_are_said_to_be_taken_by_neither(made, dumps):
+    module = references.small_module()
+    nn.utils.parametrizations.weight_norm(module[0])
+    problem = made(module=module)
+    flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+    for one in (problem, flow):
+        with pytest.raises(InputError, match=r"module of the problem has parametrizations .* anew"):
+            dumps(one)
+    copied = copy.deepcopy(problem)
+    assert torch.equal(copied.loss(problem.theta0), problem.loss(problem.theta0))

@@ -393,3 +393,12 @@ def test_the_same_files_give_the_same_page_in_another_process(files, tmp_path):
     minute = r"\d{4}-\d\d-\d\d \d\d:\d\d UTC"
     first, second = (re.sub(minute, "", page.read_text(encoding="utf-8")) for page in pages)
     assert first == second
+
+
+def test_a_walk_without_the_options_of_a_solver_is_shown(files, tmp_path):
+    path = tmp_path / "plain.nc"
+    with gf.open_trajectory(files / "0.nc") as ds:
+        gf.save_trajectory(ds.load().assign_attrs(config="{}"), path)
+    assert gf.validate(path) == []
+    report.report([path], tmp_path / "page.html")
+    assert "iris" in (tmp_path / "page.html").read_text(encoding="utf-8")

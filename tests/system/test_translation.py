@@ -186,6 +186,8 @@ def test_a_dataset_that_holds_the_lock_goes_to_other_processes():
             "FileNotFoundError: [Errno 2] No such file or directory: 'a.txt'",
         ),
         (OSError("of a library"), "of a library", "OSError: of a library"),
+        (KeyError("solver"), "there is no 'solver'", "KeyError: 'solver'"),
+        (KeyError("no such thing"), "'no such thing'", "KeyError: 'no such thing'"),
     ],
 )
 def test_an_error_is_told_in_one_line_that_is_not_empty(error, reason, kind_and_reason):

@@ -87,6 +87,14 @@ SETTINGS = [
     ({"observables": ["test_loss"] * 2}, "config: observables are not in order, each once"),
     ({"observables": ["norm"]}, "the observables are not those that its config names"),
     ({"provenance": [1]}, "config: provenance is no JSON object"),
+    ({"events": [5]}, "config: events are '[5]', not a list of JSON objects"),
+    ({"events": {"a": 1}}, "config: events are \"{'a': 1}\", not a list of JSON objects"),
+    ({"events": [{"name": "low"}]}, "config: events has \"{'name': 'low'}\", which is not what"),
+    ({"events": [{"function": "angle", "direction": 7}]}, "config: direction=7; use 1"),
+    ({"events": [{"function": "angle"}] * 2}, "config: events: two are called 'angle'"),
+    ({"events": [{"function": "angle"}]}, "config: events are not those of the attribute"),
+    ({"processes": "x"}, "config: processes is 'x', not a positive whole number"),
+    ({"processes": 0}, "config: processes is '0'"),
 ]
 
 PROVENANCE = [

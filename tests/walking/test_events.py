@@ -166,6 +166,7 @@ def test_a_function_of_ones_own_is_given_again(tmp_path):
     path = tmp_path / "walk.nc"
     event = gf.Event(off_axis, -1, rate=True)
     kept(path, events=[event], t_end=0.1).close()
+    assert gf.validate(path) == []
     again = {"observables": {"distance": off_axis}, "t_end": time_of(-start)}
     with pytest.raises(InputError, match=r"off_axis_rate.* pass events="):
         gf.resume(path, flow, **again)

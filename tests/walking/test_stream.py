@@ -334,3 +334,60 @@ def test_a_finished_walk_that_cannot_be_read_is_not_said_to_fail_at_writing(
     with pytest.raises(ArchiveError, match=message):
         reopen(path)
     assert not parts.folder_beside(path).exists()
+
+
+def other_arrays(part, **changes):
+    """Write a part again with some arrays changed, or left out where it is None."""
+    arrays = parts.read(part)
+    arrays |= {name: change(arrays[name]) for name, change in changes.items() if change}
+    parts.write(part, {n: a for n, a in arrays.items() if changes.get(n, True)})
+
+
+NOT_AS_WRITTEN = {
+    "left out": None,
+    "a number": lambda a: np.array(1.0),
+    "too short": lambda a: a[:-1],
+    "of two dimensions": lambda a: a[None],
+    "of another dtype": lambda a: a.astype("f2"),
+    "complex": lambda a: a.astype(complex),
+    "text": lambda a: a.astype(str),
+    "of no size": lambda a: np.empty((0, 10**6)),
+}
+
+
+@pytest.mark.parametrize("change", NOT_AS_WRITTEN)
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("steps-000000.npz", "time"),
+        ("steps-000000.npz", "train_loss"),
+        ("theta-000000000.npz", "0"),
+        ("theta-000000000.npz", "scalars"),
+    ],
+)
+def test_arrays_that_are_not_as_they_were_written_are_refused(path, part, name, change):
+    with create(path) as recorder:
+        recorded.take(recorder, range(3))
+        recorder.save(recorded.checkpoint(2))
+    part = parts.folder_beside(path) / part
+    other_arrays(part, **{name: NOT_AS_WRITTEN[change]})
+    # All columns have the length that the times have.
+    with pytest.raises(ArchiveError, match="npz is not a whole part of a walk, run again"):
+        reopen(path)
+
+
+def test_arrays_in_the_other_order_of_bytes_are_read(path):
+    with create(path) as recorder:
+        recorded.take(recorder, range(3))
+        recorder.save(recorded.checkpoint(2))
+
+    def turned(array):
+        return array.astype(array.dtype.newbyteorder(">"))
+
+    folder = parts.folder_beside(path)
+    other_arrays(folder / "steps-000000.npz", time=turned, train_loss=turned)
+    other_arrays(folder / "theta-000000000.npz", **{"0": turned, "scalars": turned})
+    with reopen(path) as recorder:
+        ds = finish(recorder)
+    assert ds["time"].values.tolist() == [0, 1, 2]
+    assert np.isfinite(ds["theta"].values).all()

@@ -178,9 +178,19 @@ class _JacobianPart(LossPart):
             rows = outputs.reshape(len(outputs), -1)
             total = rows.new_zeros(())
             for direction in self._directions(rows):
-                (slope,) = torch.autograd.grad(
-                    rows @ direction, inputs, torch.ones_like(rows[:, 0]), create_graph=True
-                )
+                along = rows @ direction
+                slope = None
+                if along.requires_grad:
+                    ones = torch.ones_like(along)
+                    (slope,) = torch.autograd.grad(
+                        along, inputs, ones, create_graph=True, allow_unused=True
+                    )
+                if slope is None:
+                    raise InputError(
+                        "regularizer 'jacobian_norm': the outputs have no derivative in the "
+                        "inputs: forward takes these out of the graph (x.detach(), NumPy) or does "
+                        "not use them; detach them only if not x.requires_grad, or use another R"
+                    )
                 total = total + (slope**2).sum()
             if self.probes:
                 total = total / self.probes
@@ -270,7 +280,8 @@ def _check_classes(
 
     A loss of one's own may leave them out without saying so.
     """
-    with torch.no_grad(), arithmetic.exact(next(iter(parameters.values())).device):
+    # A network may take derivatives itself.
+    with torch.enable_grad(), arithmetic.exact(next(iter(parameters.values())).device):
         outputs = parts[0].outputs(parameters)
     axis, n = _class_axis(outputs, parts[0].targets, class_dim), 0
     n_classes = outputs.shape[axis]
