@@ -163,3 +163,16 @@ def test_gradients_of_a_small_theta_are_told_from_their_own_rounding(size):
     unit = torch.full((6,), 6**-0.5, dtype=torch.float64)
     image = Apart(theta, rounding ** (4 / 9), rounding)(gradient, gradient(theta), unit)
     assert torch.allclose(image, curvatures * unit, rtol=1e-4)
+
+
+def test_at_zero_a_difference_costs_one_gradient():
+    theta, seen = torch.zeros(4, dtype=torch.float64), []
+
+    def gradient(at):
+        seen.append(at)
+        return at.sin() + 1
+
+    unit = torch.full((4,), 0.5, dtype=torch.float64)
+    image = Apart(theta, 1e-7)(gradient, torch.ones_like(theta), unit)
+    assert torch.allclose(image, unit)
+    assert len(seen) == 1
