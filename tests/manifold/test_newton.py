@@ -173,3 +173,14 @@ def test_the_constraint_that_is_named_is_the_farthest_off_beside_its_level(level
         )
     with pytest.raises(ConvergenceError, match=f"of constraint {worst} "):
         gf.LevelSet(problems, levels).project(start, max_iterations=0)
+
+
+@pytest.mark.parametrize(
+    ("start", "level"), [(2.0, 2.1), (2.0, 2.37), (5.0, 1.7), (10.0, 2.1), (30.0, 2.37)]
+)
+def test_steps_that_are_cut_on_the_way_are_no_rounding_at_its_end(start, level):
+    level_set, _ = line(lambda x: 2 + torch.atan(x), start, level)
+    projection = level_set.project(level_set.problem.theta0, rtol=1e-14)
+    assert not projection.at_floor
+    assert projection.loss == pytest.approx(level, rel=1e-14)
+    assert float(projection.theta) == pytest.approx(math.tan(level - 2), rel=1e-12)

@@ -8,6 +8,7 @@ import torch
 
 import geoflow as gf
 from geoflow.errors import InputError
+from geoflow.manifold.regularizers.bound import Loss, Weighted
 
 R = gf.regularizers
 
@@ -225,3 +226,14 @@ def test_the_terms_of_a_sum_are_whatever_a_flow_takes():
             R.weighted_sum((1, R.l1), (2, wrong))
     with pytest.raises(InputError, match="'nothing' is not one of geoflow's own"):
         R.weighted_sum((1, "nothing"))
+
+
+@pytest.mark.parametrize("weights", [(3.0,), (-0.5,), (3.0, 2.0)])
+def test_products_of_a_weighted_loss_are_weighted_once(weights):
+    theta = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    loss = Loss(gf.Problem.from_function(lambda t: (t**4).sum(), theta))
+    summed = Weighted([(weight, loss) for weight in weights])
+    product = summed.hessian(theta, summed.value_and_gradient(theta)[1])
+    v = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    expected = sum(weights) * 12 * theta**2 * v
+    assert product(v).tolist() == pytest.approx(expected.tolist(), rel=1e-5)

@@ -124,6 +124,11 @@ def test_zero_is_zero_and_no_matter_of_scale():
     assert length(torch.tensor([math.inf, 1.0])) == math.inf
 
 
+def test_the_length_of_a_vector_of_tiny_entries_keeps_its_digits():
+    v = torch.full((10_000,), 2e-21)
+    assert length(v) / float(v[0]) == pytest.approx(100, rel=5e-6)
+
+
 @pytest.mark.parametrize("size", [1e-60, 1e-100, 1e-140])
 def test_bdf_spends_the_same_however_little_r_is(size):
     start = torch.tensor([0.9, 0.6, -0.4], dtype=torch.float64)

@@ -409,6 +409,49 @@ def test_gradients_that_rounding_alone_tells_apart_are_dependent(sine, independe
             normal_space(gradients)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [2, 3, 20, 300])
+def test_gradients_that_add_up_to_another_are_dependent_however_many_they_are(n, dtype):
+    drawn = np.random.default_rng(n).standard_normal((n, 1000))
+    for rows in (drawn, drawn[0] + 0.3 * drawn):
+        for last in (3 * rows[0], rows[:-1].sum(0)):
+            gradients = torch.tensor(np.vstack([rows[:-1], last]), dtype=dtype)
+            with pytest.raises(CriticalPointError, match=rf"\(rank {n - 1}: "):
+                normal_space(gradients)
+
+
+@pytest.mark.parametrize(
+    ("n", "sine", "dtype"),
+    [
+        *((n, sine, torch.float32) for n in (5, 20, 100) for sine in (0.03, 0.1)),
+        *((n, sine, torch.float64) for n in (3, 20) for sine in (1e-6, 1e-5)),
+    ],
+)
+def test_a_chain_of_gradients_of_which_each_is_near_the_span_of_those_before_is_dependent(
+    n, sine, dtype
+):
+    # No sine between one and those before is small, and the smallest singular value is sine^(n-1).
+    near = math.sqrt(1 - sine**2) / np.sqrt(np.maximum(np.arange(n), 1))[:, None]
+    rows = np.tril(np.ones((n, n)), -1) * near + np.diag([1.0] + [sine] * (n - 1))
+    basis = np.linalg.qr(np.random.default_rng(0).standard_normal((200, n)))[0].T
+    with pytest.raises(CriticalPointError, match=r"\(rank \d+: beside the others .* constraint \d"):
+        normal_space(torch.tensor(rows @ basis, dtype=dtype))
+
+
+@pytest.mark.parametrize(("n", "sine"), [(20, 0.03), (100, 0.02), (300, 0.05)])
+def test_of_many_gradients_in_float32_one_may_be_near_the_span_of_the_others(n, sine):
+    rng = np.random.default_rng(1)
+    rows, v = rng.standard_normal((n, 1000)), rng.standard_normal(1000)
+    basis = np.linalg.qr(rows[:-1].T)[0]
+    within = basis @ (basis.T @ rows[-1])
+    beside = rows[-1] - within
+    rows[-1] = within / np.linalg.norm(within) + sine * beside / np.linalg.norm(beside)
+    gradients = torch.tensor(rows, dtype=torch.float32)
+    found = normal_space(gradients).multipliers(torch.tensor(v, dtype=torch.float32))
+    expected = -np.linalg.lstsq(gradients.double().numpy().T, v, rcond=None)[0]
+    assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
+
+
 def test_of_several_residuals_the_largest_is_that_relative_to_its_level():
     at = Iterate(
         torch.zeros(3),

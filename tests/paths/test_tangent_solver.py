@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import geoflow as gf
+import references
 from geoflow.manifold.linearization import TangentHessian
-from geoflow.paths.corrector import residual_of
+from geoflow.paths.corrector import _Correction, residual_of
+from geoflow.paths.learned import Learned
 from geoflow.paths.tangent_solver import LossCurvature, solve
 
 P = 7
@@ -78,3 +80,16 @@ def test_how_far_a_point_is_from_a_path(there, residual):
     problem = gf.Problem.from_function(lambda t: t.square().sum(), theta)
     flow = gf.RegularizingFlow(gf.LevelSet(problem), lambda t: (t - least).square().sum())
     assert residual_of(flow.evaluate(theta)) == residual
+
+
+def test_what_a_relaxation_adds_to_the_loss_is_taken_off_before():
+    weights, distances, left = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64), [0.2, 0.1], []
+    for distance in distances:
+        theta = torch.tensor([distance, -distance / 2, 1.0], dtype=torch.float64)
+        problem = gf.Problem.from_function(lambda t: (weights * t**2).sum() / 2, theta)
+        flow = gf.RegularizingFlow(gf.LevelSet(problem), gf.regularizers.squared_norm)
+        correction = _Correction(flow, flow.evaluate(theta), Learned.unknown(3), 1e-6)
+        correction.make()
+        left.append(abs(flow.level_set.residual(correction.state.loss)))
+    # Along the tangent alone it is of second order.
+    assert references.order_of_convergence(distances, left) > 3.5

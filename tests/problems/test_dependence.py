@@ -463,12 +463,12 @@ def test_each_layer_is_looked_at_once_however_many_have_no_part(monkeypatch):
 
 
 class Covariance(nn.Module):
-    """A matrix that is positive definite near its first value only."""
+    """A matrix that is positive definite next to its first value only."""
 
     def __init__(self):
         super().__init__()
-        self.layer = nn.Linear(6, 3)
-        self.matrix = nn.Parameter(torch.diag(torch.tensor([1e-3, 1.0, 5.0])))
+        self.layer = nn.Linear(6, 4)
+        self.matrix = nn.Parameter(0.05 * torch.eye(4) + 0.95)
 
     def forward(self, x):
         return self.layer(x), torch.linalg.cholesky((self.matrix + self.matrix.T) / 2)
@@ -480,7 +480,7 @@ def test_a_loss_need_not_have_a_value_far_from_theta0():
         scaled = torch.linalg.solve_triangular(factor, (targets - mean).T, upper=False)
         return scaled.square().sum(0).mean() / 2 + factor.diagonal().log().sum()
 
-    module, targets = Covariance(), Y.expand(-1, 3)
+    module, targets = Covariance(), Y.expand(-1, 4)
     problem = gf.Problem.from_module(module, likelihood, X, targets)
     module.double()
     expected = likelihood(module(X.double()), targets.double())

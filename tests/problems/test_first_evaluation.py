@@ -227,6 +227,26 @@ def test_what_is_kept_in_evaluation_mode_is_told_from_weights_in_a_list():
     assert value(of(module.train())) == pytest.approx(own(module), rel=1e-13)
 
 
+class Logarithms(nn.Module):
+    """Of weights so small that the loss has no value near them, beside what it keeps of these."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.Parameter(torch.tensor([*[1e-3] * 29, 1.0]))
+        self.kept = None
+
+    def forward(self, x):
+        if self.kept is None:
+            self.kept = self.weights.detach().sum()
+        return self.kept * (x @ self.weights.log())
+
+
+def test_where_a_loss_is_not_finite_nearby_it_is_looked_at_nearer():
+    x = torch.randn(6, 30, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(InputError, match="its first evaluation computed from its weights"):
+        gf.Problem.from_module(Logarithms(), MSE, x, x[:, 0])
+
+
 class KnowsTheWhole(nn.Module):
     def __init__(self):
         super().__init__()

@@ -107,6 +107,11 @@ def test_a_budget_is_of_full_passes():
         problem.value_and_gradient(problem.theta0)
         with pytest.raises(EvaluationLimitError):
             problem.value_and_gradient(problem.theta0)
+    # A product is of two, and none is made where one is left.
+    before = problem.counts["hvp"]
+    with problem.budget(1), pytest.raises(EvaluationLimitError):
+        problem.hvp(problem.theta0, problem.theta0)
+    assert problem.counts["hvp"] == before
 
 
 BALANCED = len(TARGETS) / (2 * torch.bincount(TARGETS)).double()
@@ -573,6 +578,24 @@ def test_in_any_unit_a_loss_is_a_mean_or_none(unit, divide):
     assert torch.allclose(grouped.loss(grouped.theta0), values, rtol=1e-12, atol=0)
     with pytest.raises(InputError, match="or they act on each other; make a problem for each"):
         divide(of_loss(of_all))
+
+
+class OverRoot(nn.Module):
+    """A sum over √N: a mean of no examples, though sums of its groups add up to it."""
+
+    reduction = "mean"
+
+    def forward(self, outputs, targets):
+        losses = (outputs - targets).square()
+        return losses.sum() / (len(losses) ** 0.5 if self.reduction == "mean" else 1)
+
+
+def test_a_loss_whose_groups_weigh_other_than_its_whole_is_no_mean():
+    problem = gf.Problem.from_module(
+        nn.Linear(INPUTS.shape[1], 1), OverRoot(), INPUTS, INPUTS.sum(1, keepdim=True)
+    )
+    with pytest.raises(InputError, match="no mean over examples"):
+        Grouped(problem, [np.arange(3), np.arange(3, len(INPUTS))], "by_class")
 
 
 @pytest.mark.parametrize("unit", [1.0, 1e-20])

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.interpolate import BarycentricInterpolator
@@ -11,7 +12,7 @@ import references
 from geoflow.errors import ConvergenceError
 from geoflow.solvers import BDF, Tolerance, bdf
 from geoflow.solvers.multistep.corrector import Corrected, IndefiniteError, LandingError, correct
-from geoflow.solvers.multistep.history import History
+from geoflow.solvers.multistep.history import MAX_ORDER, History
 
 TOLERANCE = Tolerance(1e-4, 0.0)
 
@@ -274,3 +275,26 @@ def test_inside_a_step_is_the_polynomial_through_its_end_and_the_points_of_its_f
     through = BarycentricInterpolator(times, torch.stack([result.state.theta, *points[:4]]))
     for time in (0.01, 0.02, 0.04):
         assert result.interpolant(time).tolist() == pytest.approx(through(time), rel=1e-12)
+
+
+def test_points_as_near_as_a_third_of_the_coming_step_are_kept_and_nearer_ones_not():
+    history = History(torch.zeros(1, 2), np.zeros(1))
+    for length in (1.0, 1.0, 0.3):
+        history = history.extended(torch.ones(2), length, 1.0)
+    assert len(history) == 4
+    history = history.extended(torch.ones(2), 0.29, 1.0)
+    assert history.ages.tolist() == pytest.approx([0.0, 0.59, 1.59, 2.59])
+
+
+def test_no_more_points_are_kept_than_the_highest_order_takes():
+    history = History(torch.zeros(1, 2), np.zeros(1))
+    for _ in range(9):
+        history = history.extended(torch.ones(2), 1.0, 1.0)
+    assert len(history) == MAX_ORDER + 1
+
+
+def test_points_are_thinned_out_beside_the_coming_step_and_not_the_last(monkeypatch):
+    monkeypatch.setattr(bdf, "_following", lambda *a: (3, 1e-3))
+    # The point before is 1e-5 from the new one: kept beside a step like the last alone.
+    ages = step(1e-5).carry["ages"].tolist()
+    assert ages[:2] == pytest.approx([0.0, 1.01e-3])

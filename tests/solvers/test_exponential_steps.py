@@ -280,3 +280,13 @@ def test_the_correction_too_is_led_back_along_the_bend_of_the_level_set():
     assert ds.attrs["status"] == "stationary"
     # Along the tangent alone three steps end so far off the level set that they are re-projected.
     assert int(ds["n_reprojection"][-1]) == 0
+
+
+@pytest.mark.parametrize("size", [1e5, 1e8])
+def test_a_step_over_which_the_linear_flow_overflows_is_cut_and_the_space_does_not_grow(size):
+    flow = references.oja().flow
+    attempts = Attempts(flow, flow.evaluate(flow.problem.theta0), TOLERANCE, 0.0)
+    before = flow.problem.evaluations
+    assert 0 < attempts.resolve(size) < size
+    assert flow.problem.evaluations - before <= 4
+    assert len(attempts.space) == 4

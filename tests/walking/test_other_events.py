@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 import geoflow as gf
 import invariants
@@ -58,3 +59,17 @@ def test_a_rate_and_another_stop_are_taken(tmp_path):
         path, references.small_network(), stop=another, events=[rate], max_evaluations=60
     ) as ds:
         assert np.all(np.diff(ds["time"]) > 0)
+
+
+def test_where_another_stop_stood_says_nothing_of_the_one_that_takes_its_place(tmp_path):
+    def flow():
+        """On a circle, down to within 1 of a point: R is below 0.5 nowhere."""
+        theta0 = torch.tensor([-1.2, 1.6], dtype=torch.float64)
+        problem = gf.Problem.from_function(lambda t: t @ t, theta0)
+        point = torch.tensor([3.0, 0.0], dtype=torch.float64)
+        return gf.RegularizingFlow(gf.LevelSet(problem), lambda t: (t - point).square().sum())
+
+    path = tmp_path / "walk.nc"
+    gf.walk(flow(), t_end=0.05, stop=gf.Stationary(175.0), archive=path).close()
+    with gf.resume(path, flow(), t_end=0.1, stop=gf.Event("regularizer", value=0.5)) as ds:
+        assert ds.status == "t_end"

@@ -272,9 +272,7 @@ def _log_rate_errors(
     times: Floats, jacobian: Floats, noise: red_noise.RedNoise, n_terms: int
 ) -> Floats:
     """Standard errors of log r under red residuals."""
-    # Column by column, since the derivative by a rate is of the size of that rate.
-    norms = np.linalg.norm(jacobian, axis=0)
-    inverse = np.linalg.pinv(jacobian / norms).astype(float) / norms[:, None]
+    inverse = np.linalg.pinv(jacobian).astype(float)
     spread: Floats = red_noise.covariance_product(times, float(noise.time_constant[0]), inverse.T)
     errors: Floats = np.sqrt(np.diagonal(inverse @ spread)[:n_terms] * noise.variance[0])
     return errors
