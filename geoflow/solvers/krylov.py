@@ -17,6 +17,8 @@ Vector = NDArray[np.float64]
 
 MAX_VECTORS = 40
 CANCELLED, INVARIANT = 0.1, 1e-13
+# Of an image by differences, the part along vectors whose own images have none along it.
+ASYMMETRIC = 1e-4
 
 
 def phi1(z: Vector) -> Vector:
@@ -70,9 +72,15 @@ class KrylovSpace:
         radius: float = 0.0,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.operator, self.radius = operator, radius
-        self._basis = Basis(start, dtype or start.dtype)
-        self._basis.append(start / _norm(start), 1.0)
+        self.operator, self._expected = operator, radius
+        self._dtype = dtype or start.dtype
+        self._begin(start / _norm(start))
+
+    def _begin(self, first: Tensor) -> None:
+        """A space of one vector, and its image."""
+        self.radius = self._expected
+        self._basis = Basis(first, self._dtype)
+        self._basis.append(first, 1.0)
         self.matrix: Vector = np.zeros((1, 1))
         self.loss_matrix: Vector = np.zeros((1, 1))
         self.add()
@@ -105,6 +113,11 @@ class KrylovSpace:
             self._basis.inner(loss_image, n),
             torch.stack([along, size_of_image, _norm(rest), torch.dot(rest, loss_image)]),
         )
+        if self.operator.by_differences and abs(column[:-1]).max(initial=0.0) > ASYMMETRIC * size:
+            # A difference reaches over a kink of ∇L, where A is that of one side of it.
+            self.operator.by_differences = False
+            self._begin(self._basis[0])
+            return
         column[:-2] = 0.0
         column[-2:] += [before, along][-n:]
         _check_finite(size)
