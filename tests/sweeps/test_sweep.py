@@ -269,7 +269,6 @@ def test_a_walk_of_another_flow_precision_or_way_is_not_of_the_sweep(tmp_path):
         ({"dtype": "float32"}, {}, "dtype is 'float32', not 'float64'"),
         ({"device": "cuda:1"}, {}, "device is 'cuda', not 'cpu'"),
         ({}, {"level_atol": 0.1}, "level_atol is 0.1, not 0.0"),
-        ({}, {"events": [{"quantity": "angle"}]}, r"events is \[{'quantity'"),
         ({}, {"processes": 2}, "processes is 2, not 1"),
     ):
         doctored = tmp_path / "doctored.nc"
@@ -279,6 +278,17 @@ def test_a_walk_of_another_flow_precision_or_way_is_not_of_the_sweep(tmp_path):
                 file.attrs[name] = np.bytes_(value)
         with pytest.raises(InputError, match=rf"doctored.nc: .* its {said}"):
             kept.walk_of(doctored, own, 1, experiment)
+
+
+def test_a_walk_with_events_is_not_of_the_sweep(tmp_path):
+    path, experiment = tmp_path / "walk.nc", gf.experiments.get("iris_ff")
+    prepared = experiment.prepare(1, epochs=3)
+    flow = gf.RegularizingFlow(gf.LevelSet(prepared.problem), gf.regularizers.squared_norm)
+    given = {"events": [gf.Event("angle", value=100)], "provenance": prepared.provenance}
+    gf.walk(flow, t_end=0.01, max_snapshots=3, archive=path, **given)
+    own = current(settings(constraints=None))
+    with pytest.raises(InputError, match=r"walk.nc: .* its events is \[{.*'angle'.*, not \[\]"):
+        kept.walk_of(path, own, 1, experiment)
 
 
 def test_only_a_walk_that_was_cut_off_is_done_again(finished, monkeypatch):
