@@ -98,8 +98,8 @@ def check(
         The part.
     arrays : mapping of str to ndarray
         What :func:`read` gave of it.
-    wanted : mapping of str to (shape, dtype)
-        What they are to be.
+    wanted : mapping of str to tuple
+        Shape and dtype that each is to have.
 
     Raises
     ------
