@@ -14,23 +14,10 @@ from geoflow.archive.pieces import Pieces
 from geoflow.errors import InputError, StorageError
 from geoflow.report import page
 from geoflow.system import files
+from midway import during
 
 ANALYSIS = xr.Dataset({"x": ("n", np.arange(5.0))}, attrs={"kind": "test"})
 PRECIOUS = b"precious"
-
-
-def during(action):
-    """An observable that does something once a walk is on its way."""
-    calls = []
-
-    def norm(theta):
-        calls.append(None)
-        # It is tried before the walk begins.
-        if len(calls) == 5:
-            action()
-        return float(theta.norm())
-
-    return {"norm": norm}
 
 
 def put(path, content=PRECIOUS):

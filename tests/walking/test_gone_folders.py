@@ -8,19 +8,7 @@ import geoflow as gf
 import references
 from geoflow.archive import parts
 from geoflow.errors import StorageError
-
-
-def during(action):
-    calls = []
-
-    def norm(theta):
-        calls.append(None)
-        # It is tried before the walk begins.
-        if len(calls) == 5:
-            action()
-        return float(theta.norm())
-
-    return {"norm": norm}
+from midway import during
 
 
 def walked(path, action, **options):
