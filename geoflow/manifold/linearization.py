@@ -64,6 +64,12 @@ class TangentHessian:
     normals : Tensor, shape (m, P), optional
         Orthonormal: Π takes the parts along these rows away. None: along the unit normal, or
         normals, of the level set.
+
+    Attributes
+    ----------
+    by_differences : bool
+        Whether gradients are taken apart. Where A turns out not to be symmetric by them, as beside
+        a kink of ∇L that a difference reaches over, set it to False: products follow.
     """
 
     def __init__(

@@ -48,6 +48,10 @@ class KrylovSpace:
     them alone, threefold from one to the next; the recurrence and then the pass keeps it to
     rounding. For large P reading V is what that costs, so it is read as seldom as can be.
 
+    Beside a kink of ∇L a difference of gradients may reach over it, and what differences then make
+    of A is as large as the jump over the length of the difference, and not symmetric. That is seen
+    by the images, and the space begun anew with products, in which A is that of one side.
+
     Parameters
     ----------
     operator : TangentHessian
@@ -114,7 +118,6 @@ class KrylovSpace:
             torch.stack([along, size_of_image, _norm(rest), torch.dot(rest, loss_image)]),
         )
         if self.operator.by_differences and abs(column[:-1]).max(initial=0.0) > ASYMMETRIC * size:
-            # A difference reaches over a kink of ∇L, where A is that of one side of it.
             self.operator.by_differences = False
             self._begin(self._basis[0])
             return
